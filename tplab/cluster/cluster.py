@@ -1,0 +1,212 @@
+"""The public face of a cluster: arguments checked, calls packed, the rest left to the supervisor."""
+
+import weakref
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tplab.cluster import backends, wire
+from tplab.cluster.local import LocalEngine
+from tplab.cluster.provenance import Provenance
+from tplab.cluster.run import Report, Run
+from tplab.cluster.supervisor import State, Supervisor
+
+T = TypeVar("T")
+
+ENGINES = ("local", "ipyparallel")
+MAX_LOCAL_RANKS = 64
+
+
+class Cluster:
+    """``n`` ranks behind this kernel, warm between runs.
+
+    ::
+
+        with Cluster(4) as cluster:
+            values = cluster.run(fn, *args, timeout=60)
+
+    runs ``fn(rank, *args)`` on every rank and returns the values in rank order. ``fn`` may be defined in a notebook
+    cell; ``rank`` is a :class:`~tplab.cluster.rank.Rank`. The ranks start in the background as soon as the cluster is
+    made. All methods may be called from any thread: runs wait for their turn.
+
+    Args:
+        n: number of ranks, 1 to 64.
+        backend: ``gloo`` (CPU), ``nccl`` (one GPU per rank, or several ranks on a GPU where there are too few), or
+            ``auto``: nccl where torch can use a GPU, else gloo.
+        engine: ``local``, subprocesses of this kernel.
+        start_timeout: seconds the ranks have to start.
+
+    Raises:
+        ValueError: an argument that cannot work, with what would.
+
+    Faults of a run are raised by ``run`` and ``result``: ``RankError`` (the function raised), ``RankDied``,
+    ``RankTimeout``, ``RunStopped``, ``ClusterClosed``. Each names the rank, leaves no process behind unless all ranks
+    are fit for the next run, and that run works in any case.
+
+    A rank imports a module once: after editing a module beside the notebook, ``restart()``.
+    """
+
+    def __init__(
+        self,
+        n: int | None = None,
+        backend: str = "auto",
+        engine: str = "local",
+        *,
+        start_timeout: float = 120.0,
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
+        if engine == "ipyparallel":
+            raise ValueError("engine='ipyparallel' is not built yet: use engine='local', the ranks of this machine")
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise ValueError(f"n must be the number of ranks, as in Cluster(2); got {n!r}")
+        if not 1 <= n <= MAX_LOCAL_RANKS:
+            raise ValueError(f"n must be 1 to {MAX_LOCAL_RANKS} ranks on one machine; got {n}")
+        _check_seconds("start_timeout", start_timeout)
+        self._placement = backends.place(n, backend)
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._supervisor = Supervisor(
+            LocalEngine(self._placement, start_timeout=start_timeout), start_timeout=start_timeout
+        )
+        # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
+        self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
+        self._supervisor.start()
+
+    def run(self, fn: Callable[..., T], *args: Any, timeout: float | None = 60.0) -> list[T]:
+        """Run ``fn(rank, *args)`` on every rank and return the values in rank order.
+
+        Args:
+            fn: the function; anything cloudpickle can carry.
+            args: further arguments, the same for every rank.
+            timeout: seconds the ranks have once the run has begun; None: no limit.
+
+        Raises:
+            TypeError: ``fn`` or an argument cannot be pickled.
+            ClusterError: see the class.
+
+        What the ranks print appears line by line, with the rank in front. CUDA tensors come back on the CPU.
+        """
+        __tracebackhide__ = True
+        return self.submit(fn, *args, timeout=timeout).result()
+
+    def submit(
+        self,
+        fn: Callable[..., T],
+        *args: Any,
+        timeout: float | None = 60.0,
+        on_report: Callable[[Report], None] | None = None,
+        on_output: Callable[[str], None] | None = None,
+    ) -> Run[T]:
+        """Like :meth:`run`, without waiting: a handle with ``result()``, ``stop()``, ``reports`` and ``output``.
+
+        Args:
+            on_report: called with each :class:`Report` that a rank sends through ``rank.report``.
+            on_output: called with each line the ranks write, instead of printing it under the calling cell.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be a function that takes a rank first; got {fn!r}")
+        if timeout is not None:
+            _check_seconds("timeout", timeout)
+        run: Run[T] = Run(
+            self._supervisor,
+            name=getattr(fn, "__name__", type(fn).__name__),
+            payload=wire.pack_call(fn, args),
+            timeout=timeout,
+            on_report=on_report,
+            on_output=on_output,
+            keep_alive=self,
+        )
+        self._supervisor.submit(run)
+        return run
+
+    def start(self) -> Self:
+        """Wait until the ranks are ready, starting them if they are down. Raises like :meth:`run`."""
+        __tracebackhide__ = True
+        self._wait_ready()
+        return self
+
+    def restart(self) -> Self:
+        """Replace the ranks by fresh ones (a run under way is stopped) and wait until they are ready."""
+        __tracebackhide__ = True
+        self._supervisor.restart()
+        return self.start()
+
+    def close(self) -> None:
+        """End the ranks and any run. Closing twice does no harm; a closed cluster refuses to run."""
+        self._finalizer()
+
+    def _wait_ready(self) -> list[dict[str, Any]]:
+        ready: Run[dict[str, Any]] = Run(self._supervisor, name="start", payload=None, timeout=None, keep_alive=self)
+        self._supervisor.submit(ready)
+        return ready.result()
+
+    @property
+    def num_ranks(self) -> int:
+        return self._placement.num_ranks
+
+    @property
+    def backend(self) -> str:
+        """``gloo`` or ``nccl``: what ``auto`` came to."""
+        return self._placement.backend
+
+    @property
+    def state(self) -> State:
+        """What the ranks are doing now."""
+        return self._supervisor.state
+
+    @property
+    def closed(self) -> bool:
+        return self.state is State.CLOSED
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks, in rank order; empty when they are down."""
+        return self._supervisor.pids
+
+    @property
+    def launches(self) -> list[dict[int, dict[str, float]]]:
+        """For each start of the ranks so far: rank -> phase (``interpreter``, ``import torch``, ``process group``)
+        -> seconds."""
+        return list(self._supervisor.launches)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where this cluster's measurements come from. Waits until the ranks are ready."""
+        facts = self._wait_ready()[0]
+        return Provenance(
+            backend=self.backend,
+            num_ranks=self.num_ranks,
+            device=facts["device_name"],
+            num_devices=self._placement.num_devices,
+            link=backends.describe_link(self._placement),
+            num_cores=backends.num_cores(),
+            torch_version=facts["torch_version"],
+            nccl_version=facts["nccl_version"],
+            python_version=facts["python_version"],
+            started_at=self._started_at,
+        )
+
+    @property
+    def badge(self) -> str:
+        """``LIVE gloo · 2 ranks``: for every figure made from this cluster's numbers."""
+        return self.provenance.badge
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Cluster of {self.num_ranks} {self.backend} ranks, {self.state.value}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Cluster lives in the kernel and cannot be sent to its ranks; pass values, not the cluster")
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number of seconds; got {value!r}")

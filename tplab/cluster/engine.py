@@ -1,0 +1,70 @@
+"""The small protocol between the supervisor and whatever hosts the ranks.
+
+An engine starts processes, carries messages and notices exits; it takes no decisions. What a fault means, who waits for
+whom and what is killed when is the supervisor's, the same for every engine. All methods but ``wake`` are called from
+the supervisor's one thread.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Stream = Literal["stdout", "stderr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A rank sent a message (see ``wire``)."""
+
+    rank: int
+    message: object
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """A rank wrote a line of output."""
+
+    rank: int
+    stream: Stream
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A rank's process ended."""
+
+    rank: int
+    exit_code: int | None
+
+
+Event = Received | Wrote | Exited
+
+
+class Engine(Protocol):
+    """Hosts the ranks of one cluster."""
+
+    @property
+    def num_ranks(self) -> int:
+        """World size."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks that run now, in rank order; empty when there are none."""
+
+    def spawn(self) -> None:
+        """Start all ranks, without waiting for them. They send ``wire.Ready`` or ``wire.Fault`` when they know."""
+
+    def send(self, rank: int, message: object) -> None:
+        """Send a message. A rank that cannot take it shows up as Exited."""
+
+    def poll(self, timeout: float | None) -> list[Event]:
+        """What happened since the last call; waits up to ``timeout`` seconds for something to. A rank's output comes
+        before the messages it sent after writing it."""
+
+    def kill(self) -> list[Event]:
+        """End every rank and all they started, now; returns the output that was still under way. Safe to repeat."""
+
+    def wake(self) -> None:
+        """Make ``poll`` return; from any thread."""
+
+    def close(self) -> None:
+        """Free what the engine holds itself; the ranks are gone by then."""

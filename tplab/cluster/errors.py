@@ -1,0 +1,59 @@
+"""What can go wrong on a cluster, as the caller sees it.
+
+Each fault is one exception that names the rank. The ranks' own exceptions are not re-raised bare: the learner could not
+tell which rank raised, and a type that only the rank can import could not be raised here at all.
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+class ClusterError(RuntimeError):
+    """Base of every fault a cluster reports."""
+
+
+class ClusterClosed(ClusterError):
+    """The cluster was closed, before or during the call."""
+
+
+class RunStopped(ClusterError):
+    """``stop()`` ended the run."""
+
+
+class RankError(ClusterError):
+    """The function raised on a rank. ``__cause__`` is the rank's own exception where it could be brought here."""
+
+    def __init__(self, message: str, *, rank: int, traceback: str = "") -> None:
+        super().__init__(message)
+        self.rank = rank
+        """Index of the rank that raised (the first, when several did)."""
+        self.traceback = traceback
+        """The rank's traceback, as text."""
+
+
+class RankDied(ClusterError):
+    """A rank's process ended: killed, crashed or left by ``os._exit``."""
+
+    def __init__(self, message: str, *, rank: int, exit_code: int | None, output: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.rank = rank
+        """Index of the rank whose process ended."""
+        self.exit_code = exit_code
+        """As ``subprocess.Popen.returncode``: negative is the number of the signal. None: unknown."""
+        self.output = tuple(output)
+        """The last lines the rank wrote."""
+
+
+class RankTimeout(ClusterError, TimeoutError):
+    """Ranks had not answered when the time limit ran out."""
+
+    def __init__(self, message: str, *, ranks: Sequence[int], stacks: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
+        """Indices of the ranks that had not answered."""
+        self.stacks = dict(stacks or {})
+        """Rank index -> where its main thread was, as text."""
+
+    @property
+    def rank(self) -> int:
+        """Index of the first rank that had not answered."""
+        return self.ranks[0]

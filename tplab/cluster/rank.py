@@ -1,0 +1,74 @@
+"""What a function sees of the rank it runs on."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class Rank:
+    """First argument of every function that runs on a cluster.
+
+    Not a dataclass: it lives as long as the rank and caches its meshes, because building one is itself a collective.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        world_size: int,
+        group: "ProcessGroup",
+        device: "torch.device",
+        send_report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.index = index
+        """This rank's number, 0 to ``world_size - 1``."""
+        self.world_size = world_size
+        """How many ranks run the function."""
+        self.group = group
+        """Process group of all ranks; also torch's default group on this rank."""
+        self.device = device
+        """Where this rank's tensors belong: ``cpu`` with gloo, ``cuda:i`` with NCCL."""
+        self.store: dict[Any, Any] = {}
+        """Lives on the rank between runs: loaded weights stay loaded. Empty again after the ranks were replaced."""
+        self._send_report = send_report
+        self._meshes: dict[tuple[int, int], DeviceMesh] = {}
+
+    def report(self, **fields: Any) -> None:
+        """Send ``fields`` to the kernel while the function still runs.
+
+        They arrive in ``run.reports`` and at ``submit(on_report=...)``. By convention ``phase``, ``done`` and ``total``
+        drive a progress bar; anything else is a partial result that survives a stop.
+        """
+        self._send_report(fields)
+
+    def mesh(self, tp: int | None = None, pp: int | None = None) -> "DeviceMesh":
+        """Device mesh with axes ``pp`` (outer) and ``tp`` (inner: neighbouring ranks), on every rank of the cluster.
+
+        The axis left out takes the ranks that are left; with both left out, ``tp`` takes all. The same shape gives the
+        same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size.
+        """
+        for name, size in (("tp", tp), ("pp", pp)):
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"{name} must be a positive integer; got {size!r}")
+        shape = ((pp or self.world_size // (tp or self.world_size)), (tp or self.world_size // (pp or 1)))
+        if shape[0] * shape[1] != self.world_size:
+            asked = ", ".join(f"{name}={size}" for name, size in (("tp", tp), ("pp", pp)) if size is not None)
+            raise ValueError(
+                f"mesh({asked}) does not fit {self.world_size} ranks: tp * pp must be {self.world_size}; "
+                f"use sizes that divide it, or a cluster of another size"
+            )
+        if shape not in self._meshes:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=("pp", "tp"))
+        return self._meshes[shape]
+
+    def __repr__(self) -> str:
+        return f"Rank({self.index} of {self.world_size}, {self.device})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Rank stays on its rank: return values made from it (rank.index, tensors), not itself")

@@ -1,0 +1,132 @@
+"""The handle of one run on a cluster."""
+
+import contextvars
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from tplab.cluster.engine import Stream
+from tplab.cluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    from tplab.cluster.supervisor import Supervisor
+
+T = TypeVar("T")
+
+_run_ids = count(1)
+_OUTPUT_LINES_KEPT = 1000
+_STOP_WAIT_S = 5.0
+
+
+class Report(NamedTuple):
+    """Fields that a rank sent through ``rank.report``."""
+
+    rank: int
+    fields: dict[str, Any]
+
+
+class Run(Future[list[T]], Generic[T]):
+    """One function on every rank, under way or done: a ``concurrent.futures.Future`` of the values in rank order.
+
+    Everything a Future does works: ``done()``, ``add_done_callback()``, ``asyncio.wrap_future(run)``. Callbacks are
+    called on the cluster's own thread: they must be quick, and must not wait for a run.
+    """
+
+    def __init__(
+        self,
+        supervisor: "Supervisor",
+        *,
+        name: str,
+        payload: bytes | None,
+        timeout: float | None,
+        on_report: Callable[[Report], None] | None = None,
+        on_output: Callable[[str], None] | None = None,
+        keep_alive: object = None,
+    ) -> None:
+        super().__init__()
+        self.id = next(_run_ids)
+        self.name = name
+        """The function's name."""
+        self.payload = payload
+        """The pickled call; None for a run that only waits for the ranks to be ready."""
+        self.timeout = timeout
+        """Seconds the ranks have, from the moment they are handed the call; None: no limit."""
+        self.reports: list[Report] = []
+        """What ``rank.report`` sent, in order of arrival; also of a run that failed or was stopped."""
+        self.output: deque[str] = deque(maxlen=_OUTPUT_LINES_KEPT)
+        """The last lines the ranks wrote, each with its rank in front."""
+        self.elapsed_s: float | None = None
+        """From the hand-over to the ranks until the last answer was in."""
+        self.rank_s: list[float] | None = None
+        """What the function itself took on each rank."""
+        self._supervisor = supervisor
+        self._on_report = on_report
+        self._on_output = on_output
+        # A background thread has no cell: printing in the caller's context puts lines under the caller's cell.
+        self._context = contextvars.copy_context()
+        # `Cluster(2).submit(fn)` leaves no other reference: without this one the cluster would close under the run.
+        self._keep_alive = keep_alive
+        self.add_done_callback(Run._release)
+
+    def result(self, timeout: float | None = None) -> list[T]:
+        """The values in rank order.
+
+        Raises the run's fault (``RankError``, ``RankDied``, ``RankTimeout``, ``RunStopped``, ``ClusterClosed``).
+        ``timeout`` limits the waiting only: when it passes, ``TimeoutError`` is raised and the run goes on. An
+        interrupt (Ctrl-C, the kernel's Stop button) stops the run.
+        """
+        __tracebackhide__ = True
+        if threading.current_thread() is self._supervisor.thread:
+            raise ClusterError(
+                "result() was called on the cluster's own thread (in a callback): it would wait for itself"
+            )
+        try:
+            return super().result(timeout)
+        except KeyboardInterrupt as interrupt:
+            self.stop()
+            try:
+                fault = self.exception(_STOP_WAIT_S)
+            except TimeoutError:
+                fault = None
+            if fault is not None:
+                interrupt.add_note(str(fault))
+            raise
+
+    def stop(self) -> None:
+        """End the run, without waiting for it to end. Ranks that are inside a collective are replaced."""
+        self._supervisor.stop(self)
+
+    def cancel(self) -> bool:
+        """Future's name for ``stop``; False when the run was over."""
+        if self.done():
+            return False
+        self.stop()
+        return True
+
+    def deliver_report(self, report: Report) -> None:
+        """Called by the supervisor."""
+        self.reports.append(report)
+        if self._on_report is not None:
+            self._context.run(self._on_report, report)
+
+    def deliver_output(self, rank: int, stream: Stream, line: str) -> None:
+        """Called by the supervisor."""
+        text = f"[rank {rank}] {line}"
+        self.output.append(text)
+        if self._on_output is not None:
+            self._context.run(self._on_output, text)
+        else:
+            self.say(text, stream)
+
+    def say(self, text: str, stream: Stream = "stderr") -> None:
+        """Print a line where the caller's own output goes."""
+        self._context.run(print, text, file=getattr(sys, stream), flush=True)
+
+    @staticmethod
+    def _release(run: "Future[Any]") -> None:
+        assert isinstance(run, Run)
+        run._keep_alive = None

@@ -1,0 +1,361 @@
+"""The fault policy: one thread that owns the ranks of a cluster.
+
+It hands runs to the ranks one after the other, gathers answers in whatever order they come (waiting in rank order hangs
+when a later rank raised and rank 0 sits in the collective), and ends a run as soon as it cannot succeed any more. Ranks
+stay for the next run if all of them answered and are in step; otherwise they are killed, because a rank blocked inside
+a collective cannot be interrupted, and the next run starts fresh ones.
+
+One thread and no locks on the state: callers post closures, so that two notebook threads, a widget and a garbage
+collector can use one cluster at once. The thread is long-lived also because Linux's parent-death signal follows the
+thread that started the process.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from tplab.cluster import wire
+from tplab.cluster.engine import Engine, Event, Exited, Received, Wrote
+from tplab.cluster.errors import ClusterClosed, ClusterError, RankError
+from tplab.cluster.run import Report, Run
+from tplab.cluster.verdict import Evidence, judge
+
+# How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
+# errors it causes on other ranks, short enough not to be noticed.
+_GRACE_S = 0.3
+# How long ranks may take to leave the function when stopped before they are killed.
+_STOP_GRACE_S = 0.6
+_LINES_KEPT_OF_START = 200
+# Gloo's C++ announces every connection on stdout, past any log level.
+_NOISE = ("[Gloo] Rank ",)
+
+
+class State(Enum):
+    """What the ranks of a cluster are doing."""
+
+    DOWN = "down"
+    """No processes; the next run starts them."""
+    STARTING = "starting"
+    READY = "ready"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+class Supervisor:
+    """Owns an engine and its ranks. Public methods may be called from any thread."""
+
+    def __init__(self, engine: Engine, *, start_timeout: float) -> None:
+        self._engine = engine
+        self._start_timeout = start_timeout
+        self._posted: deque[Callable[[], None]] = deque()
+        self._queue: deque[Run[Any]] = deque()
+        self._current: Run[Any] | None = None
+        self._evidence = Evidence("", engine.num_ranks, start_timeout)
+        self._deadline: float | None = None
+        self._handed_over = 0.0
+        self._spawned = 0.0
+        self._start_output: deque[str] = deque(maxlen=_LINES_KEPT_OF_START)
+        self._replaced_while_idle = ""
+        self._owner_pid = os.getpid()
+        self._door = threading.Lock()  # between a post and the closing, so that no run slips in behind the last look
+        self.state = State.DOWN
+        self.facts: dict[int, dict[str, Any]] = {}
+        """Rank -> what it said of itself when it became ready."""
+        self.launches: list[dict[int, dict[str, float]]] = []
+        """For each start of the ranks: rank -> phase -> seconds."""
+        self.thread = threading.Thread(target=self._loop, name="tplab-supervisor", daemon=True)
+        self.thread.start()
+
+    # From any thread.
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self._engine.pids
+
+    def submit(self, run: Run[Any]) -> None:
+        """Queue a run; it starts when those before it are done. On a closed cluster it fails at once."""
+
+        def enqueue() -> None:
+            self._queue.append(run)
+
+        if not self._post(enqueue):
+            run.set_exception(_closed())
+
+    def start(self) -> None:
+        """Start the ranks unless they are up."""
+        self._post(lambda: self._spawn() if self.state is State.DOWN else None)
+
+    def stop(self, run: Run[Any]) -> None:
+        """End a run, queued or under way."""
+        self._post(lambda: self._stop(run))
+
+    def restart(self) -> None:
+        """Replace the ranks once the runs posted before are done or stopped; ``rank.store`` is empty afterwards."""
+        self._post(self._restart)
+
+    def close(self) -> None:
+        """End the ranks and every run. Safe to repeat, from any thread, and at interpreter exit."""
+        if os.getpid() != self._owner_pid:
+            return  # a forked child of the kernel: the ranks are not its own
+        self._post(lambda: self._shut_down(_closed()))
+        if threading.current_thread() is not self.thread:
+            self.thread.join(timeout=10)
+
+    def _post(self, action: Callable[[], None]) -> bool:
+        """False when the cluster is closed."""
+        with self._door:
+            if self.state is State.CLOSED:
+                return False
+            self._posted.append(action)
+        self._engine.wake()
+        return True
+
+    # On the supervisor's thread.
+
+    def _loop(self) -> None:
+        try:
+            while self.state is not State.CLOSED:
+                for event in self._engine.poll(self._time_left()):
+                    self._handle(event)
+                while self._posted:
+                    self._posted.popleft()()
+                self._check_deadline()
+                self._hand_over()
+        except BaseException as error:  # a bug here must not leave callers waiting for ever
+            self._shut_down(ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster"))
+            raise
+        finally:
+            while self._posted:  # posted before the closing: a submit among them must still learn that it is too late
+                self._posted.popleft()()
+            self._fail_all(_closed())
+            self._engine.close()
+
+    def _time_left(self) -> float | None:
+        if self._posted:
+            return 0.0
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Wrote(rank, stream, line):
+                if line.startswith(_NOISE):
+                    return
+                if self._current is not None:
+                    self._guard(self._current.deliver_output, rank, stream, line)
+                else:
+                    self._start_output.append(f"[rank {rank}] {line}")
+            case Exited(rank, exit_code):
+                self._on_exit(rank, exit_code)
+            case Received(rank, message):
+                self._on_message(rank, message)
+
+    def _on_message(self, rank: int, message: object) -> None:
+        match message:
+            case wire.Ready(facts):
+                self.facts[rank] = facts
+                if len(self.facts) == self._engine.num_ranks:
+                    self.launches.append({r: self._phases(f) for r, f in sorted(self.facts.items())})
+                    self._become(State.READY)
+            case wire.Fault() as fault:
+                self._evidence.start_faults[rank] = fault
+                self._cannot_succeed()
+            case wire.Answer(run_id) as answer if self._current is not None and run_id == self._current.id:
+                self._evidence.answers[rank] = answer
+                if self._evidence.complete:
+                    self._conclude()
+                elif answer.fault is not None:
+                    self._cannot_succeed()
+            case wire.ReportMessage(run_id, fields) if self._current is not None and run_id == self._current.id:
+                self._guard(self._current.deliver_report, Report(rank, wire.unpack(fields)))
+            case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
+                self._evidence.stacks[rank] = frames
+
+    def _on_exit(self, rank: int, exit_code: int | None) -> None:
+        if self.state is State.READY:
+            self._replaced_while_idle = (
+                f"tplab: rank {rank} {wire.describe_exit(exit_code)} between two runs; "
+                "the ranks were replaced, and rank.store is empty."
+            )
+            self._kill()
+        elif self.state in (State.STARTING, State.RUNNING):
+            self._evidence.deaths[rank] = exit_code
+            if self._evidence.complete:
+                self._conclude()
+            else:
+                self._cannot_succeed()
+
+    def _cannot_succeed(self) -> None:
+        """A rank raised or died: give the others a moment to answer, then conclude."""
+        if self._evidence.cause is None:
+            self._evidence.cause = "fault"
+            self._deadline = time.monotonic() + _GRACE_S
+            self._ask_where()
+
+    def _check_deadline(self) -> None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        if self._evidence.cause is None:
+            self._evidence.cause = "timeout"
+            self._deadline = time.monotonic() + _GRACE_S
+            self._ask_where()
+        else:
+            self._conclude()
+
+    def _ask_where(self) -> None:
+        if self._current is not None:
+            for rank in self._evidence.missing:
+                self._engine.send(rank, wire.AskStack(self._current.id))
+
+    def _conclude(self) -> None:
+        """The run is over, or is made to be."""
+        run, evidence = self._current, self._evidence
+        if run is None:
+            error = judge(evidence, self._start_output)
+            self._kill()
+            # Whoever waited for these ranks learns why there are none; a later run tries again.
+            if self._queue:
+                self._finish(self._queue.popleft(), error)
+            return
+        run.elapsed_s = time.monotonic() - self._handed_over
+        outcome: list[Any] | ClusterError
+        if evidence.succeeded:
+            outcome = self._values(evidence)
+            run.rank_s = [evidence.answers[rank].seconds for rank in range(self._engine.num_ranks)]
+        else:
+            outcome = judge(evidence, run.output)
+        if evidence.succeeded or evidence.in_step:
+            self._become(State.READY)
+        else:
+            self._kill()
+        self._current = None
+        self._finish(run, outcome)
+
+    def _values(self, evidence: Evidence) -> list[Any] | RankError:
+        values = []
+        for rank in range(self._engine.num_ranks):
+            data = evidence.answers[rank].value
+            assert data is not None
+            try:
+                values.append(wire.unpack(data))
+            except Exception as error:
+                fault = RankError(
+                    f"the value that rank {rank} returned cannot be rebuilt here: {error!r}. "
+                    "Return plain values or tensors, or make its class importable in the kernel",
+                    rank=rank,
+                )
+                fault.__cause__ = error
+                return fault
+        return values
+
+    def _finish(self, run: Run[Any], outcome: list[Any] | BaseException) -> None:
+        if run.done():
+            return
+        if isinstance(outcome, BaseException):
+            run.set_exception(outcome)
+        else:
+            run.set_result(outcome)
+
+    def _hand_over(self) -> None:
+        """Give the next run to the ranks, starting them first if need be."""
+        if not self._queue:
+            return
+        if self.state is State.DOWN:
+            self._spawn()
+        if self.state is not State.READY:
+            return
+        run = self._queue.popleft()
+        if self._replaced_while_idle:
+            self._guard(run.say, self._replaced_while_idle)
+            self._replaced_while_idle = ""
+        run.set_running_or_notify_cancel()
+        if run.payload is None:
+            self._finish(run, [self.facts[rank] for rank in range(self._engine.num_ranks)])
+            return
+        self._current = run
+        self._become(State.RUNNING)
+        self._evidence = Evidence(run.name, self._engine.num_ranks, run.timeout)
+        self._handed_over = time.monotonic()
+        self._deadline = None if run.timeout is None else self._handed_over + run.timeout
+        call = wire.Call(run.id, run.payload, tuple(sys.path))
+        for rank in range(self._engine.num_ranks):
+            self._engine.send(rank, call)
+
+    def _spawn(self) -> None:
+        self._become(State.STARTING)
+        self.facts = {}
+        self._start_output.clear()
+        self._evidence = Evidence("", self._engine.num_ranks, self._start_timeout)
+        self._spawned = time.monotonic()
+        self._deadline = self._spawned + self._start_timeout
+        try:
+            self._engine.spawn()
+        except OSError as error:  # no memory, no processes or descriptors left
+            self._kill()
+            if self._queue:
+                self._finish(self._queue.popleft(), ClusterError(f"the ranks could not be started: {error}"))
+
+    def _stop(self, run: Run[Any]) -> None:
+        if run is self._current:
+            if self._evidence.cause is None:
+                self._evidence.cause = "stop"
+                self._deadline = time.monotonic() + _STOP_GRACE_S
+                self._ask_where()
+                for rank in self._evidence.missing:
+                    self._engine.send(rank, wire.Interrupt(run.id))
+        elif run in self._queue:
+            self._queue.remove(run)
+            self._finish(run, judge(Evidence(run.name, self._engine.num_ranks, run.timeout, cause="stop")))
+
+    def _restart(self) -> None:
+        if self._current is not None:
+            self._evidence.cause = "stop"
+            self._conclude()
+        self._kill()
+        self._spawn()
+
+    def _kill(self) -> None:
+        for event in self._engine.kill():
+            if isinstance(event, Wrote):
+                self._handle(event)
+        self._become(State.DOWN)
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        self._deadline = None
+
+    def _phases(self, facts: dict[str, Any]) -> dict[str, float]:
+        """Turn a rank's time stamps into durations. The monotonic clock is one for all processes of a machine."""
+        before, phases = self._spawned, {}
+        for name, at in facts["phases"]:
+            phases[name], before = at - before, at
+        return phases
+
+    def _shut_down(self, reason: ClusterError) -> None:
+        self._kill()
+        with self._door:
+            self.state = State.CLOSED
+        self._fail_all(reason)
+
+    def _fail_all(self, reason: ClusterError) -> None:
+        runs = [*([self._current] if self._current is not None else []), *self._queue]
+        self._current = None
+        self._queue.clear()
+        for run in runs:
+            self._finish(run, reason)
+
+    def _guard(self, callback: Callable[..., None], *args: object) -> None:
+        """Call out; what a caller's callback or a broken stdout raises must not end the supervisor."""
+        try:
+            callback(*args)
+        except Exception as error:
+            if sys.stderr is not None and not sys.is_finalizing():
+                print(f"tplab: {getattr(callback, '__name__', callback)} failed: {error!r}", file=sys.__stderr__)
+
+
+def _closed() -> ClusterClosed:
+    return ClusterClosed("this cluster is closed: make a new one with Cluster(n)")

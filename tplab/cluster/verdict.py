@@ -1,0 +1,143 @@
+"""From what the ranks said, and did not say, to the one exception the caller sees. Pure: no process, no clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tplab.cluster import wire
+from tplab.cluster.errors import ClusterError, RankDied, RankError, RankTimeout, RunStopped
+
+Cause = Literal["fault", "timeout", "stop"]
+
+_OUTPUT_LINES_SHOWN = 20
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What is known about one run, or one start (``run_name`` empty), as it comes in."""
+
+    run_name: str
+    world_size: int
+    timeout: float | None
+    cause: Cause | None = None
+    """Why the run ends before every rank has answered well."""
+    answers: dict[int, wire.Answer] = field(default_factory=dict)
+    """By rank, in order of arrival."""
+    start_faults: dict[int, wire.Fault] = field(default_factory=dict)
+    """Ranks that failed before they were ready, in order of arrival."""
+    deaths: dict[int, int | None] = field(default_factory=dict)
+    """Rank -> exit code, in order of arrival."""
+    stacks: dict[int, tuple[wire.Frame, ...]] = field(default_factory=dict)
+    """Where the ranks that had not answered were."""
+
+    @property
+    def faults(self) -> dict[int, wire.Fault]:
+        """Ranks that raised, in order of arrival."""
+        return self.start_faults | {rank: a.fault for rank, a in self.answers.items() if a.fault is not None}
+
+    @property
+    def missing(self) -> list[int]:
+        """Ranks that have neither answered nor died."""
+        done = self.answers.keys() | self.deaths.keys() | self.start_faults.keys()
+        return [rank for rank in range(self.world_size) if rank not in done]
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    @property
+    def succeeded(self) -> bool:
+        return self.complete and not self.deaths and not self.faults
+
+    @property
+    def in_step(self) -> bool:
+        """Every rank answered and all handed the same number of operations to the process group, so that the next
+        collective of each meets the next of the others. Ranks that are not in step must be replaced."""
+        return len(self.answers) == self.world_size and len({a.sequence for a in self.answers.values()}) == 1
+
+
+def judge(evidence: Evidence, output: Sequence[str] = ()) -> ClusterError:
+    """The exception for a run that did not succeed; ``output``: the last lines of the ranks, each with its rank."""
+    if evidence.cause == "stop":
+        error: ClusterError = RunStopped(_compose(f"{_what(evidence)} was stopped", evidence))
+    elif evidence.deaths:
+        error = _died(evidence, output)
+    elif evidence.cause == "timeout" and evidence.missing:
+        error = _timed_out(evidence)
+    elif evidence.faults:
+        error = _raised(evidence)
+    else:
+        raise AssertionError("a run without deaths, faults or missing ranks has not failed")
+    return error
+
+
+def _raised(evidence: Evidence) -> RankError:
+    rank, fault = next(iter(evidence.faults.items()))
+    traceback = ""
+    if fault.frames:
+        traceback = f"Traceback on rank {rank} (most recent call last):\n{wire.format_frames(fault.frames)}\n"
+    traceback += fault.text
+    head = f"rank {rank} of {evidence.world_size} raised {fault.type_name} {_where(evidence)}"
+    error = RankError(_compose(head, evidence, traceback), rank=rank, traceback=traceback)
+    error.__cause__ = wire.rebuild_exception(fault)
+    return error
+
+
+def _died(evidence: Evidence, output: Sequence[str]) -> RankDied:
+    rank, exit_code = next(iter(evidence.deaths.items()))
+    head = f"rank {rank} of {evidence.world_size} {wire.describe_exit(exit_code)} {_where(evidence)}"
+    if exit_code == -9:
+        head += " (if nobody did that on purpose: the system kills processes when memory runs out)"
+    prefix = f"[rank {rank}] "
+    lines = [line.removeprefix(prefix) for line in output if line.startswith(prefix)][-_OUTPUT_LINES_SHOWN:]
+    details = f"Its last output:\n{chr(10).join(lines)}" if lines else ""
+    return RankDied(_compose(head, evidence, details), rank=rank, exit_code=exit_code, output=lines)
+
+
+def _timed_out(evidence: Evidence) -> RankTimeout:
+    missing = evidence.missing
+    stacks = {rank: wire.format_frames(evidence.stacks[rank]) for rank in missing if rank in evidence.stacks}
+    limit = f"{evidence.timeout:g} s"
+    head = f"{ranks(missing)} of {evidence.world_size} did not answer within {limit} {_where(evidence)}"
+    if evidence.run_name:
+        head += (
+            ". A collective that not every rank enters with the same shape waits for ever; "
+            "if the work is just long, give run(..., timeout=) more seconds, or None"
+        )
+    return RankTimeout(_compose(head, evidence), ranks=missing, stacks=stacks)
+
+
+def _compose(head: str, evidence: Evidence, details: str = "") -> str:
+    """Head, details, where the other ranks were, and what becomes of the ranks."""
+    parts = [head, details]
+    parts += [
+        f"Meanwhile rank {rank} was here:\n{wire.format_frames(evidence.stacks[rank])}"
+        for rank in evidence.missing
+        if evidence.stacks.get(rank)
+    ]
+    others = [rank for rank in evidence.faults if f"rank {rank} of" not in head]
+    if evidence.cause != "stop":
+        parts += [f"Rank {rank} failed too: {_last_line(evidence.faults[rank].text)}" for rank in others]
+    if evidence.run_name and not evidence.in_step:
+        parts.append("The ranks were ended; the next run starts fresh ones, with an empty rank.store.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def ranks(indices: Sequence[int]) -> str:
+    """``rank 1``, ``ranks 0, 2``."""
+    return f"rank{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+
+
+def _what(evidence: Evidence) -> str:
+    return f"the run of {evidence.run_name}()" if evidence.run_name else "the start of the ranks"
+
+
+def _where(evidence: Evidence) -> str:
+    return f"in {evidence.run_name}()" if evidence.run_name else "while starting"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+__all__ = ["Cause", "Evidence", "judge", "ranks"]

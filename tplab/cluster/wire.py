@@ -1,0 +1,196 @@
+"""What crosses the socket between kernel and rank: pickled calls, values and faults.
+
+Functions go by cloudpickle, since plain pickle cannot carry one that was defined in a notebook cell. Values and
+exceptions are pickled into bytes of their own inside each message: one that cannot be rebuilt then spoils its own
+answer and not the connection.
+"""
+
+import io
+import linecache
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import cloudpickle
+
+Frame = tuple[str, int, str, str | None]
+"""File name, line number, function name, source line (None where this process cannot see it)."""
+
+
+# From kernel to rank.
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Run a pickled ``(fn, args)``."""
+
+    run_id: int
+    payload: bytes
+    sys_path: tuple[str, ...]
+    """The kernel's import path, so that a module beside the notebook imports on the ranks too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Raise KeyboardInterrupt in the run, if it is still the one running."""
+
+    run_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskStack:
+    """Say where the run is."""
+
+    run_id: int
+
+
+# From rank to kernel.
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The process group is up."""
+
+    facts: dict[str, Any]
+    """``torch_version``, ``nccl_version``, ``device_name`` and ``phases``: (name, monotonic seconds) pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An exception on a rank, in a form that any process can read."""
+
+    type_name: str
+    text: str
+    """The exception's own lines, as at the end of a traceback."""
+    frames: tuple[Frame, ...]
+    pickled: bytes | None
+    """The exception itself, where it can be pickled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How the run ended on this rank."""
+
+    run_id: int
+    value: bytes | None
+    """Pickled return value; None when it failed."""
+    fault: Fault | None
+    seconds: float
+    """What the function itself took."""
+    sequence: int
+    """How many operations the process group has been handed so far: ranks that disagree are out of step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMessage:
+    """Fields handed to ``rank.report`` while the run goes on."""
+
+    run_id: int
+    fields: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Where the run is now; reply to AskStack."""
+
+    run_id: int
+    frames: tuple[Frame, ...]
+
+
+def pack_call(fn: Callable[..., Any], args: Sequence[Any]) -> bytes:
+    """Pickle a call. Raises ``TypeError`` naming ``fn`` or the argument that cannot be pickled, and why."""
+    try:
+        return bytes(cloudpickle.dumps((fn, tuple(args))))
+    except Exception as error:
+        name = getattr(fn, "__name__", repr(fn))
+        for what, value in [(f"fn ({name})", fn), *((f"args[{i}]", arg) for i, arg in enumerate(args))]:
+            try:
+                cloudpickle.dumps(value)
+            except Exception as cause:
+                raise TypeError(
+                    f"{what} cannot be sent to the ranks: {cause}. Ranks are other processes: create what cannot be "
+                    "pickled (locks, files, sockets, generators) inside the function, or keep it in rank.store"
+                ) from error
+        raise TypeError(f"fn ({name}) with these args cannot be sent to the ranks: {error}") from error
+
+
+class _ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
+    """Brings CUDA tensors to the CPU: the kernel may have no GPU, and must not open a context on the ranks' one."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        import torch
+
+        if isinstance(obj, torch.Tensor) and obj.is_cuda:
+            return obj.detach().cpu().__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[no-untyped-call]
+        return super().reducer_override(obj)
+
+
+def pack_value(value: Any) -> bytes:
+    """Pickle what a rank sends back."""
+    buffer = io.BytesIO()
+    _ValuePickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> Any:
+    """The value behind ``pack_call`` or ``pack_value``."""
+    return pickle.loads(data)
+
+
+def describe_fault(error: BaseException, skip_frames: int = 0) -> Fault:
+    """Take an exception apart on the rank; ``skip_frames`` outermost frames (the worker's own) are left out."""
+    try:
+        pickled = cloudpickle.dumps(error)
+    except Exception:
+        pickled = None
+    frames = _frames_of(error.__traceback__)[skip_frames:]
+    return Fault(type(error).__name__, "".join(traceback.format_exception_only(error)).rstrip(), frames, pickled)
+
+
+def rebuild_exception(fault: Fault) -> BaseException | None:
+    """The rank's exception in this process, or None where its type cannot be had here."""
+    if fault.pickled is None:
+        return None
+    try:
+        error = pickle.loads(fault.pickled)
+    except Exception:
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def stack_frames(frame: FrameType) -> tuple[Frame, ...]:
+    """The stack that ends in ``frame``, outermost first."""
+    return _portable(traceback.extract_stack(frame))
+
+
+def format_frames(frames: Sequence[Frame]) -> str:
+    """As a traceback shows them. Source lines of notebook cells, which only the kernel has, are looked up here."""
+    summaries = [
+        traceback.FrameSummary(file, number, name, line=line or linecache.getline(file, number).strip() or None)
+        for file, number, name, line in frames
+    ]
+    return "".join(traceback.StackSummary.from_list(summaries).format()).rstrip()
+
+
+def describe_exit(exit_code: int | None) -> str:
+    """``was killed by SIGKILL``, ``exited with code 3``."""
+    if exit_code is None:
+        return "ended"
+    if exit_code < 0:
+        try:
+            return f"was killed by {signal.Signals(-exit_code).name}"
+        except ValueError:
+            return f"was killed by signal {-exit_code}"
+    return f"exited with code {exit_code}"
+
+
+def _frames_of(tb: TracebackType | None) -> tuple[Frame, ...]:
+    return _portable(traceback.extract_tb(tb))
+
+
+def _portable(summary: traceback.StackSummary) -> tuple[Frame, ...]:
+    return tuple((entry.filename, entry.lineno or 0, entry.name, entry.line or None) for entry in summary)

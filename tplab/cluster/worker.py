@@ -1,0 +1,216 @@
+"""The rank's side: a main loop in a fresh interpreter.
+
+Two threads. The main thread joins the process group and runs the functions, because signals and most libraries want
+the main thread. The control thread reads the socket, so that a rank deep in a run still answers "where are you?",
+still takes an interrupt, and still ends when the kernel is gone.
+"""
+
+import ctypes
+import faulthandler
+import os
+import platform
+import queue
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from tplab.cluster import wire
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from tplab.cluster.rank import Rank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """All a rank needs to know before it starts; the first thing sent over its socket."""
+
+    index: int
+    world_size: int
+    backend: str
+    device: str
+    store_host: str
+    store_port: int
+    store_fd: int | None
+    """On rank 0: the listening socket behind ``store_port``, already bound, so that no port can be lost to a race."""
+    kernel_pid: int
+    start_timeout: float
+
+
+class Worker:
+    """One rank: its socket, its process group, and the run it is in."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._send_lock = threading.Lock()  # answers come from the main thread, stacks from the control thread
+        self._calls: queue.SimpleQueue[wire.Call] = queue.SimpleQueue()
+        self._running: int | None = None
+
+    def serve(self) -> None:
+        """Join the group, then run calls until the kernel hangs up. Never returns."""
+        phases = [("interpreter", time.monotonic())]
+        setup: Setup = self._connection.recv()
+        _die_with_kernel(setup.kernel_pid)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        threading.Thread(target=self._listen, name="tplab-control", daemon=True).start()
+        try:
+            rank = self._join(setup, phases)
+        except BaseException as error:
+            self._send(wire.describe_fault(error))
+            raise
+        while True:
+            # An interrupt can come just as a run ends: its answer is out then, or the supervisor ends this rank.
+            with suppress(KeyboardInterrupt):
+                self._execute(rank, self._calls.get())
+
+    def _join(self, setup: Setup, phases: list[tuple[str, float]]) -> "Rank":
+        import torch
+        import torch.distributed as dist
+
+        from tplab.cluster.rank import Rank
+
+        phases.append(("import torch", time.monotonic()))
+        device = torch.device(setup.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        timeout = timedelta(seconds=setup.start_timeout)
+        listen: dict[str, Any] = {} if setup.store_fd is None else {"master_listen_fd": setup.store_fd}
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            setup.store_host,
+            setup.store_port,
+            world_size=setup.world_size,
+            is_master=setup.store_fd is not None,
+            wait_for_workers=False,
+            timeout=timeout,
+            **listen,
+        )
+        dist.init_process_group(
+            setup.backend,
+            store=store,
+            rank=setup.index,
+            world_size=setup.world_size,
+            # With a device NCCL connects now, not in the first collective: a bad link is then an error of the start.
+            device_id=device if device.type == "cuda" else None,
+        )
+        group = dist.group.WORLD
+        assert group is not None
+        phases.append(("process group", time.monotonic()))
+        nccl = torch.cuda.nccl.version() if setup.backend == "nccl" else ()  # type: ignore[no-untyped-call]
+        facts = {
+            "torch_version": torch.__version__,
+            "nccl_version": ".".join(map(str, nccl)),
+            "python_version": platform.python_version(),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+            "phases": phases,
+        }
+        self._send(wire.Ready(facts))
+        return Rank(
+            index=setup.index,
+            world_size=setup.world_size,
+            group=group,
+            device=device,
+            send_report=self._send_report,
+        )
+
+    def _execute(self, rank: "Rank", call: wire.Call) -> None:
+        for entry in call.sys_path:
+            if entry not in sys.path:
+                sys.path.append(entry)
+        value: bytes | None = None
+        fault: wire.Fault | None = None
+        began = time.perf_counter()
+        seconds = 0.0
+        self._running = call.run_id
+        try:
+            fn, args = wire.unpack(call.payload)
+            began = time.perf_counter()
+            result = fn(rank, *args)
+            if rank.device.type == "cuda":
+                import torch
+
+                # A CUDA kernel that fails, or hangs, does so in the run that launched it, not in the next.
+                torch.cuda.synchronize(rank.device)
+            seconds = time.perf_counter() - began
+            value = wire.pack_value(result)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
+            seconds = seconds or time.perf_counter() - began
+            fault = wire.describe_fault(error, skip_frames=1)
+        finally:
+            self._running = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._send(wire.Answer(call.run_id, value, fault, seconds, _sequence(rank.group)))
+
+    def _send_report(self, fields: dict[str, Any]) -> None:
+        if self._running is not None:
+            self._send(wire.ReportMessage(self._running, wire.pack_value(fields)))
+
+    def _send(self, message: object) -> None:
+        with self._send_lock:
+            self._connection.send(message)
+
+    def _listen(self) -> None:
+        main_thread = threading.main_thread()
+        assert main_thread.ident is not None
+        try:
+            while True:
+                message = self._connection.recv()
+                if isinstance(message, wire.Call):
+                    self._calls.put(message)
+                elif message.run_id != self._running:
+                    continue  # the run it speaks of is over
+                elif isinstance(message, wire.Interrupt):
+                    # A real signal, not only a flag: it also wakes time.sleep and other system calls.
+                    signal.pthread_kill(main_thread.ident, signal.SIGINT)
+                else:
+                    frame = sys._current_frames()[main_thread.ident]
+                    frames = wire.stack_frames(frame)
+                    own = next((i for i, entry in enumerate(frames) if entry[2] == "_execute"), -1)
+                    self._send(wire.Stack(message.run_id, frames[own + 1 :]))
+        except (EOFError, OSError):
+            pass
+        finally:
+            # The kernel hung up or died: take along whatever this rank has started (it leads its process group).
+            os.killpg(0, signal.SIGKILL)
+
+    def _on_interrupt(self, number: int, frame: object) -> None:
+        if self._running is not None:
+            raise KeyboardInterrupt
+
+
+def _sequence(group: "ProcessGroup") -> int:
+    return int(group._get_sequence_number_for_group())  # type: ignore[attr-defined]
+
+
+def _die_with_kernel(kernel_pid: int) -> None:
+    """Ask Linux to kill this process when the thread that started it ends: it covers a rank whose GIL is stuck."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != kernel_pid:  # it ended before the request
+        os.killpg(0, signal.SIGKILL)
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main(fd: int) -> None:
+    """Entry of a rank's interpreter: serve the socket on file descriptor ``fd``."""
+    faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    Worker(Connection(fd)).serve()
