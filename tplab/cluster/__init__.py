@@ -17,6 +17,7 @@ from tplab.cluster.errors import ClusterClosed, ClusterError, RankDied, RankErro
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.rank import Rank
 from tplab.cluster.run import Report, Run
+from tplab.cluster.supervisor import State
 
 __all__ = [
     "Cluster",
@@ -30,4 +31,5 @@ __all__ = [
     "Report",
     "Run",
     "RunStopped",
+    "State",
 ]

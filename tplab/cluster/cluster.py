@@ -141,6 +141,10 @@ class Cluster:
         self._supervisor.submit(ready)
         return ready.result()
 
+    def watch(self, callback: Callable[[State], None]) -> None:
+        """Call ``callback(state)`` now and at every change of state, on the cluster's own thread; it must be quick."""
+        self._supervisor.watch(callback)
+
     @property
     def num_ranks(self) -> int:
         return self._placement.num_ranks
@@ -173,17 +177,20 @@ class Cluster:
     @property
     def provenance(self) -> Provenance:
         """Where this cluster's measurements come from. Waits until the ranks are ready."""
-        facts = self._wait_ready()[0]
+        facts = self._supervisor.facts
+        if len(facts) < self.num_ranks:
+            self._wait_ready()
+            facts = self._supervisor.facts
         return Provenance(
             backend=self.backend,
             num_ranks=self.num_ranks,
-            device=facts["device_name"],
+            device=facts[0]["device_name"],
             num_devices=self._placement.num_devices,
             link=backends.describe_link(self._placement),
             num_cores=backends.num_cores(),
-            torch_version=facts["torch_version"],
-            nccl_version=facts["nccl_version"],
-            python_version=facts["python_version"],
+            torch_version=facts[0]["torch_version"],
+            nccl_version=facts[0]["nccl_version"],
+            python_version=facts[0]["python_version"],
             started_at=self._started_at,
         )
 

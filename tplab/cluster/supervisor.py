@@ -68,6 +68,7 @@ class Supervisor:
         """Rank -> what it said of itself when it became ready."""
         self.launches: list[dict[int, dict[str, float]]] = []
         """For each start of the ranks: rank -> phase -> seconds."""
+        self._watchers: list[Callable[[State], None]] = []
         self.thread = threading.Thread(target=self._loop, name="tplab-supervisor", daemon=True)
         self.thread.start()
 
@@ -76,6 +77,15 @@ class Supervisor:
     @property
     def pids(self) -> tuple[int, ...]:
         return self._engine.pids
+
+    def watch(self, callback: Callable[[State], None]) -> None:
+        """Call ``callback`` with the state now and at every change."""
+
+        def begin() -> None:
+            self._watchers.append(callback)
+            self._guard(callback, self.state)
+
+        self._post(begin)
 
     def submit(self, run: Run[Any]) -> None:
         """Queue a run; it starts when those before it are done. On a closed cluster it fails at once."""
@@ -327,6 +337,8 @@ class Supervisor:
     def _become(self, state: State) -> None:
         self.state = state
         self._deadline = None
+        for watcher in self._watchers:
+            self._guard(watcher, state)
 
     def _phases(self, facts: dict[str, Any]) -> dict[str, float]:
         """Turn a rank's time stamps into durations. The monotonic clock is one for all processes of a machine."""
@@ -338,7 +350,7 @@ class Supervisor:
     def _shut_down(self, reason: ClusterError) -> None:
         self._kill()
         with self._door:
-            self.state = State.CLOSED
+            self._become(State.CLOSED)
         self._fail_all(reason)
 
     def _fail_all(self, reason: ClusterError) -> None:

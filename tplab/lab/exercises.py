@@ -1,0 +1,69 @@
+"""Checkers of the notebooks' exercises. They run the learner's function on real ranks and speak in plain words."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tplab.cluster import Cluster, ClusterError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tplab.cluster import Rank
+
+
+class Verdict(NamedTuple):
+    """What a checker found."""
+
+    passed: bool
+    message: str
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from tplab.lab import style
+        from tplab.lab.panels import html
+
+        pill = html.pill("passed", style.WEIGHT_GRADIENT) if self.passed else html.pill("not yet", style.COLLECTIVE)
+        return f"{pill}&nbsp; {escape(self.message)}"
+
+    def __repr__(self) -> str:
+        return f"{'passed' if self.passed else 'not yet'}: {self.message}"
+
+
+def check_reduction(cluster: Cluster, reduce: "Callable[[Rank, torch.Tensor], torch.Tensor]") -> Verdict:
+    """Notebook 00: ``reduce(rank, x)`` must leave the product of all ranks' tensors on *every* rank.
+
+    The first try holds 2 on rank 0 and 3 on rank 1 (1 on further ranks), so the product is 6. A second try with other
+    numbers and a longer tensor tells a real reduction from a constant.
+    """
+    for values, length, what in (
+        ([2.0, 3.0], 1, "with 2 and 3"),
+        ([5.0, -1.5], 5, "with 5 and -1.5, a second try that you did not see,"),
+    ):
+        start = (values + [1.0] * cluster.num_ranks)[: cluster.num_ranks]
+        want = math.prod(start)
+        try:
+            outcomes = cluster.run(_try, reduce, start, length, timeout=20)
+        except ClusterError as error:
+            return Verdict(False, f"Expected {want:g} on every rank {what} but the run failed. {error}")
+        for rank, (kind, outcome) in enumerate(outcomes):
+            if kind != "tensor":
+                return Verdict(False, f"reduce() must return the tensor x; on rank {rank} it returned {outcome}.")
+            if outcome != [want] * length:
+                return Verdict(
+                    False,
+                    f"{what.capitalize()} every rank must hold {want:g}; rank {rank} holds {outcome[0]:g}. "
+                    "Look at the op= of dist.all_reduce, and that every rank returns what it holds.",
+                )
+    return Verdict(True, f"all {cluster.num_ranks} ranks hold the product, also for numbers you had not seen.")
+
+
+def _try(rank: "Rank", reduce: Callable[..., Any], start: list[float], length: int) -> tuple[str, Any]:
+    import torch
+
+    x = torch.full((length,), start[rank.index], device=rank.device)
+    result = reduce(rank, x)
+    if not isinstance(result, torch.Tensor):
+        return type(result).__name__, repr(result)
+    return "tensor", result.flatten().tolist()

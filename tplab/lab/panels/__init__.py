@@ -1,0 +1,7 @@
+"""Panels: ipywidgets around public functions. A button does nothing that a method of the panel cannot do."""
+
+from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.hello import HelloPanel
+from tplab.lab.panels.pool import Pool
+
+__all__ = ["HelloPanel", "Pool", "RunPanel"]

@@ -1,0 +1,159 @@
+"""The frame of every panel that runs something on ranks.
+
+Controls on the left, figure on the right. Run hands the work to the pool's cluster and returns at once, so the kernel
+stays free: Stop works, other cells run, and results are drawn as they come, on the cluster's own thread. What a run
+measured before it failed or was stopped stays on the page.
+"""
+
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.cluster import Cluster, Report, Run, RunStopped
+from tplab.lab import style
+from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.panels.pool import Pool
+
+Settings = dict[str, Any]
+
+
+class RunPanel(widgets.VBox):
+    """Controls, Run, Stop, progress, ribbon, error area and figure; a subclass says what runs and how it is drawn.
+
+    ``run()`` is what the Run button does, then waits; ``stop()`` is the Stop button. ``figure`` is the last figure.
+    """
+
+    def __init__(self, pool: Pool, *, title: str, controls: Sequence[widgets.Widget], height: int = 400) -> None:
+        self.pool = pool
+        self._run: Run[Any] | None = None
+        self._cluster: Cluster | None = None  # the one the run is on; the pool may have moved on
+        self._ended = threading.Event()
+        self._settings_of_run: Settings | None = None
+        self._run_button = widgets.Button(description="Run", icon="play", button_style="primary")
+        self._stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        for button in (self._run_button, self._stop_button):
+            button.layout.width = "48%"
+        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=widgets.Layout(width="100%"))
+        self._phase = widgets.HTML(html.quiet("Not run yet."))
+        self._ribbon = widgets.HTML()
+        self._error = widgets.HTML()
+        self._below = widgets.HTML()
+        self._view = FigureView(min_height=height)
+        self._run_button.on_click(lambda _: self._begin())
+        self._stop_button.on_click(lambda _: self.stop())
+        for control in controls:
+            control.observe(lambda _: self._mark_stale(), names="value")
+        left = widgets.VBox(
+            [
+                *controls,
+                widgets.HBox(
+                    [self._run_button, self._stop_button], layout=widgets.Layout(justify_content="space-between")
+                ),
+                self._progress,
+                self._phase,
+            ],
+            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
+        )
+        right = widgets.VBox([self._ribbon, self._error, self._view, self._below], layout=widgets.Layout(flex="1 1 0"))
+        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
+        super().__init__([widgets.HTML(html.heading(title)), body])
+
+    @abstractmethod
+    def settings(self) -> Settings:
+        """What the controls say now. Raises ``ValueError`` for settings that cannot work."""
+
+    @abstractmethod
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+        """Start the work; pass ``on_report=self.on_report``."""
+
+    @abstractmethod
+    def draw(self, run: Run[Any], badge: str) -> tuple[go.Figure, str]:
+        """Figure and HTML below it, from what the run has reported and returned so far; it may have failed."""
+
+    @property
+    def figure(self) -> go.Figure | None:
+        """The last figure drawn."""
+        return self._view.figure
+
+    def run(self) -> Any:
+        """Press Run and wait. Returns what the ranks returned; raises what the panel would show as an error."""
+        self._begin(raise_errors=True)
+        assert self._run is not None
+        values = self._run.result()
+        self._ended.wait()  # the drawing follows the result
+        return values
+
+    def stop(self) -> None:
+        """Press Stop: end the run; what it measured stays."""
+        if self._run is not None:
+            self._run.stop()
+
+    def _begin(self, raise_errors: bool = False) -> None:
+        if self._run is not None and not self._ended.is_set():
+            return
+        self._error.value = self._ribbon.value = ""
+        try:
+            settings = self.settings()
+            self._cluster = cluster = self.pool.cluster
+            self._ended.clear()
+            self._run = self.submit(cluster, settings)
+        except Exception as error:
+            self._ended.set()
+            self._error.value = html.error_card(error)
+            if raise_errors:
+                raise
+            return
+        self._settings_of_run = settings
+        self._run_button.disabled, self._stop_button.disabled = True, False
+        self._progress.bar_style, self._progress.value = "", 0.0
+        if not cluster.launches:
+            self._phase.value = html.quiet("Starting the ranks …")
+        self._run.add_done_callback(self._finish)
+
+    def on_report(self, report: Report) -> None:
+        """Progress and partial results, as they come. Called on the cluster's thread."""
+        fields = report.fields
+        if {"phase", "done", "total"} <= fields.keys():
+            self._progress.value = fields["done"] / max(1, fields["total"])
+            self._phase.value = html.quiet(f"{fields['phase']}: {fields['done']:,} of {fields['total']:,}")
+        # One drawing per round of reports, not one per rank.
+        if self._run is not None and self._cluster is not None and report.rank == self._cluster.num_ranks - 1:
+            self._show(self._run)
+
+    def _show(self, run: Run[Any]) -> None:
+        assert self._cluster is not None
+        figure, below = self.draw(run, self._cluster.badge)
+        self._view.show(figure)
+        self._below.value = below
+
+    def _finish(self, run: Any) -> None:
+        error = run.exception()
+        try:
+            if error is None or run.reports:
+                self._show(run)
+            if error is None:
+                self._progress.value, self._progress.bar_style = 1.0, "success"
+                self._phase.value = html.quiet(f"Done in {run.elapsed_s:.2f} s.")
+            else:
+                self._progress.bar_style = "warning" if isinstance(error, RunStopped) else "danger"
+                self._phase.value = html.quiet("Stopped." if isinstance(error, RunStopped) else "Failed.")
+                self._error.value = html.error_card(error)
+        finally:
+            self._run_button.disabled, self._stop_button.disabled = False, True
+            self._ended.set()
+            self._mark_stale()
+
+    def _mark_stale(self) -> None:
+        if self._settings_of_run is None or not self._ended.is_set() or self._view.figure is None:
+            return
+        try:
+            stale = self.settings() != self._settings_of_run
+        except ValueError:
+            stale = True
+        text = "Settings changed since this run: press Run to measure them." if stale else ""
+        self._ribbon.value = html.ribbon(text) if text else ""

@@ -1,0 +1,127 @@
+"""The pool: the ranks of a notebook as a chip with Start and Stop."""
+
+import weakref
+from contextlib import suppress
+from typing import Any
+
+import ipywidgets as widgets
+
+from tplab.cluster import Cluster, ClusterError, State
+from tplab.lab import style
+from tplab.lab.panels import html
+
+_STATE_WORDS = {
+    State.DOWN: ("● down, next run starts fresh ranks", style.MUTED),
+    State.STARTING: ("● starting", style.FORWARD),
+    State.READY: ("● ready", style.WEIGHT_GRADIENT),
+    State.RUNNING: ("● running", style.COLLECTIVE),
+    State.CLOSED: ("● stopped", style.MUTED),
+}
+_SIZES = (1, 2, 3, 4, 8, 16)
+
+
+class Pool(widgets.VBox):
+    """The ranks a notebook's panels share: a chip with their state, the number of ranks, Start and Stop.
+
+    ``pool.start()`` and ``pool.stop()`` are what the buttons do; ``pool.cluster`` is the running :class:`Cluster`
+    (started if need be), for cells that call ``cluster.run`` themselves.
+    """
+
+    def __init__(self, num_ranks: int = 2, backend: str = "auto") -> None:
+        self._backend = backend
+        self._cluster: Cluster | None = None
+        sizes = sorted({*_SIZES, num_ranks})
+        self._size = widgets.Dropdown(
+            options=[(f"{n} rank{'s' * (n > 1)}", n) for n in sizes],
+            value=num_ranks,
+            layout=widgets.Layout(width="110px"),
+            tooltip="World size of the next start",
+        )
+        self._start = widgets.Button(description="Start", icon="play", tooltip="Start the ranks, or replace them")
+        self._stop = widgets.Button(description="Stop", icon="stop", tooltip="End the ranks and what they run")
+        for button in (self._start, self._stop):
+            button.layout.width = "90px"
+        self._chip = widgets.HTML()
+        self._detail = widgets.HTML()
+        self._start.on_click(lambda _: self._launch())
+        self._stop.on_click(lambda _: self.stop())
+        row = widgets.HBox(
+            [self._size, self._start, self._stop, self._chip], layout=widgets.Layout(align_items="center")
+        )
+        super().__init__([row, self._detail])
+        self._show(State.CLOSED)
+
+    @property
+    def num_ranks(self) -> int:
+        """World size chosen in the chip; it counts from the next start."""
+        return int(self._size.value)
+
+    @num_ranks.setter
+    def num_ranks(self, value: int) -> None:
+        self._size.value = value
+
+    @property
+    def cluster(self) -> Cluster:
+        """The running cluster; starts one of the chosen size if there is none, without waiting for it."""
+        if self._cluster is None or self._cluster.closed or self._cluster.num_ranks != self.num_ranks:
+            self._launch()
+        assert self._cluster is not None
+        return self._cluster
+
+    @property
+    def badge(self) -> str:
+        """The badge of the cluster's numbers; starts one, and waits for it, if there is none."""
+        return self.cluster.badge
+
+    def start(self) -> "Pool":
+        """Start fresh ranks of the chosen size and wait until they are ready."""
+        self._launch()
+        assert self._cluster is not None
+        self._cluster.start()
+        return self
+
+    def stop(self) -> None:
+        """End the ranks."""
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _launch(self) -> None:
+        self.stop()
+        self._cluster = Cluster(self.num_ranks, self._backend)
+        # The cluster's thread must not keep the pool alive, or a dropped pool would never end its ranks.
+        me = weakref.ref(self)
+
+        def on_state(state: State) -> None:
+            pool = me()
+            if pool is not None:
+                pool._show(state)
+
+        self._cluster.watch(on_state)
+
+    def _show(self, state: State) -> None:
+        words, colour = _STATE_WORDS[state]
+        text = [html.pill(words, colour)]
+        cluster = self._cluster
+        self._stop.disabled = state is State.CLOSED
+        self._start.description = "Start" if state is State.CLOSED else "Restart"
+        if cluster is not None and state in (State.READY, State.RUNNING):
+            provenance = cluster.provenance
+            text.append(html.pill(provenance.badge, style.badge_colour(provenance.badge)))
+            launch = max(sum(phases.values()) for phases in cluster.launches[-1].values())
+            pids = ", ".join(map(str, cluster.pids))
+            shared = " Ranks share a GPU: NCCL is real, its speed is not that of a machine." * provenance.shares_gpus
+            crowded = (
+                f" {cluster.num_ranks} ranks share {provenance.num_cores} cores, and take turns."
+                if provenance.backend == "gloo" and cluster.num_ranks > provenance.num_cores
+                else ""
+            )
+            facts = [f"Ready in {launch:.1f} s", provenance.device, provenance.link, f"process ids {pids}"]
+            self._detail.value = html.quiet(f"{' · '.join(facts)}.{shared}{crowded}")
+        elif state is State.CLOSED:
+            self._detail.value = html.quiet("No processes. Start, or press Run in a panel.")
+        self._chip.value = "&nbsp;&nbsp;".join(text)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        with suppress(ClusterError):
+            _ = self.cluster  # shown means wanted: the ranks start while the reader reads
+        return super()._repr_mimebundle_(**kwargs)

@@ -1,0 +1,359 @@
+"""What this machine can do for the lab, and what is wrong with it: ``tplab doctor`` and notebook 00's first table.
+
+Each check looks at the thing itself (imports it, binds the port, runs the all-reduce), because an installed package
+says little about a working one. A finding that is not ``ok`` carries a plain sentence and its cure.
+"""
+
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pandas as pd
+import psutil
+
+from tplab.cluster import Cluster, ClusterError
+from tplab.cluster.backends import LOOPBACK, num_cores, num_gpus
+
+T = TypeVar("T")
+Status = Literal["ok", "note", "problem"]
+
+OLDEST_TORCH = (2, 11)
+NEWEST_TORCH_TRIED = (2, 13)
+_RANK_GB = 0.3  # a gloo rank after its first all-reduce, with its share of the pages it has to itself
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    found: str
+    """What there is."""
+    status: Status = "ok"
+    """``note``: works, but know this. ``problem``: something will not work."""
+    meaning: str = ""
+    """One plain sentence, where the status is not ``ok``."""
+    cure: str = ""
+    """What to do about it."""
+
+
+def preflight(*, ranks: bool = False) -> list[Check]:
+    """Look at everything; ``ranks=True`` also starts two ranks and runs an all-reduce (some seconds)."""
+    checks = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), *_front_end()]
+    return [*checks, _all_reduce()] if ranks else checks
+
+
+def preflight_frame(checks: list[Check]) -> pd.DataFrame:
+    """One row per check."""
+    return pd.DataFrame([{name: getattr(check, name) for name in Check.__slots__} for check in checks])
+
+
+class PreflightTable:
+    """The checks as a table in the page; a plain one in a terminal."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        self.checks = checks
+
+    def __repr__(self) -> str:
+        marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+        width = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{marks[check.status]}  {check.name:<{width}}  {check.found}")
+            lines += [f"{'':{width + 11}}{text}" for text in (check.meaning, check.cure) if text]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from tplab.lab import style
+        from tplab.lab.panels import html
+
+        colours = {"ok": style.WEIGHT_GRADIENT, "note": style.FORWARD, "problem": style.COLLECTIVE}
+        rows = [
+            (
+                html.pill(check.status, colours[check.status]),
+                escape(check.name),
+                escape(check.found),
+                escape(" ".join(filter(None, (check.meaning, check.cure)))),
+            )
+            for check in self.checks
+        ]
+        return html.table(("", "what", "found here", "what it means"), rows)
+
+
+def preflight_table(*, ranks: bool = False) -> PreflightTable:
+    """:func:`preflight` as a table for a notebook."""
+    return PreflightTable(preflight(ranks=ranks))
+
+
+def _python() -> Check:
+    where = "in a virtual environment" if sys.prefix != sys.base_prefix else "not in a virtual environment"
+    return Check(name="Python", found=f"{platform.python_version()} ({where})")
+
+
+def _system() -> Check:
+    found = f"{platform.system()} {platform.machine()}"
+    if sys.platform == "linux":
+        return Check(name="system", found=found)
+    if sys.platform == "darwin":
+        return Check(
+            name="system",
+            found=found,
+            status="note",
+            meaning="macOS runs every notebook with gloo on the CPU; NCCL needs Linux.",
+        )
+    return Check(
+        name="system",
+        found=found,
+        status="problem",
+        meaning="Ranks need POSIX sessions and signals.",
+        cure="On Windows, install and open the lab inside WSL.",
+    )
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        import torch
+        import torch.distributed as dist
+    except ImportError as error:
+        yield Check(
+            name="torch",
+            found="cannot be imported",
+            status="problem",
+            meaning=str(error),
+            cure="Install it again: pip install --force-reinstall 'torch>=2.11'.",
+        )
+        return
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    found = f"{torch.__version__} ({'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU build'})"
+    if release < OLDEST_TORCH:
+        yield Check(
+            name="torch",
+            found=found,
+            status="problem",
+            meaning="tplab needs torch 2.11 or newer.",
+            cure="pip install --upgrade 'torch>=2.11'.",
+        )
+    elif release > NEWEST_TORCH_TRIED:
+        yield Check(
+            name="torch",
+            found=found,
+            status="note",
+            meaning="Newer than the releases tplab was tried with (2.11 to 2.13).",
+            cure="If something breaks: pip install -c constraints.txt torch.",
+        )
+    else:
+        yield Check(name="torch", found=found)
+    if dist.is_available() and dist.is_gloo_available():
+        yield Check(name="gloo", found="available")
+    else:
+        yield Check(
+            name="gloo",
+            found="missing",
+            status="problem",
+            meaning="This torch build has no gloo, so no ranks on the CPU.",
+            cure="Install torch from its official wheels or from conda-forge.",
+        )
+    if dist.is_available() and dist.is_nccl_available():
+        yield Check(name="NCCL", found=".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[no-untyped-call]
+    else:
+        yield Check(name="NCCL", found="not in this build (gloo is used)")
+
+
+def _cores() -> Check:
+    cores = num_cores()
+    if cores >= 2:
+        return Check(name="CPU cores", found=str(cores))
+    return Check(
+        name="CPU cores",
+        found="1",
+        status="note",
+        meaning="Two ranks take turns on one core: results are right, times are not those of two machines.",
+    )
+
+
+def _memory() -> Check:
+    available = psutil.virtual_memory().available / 1e9
+    limit = _cgroup_memory_left_gb()
+    if limit is not None and limit < available:
+        available, where = limit, " (the container's limit)"
+    else:
+        where = ""
+    found = f"{available:.1f} GB free{where}"
+    room = int(available / _RANK_GB)
+    if room >= 4:
+        return Check(name="memory", found=found)
+    return Check(
+        name="memory",
+        found=found,
+        status="problem" if room < 2 else "note",
+        meaning=f"A rank takes about {_RANK_GB} GB: there is room for about {room}.",
+        cure="Close other notebooks (each keeps its kernel and ranks), or use fewer ranks.",
+    )
+
+
+def _cgroup_memory_left_gb() -> float | None:
+    """Memory left under the container's limit, or None without one."""
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
+        except OSError:
+            continue
+        # Version 1 writes "no limit" as a huge number.
+        return None if limit == "max" or int(limit) > 1 << 60 else (int(limit) - int(used)) / 1e9
+    return None
+
+
+def _gpus() -> Iterator[Check]:
+    names = _nvml(_gpu_names) or []
+    if not names:
+        yield Check(name="GPUs", found="none (ranks run on the CPU with gloo)")
+        return
+    usable = num_gpus()
+    found = ", ".join(names)
+    if usable == 0:
+        yield Check(
+            name="GPUs",
+            found=found,
+            status="problem",
+            meaning="The driver sees GPUs, but this torch cannot use them.",
+            cure="Install a CUDA build of torch (pip install 'torch>=2.11'), and look at CUDA_VISIBLE_DEVICES.",
+        )
+    elif usable == 1:
+        yield Check(
+            name="GPUs",
+            found=found,
+            status="note",
+            meaning="One GPU for all ranks: NCCL is real and runs over its socket transport; every result says so.",
+        )
+    else:
+        yield Check(name="GPUs", found=f"{found} ({usable} visible to torch)")
+
+
+def _links() -> Check:
+    links = _nvml(_gpu_links) or []
+    if not links:
+        return Check(name="links", found="TCP over loopback")
+    return Check(name="links", found="; ".join(links))
+
+
+def _nvml(read: Callable[[], T]) -> T | None:
+    """Call ``read`` with NVML initialised; None where there is no NVIDIA driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return read()
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu_names() -> list[str]:
+    import pynvml
+
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    return [f"{pynvml.nvmlDeviceGetName(h)} {pynvml.nvmlDeviceGetMemoryInfo(h).total / 1e9:.0f} GB" for h in handles]
+
+
+def _gpu_links() -> list[str]:
+    """``GPU0-GPU1 NVLink`` for every pair."""
+    import pynvml
+
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    links = []
+    for a, first in enumerate(handles):
+        for b in range(a + 1, len(handles)):
+            status = pynvml.nvmlDeviceGetP2PStatus(first, handles[b], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            links.append(f"GPU{a}-GPU{b} {'NVLink' if status == pynvml.NVML_P2P_STATUS_OK else 'PCIe'}")
+    return links
+
+
+def _loopback() -> Check:
+    try:
+        with socket.create_server((LOOPBACK, 0)) as server, socket.create_connection(server.getsockname(), timeout=2):
+            return Check(name="loopback", found="connects")
+    except OSError as error:
+        return Check(
+            name="loopback",
+            found="does not connect",
+            status="problem",
+            meaning=f"Ranks talk over {LOOPBACK}, and that failed: {error}.",
+            cure="Allow local TCP connections (a firewall or a sandbox refuses them).",
+        )
+
+
+def _front_end() -> Iterator[Check]:
+    for package, cure in (
+        ("jupyterlab", "pip install 'jupyterlab>=4.4,<5'"),
+        ("ipywidgets", "pip install 'ipywidgets>=8.1,<9'"),
+        ("plotly", "pip install 'plotly>=6.9'"),
+        ("anywidget", "pip install 'anywidget>=0.9.18'"),
+    ):
+        try:
+            yield Check(name=package, found=version(package))
+        except PackageNotFoundError:
+            yield Check(
+                name=package,
+                found="missing",
+                status="problem",
+                meaning=f"The notebooks need {package}.",
+                cure=f"{cure}, then restart JupyterLab.",
+            )
+    yield _lab_extensions()
+
+
+def _lab_extensions() -> Check:
+    """Packages can be there while their JupyterLab halves are not: then widgets show as text and figures not at all."""
+    from jupyter_core.paths import jupyter_path
+
+    wanted = {"@jupyter-widgets/jupyterlab-manager": "ipywidgets", "jupyterlab-plotly": "plotly"}
+    folders = [Path(path) for path in jupyter_path("labextensions")]
+    missing = [package for name, package in wanted.items() if not any((folder / name).is_dir() for folder in folders)]
+    if not missing:
+        return Check(name="lab extensions", found="widgets and plotly")
+    return Check(
+        name="lab extensions",
+        found=f"missing for {', '.join(missing)}",
+        status="problem",
+        meaning="JupyterLab would show text in place of panels or figures.",
+        cure=f"pip install --force-reinstall {' '.join(missing)} jupyterlab-widgets, then restart JupyterLab.",
+    )
+
+
+def _all_reduce() -> Check:
+    from tplab.cluster.hello import all_reduce_hello
+
+    try:
+        with Cluster(2) as cluster:
+            values = cluster.run(all_reduce_hello)
+            badge = cluster.badge
+    except (ClusterError, ValueError, OSError) as error:
+        return Check(
+            name="two ranks",
+            found="failed",
+            status="problem",
+            meaning=str(error).splitlines()[0],
+            cure="Mend the problems above first; if there are none, report this with the output of `tplab doctor`.",
+        )
+    if not all(value["correct"] for value in values):
+        return Check(
+            name="two ranks",
+            found=f"wrong result: {[value['got'] for value in values]}",
+            status="problem",
+            meaning="An all-reduce of 1 and 2 must give 3 on both ranks.",
+            cure="Reinstall torch; if it stays, report this with the output of `tplab doctor`.",
+        )
+    return Check(name="two ranks", found=f"all-reduce of 1 and 2 gives {values[0]['got']:g} ({badge})")
