@@ -80,7 +80,7 @@ class Run(Future[list[T]], Generic[T]):
         interrupt (Ctrl-C, the kernel's Stop button) stops the run.
         """
         __tracebackhide__ = True
-        if threading.current_thread() is self._supervisor.thread:
+        if not self.done() and threading.current_thread() is self._supervisor.thread:
             raise ClusterError(
                 "result() was called on the cluster's own thread (in a callback): it would wait for itself"
             )

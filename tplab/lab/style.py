@@ -5,7 +5,9 @@ the theme of the day it was made would be unreadable in the other. HTML around t
 and follows the theme.
 """
 
-from typing import Final
+import math
+from collections.abc import Iterable
+from typing import Any, Final
 
 import plotly.graph_objects as go
 
@@ -26,7 +28,15 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-se
 
 def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.Figure:
     """Give a figure the lab's look, a title and the badge of its numbers; returns the same figure."""
-    axis = {"gridcolor": "#E4E7EB", "zeroline": False, "linecolor": "#AEB6C1", "ticks": "outside", "automargin": True}
+    axis = {
+        "gridcolor": "#E4E7EB",
+        "zeroline": False,
+        "linecolor": "#AEB6C1",
+        "ticks": "outside",
+        "automargin": True,
+        "title_font": {"size": 13, "color": INK},
+        "title_standoff": 10,
+    }
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0.0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top"},
@@ -35,8 +45,9 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         paper_bgcolor="white",
         plot_bgcolor="white",
         height=height,
-        margin={"l": 70, "r": 24, "t": 78, "b": 56},
-        legend={"orientation": "h", "x": 0.0, "y": -0.18, "yanchor": "top"},
+        margin={"l": 70, "r": 24, "t": 78, "b": 96},
+        # Below the axis title, whatever the height: the offset is a share of the plot, the title's place is in pixels.
+        legend={"orientation": "h", "x": 0.0, "y": -56 / (height - 174), "yanchor": "top", "traceorder": "normal"},
         hoverlabel={"font": {"family": _FONT}},
     )
     figure.update_xaxes(**axis)
@@ -56,6 +67,15 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         borderpad=3,
     )
     return figure
+
+
+def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:
+    """Ticks at 1, 2 and 5 times powers of ten around ``values``, written out: plotly's own say 2, 5, 2, 5."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
 def badge_colour(badge: str) -> str:

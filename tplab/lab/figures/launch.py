@@ -43,7 +43,7 @@ def launch_figure(frame: pd.DataFrame, *, badge: str, prediction_s: float | None
             name=str(phase),
             marker={
                 "color": _PHASE_COLOURS.get(str(phase), style.MUTED),
-                "pattern": {"shape": _PHASE_PATTERNS.get(str(phase), ""), "fgcolor": style.MUTED, "size": 6},
+                "pattern": {"shape": _PHASE_PATTERNS.get(str(phase), ""), "fgcolor": style.INK, "fillmode": "overlay"},
                 "line": {"color": "white", "width": 1},
             },
             hovertemplate="%{x} ranks: " + str(phase) + " %{y:.2f} s<extra></extra>",
@@ -103,5 +103,6 @@ def calls_figure(frame: pd.DataFrame, *, badge: str, prediction_ms: float | None
             annotation_position="top right",
         )
     figure.update_xaxes(title="call")
-    figure.update_yaxes(title="milliseconds", type="log")
+    shown = [*frame["call_ms"], *frame["function_ms"], *([prediction_ms] if prediction_ms else [])]
+    figure.update_yaxes(title="milliseconds", type="log", **style.log_ticks(shown))
     return style.card(figure, title="Calling warm ranks costs milliseconds", badge=badge)

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 
-_POINTS_SHOWN = 2000
+_POINTS_SHOWN = 800
 
 
 def timings_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figure:
@@ -38,5 +38,5 @@ def timings_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figure:
                 hovertemplate=f"{name} {value:,.1f} µs<extra></extra>",
             )
     figure.update_xaxes(title="repetition")
-    figure.update_yaxes(title="microseconds", type="log")
+    figure.update_yaxes(title="microseconds", type="log", **style.log_ticks(frame["max_us"]))
     return style.card(figure, title=title, badge=badge)

@@ -6,6 +6,7 @@ measured before it failed or was stopped stays on the page.
 """
 
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from tplab.lab.panels.pool import Pool
 
 Settings = dict[str, Any]
 
+_DRAW_EVERY_S = 1.0
+
 
 class RunPanel(widgets.VBox):
     """Controls, Run, Stop, progress, ribbon, error area and figure; a subclass says what runs and how it is drawn.
@@ -34,6 +37,7 @@ class RunPanel(widgets.VBox):
         self._cluster: Cluster | None = None  # the one the run is on; the pool may have moved on
         self._ended = threading.Event()
         self._settings_of_run: Settings | None = None
+        self._drawn_at = 0.0
         self._run_button = widgets.Button(description="Run", icon="play", button_style="primary")
         self._stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         for button in (self._run_button, self._stop_button):
@@ -62,6 +66,17 @@ class RunPanel(widgets.VBox):
         right = widgets.VBox([self._ribbon, self._error, self._view, self._below], layout=widgets.Layout(flex="1 1 0"))
         body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
         super().__init__([widgets.HTML(html.heading(title)), body])
+        # For user style sheets and for tests that look at the page.
+        self.add_class("tplab-panel")
+        for widget, name in (
+            (self._run_button, "tplab-run"),
+            (self._stop_button, "tplab-stop"),
+            (self._phase, "tplab-phase"),
+            (self._ribbon, "tplab-ribbon"),
+            (self._error, "tplab-error"),
+            (self._below, "tplab-below"),
+        ):
+            widget.add_class(name)
 
     @abstractmethod
     def settings(self) -> Settings:
@@ -121,8 +136,10 @@ class RunPanel(widgets.VBox):
         if {"phase", "done", "total"} <= fields.keys():
             self._progress.value = fields["done"] / max(1, fields["total"])
             self._phase.value = html.quiet(f"{fields['phase']}: {fields['done']:,} of {fields['total']:,}")
-        # One drawing per round of reports, not one per rank.
-        if self._run is not None and self._cluster is not None and report.rank == self._cluster.num_ranks - 1:
+        # Drawing costs the browser more than measuring costs the ranks: progress is often, pictures are seldom.
+        now = time.monotonic()
+        if self._run is not None and now - self._drawn_at > _DRAW_EVERY_S:
+            self._drawn_at = now
             self._show(self._run)
 
     def _show(self, run: Run[Any]) -> None:

@@ -49,6 +49,7 @@ class Pool(widgets.VBox):
             [self._size, self._start, self._stop, self._chip], layout=widgets.Layout(align_items="center")
         )
         super().__init__([row, self._detail])
+        self.add_class("tplab-pool")
         self._show(State.CLOSED)
 
     @property
