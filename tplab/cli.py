@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from tplab.lab.preflight import PreflightTable, preflight
+    from tplab.lab.checks import PreflightTable, preflight
 
     checks = preflight(ranks=not arguments.no_ranks)
     problems = sum(check.status == "problem" for check in checks)

@@ -113,10 +113,12 @@ class Run(Future[list[T]], Generic[T]):
         if self._on_report is not None:
             self._context.run(self._on_report, report)
 
-    def deliver_output(self, rank: int, stream: Stream, line: str) -> None:
-        """Called by the supervisor."""
+    def deliver_output(self, rank: int, stream: Stream, line: str, *, quietly: bool = False) -> None:
+        """Called by the supervisor; ``quietly`` keeps the line without printing it."""
         text = f"[rank {rank}] {line}"
         self.output.append(text)
+        if quietly:
+            return
         if self._on_output is not None:
             self._context.run(self._on_output, text)
         else:

@@ -156,7 +156,9 @@ class Supervisor:
                 if line.startswith(_NOISE):
                     return
                 if self._current is not None:
-                    self._guard(self._current.deliver_output, rank, stream, line)
+                    # Once a rank has failed, the libraries of the others complain at length that it is gone.
+                    echo = stream == "stderr" and self._evidence.cause is not None
+                    self._guard(self._current.deliver_output, rank, stream, line, quietly=echo)
                 else:
                     self._start_output.append(f"[rank {rank}] {line}")
             case Exited(rank, exit_code):
@@ -360,10 +362,10 @@ class Supervisor:
         for run in runs:
             self._finish(run, reason)
 
-    def _guard(self, callback: Callable[..., None], *args: object) -> None:
+    def _guard(self, callback: Callable[..., None], *args: object, **options: object) -> None:
         """Call out; what a caller's callback or a broken stdout raises must not end the supervisor."""
         try:
-            callback(*args)
+            callback(*args, **options)
         except Exception as error:
             if sys.stderr is not None and not sys.is_finalizing():
                 print(f"tplab: {getattr(callback, '__name__', callback)} failed: {error!r}", file=sys.__stderr__)

@@ -132,16 +132,14 @@ class Worker:
             fn, args = wire.unpack(call.payload)
             began = time.perf_counter()
             result = fn(rank, *args)
-            if rank.device.type == "cuda":
-                import torch
-
-                # A CUDA kernel that fails, or hangs, does so in the run that launched it, not in the next.
-                torch.cuda.synchronize(rank.device)
+            _settle(rank)
             seconds = time.perf_counter() - began
             value = wire.pack_value(result)
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
             seconds = seconds or time.perf_counter() - began
             fault = wire.describe_fault(error, skip_frames=1)
+            with suppress(Exception):  # what the device says now is a consequence
+                _settle(rank)
         finally:
             self._running = None
         sys.stdout.flush()
@@ -183,6 +181,14 @@ class Worker:
     def _on_interrupt(self, number: int, frame: object) -> None:
         if self._running is not None:
             raise KeyboardInterrupt
+
+
+def _settle(rank: "Rank") -> None:
+    """Wait for the device: work that fails, or hangs, does so in the run that launched it, not in the next."""
+    if rank.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(rank.device)
 
 
 def _sequence(group: "ProcessGroup") -> int:

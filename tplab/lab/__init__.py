@@ -3,15 +3,15 @@
 style       colours, the figure card, the badge
 figures/    tidy frame in, plotly figure out
 panels/     ipywidgets around the public functions
-preflight   what this machine can do, and what is wrong with it
+checks      what this machine can do, and what is wrong with it
 predict     the learner commits a number before anything runs
 exercises   stubs' checkers
 """
 
+from tplab.lab.checks import preflight, preflight_table
 from tplab.lab.exercises import check_reduction
 from tplab.lab.panels.hello import HelloPanel
 from tplab.lab.panels.pool import Pool
 from tplab.lab.predict import Predict
-from tplab.lab.preflight import preflight, preflight_table
 
 __all__ = ["HelloPanel", "Pool", "Predict", "check_reduction", "preflight", "preflight_table"]

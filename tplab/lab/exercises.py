@@ -31,7 +31,9 @@ class Verdict(NamedTuple):
         return f"{'passed' if self.passed else 'not yet'}: {self.message}"
 
 
-def check_reduction(cluster: Cluster, reduce: "Callable[[Rank, torch.Tensor], torch.Tensor]") -> Verdict:
+def check_reduction(
+    cluster: Cluster, reduce: "Callable[[Rank, torch.Tensor], torch.Tensor]", *, timeout: float = 20.0
+) -> Verdict:
     """Notebook 00: ``reduce(rank, x)`` must leave the product of all ranks' tensors on *every* rank.
 
     The first try holds 2 on rank 0 and 3 on rank 1 (1 on further ranks), so the product is 6. A second try with other
@@ -44,12 +46,16 @@ def check_reduction(cluster: Cluster, reduce: "Callable[[Rank, torch.Tensor], to
         start = (values + [1.0] * cluster.num_ranks)[: cluster.num_ranks]
         want = math.prod(start)
         try:
-            outcomes = cluster.run(_try, reduce, start, length, timeout=20)
+            outcomes = cluster.run(_try, reduce, start, length, timeout=timeout)
         except ClusterError as error:
-            return Verdict(False, f"Expected {want:g} on every rank {what} but the run failed. {error}")
+            return Verdict(False, f"Expected {want:g} on every rank, but the run failed: {error}")
         for rank, (kind, outcome) in enumerate(outcomes):
             if kind != "tensor":
                 return Verdict(False, f"reduce() must return the tensor x; on rank {rank} it returned {outcome}.")
+            if len(outcome) != length:
+                return Verdict(
+                    False, f"x has {length} elements; on rank {rank} reduce() returned {len(outcome)} elements."
+                )
             if outcome != [want] * length:
                 return Verdict(
                     False,

@@ -45,9 +45,9 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         paper_bgcolor="white",
         plot_bgcolor="white",
         height=height,
-        margin={"l": 70, "r": 24, "t": 78, "b": 96},
+        margin={"l": 70, "r": 24, "t": 70, "b": 96},
         # Below the axis title, whatever the height: the offset is a share of the plot, the title's place is in pixels.
-        legend={"orientation": "h", "x": 0.0, "y": -56 / (height - 174), "yanchor": "top", "traceorder": "normal"},
+        legend={"orientation": "h", "x": 0.0, "y": -56 / (height - 166), "yanchor": "top", "traceorder": "normal"},
         hoverlabel={"font": {"family": _FONT}},
     )
     figure.update_xaxes(**axis)

@@ -22,7 +22,7 @@ class HelloPanel(RunPanel):
     """Each rank brings its number plus one; all-reduce; every rank must hold the same result."""
 
     def __init__(self, pool: Pool) -> None:
-        wide = {"layout": widgets.Layout(width="100%"), "style": {"description_width": "90px"}}
+        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "90px"}}
         self._reduction = widgets.Dropdown(options=REDUCTIONS, value="SUM", description="Reduction", **wide)
         self._size = widgets.SelectionSlider(options=list(_SIZES), value="4 B", description="Tensor", **wide)
         self._repeats = widgets.Dropdown(

@@ -86,6 +86,11 @@ class Pool(widgets.VBox):
         if self._cluster is not None:
             self._cluster.close()
 
+    def close(self) -> None:
+        """End the ranks and take the widget off the page."""
+        self.stop()
+        super().close()
+
     def _launch(self) -> None:
         self.stop()
         self._cluster = Cluster(self.num_ranks, self._backend)

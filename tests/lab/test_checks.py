@@ -1,0 +1,82 @@
+"""The doctor: findings, their words, and the command's exit status."""
+
+import json
+
+import pytest
+
+from tplab import cli
+from tplab.lab import checks as module
+from tplab.lab.checks import Check, PreflightTable, preflight, preflight_frame
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_this_machine_has_no_problem() -> None:
+    """The tests run where the lab is supposed to work: every problem found here is a real one."""
+    checks = preflight()
+    assert [check for check in checks if check.status == "problem"] == []
+    assert {"Python", "torch", "gloo", "CPU cores", "memory", "GPUs", "links", "plotly", "lab extensions"} <= {
+        check.name for check in checks
+    }
+
+
+def test_what_is_not_ok_says_what_it_means() -> None:
+    for check in preflight():
+        assert check.status == "ok" or check.meaning
+
+
+def test_little_memory_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cgroup_memory_left_gb", lambda: 0.4)
+    memory = by_name(preflight())["memory"]
+    assert memory.status == "problem"
+    assert "container" in memory.found
+    assert memory.cure
+
+
+def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "anywidget":
+            raise module.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(module, "version", version)
+    missing = by_name(preflight())["anywidget"]
+    assert missing.status == "problem"
+    assert "pip install" in missing.cure
+
+
+def test_a_missing_lab_extension_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    import jupyter_core.paths
+
+    monkeypatch.setattr(jupyter_core.paths, "jupyter_path", lambda *_: [str(tmp_path)])
+    check = by_name(preflight())["lab extensions"]
+    assert check.status == "problem"
+    assert "plotly" in check.found
+    assert "ipywidgets" in check.found
+
+
+@pytest.mark.timeout(60)
+def test_doctor_runs_ranks_and_exits_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "all-reduce of 1 and 2 gives 3" in out
+    assert "No problems found" in out
+
+
+def test_doctor_exits_with_one_when_something_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_cgroup_memory_left_gb", lambda: 0.1)
+    assert cli.main(["doctor", "--no-ranks", "--json"]) == 1
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["memory"]["status"] == "problem"
+    assert "two ranks" not in found
+
+
+def test_tables_escape_and_keep_every_row() -> None:
+    checks = [Check(name="a", found="<b>"), Check(name="b", found="x", status="problem", meaning="m.", cure="c.")]
+    assert "<b>" not in PreflightTable(checks)._repr_html_()
+    assert "PROBLEM" in repr(PreflightTable(checks))
+    assert preflight_frame(checks)["status"].tolist() == ["ok", "problem"]

@@ -1,0 +1,102 @@
+"""The checkers, against the reference, an empty answer and planted wrong answers; and the prediction field."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tplab.cluster import Cluster
+from tplab.lab import Predict, check_reduction
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(2, "gloo") as cluster:
+        yield cluster
+
+
+def product(rank, x):
+    dist.all_reduce(x, op=dist.ReduceOp.PRODUCT, group=rank.group)
+    return x
+
+
+def total(rank, x):
+    dist.all_reduce(x, group=rank.group)
+    return x
+
+
+def constant(rank, x):
+    return torch.full_like(x, 6.0)
+
+
+def only_rank_1(rank, x):
+    dist.reduce(x, dst=1, op=dist.ReduceOp.PRODUCT, group=rank.group)
+    return x
+
+
+def nothing(rank, x):
+    dist.all_reduce(x, op=dist.ReduceOp.PRODUCT, group=rank.group)
+
+
+def empty(rank, x):
+    return x[:0]
+
+
+def raises(rank, x):
+    raise NameError("x is not what you think")
+
+
+def deadlocks(rank, x):
+    if rank.index == 0:
+        dist.all_reduce(x, group=rank.group)
+    return x
+
+
+def test_the_reference_passes(cluster: Cluster) -> None:
+    assert check_reduction(cluster, product).passed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (total, "must hold 6; rank 0 holds 5"),
+        (constant, "a second try"),
+        (only_rank_1, "rank 0"),
+        (nothing, "returned None"),
+        (empty, "0 elements"),
+        (raises, "NameError"),
+    ],
+)
+def test_wrong_answers_fail_and_say_why(cluster: Cluster, wrong: object, says: str) -> None:
+    verdict = check_reduction(cluster, wrong)  # type: ignore[arg-type]
+    assert not verdict.passed
+    assert says in verdict.message
+
+
+def test_a_deadlock_is_told_as_one(cluster: Cluster) -> None:
+    verdict = check_reduction(cluster, deadlocks, timeout=2)
+    assert not verdict.passed
+    assert "did not answer within 2 s" in verdict.message
+
+
+def test_a_prediction_is_committed_once() -> None:
+    guess = Predict("how long", unit="ms")
+    assert guess.value is None
+    assert "not committed" in guess.compare(3.0)
+    guess.commit(12.0)
+    assert guess.value == 12.0
+    assert guess._button.disabled
+    with pytest.raises(ValueError, match="committed once"):
+        guess.commit(3.0)
+    with pytest.raises(ValueError, match="number"):
+        Predict("how long").commit(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("guess", "measured", "says"), [(10, 11, "within 25 %"), (20, 10, "2 times too high"), (1, 10, "10 times too low")]
+)
+def test_predictions_are_compared_in_words(guess: float, measured: float, says: str) -> None:
+    assert says in Predict("how long", unit="ms").commit(guess).compare(measured)
