@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def measure_launch(num_ranks: "Sequence[int]", backend: str = "auto") -> pd.DataFrame:
     """Start a cluster of each size, run one all-reduce, end it.
 
-    Returns one row per ``num_ranks`` and ``phase`` with ``seconds`` (of the slowest rank in that phase; ``first
-    all-reduce`` is the whole first call), and the provenance columns.
+    Returns one row per ``num_ranks`` and ``phase`` with ``seconds`` (of the rank that came last; ``first all-reduce``
+    is the whole first call), and the provenance columns.
     """
     from tplab.cluster.cluster import Cluster
 
@@ -30,8 +30,9 @@ def measure_launch(num_ranks: "Sequence[int]", backend: str = "auto") -> pd.Data
             first_call = time.perf_counter() - began
             phases = cluster.launches[-1]
             columns = cluster.provenance.columns()
-        for phase in phases[0]:
-            rows.append({"phase": phase, "seconds": max(phases[rank][phase] for rank in phases), **columns})
+        # The rank that was last to import torch: the others spend the difference waiting in the next phase.
+        last = max(phases, key=lambda rank: phases[rank]["interpreter"] + phases[rank]["import torch"])
+        rows += [{"phase": phase, "seconds": seconds, **columns} for phase, seconds in phases[last].items()]
         rows.append({"phase": "first all-reduce", "seconds": first_call, **columns})
     return pd.DataFrame(rows)
 
