@@ -90,11 +90,21 @@ def rank_environment(placement: Placement, rank: int, cluster_id: str) -> dict[s
     environment.setdefault("NCCL_NVLS_ENABLE", "0")
     environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     if placement.shares_gpus:
-        # NCCL refuses two ranks of one host on one GPU ("Duplicate GPU detected"). With a host id each, they count as
-        # ranks of different hosts, and NCCL takes its socket transport between them.
-        environment["NCCL_HOSTID"] = f"tplab-{cluster_id}-{rank}"
-        environment["NCCL_IB_DISABLE"] = "1"
+        environment |= shared_gpu_environment(cluster_id, rank)
     return environment
+
+
+def shared_gpu_environment(cluster_id: str, rank: int) -> dict[str, str]:
+    """What lets several NCCL ranks share a GPU.
+
+    NCCL refuses two ranks of one host on one GPU ("Duplicate GPU detected"). With a host id each, they count as ranks
+    of different hosts, and NCCL takes its socket transport between them.
+    """
+    return {
+        "NCCL_HOSTID": f"tplab-{cluster_id}-{rank}",
+        "NCCL_IB_DISABLE": "1",
+        "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
+    }
 
 
 def describe_link(placement: Placement) -> str:

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 ENGINES = ("local", "ipyparallel")
 MAX_LOCAL_RANKS = 64
+_LONGEST_S = 1e8  # three years; the operating system's clocks overflow somewhere beyond
 
 
 class Cluster:
@@ -215,5 +216,5 @@ class Cluster:
 
 
 def _check_seconds(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number of seconds; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST_S:
+        raise ValueError(f"{name} must be a positive number of seconds, at most {_LONGEST_S:.0e}; got {value!r}")

@@ -53,8 +53,8 @@ class Engine(Protocol):
     def spawn(self) -> None:
         """Start all ranks, without waiting for them. They send ``wire.Ready`` or ``wire.Fault`` when they know."""
 
-    def send(self, rank: int, message: object) -> None:
-        """Send a message. A rank that cannot take it shows up as Exited."""
+    def send(self, rank: int, data: bytes) -> None:
+        """Send an encoded message, without waiting for the rank to take it in. To a rank that is gone: no effect."""
 
     def poll(self, timeout: float | None) -> list[Event]:
         """What happened since the last call; waits up to ``timeout`` seconds for something to. A rank's output comes

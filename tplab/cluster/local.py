@@ -12,17 +12,19 @@ import secrets
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import IO
 
+import psutil
+
 from tplab.cluster.backends import LOOPBACK, Placement, rank_environment
+from tplab.cluster.channel import SupervisorChannel, encode
 from tplab.cluster.engine import Event, Exited, Received, Stream, Wrote
+from tplab.cluster.wire import Answer, import_path
 from tplab.cluster.worker import Setup
 
 # The kernel's import path goes along: tplab itself may be importable only from the kernel's folder.
@@ -30,7 +32,8 @@ _BOOTSTRAP = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
     "from tplab.cluster.worker import main; main(int(sys.argv[1]))"
 )
-_SEND_TIMEOUT_S = 10
+# In the environment of the ranks, and so of everything they start, in whatever session.
+_MARK = "TPLAB_CLUSTER"
 _READ_SIZE = 1 << 16
 _CHECK_EXITS_EVERY_S = 0.5
 
@@ -76,12 +79,15 @@ class _Process:
 
     rank: int
     popen: subprocess.Popen[bytes]
-    connection: Connection
+    channel: SupervisorChannel
     pipes: list[_Pipe]
     exited: bool = False
 
     def drain(self) -> list[Event]:
         return [line for pipe in self.pipes for line in pipe.read()]
+
+    def rest(self) -> list[Event]:
+        return [line for pipe in self.pipes for line in pipe.rest()]
 
 
 class LocalEngine:
@@ -91,6 +97,7 @@ class LocalEngine:
         self._placement = placement
         self._start_timeout = start_timeout
         self._processes: list[_Process] = []
+        self._cluster_id = ""
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -107,7 +114,7 @@ class LocalEngine:
 
     def spawn(self) -> None:
         assert not self._processes
-        cluster_id = secrets.token_hex(4)
+        self._cluster_id = cluster_id = secrets.token_hex(8)
         # Bound here and handed to rank 0 as an open descriptor: a port that is only picked free can be lost again.
         with socket.socket() as listener:
             listener.bind((LOOPBACK, 0))
@@ -118,62 +125,65 @@ class LocalEngine:
     def _start(self, rank: int, listener: socket.socket, cluster_id: str) -> _Process:
         ours, theirs = socket.socketpair()
         with theirs:
-            # A rank that is stopped (SIGSTOP) takes nothing in: sending to it must fail, not hang the supervisor.
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
             store_fd = listener.fileno() if rank == 0 else None
             popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(sys.path), f"rank {rank}"],
+                [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(import_path()), f"rank {rank}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[theirs.fileno()] + ([] if store_fd is None else [store_fd]),
-                env=rank_environment(self._placement, rank, cluster_id),
+                env=rank_environment(self._placement, rank, cluster_id) | {_MARK: cluster_id},
                 start_new_session=True,
             )
-        connection = Connection(ours.detach())
-        connection.send(
-            Setup(
-                index=rank,
-                world_size=self.num_ranks,
-                backend=self._placement.backend,
-                device=self._placement.devices[rank],
-                store_host=LOOPBACK,
-                store_port=listener.getsockname()[1],
-                store_fd=store_fd,
-                kernel_pid=os.getpid(),
-                start_timeout=self._start_timeout,
-            )
+        setup = Setup(
+            index=rank,
+            world_size=self.num_ranks,
+            backend=self._placement.backend,
+            device=self._placement.devices[rank],
+            store_host=LOOPBACK,
+            store_port=listener.getsockname()[1],
+            store_fd=store_fd,
+            kernel_pid=os.getpid(),
+            start_timeout=self._start_timeout,
         )
+        channel = SupervisorChannel(ours)
+        channel.send(encode(setup))
         assert popen.stdout is not None
         assert popen.stderr is not None
         pipes = [_Pipe(rank, "stdout", popen.stdout), _Pipe(rank, "stderr", popen.stderr)]
-        process = _Process(rank, popen, connection, pipes)
-        self._selector.register(connection, selectors.EVENT_READ, process)
+        process = _Process(rank, popen, channel, pipes)
+        self._selector.register(channel, selectors.EVENT_READ, process)
         for pipe in pipes:
             os.set_blocking(pipe.file.fileno(), False)
             self._selector.register(pipe.file, selectors.EVENT_READ, pipe)
         return process
 
-    def send(self, rank: int, message: object) -> None:
+    def send(self, rank: int, data: bytes) -> None:
         process = self._processes[rank]
-        try:
-            process.connection.send(message)
-        except OSError:
-            # Gone, or stopped for so long that it is as good as gone. Ending it makes both look the same.
-            _kill_session(process.popen)
+        if not process.exited:
+            process.channel.send(data)
+            self._watch(process)
+
+    def _watch(self, process: _Process) -> None:
+        writing = selectors.EVENT_WRITE if process.channel.has_outgoing else 0
+        self._selector.modify(process.channel, selectors.EVENT_READ | writing, process)
 
     def poll(self, timeout: float | None) -> list[Event]:
         if self._processes:
             timeout = _CHECK_EXITS_EVERY_S if timeout is None else min(timeout, _CHECK_EXITS_EVERY_S)
         events: list[Event] = []
-        for key, _ in self._selector.select(timeout):
+        for key, ready in self._selector.select(timeout):
             match key.data:
                 case _Pipe() as pipe:
                     events += pipe.read()
                     if pipe.ended:
                         self._selector.unregister(pipe.file)
                 case _Process() as process:
-                    events += self._receive(process)
+                    if ready & selectors.EVENT_WRITE:
+                        process.channel.flush()
+                        self._watch(process)
+                    if ready & selectors.EVENT_READ:
+                        events += self._receive(process)
                 case _:
                     with suppress(BlockingIOError):
                         while self._wake_read.recv(_READ_SIZE):
@@ -185,21 +195,19 @@ class LocalEngine:
         return events
 
     def _receive(self, process: _Process) -> list[Event]:
-        events: list[Event] = []
-        try:
-            while not process.exited and process.connection.poll():
-                message = process.connection.recv()
-                events += process.drain()
-                events.append(Received(process.rank, message))
-        except (EOFError, OSError):
-            events += self._exit(process)
-        return events
+        messages, ended = process.channel.read()
+        # Read after the messages: it holds all that the rank wrote before it sent them.
+        events = process.drain()
+        if any(isinstance(message, Answer) for message in messages):
+            events += process.rest()  # a line that the run left without an end must not run into the next run's
+        events += [Received(process.rank, message) for message in messages]
+        return events + self._exit(process) if ended else events
 
     def _exit(self, process: _Process) -> list[Event]:
         """The rank's socket or process ended: end the rest of its session too. (A kill does not change the exit code
         of a process that is already on its way out.)"""
         process.exited = True
-        self._selector.unregister(process.connection)
+        self._selector.unregister(process.channel)
         _kill_session(process.popen)
         process.popen.wait()
         return [*process.drain(), Exited(process.rank, process.popen.returncode)]
@@ -213,14 +221,16 @@ class LocalEngine:
         for process in processes:
             process.popen.wait()
             events += process.drain()
+            events += process.rest()
             for pipe in process.pipes:
-                events += pipe.rest()
                 with suppress(KeyError):
                     self._selector.unregister(pipe.file)
                 pipe.file.close()
             if not process.exited:
-                self._selector.unregister(process.connection)
-            process.connection.close()
+                self._selector.unregister(process.channel)
+            process.channel.close()
+        if processes:
+            _kill_marked(self._cluster_id)
         return events
 
     def wake(self) -> None:
@@ -238,3 +248,11 @@ def _kill_session(popen: subprocess.Popen[bytes]) -> None:
     so it cannot hit anyone else."""
     with suppress(ProcessLookupError):
         os.killpg(popen.pid, signal.SIGKILL)
+
+
+def _kill_marked(cluster_id: str) -> None:
+    """End what ranks have started in sessions of its own, as torch.compile's workers are, wherever it hangs now."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(_MARK) == cluster_id:
+                process.kill()

@@ -52,7 +52,7 @@ class Rank:
         same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size.
         """
         for name, size in (("tp", tp), ("pp", pp)):
-            if size is not None and (not isinstance(size, int) or size < 1):
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
                 raise ValueError(f"{name} must be a positive integer; got {size!r}")
         shape = ((pp or self.world_size // (tp or self.world_size)), (tp or self.world_size // (pp or 1)))
         if shape[0] * shape[1] != self.world_size:

@@ -10,16 +10,17 @@ collector can use one cluster at once. The thread is long-lived also because Lin
 thread that started the process.
 """
 
+import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
 from tplab.cluster import wire
+from tplab.cluster.channel import encode
 from tplab.cluster.engine import Engine, Event, Exited, Received, Wrote
 from tplab.cluster.errors import ClusterClosed, ClusterError, RankError
 from tplab.cluster.run import Report, Run
@@ -33,6 +34,9 @@ _STOP_GRACE_S = 0.6
 _LINES_KEPT_OF_START = 200
 # Gloo's C++ announces every connection on stdout, past any log level.
 _NOISE = ("[Gloo] Rank ",)
+
+
+logger = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -183,7 +187,8 @@ class Supervisor:
                 elif answer.fault is not None:
                     self._cannot_succeed()
             case wire.ReportMessage(run_id, fields) if self._current is not None and run_id == self._current.id:
-                self._guard(self._current.deliver_report, Report(rank, wire.unpack(fields)))
+                run = self._current
+                self._guard(lambda: run.deliver_report(Report(rank, wire.unpack(fields))))
             case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
                 self._evidence.stacks[rank] = frames
 
@@ -220,8 +225,7 @@ class Supervisor:
 
     def _ask_where(self) -> None:
         if self._current is not None:
-            for rank in self._evidence.missing:
-                self._engine.send(rank, wire.AskStack(self._current.id))
+            self._send(self._evidence.missing, wire.AskStack(self._current.id))
 
     def _conclude(self) -> None:
         """The run is over, or is made to be."""
@@ -293,9 +297,12 @@ class Supervisor:
         self._evidence = Evidence(run.name, self._engine.num_ranks, run.timeout)
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
-        call = wire.Call(run.id, run.payload, tuple(sys.path))
-        for rank in range(self._engine.num_ranks):
-            self._engine.send(rank, call)
+        self._send(range(self._engine.num_ranks), wire.Call(run.id, run.payload, tuple(wire.import_path())))
+
+    def _send(self, ranks: Iterable[int], message: object) -> None:
+        data = encode(message)  # once: it may be large
+        for rank in ranks:
+            self._engine.send(rank, data)
 
     def _spawn(self) -> None:
         self._become(State.STARTING)
@@ -317,8 +324,7 @@ class Supervisor:
                 self._evidence.cause = "stop"
                 self._deadline = time.monotonic() + _STOP_GRACE_S
                 self._ask_where()
-                for rank in self._evidence.missing:
-                    self._engine.send(rank, wire.Interrupt(run.id))
+                self._send(self._evidence.missing, wire.Interrupt(run.id))
         elif run in self._queue:
             self._queue.remove(run)
             self._finish(run, judge(Evidence(run.name, self._engine.num_ranks, run.timeout, cause="stop")))
@@ -337,7 +343,8 @@ class Supervisor:
         self._become(State.DOWN)
 
     def _become(self, state: State) -> None:
-        self.state = state
+        with self._door:
+            self.state = state
         self._deadline = None
         for watcher in self._watchers:
             self._guard(watcher, state)
@@ -351,8 +358,7 @@ class Supervisor:
 
     def _shut_down(self, reason: ClusterError) -> None:
         self._kill()
-        with self._door:
-            self._become(State.CLOSED)
+        self._become(State.CLOSED)
         self._fail_all(reason)
 
     def _fail_all(self, reason: ClusterError) -> None:
@@ -367,8 +373,7 @@ class Supervisor:
         try:
             callback(*args, **options)
         except Exception as error:
-            if sys.stderr is not None and not sys.is_finalizing():
-                print(f"tplab: {getattr(callback, '__name__', callback)} failed: {error!r}", file=sys.__stderr__)
+            logger.warning("a callback of the cluster failed: %r", error)
 
 
 def _closed() -> ClusterClosed:

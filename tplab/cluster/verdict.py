@@ -51,9 +51,16 @@ class Evidence:
 
     @property
     def in_step(self) -> bool:
-        """Every rank answered and all handed the same number of operations to the process group, so that the next
-        collective of each meets the next of the others. Ranks that are not in step must be replaced."""
-        return len(self.answers) == self.world_size and len({a.sequence for a in self.answers.values()}) == 1
+        """Every rank answered, its device works, and all handed the same number of operations to the process group, so
+        that the next collective of each meets the next of the others. Otherwise the ranks must be replaced."""
+        answers = self.answers.values()
+        if len(answers) < self.world_size or not all(answer.fit for answer in answers):
+            return False
+        counts: dict[str, set[int]] = {}
+        for answer in answers:
+            for group, count in answer.sequences.items():
+                counts.setdefault(group, set()).add(count)
+        return all(len(seen) == 1 for seen in counts.values())
 
 
 def judge(evidence: Evidence, output: Sequence[str] = ()) -> ClusterError:
@@ -73,10 +80,7 @@ def judge(evidence: Evidence, output: Sequence[str] = ()) -> ClusterError:
 
 def _raised(evidence: Evidence) -> RankError:
     rank, fault = next(iter(evidence.faults.items()))
-    traceback = ""
-    if fault.frames:
-        traceback = f"Traceback on rank {rank} (most recent call last):\n{wire.format_frames(fault.frames)}\n"
-    traceback += fault.text
+    traceback = wire.format_fault(fault, rank)
     head = f"rank {rank} of {evidence.world_size} raised {fault.type_name} {_where(evidence)}"
     error = RankError(_compose(head, evidence, traceback), rank=rank, traceback=traceback)
     error.__cause__ = wire.rebuild_exception(fault)

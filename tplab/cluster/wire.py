@@ -9,6 +9,7 @@ import io
 import linecache
 import pickle
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Fault:
     frames: tuple[Frame, ...]
     pickled: bytes | None
     """The exception itself, where it can be pickled."""
+    before: "tuple[Fault, str] | None" = None
+    """The exception this one came from or happened in, and the sentence that says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,10 @@ class Answer:
     fault: Fault | None
     seconds: float
     """What the function itself took."""
-    sequence: int
-    """How many operations the process group has been handed so far: ranks that disagree are out of step."""
+    sequences: dict[str, int]
+    """How many operations each process group has been handed so far: ranks that disagree are out of step."""
+    fit: bool = True
+    """Whether the device still works: after a CUDA error of the sticky kind only a new process does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,11 @@ class _ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle i
         return super().reducer_override(obj)
 
 
+def import_path() -> list[str]:
+    """This process's ``sys.path``, without the entries (Path objects, say) that Python itself passes over."""
+    return [entry for entry in sys.path if isinstance(entry, str)]
+
+
 def pack_value(value: Any) -> bytes:
     """Pickle what a rank sends back."""
     buffer = io.BytesIO()
@@ -141,14 +151,36 @@ def unpack(data: bytes) -> Any:
     return pickle.loads(data)
 
 
+_CAUSED = "The above exception was the direct cause of the following exception:"
+_DURING = "During handling of the above exception, another exception occurred:"
+
+
 def describe_fault(error: BaseException, skip_frames: int = 0) -> Fault:
     """Take an exception apart on the rank; ``skip_frames`` outermost frames (the worker's own) are left out."""
+    before = None
+    if error.__cause__ is not None:
+        before = describe_fault(error.__cause__), _CAUSED
+    elif error.__context__ is not None and not error.__suppress_context__:
+        before = describe_fault(error.__context__), _DURING
     try:
         pickled = cloudpickle.dumps(error)
     except Exception:
         pickled = None
     frames = _frames_of(error.__traceback__)[skip_frames:]
-    return Fault(type(error).__name__, "".join(traceback.format_exception_only(error)).rstrip(), frames, pickled)
+    return Fault(
+        type(error).__name__, "".join(traceback.format_exception_only(error)).rstrip(), frames, pickled, before
+    )
+
+
+def format_fault(fault: Fault, rank: int) -> str:
+    """The rank's traceback, as Python would print it there."""
+    parts = []
+    if fault.before is not None:
+        earlier, link = fault.before
+        parts += [format_fault(earlier, rank), "", link, ""]
+    if fault.frames:
+        parts += [f"Traceback on rank {rank} (most recent call last):", format_frames(fault.frames)]
+    return "\n".join([*parts, fault.text])
 
 
 def rebuild_exception(fault: Fault) -> BaseException | None:

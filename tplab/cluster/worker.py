@@ -17,13 +17,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
+from tplab.cluster.channel import RankChannel
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    import torch
 
     from tplab.cluster.rank import Rank
 
@@ -47,8 +47,8 @@ class Setup:
 class Worker:
     """One rank: its socket, its process group, and the run it is in."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, channel: RankChannel) -> None:
+        self._channel = channel
         self._send_lock = threading.Lock()  # answers come from the main thread, stacks from the control thread
         self._calls: queue.SimpleQueue[wire.Call] = queue.SimpleQueue()
         self._running: int | None = None
@@ -56,7 +56,7 @@ class Worker:
     def serve(self) -> None:
         """Join the group, then run calls until the kernel hangs up. Never returns."""
         phases = [("interpreter", time.monotonic())]
-        setup: Setup = self._connection.recv()
+        setup: Setup = self._channel.recv()
         _die_with_kernel(setup.kernel_pid)
         signal.signal(signal.SIGINT, self._on_interrupt)
         threading.Thread(target=self._listen, name="tplab-control", daemon=True).start()
@@ -107,7 +107,7 @@ class Worker:
             "torch_version": torch.__version__,
             "nccl_version": ".".join(map(str, nccl)),
             "python_version": platform.python_version(),
-            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+            "device_name": device_name(device),
             "phases": phases,
         }
         self._send(wire.Ready(facts))
@@ -125,6 +125,7 @@ class Worker:
                 sys.path.append(entry)
         value: bytes | None = None
         fault: wire.Fault | None = None
+        fit = True
         began = time.perf_counter()
         seconds = 0.0
         self._running = call.run_id
@@ -138,13 +139,12 @@ class Worker:
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
             seconds = seconds or time.perf_counter() - began
             fault = wire.describe_fault(error, skip_frames=1)
-            with suppress(Exception):  # what the device says now is a consequence
-                _settle(rank)
+            fit = _settles(rank)
         finally:
             self._running = None
         sys.stdout.flush()
         sys.stderr.flush()
-        self._send(wire.Answer(call.run_id, value, fault, seconds, _sequence(rank.group)))
+        self._send(wire.Answer(call.run_id, value, fault, seconds, _sequences(), fit))
 
     def _send_report(self, fields: dict[str, Any]) -> None:
         if self._running is not None:
@@ -152,14 +152,14 @@ class Worker:
 
     def _send(self, message: object) -> None:
         with self._send_lock:
-            self._connection.send(message)
+            self._channel.send(message)
 
     def _listen(self) -> None:
         main_thread = threading.main_thread()
         assert main_thread.ident is not None
         try:
             while True:
-                message = self._connection.recv()
+                message = self._channel.recv()
                 if isinstance(message, wire.Call):
                     self._calls.put(message)
                 elif message.run_id != self._running:
@@ -191,8 +191,24 @@ def _settle(rank: "Rank") -> None:
         torch.cuda.synchronize(rank.device)
 
 
-def _sequence(group: "ProcessGroup") -> int:
-    return int(group._get_sequence_number_for_group())  # type: ignore[attr-defined]
+def _settles(rank: "Rank") -> bool:
+    try:
+        _settle(rank)
+    except Exception:
+        return False
+    return True
+
+
+def _sequences() -> dict[str, int]:
+    """How many operations each process group of this rank has been handed. Gloo counts collectives and point-to-point,
+    NCCL collectives (what else it left undone keeps the device from settling)."""
+    from torch.distributed.distributed_c10d import _world
+
+    return {
+        name: group._get_sequence_number_for_group()
+        for group, name in _world.pg_names.items()
+        if hasattr(group, "_get_sequence_number_for_group")
+    }
 
 
 def _die_with_kernel(kernel_pid: int) -> None:
@@ -205,7 +221,12 @@ def _die_with_kernel(kernel_pid: int) -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _cpu_name() -> str:
+def device_name(device: "torch.device") -> str:
+    """The GPU's or the CPU's name, as the vendor writes it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
@@ -219,4 +240,4 @@ def main(fd: int) -> None:
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    Worker(Connection(fd)).serve()
+    Worker(RankChannel(fd)).serve()
