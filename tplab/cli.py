@@ -5,8 +5,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 import tplab
+from tplab.cluster import Cluster, ClusterError, Report
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,8 +33,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.add_argument("--no-ranks", action="store_true", help="do not start ranks (faster)")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(call=_doctor)
+    sweep = commands.add_parser(
+        "sweep",
+        help="measure all-reduce over sizes; write a CSV file and an HTML figure",
+        description="Measure all-reduce over message sizes on local ranks, or, started by torchrun (torchrun "
+        "--nproc-per-node 8 -m tplab.cli sweep ...), on the ranks it made. Writes a tidy CSV file and an HTML "
+        "figure.",
+    )
+    sweep.add_argument("--ranks", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)")
+    sweep.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    sweep.add_argument("--from-size", default="1KiB", help="smallest message: 512B, 64KiB, 2MiB (default 1KiB)")
+    sweep.add_argument(
+        "--to-size", default="64MiB", help="largest message; sizes double from one to the next (default 64MiB)"
+    )
+    sweep.add_argument("--dtypes", default="float32", help="comma-separated (default float32)")
+    sweep.add_argument("--algorithms", default="library", help="comma-separated: library, ring, two-shot, ...")
+    sweep.add_argument("--mode", default="eager", help="eager, or graph on GPUs")
+    sweep.add_argument("--iterations", type=int, help="samples per size (default: 50, fewer for large messages)")
+    sweep.add_argument("--out", default="sweep.csv", help="CSV file; the figure goes beside it as .html")
+    sweep.set_defaults(call=_sweep)
     arguments = parser.parse_args(argv)
-    return int(arguments.call(arguments))
+    try:
+        return int(arguments.call(arguments))
+    except (ValueError, ClusterError) as error:
+        print(f"tplab {arguments.command}: {error}", file=sys.stderr)
+        return 2
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -41,6 +72,66 @@ def _doctor(arguments: argparse.Namespace) -> int:
         noun = "problem" if problems == 1 else "problems"
         print(f"\n{problems} {noun} found." if problems else "\nNo problems found: `jupyter lab` and go.")
     return 1 if problems else 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
+    from tplab.collectives.sweep import parse_bytes, plan_sweep, submit_sweep, sweep_frame
+    from tplab.collectives.timing import time_points
+
+    smallest, largest = parse_bytes("--from-size", arguments.from_size), parse_bytes("--to-size", arguments.to_size)
+    if smallest > largest:
+        raise ValueError(f"--from-size must not be above --to-size; got {arguments.from_size} and {arguments.to_size}")
+    sizes = [smallest << doublings for doublings in range((largest // smallest).bit_length())]
+    options = {
+        "sizes": sizes,
+        "dtypes": arguments.dtypes.split(","),
+        "algorithms": arguments.algorithms.split(","),
+        "mode": arguments.mode,
+        "iterations": arguments.iterations,
+    }
+    csv = Path(arguments.out)
+    if not csv.parent.is_dir():
+        raise ValueError(f"--out must be in an existing folder; there is no {csv.parent}")
+    if under_torchrun():
+        with attached(arguments.backend) as (rank, provenance, reports):
+            points = plan_sweep(**options, backend=provenance.backend, shares_gpus=provenance.shares_gpus)
+            time_points(rank, points)
+            everything = gather_reports(rank, reports)
+        if rank.index != 0:
+            return 0
+        frame, badge = sweep_frame(points, everything, provenance), provenance.badge
+    else:
+        with Cluster(arguments.ranks, arguments.backend) as cluster:
+            points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
+            with tqdm(total=len(points), desc=cluster.badge, unit="size") as bar:
+
+                def on_report(report: Report) -> None:
+                    if report.rank == 0 and report.fields["phase"] == "measure":
+                        bar.update()
+
+                run = submit_sweep(cluster, points, on_report=on_report)
+                try:
+                    run.result()
+                finally:  # what was measured before a fault or an interrupt is written all the same
+                    frame, badge = sweep_frame(points, run.reports, cluster.provenance), cluster.badge
+                    _write_sweep(frame, badge, csv)
+            return 0
+    _write_sweep(frame, badge, csv)
+    return 0
+
+
+def _write_sweep(frame: "pd.DataFrame", badge: str, csv: Path) -> None:
+    from tplab.lab.figures.collectives import latency_figure
+    from tplab.lab.words import explain_sweep
+
+    if frame.empty:
+        return
+    frame.to_csv(csv, index=False)
+    page = csv.with_suffix(".html")
+    latency_figure(frame, badge=badge).write_html(page, include_plotlyjs=True)
+    print(explain_sweep(frame))
+    print(f"Wrote {csv} ({len(frame)} rows) and {page}.")
 
 
 if __name__ == "__main__":

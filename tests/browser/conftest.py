@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 CHROMIUM_FLAGS = [
@@ -127,3 +128,25 @@ def _api(lab: str, method: str, path: str) -> list[dict[str, str]]:
     request = urllib.request.Request(f"{lab}/api/{path}?token={TOKEN}", method=method)
     with urllib.request.urlopen(request, timeout=20) as response:
         return json.loads(response.read() or b"[]")
+
+
+@pytest.fixture
+def run_notebook(open_notebook: Callable[[str], Page]) -> Callable[[str], Page]:
+    """Open a notebook, clear what is stored, so that nothing seen afterwards can be that, and run all cells."""
+
+    def run(name: str) -> Page:
+        page = open_notebook(name)
+        _menu(page, "Edit", "Clear Outputs of All Cells")
+        expect(page.locator(".jp-OutputArea-output")).to_have_count(0)
+        _menu(page, "Run", "Run All Cells")
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+        expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=150_000)
+        assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_text_contents() == []
+        return page
+
+    return run
+
+
+def _menu(page: Page, menu: str, item: str) -> None:
+    page.click(f".lm-MenuBar-itemLabel:text-is('{menu}')")
+    page.click(f".lm-Menu-itemLabel:text-is('{item}')")

@@ -21,8 +21,9 @@ def fault(text="ValueError: wrong", error=None):
     )
 
 
-def answer(fault=None, sequence=1, **fields):
-    return wire.Answer(run_id=1, value=None if fault else b"", fault=fault, seconds=0.1, sequence=sequence, **fields)
+def answer(fault=None, sequences=None, **fields):
+    value = None if fault else b""
+    return wire.Answer(run_id=1, value=value, fault=fault, seconds=0.1, sequences=sequences or {"0": 1}, **fields)
 
 
 def evidence(world_size=2, **fields):
@@ -55,7 +56,14 @@ class TestState:
         assert raised.in_step
 
     def test_out_of_step(self):
-        assert not evidence(answers={0: answer(sequence=4), 1: answer(fault(), sequence=5)}).in_step
+        assert not evidence(answers={0: answer(sequences={"0": 4}), 1: answer(fault(), sequences={"0": 5})}).in_step
+
+    def test_groups_of_their_own(self):
+        """Each group is counted for itself, among its own members."""
+        apart = {0: answer(sequences={"0": 4, "tp0": 7}), 1: answer(sequences={"0": 4, "tp1": 9})}
+        assert evidence(answers=apart).in_step
+        together = {0: answer(sequences={"0": 4, "tp": 7}), 1: answer(sequences={"0": 4, "tp": 9})}
+        assert not evidence(answers=together).in_step
 
     def test_device_that_no_longer_works(self):
         assert not evidence(answers={0: answer(fault()), 1: answer(fault(), fit=False)}).in_step

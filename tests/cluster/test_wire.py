@@ -101,6 +101,13 @@ def caught(make):
         return error
 
 
+def caught_from(fn):
+    try:
+        fn()
+    except BaseException as error:
+        return error
+
+
 class TestFault:
     def test_exception_comes_back(self):
         fault = wire.describe_fault(caught(lambda: KeyError("a", 1)))
@@ -146,6 +153,60 @@ class TestFault:
 
     def test_syntax_error_shows_its_line(self):
         assert "1 +" in wire.describe_fault(caught(lambda: SyntaxError("bad", ("cell", 1, 4, "1 +")))).text
+
+    def test_chain(self):
+        """In Python's order: what came first is shown first."""
+
+        def fail():
+            try:
+                {}["the reason"]
+            except KeyError as error:
+                raise RuntimeError("in general") from error
+
+        text = wire.format_fault(wire.describe_fault(caught_from(fail)), 3)
+        assert text.index("the reason") < text.index("direct cause") < text.index("in general")
+        assert text.count("Traceback on rank 3") == 2
+
+    def test_chain_by_accident(self):
+        def fail():
+            try:
+                {}["the reason"]
+            except KeyError:
+                raise RuntimeError("in general")  # noqa: B904
+
+        text = wire.format_fault(wire.describe_fault(caught_from(fail)), 0)
+        assert text.index("the reason") < text.index("another exception occurred") < text.index("in general")
+
+    def test_chain_that_was_cut(self):
+        def fail():
+            try:
+                {}["the reason"]
+            except KeyError:
+                raise RuntimeError("in general") from None
+
+        assert "the reason" not in wire.format_fault(wire.describe_fault(caught_from(fail)), 0)
+
+    def test_chain_that_bites_its_tail(self):
+        def fail():
+            error = RuntimeError("itself")
+            raise error from error
+
+        fault = wire.describe_fault(caught_from(fail))
+        assert "itself" in wire.format_fault(fault, 0)
+        wire.unpack(wire.pack_value(fault))
+
+    def test_long_chain(self):
+        def fail(depth=3000):
+            error = None
+            for i in range(depth):
+                following = RuntimeError(f"number {i}")
+                following.__cause__ = error
+                error = following
+            raise error
+
+        fault = wire.describe_fault(caught_from(fail))
+        assert "number 2999" in wire.format_fault(fault, 0)
+        wire.unpack(wire.pack_value(fault))
 
     def test_no_frames(self):
         assert wire.describe_fault(ValueError("never raised")).frames == ()

@@ -156,6 +156,11 @@ class Cluster:
         return self._placement.backend
 
     @property
+    def shares_gpus(self) -> bool:
+        """Whether there are more NCCL ranks than GPUs."""
+        return self._placement.shares_gpus
+
+    @property
     def state(self) -> State:
         """What the ranks are doing now."""
         return self._supervisor.state

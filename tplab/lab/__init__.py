@@ -12,6 +12,17 @@ from tplab.lab.checks import preflight, preflight_table
 from tplab.lab.exercises import check_reduction
 from tplab.lab.panels.hello import HelloPanel
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.ring import RingStepper
+from tplab.lab.panels.sweep import SweepPanel
 from tplab.lab.predict import Predict
 
-__all__ = ["HelloPanel", "Pool", "Predict", "check_reduction", "preflight", "preflight_table"]
+__all__ = [
+    "HelloPanel",
+    "Pool",
+    "Predict",
+    "RingStepper",
+    "SweepPanel",
+    "check_reduction",
+    "preflight",
+    "preflight_table",
+]

@@ -78,6 +78,15 @@ def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:
     return {"tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
+def bytes_text(nbytes: int) -> str:
+    """``512 B``, ``64 KiB``, ``1.5 MiB``."""
+    value, units = float(nbytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:g} {units[0]}"
+
+
 def badge_colour(badge: str) -> str:
     """Live, recorded and modelled numbers differ at a glance, besides in words."""
     if badge.startswith("LIVE"):

@@ -31,7 +31,15 @@ class RunPanel(widgets.VBox):
     ``run()`` is what the Run button does, then waits; ``stop()`` is the Stop button. ``figure`` is the last figure.
     """
 
-    def __init__(self, pool: Pool, *, title: str, controls: Sequence[widgets.Widget], height: int = 400) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        title: str,
+        controls: Sequence[widgets.Widget],
+        views: widgets.Widget | None = None,
+        height: int = 400,
+    ) -> None:
         self.pool = pool
         self._run: Run[Any] | None = None
         self._cluster: Cluster | None = None  # the one the run is on; the pool may have moved on
@@ -63,7 +71,10 @@ class RunPanel(widgets.VBox):
             ],
             layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
         )
-        right = widgets.VBox([self._ribbon, self._error, self._view, self._below], layout=widgets.Layout(flex="1 1 0"))
+        above = [] if views is None else [views]
+        right = widgets.VBox(
+            [self._ribbon, self._error, *above, self._view, self._below], layout=widgets.Layout(flex="1 1 0")
+        )
         body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
         super().__init__([widgets.HTML(html.heading(title)), body])
         # For user style sheets and for tests that look at the page.
@@ -87,8 +98,9 @@ class RunPanel(widgets.VBox):
         """Start the work; pass ``on_report=self.on_report``."""
 
     @abstractmethod
-    def draw(self, run: Run[Any], badge: str) -> tuple[go.Figure, str]:
-        """Figure and HTML below it, from what the run has reported and returned so far; it may have failed."""
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        """Figure and HTML below it, from what the run on ``cluster`` has reported and returned so far; it may have
+        failed."""
 
     @property
     def figure(self) -> go.Figure | None:
@@ -142,9 +154,14 @@ class RunPanel(widgets.VBox):
             self._drawn_at = now
             self._show(self._run)
 
+    def redraw(self) -> None:
+        """Draw the last run again, after a change of view."""
+        if self._run is not None and self._run.reports:
+            self._show(self._run)
+
     def _show(self, run: Run[Any]) -> None:
         assert self._cluster is not None
-        figure, below = self.draw(run, self._cluster.badge)
+        figure, below = self.draw(run, self._cluster)
         self._view.show(figure)
         self._below.value = below
 

@@ -64,12 +64,12 @@ class HelloPanel(RunPanel):
             on_report=self.on_report,
         )
 
-    def draw(self, run: Run[dict[str, Any]], badge: str) -> tuple[go.Figure, str]:
+    def draw(self, run: Run[dict[str, Any]], cluster: Cluster) -> tuple[go.Figure, str]:
         assert self._settings_of_run is not None
         settings = self._settings_of_run
         size = next(label for label, n in _SIZES.items() if n == settings["num_elements"])
         figure = timings_figure(
-            slowest_per_repeat(run), title=f"All-reduce ({settings['reduction']}) of {size}", badge=badge
+            slowest_per_repeat(run), title=f"All-reduce ({settings['reduction']}) of {size}", badge=cluster.badge
         )
         return figure, self._table(run, settings) if run.done() and run.exception() is None else ""
 

@@ -1,0 +1,189 @@
+"""The sweep: what it refuses, what it measures, and that it would notice a wrong result."""
+
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tplab import cli
+from tplab.cluster import Cluster, Report, RunStopped
+from tplab.collectives import timing
+from tplab.collectives.counting import count_sent_bytes
+from tplab.collectives.point_to_point import fit_link, measure_point_to_point
+from tplab.collectives.sweep import default_iterations, plan_sweep, submit_sweep, sweep_all_reduce, sweep_frame
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def cluster3() -> Iterator[Cluster]:
+    with Cluster(3, "gloo") as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"sizes": []}, "sizes"),
+        ({"sizes": [1024, -4]}, "sizes.*-4"),
+        ({"sizes": [2048, 1024]}, "sizes must rise"),
+        ({"sizes": [1024, 1024]}, "sizes must rise"),
+        ({"sizes": [1.5]}, "sizes"),
+        ({"sizes": [True]}, "sizes"),
+        ({"sizes": [6], "dtypes": ["float32"]}, "multiples.*4 bytes"),
+        ({"dtypes": ["float31"]}, "dtypes.*float31"),
+        ({"dtypes": "float32"}, "dtypes must be a list"),
+        ({"dtypes": []}, "dtypes"),
+        ({"algorithms": ["rign"]}, "algorithms.*rign"),
+        ({"mode": "lazy"}, "mode.*lazy"),
+        ({"mode": "graph"}, "mode='graph' needs"),
+        ({"mode": "graph", "backend": "nccl", "algorithms": ["ring"]}, "mode='graph'"),
+        ({"iterations": 0}, "iterations"),
+    ],
+)
+def test_bad_input_is_named(arguments: dict[str, object], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        plan_sweep(**arguments)
+
+
+def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
+    counts = [default_iterations(1 << power) for power in range(8, 31)]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (50, 7)
+
+
+def test_every_algorithm_and_dtype_is_measured_and_checked(cluster3: Cluster) -> None:
+    """3 ranks: no chunk splits evenly."""
+    algorithms = list(timing.ALGORITHMS)
+    frame = sweep_all_reduce(
+        cluster3, sizes=[8, 1000, 65536], dtypes=["float32", "bfloat16", "float64"], algorithms=algorithms, iterations=2
+    )
+    assert len(frame) == 3 * 3 * len(algorithms)
+    assert frame["correct"].all()
+    assert (frame["min_us"] <= frame["p50_us"]).all()
+    assert (frame["p50_us"] <= frame["p95_us"]).all()
+    assert (frame["fastest_rank_p50_us"] <= frame["p95_us"]).all()
+    assert frame["algbw_GBps"].tolist() == pytest.approx((frame["bytes"] / frame["p50_us"] / 1e3).tolist())
+    assert frame["busbw_GBps"].tolist() == pytest.approx((frame["algbw_GBps"] * 4 / 3).tolist())
+    assert set(frame["num_ranks"]) == {3}
+    assert set(frame["link"]) == {"TCP over loopback"}
+
+
+def test_one_rank_has_no_bus(cluster2: Cluster) -> None:
+    with Cluster(1, "gloo") as alone:
+        frame = sweep_all_reduce(alone, sizes=[1024], iterations=2)
+    assert frame["correct"].all()
+    assert frame["busbw_GBps"].tolist() == [0.0]
+
+
+def test_a_wrong_all_reduce_is_noticed(cluster2: Cluster) -> None:
+    """Rank 1 forgets the last element."""
+
+    def sabotage(rank, points):
+        import tplab.collectives.timing as on_rank
+
+        right = on_rank.ALGORITHMS["library"]
+
+        def wrong(x, group):
+            right(x, group)
+            if rank.index == 1:
+                x[-1] += 1
+
+        on_rank.ALGORITHMS["library"] = wrong
+        try:
+            on_rank.time_points(rank, points)
+        finally:
+            on_rank.ALGORITHMS["library"] = right
+
+    points = plan_sweep(sizes=[4096], iterations=2)
+    run = cluster2.submit(sabotage, points)
+    run.result()
+    assert sweep_frame(points, run.reports, cluster2.provenance)["correct"].tolist() == [False]
+
+
+def test_a_stopped_sweep_keeps_what_every_rank_had_measured(cluster2: Cluster) -> None:
+    points = plan_sweep(sizes=[1024, 2048], iterations=3) + plan_sweep(sizes=[1 << 20], iterations=100_000)
+    run = submit_sweep(cluster2, points)
+    while sum("row" in report.fields for report in list(run.reports)) < 4:
+        time.sleep(0.02)
+    run.stop()
+    with pytest.raises(RunStopped):
+        run.result()
+    assert sweep_frame(points, run.reports, cluster2.provenance)["bytes"].tolist() == [1024, 2048]
+
+
+def test_a_row_that_one_rank_has_not_reported_is_not_there(cluster2: Cluster) -> None:
+    points = plan_sweep(sizes=[1024])
+    reports = [Report(0, {"phase": "measure", "row": 0, "us": [1.0], "correct": True})]
+    assert sweep_frame(points, reports, cluster2.provenance).empty
+    assert "p50_us" in sweep_frame(points, [], cluster2.provenance).columns
+
+
+@pytest.mark.parametrize("num_elements", [1, 7, 1 << 12])
+def test_counted_bytes_equal_the_formula_also_where_chunks_are_uneven(cluster3: Cluster, num_elements: int) -> None:
+    frame = count_sent_bytes(cluster3, ["ring", "two-shot", "one-shot"], num_elements)
+    assert frame["counted_bytes"].tolist() == frame["formula_bytes"].tolist()
+    ring = frame[frame["algorithm"] == "ring"]["counted_bytes"]
+    assert ring.sum() == 2 * 2 * 4 * num_elements  # 2(n-1) S over all ranks, without padding
+
+
+def test_point_to_point_measures_every_ordered_pair(cluster3: Cluster) -> None:
+    frame = measure_point_to_point(cluster3, sizes=[64, 1 << 16], iterations=3)
+    pairs = {(a, b) for a in range(3) for b in range(3) if a != b}
+    assert set(zip(frame["src"], frame["dst"], strict=True)) == pairs
+    assert len(frame) == 12
+    assert (frame["p50_us"] > 0).all()
+    link = fit_link(frame)
+    assert link.alpha_us > 0
+
+
+def test_point_to_point_names_bad_input(cluster2: Cluster) -> None:
+    with pytest.raises(ValueError, match="sizes"):
+        measure_point_to_point(cluster2, sizes=[0])
+    with pytest.raises(ValueError, match="iterations"):
+        measure_point_to_point(cluster2, iterations=0)
+    with Cluster(1, "gloo") as alone, pytest.raises(ValueError, match="at least 2 ranks"):
+        measure_point_to_point(alone)
+
+
+def test_the_command_writes_a_csv_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.csv"
+    arguments = ["sweep", "--backend", "gloo", "--to-size", "8KiB", "--iterations", "2", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [int(row["bytes"]) for row in rows] == [1024, 2048, 4096, 8192]
+    assert "plotly" in out.with_suffix(".html").read_text()
+    assert "Every result was checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--from-size", "3 elephants"], "--from-size"),
+        (["--from-size", "2MiB", "--to-size", "1MiB"], "--from-size must not be above --to-size"),
+        (["--algorithms", "rign"], "algorithms"),
+        (["--ranks", "0"], "n must be 1 to"),
+        (["--out", "/there/is/no/such/folder/x.csv"], "--out"),
+    ],
+)
+def test_the_command_names_bad_input(arguments: list[str], names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sweep", "--backend", "gloo", *arguments]) == 2
+    assert names in capsys.readouterr().err
+
+
+def test_the_same_sweep_under_torchrun(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    out = tmp_path / "t.csv"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tplab.cli"]
+    options = ["--backend", "gloo", "--to-size", "4KiB", "--iterations", "2", "--out", str(out)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, "sweep", *options], check=True, timeout=90, env=environment)
+    rows = list(csv.DictReader(out.open()))
+    assert [int(row["bytes"]) for row in rows] == [1024, 2048, 4096]
+    assert {row["correct"] for row in rows} == {"True"}
+    assert {row["num_ranks"] for row in rows} == {"2"}

@@ -1,0 +1,177 @@
+"""The figures and panels of notebook 02."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tplab.cluster import RankDied, RunStopped
+from tplab.collectives.cost import AlphaBeta
+from tplab.lab import Pool, RingStepper, SweepPanel
+from tplab.lab.figures import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
+from tplab.lab.figures.collectives import leave_one_out, ring_state
+from tplab.lab.words import explain_sweep
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def frame_of(alpha_us: float, beta_GBps: float, n: int = 4) -> pd.DataFrame:
+    """A sweep on a machine that keeps to the line exactly."""
+    sizes = np.array([1 << power for power in range(10, 25)])
+    p50 = alpha_us + sizes / beta_GBps / 1e3
+    return pd.DataFrame(
+        {
+            "algorithm": "library",
+            "dtype": "float32",
+            "bytes": sizes,
+            "p50_us": p50,
+            "p95_us": 1.2 * p50,
+            "algbw_GBps": sizes / p50 / 1e3,
+            "busbw_GBps": sizes / p50 / 1e3 * 2 * (n - 1) / n,
+            "correct": True,
+            "num_ranks": n,
+        }
+    )
+
+
+def trace(figure: object, word: str) -> object:
+    return next(item for item in figure.data if word in item.name)  # type: ignore[attr-defined]
+
+
+def test_latency_figure_draws_points_whiskers_models_and_residuals() -> None:
+    frame = frame_of(50.0, 2.0)
+    figure = latency_figure(frame, badge="LIVE gloo · 4 ranks", link=AlphaBeta(alpha_us=5.0, beta_GBps=4.0))
+    points = trace(figure, "measured")
+    assert list(points.y) == frame["p50_us"].tolist()
+    assert list(points.error_y.array) == pytest.approx((0.2 * frame["p50_us"]).tolist())
+    assert "50 µs + S / 2.00 GB/s" in trace(figure, "line:").name
+    assert max(abs(np.array(trace(figure, "error of the line").y))) < 1e-6
+    bound = trace(figure, "lower bound")
+    measured = np.interp(np.log(bound.x), np.log(frame["bytes"]), frame["p50_us"])
+    assert (np.array(bound.y) <= measured).all()
+
+
+def test_without_a_link_no_bound_is_drawn_and_an_empty_frame_is_an_empty_card() -> None:
+    names = [item.name for item in latency_figure(frame_of(1.0, 1.0), badge="MODEL").data]
+    assert not any("bound" in name for name in names)
+    assert not latency_figure(frame_of(1.0, 1.0).head(0), badge="MODEL").data
+    assert not busbw_figure(frame_of(1.0, 1.0).head(0), badge="MODEL").data
+
+
+def test_left_out_points_are_predicted_by_the_others_only() -> None:
+    sizes, times = np.array([1.0, 2.0, 4.0, 8.0]), np.array([10.0, 1000.0, 40.0, 80.0])
+    predicted = leave_one_out(sizes, times)
+    assert np.isnan(predicted[[0, 3]]).all()
+    assert predicted[1] == pytest.approx(20.0)  # from 10 at 1 and 40 at 4, whatever was measured at 2
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_the_ring_ends_with_every_sum_everywhere(n: int) -> None:
+    assert ring_state(n, 2 * (n - 1)) == [[n] * n] * n
+    half = ring_state(n, n - 1)
+    assert [sum(count == n for count in row) for row in half] == [1] * n  # each rank owns one complete chunk
+
+
+def test_the_ring_figure_names_what_is_out_of_range() -> None:
+    with pytest.raises(ValueError, match="step must be 0 to 6"):
+        ring_figure(4, 7)
+    with pytest.raises(ValueError, match="n must be"):
+        ring_figure(1, 0)
+
+
+def test_bytes_figure_sets_counted_beside_formula() -> None:
+    frame = pd.DataFrame({"algorithm": ["ring"] * 2, "rank": [0, 1], "counted_bytes": [4, 4], "formula_bytes": [4, 4]})
+    figure = bytes_figure(frame, badge="LIVE gloo · 2 ranks")
+    assert [list(item.y) for item in figure.data] == [[4, 4], [4, 4]]
+
+
+def test_every_formula_stays_above_the_bound() -> None:
+    figure = algorithms_figure(8, 3.0, 150.0)
+    bound = np.array(trace(figure, "lower bound").y)
+    for item in figure.data:
+        assert (np.array(item.y) >= bound - 1e-9).all(), item.name
+
+
+def test_the_words_say_the_fit_and_whether_results_were_right() -> None:
+    frame = frame_of(50.0, 2.0)
+    assert "50 µs + S / 2.00 GB/s is off by 0 %" in explain_sweep(frame)
+    assert "Every result was checked" in explain_sweep(frame)
+    frame.loc[3, "correct"] = False
+    assert "1 results were WRONG" in explain_sweep(frame)
+    assert explain_sweep(frame.head(0)) == ""
+
+
+def test_the_stepper_follows_its_sliders() -> None:
+    stepper = RingStepper(4)
+    stepper._step.value = 3
+    assert "after step 3 of 6" in stepper.figure.layout.title.text
+    stepper._n.value = 2
+    assert stepper._step.value <= 2
+    assert "of 2" in stepper.figure.layout.title.text
+    with pytest.raises(ValueError, match="step"):
+        stepper.show(2, 5)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    pool = Pool(2, backend="gloo")
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture
+def panel(pool: Pool) -> SweepPanel:
+    return SweepPanel(pool).configure(sizes=(1 << 10, 1 << 14), dtypes=["float32"], algorithms=["library"])
+
+
+def wait_for(condition: object, timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_the_panel_measures_draws_and_explains(panel: SweepPanel) -> None:
+    panel.run()
+    assert panel.frame["bytes"].tolist() == [1 << power for power in range(10, 15)]
+    assert panel.frame["correct"].all()
+    assert "Every result was checked" in panel._below.value
+    panel._look.value = "Bus bandwidth"
+    assert panel.figure.layout.title.text == "All-reduce bus bandwidth"
+
+
+def test_a_stopped_sweep_keeps_its_points(panel: SweepPanel) -> None:
+    panel.configure(sizes=(1 << 10, 1 << 28))
+    panel._run_button.click()
+    wait_for(lambda: any("row" in report.fields for report in panel._run.reports) if panel._run else False, 60)
+    panel.stop()
+    wait_for(panel._ended.is_set)
+    assert isinstance(panel._run.exception(), RunStopped)
+    assert "Stopped" in panel._error.value
+
+
+def test_a_rank_killed_in_the_midst_shows_and_run_works_again(panel: SweepPanel, pool: Pool) -> None:
+    panel.configure(sizes=(1 << 20, 1 << 26))
+    panel._run_button.click()
+    wait_for(lambda: panel._run is not None and panel._run.reports)
+    os.kill(pool.cluster.pids[0], signal.SIGKILL)
+    wait_for(panel._ended.is_set)
+    assert isinstance(panel._run.exception(), RankDied)
+    assert "Rank 0 died" in panel._error.value
+    panel.configure(sizes=(1 << 10, 1 << 12)).run()
+    assert panel._error.value == ""
+
+
+def test_a_setting_that_cannot_work_is_shown_and_raised(panel: SweepPanel) -> None:
+    panel._algorithms.value = ()
+    with pytest.raises(ValueError, match="algorithms"):
+        panel.run()
+    assert "algorithms" in panel._error.value
+    with pytest.raises(ValueError, match="colour is not a setting"):
+        panel.configure(colour="red")
+    with pytest.raises(ValueError, match="dtypes"):
+        panel.configure(dtypes=["int3"])

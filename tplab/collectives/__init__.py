@@ -1,0 +1,16 @@
+"""All-reduce and friends: what they are, what they should cost, what they do cost.
+
+What it is:
+  transport            what an algorithm needs from below: messages that start without blocking
+  ring, two_shot, one_shot, recursive_doubling   all-reduces built from point-to-point calls
+  emulated             a link of declared latency and bandwidth over gloo
+  counter              what a rank really hands to collectives and point-to-point calls
+What it should cost (pure: no process group, no cluster):
+  volumes              bytes, by collective and algorithm
+  cost                 time: alpha-beta line, curve, formulas, lower bound
+What it does cost (on a cluster):
+  sweep, timing        all-reduce over sizes, dtypes and algorithms; the rank's side of it
+  point_to_point       every pair of ranks
+  counting             counted bytes beside the formula
+  emulated_sweep       algorithms over a declared link beside the formula
+"""

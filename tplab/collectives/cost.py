@@ -1,0 +1,296 @@
+"""How long a collective takes: formulas by algorithm, and what can be fitted to measured times. Pure; microseconds.
+
+Two kinds of model, and neither replaces the other. A *formula* says how time follows from latency, bandwidth and the
+number of ranks: it explains, and extends to machines nobody has measured. A *curve* through measured points says how
+long it takes here. One alpha-beta line does not, since libraries change algorithm and protocol on the way: over 154
+published series of all-reduce times (AIConfigurator, Vidur and others) it is off by 10 % on average and by 34 % at its
+worst size (medians; an ordinary fit by 32 and 90 %), a curve that must guess every second point by 5 and 17 %. The line
+is for teaching, and always has its error beside it (``errors``).
+
+Letters: M bytes of the full tensor (S in ``volumes``), n ranks, a the latency of one message in microseconds, B the
+bandwidth of one rank in one direction, in GB/s = 1e9 bytes per second = 1000 bytes per microsecond.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tplab.collectives.volumes import ALGORITHMS, check_algorithm, check_count, lower_bound_bytes, sent_bytes
+
+Floats = NDArray[np.float64]
+_BYTES_PER_US = 1e3  # at 1 GB/s
+_LEAST_IN_SEGMENT = 3  # a line through two points is always right there, and says nothing
+
+
+class Model(Protocol):
+    """Anything that gives a time for a size."""
+
+    def time_us(self, nbytes: float) -> float: ...
+
+
+def busbw_factor(collective: str, n: int) -> float:
+    """Bus bandwidth over algorithm bandwidth: 2(n-1)/n for all-reduce, (n-1)/n for all-gather and reduce-scatter, 1 for
+    broadcast and point-to-point; 0 on one rank, where nothing moves.
+
+    Source: NCCL-tests, doc/PERFORMANCE.md. It makes times comparable over n and with the link's speed.
+
+    Known to be wrong: with sums made in the switch (NVLS, SHARP), bus bandwidth can exceed the link's.
+    """
+    least = lower_bound_bytes(collective, 1, n)
+    return 1.0 if least and collective in ("broadcast", "point-to-point") else least
+
+
+def algbw_GBps(nbytes: float, us: float) -> float:
+    """Algorithm bandwidth S/t in GB/s; S as in ``volumes``."""
+    return _number("nbytes", nbytes) / (_positive("us", us) * _BYTES_PER_US)
+
+
+def busbw_GBps(collective: str, nbytes: float, us: float, n: int) -> float:
+    """Bus bandwidth in GB/s: ``algbw · busbw_factor``."""
+    return algbw_GBps(nbytes, us) * busbw_factor(collective, n)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlphaBeta:
+    """The line t = a + M/B, Hockney's model of one message; over a whole collective, the teaching model."""
+
+    alpha_us: float
+    """Time of an empty message."""
+    beta_GBps: float
+    """Bandwidth reached by an endless one: GB/s, not the inverse that papers call beta. Infinite if size is free."""
+
+    def __post_init__(self) -> None:
+        _number("alpha_us", self.alpha_us)
+        _positive("beta_GBps", self.beta_GBps)
+
+    def time_us(self, nbytes: float) -> float:
+        return self.alpha_us + self.transfer_us(nbytes)
+
+    def transfer_us(self, nbytes: float) -> float:
+        """What the bytes add to the latency."""
+        return _number("nbytes", nbytes) / (self.beta_GBps * _BYTES_PER_US)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piecewise:
+    """One line per range of sizes. Time jumps where the lines change, as it does where a library changes algorithm."""
+
+    starts: tuple[float, ...]
+    """Size from which each line holds; the first is 0."""
+    lines: tuple[AlphaBeta, ...]
+    """As many as ``starts``."""
+
+    def time_us(self, nbytes: float) -> float:
+        return self.lines[bisect_right(self.starts, _number("nbytes", nbytes)) - 1].time_us(nbytes)
+
+
+@dataclass(frozen=True, init=False, slots=True)
+class Curve:
+    """Measured points, joined by straight lines in log size and log time.
+
+    Exact at the points, monotone between two neighbours. Below the first point: its time (latency). Above the last: the
+    slope of the last segment goes on, held between 0 and 1. Slope 1 is constant bandwidth; steeper is noise. (Always 1
+    misses 2-5 times as far when published series are cut 4-64 times below their end: bandwidth still grows there.)
+
+    Known to be wrong: one bad sample bends the curve up to its neighbours; a protocol change between two points is
+    smeared over the gap; far above the last point a slope below 1 promises bandwidth that no link has.
+    """
+
+    sizes: tuple[float, ...]
+    """Bytes, increasing, above 0."""
+    times_us: tuple[float, ...]
+    """One per size, above 0."""
+
+    def __init__(self, sizes: Iterable[float], times_us: Iterable[float]) -> None:
+        """Points in any order."""
+        x, t = _points(sizes, times_us, least=1)
+        if x[0] <= 0 or (np.diff(x) <= 0).any():
+            raise ValueError(f"sizes must be above 0 and differ, got {x.tolist()}")
+        object.__setattr__(self, "sizes", tuple(x.tolist()))  # frozen
+        object.__setattr__(self, "times_us", tuple(t.tolist()))
+
+    def time_us(self, nbytes: float) -> float:
+        if _number("nbytes", nbytes) <= self.sizes[0]:
+            return self.times_us[0]
+        if nbytes > self.sizes[-1]:
+            return self.times_us[-1] * math.exp(self._last_slope * math.log(nbytes / self.sizes[-1]))
+        right = bisect_left(self.sizes, nbytes)
+        if nbytes == self.sizes[right]:
+            return self.times_us[right]
+        (x0, x1), (t0, t1) = self.sizes[right - 1 : right + 1], self.times_us[right - 1 : right + 1]
+        return t0 * math.exp(math.log(t1 / t0) * math.log(nbytes / x0) / math.log(x1 / x0))
+
+    @property
+    def _last_slope(self) -> float:
+        if len(self.sizes) == 1:
+            return 1.0
+        slope = math.log(self.times_us[-1] / self.times_us[-2]) / math.log(self.sizes[-1] / self.sizes[-2])
+        return min(max(slope, 0.0), 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errors:
+    """How far a model is from measured times, as absolute percentages of the measured time."""
+
+    mean_pct: float
+    max_pct: float
+
+
+def fit_line(sizes: Iterable[float], times_us: Iterable[float]) -> AlphaBeta:
+    """The a ≥ 0 and 1/B ≥ 0 that minimise the sum of ((a + M/B - t)/t)².
+
+    Relative, since sizes span six decades: an ordinary fit is ruled by the largest message and may miss the small ones,
+    which are all that decode sends, by any factor. Needs two different sizes.
+
+    Known to be wrong: see the module; also, relative squares punish too long more than too short, so the line lies low.
+    """
+    x, t = _points(sizes, times_us, least=2)
+    if x[0] == x[-1]:
+        raise ValueError(f"a line needs two different sizes, got {len(x)} times {x[0]:g} bytes")
+    return _fit(x, t)[0]
+
+
+def fit_piecewise(sizes: Iterable[float], times_us: Iterable[float], num_segments: int = 3) -> Piecewise:
+    """The best lines (as ``fit_line``) over at most ``num_segments`` ≤ 3 ranges of at least three sizes each.
+
+    All ways to cut are tried. A line holds from the geometric mean of the sizes on both sides of the cut.
+    """
+    if not 1 <= check_count("num_segments", num_segments) <= 3:
+        raise ValueError(f"num_segments must be 1, 2 or 3, got {num_segments}")
+    x, t = _points(sizes, times_us, least=_LEAST_IN_SEGMENT)
+    if len(np.unique(x)) != len(x):
+        raise ValueError(f"each size must come once, got {x.tolist()}")
+    num = min(num_segments, len(x) // _LEAST_IN_SEGMENT)
+    fits = {(i, j): _fit(x[i:j], t[i:j]) for i, j in combinations(range(len(x) + 1), 2) if j - i >= _LEAST_IN_SEGMENT}
+    cuts = (list(pairwise((0, *inner, len(x)))) for inner in combinations(range(1, len(x)), num - 1))
+    best = min((cut for cut in cuts if all(at in fits for at in cut)), key=lambda cut: sum(fits[at][1] for at in cut))
+    starts = (0.0, *(math.sqrt(x[i - 1] * x[i]) for i, _ in best[1:]))
+    return Piecewise(starts=starts, lines=tuple(fits[at][0] for at in best))
+
+
+def _fit(x: Floats, t: Floats) -> tuple[AlphaBeta, float]:
+    """The line and its sum of squared relative errors. Two unknowns: the optimum is inside, or on one of two edges."""
+    latency, transfer = 1 / t, x / t
+    scale = float(np.linalg.norm(transfer))
+    design = np.column_stack([latency, transfer / scale])
+    inside = np.linalg.lstsq(design, np.ones_like(t), rcond=None)[0]
+    flat = np.array([latency.sum() / (latency @ latency), 0.0])
+    through_zero = np.array([0.0, design[:, 1].sum()])
+    candidates = [inside] if (inside >= 0).all() else [flat, through_zero]
+    residuals = [float(np.sum((design @ candidate - 1) ** 2)) for candidate in candidates]
+    best = int(np.argmin(residuals))
+    alpha, slope = float(candidates[best][0]), float(candidates[best][1]) / scale
+    beta = 1 / (slope * _BYTES_PER_US) if slope > 0 else math.inf
+    return AlphaBeta(alpha_us=alpha, beta_GBps=beta), residuals[best]
+
+
+def errors(model: Model, sizes: Iterable[float], times_us: Iterable[float]) -> Errors:
+    """How far ``model`` is from these points."""
+    x, t = _points(sizes, times_us, least=1)
+    off = [abs(model.time_us(size) - us) / us * 100 for size, us in zip(x.tolist(), t.tolist(), strict=True)]
+    return Errors(mean_pct=math.fsum(off) / len(off), max_pct=max(off))
+
+
+def leave_out_error(sizes: Iterable[float], times_us: Iterable[float]) -> Errors:
+    """How far a ``Curve`` is from points it has not seen: every second point, never an end, is left out and predicted.
+
+    That curve has gaps twice as wide as the one through all points, which is therefore better than this says.
+    """
+    x, t = _points(sizes, times_us, least=3)
+    out = np.zeros(len(x), dtype=bool)
+    out[1:-1:2] = True
+    return errors(Curve(x[~out], t[~out]), x[out], t[out])
+
+
+def time_us(
+    algorithm: str, nbytes: float, n: int, alpha_us: float, beta_GBps: float, collective: str = "all-reduce"
+) -> float:
+    """Time of one call by formula: ``steps · a + bytes that follow one another / B``. 0 on one rank.
+
+    | all-reduce         | time                         | known to be wrong                                        |
+    |--------------------|------------------------------|----------------------------------------------------------|
+    | one-shot           | a + (n-1)·M/B                | where links do not join every pair (PCIe, rings)         |
+    | two-shot           | 2a + 2(n-1)/n·M/B            | the same                                                 |
+    | ring               | 2(n-1)a + 2(n-1)/n·M/B       | for many ranks: each step waits for the slowest link     |
+    | recursive-doubling | ceil(log2 n)·(a + M/B)       | where far partners share a link                          |
+    | ... n not a 2^k    | (ceil(log2 n) + 1)·(a + M/B) |                                                          |
+    | tree               | 2·ceil(log2 n)·a + 2M/B      | pipelined: the latency of its many small chunks is extra |
+
+    The tree's 2M is 1.5M at n=3 and M at n=2. Other collectives: steps and busiest rank of ``sent_bytes``; a ring
+    broadcast is pipelined. Taken for granted: both directions of a link at once, at B each, and nobody else's bytes on
+    it; B is all that a rank sends, to one peer or many; sums are free; M splits evenly.
+
+    Sources: Thakur, Rabenseifner and Gropp 2005 (recursive doubling and the a, B notation); Patarasuk and Yuan 2009
+    (ring); Sanders, Speck and Träff 2009 (two trees). One-shot and two-shot are sums of their sends.
+    """
+    check_algorithm(collective, algorithm)
+    link = AlphaBeta(alpha_us=alpha_us, beta_GBps=beta_GBps)
+    unit = sent_bytes(collective, algorithm, 1, n)  # all are linear in M
+    per_byte = max(unit.sent_max, unit.received_max)
+    if algorithm == "recursive-doubling":
+        per_byte = unit.steps  # folding in and out load different directions, but never at the same time
+    return unit.steps * link.alpha_us + per_byte * link.transfer_us(nbytes)
+
+
+def lower_bound_us(nbytes: float, n: int, alpha_us: float, beta_GBps: float, ports: int = 1) -> float:
+    """No all-reduce is faster than max(rounds · a, 2(n-1)/n·M/B), if the ranks do the sums.
+
+    ``rounds`` = ceil(log2 n) when a rank has one message under way at a time: what one rank knows can double its
+    holders once per a. With ``ports`` at a time, ceil(log(n) to base ports + 1). **One-shot and two-shot send n-1 at a
+    time**: compare them with ``ports=n - 1`` (one round), for they do beat the bound of one port.
+
+    The larger of the two, not the sum: each is proven alone, and latency can hide under another message's transfer.
+
+    Sources: Chan, Heimlich, Purkayastha and van de Geijn 2007 (both bounds); Patarasuk and Yuan 2009 (bandwidth).
+    Wrong with sums made in the switch.
+    """
+    link = AlphaBeta(alpha_us=alpha_us, beta_GBps=beta_GBps)
+    ports, n = check_count("ports", ports, least=1), check_count("n", n, least=1)
+    rounds, reached = 0, 1
+    while reached < n:
+        rounds, reached = rounds + 1, reached * (ports + 1)
+    return max(rounds * link.alpha_us, lower_bound_bytes("all-reduce", 1, n) * link.transfer_us(nbytes))
+
+
+def best_algorithm(
+    nbytes: float, n: int, alpha_us: float, beta_GBps: float, algorithms: Sequence[str] | None = None
+) -> str:
+    """The fastest all-reduce of ``algorithms`` (default: all) by formula; the first of them, if equal.
+
+    Known to be wrong: by these formulas two-shot never loses to the ring. Give only what the links allow.
+    """
+    names = ALGORITHMS["all-reduce"] if algorithms is None else algorithms
+    if not names:
+        raise ValueError(f"algorithms must name at least one of {', '.join(ALGORITHMS['all-reduce'])}; got none")
+    return min(names, key=lambda name: time_us(name, nbytes, n, alpha_us, beta_GBps))
+
+
+def _points(sizes: Iterable[float], times_us: Iterable[float], least: int) -> tuple[Floats, Floats]:
+    """Both as arrays, by size."""
+    x, t = np.array(list(sizes), dtype=np.float64), np.array(list(times_us), dtype=np.float64)
+    if len(x) != len(t) or len(x) < least:
+        raise ValueError(f"need at least {least} sizes and as many times_us, got {len(x)} sizes and {len(t)} times_us")
+    if not (np.isfinite(x) & (x >= 0)).all():
+        raise ValueError(f"sizes must be finite and not negative, got {x.tolist()}")
+    if not (np.isfinite(t) & (t > 0)).all():
+        raise ValueError(f"times_us must be finite and above 0, got {t.tolist()}")
+    order = np.argsort(x, kind="stable")
+    return x[order], t[order]
+
+
+def _number(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return float(value)
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return float(value)

@@ -1,0 +1,61 @@
+"""Count what own algorithms really hand to point-to-point calls, and set it beside the formula."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tplab.collectives.volumes import chunk_lengths, ring_sent_bytes, sent_bytes
+
+if TYPE_CHECKING:
+    from tplab.cluster import Cluster, Rank
+
+
+def count_sent_bytes(
+    cluster: "Cluster", algorithms: Sequence[str] = ("ring", "two-shot", "one-shot"), num_elements: int = 1 << 18
+) -> pd.DataFrame:
+    """Run each of our algorithms once on float32 and count its send calls.
+
+    Returns one row per ``algorithm`` and ``rank``: ``counted_bytes``, ``num_sends``, ``formula_bytes`` (exact, with the
+    uneven split where the number of ranks does not divide ``num_elements``; there is no padding), and ``bytes`` = S.
+    """
+    rows = []
+    n, nbytes = cluster.num_ranks, 4 * num_elements
+    for algorithm in algorithms:
+        for rank, (counted, num_sends) in enumerate(cluster.run(_count, algorithm, num_elements)):
+            rows.append(
+                {
+                    "algorithm": algorithm,
+                    "rank": rank,
+                    "bytes": nbytes,
+                    "counted_bytes": counted,
+                    "num_sends": num_sends,
+                    "formula_bytes": formula_bytes(algorithm, rank, num_elements, n),
+                    **cluster.provenance.columns(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def formula_bytes(algorithm: str, rank: int, num_elements: int, n: int, itemsize: int = 4) -> float:
+    """What ``rank`` must have sent."""
+    if algorithm == "ring":
+        return ring_sent_bytes(rank, num_elements, itemsize, n)
+    if algorithm == "two-shot":
+        # Everybody else's chunk to its owner, then the own chunk to everybody else.
+        own = chunk_lengths(num_elements, n)[rank]
+        return itemsize * (num_elements - own + (n - 1) * own)
+    return sent_bytes("all-reduce", algorithm, itemsize * num_elements, n).sent_max
+
+
+def _count(rank: "Rank", algorithm: str, num_elements: int) -> tuple[int, int]:
+    import torch
+
+    from tplab.collectives.counter import CommCounter
+    from tplab.collectives.timing import ALGORITHMS
+
+    x = torch.ones(num_elements, device=rank.device)
+    with CommCounter() as counter:
+        ALGORITHMS[algorithm](x, rank.group)
+    total = counter.total("send")
+    return total.num_bytes, total.num_calls

@@ -1,0 +1,165 @@
+"""The rank's side of a sweep: time one all-reduce after the other, and check every result.
+
+Imported by the ranks. Iteration counts are fixed in the plan and the same on every rank: a count that each rank tuned
+for itself would deadlock the collective.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from tplab.collectives.one_shot import one_shot_all_reduce
+from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
+from tplab.collectives.ring import ring_all_reduce
+from tplab.collectives.two_shot import two_shot_all_reduce
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from tplab.cluster import Rank
+
+AllReduce = Callable[[torch.Tensor, "ProcessGroup"], None]
+
+
+def _library(tensor: torch.Tensor, group: "ProcessGroup") -> None:
+    dist.all_reduce(tensor, group=group)
+
+
+ALGORITHMS: dict[str, AllReduce] = {
+    "library": _library,  # gloo's or NCCL's own choice
+    "ring": ring_all_reduce,
+    "two-shot": two_shot_all_reduce,
+    "one-shot": one_shot_all_reduce,
+    "recursive-doubling": recursive_doubling_all_reduce,
+}
+
+# Busy time put in front of a sample on the GPU, so that everything is queued before the first event fires and the
+# sample does not contain the host's launch overhead.
+_SPIN_CYCLES = 200_000
+_WARM_UPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One row of a sweep: what to time, and how often."""
+
+    algorithm: str
+    dtype: str
+    num_elements: int
+    iterations: int
+    mode: str
+    """``eager`` or ``graph``."""
+
+
+def time_points(rank: "Rank", points: list[Point]) -> None:
+    """Warm up every point, then time them in order; reports ``row`` (index into ``points``), ``us`` and ``correct``.
+
+    Everything comes through ``rank.report``, so that a sweep that is stopped, or loses a rank, keeps what it has.
+    """
+    inputs = _Inputs(rank, points)
+    for index, point in enumerate(points):
+        sample = _sampler(rank, point, inputs)
+        for _ in range(_WARM_UPS):
+            sample()
+        rank.report(phase="warm-up", done=index + 1, total=len(points))
+    for index, point in enumerate(points):
+        sample = _sampler(rank, point, inputs)
+        sample()  # this point's buffers are in the caches of nobody after the others' warm-ups
+        microseconds = [sample() for _ in range(point.iterations)]
+        correct = inputs.check(point)
+        rank.report(phase="measure", done=index + 1, total=len(points), row=index, us=microseconds, correct=correct)
+
+
+class _Inputs:
+    """Buffers shared by all points, and the result every rank must hold.
+
+    Small whole numbers: their sums are exact in every dtype (bfloat16 is exact to 256) whatever the order of additions,
+    so results are compared exactly. Rank r holds a common random vector turned by r places: every rank can compute the
+    sum of all without being sent anything.
+    """
+
+    def __init__(self, rank: "Rank", points: list[Point]) -> None:
+        self._rank = rank
+        self._buffers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for dtype in {point.dtype for point in points}:
+            longest = max(point.num_elements for point in points if point.dtype == dtype)
+            generator = torch.Generator().manual_seed(1234)
+            high = 128 // rank.world_size if rank.world_size < 64 else 2
+            common = torch.randint(-min(high, 8), min(high, 8) + 1, (longest,), generator=generator, dtype=torch.int8)
+            source = common.to(device=rank.device, dtype=getattr(torch, dtype))
+            self._buffers[dtype] = source, torch.empty_like(source)
+
+    def source(self, point: Point, index: int) -> torch.Tensor:
+        """What rank ``index`` brings to ``point``."""
+        return self._buffers[point.dtype][0][: point.num_elements].roll(index)
+
+    def target(self, point: Point) -> torch.Tensor:
+        """The buffer that is reduced in place."""
+        return self._buffers[point.dtype][1][: point.num_elements]
+
+    def check(self, point: Point) -> bool:
+        """Whether this rank's buffer holds the sum over all ranks, exactly."""
+        want = self.source(point, 0)
+        for index in range(1, self._rank.world_size):
+            want = want + self.source(point, index)
+        return torch.equal(self.target(point), want)
+
+
+def _sampler(rank: "Rank", point: Point, inputs: _Inputs) -> Callable[[], float]:
+    """A function that refills the buffer, lines the ranks up, and returns one time in microseconds."""
+    reduce, x, mine = ALGORITHMS[point.algorithm], inputs.target(point), inputs.source(point, rank.index)
+    if rank.device.type == "cuda":
+        return _cuda_sampler(rank, lambda: reduce(x, rank.group), lambda: x.copy_(mine), graph=point.mode == "graph")
+
+    def sample() -> float:
+        x.copy_(mine)
+        dist.barrier(group=rank.group)
+        began = time.perf_counter()
+        reduce(x, rank.group)
+        return (time.perf_counter() - began) * 1e6
+
+    return sample
+
+
+def _cuda_sampler(
+    rank: "Rank", reduce: Callable[[], Any], refill: Callable[[], Any], *, graph: bool
+) -> Callable[[], float]:
+    """Time on the GPU's own clock, behind a spin kernel."""
+    call = _captured(reduce, refill) if graph else reduce
+
+    def sample() -> float:
+        refill()
+        start, end = _event(), _event()
+        dist.barrier(group=rank.group)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(_SPIN_CYCLES)  # type: ignore[no-untyped-call]
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) * 1e3
+
+    return sample
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _captured(reduce: Callable[[], Any], refill: Callable[[], Any]) -> Callable[[], None]:
+    """The reduction as a CUDA graph: launched as one, without the host's share per call."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # NCCL sets up its channels in the first call, which must not be captured
+        refill()
+        reduce()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        reduce()
+    return graph.replay

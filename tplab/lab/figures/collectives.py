@@ -1,0 +1,262 @@
+"""All-reduce: latency, bus bandwidth, bytes per rank, and the ring step by step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tplab.collectives.cost import AlphaBeta, Curve, fit_line, lower_bound_us, time_us
+from tplab.lab import style
+
+_SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
+_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
+
+
+def latency_figure(frame: pd.DataFrame, *, badge: str, link: AlphaBeta | None = None) -> go.Figure:
+    """Time against size, log-log, with residuals below.
+
+    Points are medians of the slowest rank, whiskers reach to the 95th percentile. Of the first series: the alpha-beta
+    line (the teaching model), the interpolated curve, and the lower bound of any algorithm on this link.
+
+    Args:
+        frame: as ``sweep_frame`` gives it.
+        link: one link's alpha and beta, for the lower bound; without it the bound is not drawn.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06)
+    for (name, rows), colour, symbol in zip(_series(frame), _SERIES_COLOURS, _SYMBOLS, strict=False):
+        figure.add_scatter(
+            row=1,
+            col=1,
+            x=rows["bytes"],
+            y=rows["p50_us"],
+            error_y={
+                "type": "data",
+                "array": rows["p95_us"] - rows["p50_us"],
+                "arrayminus": [0.0] * len(rows),
+                "width": 3,
+            },
+            mode="markers",
+            name=f"measured: {name}",
+            marker={"color": colour, "symbol": symbol, "size": 8},
+            hovertemplate="%{x} bytes: %{y:.1f} µs<extra>" + name + "</extra>",
+        )
+    series = _series(frame)
+    if series and len(series[0][1]) >= 3:
+        _add_models(figure, series[0][1], link)
+    sizes = frame["bytes"] if len(frame) else pd.Series([1024, 1 << 20])
+    figure.update_xaxes(type="log", **_byte_ticks(sizes))
+    figure.update_xaxes(title="message size S", row=2, col=1)
+    figure.update_yaxes(title="microseconds", type="log", row=1, col=1, **style.log_ticks(frame["p50_us"]))
+    figure.update_yaxes(title="model − measured", ticksuffix=" %", row=2, col=1)
+    return style.card(figure, title="All-reduce latency", badge=badge, height=560)
+
+
+def _add_models(figure: go.Figure, rows: pd.DataFrame, link: AlphaBeta | None) -> None:
+    sizes, times = rows["bytes"].to_numpy(float), rows["p50_us"].to_numpy(float)
+    line, curve = fit_line(sizes, times), Curve(sizes, times)
+    dense = np.geomspace(sizes[0], sizes[-1], 200)
+    n = int(rows["num_ranks"].iloc[0])
+    models = [
+        (
+            f"line: {line.alpha_us:.0f} µs + S / {line.beta_GBps:.2f} GB/s",
+            [line.time_us(s) for s in dense],
+            "dash",
+            style.INK,
+        ),
+        ("curve through the points", [curve.time_us(s) for s in dense], "solid", style.DECODE),
+    ]
+    if link is not None:
+        bound = [lower_bound_us(s, n, link.alpha_us, link.beta_GBps, ports=n - 1) for s in dense]
+        models.append(("lower bound on this link", bound, "dot", style.MUTED))
+    for name, values, dash, colour in models:
+        figure.add_scatter(
+            row=1,
+            col=1,
+            x=dense,
+            y=values,
+            mode="lines",
+            name=name,
+            line={"dash": dash, "color": colour, "width": 2},
+            hoverinfo="skip",
+        )
+    residuals = {
+        "line": (np.array([line.time_us(s) for s in sizes]) / times - 1, style.INK, "diamond-open"),
+        "curve, each point left out in turn": (leave_one_out(sizes, times) / times - 1, style.DECODE, "circle"),
+    }
+    for name, (relative, colour, symbol) in residuals.items():
+        figure.add_scatter(
+            row=2,
+            col=1,
+            x=sizes,
+            y=100 * relative,
+            mode="markers",
+            name=f"error of the {name}",
+            marker={"color": colour, "symbol": symbol, "size": 8},
+            hovertemplate="%{x} bytes: %{y:+.0f} %<extra></extra>",
+        )
+    figure.add_hline(y=0, row=2, col=1, line={"color": "#AEB6C1", "width": 1})
+
+
+def leave_one_out(sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """What the curve through all other points says of each point; NaN at the ends, which it could only guess."""
+    predicted = np.full(len(sizes), np.nan)
+    for i in range(1, len(sizes) - 1):
+        keep = np.arange(len(sizes)) != i
+        predicted[i] = Curve(sizes[keep], times[keep]).time_us(sizes[i])
+    return predicted
+
+
+def busbw_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
+    """Bus bandwidth against size: algbw · 2(n-1)/n, which a ring on this link cannot exceed."""
+    figure = go.Figure()
+    for (name, rows), colour, symbol in zip(_series(frame), _SERIES_COLOURS, _SYMBOLS, strict=False):
+        figure.add_scatter(
+            x=rows["bytes"],
+            y=rows["busbw_GBps"],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour},
+            marker={"symbol": symbol, "size": 8},
+            hovertemplate="%{x} bytes: %{y:.2f} GB/s<extra>" + name + "</extra>",
+        )
+    sizes = frame["bytes"] if len(frame) else pd.Series([1024, 1 << 20])
+    figure.update_xaxes(title="message size S", type="log", **_byte_ticks(sizes))
+    figure.update_yaxes(title="busbw = S / t · 2(n−1)/n   [GB/s]", rangemode="tozero")
+    return style.card(figure, title="All-reduce bus bandwidth", badge=badge, height=460)
+
+
+def bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
+    """Bytes each rank sent, counted, beside the formula.
+
+    Args:
+        frame: rows of ``algorithm``, ``rank``, ``counted_bytes``, ``formula_bytes``.
+    """
+    figure = go.Figure()
+    labels = [f"{row.algorithm}<br>rank {row.rank}" for row in frame.itertuples()]
+    figure.add_bar(
+        x=labels,
+        y=frame["counted_bytes"],
+        name="counted at the send calls",
+        marker={"color": style.POINT_TO_POINT},
+        hovertemplate="%{y:,} bytes<extra>counted</extra>",
+    )
+    figure.add_scatter(
+        x=labels,
+        y=frame["formula_bytes"],
+        mode="markers",
+        name="formula",
+        marker={"symbol": "line-ew", "size": 34, "line": {"color": style.INK, "width": 3}},
+        hovertemplate="%{y:,} bytes<extra>formula</extra>",
+    )
+    figure.update_yaxes(title="bytes sent by the rank", rangemode="tozero")
+    return style.card(figure, title="Bytes on the wire, per rank", badge=badge, height=420)
+
+
+def ring_figure(n: int, step: int) -> go.Figure:
+    """The ring all-reduce after ``step`` of its 2(n-1) steps: which rank holds how much of which chunk.
+
+    Cell (rank, chunk) shows how many ranks' contributions are in it; a full sum is marked. Bytes sent so far are in
+    the title, in units of S.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2 ranks for a ring; got {n}")
+    if not 0 <= step <= 2 * (n - 1):
+        raise ValueError(f"step must be 0 to {2 * (n - 1)} for {n} ranks; got {step}")
+    held = ring_state(n, step)
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=held,
+        x=[f"chunk {c}" for c in range(n)],
+        y=[f"rank {r}" for r in range(n)],
+        zmin=1,
+        zmax=n,
+        colorscale=[[0.0, style.IDLE], [0.999, style.DECODE], [1.0, style.FORWARD]],
+        showscale=False,
+        xgap=3,
+        ygap=3,
+        text=[["Σ" if count == n else str(count) for count in row] for row in held],
+        texttemplate="%{text}",
+        hovertemplate="%{y}, %{x}: contributions of %{z} ranks<extra></extra>",
+    )
+    if step < 2 * (n - 1):
+        for rank in range(n):
+            chunk = ring_chunk_sent(n, step, rank)
+            to = (rank + 1) % n
+            figure.add_annotation(
+                **{"x": chunk, "y": to, "ax": chunk, "ay": rank, "axref": "x", "ayref": "y"},
+                **{"arrowhead": 3, "arrowsize": 1.2, "arrowwidth": 2, "arrowcolor": style.POINT_TO_POINT},
+                **{"standoff": 16, "startstandoff": 16},
+            )
+    phase = "done" if step == 2 * (n - 1) else "reduce-scatter" if step < n - 1 else "all-gather"
+    figure.update_yaxes(autorange="reversed")
+    title = f"Ring, {n} ranks, after step {step} of {2 * (n - 1)} ({phase}): each rank has sent {step}/{n} S"
+    return style.card(figure, title=title, badge="MODEL", height=400)
+
+
+def ring_chunk_sent(n: int, step: int, rank: int) -> int:
+    """The chunk that ``rank`` sends to its right neighbour in ``step`` (0-based, reduce-scatter then all-gather)."""
+    return (rank - step) % n if step < n - 1 else (rank + 1 - (step - (n - 1))) % n
+
+
+def ring_state(n: int, step: int) -> list[list[int]]:
+    """Contributions in (rank, chunk) after ``step`` steps."""
+    held = [[1] * n for _ in range(n)]
+    for s in range(step):
+        sent = [(rank, ring_chunk_sent(n, s, rank)) for rank in range(n)]
+        counts = [held[rank][chunk] for rank, chunk in sent]
+        for (rank, chunk), count in zip(sent, counts, strict=True):
+            to = (rank + 1) % n
+            held[to][chunk] = held[to][chunk] + count if s < n - 1 else count
+    return held
+
+
+def _series(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    if frame.empty:
+        return []
+    groups = frame.groupby(["algorithm", "dtype"], sort=False)
+    return [(f"{algorithm}, {dtype}", rows.sort_values("bytes")) for (algorithm, dtype), rows in groups]
+
+
+def _byte_ticks(sizes: Sequence[int] | pd.Series) -> dict[str, list[object]]:
+    """Powers of four with binary units: a log axis' own ticks at powers of ten say nothing about buffers."""
+    low, high = int(np.floor(np.log2(min(sizes)))), int(np.ceil(np.log2(max(sizes))))
+    ticks = [1 << power for power in range(low - low % 2, high + 1, 2)]
+    return {"tickvals": list(ticks), "ticktext": [style.bytes_text(tick) for tick in ticks]}
+
+
+def algorithms_figure(
+    n: int,
+    alpha_us: float,
+    beta_GBps: float,
+    algorithms: Sequence[str] = ("one-shot", "two-shot", "recursive-doubling", "tree", "ring"),
+) -> go.Figure:
+    """The formulas of all-reduce algorithms on ``n`` ranks with equal links, and the lower bound of any."""
+    sizes = np.geomspace(256, 1 << 30, 120)
+    figure = go.Figure()
+    for name, colour, dash in zip(
+        algorithms, _SERIES_COLOURS, ("solid", "dash", "dot", "dashdot", "longdash"), strict=False
+    ):
+        figure.add_scatter(
+            x=sizes,
+            y=[time_us(name, size, n, alpha_us, beta_GBps) for size in sizes],
+            mode="lines",
+            name=name,
+            line={"color": colour, "dash": dash, "width": 2},
+            hovertemplate="%{y:.1f} µs<extra>" + name + "</extra>",
+        )
+    figure.add_scatter(
+        x=sizes,
+        y=[lower_bound_us(size, n, alpha_us, beta_GBps, ports=n - 1) for size in sizes],
+        mode="lines",
+        name="lower bound",
+        line={"color": style.IDLE, "width": 6},
+        hoverinfo="skip",
+    )
+    figure.update_xaxes(title="message size S", type="log", **_byte_ticks([256, 1 << 30]))
+    figure.update_yaxes(
+        title="microseconds", type="log", **style.log_ticks([alpha_us, 2 * (1 << 30) / beta_GBps / 1e3])
+    )
+    title = f"All-reduce formulas, {n} ranks, α = {alpha_us:g} µs, β = {beta_GBps:g} GB/s"
+    return style.card(figure, title=title, badge="MODEL", height=460)

@@ -1,0 +1,61 @@
+"""The ring all-reduce, one step at a time. Analytic: it follows its sliders and runs nothing."""
+
+import ipywidgets as widgets
+
+from tplab.lab import style
+from tplab.lab.figures.collectives import ring_figure
+from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import FigureView
+
+
+class RingStepper(widgets.VBox):
+    """Two sliders, ranks and step; the chunks each rank holds, what it sends next, and the bytes so far.
+
+    ``show(n, step)`` sets the sliders; ``figure`` is the figure shown.
+    """
+
+    def __init__(self, n: int = 4) -> None:
+        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "50px"}}
+        self._n = widgets.IntSlider(value=n, min=2, max=8, description="ranks", **wide)
+        self._step = widgets.IntSlider(value=0, min=0, max=2 * (n - 1), description="step", **wide)
+        self._play = widgets.Play(min=0, max=2 * (n - 1), interval=900, show_repeat=False)
+        self._bytes = widgets.HTML()
+        self._view = FigureView(min_height=400)
+        widgets.link((self._play, "value"), (self._step, "value"))
+        self._n.observe(self._resize, names="value")
+        self._step.observe(lambda _: self._draw(), names="value")
+        left = widgets.VBox(
+            [self._n, self._step, self._play, self._bytes],
+            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
+        )
+        body = widgets.HBox([left, self._view], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
+        super().__init__([widgets.HTML(html.heading("Ring stepper")), body])
+        self._draw()
+
+    def show(self, n: int, step: int) -> "RingStepper":
+        """Show ``n`` ranks after ``step`` of the 2(n-1) steps."""
+        ring_figure(n, step)  # names what is out of range
+        self._n.value = n
+        self._step.value = step
+        return self
+
+    @property
+    def figure(self) -> object:
+        return self._view.figure
+
+    def _resize(self, _: object) -> None:
+        last = 2 * (self._n.value - 1)
+        self._step.max = self._play.max = last
+        self._draw()
+
+    def _draw(self) -> None:
+        n, step = self._n.value, self._step.value
+        self._view.show(ring_figure(n, step))
+        self._bytes.value = html.table(
+            ("each rank", "in S"),
+            [
+                ("sent so far", f"{step}/{n} = {step / n:.3g}"),
+                ("will have sent", f"2({n} - 1)/{n} = {2 * (n - 1) / n:.3g}"),
+                ("a naive gather-to-all sends", f"{n - 1}"),
+            ],
+        )
