@@ -608,6 +608,23 @@ class TestInStep:
             cluster.run(leave, timeout=30)
         assert_works(cluster)
 
+    def test_ranks_that_did_different_things_on_purpose_stay(self, clusters, assert_works):
+        """A pipeline's stages send and receive unequally often: that alone is no reason to replace them."""
+
+        def pass_on(rank):
+            x = torch.tensor([rank.index])
+            if rank.index == 0:
+                dist.send(x, 1)
+            elif rank.index == 1:
+                dist.recv(x, 0)
+            return x.item()
+
+        cluster = clusters(3)
+        pids = cluster.pids
+        assert cluster.run(pass_on, timeout=10) == [0, 0, 2]
+        assert_works(cluster)
+        assert cluster.pids == pids
+
     def test_a_message_that_nobody_received(self, cluster):
         def leave(rank):
             if rank.index == 0:

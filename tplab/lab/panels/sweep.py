@@ -31,7 +31,11 @@ class SweepPanel(RunPanel):
     def __init__(self, pool: Pool, *, link: AlphaBeta | None = None) -> None:
         wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "76px"}}
         self._sizes = widgets.SelectionRangeSlider(
-            options=list(_SIZES), value=("1 KiB", "16 MiB"), description="Sizes", **wide
+            options=list(_SIZES),
+            value=("1 KiB", "16 MiB"),
+            description="Sizes",
+            layout=wide["layout"],
+            style={"description_width": "34px"},  # the readout needs the room
         )
         self._dtypes = widgets.SelectMultiple(options=_DTYPES, value=("float32",), rows=4, description="Dtypes", **wide)
         self._algorithms = widgets.SelectMultiple(
