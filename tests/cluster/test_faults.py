@@ -779,16 +779,20 @@ class TestStop:
         capsys.readouterr()
         assert_works(cluster)
 
-    def test_in_the_midst_of_a_report(self, cluster, start, assert_works):
-        """Ten times, wherever it finds the ranks: what they send next must still be understood."""
+    def test_in_the_midst_of_a_report(self, clusters, assert_works):
+        """Sixty times, wherever it finds the rank: what the rank sends next must still be understood."""
 
         def tell(rank):
             while True:
-                rank.report(data=bytes(50_000))
+                rank.report(data=bytes(1000))
 
+        cluster = clusters(1)
         pids = cluster.pids
-        for _ in range(10):
-            self.stop(start(tell))
+        for _ in range(60):
+            begun = threading.Event()
+            run = cluster.submit(tell, on_report=lambda report, begun=begun: begun.set())
+            assert begun.wait(10)
+            self.stop(run)
         assert not cluster.closed
         assert_works(cluster)
         assert cluster.pids == pids

@@ -172,12 +172,12 @@ class Supervisor:
 
     def _on_message(self, rank: int, message: object) -> None:
         match message:
-            case wire.Ready(facts):
+            case wire.Ready(facts) if self.state is State.STARTING:
                 self.facts[rank] = facts
                 if len(self.facts) == self._engine.num_ranks:
                     self.launches.append({r: self._phases(f) for r, f in sorted(self.facts.items())})
                     self._become(State.READY)
-            case wire.Fault() as fault:
+            case wire.Fault() as fault if self.state is State.STARTING:
                 self._evidence.start_faults[rank] = fault
                 self._cannot_succeed()
             case wire.Answer(run_id) as answer if self._current is not None and run_id == self._current.id:
