@@ -780,7 +780,37 @@ class TestStop:
         assert_works(cluster)
 
     def test_in_the_midst_of_a_report(self, clusters, assert_works):
-        """Sixty times, wherever it finds the rank: what the rank sends next must still be understood."""
+        """The interrupt at the worst moment, half of a message being out: the rest must follow before anything else."""
+
+        def tell(rank):
+            import socket
+
+            whole = socket.socket.sendall
+
+            def interrupted(self, data):
+                half = len(data) // 2
+                if half < 10_000:
+                    return whole(self, data)
+                whole(self, data[:half])
+                signal.raise_signal(signal.SIGINT)
+                return whole(self, data[half:])
+
+            socket.socket.sendall = interrupted
+            try:
+                rank.report(data=bytes(50_000))
+                time.sleep(600)
+            finally:
+                socket.socket.sendall = whole
+
+        cluster = clusters(1)
+        pids = cluster.pids
+        with pytest.raises(RankError, match="KeyboardInterrupt"):
+            cluster.run(tell, timeout=2)
+        assert_works(cluster)
+        assert cluster.pids == pids
+
+    def test_while_it_reports(self, clusters, assert_works):
+        """Sixty times, wherever the interrupt finds the rank."""
 
         def tell(rank):
             while True:

@@ -60,7 +60,7 @@ def attached(backend: str = "auto") -> Iterator[tuple[Rank, Provenance, list[Rep
             num_devices=placement.num_devices * (world_size // local_size),
             link=backends.describe_link(placement) if world_size == local_size else "between hosts (torchrun)",
             num_cores=backends.num_cores(),
-            torch_version=torch.__version__,
+            torch_version=str(torch.__version__),
             nccl_version=".".join(map(str, nccl)),
             python_version=platform.python_version(),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),

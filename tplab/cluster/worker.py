@@ -104,7 +104,7 @@ class Worker:
         phases.append(("process group", time.monotonic()))
         nccl = torch.cuda.nccl.version() if setup.backend == "nccl" else ()  # type: ignore[no-untyped-call]
         facts = {
-            "torch_version": torch.__version__,
+            "torch_version": str(torch.__version__),  # the bare TorchVersion would import torch in the kernel
             "nccl_version": ".".join(map(str, nccl)),
             "python_version": platform.python_version(),
             "device_name": device_name(device),
