@@ -136,6 +136,7 @@ class Supervisor:
             while self.state is not State.CLOSED:
                 for event in self._engine.poll(self._time_left()):
                     self._handle(event)
+                    self._check_deadline()  # printing a flood of output takes its time
                 while self._posted:
                     self._posted.popleft()()
                 self._check_deadline()
@@ -372,7 +373,7 @@ class Supervisor:
         """Call out; what a caller's callback or a broken stdout raises must not end the supervisor."""
         try:
             callback(*args, **options)
-        except Exception as error:
+        except BaseException as error:  # sys.exit() in a callback is no reason to end the cluster
             logger.warning("a callback of the cluster failed: %r", error)
 
 

@@ -151,17 +151,23 @@ def unpack(data: bytes) -> Any:
     return pickle.loads(data)
 
 
+_CHAIN_KEPT = 20
 _CAUSED = "The above exception was the direct cause of the following exception:"
 _DURING = "During handling of the above exception, another exception occurred:"
 
 
-def describe_fault(error: BaseException, skip_frames: int = 0) -> Fault:
-    """Take an exception apart on the rank; ``skip_frames`` outermost frames (the worker's own) are left out."""
+def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[int] = frozenset()) -> Fault:
+    """Take an exception apart on the rank; ``skip_frames`` outermost frames (the worker's own) are left out.
+
+    Of the exceptions it came from, the nearest 20 are kept; ``raise error from error`` ends the chain (``_seen``).
+    """
     before = None
-    if error.__cause__ is not None:
-        before = describe_fault(error.__cause__), _CAUSED
-    elif error.__context__ is not None and not error.__suppress_context__:
-        before = describe_fault(error.__context__), _DURING
+    seen = _seen | {id(error)}
+    earlier, link = error.__cause__, _CAUSED
+    if earlier is None and not error.__suppress_context__:
+        earlier, link = error.__context__, _DURING
+    if earlier is not None and id(earlier) not in seen and len(seen) < _CHAIN_KEPT:
+        before = describe_fault(earlier, 0, seen), link
     try:
         pickled = cloudpickle.dumps(error)
     except Exception:

@@ -52,6 +52,8 @@ class Worker:
         self._send_lock = threading.Lock()  # answers come from the main thread, stacks from the control thread
         self._calls: queue.SimpleQueue[wire.Call] = queue.SimpleQueue()
         self._running: int | None = None
+        self._sending = False  # the main thread is inside a message, which an interrupt would cut in two
+        self._interrupted = False  # ... so one that came in there is raised when the message is out
 
     def serve(self) -> None:
         """Join the group, then run calls until the kernel hangs up. Never returns."""
@@ -135,15 +137,19 @@ class Worker:
             result = fn(rank, *args)
             _settle(rank)
             seconds = time.perf_counter() - began
-            value = wire.pack_value(result)
+            try:
+                value = wire.pack_value(result)
+            except Exception as error:
+                raise TypeError(f"the value that it returned cannot be sent to the kernel: {error}") from error
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
             seconds = seconds or time.perf_counter() - began
             fault = wire.describe_fault(error, skip_frames=1)
             fit = _settles(rank)
         finally:
             self._running = None
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(ValueError):  # the function has closed it
+                stream.flush()
         self._send(wire.Answer(call.run_id, value, fault, seconds, _sequences(), fit))
 
     def _send_report(self, fields: dict[str, Any]) -> None:
@@ -151,8 +157,17 @@ class Worker:
             self._send(wire.ReportMessage(self._running, wire.pack_value(fields)))
 
     def _send(self, message: object) -> None:
-        with self._send_lock:
-            self._channel.send(message)
+        on_main = threading.current_thread() is threading.main_thread()
+        self._sending = self._sending or on_main
+        try:
+            with self._send_lock:
+                self._channel.send(message)
+        finally:
+            if on_main:
+                self._sending = False
+        if on_main and self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
 
     def _listen(self) -> None:
         main_thread = threading.main_thread()
@@ -179,7 +194,9 @@ class Worker:
             os.killpg(0, signal.SIGKILL)
 
     def _on_interrupt(self, number: int, frame: object) -> None:
-        if self._running is not None:
+        if self._sending:
+            self._interrupted = self._running is not None
+        elif self._running is not None:
             raise KeyboardInterrupt
 
 
