@@ -104,10 +104,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     else:
         with Cluster(arguments.ranks, arguments.backend) as cluster:
             points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
-            with tqdm(total=len(points), desc=cluster.badge, unit="size", disable=None) as bar:
+            with tqdm(desc=cluster.badge, disable=None) as bar:
 
                 def on_report(report: Report) -> None:
                     if report.rank == 0 and report.fields["phase"] == "measure":
+                        bar.total = report.fields["total"]
                         bar.update()
 
                 run = submit_sweep(cluster, points, on_report=on_report)

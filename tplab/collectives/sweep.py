@@ -127,23 +127,26 @@ def sweep_all_reduce(
 
 
 def sweep_frame(points: Sequence[Point], reports: Iterable[Report], provenance: Provenance) -> pd.DataFrame:
-    """Tidy frame of the points that every rank has reported.
+    """Tidy frame of what every rank has reported so far.
 
     Columns: ``algorithm``, ``dtype``, ``bytes``, ``iterations``; of the slowest rank's samples ``p50_us``, ``p95_us``,
     ``min_us``; ``fastest_rank_p50_us``; ``algbw_GBps`` = bytes / p50; ``busbw_GBps`` = algbw · 2(n-1)/n; ``correct``
     (on every rank); then the provenance.
     """
-    by_row: dict[int, dict[int, dict[str, Any]]] = {}
+    by_row: dict[int, dict[int, list[dict[str, Any]]]] = {}
     for report in list(reports):
         if "row" in report.fields:
-            by_row.setdefault(report.fields["row"], {})[report.rank] = report.fields
+            by_row.setdefault(report.fields["row"], {}).setdefault(report.rank, []).append(report.fields)
     n = provenance.num_ranks
     rows = []
     for row, by_rank in sorted(by_row.items()):
         if len(by_rank) < n:
             continue
+        rounds = min(len(reported) for reported in by_rank.values())  # those that all ranks have finished
+        samples = np.array([np.concatenate([part["us"] for part in by_rank[rank][:rounds]]) for rank in range(n)])
+        if samples.size == 0:
+            continue
         point = points[row]
-        samples = np.array([by_rank[rank]["us"] for rank in range(n)])
         nbytes = point.num_elements * ITEMSIZES[point.dtype]
         slowest = samples.max(axis=0)
         p50 = float(np.median(slowest))
@@ -152,14 +155,14 @@ def sweep_frame(points: Sequence[Point], reports: Iterable[Report], provenance: 
                 "algorithm": point.algorithm,
                 "dtype": point.dtype,
                 "bytes": nbytes,
-                "iterations": point.iterations,
+                "iterations": samples.shape[1],
                 "p50_us": p50,
                 "p95_us": float(np.quantile(slowest, 0.95)),
                 "min_us": float(slowest.min()),
                 "fastest_rank_p50_us": float(np.median(samples.min(axis=0))),
                 "algbw_GBps": algbw_GBps(nbytes, p50),
                 "busbw_GBps": busbw_GBps("all-reduce", nbytes, p50, n),
-                "correct": all(by_rank[rank]["correct"] for rank in range(n)),
+                "correct": all(part["correct"] for rank in range(n) for part in by_rank[rank][:rounds]),
                 **provenance.columns(),
                 "launch_mode": point.mode,
             }

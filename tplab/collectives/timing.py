@@ -41,6 +41,7 @@ ALGORITHMS: dict[str, AllReduce] = {
 # sample does not contain the host's launch overhead.
 _SPIN_CYCLES = 200_000
 _WARM_UPS = 2
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +57,11 @@ class Point:
 
 
 def time_points(rank: "Rank", points: list[Point]) -> None:
-    """Warm up every point, then time them in order; reports ``row`` (index into ``points``), ``us`` and ``correct``.
+    """Warm up every point, then time them in rounds; reports ``row`` (index into ``points``), ``us`` and ``correct``.
 
-    Everything comes through ``rank.report``, so that a sweep that is stopped, or loses a rank, keeps what it has.
+    Each round takes a share of every point's samples: a busy spell of the machine then spoils a few samples of many
+    points, which a median forgives, and not most samples of one. Everything comes through ``rank.report``, so that a
+    sweep that is stopped, or loses a rank, keeps what it has.
     """
     inputs = _Inputs(rank, points)
     for index, point in enumerate(points):
@@ -66,20 +69,25 @@ def time_points(rank: "Rank", points: list[Point]) -> None:
         for _ in range(_WARM_UPS):
             sample()
         rank.report(phase="warm-up", done=index + 1, total=len(points))
-    for index, point in enumerate(points):
-        sample = _sampler(rank, point, inputs)
-        sample()  # this point's buffers are in the caches of nobody after the others' warm-ups
-        microseconds = [sample() for _ in range(point.iterations)]
-        correct = inputs.check(point)
-        rank.report(phase="measure", done=index + 1, total=len(points), row=index, us=microseconds, correct=correct)
+    samplers = [_sampler(rank, point, inputs) for point in points]
+    done = 0
+    for turn in range(_ROUNDS):
+        for index, (point, sample) in enumerate(zip(points, samplers, strict=True)):
+            sample()  # the other points have taken this one's buffers out of the caches
+            share = (point.iterations + turn) // _ROUNDS  # the shares of all rounds add up to all iterations
+            microseconds = [sample() for _ in range(share)]
+            correct = inputs.check(point)
+            done += 1
+            total = _ROUNDS * len(points)
+            rank.report(phase="measure", done=done, total=total, row=index, us=microseconds, correct=correct)
 
 
 class _Inputs:
     """Buffers shared by all points, and the result every rank must hold.
 
     Small whole numbers: their sums are exact in every dtype (bfloat16 is exact to 256) whatever the order of additions,
-    so results are compared exactly. Rank r holds a common random vector turned by r places: every rank can compute the
-    sum of all without being sent anything.
+    so results are compared exactly. Rank r holds a common random vector from its place r on: every rank can compute
+    the sum of all without being sent anything, and the many points of a sweep share one buffer.
     """
 
     def __init__(self, rank: "Rank", points: list[Point]) -> None:
@@ -89,13 +97,15 @@ class _Inputs:
             longest = max(point.num_elements for point in points if point.dtype == dtype)
             generator = torch.Generator().manual_seed(1234)
             high = 128 // rank.world_size if rank.world_size < 64 else 2
-            common = torch.randint(-min(high, 8), min(high, 8) + 1, (longest,), generator=generator, dtype=torch.int8)
+            common = torch.randint(
+                -min(high, 8), min(high, 8) + 1, (longest + rank.world_size,), generator=generator, dtype=torch.int8
+            )
             source = common.to(device=rank.device, dtype=getattr(torch, dtype))
-            self._buffers[dtype] = source, torch.empty_like(source)
+            self._buffers[dtype] = source, torch.empty_like(source[:longest])
 
     def source(self, point: Point, index: int) -> torch.Tensor:
         """What rank ``index`` brings to ``point``."""
-        return self._buffers[point.dtype][0][: point.num_elements].roll(index)
+        return self._buffers[point.dtype][0][index : index + point.num_elements]
 
     def target(self, point: Point) -> torch.Tensor:
         """The buffer that is reduced in place."""
