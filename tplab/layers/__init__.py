@@ -1,0 +1,77 @@
+"""Tensor-parallel layers: what they are, what they should cost, what they do cost.
+
+What it is:
+  comm          the collectives that layers need: over a process group, over an emulated link, or alone
+  shards        which part of which full tensor a rank holds
+  strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8
+  regions       the same collectives with their gradients
+  linear        ColumnParallelLinear, RowParallelLinear
+  vocabulary    VocabParallelEmbedding, ParallelLMHead; cross-entropy, argmax and sampling over a sharded vocabulary
+  plain         the unsharded MLP, attention and block that the parallel ones are made from
+  mlp, attention, block      ParallelMLP, ParallelAttention, ParallelBlock
+  rope, kv_cache             rotary positions; keys and values of the past
+  article       TensorParallelLinear and TensorParallelAttention, as the article calls them
+  mistakes      the wrong versions, for notebook 03 and the tests that catch them
+What it should cost (pure: no process group, no cluster, no torch):
+  plan          which collectives a choice of column and row per matrix forces
+  cost          overlap: time of chunked and split layers from the times of their parts
+What it does cost (on a cluster):
+  counting      collectives and bytes by layer, beside the formula
+  overlap       chunk counts and strategies timed; timeline of computation, exposed and hidden communication
+
+Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tplab.layers.article import TensorParallelAttention as TensorParallelAttention
+    from tplab.layers.article import TensorParallelLinear as TensorParallelLinear
+    from tplab.layers.attention import ParallelAttention as ParallelAttention
+    from tplab.layers.block import ParallelBlock as ParallelBlock
+    from tplab.layers.comm import EmulatedComm as EmulatedComm
+    from tplab.layers.kv_cache import KVCache as KVCache
+    from tplab.layers.linear import ColumnParallelLinear as ColumnParallelLinear
+    from tplab.layers.linear import RowParallelLinear as RowParallelLinear
+    from tplab.layers.mlp import ParallelMLP as ParallelMLP
+    from tplab.layers.strategies import BatchSplit as BatchSplit
+    from tplab.layers.strategies import Blocking as Blocking
+    from tplab.layers.strategies import Chunked as Chunked
+    from tplab.layers.strategies import Int8 as Int8
+    from tplab.layers.strategies import SequenceParallel as SequenceParallel
+    from tplab.layers.strategies import set_strategy as set_strategy
+    from tplab.layers.vocabulary import ParallelLMHead as ParallelLMHead
+    from tplab.layers.vocabulary import VocabParallelEmbedding as VocabParallelEmbedding
+
+_HOME_OF = {
+    "BatchSplit": "strategies",
+    "Blocking": "strategies",
+    "Chunked": "strategies",
+    "ColumnParallelLinear": "linear",
+    "EmulatedComm": "comm",
+    "Int8": "strategies",
+    "KVCache": "kv_cache",
+    "ParallelAttention": "attention",
+    "ParallelBlock": "block",
+    "ParallelLMHead": "vocabulary",
+    "ParallelMLP": "mlp",
+    "RowParallelLinear": "linear",
+    "SequenceParallel": "strategies",
+    "TensorParallelAttention": "article",
+    "TensorParallelLinear": "article",
+    "VocabParallelEmbedding": "vocabulary",
+    "set_strategy": "strategies",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tplab.layers' has no attribute {name!r}")
+    return getattr(import_module(f"tplab.layers.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,201 @@
+"""Self-attention cut over ranks by heads: column-parallel q, k and v, row-parallel output projection, one all-reduce.
+
+Heads do not mix before the output projection, so a rank attends with its own and communicates nothing. What needs
+care is *which* rows of the weights those heads are, above all where there are fewer key-value heads than ranks.
+
+Legend: B batch, S sequence, T = B·S tokens, D hidden; H query heads, G key-value heads (h and g of this rank), E head
+dimension; n ranks.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tplab.layers.comm import Comm, Pending, as_comm
+from tplab.layers.kv_cache import GrowingCache, KVCache
+from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from tplab.layers.mlp import merged_plan
+from tplab.layers.norm import share_norm
+from tplab.layers.plain import Attention, attend
+from tplab.layers.rope import RotaryEmbedding
+from tplab.layers.sequence import pad_tokens
+from tplab.layers.shards import HeadShard, Shard, load
+from tplab.layers.shared_rows import SharedRows
+from tplab.layers.strategies import Blocking
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class ParallelAttention(nn.Module):
+    """MHA, GQA or MQA with the heads cut over the ranks; rotary positions, causal, with a key-value cache.
+
+    ==================  ===================  ===============================================
+    on rank r           shape                what
+    ==================  ===================  ===============================================
+    qkv.weight          ((h + 2g)·E, D)      its heads' rows of q, then of k, then of v
+    qkv.bias            as many              if the plain one has biases
+    o.weight            (D, h·E)             its heads' columns of the output projection
+    o.bias              (D,)                 the full bias, added once
+    q_norm, k_norm      (E,)                 the full weights, if there are any
+    cache               (B, g, max, E), 2x   keys and values of its heads
+    x, y                (B, S, D)            the same on every rank (token shards under
+                                             sequence parallelism)
+    ==================  ===================  ===============================================
+
+    h = H/n. g is as many key-value heads as those query heads need: G/n where n divides G, and otherwise some key-value
+    heads lie on several ranks (each holds and caches them; memory does not fall below one head per rank).
+
+    Equation: ``y = sum over r of concat(attend(q_i, k, v) for heads i of r) O_r``.
+
+    Communication: forward one all-reduce of S = T·D·itemsize, backward another; and where key-value heads are shared,
+    backward an all-reduce of the gradients of all their rows, S = 2·G·E·D·itemsize.
+
+    Args:
+        hidden_size, num_heads, num_kv_heads: as for the plain ``Attention``, whose other arguments are taken, too.
+        group: process group, ``Comm``, or None for a rank alone.
+        strategy: how the sum is made.
+
+    Raises:
+        ValueError: n does not divide ``num_heads``, and what the linear layers raise.
+
+    Source: Shoeybi and others, "Megatron-LM" (2019), section 3; replicated key-value heads as in vLLM's
+    ``QKVParallelLinear``.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        group: "ProcessGroup | Comm | None" = None,
+        *,
+        strategy: Blocking | None = None,
+        **plain: Any,
+    ) -> None:
+        self._shard(Attention(hidden_size, num_heads, num_kv_heads, **plain), as_comm(group), strategy)
+
+    @classmethod
+    def from_module(
+        cls, module: Attention, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
+    ) -> "ParallelAttention":
+        """This rank's heads of a plain ``Attention``."""
+        layer = cls.__new__(cls)
+        layer._shard(module, as_comm(group), strategy)
+        return layer
+
+    def _shard(self, plain: Attention, comm: Comm, strategy: Blocking | None) -> None:
+        super().__init__()
+        self.comm = comm
+        self.strategy = strategy or Blocking()
+        self.heads = heads = HeadShard.of(plain.num_heads, plain.num_kv_heads, comm.index, comm.size)
+        self.head_dim = size = plain.head_dim
+        self.rope: RotaryEmbedding | None = plain.rope
+        self.causal, self.sliding_window = plain.causal, plain.sliding_window
+        places = (
+            ("q_proj", heads.q_start, heads.q_end),
+            ("k_proj", heads.kv_start, heads.kv_end),
+            ("v_proj", heads.kv_start, heads.kv_end),
+        )
+        plan = {
+            kind: tuple(
+                Shard(source=f"{name}.{kind}", dim=0, start=start * size, end=end * size) for name, start, end in places
+            )
+            for kind in ("weight", "bias")
+            if getattr(plain.q_proj, kind) is not None
+        }
+        kv_start, kv_end, kv_rows = heads.kv_start * size, heads.kv_end * size, plain.num_kv_heads * size
+        self.qkv = MergedColumnParallelLinear(
+            plain.hidden_size,
+            (plain.num_heads + 2 * plain.num_kv_heads) * size,
+            plan,
+            comm,
+            like=plain,
+            strategy=strategy,
+            shared=SharedRows(
+                heads.num_q * size,
+                ((kv_start, kv_end), (kv_rows + kv_start, kv_rows + kv_end)),
+                2 * kv_rows,
+            )
+            if heads.replicated
+            else None,
+        )
+        load(self.qkv, plan, dict(plain.named_parameters()).__getitem__)
+        self.o = RowParallelLinear.from_module(plain.o_proj, comm, strategy=strategy)
+        self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
+        even = heads.num_q % heads.num_kv == 0
+        per_group = heads.num_q // heads.num_kv
+        uniform = even and heads.kv_of_q == tuple(head // per_group for head in range(heads.num_q))
+        self._kv_of_q = None if uniform else list(heads.kv_of_q)
+
+    @property
+    def plan(self) -> dict[str, tuple[Shard, ...]]:
+        """Every parameter's slices, by the names in the plain module."""
+        plan = merged_plan(self, {"qkv": "", "o": "o_proj."})
+        for name in ("q_norm", "k_norm"):
+            if getattr(self, name) is not None:
+                plan[f"{name}.weight"] = (Shard(source=f"{name}.weight"),)
+        return plan
+
+    def make_cache(self, batch: int, max_length: int) -> KVCache:
+        """An empty cache for this rank's key-value heads, where the weights are."""
+        weight = self.qkv.weight
+        return KVCache(batch, self.heads.num_kv, max_length, self.head_dim, dtype=weight.dtype, device=weight.device)
+
+    def forward(self, x: torch.Tensor, **how: Any) -> torch.Tensor:
+        """(B, S, D) -> (B, S, D); arguments as :meth:`start`."""
+        return self.finish(self.start(x, **how))
+
+    def start(
+        self,
+        x: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        cache: "KVCache | GrowingCache | None" = None,
+        mask: torch.Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> Pending:
+        """Attend, and start the sum of the output projection; ``finish`` waits for it.
+
+        Args:
+            x: (B, S, D); under sequence parallelism this rank's token shard.
+            positions: (S,) or (B, S) of the new tokens; by default they follow what is in the cache.
+            cache: keys and values of the past, to which the new ones are added.
+            mask: (B, 1, S, past + S) bool, instead of the causal one.
+            shape: (B, S), under sequence parallelism.
+        """
+        qkv = self.qkv(x)
+        sharded = self.strategy.sequence_parallel
+        if sharded:
+            if shape is None:
+                raise ValueError("shape=(batch, sequence) must be given under sequence parallelism: x is flat there")
+            qkv = qkv[: shape[0] * shape[1]].view(*shape, -1)
+        batch, seq, _ = qkv.shape
+        heads, size = self.heads, self.head_dim
+        q, k, v = qkv.split([heads.num_q * size, heads.num_kv * size, heads.num_kv * size], dim=-1)
+        q_BHSE = q.view(batch, seq, heads.num_q, size).transpose(1, 2)
+        k_BGSE = k.view(batch, seq, heads.num_kv, size).transpose(1, 2)
+        v_BGSE = v.view(batch, seq, heads.num_kv, size).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            # Every rank normalises other heads with the same weights.
+            q_BHSE = share_norm(self.q_norm, q_BHSE, self.comm)
+            k_BGSE = share_norm(self.k_norm, k_BGSE, self.comm)
+        y_BHSE = attend(
+            q_BHSE,
+            k_BGSE,
+            v_BGSE,
+            rope=self.rope,
+            positions=positions,
+            cache=cache,
+            causal=self.causal,
+            sliding_window=self.sliding_window,
+            mask=mask,
+            kv_of_q=self._kv_of_q,
+        )
+        y = y_BHSE.transpose(1, 2).reshape(batch, seq, heads.num_q * size)
+        return self.o.start(pad_tokens(y.flatten(0, 1), self.comm.size) if sharded else y)
+
+    def finish(self, pending: Pending) -> torch.Tensor:
+        """What ``forward`` returns, from what ``start`` returned."""
+        return self.o.finish(pending)

@@ -1,0 +1,197 @@
+"""A transformer block on several ranks, and stacks of them: where the two sums of a block are, and what runs meanwhile.
+
+A block is written once, as a generator that stops wherever a sum is under way. Run alone it just waits; several parts
+of a batch run in turns, so that one's sum is hidden behind another's computation, across block borders, too. Not a
+second forward for the overlapped case: there would be two of everything to keep equal.
+
+Legend: B batch, S sequence, D hidden; n ranks.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+
+from tplab.layers.attention import ParallelAttention
+from tplab.layers.comm import as_comm
+from tplab.layers.kv_cache import GrowingCache, KVCache
+from tplab.layers.mlp import ParallelMLP, merged_plan
+from tplab.layers.norm import share_norm
+from tplab.layers.plain import Block
+from tplab.layers.sequence import gather_tokens, scatter_tokens
+from tplab.layers.shards import Shard
+from tplab.layers.strategies import BatchSplit, Blocking
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from tplab.layers.comm import Comm
+
+Cache: TypeAlias = KVCache | GrowingCache
+Steps: TypeAlias = Generator[None, None, torch.Tensor]
+"""Work that stops (yields) whenever it has started a sum, and returns its result."""
+
+
+class ParallelBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with heads and intermediate features cut over the ranks.
+
+    ==========================  ===========  ==========================================
+    on rank r                   shape        what
+    ==========================  ===========  ==========================================
+    input_layernorm             (D,)         full weights
+    self_attn                   its heads    :class:`ParallelAttention`
+    post_attention_layernorm    (D,)         full weights
+    mlp                         its part     :class:`ParallelMLP`
+    x, y                        (B, S, D)    the same on every rank
+    ==========================  ===========  ==========================================
+
+    Communication, forward: two all-reduces of S = B·S·D·itemsize. Under sequence parallelism two all-gathers and two
+    reduce-scatters instead, and x and y are this rank's tokens, ``(ceil(B·S/n), D)``, with ``shape=(B, S)`` passed on;
+    :func:`run_blocks` shards and gathers around a stack.
+    """
+
+    @classmethod
+    def from_module(
+        cls, module: Block, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
+    ) -> "ParallelBlock":
+        """This rank's part of a plain ``Block``."""
+        block = cls.__new__(cls)
+        nn.Module.__init__(block)
+        block.comm = as_comm(group)
+        block.strategy = strategy or Blocking()
+        block.input_layernorm = module.input_layernorm
+        block.self_attn = ParallelAttention.from_module(module.self_attn, block.comm, strategy=strategy)
+        block.post_attention_layernorm = module.post_attention_layernorm
+        block.mlp = ParallelMLP.from_module(module.mlp, block.comm, strategy=strategy)
+        return block
+
+    comm: "Comm"
+    strategy: Blocking
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+    self_attn: ParallelAttention
+    mlp: ParallelMLP
+
+    @property
+    def plan(self) -> dict[str, tuple[Shard, ...]]:
+        """Every parameter's slices, by the names in the plain module."""
+        plan = merged_plan(self, {"self_attn": "self_attn.", "mlp": "mlp."})
+        for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
+            plan[name] = (Shard(source=name),)
+        return plan
+
+    def forward(self, x: torch.Tensor, **attention: Any) -> torch.Tensor:
+        """One block. Arguments as :meth:`ParallelAttention.start`."""
+        return run_blocks([self], x, **attention) if self.strategy.num_parts > 1 else _run(self.steps(x, **attention))
+
+    def steps(self, x: torch.Tensor, **attention: Any) -> Steps:
+        """The block, stopping at each of its two sums."""
+        pending = self.self_attn.start(self._norm(self.input_layernorm, x), **attention)
+        yield
+        x = x + self.self_attn.finish(pending)
+        pending = self.mlp.start(self._norm(self.post_attention_layernorm, x))
+        yield
+        return x + self.mlp.finish(pending)
+
+    def _norm(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return share_norm(norm, x, self.comm) if self.strategy.sequence_parallel else norm(x)
+
+
+def run_blocks(
+    blocks: Sequence[ParallelBlock],
+    x_BSD: torch.Tensor,
+    *,
+    caches: Sequence[KVCache] | None = None,
+    cache: KVCache | None = None,
+    positions: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    shape: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """A stack of blocks, (B, S, D) -> (B, S, D) on every rank, by the strategy of the first block.
+
+    Args:
+        caches: one per block; ``cache`` for a stack of one.
+        positions, mask: as for attention. A batch split by sequences takes neither.
+        shape: (B, S) where ``x`` is this rank's tokens already, under sequence parallelism; then the result is, too.
+    """
+    strategy = blocks[0].strategy
+    each: list[Cache | None] = [*caches] if caches is not None else [cache] * len(blocks)
+    if len(each) != len(blocks):
+        raise ValueError(f"caches must be as many as blocks: {len(blocks)}; got {len(each)}")
+    how = {"positions": positions, "mask": mask}
+    if strategy.sequence_parallel:
+        comm = blocks[0].comm
+        if shape is not None:
+            return _run(_stack(blocks, x_BSD, each, shape=shape, **how))
+        shape = (x_BSD.shape[0], x_BSD.shape[1])
+        shards = _run(_stack(blocks, scatter_tokens(x_BSD, comm), each, shape=shape, **how))
+        return gather_tokens(shards, comm, shape)
+    if isinstance(strategy, BatchSplit) and max(x_BSD.shape[:2]) > 1:
+        return _run_split(blocks, x_BSD, each, strategy, how)
+    return _run(_stack(blocks, x_BSD, each, **how))
+
+
+def _run_split(
+    blocks: Sequence[ParallelBlock],
+    x_BSD: torch.Tensor,
+    caches: list[Cache | None],
+    strategy: BatchSplit,
+    how: dict[str, Any],
+) -> torch.Tensor:
+    by = strategy.by or ("batch" if x_BSD.shape[0] >= strategy.num_parts else "sequence")
+    dim = 0 if by == "batch" else 1
+    num_parts = min(strategy.num_parts, x_BSD.shape[dim])
+    parts = x_BSD.tensor_split(num_parts, dim=dim)
+    if by == "sequence":
+        if any(value is not None for value in how.values()):
+            raise ValueError(
+                "positions and mask cannot be given where the sequence is split: use BatchSplit(by='batch')"
+            )
+        # Later parts see the earlier ones' keys and values through a cache, if only for this pass.
+        shared: list[Cache | None] = [GrowingCache() if cache is None else cache for cache in caches]
+        return torch.cat(interleave([_stack(blocks, part, shared) for part in parts]), dim=1)
+    works, start = [], 0
+    views = []
+    for part in parts:
+        end = start + part.shape[0]
+        mine = [cache.rows(start, end) if isinstance(cache, KVCache) else None for cache in caches]
+        views.append(mine)
+        rows = {
+            name: value[start:end] if value is not None and value.dim() > 1 and value.shape[0] > 1 else value
+            for name, value in how.items()
+        }
+        works.append(_stack(blocks, part, list(mine), **rows))
+        start = end
+    out = torch.cat(interleave(works), dim=0)
+    for cache, view in zip(caches, views[0], strict=True):
+        if cache is not None and view is not None:
+            cache.length = view.length
+    return out
+
+
+def _stack(blocks: Sequence[ParallelBlock], x: torch.Tensor, caches: "Sequence[Cache | None]", **how: Any) -> Steps:
+    for block, cache in zip(blocks, caches, strict=True):
+        x = yield from block.steps(x, cache=cache, **how)
+    return x
+
+
+def interleave(works: Sequence[Steps]) -> list[torch.Tensor]:
+    """Run several works in turns, each up to where it has started a sum; their results."""
+    results: list[torch.Tensor | None] = [None] * len(works)
+    under_way = list(enumerate(works))
+    while under_way:
+        still = []
+        for index, work in under_way:
+            try:
+                next(work)
+            except StopIteration as end:
+                results[index] = end.value
+            else:
+                still.append((index, work))
+        under_way = still
+    return [result for result in results if result is not None]
+
+
+def _run(work: Steps) -> torch.Tensor:
+    return interleave([work])[0]

@@ -1,0 +1,218 @@
+"""When and how the partial sums of a row-parallel layer become sums, and what layout tokens have in between.
+
+One interface, so that a layer or a whole model changes its way of communicating by an argument, and one equivalence
+test covers them all. A strategy is four functions without gradients, which ``linear`` puts together with theirs, and
+the number of parts that a block is split into. Further ones subclass ``Blocking``: a decomposed matmul (one that sends
+a tile while it computes the next) or a symmetric-memory kernel replaces ``reduce_matmul``.
+
+Legend: T tokens (batch times sequence), I the features that are summed over, D the features of the result; n ranks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+from tplab.layers.comm import Comm, Done, Pending
+
+
+class Blocking:
+    """All-reduce after the matmul, and wait for it. The reference that the others must equal."""
+
+    name = "blocking"
+    sequence_parallel = False
+    """Whether tokens are sharded between the layers: norms and residuals see T/n of them."""
+    num_parts = 1
+    """How many parts of the batch or sequence a block interleaves."""
+
+    def gather_input(self, x: torch.Tensor, comm: Comm) -> torch.Tensor:
+        """What the column-parallel matmul multiplies: here the input itself, which every rank has."""
+        return x
+
+    def start_input_grad(self, grad: torch.Tensor, comm: Comm) -> Pending:
+        """Backward of ``gather_input``: each rank has the gradient through its own columns; they are summed."""
+        return comm.start_all_reduce(grad.contiguous())
+
+    def reduce_matmul(self, x_TI: torch.Tensor, w_DI: torch.Tensor, comm: Comm) -> Pending:
+        """The sum over ranks of ``x @ w.T``."""
+        return self.reduce(F.linear(x_TI, w_DI), comm)
+
+    def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
+        """The sum over ranks of ``partial``, which may be overwritten."""
+        return Done(comm.all_reduce(partial))
+
+    def gather_output_grad(self, grad: torch.Tensor, comm: Comm) -> torch.Tensor:
+        """Backward of ``reduce``: every rank has the gradient of the sum, and it is that of each addend, too."""
+        return grad
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Chunked(Blocking):
+    """The matmul in chunks of tokens, each all-reduced while the next is computed.
+
+    A matmul that is followed by its own all-reduce has nothing to hide it behind; cut by tokens it has: all but the
+    last chunk's. The price is ``num_chunks`` times the latency, and smaller matmuls.
+
+    Args:
+        num_chunks: how many; the first ``T mod num_chunks`` are one token longer.
+
+    Raises:
+        ValueError: at the call, if there are fewer tokens than chunks.
+    """
+
+    name = "chunked"
+
+    def __init__(self, num_chunks: int) -> None:
+        if isinstance(num_chunks, bool) or not isinstance(num_chunks, int) or num_chunks < 1:
+            raise ValueError(f"num_chunks must be a positive whole number; got {num_chunks!r}")
+        self.num_chunks = num_chunks
+
+    def reduce_matmul(self, x_TI: torch.Tensor, w_DI: torch.Tensor, comm: Comm) -> Pending:
+        x = x_TI.reshape(-1, x_TI.shape[-1])
+        tokens = x.shape[0]
+        if tokens < self.num_chunks:
+            raise ValueError(
+                f"num_chunks={self.num_chunks} is more than the {tokens} tokens of this call: use at most {tokens}, or "
+                f"another strategy for steps as short as this one"
+            )
+        if comm.size == 1:
+            return Done(F.linear(x_TI, w_DI))
+        out = x.new_empty((tokens, w_DI.shape[0]))
+        w_ID = w_DI.t()
+        pieces = []
+        for x_part, out_part in zip(x.tensor_split(self.num_chunks), out.tensor_split(self.num_chunks), strict=True):
+            torch.mm(x_part, w_ID, out=out_part)
+            pieces.append(comm.start_all_reduce(out_part))
+        return _All(pieces, out.view(*x_TI.shape[:-1], w_DI.shape[0]))
+
+    def __repr__(self) -> str:
+        return f"Chunked({self.num_chunks})"
+
+
+class BatchSplit(Blocking):
+    """Two (or more) parts of the batch go through a block in turns: while one is all-reduced, the other computes.
+
+    Unlike chunks of one matmul, a part's all-reduce has a whole attention or MLP to hide behind. With one sequence in
+    the batch the sequence is cut, and later parts attend to the earlier ones' keys and values.
+
+    Only blocks do this (``ParallelBlock``, ``run_blocks``); a layer by itself behaves as with ``Blocking``. For
+    prefill: parts must have tokens to be efficient.
+
+    Args:
+        num_parts: how many parts.
+        by: ``batch``, ``sequence``, or None: by batch where it has as many sequences as parts.
+
+    Source: Wang and others, "Domino: Eliminating Communication in LLM Training via Generic Tensor Slicing and
+    Overlapping" (2024), for the batch; Xiao and Su, "ISO: Overlap of Computation and Communication within Sequence For
+    LLM Inference" (2024), for the sequence.
+    """
+
+    name = "batch split"
+
+    def __init__(self, num_parts: int = 2, by: str | None = None) -> None:
+        if isinstance(num_parts, bool) or not isinstance(num_parts, int) or num_parts < 2:
+            raise ValueError(f"num_parts must be a whole number, 2 or more; got {num_parts!r}")
+        if by not in (None, "batch", "sequence"):
+            raise ValueError(f"by must be 'batch', 'sequence' or None; got {by!r}")
+        self.num_parts = num_parts
+        self.by = by
+
+    def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
+        return comm.start_all_reduce(partial)
+
+    def __repr__(self) -> str:
+        return f"BatchSplit({self.num_parts}{'' if self.by is None else f', by={self.by!r}'})"
+
+
+class SequenceParallel(Blocking):
+    """Reduce-scatter instead of all-reduce, by tokens, and all-gather before the next column-parallel layer.
+
+    Norms and residuals then work on T/n tokens per rank, and activations between layers take 1/n of the memory. In a
+    ring the bytes are the same: an all-reduce *is* a reduce-scatter and an all-gather. (gloo's own reduce-scatter moves
+    as much as an all-reduce, so there it costs more.)
+
+    Tokens are sharded flat, batch and sequence together, and padded with zeros to a multiple of n.
+
+    Source: Korthikanti and others, "Reducing Activation Recomputation in Large Transformer Models" (2022), 4.2.2.
+    """
+
+    name = "sequence parallel"
+    sequence_parallel = True
+
+    def gather_input(self, x: torch.Tensor, comm: Comm) -> torch.Tensor:
+        return comm.start_all_gather(x.contiguous()).wait()
+
+    def start_input_grad(self, grad: torch.Tensor, comm: Comm) -> Pending:
+        return comm.start_reduce_scatter(grad.contiguous())
+
+    def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
+        if partial.dim() != 2 or partial.shape[0] % comm.size:
+            raise ValueError(
+                f"x of shape {tuple(partial.shape)} is not a number of tokens that {comm.size} ranks can share: pass "
+                f"(tokens, features), padded as scatter_tokens does"
+            )
+        return comm.start_reduce_scatter(partial)
+
+    def gather_output_grad(self, grad: torch.Tensor, comm: Comm) -> torch.Tensor:
+        return comm.start_all_gather(grad.contiguous()).wait()
+
+
+class Int8(Blocking):
+    """Quantised two-shot all-reduce: int8 with a scale per group of elements, half the bytes of bfloat16.
+
+    Not exact: see ``tplab.collectives.quantised`` for the bound on its error, and ``int8_error`` to measure it.
+
+    Args:
+        scale_group: elements per scale.
+    """
+
+    name = "int8"
+
+    def __init__(self, scale_group: int = 64) -> None:
+        if isinstance(scale_group, bool) or not isinstance(scale_group, int) or scale_group < 1:
+            raise ValueError(f"scale_group must be a positive whole number; got {scale_group!r}")
+        self.scale_group = scale_group
+
+    def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
+        if comm.size > 1:
+            from tplab.collectives.quantised import int8_all_reduce
+
+            int8_all_reduce(partial, comm.transport, scale_group=self.scale_group)
+        return Done(partial)
+
+    def __repr__(self) -> str:
+        return f"Int8({self.scale_group})"
+
+
+class _All:
+    __slots__ = ("_pieces", "target")
+
+    def __init__(self, pieces: Sequence[Pending], target: torch.Tensor) -> None:
+        self._pieces = pieces
+        self.target = target
+
+    def wait(self) -> torch.Tensor:
+        for piece in self._pieces:
+            piece.wait()
+        return self.target
+
+
+def set_strategy(module: nn.Module, strategy: Blocking) -> nn.Module:
+    """Change how every parallel layer below ``module`` communicates; returns the module.
+
+    Raises:
+        ValueError: ``strategy`` is not one, or nothing below ``module`` communicates.
+    """
+    if not isinstance(strategy, Blocking):
+        raise ValueError(f"strategy must be one of tplab.layers' strategies, such as Chunked(4); got {strategy!r}")
+    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "strategy")]
+    if not layers:
+        raise ValueError(f"module: no layer below {type(module).__name__} is parallel")
+    for layer in layers:
+        layer.strategy = strategy
+    return module

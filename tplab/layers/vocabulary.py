@@ -1,0 +1,330 @@
+"""Vocabularies cut over ranks: embedding, output head, and what is done with the sharded logits.
+
+Cross-entropy, argmax and sampling work on the shards and send a few numbers per token. Gathering the logits first
+would send T·V of them: at 128,000 tokens of vocabulary more than all layers of a small model together.
+
+Legend: B batch, S sequence, T tokens, D hidden; V vocabulary, v rows per rank (padding included); n ranks.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tplab.layers.comm import Comm, as_comm
+from tplab.layers.linear import ColumnParallelLinear, check_device
+from tplab.layers.regions import gather_from_group, reduce_from_group
+from tplab.layers.sequence import pad_tokens
+from tplab.layers.shards import Plan, Shard, VocabShard, load, same_kind
+from tplab.layers.strategies import Blocking
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def _vocab_plan(vocab: VocabShard, names: list[str]) -> Plan:
+    return {
+        name: (Shard(source=name, dim=0, start=vocab.start, end=vocab.end, padding=vocab.padding),) for name in names
+    }
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Embedding with the vocabulary cut over the ranks; any vocabulary size.
+
+    ==========  ===========  =========================================================
+    on rank r   shape        what
+    ==========  ===========  =========================================================
+    weight      (v, D)       rows r·v .. of the full table, v = ceil(V/n), zeros after V
+    ids         (B, S)       the same on every rank
+    y           (B, S, D)    the same on every rank (token shards, (ceil(T/n), D), under
+                             sequence parallelism)
+    ==========  ===========  =========================================================
+
+    Equation: ``y = sum over r of W_r[ids] where r holds the id, else 0``: all but one addend are zero, so the sum is
+    bitwise the plain embedding.
+
+    Communication: forward one all-reduce of S = T·D·itemsize; backward none.
+
+    Raises:
+        ValueError: an embedding with ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
+        IndexError: an id outside the vocabulary (on the CPU; a GPU would have to wait to see it).
+
+    Source: Shoeybi and others, "Megatron-LM" (2019), section 3.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        group: "ProcessGroup | Comm | None" = None,
+        *,
+        strategy: Blocking | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        full = nn.Embedding(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        self._shard(full, as_comm(group), strategy)
+
+    @classmethod
+    def from_module(
+        cls, module: nn.Embedding, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
+    ) -> "VocabParallelEmbedding":
+        """This rank's rows of a full ``nn.Embedding``."""
+        layer = cls.__new__(cls)
+        layer._shard(module, as_comm(group), strategy)
+        return layer
+
+    def _shard(self, full: nn.Embedding, comm: Comm, strategy: Blocking | None) -> None:
+        for name in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(full, name):
+                raise ValueError(f"module has {name}={getattr(full, name)}, which would need the whole table: unset it")
+        super().__init__()
+        dtype, device = same_kind(full)
+        check_device(comm, device)
+        self.comm, self.strategy = comm, strategy or Blocking()
+        self.vocab = vocab = VocabShard.of(full.num_embeddings, comm.index, comm.size)
+        padding = full.padding_idx
+        mine = padding is not None and vocab.start <= padding < vocab.end
+        self._padding_idx = padding - vocab.start if padding is not None and mine else None
+        self.weight = nn.Parameter(torch.empty((vocab.rows, full.embedding_dim), dtype=dtype, device=device))
+        self.plan = _vocab_plan(vocab, ["weight"])
+        load(self, self.plan, dict(full.named_parameters()).__getitem__)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        vocab = self.vocab
+        if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab.size:
+            raise IndexError(f"ids must be 0 to {vocab.size - 1}; got {int(ids.min())} to {int(ids.max())}")
+        if self.comm.size == 1:
+            y = F.embedding(ids, self.weight, self._padding_idx)
+            return y.flatten(0, -2) if self.strategy.sequence_parallel else y
+        foreign = (ids < vocab.start) | (ids >= vocab.end)
+        y = F.embedding((ids - vocab.start).masked_fill(foreign, 0), self.weight, self._padding_idx)
+        y = y.masked_fill(foreign.unsqueeze(-1), 0)
+        if self.strategy.sequence_parallel:
+            y = pad_tokens(y.flatten(0, -2), self.comm.size)
+        return reduce_from_group(y, self.comm, _exact(self.strategy))
+
+    def extra_repr(self) -> str:
+        return f"{self.vocab.size}, tokens {self.vocab.start} to {self.vocab.end}, {self.vocab.padding} padding"
+
+
+def _exact(strategy: Blocking) -> Blocking:
+    """Embeddings are summed exactly whatever the strategy: there is one addend, and nothing to gain in prefill."""
+    return strategy if strategy.sequence_parallel else Blocking()
+
+
+class ParallelLMHead(ColumnParallelLinear):
+    """Output projection with the vocabulary cut over the ranks; any vocabulary size.
+
+    ==========  ===========  =========================================================
+    on rank r   shape        what
+    ==========  ===========  =========================================================
+    weight      (v, D)       rows r·v .. of the full weight, v = ceil(V/n), zeros after V
+    x           (..., D)     the same on every rank (a token shard under sequence
+                             parallelism)
+    logits      (..., v)     of its tokens; columns beyond ``vocab`` are meaningless
+    ==========  ===========  =========================================================
+
+    ``logits[..., : vocab.end - vocab.start]`` are those of tokens ``vocab.start`` on; :func:`parallel_cross_entropy`,
+    :func:`parallel_argmax`, :func:`parallel_sample` and :func:`gather_logits` take the shards as they are.
+
+    Args:
+        group: process group, ``Comm``, or None for a rank alone.
+        tied: share this embedding's weight, of which the rows are the same.
+    """
+
+    vocab: VocabShard
+
+    @classmethod
+    def from_module(  # type: ignore[override]
+        cls,
+        module: nn.Linear,
+        group: "ProcessGroup | Comm | None",
+        *,
+        strategy: Blocking | None = None,
+        tied: VocabParallelEmbedding | None = None,
+    ) -> "ParallelLMHead":
+        """This rank's rows of a full ``nn.Linear`` (D, V)."""
+        layer = cls.__new__(cls)
+        comm = as_comm(group)
+        vocab = VocabShard.of(module.out_features, comm.index, comm.size)
+        plan = _vocab_plan(vocab, ["weight", "bias"] if module.bias is not None else ["weight"])
+        layer._set(
+            comm, strategy, module.in_features, module.out_features, vocab.rows, module.bias is not None, plan, module
+        )
+        layer.vocab = vocab
+        if tied is None:
+            load(layer, plan, dict(module.named_parameters()).__getitem__)
+        else:
+            if tied.weight.shape != layer.weight.shape:
+                raise ValueError(
+                    f"tied: the embedding's shard is {tuple(tied.weight.shape)}, the head's {tuple(layer.weight.shape)}"
+                )
+            layer.weight = tied.weight
+        return layer
+
+
+def _local(logits: torch.Tensor, vocab: VocabShard) -> torch.Tensor:
+    """The logits of real tokens in this rank's shard."""
+    if logits.shape[-1] != vocab.rows:
+        raise ValueError(f"logits must have {vocab.rows} columns, this rank's shard; got {logits.shape[-1]}")
+    return logits[..., : vocab.end - vocab.start]
+
+
+def gather_logits(logits: torch.Tensor, vocab: VocabShard, group: "ProcessGroup | Comm | None") -> torch.Tensor:
+    """(..., v) -> (..., V) on every rank: one all-gather of S = T·n·v·itemsize. Differentiable."""
+    _local(logits, vocab)
+    return gather_from_group(logits, as_comm(group))[..., : vocab.size]
+
+
+def parallel_cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocab: VocabShard,
+    group: "ProcessGroup | Comm | None",
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """``F.cross_entropy`` of sharded logits: (..., v) and (...) -> a scalar, or (...) with ``reduction="none"``.
+
+    ``loss = max + log(sum exp(logit - max)) - logit[target]``, in float32. Communication: a max of T numbers and a sum
+    of 2·T, both all-reduces; backward none. Gradients go to the shards, ``softmax - onehot``.
+
+    Source: Shoeybi and others, "Megatron-LM" (2019), section 3.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
+    _local(logits, vocab)
+    kept = targets != ignore_index
+    if targets.device.type == "cpu" and bool((kept & ((targets < 0) | (targets >= vocab.size))).any()):
+        raise IndexError(f"targets must be 0 to {vocab.size - 1}, or {ignore_index} to be ignored")
+    losses: torch.Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits, targets.masked_fill(~kept, 0), vocab, as_comm(group)
+    )
+    losses = losses.masked_fill(~kept, 0.0)
+    if reduction == "none":
+        return losses
+    return losses.sum() / kept.sum() if reduction == "mean" else losses.sum()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, vocab: VocabShard, comm: Comm) -> torch.Tensor:
+        shifted = _local(logits, vocab).float()
+        # A rank that holds padding only has nothing to offer.
+        top = shifted.amax(-1) if shifted.shape[-1] else shifted.new_full(shifted.shape[:-1], -torch.inf)
+        top = comm.all_reduce_max(top)
+        shifted = shifted - top.unsqueeze(-1)
+        exps = shifted.exp()
+        foreign = (targets < vocab.start) | (targets >= vocab.end)
+        places = (targets - vocab.start).masked_fill(foreign, 0)
+        if shifted.shape[-1]:
+            chosen = shifted.gather(-1, places.unsqueeze(-1)).squeeze(-1).masked_fill(foreign, 0.0)
+        else:
+            chosen = torch.zeros_like(top)
+        both = comm.all_reduce(torch.stack([exps.sum(-1), chosen]))
+        ctx.save_for_backward(exps / both[0].unsqueeze(-1), places, foreign)
+        ctx.shape, ctx.dtype = logits.shape, logits.dtype
+        return both[0].log() - both[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        softmax, places, foreign = ctx.saved_tensors
+        out = torch.zeros(ctx.shape, dtype=softmax.dtype, device=softmax.device)
+        width = softmax.shape[-1]
+        if width:
+            part = softmax * grad.unsqueeze(-1)
+            mine = (grad * ~foreign).unsqueeze(-1)
+            out[..., :width] = part.scatter_add(-1, places.unsqueeze(-1), -mine)
+        return out.to(ctx.dtype), None, None, None
+
+
+@torch.no_grad()
+def parallel_argmax(logits: torch.Tensor, vocab: VocabShard, group: "ProcessGroup | Comm | None") -> torch.Tensor:
+    """Token of the largest logit, (..., v) -> (...) int64, the same on every rank; the lowest token where several tie.
+
+    One all-gather of 16 bytes per token and rank: each rank's largest logit and its token.
+    """
+    comm = as_comm(group)
+    local = _local(logits, vocab)
+    if local.shape[-1]:
+        best, place = local.max(-1)
+        pair = torch.stack([best.double(), (place + vocab.start).double()], dim=-1)  # float64 holds both exactly
+    else:
+        pair = torch.full((*local.shape[:-1], 2), -torch.inf, dtype=torch.float64, device=local.device)
+    every = comm.start_all_gather(pair.unsqueeze(0).contiguous()).wait()  # (n, ..., 2), in order of tokens
+    winner = every[..., 0].argmax(0, keepdim=True)
+    return every[..., 1].gather(0, winner).squeeze(0).long()
+
+
+@torch.no_grad()
+def parallel_sample(
+    logits: torch.Tensor,
+    vocab: VocabShard,
+    group: "ProcessGroup | Comm | None",
+    *,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> torch.Tensor:
+    """Sample a token per row, (T, v) -> (T,) int64, the same on every rank and for every number of ranks.
+
+    The largest of ``logit / temperature + noise`` with Gumbel noise per token of the vocabulary: a draw from the
+    softmax. Every rank draws the noise of all V tokens from ``generator``, which must be in the same state on all of
+    them, and uses its own part.
+
+    Args:
+        generator: on the CPU, so that the noise is the same on every device.
+        temperature: 0: the argmax, without noise.
+        top_k: of the ``top_k`` likeliest only (those that tie with the last included); an all-gather of ``top_k``
+            numbers per rank.
+        top_p: of the fewest that together have this probability, after ``top_k``; gathers all logits.
+
+    Raises:
+        ValueError: a setting out of range, or a generator that is not on the CPU.
+    """
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be 0 or more; got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None; got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be more than 0 and at most 1, or None; got {top_p}")
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the cpu; it is on {generator.device}")
+    comm = as_comm(group)
+    # Drawn in any case: how far the generator gets must not depend on the settings.
+    uniform = torch.rand((*logits.shape[:-1], vocab.size), generator=generator, dtype=torch.float64)
+    if temperature == 0:
+        return parallel_argmax(logits, vocab, comm)
+    scores = logits.float() / temperature
+    if top_k is not None and top_k < vocab.size:
+        scores = scores.masked_fill(scores < _kth_largest(scores, vocab, comm, top_k), -torch.inf)
+    if top_p is not None and top_p < 1:
+        full = gather_logits(scores, vocab, comm)
+        floor = _smallest_in_nucleus(full, top_p)
+        scores = scores.masked_fill(scores < floor, -torch.inf)
+    noise = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
+    mine = F.pad(noise[..., vocab.start : vocab.end], (0, vocab.padding)).to(scores.device)
+    return parallel_argmax(scores.double() + mine, vocab, comm)
+
+
+def _kth_largest(scores: torch.Tensor, vocab: VocabShard, comm: Comm, k: int) -> torch.Tensor:
+    """(..., 1): the k-th largest score over all ranks."""
+    local = _local(scores, vocab)
+    top = local.topk(min(k, local.shape[-1])).values
+    top = F.pad(top, (0, k - top.shape[-1]), value=-torch.inf)
+    every = gather_from_group(top, comm)
+    return every.topk(k).values[..., -1:]
+
+
+def _smallest_in_nucleus(scores: torch.Tensor, p: float) -> torch.Tensor:
+    """(..., 1): the smallest score among the fewest tokens that together have probability p or more."""
+    ordered = scores.sort(-1, descending=True).values
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    kept = before < p
+    return ordered.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
