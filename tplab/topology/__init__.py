@@ -1,0 +1,47 @@
+"""Machines, models and the layouts that fit them: read the links, predict, recommend, verify.
+
+What is given:
+  model_spec, hf_config      a model's sizes, from config.json or a preset
+  workload                   requests and how the engine runs them
+  machine, presets           GPUs and the link of every pair
+  topo_text, detect          the same read from ``nvidia-smi topo -m``, from NVML
+What it should cost (pure: no torch, no process group):
+  memory                     weights, cache, activations and workspace of any rank
+  layouts                    which TP x PP x replicas are possible, and why not
+  placement                  which GPUs share a layer, which are neighbours in the pipeline
+  article                    CommunicationTopology, as the article calls it
+
+Public names load on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tplab.topology.machine import Gpu as Gpu
+    from tplab.topology.machine import Link as Link
+    from tplab.topology.machine import Machine as Machine
+    from tplab.topology.model_spec import ModelSpec as ModelSpec
+    from tplab.topology.workload import EnginePolicy as EnginePolicy
+    from tplab.topology.workload import Workload as Workload
+
+_HOME_OF = {
+    "EnginePolicy": "workload",
+    "Gpu": "machine",
+    "Link": "machine",
+    "Machine": "machine",
+    "ModelSpec": "model_spec",
+    "Workload": "workload",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tplab.topology' has no attribute {name!r}")
+    return getattr(import_module(f"tplab.topology.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,243 @@
+"""A Hugging Face ``config.json`` read as a ``ModelSpec``.
+
+Every key is used, known to change neither size nor speed, or named: in an error where the advisor has no model of what
+it stands for, in ``notes`` where it is approximated or unknown. transformers would read it too, but would have to be
+there, knows thousands of architectures that the advisor does not, and fills in missing keys by defaults that nobody
+asked for.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tplab.topology.model_spec import ITEMSIZE, ModelSpec
+from tplab.topology.presets import MODELS, nearest
+
+Config = Mapping[str, Any]
+
+_REFUSED = {
+    "a mixture of experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "ffn_config"),
+    "latent attention (MLA)": ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
+    "state-space or linear-attention layers": (
+        *("ssm_cfg", "mamba_d_state", "mamba_d_ssm", "state_size", "linear_num_key_heads", "full_attention_interval"),
+        *("hybrid_override_pattern", "attn_layer_period", "rwkv_version"),
+    ),
+    "an encoder beside its decoder": ("is_encoder_decoder", "encoder_layers"),
+    "cross-attention to images": ("cross_attention_layers",),
+    "blocks that differ from each other": ("block_configs", "num_kv_shared_layers", "layers_block_type"),
+}
+"""What the advisor has no model of, and the keys that betray it when they are set to anything but 0, 1 or false."""
+
+_KNOWN_KEYS = """
+_name_or_path _attn_implementation architectures attention_dropout attn_pdrop resid_pdrop embd_pdrop
+attention_probs_dropout_prob hidden_dropout hidden_dropout_prob hidden_activation activation_function
+attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar auto_map bos_token_id eos_token_id pad_token_id
+unk_token_id sep_token_id cache_implementation classifier_dropout finetuned_from hidden_act initializer_range
+layer_norm_epsilon layer_norm_eps rms_norm_eps norm_eps pretraining_tp rope_scaling rope_theta rope_parameters
+rope_local_base_freq rotary_pct rotary_emb_base partial_rotary_factor tokenizer_class transformers_version use_cache
+id2label label2id n_ctx scale_attn_weights summary_activation summary_first_dropout summary_proj_to_labels
+summary_type summary_use_proj task_specific_params reorder_and_upcast_attn scale_attn_by_inverse_layer_idx
+model_type torch_dtype dtype name max_window_layers use_bidirectional_attention original_max_position_embeddings
+sliding_window_pattern _sliding_window_pattern layer_types use_sliding_window quantization_config text_config
+attention_bias mlp_bias bias head_dim num_key_value_heads tie_word_embeddings sliding_window use_qk_norm qk_norm
+max_position_embeddings n_positions n_inner parallel_attn use_parallel_residual chunk_size_feed_forward
+output_attentions output_hidden_states return_dict gradient_checkpointing is_decoder add_cross_attention
+router_aux_loss_coef attention_multiplier mup_width_multiplier
+"""
+_NO_EFFECT = frozenset(_KNOWN_KEYS.split())
+"""Keys that are read below, or that change neither a size nor a time."""
+
+
+def read_config(
+    config: "str | os.PathLike[str] | Config", *, weight_precision: str | None = None, kv_precision: str | None = None
+) -> ModelSpec:
+    """See :meth:`ModelSpec.from_config`."""
+    name, values = _load(config)
+    notes: list[str] = []
+    if "text_config" in values:
+        values = {"tie_word_embeddings": True, **_mapping(values, "text_config")} | (
+            {"quantization_config": values["quantization_config"]} if "quantization_config" in values else {}
+        )
+        notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
+    _refuse(name, values)
+    family = str(values.get("model_type", "llama"))
+    gpt2 = family == "gpt2" or "n_embd" in values
+    neox = family == "gpt_neox"
+    if family not in _FAMILIES and not gpt2:
+        notes.append(f"model_type {family!r} is not known here: taken as a Llama with the sizes given")
+    hidden = _size(values, "hidden_size", "n_embd")
+    heads = _size(values, "num_attention_heads", "n_head")
+    layers = _size(values, "num_hidden_layers", "n_layer")
+    inner = values.get("n_inner") if gpt2 else None
+    head_dim = _optional(values, "head_dim")
+    if head_dim is None:
+        if hidden % heads:
+            raise ValueError(
+                f"{name}: hidden_size={hidden} is no multiple of num_attention_heads={heads}, and there is no head_dim"
+            )
+        head_dim = hidden // heads
+    window, windowed = _window(values, family, layers)
+    if windowed:
+        notes.append(
+            f"sliding window of {window} tokens on {windowed} of {layers} layers: cache and attention of those layers "
+            f"are counted up to the window, and as spread evenly over the stages"
+        )
+    if gpt2 or neox:
+        notes.append("counted with biases on every matrix and LayerNorm, as GPT-2 and GPT-NeoX have them")
+    unknown = sorted(set(values) - _NO_EFFECT - _USED - {key for keys in _REFUSED.values() for key in keys})
+    if unknown:
+        notes.append(f"keys without meaning here, taken to change neither size nor speed: {', '.join(unknown)}")
+    activation = _dtype(values)
+    weights, cache = _quantised(values, activation)
+    return ModelSpec(
+        name=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=(inner or 4 * hidden) if gpt2 else _size(values, "intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=_optional(values, "num_key_value_heads") or heads,
+        head_dim=head_dim,
+        vocab_size=_size(values, "vocab_size"),
+        tied_embeddings=bool(values.get("tie_word_embeddings", gpt2 or family.startswith("gemma"))),
+        gated_mlp=not (gpt2 or neox),
+        qkv_bias=bool(values.get("attention_bias", gpt2 or neox or family == "qwen2")),
+        out_bias=bool(values.get("attention_bias", gpt2 or neox)),
+        mlp_bias=bool(values.get("mlp_bias", gpt2 or neox)),
+        qk_norm=family in ("qwen3", "gemma3_text") or bool(values.get("use_qk_norm") or values.get("qk_norm")),
+        norms_per_block=4 if family in ("gemma2", "gemma3_text") else 2,
+        norm_bias=gpt2 or neox,
+        num_positions=_size(values, "n_positions") if gpt2 else 0,
+        parallel_residual=neox and bool(values.get("use_parallel_residual", True)),
+        sliding_window=window if windowed else None,
+        windowed_layers=windowed,
+        max_length=_optional(values, "n_positions" if gpt2 else "max_position_embeddings"),
+        weight_precision=weight_precision or weights,
+        kv_precision=kv_precision or cache,
+        activation_precision=activation,
+        notes=tuple(notes),
+    )
+
+
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
+_USED = frozenset(
+    ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "intermediate_size")
+) | {"vocab_size"}
+
+
+def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config]:
+    if isinstance(config, Mapping):
+        return str(config.get("name") or config.get("_name_or_path") or "model"), config
+    as_name = str(config).strip().lower().replace("_", "-").replace(" ", "-")
+    if as_name in MODELS:
+        return as_name, MODELS[as_name]
+    path = Path(config)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        if path.suffix == ".json" or len(path.parts) > 2:
+            raise ValueError(f"there is no file {path}")
+        raise ValueError(f"no model preset or file is called {str(config)!r}: {nearest(as_name, MODELS)}")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object with the model's sizes")
+    return str(values.get("_name_or_path") or path.resolve().parent.name), values
+
+
+def _refuse(name: str, values: Config) -> None:
+    for what, keys in _REFUSED.items():
+        found = [key for key in keys if values.get(key) not in (None, 0, 1, False, [], {})]
+        if found:
+            raise ValueError(
+                f"{name} has {what} ({', '.join(f'{key}={values[key]!r}' for key in found)}): the advisor models dense "
+                f"decoders only"
+            )
+    kinds = values.get("layer_types") or ()
+    other = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
+    if other:
+        raise ValueError(f"{name} has layers of a kind that the advisor has no model of (layer_types: {other})")
+
+
+def _size(values: Config, *keys: str) -> int:
+    key = next((key for key in keys if key in values), None)
+    if key is None:
+        raise ValueError(f"the configuration has no {' or '.join(keys)}")
+    found = _optional(values, key)
+    if found is None:
+        raise ValueError(f"{key} must be a whole number of at least 1, got None")
+    return found
+
+
+def _optional(values: Config, key: str) -> int | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _mapping(values: Config, key: str) -> Config:
+    value = values[key]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} must be an object, got {value!r}")
+    return value
+
+
+def _window(values: Config, family: str, layers: int) -> tuple[int | None, int]:
+    """The window, and how many layers have it."""
+    window = _optional(values, "sliding_window")
+    if window is None or values.get("use_sliding_window") is False:
+        return None, 0
+    if values.get("layer_types"):
+        return window, sum(kind == "sliding_attention" for kind in values["layer_types"])
+    pattern = _optional(values, "sliding_window_pattern") or _optional(values, "_sliding_window_pattern")
+    if pattern is None:
+        pattern = {"gemma2": 2, "gemma3_text": 6}.get(family)
+    if pattern:  # one layer in so many sees everything
+        return window, layers - layers // pattern
+    if family.startswith("qwen"):
+        return window, max(layers - (_optional(values, "max_window_layers") or layers), 0)
+    return window, layers
+
+
+def _dtype(values: Config) -> str:
+    names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "float": "fp32"}
+    found = str(values.get("dtype") or values.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    if found not in names:
+        raise ValueError(f"torch_dtype must be one of {', '.join(names)}, got {found!r}")
+    return names[found]
+
+
+def _quantised(values: Config, default: str) -> tuple[str, str]:
+    """Precision of weights and cache by ``quantization_config``, of the usual kinds."""
+    if not values.get("quantization_config"):
+        return default, default
+    how = _mapping(values, "quantization_config")
+    method = str(how.get("quant_method", ""))
+    text = json.dumps(how, default=str).lower()
+    cache = "fp8" if how.get("kv_cache_scheme") or str(how.get("kv_cache_quant_algo")).upper() == "FP8" else default
+    bits = how.get("bits") or how.get("w_bit")
+    for group in (how.get("config_groups") or {}).values():
+        weights = group.get("weights") or {}
+        bits = weights.get("num_bits", bits)
+        if bits == 8:
+            return ("fp8" if weights.get("type") == "float" else "int8"), cache
+        if bits == 4:
+            return ("fp4" if weights.get("type") == "float" else "int4"), cache
+    if "fp8" in method or str(how.get("quant_algo")).upper().startswith("FP8"):
+        return "fp8", cache
+    if "fp4" in text:
+        return "fp4", cache
+    if bits == 4 or how.get("load_in_4bit"):
+        return "int4", cache
+    if bits == 8 or how.get("load_in_8bit"):
+        return "int8", cache
+    raise ValueError(
+        f"quantization_config is of a kind that is not known here (quant_method={method!r}): give weight_precision=, "
+        f"one of {', '.join(ITEMSIZE)}"
+    )

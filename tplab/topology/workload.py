@@ -1,0 +1,81 @@
+"""What is asked of the model, and how the engine goes about it."""
+
+import math
+from dataclasses import dataclass, field
+
+ALL_REDUCES = ("auto", "one-shot", "two-shot", "ring", "nccl", "measured")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnginePolicy:
+    """How the serving engine runs a step. The same model on the same GPUs differs by 3-6 times with it at small
+    batches."""
+
+    cuda_graphs: bool = True
+    """Whether decode steps are replayed from CUDA graphs. If not, every kernel pays its launch."""
+    all_reduce: str = "auto"
+    """Kernel of the tensor-parallel all-reduce: one of ``ALL_REDUCES``. ``auto``: the fastest that engines choose at
+    that size on that link; ``nccl``: the library for every size; ``measured``: the calibration's own curve."""
+    pp_micro_batches: int | None = None
+    """How many micro-batches of a decode batch the engine keeps in flight over the stages; None: as many as there are
+    stages (vLLM's virtual engines). 1: it does not split, stages take turns."""
+    chunked_prefill: int | None = 8192
+    """Most tokens in one step (vLLM's max_num_batched_tokens); None: prompts are prefilled whole, between steps."""
+    gpu_memory_utilization: float = 0.9
+    """Part of a GPU's memory that the engine may take for weights, workspace and cache (vLLM's default)."""
+
+    def __post_init__(self) -> None:
+        if self.all_reduce not in ALL_REDUCES:
+            raise ValueError(f"all_reduce={self.all_reduce!r} is not known: use one of {', '.join(ALL_REDUCES)}")
+        for key in ("pp_micro_batches", "chunked_prefill"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} must be at least 1 or None, got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """Requests as they come: so many tokens in, so many out, so many at a time."""
+
+    input_length: int
+    """Tokens of a prompt (ISL)."""
+    output_length: int
+    """Tokens generated for it (OSL), the first one included."""
+    concurrency: int | None = None
+    """Requests in flight, over all replicas. This or ``request_rate``."""
+    request_rate: float | None = None
+    """Requests per second that arrive, over all replicas. This or ``concurrency``."""
+    ttft_limit_ms: float | None = None
+    """Longest wait for the first token that is still acceptable."""
+    tpot_limit_ms: float | None = None
+    """Longest time per output token after the first that is still acceptable."""
+    engine: EnginePolicy = field(default_factory=EnginePolicy)
+    """How the engine runs it."""
+
+    def __post_init__(self) -> None:
+        for key in ("input_length", "output_length"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1 token, got {getattr(self, key)}")
+        if (self.concurrency is None) == (self.request_rate is None):
+            raise ValueError(
+                f"give either concurrency (requests in flight) or request_rate (requests per second), got "
+                f"concurrency={self.concurrency} and request_rate={self.request_rate}"
+            )
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1 request, got {self.concurrency}")
+        for key in ("request_rate", "ttft_limit_ms", "tpot_limit_ms"):
+            value = getattr(self, key)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{key} must be above 0, got {value}")
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a finished request: what its cache must hold at the end."""
+        return self.input_length + self.output_length
+
+    @property
+    def mean_context(self) -> float:
+        """Tokens in the cache of a request, averaged over its decode steps."""
+        return self.input_length + self.output_length / 2
