@@ -1,0 +1,299 @@
+"""Schedules as data: who computes what, and when it sends and receives, one list of actions per rank.
+
+The text is that of ``torch.distributed.pipelining``: ``2F0`` is the forward of micro-batch 0 on stage 2, ``1SEND_F2``
+sends what stage 1 made of micro-batch 2 to the next stage. One CSV row per rank, so that torch can judge and run our
+tables, and we can read its.
+
+Why not torch's own classes: they need torch, which the notebook's kernel does without, and they build their tables
+inside objects that already hold modules and a process group. Here a table is a value: it is built, printed, mutated,
+checked, simulated and run by functions that know nothing of each other.
+
+Letters: p ranks (``num_stages``, as in the article), v chunks per rank (``num_chunks``), p·v stages, m micro-batches.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Op(StrEnum):
+    """What an action does; the letters are torch's."""
+
+    F = "F"
+    """Forward of one stage."""
+    B = "B"
+    """Whole backward: gradients of the input and of the weights, I and W in one."""
+    I = "I"  # noqa: E741  (torch's letter)
+    """Gradient of the stage's input, which the stage before waits for."""
+    W = "W"
+    """Gradient of the stage's weights, which nobody waits for."""
+    SEND_F = "SEND_F"
+    """Send the stage's output on: to the next stage, or from the last one (the sampled token) to the first."""
+    RECV_F = "RECV_F"
+    """Receive the stage's input."""
+    SEND_B = "SEND_B"
+    """Send the gradient of the stage's input to the stage before."""
+    RECV_B = "RECV_B"
+    """Receive the gradient of the stage's output from the stage after."""
+
+    @property
+    def is_compute(self) -> bool:
+        """F, B, I or W."""
+        return self in COMPUTE
+
+    @property
+    def is_send(self) -> bool:
+        return self in (Op.SEND_F, Op.SEND_B)
+
+    @property
+    def is_recv(self) -> bool:
+        return self in (Op.RECV_F, Op.RECV_B)
+
+
+COMPUTE = frozenset({Op.F, Op.B, Op.I, Op.W})
+OPS = tuple(Op)
+"""In the order of their codes: ``OPS[schedule.columns.op[i]]``."""
+CODES = {op: code for code, op in enumerate(OPS)}
+
+_CELL = re.compile(r"(\d+)(" + "|".join(sorted(OPS, key=len, reverse=True)) + r")(\d+)", re.ASCII)
+
+
+class Action(NamedTuple):
+    """One thing a rank does, for one stage and one micro-batch."""
+
+    stage: int
+    """0 to p·v - 1."""
+    op: Op
+    micro_batch: int
+    """0 to m - 1."""
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.op.value}{self.micro_batch}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Action":
+        """The action that ``str`` writes as ``text``. Raises ``ValueError`` for anything else."""
+        match = _CELL.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(
+                f"text must be an action such as 2F0 or 1SEND_F2, stage, op ({', '.join(OPS)}) and micro-batch; "
+                f"got {text!r}"
+            )
+        return cls(int(match[1]), Op(match[2]), int(match[3]))
+
+
+class MicroBatch(NamedTuple):
+    """What a micro-batch of an inference pipeline is, and which others it needs."""
+
+    phase: Literal["prefill", "decode"] = "prefill"
+    kv_from: int | None = None
+    """The micro-batch with the tokens just before: its keys and values must be in the cache of the same stage."""
+    token_from: int | None = None
+    """The micro-batch whose sampled tokens this one takes in: the back edge from the last stage to the first."""
+
+
+class Columns(NamedTuple):
+    """The actions of all ranks as arrays, rank after rank, each in its order; empty cells left out."""
+
+    rank: NDArray[np.int64]
+    step: NDArray[np.int64]
+    """Position in the rank's list, empty cells counted."""
+    stage: NDArray[np.int64]
+    op: NDArray[np.int64]
+    """Index into ``OPS``."""
+    micro_batch: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """A table of actions. Any table: whether it is a right one is for ``tplab.pipeline.validate`` to say.
+
+    Two forms: computations only, where what one rank needs of another travels as soon as it is made, or with
+    communication (``tplab.pipeline.add_communication``), where it travels when the table says.
+    """
+
+    name: str
+    """Such as ``1f1b``."""
+    num_stages: int
+    """p, the number of ranks, each of which holds v of the p·v stages. (The article's word.)"""
+    num_micro_batches: int
+    """m: micro-batch ids are 0 to m - 1. A decoding ring gives every step of a batch an id of its own."""
+    num_chunks: int = 1
+    """v."""
+    ranks: tuple[tuple[Action | None, ...], ...]
+    """One list per rank. ``None`` is a cell left empty, which means nothing: ranks go on when they can."""
+    placement: Literal["loop", "v"] = "loop"
+    """``loop``: stage s is on rank s mod p (interleaved). ``v``: down the ranks and back up, stage p on rank p - 1,
+    as in ZB-V and DualPipe-V, with v = 2."""
+    micro_batches: tuple[MicroBatch, ...] = ()
+    """One per id in inference; empty in training. Not part of the text form: torch has no word for it."""
+    _columns: Columns | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("num_stages", "num_micro_batches", "num_chunks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if len(self.ranks) != self.num_stages:
+            raise ValueError(
+                f"ranks must hold one list for each of num_stages={self.num_stages}, got {len(self.ranks)}"
+            )
+        if self.placement not in ("loop", "v"):
+            raise ValueError(f"placement must be loop or v, got {self.placement!r}")
+        if self.micro_batches and len(self.micro_batches) != self.num_micro_batches:
+            raise ValueError(
+                f"micro_batches must be empty or describe all {self.num_micro_batches} micro-batches, "
+                f"got {len(self.micro_batches)}"
+            )
+
+    @property
+    def total_stages(self) -> int:
+        """p·v."""
+        return self.num_stages * self.num_chunks
+
+    def stage_to_rank(self, stage: int) -> int:
+        """The rank that holds ``stage``."""
+        lap, place = divmod(stage, self.num_stages)
+        return place if self.placement == "loop" or lap % 2 == 0 else self.num_stages - 1 - place
+
+    @property
+    def is_inference(self) -> bool:
+        """No action is a backward's."""
+        return not bool(np.isin(self.columns.op, [CODES[Op.B], CODES[Op.I], CODES[Op.W]]).any())
+
+    @property
+    def has_communication(self) -> bool:
+        """The table says when to send and receive."""
+        return bool((self.columns.op >= CODES[Op.SEND_F]).any())
+
+    @property
+    def has_back_edge(self) -> bool:
+        """Some micro-batch takes in what another's last stage sampled."""
+        return any(micro_batch.token_from is not None for micro_batch in self.micro_batches)
+
+    @property
+    def num_actions(self) -> int:
+        """Cells that are not empty."""
+        return len(self.columns.rank)
+
+    @property
+    def columns(self) -> Columns:
+        """The table as arrays, made once."""
+        if self._columns is None:
+            object.__setattr__(self, "_columns", _columns_of(self.ranks))
+        assert self._columns is not None
+        return self._columns
+
+    def actions(self) -> Iterator[tuple[int, int, Action]]:
+        """Rank, position in the rank's list and action of every cell that is not empty."""
+        for rank, row in enumerate(self.ranks):
+            for step, action in enumerate(row):
+                if action is not None:
+                    yield rank, step, action
+
+    def to_text(self) -> str:
+        """Comma-separated, one line per rank; an empty cell is an empty field."""
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(
+            ["" if action is None else str(action) for action in row] for row in self.ranks
+        )
+        return text.getvalue()
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the text form, as ``torch.distributed.pipelining`` reads it."""
+        Path(path).write_text(self.to_text(), encoding="utf-8")
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,
+        *,
+        name: str = "table",
+        num_micro_batches: int | None = None,
+        num_chunks: int | None = None,
+        micro_batches: Iterable[MicroBatch] = (),
+    ) -> Self:
+        """The table that ``to_text`` wrote: as many ranks as lines, placement as found.
+
+        Args:
+            name: of the schedule.
+            num_micro_batches, num_chunks: m and v; by default the least that hold every id in the table.
+            micro_batches: what the text does not carry of an inference schedule.
+
+        Raises:
+            ValueError: a cell that is no action, with its row and column.
+        """
+        rows = tuple(_read_row(row, cells) for row, cells in enumerate(csv.reader(io.StringIO(text, newline=""))))
+        if not any(action for row in rows for action in row):
+            raise ValueError("text must hold one line of actions per rank, such as 0F0,0B0; it holds no action")
+        actions = [(rank, action) for rank, row in enumerate(rows) for action in row if action is not None]
+        micro_batches = tuple(micro_batches)
+        top_stage = max(action.stage for _, action in actions)
+        looped = all(rank == action.stage % len(rows) for rank, action in actions)
+        bent = {
+            "name": name,
+            "num_stages": len(rows),
+            "num_chunks": num_chunks or top_stage // len(rows) + 1,
+            "num_micro_batches": num_micro_batches
+            or len(micro_batches)
+            or max(action.micro_batch for _, action in actions) + 1,
+            "ranks": rows,
+            "micro_batches": micro_batches,
+        }
+        schedule = cls(**bent, placement="v")  # type: ignore[arg-type]
+        fits_v = not looped and all(rank == schedule.stage_to_rank(action.stage) for rank, action in actions)
+        return schedule if fits_v else cls(**bent, placement="loop")  # type: ignore[arg-type]
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        num_micro_batches: int | None = None,
+        num_chunks: int | None = None,
+        micro_batches: Iterable[MicroBatch] = (),
+    ) -> Self:
+        """The table in a file, see :meth:`from_text`; it is called as the file is unless ``name`` is given."""
+        return cls.from_text(
+            Path(path).read_text(encoding="utf-8"),
+            name=Path(path).stem if name is None else name,
+            num_micro_batches=num_micro_batches,
+            num_chunks=num_chunks,
+            micro_batches=micro_batches,
+        )
+
+
+def _read_row(row: int, cells: list[str]) -> tuple[Action | None, ...]:
+    actions: list[Action | None] = []
+    for column, cell in enumerate(cells):
+        try:
+            actions.append(Action.parse(cell) if cell.strip() else None)
+        except ValueError as error:
+            raise ValueError(f"row {row + 1} (rank {row}), column {column + 1}: {error}") from None
+    return tuple(actions)
+
+
+def _columns_of(ranks: tuple[tuple[Action | None, ...], ...]) -> Columns:
+    flat = [action for row in ranks for action in row if action is not None]
+    codes, n = CODES, len(flat)
+    if any(None in row for row in ranks):
+        steps = [step for row in ranks for step, action in enumerate(row) if action is not None]
+        rank = [rank for rank, row in enumerate(ranks) for action in row if action is not None]
+    else:
+        steps = [step for row in ranks for step in range(len(row))]
+        rank = np.repeat(np.arange(len(ranks)), [len(row) for row in ranks])  # type: ignore[assignment]
+    return Columns(
+        rank=np.asarray(rank, dtype=np.int64),
+        step=np.asarray(steps, dtype=np.int64),
+        stage=np.fromiter((action[0] for action in flat), dtype=np.int64, count=n),
+        op=np.fromiter((codes[action[1]] for action in flat), dtype=np.int64, count=n),
+        micro_batch=np.fromiter((action[2] for action in flat), dtype=np.int64, count=n),
+    )

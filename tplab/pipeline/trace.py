@@ -1,0 +1,286 @@
+"""What ran when: the result of simulating a schedule and of running it, in one type.
+
+Spans are kept as arrays, since a table of 64 ranks and 1,024 micro-batches has a quarter of a million of them;
+``spans`` makes objects of them for whoever wants a few.
+
+A rank is idle while it does not compute, whatever it waits for. Both names of a bubble are here: ``idle_over_total`` is
+idle time over the makespan, a fraction; ``idle_over_work`` is idle time over work, Megatron's ratio.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tplab.pipeline.schedule import CODES, OPS, Op, Schedule
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = ("forward", "decode", "backward", "input gradient", "weight gradient", "point-to-point")
+"""What figures colour by. ``backward`` is the whole one, B; ``decode`` a forward of a decoding micro-batch."""
+
+_KIND_OF_OP = {Op.F: "forward", Op.B: "backward", Op.I: "input gradient", Op.W: "weight gradient"}
+_FIRST_COMM = CODES[Op.SEND_F]
+
+
+class Span(NamedTuple):
+    """One action as it ran."""
+
+    rank: int
+    stage: int
+    op: Op
+    micro_batch: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Trace:
+    """Spans on one clock, in seconds from its zero: the start of a simulation, or of a run's first action.
+
+    Computations (F, B, I, W) of one rank do not overlap. Sends, where recorded, last from the start on the wire (or
+    from isend) to the arrival, receives from the wait's begin to its end; they may overlap anything, and are not work.
+    """
+
+    schedule: Schedule
+    """What was simulated or run."""
+    rank: NDArray[np.int64]
+    stage: NDArray[np.int64]
+    op: NDArray[np.int64]
+    """Index into ``tplab.pipeline.schedule.OPS``."""
+    micro_batch: NDArray[np.int64]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    measured: bool
+    """From a run on real ranks, rather than simulated."""
+    badge: str = "MODEL"
+    """Where it came from, as figures show it."""
+    provenance: Mapping[str, str | int] = field(default_factory=dict)
+    """Columns of the run's provenance; empty for a simulation."""
+    activation_bytes: tuple[float, ...] | None = None
+    """What one micro-batch leaves behind on each of the p·v stages until its backward; None: not known."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in self._arrays()}
+        if len(lengths) != 1:
+            raise ValueError(f"the columns of a trace must be equally long, got lengths {sorted(lengths)}")
+
+    @classmethod
+    def from_spans(
+        cls,
+        schedule: Schedule,
+        spans: Sequence[tuple[int, int, Op, int, float, float]],
+        *,
+        measured: bool,
+        badge: str,
+        provenance: Mapping[str, str | int] | None = None,
+        activation_bytes: Sequence[float] | None = None,
+        zero_s: float | None = None,
+    ) -> "Trace":
+        """A trace of spans (``Span`` or plain tuples) in any order.
+
+        Args:
+            zero_s: what the spans' clock showed at the trace's zero; by default the earliest start.
+        """
+        ordered = sorted(spans, key=lambda span: (span[0], span[4]))
+        if zero_s is None:
+            zero_s = min((span[4] for span in ordered), default=0.0)
+        ints: list[ArrayLike] = [
+            [span[0] for span in ordered],
+            [span[1] for span in ordered],
+            [CODES[span[2]] for span in ordered],
+            [span[3] for span in ordered],
+        ]
+        rank, stage, op, micro_batch = (np.asarray(column, dtype=np.int64) for column in ints)
+        return cls(
+            schedule=schedule,
+            rank=rank,
+            stage=stage,
+            op=op,
+            micro_batch=micro_batch,
+            start_s=np.asarray([span[4] for span in ordered], dtype=np.float64) - zero_s,
+            end_s=np.asarray([span[5] for span in ordered], dtype=np.float64) - zero_s,
+            measured=measured,
+            badge=badge,
+            provenance=dict(provenance or {}),
+            activation_bytes=None if activation_bytes is None else tuple(activation_bytes),
+        )
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self.rank, self.stage, self.op, self.micro_batch, self.start_s, self.end_s
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """All spans as objects."""
+        rank, stage, op, micro_batch, start, end = (column.tolist() for column in self._arrays())
+        return tuple(
+            Span(*span) for span in zip(rank, stage, [OPS[code] for code in op], micro_batch, start, end, strict=True)
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        """p."""
+        return self.schedule.num_stages
+
+    @property
+    def is_compute(self) -> NDArray[np.bool_]:
+        """Per span: F, B, I or W."""
+        return self.op < _FIRST_COMM
+
+    @property
+    def makespan_s(self) -> float:
+        """From the start of the first computation on any rank to the end of the last."""
+        compute = self.is_compute
+        return float(self.end_s[compute].max() - self.start_s[compute].min()) if compute.any() else 0.0
+
+    @property
+    def work_s(self) -> NDArray[np.float64]:
+        """Per rank: the time it computes."""
+        compute = self.is_compute
+        length = (self.end_s - self.start_s)[compute]
+        return np.bincount(self.rank[compute], weights=length, minlength=self.num_ranks).astype(np.float64)
+
+    @property
+    def idle_s(self) -> NDArray[np.float64]:
+        """Per rank: makespan less work."""
+        return self.makespan_s - self.work_s
+
+    @property
+    def idle_over_total_per_rank(self) -> NDArray[np.float64]:
+        return _ratio(self.idle_s, np.full(self.num_ranks, self.makespan_s))
+
+    @property
+    def idle_over_work_per_rank(self) -> NDArray[np.float64]:
+        return _ratio(self.idle_s, self.work_s)
+
+    @property
+    def idle_over_total(self) -> float:
+        """Of all ranks together: a fraction between 0 and 1."""
+        return float(_ratio(self.idle_s.sum(), self.makespan_s * self.num_ranks))
+
+    @property
+    def idle_over_work(self) -> float:
+        """Of all ranks together: Megatron's bubble ratio, which may pass 1."""
+        return float(_ratio(self.idle_s.sum(), self.work_s.sum()))
+
+    def activations(self, rank: int, *, in_bytes: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The memory lane of a rank: times at which what it holds changes, and what it holds from then on.
+
+        Held from the start of a forward to the end of the backward that needs it last (B or W); in inference to the
+        end of the forward. In micro-batches: one chunk's activations count 1/v, so that schedules with and without
+        chunks compare. Or in bytes, by ``activation_bytes``.
+        """
+        share = self._shares(in_bytes)
+        mine = self.rank == rank
+        takes = mine & (self.op == CODES[Op.F])
+        last = [CODES[Op.F]] if self.schedule.is_inference else [CODES[Op.B], CODES[Op.W]]
+        gives = mine & np.isin(self.op, last)
+        times = np.concatenate([self.end_s[gives], self.start_s[takes]])
+        deltas = np.concatenate([-share[self.stage[gives]], share[self.stage[takes]]])
+        order = np.argsort(times, kind="stable")  # at one instant room is made before it is taken
+        return times[order], np.cumsum(deltas[order])
+
+    def peak_activations(self, rank: int | None = None, *, in_bytes: bool = False) -> float:
+        """The most that ``rank`` (by default any) holds at a time, as :meth:`activations` counts."""
+        ranks = range(self.num_ranks) if rank is None else (rank,)
+        return max(float(self.activations(r, in_bytes=in_bytes)[1].max(initial=0.0)) for r in ranks)
+
+    @property
+    def peak_activations_per_rank(self) -> tuple[float, ...]:
+        """In micro-batches."""
+        return tuple(self.peak_activations(rank) for rank in range(self.num_ranks))
+
+    def _shares(self, in_bytes: bool) -> NDArray[np.float64]:
+        if not in_bytes:
+            return np.full(self.schedule.total_stages, 1.0 / self.schedule.num_chunks)
+        if self.activation_bytes is None:
+            raise ValueError("in_bytes=True needs activation_bytes, which this trace does not know")
+        return np.asarray(self.activation_bytes, dtype=np.float64)
+
+    def kinds(self) -> list[str]:
+        """Per span, one of ``KINDS``."""
+        decodes = {i for i, micro_batch in enumerate(self.schedule.micro_batches) if micro_batch.phase == "decode"}
+        by_code = [_KIND_OF_OP.get(op, "point-to-point") for op in OPS]
+        forward = CODES[Op.F]
+        return [
+            "decode" if code == forward and micro_batch in decodes else by_code[code]
+            for code, micro_batch in zip(self.op.tolist(), self.micro_batch.tolist(), strict=True)
+        ]
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per span: ``schedule``, ``rank``, ``stage``, ``chunk``, ``op``, ``kind``, ``micro_batch``, ``action``
+        (as in the table), ``start_ms``, ``end_ms``, ``duration_ms``, ``measured``, ``badge``, and the provenance."""
+        import pandas as pd
+
+        names = np.asarray([str(op) for op in OPS], dtype=object)[self.op]
+        return pd.DataFrame(
+            {
+                "schedule": self.schedule.name,
+                "rank": self.rank,
+                "stage": self.stage,
+                "chunk": self.stage // self.num_ranks,
+                "op": names,
+                "kind": self.kinds(),
+                "micro_batch": self.micro_batch,
+                "action": [
+                    f"{stage}{op}{mb}"
+                    for stage, op, mb in zip(self.stage.tolist(), names, self.micro_batch.tolist(), strict=True)
+                ],
+                "start_ms": self.start_s * 1e3,
+                "end_ms": self.end_s * 1e3,
+                "duration_ms": (self.end_s - self.start_s) * 1e3,
+                "measured": self.measured,
+                "badge": self.badge,
+                **self.provenance,
+            }
+        )
+
+    def perfetto(self) -> dict[str, Any]:
+        """The trace in Chrome's JSON form, which ui.perfetto.dev and chrome://tracing open: microseconds; a process
+        per rank, with a track for its computations, one each for sends and receives, and a counter of activations."""
+        events: list[dict[str, Any]] = []
+        for rank in range(self.num_ranks):
+            events.append(_named("process_name", rank, 0, f"rank {rank}"))
+            events += [_named("thread_name", rank, track, name) for track, name in enumerate(_TRACKS)]
+            events += [
+                {"name": "activations", "ph": "C", "pid": rank, "ts": time * 1e6, "args": {"micro-batches": held}}
+                for time, held in zip(*(column.tolist() for column in self.activations(rank)), strict=True)
+            ]
+        for span, kind in zip(self.spans, self.kinds(), strict=True):
+            events.append(
+                {
+                    "name": f"{span.stage}{span.op.value}{span.micro_batch}",
+                    "cat": kind,
+                    "ph": "X",
+                    "pid": span.rank,
+                    "tid": 0 if span.op.is_compute else 1 if span.op.is_send else 2,
+                    "ts": span.start_s * 1e6,
+                    "dur": (span.end_s - span.start_s) * 1e6,
+                    "args": {"stage": span.stage, "micro_batch": span.micro_batch},
+                }
+            )
+        about = {"schedule": self.schedule.name, "badge": self.badge, **self.provenance}
+        return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+
+    def to_perfetto(self, path: str | Path) -> None:
+        """Write :meth:`perfetto` to a file."""
+        Path(path).write_text(json.dumps(self.perfetto()), encoding="utf-8")
+
+
+_TRACKS = ("computations", "sends", "receives")
+
+
+def _named(what: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+    """``part / whole``, and 0 where there is no whole."""
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    safe: NDArray[np.float64] = part / np.where(whole > 0, whole, 1.0)
+    return np.where(whole > 0, safe, 0.0)
