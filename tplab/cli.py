@@ -76,8 +76,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
-    from tplab.collectives.sweep import parse_bytes, plan_sweep, submit_sweep, sweep_frame
-    from tplab.collectives.timing import time_points
+    from tplab.collectives.sweep import parse_bytes, plan_sweep, submit_sweep, sweep_frame, time_points
 
     smallest, largest = parse_bytes("--from-size", arguments.from_size), parse_bytes("--to-size", arguments.to_size)
     if smallest > largest:

@@ -3,7 +3,8 @@
 What it is:
   transport            what an algorithm needs from below: messages that start without blocking
   ring, two_shot, one_shot, recursive_doubling   all-reduces built from point-to-point calls
-  emulated             a link of declared latency and bandwidth over gloo
+  direct               all-gather and reduce-scatter in one round
+  emulated             links of declared latency and bandwidth (emulated_link) over gloo
   counter              what a rank really hands to collectives and point-to-point calls
 What it should cost (pure: no process group, no cluster):
   volumes              bytes, by collective and algorithm

@@ -7,7 +7,7 @@ only, no bytes, and no sends and receives, which is most of what this lab talks 
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class CommRecord:
     """The other rank's index in the group, for ``send`` and ``recv``; None where it can be any."""
     op: str
     """Name of the operator, such as ``c10d::allreduce_``."""
+    where: str = ""
+    """What the counter's ``where`` said when the call was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +79,19 @@ class CommCounter:
     collectives that they are made of.
 
     A counter can be entered again and goes on counting; counters can be nested, and each counts.
+
+    Args:
+        where: asked at every call; what it says is kept with the record. For counting by layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: Callable[[], str] | None = None) -> None:
         self.records: list[CommRecord] = []
         """Every call, in order."""
+        self._where = where
         self._modes: list[_Mode] = []
 
     def __enter__(self) -> "CommCounter":
-        mode = _Mode(self.records)
+        mode = _Mode(self.records, self._where)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
         return self
@@ -100,17 +106,21 @@ class CommCounter:
         mine = [record for record in self.records if kind in (None, record.kind)]
         return CommTotal(num_calls=len(mine), num_bytes=sum(record.num_bytes for record in mine))
 
-    def frame_rows(self) -> list[dict[str, Any]]:
+    def frame_rows(self, *, by_where: bool = False) -> list[dict[str, Any]]:
         """One row per kind, dtype and group size, in order of first appearance: made for ``pandas.DataFrame``.
 
-        Columns ``kind``, ``dtype``, ``group_size``, ``calls``, ``bytes``.
+        Columns ``kind``, ``dtype``, ``group_size``, ``calls``, ``bytes``; with ``by_where`` first ``where``, and a row
+        for each.
         """
-        rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
         for record in self.records:
-            key = record.kind, str(record.dtype).removeprefix("torch."), record.group_size
-            row = rows.setdefault(
-                key, {**dict(zip(("kind", "dtype", "group_size"), key, strict=True)), "calls": 0, "bytes": 0}
-            )
+            row: dict[str, Any] = {"where": record.where} if by_where else {}
+            row |= {
+                "kind": record.kind,
+                "dtype": str(record.dtype).removeprefix("torch."),
+                "group_size": record.group_size,
+            }
+            row = rows.setdefault(tuple(map(str, row.values())), {**row, "calls": 0, "bytes": 0})
             row["calls"] += 1
             row["bytes"] += record.num_bytes
         return list(rows.values())
@@ -201,9 +211,10 @@ KINDS = tuple(dict.fromkeys(kind for kind, _ in _OPERATORS.values()))
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes a record per operator. What an operator calls inside is not seen: the mode is off meanwhile."""
 
-    def __init__(self, records: list[CommRecord]) -> None:
+    def __init__(self, records: list[CommRecord], where: Callable[[], str] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._records = records
+        self._where = where
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -217,7 +228,10 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if name in _OPERATORS or name in _BATCHES:
                 names = [argument.name for argument in func._schema.arguments]
                 arguments = dict(zip(names, args, strict=False)) | (kwargs or {})
-                self._records += _batch(name, arguments) if name in _BATCHES else [_record(name, arguments, out)]
+                records = _batch(name, arguments) if name in _BATCHES else [_record(name, arguments, out)]
+                if self._where is not None:
+                    records = [replace(record, where=self._where()) for record in records]
+                self._records += records
         return out
 
 

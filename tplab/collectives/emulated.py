@@ -29,14 +29,16 @@ import ctypes
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from tplab.collectives.emulated_link import EmulatedLink as EmulatedLink
+from tplab.collectives.emulated_link import LinkTable as LinkTable
 from tplab.collectives.one_shot import one_shot_all_reduce
 from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
 from tplab.collectives.ring import ring_all_reduce
@@ -56,62 +58,6 @@ _SPIN_NS = 40_000
 _SPIN_COARSE_NS = 100_000  # where the timer's slack of 50 us cannot be changed
 _PR_SET_TIMERSLACK = 29
 _DELIVERIES_KEPT = 4096
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmulatedLink:
-    """One direction between two ranks: ``EmulatedLink(latency_us=100, bandwidth_GBps=1)``."""
-
-    latency_us: float
-    """Microseconds from the last byte leaving until it has arrived; paid by every message."""
-    bandwidth_GBps: float
-    """10^9 bytes per second; ``float("inf")`` for a link of latency only."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.latency_us < float("inf"):
-            raise ValueError(f"latency_us must be a finite number of microseconds, 0 or more; got {self.latency_us!r}")
-        if not self.bandwidth_GBps > 0:
-            raise ValueError(f"bandwidth_GBps must be more than 0; got {self.bandwidth_GBps!r}")
-
-    @property
-    def latency_ns(self) -> int:
-        return round(self.latency_us * 1e3)
-
-    def transmission_ns(self, num_bytes: int) -> int:
-        """How long a message occupies the link."""
-        return round(num_bytes / self.bandwidth_GBps)
-
-    def message_us(self, num_bytes: int) -> float:
-        """From the send to the arrival of a message alone on the link."""
-        return self.latency_us + num_bytes / self.bandwidth_GBps / 1e3
-
-    def __str__(self) -> str:
-        return f"{self.latency_us:g} us, {self.bandwidth_GBps:g} GB/s"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinkTable:
-    """The link of every ordered pair of ranks."""
-
-    default: EmulatedLink
-    """Between all pairs that are not named."""
-    overrides: Mapping[tuple[int, int], EmulatedLink] = field(default_factory=dict)
-    """``(source, destination)``, as indices in the group -> link. One direction each."""
-
-    def __post_init__(self) -> None:
-        for pair in self.overrides:
-            if len(pair) != 2 or min(pair) < 0 or pair[0] == pair[1]:
-                raise ValueError(f"overrides: a key is a pair of two different ranks (source, destination); got {pair}")
-
-    def link(self, src: int, dst: int) -> EmulatedLink:
-        """The link from ``src`` to ``dst``."""
-        return self.overrides.get((src, dst), self.default)
-
-    @property
-    def badge(self) -> str:
-        """For every figure made over these links."""
-        others = f", {len(self.overrides)} pairs differ" if self.overrides else ""
-        return f"emulated link {self.default}{others}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

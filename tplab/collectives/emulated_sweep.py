@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tplab.collectives.cost import time_us
-from tplab.collectives.emulated import EmulatedGroup, EmulatedLink
+from tplab.collectives.emulated import EmulatedGroup
+from tplab.collectives.emulated_link import EmulatedLink
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank

@@ -7,20 +7,41 @@ not transfer.
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tplab.cluster import Cluster, Provenance, Report, Run
 from tplab.collectives.cost import algbw_GBps, busbw_GBps
-from tplab.collectives.timing import ALGORITHMS, Point, time_points
+
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4}
 MODES = ("eager", "graph")
+ALGORITHMS = ("library", "ring", "two-shot", "one-shot", "recursive-doubling")
+"""The backend's own choice, and ours."""
 DEFAULT_SIZES = tuple(1 << power for power in range(10, 27))
 """1 KiB to 64 MiB in powers of two."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One row of a sweep: what to time, and how often."""
+
+    algorithm: str
+    """One of ``ALGORITHMS``."""
+    dtype: str
+    """Name of a torch dtype."""
+    num_elements: int
+    """Length of the message."""
+    iterations: int
+    """Samples."""
+    mode: str
+    """``eager`` or ``graph``."""
 
 
 def plan_sweep(
@@ -93,6 +114,13 @@ def parse_bytes(argument: str, text: str) -> int:
 def default_iterations(nbytes: int) -> int:
     """50 samples up to 64 KiB, then fewer, down to 7 at 8 MiB and above: a sweep to 64 MiB takes seconds."""
     return max(7, min(50, int(50 * ((1 << 16) / nbytes) ** 0.4)))
+
+
+def time_points(rank: "Rank", points: list[Point]) -> None:
+    """Runs on the ranks. Imported only there: the kernel that plans a sweep does without torch."""
+    from tplab.collectives import timing
+
+    timing.time_points(rank, points)
 
 
 def submit_sweep(cluster: Cluster, points: list[Point], **callbacks: Any) -> Run[None]:

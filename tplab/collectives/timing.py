@@ -6,7 +6,6 @@ for itself would deadlock the collective.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from tplab.collectives.one_shot import one_shot_all_reduce
 from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
 from tplab.collectives.ring import ring_all_reduce
+from tplab.collectives.sweep import Point
 from tplab.collectives.two_shot import two_shot_all_reduce
 
 if TYPE_CHECKING:
@@ -42,18 +42,6 @@ ALGORITHMS: dict[str, AllReduce] = {
 _SPIN_CYCLES = 200_000
 _WARM_UPS = 2
 _ROUNDS = 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
-    """One row of a sweep: what to time, and how often."""
-
-    algorithm: str
-    dtype: str
-    num_elements: int
-    iterations: int
-    mode: str
-    """``eager`` or ``graph``."""
 
 
 def time_points(rank: "Rank", points: list[Point]) -> None:
