@@ -116,6 +116,8 @@ def run_blocks(
         shape: (B, S) where ``x`` is this rank's tokens already, under sequence parallelism; then the result is, too.
     """
     strategy = blocks[0].strategy
+    if cache is not None and len(blocks) > 1:
+        raise ValueError(f"cache is for a stack of one block; for {len(blocks)} give caches, one per block")
     each: list[Cache | None] = [*caches] if caches is not None else [cache] * len(blocks)
     if len(each) != len(blocks):
         raise ValueError(f"caches must be as many as blocks: {len(blocks)}; got {len(each)}")
@@ -127,8 +129,11 @@ def run_blocks(
         shape = (x_BSD.shape[0], x_BSD.shape[1])
         shards = _run(_stack(blocks, scatter_tokens(x_BSD, comm), each, shape=shape, **how))
         return gather_tokens(shards, comm, shape)
-    if isinstance(strategy, BatchSplit) and max(x_BSD.shape[:2]) > 1:
-        return _run_split(blocks, x_BSD, each, strategy, how)
+    if isinstance(strategy, BatchSplit):
+        by = strategy.by or ("batch" if x_BSD.shape[0] >= strategy.num_parts else "sequence")
+        num_parts = min(strategy.num_parts, x_BSD.shape[0 if by == "batch" else 1])
+        if num_parts > 1:
+            return _run_split(blocks, x_BSD, each, by, num_parts, how)
     return _run(_stack(blocks, x_BSD, each, **how))
 
 
@@ -136,13 +141,18 @@ def _run_split(
     blocks: Sequence[ParallelBlock],
     x_BSD: torch.Tensor,
     caches: list[Cache | None],
-    strategy: BatchSplit,
+    by: str,
+    num_parts: int,
     how: dict[str, Any],
 ) -> torch.Tensor:
-    by = strategy.by or ("batch" if x_BSD.shape[0] >= strategy.num_parts else "sequence")
-    dim = 0 if by == "batch" else 1
-    num_parts = min(strategy.num_parts, x_BSD.shape[dim])
-    parts = x_BSD.tensor_split(num_parts, dim=dim)
+    batch, seq, _ = x_BSD.shape
+    # Before the first part writes: a later one that did not fit would leave the cache half filled.
+    for cache in caches:
+        if isinstance(cache, KVCache):
+            cache.check_room(seq)
+            if cache.batch != batch:
+                raise ValueError(f"the cache is for batch {cache.batch}; got batch {batch}")
+    parts = x_BSD.tensor_split(num_parts, dim=0 if by == "batch" else 1)
     if by == "sequence":
         if any(value is not None for value in how.values()):
             raise ValueError(

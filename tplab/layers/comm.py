@@ -92,6 +92,10 @@ class _Working:
         self._source = source  # not every backend keeps its input alive until it is done
         self.target = target
 
+    @property
+    def future(self) -> "torch.futures.Future[object]":
+        return self._work.get_future()
+
     def wait(self) -> torch.Tensor:
         self._work.wait()
         return self.target
@@ -145,6 +149,7 @@ class ProcessGroupComm:
         self._max = dist.AllreduceOptions()
         self._max.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
         self._max.asyncOp = False
+        self._scattering = dist.ReduceScatterOptions()
 
     @property
     def transport(self) -> Transport:
@@ -171,18 +176,18 @@ class ProcessGroupComm:
 
     def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
-        return _Working(self._group._reduce_scatter_base(out, x), out, x)
+        return _Working(self._group._reduce_scatter_base(out, x, self._scattering), out, x)
 
 
 class _Queued:
-    __slots__ = ("_future", "target")
+    __slots__ = ("future", "target")
 
     def __init__(self, future: "Future[None]", target: torch.Tensor) -> None:
-        self._future = future
+        self.future = future
         self.target = target
 
     def wait(self) -> torch.Tensor:
-        self._future.result()
+        self.future.result()
         return self.target
 
 

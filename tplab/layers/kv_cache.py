@@ -31,6 +31,11 @@ class KVCache:
         self.length = 0
 
     @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self.k_BGSE.shape[0]
+
+    @property
     def max_length(self) -> int:
         """Tokens there is room for."""
         return self.k_BGSE.shape[2]
@@ -45,12 +50,8 @@ class KVCache:
 
         Raises ``ValueError`` when they do not fit. Not differentiable: for inference.
         """
+        self.check_room(k_BGSE.shape[2])
         end = self.length + k_BGSE.shape[2]
-        if end > self.max_length:
-            raise ValueError(
-                f"the cache has room for {self.max_length} tokens; {self.length} are in it and {k_BGSE.shape[2]} more "
-                f"came: use a larger max_length, or shorter prompts"
-            )
         if k_BGSE.shape[0] != self.k_BGSE.shape[0] or k_BGSE.shape[1] != self.k_BGSE.shape[1]:
             raise ValueError(
                 f"the cache is for batch {self.k_BGSE.shape[0]} and {self.k_BGSE.shape[1]} key-value heads on this "
@@ -60,6 +61,14 @@ class KVCache:
         self.v_BGSE[:, :, self.length : end] = v_BGSE
         self.length = end
         return self.k_BGSE[:, :, :end], self.v_BGSE[:, :, :end]
+
+    def check_room(self, num_tokens: int) -> None:
+        """Raises ``ValueError`` unless there is room for ``num_tokens`` more."""
+        if self.length + num_tokens > self.max_length:
+            raise ValueError(
+                f"the cache has room for {self.max_length} tokens; {self.length} are in it and {num_tokens} more "
+                f"came: use a larger max_length, or shorter prompts"
+            )
 
     def rows(self, start: int, end: int) -> "KVCache":
         """The sequences ``start`` to ``end`` of the batch, in the same memory, with a length of their own."""

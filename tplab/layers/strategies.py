@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 from tplab.layers.comm import Comm, Done, Pending
 
 

@@ -6,6 +6,7 @@ would send T·V of them: at 128,000 tokens of vocabulary more than all layers of
 Legend: B batch, S sequence, T tokens, D hidden; V vocabulary, v rows per rank (padding included); n ranks.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,6 +138,21 @@ class ParallelLMHead(ColumnParallelLinear):
 
     vocab: VocabShard
 
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        group: "ProcessGroup | Comm | None" = None,
+        *,
+        bias: bool = True,
+        strategy: Blocking | None = None,
+        tied: VocabParallelEmbedding | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        full = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self._shard_vocab(full, as_comm(group), strategy, tied)
+
     @classmethod
     def from_module(  # type: ignore[override]
         cls,
@@ -148,22 +164,24 @@ class ParallelLMHead(ColumnParallelLinear):
     ) -> "ParallelLMHead":
         """This rank's rows of a full ``nn.Linear`` (D, V)."""
         layer = cls.__new__(cls)
-        comm = as_comm(group)
-        vocab = VocabShard.of(module.out_features, comm.index, comm.size)
-        plan = _vocab_plan(vocab, ["weight", "bias"] if module.bias is not None else ["weight"])
-        layer._set(
-            comm, strategy, module.in_features, module.out_features, vocab.rows, module.bias is not None, plan, module
-        )
-        layer.vocab = vocab
-        if tied is None:
-            load(layer, plan, dict(module.named_parameters()).__getitem__)
-        else:
-            if tied.weight.shape != layer.weight.shape:
-                raise ValueError(
-                    f"tied: the embedding's shard is {tuple(tied.weight.shape)}, the head's {tuple(layer.weight.shape)}"
-                )
-            layer.weight = tied.weight
+        layer._shard_vocab(module, as_comm(group), strategy, tied)
         return layer
+
+    def _shard_vocab(
+        self, full: nn.Linear, comm: Comm, strategy: Blocking | None, tied: VocabParallelEmbedding | None
+    ) -> None:
+        self.vocab = vocab = VocabShard.of(full.out_features, comm.index, comm.size)
+        names = ["weight", "bias"] if full.bias is not None else ["weight"]
+        plan = _vocab_plan(vocab, names)
+        self._set(comm, strategy, full.in_features, full.out_features, vocab.rows, full.bias is not None, plan, full)
+        if tied is None:
+            self._load(full)
+            return
+        if tied.weight.shape != self.weight.shape:
+            raise ValueError(
+                f"tied: the embedding's shard is {tuple(tied.weight.shape)}, the head's {tuple(self.weight.shape)}"
+            )
+        self.weight = tied.weight
 
 
 def _local(logits: torch.Tensor, vocab: VocabShard) -> torch.Tensor:
@@ -288,29 +306,30 @@ def parallel_sample(
     Raises:
         ValueError: a setting out of range, or a generator that is not on the CPU.
     """
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be 0 or more; got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None; got {top_k}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or more, and finite; got {temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number of at least 1, or None; got {top_k!r}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be more than 0 and at most 1, or None; got {top_p}")
     if generator.device.type != "cpu":
         raise ValueError(f"generator must be on the cpu; it is on {generator.device}")
+    _local(logits, vocab)
     comm = as_comm(group)
     # Drawn in any case: how far the generator gets must not depend on the settings.
     uniform = torch.rand((*logits.shape[:-1], vocab.size), generator=generator, dtype=torch.float64)
     if temperature == 0:
         return parallel_argmax(logits, vocab, comm)
-    scores = logits.float() / temperature
+    scores = logits.float()
     if top_k is not None and top_k < vocab.size:
         scores = scores.masked_fill(scores < _kth_largest(scores, vocab, comm, top_k), -torch.inf)
     if top_p is not None and top_p < 1:
         full = gather_logits(scores, vocab, comm)
-        floor = _smallest_in_nucleus(full, top_p)
-        scores = scores.masked_fill(scores < floor, -torch.inf)
+        scores = scores.masked_fill(scores < _smallest_in_nucleus(full, temperature, top_p), -torch.inf)
     noise = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
     mine = F.pad(noise[..., vocab.start : vocab.end], (0, vocab.padding)).to(scores.device)
-    return parallel_argmax(scores.double() + mine, vocab, comm)
+    # In float64: logits over a temperature near zero are beyond float32, and infinities would tie.
+    return parallel_argmax(scores.double() / temperature + mine, vocab, comm)
 
 
 def _kth_largest(scores: torch.Tensor, vocab: VocabShard, comm: Comm, k: int) -> torch.Tensor:
@@ -322,9 +341,9 @@ def _kth_largest(scores: torch.Tensor, vocab: VocabShard, comm: Comm, k: int) ->
     return every.topk(k).values[..., -1:]
 
 
-def _smallest_in_nucleus(scores: torch.Tensor, p: float) -> torch.Tensor:
+def _smallest_in_nucleus(scores: torch.Tensor, temperature: float, p: float) -> torch.Tensor:
     """(..., 1): the smallest score among the fewest tokens that together have probability p or more."""
     ordered = scores.sort(-1, descending=True).values
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    kept = before < p
+    probabilities = (ordered.double() / temperature).softmax(-1)
+    kept = probabilities.cumsum(-1) - probabilities < p
     return ordered.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)

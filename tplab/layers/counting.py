@@ -1,0 +1,166 @@
+"""Count the collectives of a model, layer by layer, and set them beside the formula."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from tplab.layers.cost import block_collectives, wire_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from tplab.cluster import Cluster, Rank
+    from tplab.collectives.counter import CommCounter
+    from tplab.layers.strategies import Blocking
+
+
+@contextmanager
+def count_by_layer(module: "nn.Module") -> "Iterator[CommCounter]":
+    """Count what this rank communicates within the block, each call with the layer that made it.
+
+    ``counter.frame_rows(by_where=True)`` gives the table: ``where`` is the layer's name in ``module``; ``backward`` for
+    the collectives of a backward pass, which know no layer.
+    """
+    import torch
+
+    from tplab.collectives.counter import CommCounter
+    from tplab.layers.watch import watch_layers
+
+    with watch_layers(module) as layer_at_work:
+
+        def where() -> str:
+            return "backward" if torch._C._current_graph_task_id() != -1 else layer_at_work()
+
+        with CommCounter(where=where) as counter:
+            yield counter
+
+
+def layer_table(rows: Sequence[dict[str, Any]], n: int, backend: str) -> pd.DataFrame:
+    """A row per layer and collective: ``layer``, ``kind``, ``calls``, ``payload_bytes`` (S), ``handed_bytes`` (what
+    this rank gives to the call: S, and S/n for an all-gather), ``ring_bytes`` and ``wire_bytes`` (what it sends, by a
+    ring and as this backend does it)."""
+    table = []
+    for row in rows:
+        kind, payload = row["kind"], row["bytes"]
+        if kind in ("send", "recv"):
+            handed = ring = wire = payload if kind == "send" else 0
+        elif kind in ("all-reduce", "all-gather", "reduce-scatter"):
+            handed = payload // n if kind == "all-gather" else payload
+            ring, wire = wire_bytes(kind, payload, n), wire_bytes(kind, payload, n, backend)
+        else:
+            handed, ring, wire = payload, payload, payload
+        table.append(
+            {
+                "layer": row["where"],
+                "kind": kind,
+                "calls": row["calls"],
+                "payload_bytes": payload,
+                "handed_bytes": handed,
+                "ring_bytes": ring,
+                "wire_bytes": wire,
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def count_block(
+    cluster: "Cluster",
+    strategies: "Sequence[Blocking]",
+    *,
+    hidden: int = 256,
+    num_heads: int = 8,
+    num_kv_heads: int = 4,
+    intermediate: int = 512,
+    batch: int = 2,
+    seq: int = 64,
+) -> pd.DataFrame:
+    """Run one transformer block (float32) per strategy on ``cluster`` and count its collectives by layer.
+
+    Returns the rows of :func:`layer_table` of rank 0, with ``strategy``, ``formula_calls`` and ``formula_bytes`` of
+    ``block_collectives`` (empty where there is no formula: int8), ``error`` (largest difference from the unsharded
+    block, in units of its largest element), ``agrees`` (whether all ranks counted the same), and the provenance.
+    """
+    columns = cluster.provenance.columns()
+    shape = (hidden, num_heads, num_kv_heads, intermediate, batch, seq)
+    frames = []
+    for strategy in strategies:
+        outcomes = cluster.run(_count, strategy, shape)
+        frame = layer_table(outcomes[0][0], cluster.num_ranks, cluster.backend)
+        expected = (
+            {
+                (one.layer, one.kind): one
+                for one in block_collectives(
+                    tokens=batch * seq,
+                    hidden=hidden,
+                    itemsize=4,
+                    n=cluster.num_ranks,
+                    strategy=strategy.name,
+                    parts=getattr(strategy, "num_chunks", strategy.num_parts),
+                )
+            }
+            if strategy.name != "int8"
+            else {}
+        )
+        found = [expected.get((str(row.layer), str(row.kind))) for row in frame.itertuples()]
+        frame.insert(0, "strategy", str(strategy))
+        frame["formula_calls"] = [None if one is None else one.num_calls for one in found]
+        frame["formula_bytes"] = [None if one is None else one.payload_bytes for one in found]
+        frame["error"] = max(error for _, error in outcomes)
+        frame["agrees"] = all(rows == outcomes[0][0] for rows, _ in outcomes)
+        frames.append(frame.assign(**columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _count(
+    rank: "Rank", strategy: "Blocking", shape: tuple[int, int, int, int, int, int]
+) -> tuple[list[dict[str, Any]], float]:
+    import torch
+
+    hidden, num_heads, num_kv_heads, intermediate, batch, seq = shape
+    block, parallel = example_block(rank, hidden, num_heads, num_kv_heads, intermediate, strategy)
+    x = torch.randn(batch, seq, hidden, generator=torch.Generator().manual_seed(2)).to(rank.device)
+    with torch.no_grad():
+        want = block(x)
+        run = _runner(parallel, (batch, seq))
+        with count_by_layer(parallel) as counter:
+            shard, finish = run(x)
+        got = finish(shard)
+    return counter.frame_rows(by_where=True), float((got - want).abs().max() / want.abs().max())
+
+
+def _runner(parallel: Any, shape: tuple[int, int]) -> Callable[[Any], tuple[Any, Callable[[Any], Any]]]:
+    """The block on its own: under sequence parallelism between token shards, which is what a stack has inside."""
+    from tplab.layers.sequence import gather_tokens, scatter_tokens
+
+    def run(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+        if not parallel.strategy.sequence_parallel:
+            return parallel(x), lambda y: y
+        return parallel(scatter_tokens(x, parallel.comm), shape=shape), lambda y: gather_tokens(y, parallel.comm, shape)
+
+    return run
+
+
+def example_block(
+    rank: "Rank",
+    hidden: int,
+    num_heads: int,
+    num_kv_heads: int,
+    intermediate: int,
+    strategy: "Blocking | None" = None,
+    seed: int = 1,
+) -> tuple[Any, Any]:
+    """A plain block with random weights by seed, the same on every rank, and this rank's part of it."""
+    import torch
+
+    from tplab.layers.block import ParallelBlock
+    from tplab.layers.plain import MLP, Attention, Block
+    from tplab.layers.rope import RotaryEmbedding
+
+    torch.manual_seed(seed)
+    attention = Attention(hidden, num_heads, num_kv_heads, rope=RotaryEmbedding(hidden // num_heads))
+    block = Block(attention, MLP(hidden, intermediate)).to(rank.device)
+    return block, ParallelBlock.from_module(block, rank.group, strategy=strategy)

@@ -1,0 +1,164 @@
+"""Stand-ins for a layer's collectives that measure: one that deletes them, one that writes down when they ran.
+
+A layer with its communication deleted computes the wrong numbers in exactly the time that its computation takes: the
+bound that no way of hiding can beat. Not a profiler: torch's does not know that a wait inside a collective is waiting,
+and sees nothing of an emulated link.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tplab.collectives.transport import Transport
+from tplab.layers.comm import Comm, Done, Pending
+
+
+class DeletedComm:
+    """The place of a rank in a group that it never talks to: sums are what the rank had."""
+
+    device_types: frozenset[str] = frozenset()
+
+    def __init__(self, index: int, size: int) -> None:
+        self.index = index
+        self.size = size
+
+    @property
+    def transport(self) -> Transport:
+        return _Silence(self.index, self.size)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def start_all_reduce(self, x: torch.Tensor) -> Pending:
+        return Done(x)
+
+    def start_all_gather(self, x: torch.Tensor) -> Pending:
+        return Done(x.repeat(self.size, *[1] * (x.dim() - 1)))
+
+    def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
+        return Done(x[: x.shape[0] // self.size])
+
+
+class _Silence:
+    """Messages that are never sent; what is received is what was in the buffer."""
+
+    device_types: frozenset[str] = frozenset()
+
+    def __init__(self, index: int, size: int) -> None:
+        self.index = index
+        self.size = size
+
+    def exchange(self, sends: object, recvs: object) -> "_Silence":
+        return self
+
+    def wait(self) -> None:
+        return
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Something that took time on a rank. Seconds of ``time.monotonic``: one clock for all ranks of a machine."""
+
+    kind: str
+    """``computation``, ``communication``, or ``waiting``: the computing thread in a collective's ``wait``."""
+    name: str
+    """The layer, or the collective."""
+    start_s: float
+    end_s: float
+
+
+class RecordingComm:
+    """The collectives of another ``Comm``, with when they ran and how long the computing thread waited for them.
+
+    For ranks on the CPU, where the host sees it all. Through an ``EmulatedComm`` a started collective runs until its
+    last byte is there; through gloo until gloo says so.
+    """
+
+    def __init__(self, comm: Comm, layer_at_work: Callable[[], str] = lambda: "") -> None:
+        self._comm = comm
+        self._layer_at_work = layer_at_work
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._spans: list[Span] = []
+        self.index = comm.index
+        self.size = comm.size
+        self.device_types = comm.device_types
+
+    @property
+    def transport(self) -> Transport:
+        return self._comm.transport
+
+    def spans(self, timeout_s: float = 5.0) -> list[Span]:
+        """What was written down, once everything started is over. Collectives follow one another on one channel, so
+        one that was started while another ran begins when that one ends."""
+        give_up = time.monotonic() + timeout_s
+        while self._under_way and time.monotonic() < give_up:
+            time.sleep(1e-4)
+        with self._lock:
+            spans, free = [], 0.0
+            for span in sorted(self._spans, key=lambda span: span.end_s):
+                if span.kind == "communication":
+                    span, free = replace(span, start_s=max(span.start_s, free)), span.end_s
+                spans.append(span)
+            return spans
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return self._start(self._comm.start_all_reduce, x).wait()
+
+    def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
+        began, layer = time.monotonic(), self._layer_at_work()
+        out = self._comm.all_reduce_max(x)
+        ended = time.monotonic()
+        self._note("communication", layer, began, ended)
+        self._note("waiting", layer, began, ended)
+        return out
+
+    def start_all_reduce(self, x: torch.Tensor) -> Pending:
+        return self._start(self._comm.start_all_reduce, x)
+
+    def start_all_gather(self, x: torch.Tensor) -> Pending:
+        return self._start(self._comm.start_all_gather, x)
+
+    def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
+        return self._start(self._comm.start_reduce_scatter, x)
+
+    def _start(self, start: Callable[[torch.Tensor], Pending], x: torch.Tensor) -> Pending:
+        layer, began = self._layer_at_work(), time.monotonic()
+        with self._lock:
+            self._under_way += 1
+
+        def over(_: object) -> None:  # on whichever thread it ends
+            self._note("communication", layer, began, time.monotonic())
+            with self._lock:
+                self._under_way -= 1
+
+        pending: Any = start(x)
+        pending.future.add_done_callback(over)
+        return _Timed(pending, self, layer)
+
+    def _note(self, kind: str, name: str, start: float, end: float) -> None:
+        with self._lock:
+            self._spans.append(Span(kind=kind, name=name, start_s=start, end_s=end))
+
+
+class _Timed:
+    __slots__ = ("_layer", "_pending", "_recorder", "target")
+
+    def __init__(self, pending: Pending, recorder: RecordingComm, layer: str) -> None:
+        self._pending = pending
+        self._recorder = recorder
+        self._layer = layer
+        self.target = pending.target
+
+    def wait(self) -> torch.Tensor:
+        began = time.monotonic()
+        out = self._pending.wait()
+        self._recorder._note("waiting", self._layer, began, time.monotonic())
+        return out
