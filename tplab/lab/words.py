@@ -1,5 +1,7 @@
 """Sentences generated from measurements: what the figures show, in numbers."""
 
+from typing import Any
+
 import pandas as pd
 
 from tplab.collectives.cost import errors, fit_line, leave_out_error
@@ -31,3 +33,38 @@ def explain_sweep(frame: pd.DataFrame) -> str:
     checked = "Every result was checked on every rank" if not wrong else f"{wrong} results were WRONG on some rank"
     text.append(f"{checked}.")
     return " ".join(text)
+
+
+def explain_chunks(frame: pd.DataFrame) -> str:
+    """Sentences on chunk counts (``chunks_frame``): the best one, what it hides, how good the prediction was."""
+    if frame.empty:
+        return ""
+    first, best = frame.iloc[0], frame.iloc[int(frame["total_us"].argmin())]
+    predicted = frame.iloc[int(frame["predicted_us"].argmin())]
+    off = 100 * (frame["predicted_us"] / frame["total_us"] - 1).abs().mean()
+    regret = 100 * (predicted["total_us"] / best["total_us"] - 1)
+    text = (
+        f"In one piece {first['total_us'] / 1e3:.1f} ms, of which {first['exposed_us'] / 1e3:.1f} ms are exposed "
+        f"communication; best in {best['chunks']} chunks: {best['total_us'] / 1e3:.1f} ms, which hides "
+        f"{100 * best['hidden_share']:.0f} % of what can be hidden (overlap ratio {best['overlap_ratio']:.2f}). "
+        f"The model says {predicted['chunks']} chunks, {regret:.0f} % slower than the best; its times are off by "
+        f"{off:.0f} % on average."
+    )
+    return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+def explain_phases(frame: pd.DataFrame) -> str:
+    """A sentence on a block's time by step size (``phases_frame``)."""
+    if frame.empty:
+        return ""
+    small, large = frame.iloc[0], frame.iloc[-1]
+    text = (
+        f"{_step(small)}: {small['exposed_pct']:.0f} % of {small['total_us'] / 1e3:.2f} ms is exposed communication; "
+        f"{_step(large)}: {large['exposed_pct']:.0f} % of {large['total_us'] / 1e3:.2f} ms. Computation and bytes both "
+        f"grow with the tokens; the latency of two all-reduces does not."
+    )
+    return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+def _step(row: "pd.Series[Any]") -> str:
+    return "A decode step" if row["tokens"] == 1 else f"{row['tokens']:,} tokens"

@@ -1,0 +1,268 @@
+"""The shard painter: choose column, row or replicated per matrix and see what it forces. Analytic: it runs nothing.
+
+The plan and its prices follow the controls at once. A choice that cannot work (heads that do not divide by the ranks)
+is said in words above the last good figure, not prevented: which choices need which sizes to divide is half the lesson.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.collectives.cost import AlphaBeta
+from tplab.lab import style
+from tplab.lab.figures.painter import painter_figure, short_bytes
+from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import FigureView
+from tplab.layers.plan import CANONICAL, CHOICES, MATRICES, Plan, plan_block
+
+THIS_MACHINE = "this machine"
+_ITEMSIZE = 2  # bfloat16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Sizes of a model that matter to a block."""
+
+    hidden: int
+    intermediate: int
+    num_heads: int
+    num_kv_heads: int
+    num_layers: int
+
+
+SHAPES: Mapping[str, Shape] = {
+    "tiny": Shape(hidden=768, intermediate=3072, num_heads=12, num_kv_heads=4, num_layers=12),
+    "Llama-3.1 8B": Shape(hidden=4096, intermediate=14336, num_heads=32, num_kv_heads=8, num_layers=32),
+    "Llama-3.1 70B": Shape(hidden=8192, intermediate=28672, num_heads=64, num_kv_heads=8, num_layers=80),
+}
+"""Tiny has heads that divide by 3 and 6, and key-value heads that do not. Llama: Meta's published configurations."""
+
+# Bandwidth: ring all-reduce measured with nccl-tests on 6 H100 SXM (367) and 8 A100 SXM (235, stas00/ml-engineering);
+# what NCCL 2.30's tuner takes for 16 lanes of PCIe 4 (24, behind one switch: through the host, four L40S measured 5);
+# 46-48 per NDR port (nccl-tests issue 290). Latency: NCCL's time for an 8 KiB all-reduce over the 2(n-1) steps of a
+# ring, by AIConfigurator's tables: H100 10.0 us on 4 and 16.0 on 8, A100 14 and 21, L40S 13 and 32; InfiniBand:
+# a small send between two H100 hosts, 17-18 us (Vidur).
+LINKS: Mapping[str, AlphaBeta] = {
+    "NVLink 4 (H100)": AlphaBeta(alpha_us=1.5, beta_GBps=367),
+    "NVLink 3 (A100)": AlphaBeta(alpha_us=2.0, beta_GBps=235),
+    "PCIe 4 x16, one switch": AlphaBeta(alpha_us=2.2, beta_GBps=24),
+    "InfiniBand NDR, 1 port": AlphaBeta(alpha_us=18.0, beta_GBps=47),
+}
+"""Latency of one message and bandwidth of one rank, for rings."""
+
+
+class ShardPainter(widgets.VBox):
+    """Four choices, ranks, tokens, model and link; the painted block and its price beside column, row, column, row.
+
+    ``paint(qkv="column", ...)`` sets the controls; ``plan`` and ``figure`` are what is shown. With ``link``, what was
+    fitted on this machine, the prices are its own: it becomes the first link offered.
+    """
+
+    def __init__(self, *, link: AlphaBeta | None = None) -> None:
+        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "50px"}}
+        self._links = dict(LINKS) if link is None else {THIS_MACHINE: link, **LINKS}
+        self._choices = {
+            name: widgets.Dropdown(options=CHOICES, value=CANONICAL[name], description=name, **wide)
+            for name in MATRICES
+        }
+        self._n = widgets.IntSlider(value=4, min=1, max=8, description="ranks", **wide)
+        self._tokens = widgets.SelectionSlider(
+            options=[(f"{1 << power:,}", 1 << power) for power in range(14)], value=1024, description="tokens", **wide
+        )
+        self._model = widgets.Dropdown(options=list(SHAPES), value="Llama-3.1 8B", description="model", **wide)
+        self._link = widgets.Dropdown(options=list(self._links), description="link", **wide)
+        self._about_link = widgets.HTML()
+        self._verdict = widgets.HTML()
+        self._warning = widgets.HTML()
+        self._prices = widgets.HTML()
+        self._reasons = widgets.HTML()
+        self._view = FigureView(min_height=740)
+        self._held = False
+        self._plan = self._planned(self._settings())
+        for control in self._controls.values():
+            control.observe(lambda _: self._draw(), names="value")
+        left = widgets.VBox(
+            [*self._controls.values(), self._about_link, self._verdict],
+            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
+        )
+        right = widgets.VBox(
+            [self._warning, self._view, self._prices, self._reasons],
+            layout=widgets.Layout(flex="1 1 0", min_width="320px"),
+        )
+        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
+        super().__init__([widgets.HTML(html.heading("Shard painter")), body])
+        self.add_class("tplab-painter")
+        self._draw()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan shown: the last one that can work."""
+        return self._plan
+
+    @property
+    def figure(self) -> go.Figure:
+        """The figure shown."""
+        return self._view.figure
+
+    def paint(
+        self,
+        *,
+        qkv: str | None = None,
+        out: str | None = None,
+        up: str | None = None,
+        down: str | None = None,
+        ranks: int | None = None,
+        tokens: int | None = None,
+        model: str | None = None,
+        link: str | None = None,
+    ) -> "ShardPainter":
+        """Set controls; what is not given stays. ``ValueError`` for what is not offered or cannot work together."""
+        given = {"qkv": qkv, "out": out, "up": up, "down": down, "ranks": ranks, "tokens": tokens}
+        given |= {"model": model, "link": link}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        for name, value in wanted.items():
+            offered = self._offered(name)
+            if value not in offered:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, offered))}; got {value!r}")
+        self._planned(self._settings() | wanted)  # names what does not divide, before anything is changed
+        self._held = True
+        try:
+            for name, value in wanted.items():
+                self._controls[name].value = value
+        finally:
+            self._held = False
+        self._draw()
+        return self
+
+    @property
+    def _controls(self) -> dict[str, Any]:
+        return {
+            **self._choices,
+            **{"ranks": self._n, "tokens": self._tokens, "model": self._model, "link": self._link},
+        }
+
+    def _offered(self, name: str) -> list[Any]:
+        if name == "ranks":
+            return list(range(self._n.min, self._n.max + 1))
+        return [value for _, value in self._tokens.options] if name == "tokens" else list(self._controls[name].options)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self._controls.items()}
+
+    @staticmethod
+    def _planned(settings: Mapping[str, Any], choices: Mapping[str, str] | None = None) -> Plan:
+        shape = SHAPES[settings["model"]]
+        return plan_block(
+            {name: settings[name] for name in MATRICES} if choices is None else choices,
+            hidden=shape.hidden,
+            intermediate=shape.intermediate,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            tokens=settings["tokens"],
+            itemsize=_ITEMSIZE,
+            n=settings["ranks"],
+        )
+
+    def _draw(self) -> None:
+        if self._held:
+            return
+        settings = self._settings()
+        try:
+            plan = self._planned(settings)
+        except ValueError as error:
+            self._warning.value = html.ribbon(f"Not shown: {error}.")
+            return
+        self._warning.value = ""
+        try:
+            canonical = self._planned(settings, CANONICAL)
+        except ValueError:  # heads that do not divide, and a painting that does not mind
+            canonical = None
+        link, layers = self._links[settings["link"]], SHAPES[settings["model"]].num_layers
+        self._plan = plan
+        self._view.show(painter_figure(plan))
+        self._about_link.value = html.quiet(
+            f"{link.alpha_us:.3g} µs per message, {link.beta_GBps:.3g} GB/s per rank. Weights and activations: 2 bytes."
+        )
+        self._verdict.value = html.quiet(verdict(plan, canonical, link))
+        self._prices.value = _price_table(plan, canonical, link, layers)
+        self._reasons.value = _reason_table(plan)
+
+
+def verdict(plan: Plan, canonical: Plan | None, link: AlphaBeta) -> str:
+    """What was painted, in words, and how much dearer it is than column, row, column, row."""
+    if plan.is_canonical:
+        return f"Canonical: {plan.summary} per block."
+    if canonical is None:
+        return f"{_capital(plan.summary)} per block. Column, row, column, row cannot be split over {plan.n} ranks."
+    if plan.n == 1:
+        return "One rank: every choice is the same, and nothing is sent."
+    here, best = (item.time_us(link.alpha_us, link.beta_GBps) for item in (plan, canonical))
+    words = [f"{_capital(plan.summary)} per block; canonical: {canonical.summary}."]
+    if math.isclose(here, best):
+        same = "in as many calls" if plan.num_collectives == canonical.num_collectives else "in more calls"
+        words.append(f"As much on the link, {same}.")
+    elif here > best:
+        words.append(f"{here / best:.3g} times the canonical plan's time on the link.")
+    else:
+        words.append(f"{1 - here / best:.0%} less time on the link." if here else "Nothing on the link.")
+    if plan.weight_bytes > canonical.weight_bytes:
+        ratio = plan.weight_bytes / canonical.weight_bytes
+        words.append(f"Each rank holds and multiplies {ratio:.3g} times the weights.")
+    if plan.kv_heads_per_rank > canonical.kv_heads_per_rank:
+        words.append(
+            f"Its key-value cache is {plan.kv_heads_per_rank / canonical.kv_heads_per_rank:.3g} times as large."
+        )
+    return " ".join(words)
+
+
+def _price_table(plan: Plan, canonical: Plan | None, link: AlphaBeta, layers: int) -> str:
+    def cells(item: Plan) -> list[str]:
+        us = item.time_us(link.alpha_us, link.beta_GBps)
+        return [
+            item.summary,
+            short_bytes(item.payload_bytes),
+            short_bytes(item.sent_bytes),
+            _time_text(us),
+            _time_text(us * layers),
+            short_bytes(item.weight_bytes),
+            short_bytes(item.weight_bytes * layers),
+            short_bytes(item.kv_bytes_per_token * layers),
+        ]
+
+    names = [
+        "collectives per block",
+        "payload S per block",
+        "sent by each rank, ring",
+        "time on the link, one block",
+        f"time on the link, {layers} blocks",
+        "weights per rank, one block",
+        f"weights per rank, {layers} blocks",
+        f"KV cache per token and rank, {layers} blocks",
+    ]
+    best = ["cannot be split"] + [""] * (len(names) - 1) if canonical is None else cells(canonical)
+    return html.table(
+        ("", "painted", "column, row, column, row"),
+        [tuple(map(escape, row)) for row in zip(names, cells(plan), best, strict=True)],
+    )
+
+
+def _reason_table(plan: Plan) -> str:
+    if not plan.forced:
+        return html.quiet("No collective is forced.")
+    rows = [
+        (escape(step.name), html.pill(str(step.collective), style.COLLECTIVE), escape(step.why)) for step in plan.forced
+    ]
+    return html.table(("before", "forced", "why"), rows)
+
+
+def _time_text(us: float) -> str:
+    return f"{us:.3g} µs" if us < 1000 else f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
