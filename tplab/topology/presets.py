@@ -238,10 +238,9 @@ def _llama(h: int, layers: int, heads: int, kv: int, f: int, vocab: int, **more:
     } | more
 
 
-def _qwen3(*sizes: int, tied: bool = False) -> dict[str, Any]:
-    return _llama(
-        *sizes, 151936, model_type="qwen3", head_dim=128, tie_word_embeddings=tied, max_position_embeddings=40960
-    )
+def _qwen3(h: int, layers: int, heads: int, f: int, tied: bool = False) -> dict[str, Any]:
+    family = {"model_type": "qwen3", "head_dim": 128, "max_position_embeddings": 40960}
+    return _llama(h, layers, heads, 8, f, 151936, tie_word_embeddings=tied) | family
 
 
 _GEMMA2 = {"model_type": "gemma2", "sliding_window": 4096, "tie_word_embeddings": True, "max_position_embeddings": 8192}
@@ -259,12 +258,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama-3.1-405b": _llama(16384, 126, 128, 8, 53248, 128256),
     "qwen2.5-7b": _llama(3584, 28, 28, 4, 18944, 152064, model_type="qwen2", max_position_embeddings=32768),
     "qwen2.5-72b": _llama(8192, 80, 64, 8, 29568, 152064, model_type="qwen2", max_position_embeddings=32768),
-    "qwen3-0.6b": _qwen3(1024, 28, 16, 8, 3072, tied=True),
-    "qwen3-1.7b": _qwen3(2048, 28, 16, 8, 6144, tied=True),
-    "qwen3-4b": _qwen3(2560, 36, 32, 8, 9728, tied=True),
-    "qwen3-8b": _qwen3(4096, 36, 32, 8, 12288),
-    "qwen3-14b": _qwen3(5120, 40, 40, 8, 17408),
-    "qwen3-32b": _qwen3(5120, 64, 64, 8, 25600),
+    "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, tied=True),
+    "qwen3-1.7b": _qwen3(2048, 28, 16, 6144, tied=True),
+    "qwen3-4b": _qwen3(2560, 36, 32, 9728, tied=True),
+    "qwen3-8b": _qwen3(4096, 36, 32, 12288),
+    "qwen3-14b": _qwen3(5120, 40, 40, 17408),
+    "qwen3-32b": _qwen3(5120, 64, 64, 25600),
     "mistral-7b": _llama(4096, 32, 32, 8, 14336, 32768, **_MISTRAL),
     "mistral-7b-v0.1": _llama(4096, 32, 32, 8, 14336, 32000, **_MISTRAL, sliding_window=4096),
     "mistral-small-24b": _llama(5120, 40, 32, 8, 32768, 131072, **_MISTRAL),
