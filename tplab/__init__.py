@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster as Cluster
+    from tplab.layers import TensorParallelAttention as TensorParallelAttention
+    from tplab.layers import TensorParallelLinear as TensorParallelLinear
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "Cluster": "tplab.cluster",
+    # As the article calls them.
+    "TensorParallelAttention": "tplab.layers",
+    "TensorParallelLinear": "tplab.layers",
 }
 
-__all__ = ["Cluster", "__version__"]
+__all__ = ["Cluster", "TensorParallelAttention", "TensorParallelLinear", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,19 +9,35 @@ exercises   stubs' checkers
 """
 
 from tplab.lab.checks import preflight, preflight_table
-from tplab.lab.exercises import check_reduction
+from tplab.lab.exercises import (
+    check_attention,
+    check_chunk_choice,
+    check_int8_all_reduce,
+    check_mlp,
+    check_reduction,
+)
 from tplab.lab.panels.hello import HelloPanel
+from tplab.lab.panels.layers import ChunkModel, OverlapPanel, PhasesPanel
+from tplab.lab.panels.painter import ShardPainter
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.ring import RingStepper
 from tplab.lab.panels.sweep import SweepPanel
 from tplab.lab.predict import Predict
 
 __all__ = [
+    "ChunkModel",
     "HelloPanel",
+    "OverlapPanel",
+    "PhasesPanel",
     "Pool",
     "Predict",
     "RingStepper",
+    "ShardPainter",
     "SweepPanel",
+    "check_attention",
+    "check_chunk_choice",
+    "check_int8_all_reduce",
+    "check_mlp",
     "check_reduction",
     "preflight",
     "preflight_table",

@@ -2,6 +2,15 @@
 
 from tplab.lab.figures.collectives import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
 from tplab.lab.figures.launch import calls_figure, launch_figure
+from tplab.lab.figures.layers import (
+    chunk_lanes_figure,
+    error_bytes_figure,
+    overlap_figure,
+    phases_figure,
+    strategies_figure,
+    timeline_figure,
+)
+from tplab.lab.figures.painter import painter_figure
 from tplab.lab.figures.timings import timings_figure
 
 __all__ = [
@@ -9,8 +18,15 @@ __all__ = [
     "busbw_figure",
     "bytes_figure",
     "calls_figure",
+    "chunk_lanes_figure",
+    "error_bytes_figure",
     "latency_figure",
     "launch_figure",
+    "overlap_figure",
+    "painter_figure",
+    "phases_figure",
     "ring_figure",
+    "strategies_figure",
+    "timeline_figure",
     "timings_figure",
 ]

@@ -1,34 +1,16 @@
-"""Checkers of the notebooks' exercises. They run the learner's function on real ranks and speak in plain words."""
+"""Notebook 00: reduce so that every rank holds the product."""
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import Cluster, ClusterError
+from tplab.lab.exercises.verdict import Verdict
 
 if TYPE_CHECKING:
     import torch
 
     from tplab.cluster import Rank
-
-
-class Verdict(NamedTuple):
-    """What a checker found."""
-
-    passed: bool
-    message: str
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        from tplab.lab import style
-        from tplab.lab.panels import html
-
-        pill = html.pill("passed", style.WEIGHT_GRADIENT) if self.passed else html.pill("not yet", style.COLLECTIVE)
-        return f"{pill}&nbsp; {escape(self.message)}"
-
-    def __repr__(self) -> str:
-        return f"{'passed' if self.passed else 'not yet'}: {self.message}"
 
 
 def check_reduction(

@@ -1,0 +1,23 @@
+"""Checkers of the notebooks' exercises. They run the learner's function on real ranks and speak in plain words.
+
+verdict     what a checker says
+reduction   00: every rank holds the product
+layers      03: a tensor-parallel MLP and attention
+overlap     04: the chunk count, predicted
+quantised   04: an int8 all-reduce
+"""
+
+from tplab.lab.exercises.layers import check_attention, check_mlp
+from tplab.lab.exercises.overlap import check_chunk_choice
+from tplab.lab.exercises.quantised import check_int8_all_reduce
+from tplab.lab.exercises.reduction import check_reduction
+from tplab.lab.exercises.verdict import Verdict
+
+__all__ = [
+    "Verdict",
+    "check_attention",
+    "check_chunk_choice",
+    "check_int8_all_reduce",
+    "check_mlp",
+    "check_reduction",
+]
