@@ -126,7 +126,7 @@ def mlp(rank: Any, shape: tuple[int, int], activation: str, bias: bool) -> dict[
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mlp(ranks: Cluster, shape: tuple[int, int], activation: str, bias: bool) -> None:
     assert too_far(ranks.run(mlp, shape, activation, bias)) == {}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tplab.layers.comm import Comm, Pending, as_comm
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
-from tplab.layers.plain import MLP
+from tplab.layers.plain import GATES, MLP
 from tplab.layers.shards import Shard, even_range, load
 from tplab.layers.strategies import Blocking
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class ParallelMLP(nn.Module):
-    """SwiGLU or GELU with the intermediate features cut over the ranks.
+    """SwiGLU, GeGLU or GELU with the intermediate features cut over the ranks.
 
     ==================  ===============  ===================================================
     on rank r           shape            what
     ==================  ===============  ===================================================
-    gate_up.weight      (2·I/n, D)       its rows of gate, then its rows of up (SwiGLU)
+    gate_up.weight      (2·I/n, D)       its rows of gate, then its rows of up (gated)
     gate_up.weight      (I/n, D)         its rows of up (GELU)
     gate_up.bias        as many          if the plain one has biases
     down.weight         (D, I/n)         its columns of down
@@ -37,7 +37,8 @@ class ParallelMLP(nn.Module):
                                          sequence parallelism)
     ==================  ===============  ===================================================
 
-    Equation: ``y = sum over r of (silu(x G_r) * (x U_r)) D_r``; GELU: ``sum over r of gelu(x U_r) D_r``.
+    Equation: ``y = sum over r of (silu(x G_r) * (x U_r)) D_r``, GeGLU with gelu; GELU: ``sum over r of
+    gelu(x U_r) D_r``.
 
     Communication: forward one all-reduce of S = T·D·itemsize, backward another; see ``RowParallelLinear``.
 
@@ -73,7 +74,7 @@ class ParallelMLP(nn.Module):
         self.activation = plain.activation
         up = plain.up_proj
         start, end = even_range("intermediate_size", up.out_features, comm.index, comm.size)
-        names = ["gate_proj", "up_proj"] if plain.activation == "swiglu" else ["up_proj"]
+        names = ["gate_proj", "up_proj"] if plain.activation in GATES else ["up_proj"]
         plan = {
             kind: tuple(Shard(source=f"{name}.{kind}", dim=0, start=start, end=end) for name in names)
             for kind in ("weight", "bias")
@@ -96,9 +97,9 @@ class ParallelMLP(nn.Module):
     def start(self, x: torch.Tensor) -> Pending:
         """Compute, and start the sum; ``finish`` waits for it and gives what ``forward`` returns."""
         h = self.gate_up(x)
-        if self.activation == "swiglu":
+        if self.activation in GATES:
             gate, up = h.chunk(2, dim=-1)
-            h = F.silu(gate) * up
+            h = GATES[self.activation](gate) * up
         else:
             h = F.gelu(h)
         return self.down.start(h)

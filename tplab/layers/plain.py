@@ -6,6 +6,8 @@ They are the slow twin of every equivalence test, and the whole layer on a rank 
 Legend: B batch, S sequence, D hidden, I intermediate; H query heads, G key-value heads, E head dimension.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +17,17 @@ from torch.nn import functional as F
 from tplab.layers.kv_cache import GrowingCache, KVCache
 from tplab.layers.rope import RotaryEmbedding, rotate
 
-ACTIVATIONS = ("swiglu", "gelu")
+GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": partial(F.gelu, approximate="tanh"),
+}
+"""What is applied to the gate of a gated MLP; GeGLU as in Gemma."""
+ACTIVATIONS = (*GATES, "gelu")
 
 
 class MLP(nn.Module):
-    """SwiGLU, ``down(silu(gate(x)) * up(x))``, or GELU, ``down(gelu(up(x)))``: (..., D) -> (..., D)."""
+    """SwiGLU, ``down(silu(gate(x)) * up(x))``, GeGLU, the same with gelu, or GELU, ``down(gelu(up(x)))``:
+    (..., D) -> (..., D)."""
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, *, activation: str = "swiglu", bias: bool = False, **kind: Any
@@ -28,14 +36,15 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
         self.activation = activation
-        if activation == "swiglu":
+        if activation in GATES:
             self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias, **kind)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias, **kind)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias, **kind)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.activation == "swiglu":
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        if self.activation in GATES:
+            gate = GATES[self.activation](self.gate_proj(x))
+            return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
         return self.down_proj(F.gelu(self.up_proj(x)))  # type: ignore[no-any-return]
 
 
@@ -158,6 +167,10 @@ def attend(
     if kv_of_q is not None:
         k_BGSE, v_BGSE = k_BGSE[:, kv_of_q], v_BGSE[:, kv_of_q]
     grouped = k_BGSE.shape[1] != q_BHSE.shape[1]
+    if grouped and seq == 1:
+        # The query heads of a group as so many queries of one head: the kernels read each key once, not once per head.
+        q_BGhE = q_BHSE.view(q_BHSE.shape[0], k_BGSE.shape[1], -1, q_BHSE.shape[3])
+        return F.scaled_dot_product_attention(q_BGhE, k_BGSE, v_BGSE, attn_mask=mask).view(q_BHSE.shape)
     return F.scaled_dot_product_attention(
         q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
     )

@@ -1,0 +1,127 @@
+"""A config.json means here what it means to transformers, or is refused by name."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tplab.models.config import ModelConfig, RopeScaling
+from tplab.models.rotary import make_rotary
+
+CLASSES = {
+    "llama": transformers.LlamaConfig,
+    "mistral": transformers.MistralConfig,
+    "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
+    "gemma": transformers.GemmaConfig,
+}
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_transformers_writes_is_read_with_its_values(name: str, families: dict[str, dict[str, Any]]) -> None:
+    theirs = CLASSES[name](**{k: v for k, v in families[name].items() if k != "model_type"})
+    ours = ModelConfig.from_hf(theirs.to_dict())
+    assert ours == ModelConfig.from_hf(families[name])
+    assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim if "head_dim" in
+            theirs.to_dict() else theirs.hidden_size // theirs.num_attention_heads)  # fmt: skip
+    assert ours.tied == theirs.tie_word_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_missing_key_has_the_default_of_transformers(name: str) -> None:
+    assert ModelConfig.from_hf({"model_type": name}) == ModelConfig.from_hf(CLASSES[name]().to_dict())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_written_and_read_again(name: str, families: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    config = ModelConfig.from_hf(families[name])
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    assert ModelConfig.from_hf(tmp_path) == ModelConfig.from_hf(str(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 1e6},
+        {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192, "rope_theta": 5e5},
+        {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.5, "high_freq_factor": 7.0,
+         "original_max_position_embeddings": 100, "rope_theta": 1e4},
+    ],
+)  # fmt: skip
+def test_rotary_frequencies_are_bitwise_those_of_transformers(rope: dict[str, Any]) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    keys = LLAMA | {"head_dim": 64, "rope_parameters": rope, "max_position_embeddings": 256}
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**{k: v for k, v in keys.items() if k != "model_type"}))
+    assert torch.equal(make_rotary(ModelConfig.from_hf(keys)).frequencies, theirs.inv_freq)
+
+
+def test_the_keys_of_older_files_mean_the_same() -> None:
+    older = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}, "torch_dtype": "bfloat16"}
+    newer = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}, "dtype": "bfloat16"}
+    assert ModelConfig.from_hf(LLAMA | older) == ModelConfig.from_hf(LLAMA | newer)
+    assert ModelConfig.from_hf(LLAMA | older).rope_scaling == RopeScaling(kind="linear", factor=4.0)
+    assert ModelConfig.from_hf(LLAMA | older).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_type": "mixtral"}, "mixtral' (mixture of experts) is not supported; supported are llama, mistral"),
+        ({"model_type": "deepseek_v3"}, "deepseek_v3' (multi-head latent attention) is not supported"),
+        ({"model_type": "gpt2"}, "model_type='gpt2' is not supported"),
+        ({}, "model_type=None is not supported"),
+        (LLAMA | {"num_experts": 8}, "num_experts=8 is not known here"),
+        (LLAMA | {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not known here"),
+        (LLAMA | {"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
+        (LLAMA | {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for llama"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn' is not supp"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "of type 'dynamic' is not supported"),
+        (LLAMA | {"rope_scaling": {"type": "linear"}}, "of type linear needs factor"),
+        (LLAMA | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section is not"),
+        (LLAMA | {"sliding_window": 12}, "sliding_window=12 is not a key of llama's"),
+        (LLAMA | {"layer_types": ["sliding_attention"] * 32}, "must all be full_attention"),
+        (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
+        (LLAMA | {"hidden_size": 66}, "num_attention_heads=4 does not divide hidden_size=66"),
+        (LLAMA | {"vocab_size": 0}, "vocab_size must be a positive whole number"),
+        (LLAMA | {"torch_dtype": "int8"}, "dtype='int8' is not supported"),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias=True is not supported for mistral"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be a positive number"),
+        ({"model_type": "qwen2", "layer_types": ["linear_attention"] * 32}, "layer_types must be 32 times"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+    ],
+)
+def test_what_would_change_the_mathematics_is_refused_by_name(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ModelConfig.from_hf(keys)
+
+
+def test_keys_that_change_nothing_are_passed_over() -> None:
+    extra = {
+        "_name_or_path": "x",
+        "use_cache": True,
+        "attention_dropout": 0.1,
+        "some_future_switch": False,
+        "more": None,
+    }
+    assert ModelConfig.from_hf(LLAMA | extra) == ModelConfig.from_hf(LLAMA)
+
+
+def test_no_file_and_no_json(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no config.json at {tmp_path}")):
+        ModelConfig.from_hf(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        ModelConfig.from_hf(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="must hold a JSON object"):
+        ModelConfig.from_hf(tmp_path)

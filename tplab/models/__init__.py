@@ -1,0 +1,41 @@
+"""Decoder-only models from Hugging Face checkpoints, tensor and pipeline parallel.
+
+What it is (pure: no torch, for the notebook's kernel):
+  config        a model as numbers; what is read from a config.json, and what is refused
+  stages        which layers and which slices a rank holds
+  errors        what can go wrong with a checkpoint
+What it should cost (pure):
+  memory        bytes of weights, keys and values per rank
+On the ranks:
+  rotary, padding, decoder   one rank's part of the model
+  checkpoint    safetensors read by slices, made up by seed, written
+  loading       a model onto the ranks, once
+
+Public names load on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tplab.models.config import ModelConfig as ModelConfig
+    from tplab.models.errors import CheckpointError as CheckpointError
+    from tplab.models.stages import Layout as Layout
+
+_HOME_OF = {
+    "CheckpointError": "errors",
+    "Layout": "stages",
+    "ModelConfig": "config",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tplab.models' has no attribute {name!r}")
+    return getattr(import_module(f"tplab.models.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,277 @@
+"""Checkpoints read slice by slice, made up by seed, and written.
+
+A rank opens the files that hold its tensors, one tensor at a time, and copies its slices out of the mapped file into
+their place: what it has touched of a file leaves its memory when the tensor is done. So its peak is its own shard and
+one tensor. Not ``torch.load`` or a state dict, which would bring every tensor in whole.
+
+A file whose header is damaged or whose end is missing is told from its lengths; safetensors has no check sums, so
+flipped bits inside a tensor are not.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from tplab.models.config import ModelConfig
+from tplab.models.decoder import Stage
+from tplab.models.errors import CheckpointError
+from tplab.models.memory import itemsize
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_NAMES_SHOWN = 4
+
+
+class Source(Protocol):
+    """Full tensors by name, to be sliced."""
+
+    def open(self, name: str) -> AbstractContextManager[Any]:
+        """What slices like the full tensor, while the context lasts."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``float32`` -> ``torch.float32``. Raises ``ValueError`` for one that models here do not come in."""
+    itemsize(name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def fill(
+    stage: Stage,
+    source: Source,
+    device: "torch.device | str" = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Give every weight of ``stage`` its memory and values. Returns the bytes taken from the source.
+
+    Args:
+        progress: called with (parameters done, of how many) after each.
+
+    Raises:
+        CheckpointError: what the source raises.
+    """
+    plan = stage.plan
+    parameters = dict(stage.named_parameters())
+    taken = 0
+    with torch.no_grad():
+        for done, (name, shards) in enumerate(plan.items(), start=1):
+            like = parameters[name]
+            weight = torch.empty(like.shape, dtype=like.dtype, device=device)
+            row = 0
+            for shard in shards:
+                with source.open(shard.source) as full:
+                    if shard.dim is None:
+                        part = full[:]
+                    elif shard.dim == 0:
+                        part = full[shard.start : shard.end]
+                    else:
+                        part = full[:, shard.start : shard.end]
+                    weight[row : row + part.shape[0]].copy_(part)
+                    row += part.shape[0]
+                    taken += part.numel() * part.element_size()
+                    del part  # it is a view of the mapped file, which cannot be let go before
+                if shard.padding:
+                    weight[row : row + shard.padding].zero_()
+                    row += shard.padding
+            assert row == weight.shape[0], (name, row, tuple(weight.shape))
+            stage.set(name, weight)
+            if progress is not None:
+                progress(done, len(plan))
+    return taken
+
+
+class Checkpoint:
+    """A folder with ``model.safetensors``, or several of them and an index.
+
+    Args:
+        folder: the folder.
+        config: the model that must be in it.
+
+    Raises:
+        CheckpointError: no such files, an index that is not one, tensors missing or too many; at ``open`` a file that
+            is damaged, cut short or missing, or a tensor of another shape or of a dtype that is not a float.
+    """
+
+    def __init__(self, folder: "str | Path", config: ModelConfig) -> None:
+        self.folder = Path(folder)
+        self._shapes = config.tensor_shapes()
+        self._file_of = self._find()
+        self._check_names(config)
+
+    def _find(self) -> dict[str, str]:
+        index, single = self.folder / INDEX, self.folder / SINGLE
+        if index.is_file():
+            try:
+                found = json.loads(index.read_text())["weight_map"]
+                files = {str(name): str(file) for name, file in found.items()}
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                raise CheckpointError(f"{index} is damaged: no weight_map can be read from it ({error!r})") from error
+            missing = sorted({file for file in files.values() if not (self.folder / file).is_file()})
+            if missing:
+                raise CheckpointError(
+                    f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} named in {index}, but not there: the "
+                    f"download may be incomplete"
+                )
+            return files
+        if single.is_file():
+            with _opened(single) as file:
+                return dict.fromkeys(file.keys(), SINGLE)
+        others = sorted(path.name for path in self.folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        hint = f"; {_some(others)} would have to be converted" if others else ""
+        raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}: only safetensors are read{hint}")
+
+    def _check_names(self, config: ModelConfig) -> None:
+        missing = [name for name in self._shapes if name not in self._file_of]
+        if missing:
+            raise CheckpointError(
+                f"{self.folder} lacks {_some(missing)}, which a {config.model_type} of this config has"
+            )
+        extra = [name for name in self._file_of if name not in self._shapes and not self._harmless(name)]
+        if extra:
+            raise CheckpointError(
+                f"{self.folder} has {_some(extra)}, which a {config.model_type} of this config has no place for: "
+                f"config and weights are not of the same model"
+            )
+
+    def _harmless(self, name: str) -> bool:
+        """Stored by older versions: frequencies, which the config tells; the head of a tied model, a copy."""
+        return name.endswith(".rotary_emb.inv_freq") or name == "lm_head.weight"
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        path = self.folder / self._file_of[name]
+        with _opened(path) as file:
+            try:
+                full = file.get_slice(name)
+            except Exception as error:
+                raise CheckpointError(f"{path} does not hold {name}, though the index says so") from error
+            shape, dtype = tuple(full.get_shape()), full.get_dtype()
+            if shape != self._shapes[name]:
+                raise CheckpointError(
+                    f"{name} in {path} has the shape {shape}; the config makes it {self._shapes[name]}"
+                )
+            if dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"{name} in {path} is of dtype {dtype}: quantised weights are not supported, floats are"
+                )
+            yield full
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened = safe_open(path, "pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch or write it again"
+            if path.is_file()
+            else f"{path} cannot be read: {error}"
+        ) from error
+    with opened as file:
+        yield file
+
+
+class RandomWeights:
+    """A model made up by seed. Every tensor has a generator of its own, keyed by its name, so that every layout takes
+    slices of the same values, whatever it takes them of and in what order.
+
+    Matrices are normal with variance 1/columns, so that logits have a spread of about 1 and the likeliest token is one;
+    norms are around 1, and biases small. Drawn in float32: other dtypes are its rounding.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        self._config, self._seed = config, seed
+        self._shapes = config.tensor_shapes()
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[torch.Tensor]:
+        yield self.tensor(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The full tensor, float32."""
+        shape = self._shapes[name]
+        digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        full = torch.empty(shape).normal_(generator=generator)
+        if name.endswith("norm.weight"):
+            return full.mul_(0.1).add_(1.0 - self._config.norm_offset)
+        return full.mul_(0.1 if len(shape) == 1 else shape[1] ** -0.5)
+
+
+def save_checkpoint(
+    folder: "str | Path",
+    config: ModelConfig,
+    source: Source,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int = 2 << 30,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write a checkpoint that transformers, and :class:`Checkpoint`, can read; the files written.
+
+    One file in memory at a time; ``config.json`` comes last, so that a folder that was left half written has none.
+
+    Args:
+        source: of the tensors: ``RandomWeights``, or another ``Checkpoint`` to write again.
+        dtype: the config's by default.
+        max_shard_bytes: of tensors per file; a larger tensor has a file of its own.
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or what the source raises.
+    """
+    from safetensors.torch import save_file
+
+    folder, kind = Path(folder), torch_dtype(dtype or config.dtype)
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be positive; got {max_shard_bytes}")
+    parts: list[list[str]] = [[]]
+    filled = total = 0
+    for name, shape in config.tensor_shapes().items():
+        size = torch.Size(shape).numel() * kind.itemsize
+        if parts[-1] and filled + size > max_shard_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled, total = filled + size, total + size
+    files = [
+        SINGLE if len(parts) == 1 else f"model-{number:05}-of-{len(parts):05}.safetensors"
+        for number in range(1, len(parts) + 1)
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+        for number, (file, names) in enumerate(zip(files, parts, strict=True), start=1):
+            tensors = {}
+            for name in names:
+                with source.open(name) as full:
+                    tensors[name] = torch.as_tensor(full[:]).to(kind, copy=True).contiguous()
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            if progress is not None:
+                progress(number, len(parts))
+        if len(parts) > 1:
+            weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / INDEX).write_text(json.dumps(index, indent=2))
+        else:
+            (folder / INDEX).unlink(missing_ok=True)
+        keys = config.to_hf() | {"torch_dtype": dtype or config.dtype}
+        (folder / "config.json").write_text(json.dumps(keys, indent=2))
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors has an error of its own for a full or read-only disk
+        raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
+    return [folder / file for file in files]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    rest = len(names) - _NAMES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown

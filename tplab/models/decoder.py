@@ -1,0 +1,221 @@
+"""One rank's part of a decoder-only model: the layers of its pipeline stage, its slices of each.
+
+Made on the meta device and then filled slice by slice: no rank ever holds a tensor that it does not keep, let alone the
+model. Not a full model that is cut afterwards (that is what limits the size of model one can start), nor hooks on
+transformers' own classes: the layers are the ones of ``tplab.layers``, and their plans say what to read.
+
+Legend: B batch, S sequence, D hidden; V vocabulary, v rows of it per rank.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tplab.layers.block import ParallelBlock, run_blocks
+from tplab.layers.comm import Comm, as_comm
+from tplab.layers.kv_cache import KVCache
+from tplab.layers.plain import MLP, Attention, Block
+from tplab.layers.shards import Plan, Shard, VocabShard
+from tplab.layers.strategies import Blocking, set_strategy
+from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
+from tplab.models.config import ModelConfig
+from tplab.models.padding import Padding
+from tplab.models.rotary import make_rotary
+from tplab.models.stages import StageSpec
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """RMSNorm whose weights are stored less an offset, as Gemma's are less 1; in float32 until the end, as there."""
+
+    offset: float = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.rms_norm(x.float(), self.normalized_shape, None, self.eps)
+        return (y * (self.offset + self.weight.float())).to(x.dtype)
+
+
+class Stage(nn.Module):
+    """Layers ``spec.start`` to ``spec.end``; the embedding on the first stage, the last norm and the head on the last.
+
+    ==================  ===========  ==========================================================
+    on a rank           shape        what
+    ==================  ===========  ==========================================================
+    embed.weight        (v, D)       its rows of the embedding, on the first stage
+    layers.i            its part     :class:`~tplab.layers.block.ParallelBlock`
+    norm.weight         (D,)         on the last stage
+    head.weight         (v, D)       its rows of the output head, on the last stage; tied: the
+                                     embedding's own where both are on this rank, else a copy
+    x                   (B, S)       token ids on the first stage
+                        (B, S, D)    hidden states on the others, the same on all ranks of a stage
+    y                   (B, S, D)    hidden states, before the last stage
+                        (B, v)       logits of its tokens for the last position, on the last
+    ==================  ===========  ==========================================================
+
+    Communication, forward, within the stage: two all-reduces per layer, and one for the embedding, of B·S·D elements.
+
+    Args:
+        group: the ranks of this stage: process group, ``Comm``, or None for a rank alone.
+        dtype: of the weights.
+
+    The weights are on the meta device; ``checkpoint.fill`` gives them memory and values.
+
+    Raises:
+        ValueError: sizes that do not divide over the group.
+    """
+
+    def __init__(
+        self, config: ModelConfig, spec: StageSpec, group: "ProcessGroup | Comm | None", *, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.comm = comm = as_comm(group)
+        self.vocab = VocabShard.of(config.vocab_size, comm.index, comm.size)
+        kind: dict[str, Any] = {"dtype": dtype, "device": "meta"}
+        rope = make_rotary(config)
+
+        def block(layer: int) -> ParallelBlock:
+            attention = Attention(
+                config.hidden_size,
+                config.num_heads,
+                config.num_kv_heads,
+                head_dim=config.head_dim,
+                bias=config.qkv_bias,
+                out_bias=config.out_bias,
+                rope=rope,
+                qk_norm=config.qk_norm,
+                norm_eps=config.norm_eps,
+                sliding_window=config.window(layer),
+                **kind,
+            )
+            activation = "swiglu" if config.gate == "silu" else "geglu"
+            mlp = MLP(config.hidden_size, config.intermediate_size, activation=activation, bias=config.mlp_bias, **kind)
+            plain = Block(attention, mlp, norm_eps=config.norm_eps, **kind)
+            if config.norm_offset:
+                plain.input_layernorm, plain.post_attention_layernorm = self._norm(kind), self._norm(kind)
+            return ParallelBlock.from_module(plain, comm)
+
+        self.embed: VocabParallelEmbedding | None = None
+        self.norm: nn.RMSNorm | None = None
+        self.head: ParallelLMHead | None = None
+        if spec.first:
+            table = nn.Embedding(config.vocab_size, config.hidden_size, **kind)
+            self.embed = VocabParallelEmbedding.from_module(table, comm)
+        self.layers = nn.ModuleList(block(layer) for layer in range(spec.start, spec.end))
+        if spec.last:
+            self.norm = self._norm(kind)
+            head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, **kind)
+            self.head = ParallelLMHead.from_module(head, comm, tied=self.embed if config.tied else None)
+        # Neighbours with the same window share their mask, and go through as one stack.
+        windows = [(config.window(layer), layer - spec.start) for layer in range(spec.start, spec.end)]
+        self._runs = [
+            (window, slice(places[0], places[-1] + 1))
+            for window, run in groupby(windows, key=lambda each: each[0])
+            for places in [[place for _, place in run]]
+        ]
+        self.eval().requires_grad_(False)
+
+    def _norm(self, kind: dict[str, Any]) -> nn.RMSNorm:
+        config = self.config
+        if not config.norm_offset:
+            return nn.RMSNorm(config.hidden_size, eps=config.norm_eps, **kind)
+        norm = OffsetRMSNorm(config.hidden_size, eps=config.norm_eps, **kind)
+        norm.offset = config.norm_offset
+        return norm
+
+    @property
+    def plan(self) -> dict[str, tuple[Shard, ...]]:
+        """Every parameter, by its name here: the slices it consists of, by their names in a checkpoint."""
+        plan: dict[str, tuple[Shard, ...]] = {}
+        if self.embed is not None:
+            plan |= _renamed(self.embed.plan, "embed.", "model.embed_tokens.")
+        for place, block in enumerate(self.layers):
+            plan |= _renamed(block.plan, f"layers.{place}.", f"model.layers.{self.spec.start + place}.")  # type: ignore[arg-type]
+        if self.norm is not None:
+            plan["norm.weight"] = (Shard(source="model.norm.weight"),)
+        if self.head is not None and not self.shares_table:
+            plan |= _renamed(self.head.plan, "head.", "model.embed_tokens." if self.config.tied else "lm_head.")
+        return plan
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether embedding and head are one tensor on this rank."""
+        return self.config.tied and self.spec.first and self.spec.last
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights; ``memory.weight_bytes`` tells it beforehand."""
+        return sum(weight.numel() * weight.element_size() for weight in self.parameters())
+
+    def set(self, name: str, value: torch.Tensor) -> None:
+        """Give a parameter its memory and values."""
+        path, _, last = name.rpartition(".")
+        parameter = nn.Parameter(value, requires_grad=False)
+        setattr(self.get_submodule(path), last, parameter)
+        if name == "embed.weight" and self.shares_table:
+            assert self.head is not None
+            self.head.weight = parameter
+
+    def make_caches(self, batch: int, max_length: int) -> list[KVCache]:
+        """Empty caches, one per layer."""
+        return [block.self_attn.make_cache(batch, max_length) for block in self.layers]  # type: ignore[union-attr, operator]
+
+    def set_strategy(self, strategy: Blocking) -> None:
+        """Change how the layers communicate. The embedding and the head stay: they are exact, or for one token only."""
+        set_strategy(self.layers, strategy)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        padding: Padding,
+        caches: Sequence[KVCache],
+        every_position: bool = False,
+    ) -> torch.Tensor:
+        """The next tokens of a batch, after those in the caches.
+
+        Args:
+            x: ids (B, S) or hidden states (B, S, D).
+            padding: where the prompts begin.
+            caches: from :meth:`make_caches`; the new tokens are added.
+            every_position: logits (B, S, v) instead of the last position's.
+        """
+        if self.embed is not None:
+            x = self.embed(x)
+            if self.config.embedding_scale != 1.0:
+                # Rounded to the dtype first, as the trained model had it.
+                x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        past, seq = caches[0].length, x.shape[1]
+        positions = padding.positions(past, seq)
+        blocks: list[ParallelBlock] = [*self.layers]
+        for window, part in self._runs:
+            mask = padding.mask(past, seq, window)
+            x = run_blocks(blocks[part], x, caches=caches[part], positions=positions, mask=mask)
+        if self.norm is None or self.head is None:
+            return x
+        if not every_position:
+            x = x[:, -1]
+        logits: torch.Tensor = self.head(self.norm(x))
+        return logits
+
+
+def _renamed(plan: Plan, here: str, there: str) -> dict[str, tuple[Shard, ...]]:
+    return {
+        here + name: tuple(
+            Shard(
+                source=there + shard.source,
+                dim=shard.dim,
+                start=shard.start,
+                end=shard.end,
+                padding=shard.padding,
+            )
+            for shard in shards
+        )
+        for name, shards in plan.items()
+    }

@@ -1,0 +1,220 @@
+"""A model onto the ranks, once: which rank takes what, what it cost, and where it stays.
+
+The weights stay in ``rank.store`` until another model, layout or dtype is asked for: a second ``generate`` loads
+nothing. One model at a time, because two layouts of the same model are twice the memory and nobody asked for both.
+
+A fault on one rank is made known to all before any goes on: the others would wait in their first collective for ever.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tplab.models.config import ModelConfig
+from tplab.models.errors import CheckpointError
+from tplab.models.stages import Layout
+
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
+    from tplab.layers.comm import Comm
+    from tplab.models.decoder import Stage
+
+T = TypeVar("T")
+_KEY = "tplab.models"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Where a model's weights come from. Made in the kernel, used on the ranks."""
+
+    folder: str | None = None
+    """Of a checkpoint."""
+    files: tuple[tuple[str, int, int], ...] = ()
+    """Its files with bytes and time of change: a checkpoint that was written anew is another one."""
+    seed: int | None = None
+    """Without a folder: made up by this seed."""
+
+    @classmethod
+    def of(cls, model: "str | Path | ModelConfig", seed: int = 0) -> "tuple[ModelConfig, Weights]":
+        """A folder with a checkpoint, or a configuration whose weights are made up by ``seed``."""
+        if isinstance(model, ModelConfig):
+            return model, cls(seed=seed)
+        if not isinstance(model, str | Path):
+            raise ValueError(f"model must be the folder of a checkpoint, or a ModelConfig; got {model!r}")
+        folder = Path(model)
+        if not folder.is_dir():
+            raise CheckpointError(f"model: there is no folder {folder}")
+        config = ModelConfig.from_hf(folder)
+        found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+        stats = [(path.name, path.stat()) for path in found]
+        files = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        return config, cls(folder=str(folder.resolve()), files=files)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """What loading cost on one rank."""
+
+    load_s: float
+    """Seconds, 0 when the model was there already."""
+    read_bytes: int
+    """Taken from the checkpoint, in its dtype; 0 when the model was there already."""
+    weight_bytes: int
+    """Held by the weights."""
+    peak_bytes: int | None
+    """How much the process grew while loading, at its highest, mapped file pages included; on a GPU, the device's
+    memory. None where the system does not tell."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Loaded:
+    """A model's part on this rank."""
+
+    key: object
+    stage: "Stage"
+    comm: "Comm"
+    layout: Layout
+    report: LoadReport
+
+
+def ensure_loaded(
+    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, dtype: str
+) -> tuple[Loaded, LoadReport]:
+    """This rank's stage, loaded unless it is there already; and what that cost this time. Runs on every rank.
+
+    Raises on every rank what any rank met: see :func:`together`.
+    """
+    key = (config, weights, layout, dtype)
+    held: Loaded | None = rank.store.get(_KEY)
+    # A rank that failed last time has nothing while others have: they agree on whether to load.
+    fits = held is not None and held.key == key
+    if together(rank, lambda: fits, all_of=True):
+        assert held is not None
+        again = LoadReport(load_s=0.0, read_bytes=0, weight_bytes=held.report.weight_bytes, peak_bytes=0)
+        return held, again
+    del held
+    rank.store.pop(_KEY, None)  # before the next one is allocated
+    comm = tensor_parallel_comm(rank, layout)
+    loaded = together(rank, lambda: _load(rank, config, weights, layout, dtype, comm, key))
+    rank.store[_KEY] = loaded
+    return loaded, loaded.report
+
+
+def unload(rank: "Rank") -> None:
+    """Let the weights on this rank go."""
+    rank.store.pop(_KEY, None)
+
+
+def tensor_parallel_comm(rank: "Rank", layout: Layout) -> "Comm":
+    """Collectives of the ranks of this stage."""
+    from tplab.layers.comm import Alone, as_comm
+
+    if layout.tp == 1:
+        return Alone()
+    return as_comm(rank.mesh(tp=layout.tp, pp=layout.pp).get_group("tp"))
+
+
+def _load(
+    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, dtype: str, comm: "Comm", key: object
+) -> Loaded:
+    from tplab.models.checkpoint import Checkpoint, RandomWeights, Source, fill, torch_dtype
+    from tplab.models.decoder import Stage
+
+    stage_index, _ = layout.place(rank.index)
+    began = time.perf_counter()
+    peak = _Peak(rank)
+    source: Source
+    if weights.folder is not None:
+        source = Checkpoint(weights.folder, config)
+    else:
+        assert weights.seed is not None
+        source = RandomWeights(config, weights.seed)
+    stage = Stage(config, layout.spec(stage_index), comm, dtype=torch_dtype(dtype))
+
+    def progress(done: int, total: int) -> None:
+        if done % 10 == 0 or done == total:
+            rank.report(phase="load", done=done, total=total)
+
+    taken = fill(stage, source, rank.device, progress)
+    report = LoadReport(
+        load_s=time.perf_counter() - began,
+        read_bytes=taken,
+        weight_bytes=stage.weight_bytes,
+        peak_bytes=peak.bytes(),
+    )
+    return Loaded(key=key, stage=stage, comm=comm, layout=layout, report=report)
+
+
+def together(rank: "Rank", work: Callable[[], T], *, all_of: bool = False) -> T:
+    """Do ``work`` on every rank; if it raises on any, every rank raises, so that none waits for one that is gone.
+
+    Two small collectives at most. With ``all_of`` the result is whether every rank's was true.
+
+    Raises:
+        CheckpointError: naming the rank, where the fault was another's; else the fault itself.
+    """
+    import torch
+    import torch.distributed as dist
+
+    error: Exception | None = None
+    result: Any = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    flags = torch.tensor([0 if error is None else 1, 0 if result else 1], device=rank.device)
+    if rank.world_size > 1:
+        dist.all_reduce(flags, group=rank.group)
+    num_failed, num_false = flags.tolist()
+    if num_failed:
+        what = None if error is None else f"{type(error).__name__}: {error}"
+        heard: list[Any] = [what]
+        if rank.world_size > 1:
+            heard = [None] * rank.world_size
+            dist.all_gather_object(heard, what, group=rank.group)
+        if error is not None:
+            raise error
+        first = next(index for index, said in enumerate(heard) if said is not None)
+        raise CheckpointError(f"rank {first} failed, so no rank went on: {heard[first]}")
+    answer: T = num_false == 0 if all_of else result
+    return answer
+
+
+class _Peak:
+    """Growth of this process's memory since it was made, at its highest."""
+
+    def __init__(self, rank: "Rank") -> None:
+        self._cuda = rank.device if rank.device.type == "cuda" else None
+        if self._cuda is not None:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._before: int | None = torch.cuda.memory_allocated(self._cuda)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+        except OSError:
+            self._before = None
+        else:
+            self._before = _status_bytes("VmRSS")
+
+    def bytes(self) -> int | None:
+        if self._before is None:
+            return None
+        if self._cuda is not None:
+            import torch
+
+            return torch.cuda.max_memory_allocated(self._cuda) - self._before
+        now = _status_bytes("VmHWM")
+        return None if now is None else now - self._before
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith(f"{field}:")]
+    return int(found[0][1]) * 1024 if found else None
