@@ -2,7 +2,19 @@
 
 What it is:
   schedule      actions, and tables of them, in torch's text form
-What it should cost, and what it does cost:
+  build         tables by name; training and inference have the order of work of each
+  communication sends and receives added to a table, and taken out again
+  validation    does a table run, and right? faults has what can be wrong, and how it is shown
+  table         a schedule by stage and micro-batch, and what waits for what
+  article       PipelineConfig and PipelineScheduler, as the article calls them
+  mistakes      the wrong versions, for notebook 05 and the tests that catch them
+What it should cost (pure: no process group, no cluster, no torch):
+  costs         times and bytes of the parts
+  simulation    when everything starts and ends; progress is its loop
+  formulas      the same in closed form, where there is one
+What it does cost (on a cluster):
+  run           any table on real ranks
+Both give a
   trace         what ran when, simulated or measured
 
 Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
@@ -12,20 +24,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tplab.pipeline.article import PipelineConfig as PipelineConfig
+    from tplab.pipeline.article import PipelineScheduler as PipelineScheduler
+    from tplab.pipeline.build import SCHEDULES as SCHEDULES
+    from tplab.pipeline.build import build_schedule as build_schedule
+    from tplab.pipeline.communication import add_communication as add_communication
+    from tplab.pipeline.communication import drop_communication as drop_communication
+    from tplab.pipeline.costs import Costs as Costs
+    from tplab.pipeline.faults import Fault as Fault
+    from tplab.pipeline.faults import ScheduleError as ScheduleError
+    from tplab.pipeline.faults import grid_text as grid_text
     from tplab.pipeline.schedule import Action as Action
     from tplab.pipeline.schedule import MicroBatch as MicroBatch
     from tplab.pipeline.schedule import Op as Op
     from tplab.pipeline.schedule import Schedule as Schedule
+    from tplab.pipeline.simulation import simulate as simulate
     from tplab.pipeline.trace import Span as Span
     from tplab.pipeline.trace import Trace as Trace
+    from tplab.pipeline.validation import validate as validate
 
 _HOME_OF = {
     "Action": "schedule",
+    "Costs": "costs",
+    "Fault": "faults",
     "MicroBatch": "schedule",
     "Op": "schedule",
+    "PipelineConfig": "article",
+    "PipelineScheduler": "article",
+    "SCHEDULES": "build",
     "Schedule": "schedule",
+    "ScheduleError": "faults",
     "Span": "trace",
     "Trace": "trace",
+    "add_communication": "communication",
+    "build_schedule": "build",
+    "drop_communication": "communication",
+    "grid_text": "faults",
+    "simulate": "simulation",
+    "validate": "validation",
 }
 
 __all__ = sorted(_HOME_OF)

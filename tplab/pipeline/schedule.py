@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -110,6 +111,8 @@ class Columns(NamedTuple):
     op: NDArray[np.int64]
     """Index into ``OPS``."""
     micro_batch: NDArray[np.int64]
+    ops: frozenset[Op]
+    """Those that occur."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,12 +169,12 @@ class Schedule:
     @property
     def is_inference(self) -> bool:
         """No action is a backward's."""
-        return not bool(np.isin(self.columns.op, [CODES[Op.B], CODES[Op.I], CODES[Op.W]]).any())
+        return not (self.columns.ops & {Op.B, Op.I, Op.W})
 
     @property
     def has_communication(self) -> bool:
         """The table says when to send and receive."""
-        return bool((self.columns.op >= CODES[Op.SEND_F]).any())
+        return bool(self.columns.ops - COMPUTE)
 
     @property
     def has_back_edge(self) -> bool:
@@ -282,18 +285,21 @@ def _read_row(row: int, cells: list[str]) -> tuple[Action | None, ...]:
 
 
 def _columns_of(ranks: tuple[tuple[Action | None, ...], ...]) -> Columns:
-    flat = [action for row in ranks for action in row if action is not None]
-    codes, n = CODES, len(flat)
-    if any(None in row for row in ranks):
-        steps = [step for row in ranks for step, action in enumerate(row) if action is not None]
-        rank = [rank for rank, row in enumerate(ranks) for action in row if action is not None]
-    else:
-        steps = [step for row in ranks for step in range(len(row))]
-        rank = np.repeat(np.arange(len(ranks)), [len(row) for row in ranks])  # type: ignore[assignment]
+    lengths = np.array([len(row) for row in ranks], dtype=np.int64)
+    cells = [action for row in ranks for action in row]
+    rank = np.repeat(np.arange(len(ranks)), lengths)
+    step = np.arange(len(cells)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    if None in cells:
+        full = np.array([action is not None for action in cells], dtype=np.bool_)
+        rank, step = rank[full], step[full]
+    actions = [action for action in cells if action is not None]
+    n, (stage, ops, micro_batch) = len(actions), (map(itemgetter(place), actions) for place in range(3))
+    op = np.fromiter(map(CODES.__getitem__, ops), dtype=np.int64, count=n)
     return Columns(
-        rank=np.asarray(rank, dtype=np.int64),
-        step=np.asarray(steps, dtype=np.int64),
-        stage=np.fromiter((action[0] for action in flat), dtype=np.int64, count=n),
-        op=np.fromiter((codes[action[1]] for action in flat), dtype=np.int64, count=n),
-        micro_batch=np.fromiter((action[2] for action in flat), dtype=np.int64, count=n),
+        rank=rank.astype(np.int64),
+        step=step.astype(np.int64),
+        stage=np.fromiter(stage, dtype=np.int64, count=n),
+        op=op,
+        micro_batch=np.fromiter(micro_batch, dtype=np.int64, count=n),
+        ops=frozenset(OPS[code] for code in np.flatnonzero(np.bincount(op, minlength=len(OPS)))),
     )

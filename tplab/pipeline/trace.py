@@ -25,7 +25,7 @@ KINDS = ("forward", "decode", "backward", "input gradient", "weight gradient", "
 """What figures colour by. ``backward`` is the whole one, B; ``decode`` a forward of a decoding micro-batch."""
 
 _KIND_OF_OP = {Op.F: "forward", Op.B: "backward", Op.I: "input gradient", Op.W: "weight gradient"}
-_FIRST_COMM = CODES[Op.SEND_F]
+_B, _W, _FIRST_COMM = CODES[Op.B], CODES[Op.W], CODES[Op.SEND_F]
 
 
 class Span(NamedTuple):
@@ -175,25 +175,40 @@ class Trace:
         end of the forward. In micro-batches: one chunk's activations count 1/v, so that schedules with and without
         chunks compare. Or in bytes, by ``activation_bytes``.
         """
+        ranks, times, held = self._held(in_bytes)
+        first, last = np.searchsorted(ranks, [rank, rank + 1])
+        return times[first:last], held[first:last]
+
+    def _held(self, in_bytes: bool) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """The lanes of all ranks, one after the other: rank, time, held from then on."""
         share = self._shares(in_bytes)
-        mine = self.rank == rank
-        takes = mine & (self.op == CODES[Op.F])
-        last = [CODES[Op.F]] if self.schedule.is_inference else [CODES[Op.B], CODES[Op.W]]
-        gives = mine & np.isin(self.op, last)
+        takes = np.flatnonzero(self.op == CODES[Op.F])
+        freed = self.op == CODES[Op.F] if self.schedule.is_inference else (self.op == _B) | (self.op == _W)
+        gives = np.flatnonzero(freed)
+        which = np.concatenate([gives, takes])
+        ranks = self.rank[which]
         times = np.concatenate([self.end_s[gives], self.start_s[takes]])
         deltas = np.concatenate([-share[self.stage[gives]], share[self.stage[takes]]])
-        order = np.argsort(times, kind="stable")  # at one instant room is made before it is taken
-        return times[order], np.cumsum(deltas[order])
+        order = np.lexsort((times, ranks))  # stable: at one instant room is made before it is taken
+        ranks, times, total = ranks[order], times[order], np.cumsum(deltas[order])
+        before = np.concatenate([[0.0], total])[np.searchsorted(ranks, np.arange(self.num_ranks))]
+        return ranks, times, total - before[ranks]
 
     def peak_activations(self, rank: int | None = None, *, in_bytes: bool = False) -> float:
         """The most that ``rank`` (by default any) holds at a time, as :meth:`activations` counts."""
-        ranks = range(self.num_ranks) if rank is None else (rank,)
-        return max(float(self.activations(r, in_bytes=in_bytes)[1].max(initial=0.0)) for r in ranks)
+        peaks = self._peaks(in_bytes)
+        return max(peaks) if rank is None else peaks[rank]
+
+    def _peaks(self, in_bytes: bool) -> tuple[float, ...]:
+        ranks, _, held = self._held(in_bytes)
+        most = np.zeros(self.num_ranks)
+        np.maximum.at(most, ranks, held)
+        return tuple(np.round(most, 9).tolist())  # sums of 1/v
 
     @property
     def peak_activations_per_rank(self) -> tuple[float, ...]:
         """In micro-batches."""
-        return tuple(self.peak_activations(rank) for rank in range(self.num_ranks))
+        return self._peaks(in_bytes=False)
 
     def _shares(self, in_bytes: bool) -> NDArray[np.float64]:
         if not in_bytes:

@@ -1,0 +1,78 @@
+"""What can be wrong with a schedule, and how it is shown: the grid with the faulty cells marked."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tplab.pipeline.schedule import Action, Schedule
+
+_AROUND = 5
+"""Steps shown on either side of the first fault, and ranks."""
+_LISTED = 5
+"""Faults spelled out in a message."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing that is wrong."""
+
+    kind: str
+    """Such as ``duplicate``, the same for all faults of a sort."""
+    rank: int
+    """Where: the rank."""
+    step: int | None
+    """Position in the rank's list; None for an action that is missing."""
+    action: Action
+    """The one that is wrong, or missing."""
+    text: str
+    """What is wrong, in a sentence."""
+
+    def __str__(self) -> str:
+        place = f"rank {self.rank}" if self.step is None else f"rank {self.rank}, step {self.step}"
+        return f"{place}: {self.text}"
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot run, or not as it should. ``faults`` has all that was found; the message the first few
+    and the table around the first, faulty cells in brackets."""
+
+    def __init__(self, schedule: Schedule, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        listed = [str(fault) for fault in faults[:_LISTED]]
+        if len(faults) > _LISTED:
+            listed.append(f"and {len(faults) - _LISTED} more")
+        super().__init__(f"schedule {schedule.name!r}: " + "\n  ".join(listed) + "\n\n" + grid_text(schedule, faults))
+
+
+def grid_text(schedule: Schedule, faults: Iterable[Fault] = (), *, around: int | None = _AROUND) -> str:
+    """The table as people read it, a line per rank and a column per step, each faulty cell as ``[0F3]``, a missing one
+    as ``[0F3?]`` at the end of its rank.
+
+    Args:
+        around: show so many steps and ranks on either side of the first fault; None: everything.
+    """
+    faults = list(faults)
+    cells = [["." if action is None else str(action) for action in row] for row in schedule.ranks]
+    for fault in faults:
+        if fault.step is not None:
+            text = str(schedule.ranks[fault.rank][fault.step])
+            cells[fault.rank][fault.step] = f"[{text}]"
+    for fault in faults[:_LISTED]:
+        if fault.step is None:
+            cells[fault.rank].append(f"[{fault.action}?]")
+    ranks, steps = range(len(cells)), range(max(len(row) for row in cells))
+    if faults and around is not None:
+        rank = faults[0].rank
+        step = len(cells[rank]) - 1 if faults[0].step is None else faults[0].step
+        ranks = range(max(0, rank - around), min(len(cells), rank + around + 1))
+        steps = range(max(0, step - around), min(steps.stop, step + around + 1))
+    head = [str(step) for step in steps]
+    body = [[cells[rank][step] if step < len(cells[rank]) else "" for step in steps] for rank in ranks]
+    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
+    names = ["step", *(f"rank {rank}" for rank in ranks)]
+    margin = max(len(name) for name in names)
+    left = "... " if steps.start > 0 else ""
+    lines = [
+        f"{name:<{margin}}  {left}{' '.join(f'{cell:<{width}}' for cell, width in zip(line, widths, strict=True))}"
+        for name, line in zip(names, [head, *body], strict=True)
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -1,0 +1,194 @@
+"""Pipelines in closed form: what the article's claims C10 to C14 and C19 should say. Numbers in, numbers out.
+
+Letters: p ranks, m micro-batches, v chunks per rank, k micro-batches in flight; F, I, W seconds of one rank's share of
+one micro-batch, B = I + W; t_s seconds of stage s. A bubble has two names: idle over total (a fraction of the makespan)
+and idle over work (Megatron's ratio); with the first x, the second is x / (1 - x).
+
+Known to be wrong: hops are free but where an argument says otherwise, and stages are alike but where times come by
+stage. ``tplab.pipeline.simulate`` knows better, and the tests hold these against it.
+"""
+
+import math
+from collections.abc import Sequence
+
+from tplab.collectives.volumes import check_count
+
+BALANCED = ("gpipe", "1f1b", "interleaved", "zb-h1", "forward-only")
+"""Schedules that have a formula for alike stages."""
+
+
+def idle_s(
+    name: str,
+    p: int,
+    m: int,
+    v: int = 1,
+    *,
+    forward_s: float = 1.0,
+    input_grad_s: float = 1.0,
+    weight_grad_s: float = 1.0,
+) -> float:
+    """Seconds that each rank idles until all are done; its work is ``m·(F + I + W)``, or ``m·F`` forward only.
+
+    ==============  ======================================================================================
+    gpipe, 1f1b     ``(p - 1)(F + B)``, whatever the ratio of B to F
+    interleaved     ``(p - 1)(F + B)/v``; p divides m
+    zb-h1           ``(p - 1)(F + I - W)`` where W is at most I, else ``(p - 1)F``; m at least p
+    forward-only    ``(p - 1)F``
+    ==============  ======================================================================================
+
+    Sources: Huang and others 2019; Narayanan and others 2021, section 2.2; Qi and others 2023, table 1.
+
+    Raises ``ValueError`` outside what a formula holds for.
+    """
+    _check(name, p, m, v)
+    backward_s = input_grad_s + weight_grad_s
+    match name:
+        case "forward-only":
+            each = forward_s
+        case "zb-h1":
+            if m < p:
+                raise ValueError(f"m={m} must be at least p={p}: the idle time of zb-h1 has no formula below")
+            each = forward_s + max(0.0, input_grad_s - weight_grad_s)
+        case _:
+            each = (forward_s + backward_s) / v
+    return (p - 1) * each
+
+
+def makespan_s(
+    name: str,
+    p: int,
+    m: int,
+    v: int = 1,
+    *,
+    forward_s: float = 1.0,
+    input_grad_s: float = 1.0,
+    weight_grad_s: float = 1.0,
+) -> float:
+    """Work plus :func:`idle_s`."""
+    idle = idle_s(name, p, m, v, forward_s=forward_s, input_grad_s=input_grad_s, weight_grad_s=weight_grad_s)
+    work = forward_s if name == "forward-only" else forward_s + input_grad_s + weight_grad_s
+    return m * work + idle
+
+
+def idle_over_total(name: str, p: int, m: int, v: int = 1, **times: float) -> float:
+    """The bubble as a fraction: ``(p-1)/(m+p-1)`` for gpipe, 1f1b and forward-only, ``(p-1)/(vm+p-1)`` interleaved."""
+    return idle_s(name, p, m, v, **times) / makespan_s(name, p, m, v, **times)
+
+
+def idle_over_work(name: str, p: int, m: int, v: int = 1, **times: float) -> float:
+    """The bubble as Megatron's ratio: ``(p-1)/m``, interleaved ``(p-1)/(vm)``."""
+    idle = idle_s(name, p, m, v, **times)
+    return idle / (makespan_s(name, p, m, v, **times) - idle)
+
+
+def claimed_gpipe_bubble(p: int, m: int) -> float:
+    """``(p-1)/(p-1+2m)``: the article's GPipe (C11), which is nobody's bubble but interleaved 1F1B's at v = 2."""
+    return (check_count("p", p, least=1) - 1) / (p - 1 + 2 * check_count("m", m, least=1))
+
+
+def peak_activations(name: str, p: int, m: int, v: int = 1, *, rank: int = 0) -> float:
+    """The most micro-batches whose activations ``rank`` holds; one chunk's count 1/v.
+
+    gpipe m; 1f1b ``min(m, p - r)``; interleaved ``min(m, p + (p - 1 - 2r)/v)``, on rank 0 ``p + (p-1)/v``, for one
+    more chunk is held than its warm-up of ``(v-1)p + 2(p-1-r)``; zb-h1 ``min(m, p)`` on every rank; forward-only 1.
+    """
+    _check(name, p, m, v)
+    if not 0 <= rank < p:
+        raise ValueError(f"rank must be 0 to p - 1 = {p - 1}, got {rank}")
+    match name:
+        case "gpipe":
+            return float(m)
+        case "1f1b":
+            return float(min(m, p - rank))
+        case "interleaved":
+            return min(float(m), ((v - 1) * p + 2 * (p - 1 - rank) + 1) / v)
+        case "zb-h1":
+            return float(min(m, p))
+        case _:
+            return 1.0
+
+
+def boundary_messages_ratio(p: int, v: int) -> float:
+    """Messages of the interleaved schedule over those of 1F1B: ``(pv-1)/(p-1)``, 2.33 at p=4, v=2 (C19)."""
+    if check_count("p", p, least=1) == 1:
+        raise ValueError("p must be at least 2: a single rank sends nothing, with or without chunks")
+    return (p * check_count("v", v, least=1) - 1) / (p - 1)
+
+
+def prefill_makespan_s(stage_s: Sequence[float], m: int, hop_s: float = 0.0) -> float:
+    """Forward only, stages uneven: ``Σ t_s + (m-1)·max t_s + (p-1)·hop`` (C13).
+
+    The first micro-batch goes through all stages, and then one comes out every ``max t_s``. Known to be wrong where
+    the messages of one link cannot follow one another that fast (bytes / bandwidth above ``max t_s``).
+    """
+    _check_stages(stage_s, hop_s)
+    m = check_count("m", m, least=1)
+    return sum(stage_s) + (m - 1) * max(stage_s) + (len(stage_s) - 1) * hop_s
+
+
+def decode_round_s(stage_s: Sequence[float], k: int, hop_s: float = 0.0) -> float:
+    """Seconds in which each of k micro-batches in flight gets one token: ``max(Σ t_s + p·hop, k·max t_s)`` (C13).
+
+    Either a token's way round the ring, with a hop from each stage and the one back to the first, or the slowest
+    stage's work for all of them.
+    """
+    _check_stages(stage_s, hop_s)
+    k = check_count("k", k, least=1)
+    hops = len(stage_s) if len(stage_s) > 1 else 0
+    return max(sum(stage_s) + hops * hop_s, k * max(stage_s))
+
+
+def decode_in_flight_needed(stage_s: Sequence[float], hop_s: float = 0.0) -> int:
+    """The least k that keeps the slowest stage busy: ``(Σ t_s + p·hop)/max t_s``, rounded up; p where stages are alike
+    and hops are free."""
+    around = decode_round_s(stage_s, 1, hop_s)
+    return math.ceil(around / max(stage_s) - 1e-9) if max(stage_s) else 1
+
+
+def decode_idle_over_total(stage_s: Sequence[float], k: int, hop_s: float = 0.0) -> float:
+    """Idle share of all ranks in the steady state of a decoding ring. With fewer requests than stages, each of them a
+    micro-batch of its own (k = C), it is at least ``1 - C/p``: the cliff of a pipeline that few people use."""
+    return 1.0 - k * sum(stage_s) / (len(stage_s) * decode_round_s(stage_s, k, hop_s))
+
+
+def best_num_micro_batches(p: int, work_s: float, overhead_s: float, most: int) -> int:
+    """The m with the least makespan if a stage takes ``work_s/m + overhead_s`` for one of m micro-batches (C14).
+
+    Makespan ``(m + p - 1)(work_s/m + overhead_s)``, which is least at ``m = √((p-1)·work_s/overhead_s)``: below it the
+    bubble costs more, above it the overhead (launches, small matmuls) does. ``most`` is how far a batch can be cut.
+    """
+    check_count("p", p, least=1)
+    if work_s < 0 or overhead_s < 0:
+        raise ValueError(f"work_s and overhead_s must not be negative, got {work_s} and {overhead_s}")
+    most = check_count("most", most, least=1)
+    if overhead_s == 0:
+        return most if p > 1 else 1
+    ideal = math.sqrt((p - 1) * work_s / overhead_s)
+    around = {max(1, min(most, math.floor(ideal))), max(1, min(most, math.ceil(ideal)))}
+    return min(sorted(around), key=lambda m: (m + p - 1) * (work_s / m + overhead_s))
+
+
+def micro_batches_for_bubble(p: int, idle_over_total: float) -> int:
+    """The least m whose 1F1B bubble is at most ``idle_over_total``: 1F1B's ``(p-1)/(m+p-1)`` solved for m (C12)."""
+    if not 0 < idle_over_total < 1:
+        raise ValueError(f"idle_over_total must lie between 0 and 1, got {idle_over_total}")
+    stages = check_count("p", p, least=1) - 1
+    return max(1, math.ceil(stages * (1 - idle_over_total) / idle_over_total - 1e-9))
+
+
+def _check(name: str, p: int, m: int, v: int) -> None:
+    if name not in BALANCED:
+        raise ValueError(f"name must be one of {', '.join(BALANCED)}; got {name!r}")
+    for letter, value in (("p", p), ("m", m), ("v", v)):
+        check_count(letter, value, least=1)
+    if v > 1 and name != "interleaved":
+        raise ValueError(f"v must be 1 for {name}, got {v}")
+    if name == "interleaved" and m % p:
+        raise ValueError(f"m={m} must be a multiple of p={p} for interleaved")
+
+
+def _check_stages(stage_s: Sequence[float], hop_s: float) -> None:
+    if not len(stage_s):
+        raise ValueError("stage_s must have a time for at least one stage")
+    if min(stage_s) < 0 or hop_s < 0:
+        raise ValueError(f"stage_s and hop_s must not be negative, got {min(stage_s)} and {hop_s}")
