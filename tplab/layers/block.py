@@ -130,8 +130,7 @@ def run_blocks(
         shards = _run(_stack(blocks, scatter_tokens(x_BSD, comm), each, shape=shape, **how))
         return gather_tokens(shards, comm, shape)
     if isinstance(strategy, BatchSplit):
-        by = strategy.by or ("batch" if x_BSD.shape[0] >= strategy.num_parts else "sequence")
-        num_parts = min(strategy.num_parts, x_BSD.shape[0 if by == "batch" else 1])
+        by, num_parts = strategy.parts_of(x_BSD.shape[0], x_BSD.shape[1])
         if num_parts > 1:
             return _run_split(blocks, x_BSD, each, by, num_parts, how)
     return _run(_stack(blocks, x_BSD, each, **how))

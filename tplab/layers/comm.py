@@ -245,7 +245,7 @@ class EmulatedComm:
 
 
 def as_comm(group: "ProcessGroup | Comm | None") -> Comm:
-    """The collectives of a process group; a ``Comm`` is returned as it is; None: a rank alone.
+    """The collectives of a process group; a ``Comm`` is returned as it is; None, or a group of one: a rank alone.
 
     Raises:
         ValueError: a process group that this rank is not in; an ``EmulatedGroup`` that is not wrapped; or None where
@@ -259,7 +259,8 @@ def as_comm(group: "ProcessGroup | Comm | None") -> Comm:
             )
         return Alone()
     if isinstance(group, dist.ProcessGroup):
-        return ProcessGroupComm(group)
+        # A sum over one rank is what is there already: no call, and no copy into a queue.
+        return Alone() if dist.get_world_size(group) == 1 else ProcessGroupComm(group)
     if isinstance(group, EmulatedGroup):
         raise ValueError("group is an EmulatedGroup: wrap it once per rank, EmulatedComm(group), and share that")
     if hasattr(group, "start_all_reduce"):

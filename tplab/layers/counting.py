@@ -64,7 +64,10 @@ def layer_table(rows: Sequence[dict[str, Any]], n: int, backend: str) -> pd.Data
                 "wire_bytes": wire,
             }
         )
-    return pd.DataFrame(table)
+    return pd.DataFrame(table, columns=_COLUMNS)
+
+
+_COLUMNS = ("layer", "kind", "calls", "payload_bytes", "handed_bytes", "ring_bytes", "wire_bytes")
 
 
 def count_block(
@@ -99,7 +102,7 @@ def count_block(
                     itemsize=4,
                     n=cluster.num_ranks,
                     strategy=strategy.name,
-                    parts=getattr(strategy, "num_chunks", strategy.num_parts),
+                    parts=strategy.num_calls(batch, seq),
                 )
             }
             if strategy.name != "int8"

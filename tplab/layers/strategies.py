@@ -47,6 +47,10 @@ class Blocking:
         """Backward of ``reduce``: every rank has the gradient of the sum, and it is that of each addend, too."""
         return grad
 
+    def num_calls(self, batch: int, seq: int) -> int:
+        """Into how many collectives each sum of a block is cut."""
+        return 1
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -89,6 +93,9 @@ class Chunked(Blocking):
             pieces.append(comm.start_all_reduce(out_part))
         return _All(pieces, out.view(*x_TI.shape[:-1], w_DI.shape[0]))
 
+    def num_calls(self, batch: int, seq: int) -> int:
+        return self.num_chunks
+
     def __repr__(self) -> str:
         return f"Chunked({self.num_chunks})"
 
@@ -120,6 +127,14 @@ class BatchSplit(Blocking):
             raise ValueError(f"by must be 'batch', 'sequence' or None; got {by!r}")
         self.num_parts = num_parts
         self.by = by
+
+    def parts_of(self, batch: int, seq: int) -> tuple[str, int]:
+        """What is cut, ``batch`` or ``sequence``, and into how many parts: no more than there are of it."""
+        by = self.by or ("batch" if batch >= self.num_parts else "sequence")
+        return by, min(self.num_parts, batch if by == "batch" else seq)
+
+    def num_calls(self, batch: int, seq: int) -> int:
+        return self.parts_of(batch, seq)[1]
 
     def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
         return comm.start_all_reduce(partial)

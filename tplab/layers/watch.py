@@ -20,19 +20,22 @@ def watch_layers(module: nn.Module) -> Iterator[Callable[[], str]]:
     ``""`` outside of any. Layers are those that have a strategy, that is, those that communicate, and norms.
     """
     at_work: list[str] = []
-    wrapped = []
+    wrapped: list[tuple[nn.Module, str, Any]] = []
     for name, layer in module.named_modules():
         if not hasattr(layer, "strategy") and not isinstance(layer, nn.RMSNorm | nn.LayerNorm):
             continue
         for method in _METHODS:
             if hasattr(layer, method):
+                wrapped.append((layer, method, layer.__dict__.get(method)))
                 layer.__dict__[method] = _announced(getattr(layer, method), name or type(layer).__name__, at_work)
-                wrapped.append((layer, method))
     try:
         yield lambda: at_work[-1] if at_work else ""
     finally:
-        for layer, method in wrapped:
-            del layer.__dict__[method]
+        for layer, method, before in reversed(wrapped):
+            if before is None:
+                layer.__dict__.pop(method, None)
+            else:
+                layer.__dict__[method] = before
 
 
 def _announced(call: Callable[..., Any], name: str, at_work: list[str]) -> Callable[..., Any]:
