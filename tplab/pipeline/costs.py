@@ -81,15 +81,18 @@ def grid(schedule: Schedule, name: str, cost: Cost, *, shared: bool) -> NDArray[
     Raises ``ValueError`` with ``name`` for another shape, a negative number or one that is not finite.
     """
     stages, m = schedule.total_stages, schedule.num_micro_batches
-    if callable(cost):
-        values = np.array([[cost(stage, i) for i in range(m)] for stage in range(stages)], dtype=np.float64)
-    else:
-        values = np.asarray(cost, dtype=np.float64)
-        if values.ndim == 0 and shared:
-            values = values / schedule.num_chunks
-        elif values.ndim == 1:
-            values = values[:, None]
-    if values.ndim == 2 and (values.shape[0] != stages or values.shape[1] not in (1, m)):
+    try:
+        values = np.asarray(
+            [[cost(stage, i) for i in range(m)] for stage in range(stages)] if callable(cost) else cost,
+            dtype=np.float64,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be made of numbers, got {cost!r}: {error}") from None
+    if values.ndim == 0:
+        values = values / schedule.num_chunks if shared else values
+    elif values.ndim == 1:
+        values = values[:, None]
+    if values.ndim > 2 or (values.ndim == 2 and (values.shape[0] != stages or values.shape[1] not in (1, m))):
         raise ValueError(
             f"{name} must be a number, one per stage ({stages}), a ({stages}, {m}) table by stage and micro-batch, or "
             f"a function of both; got shape {values.shape}"
