@@ -6,7 +6,7 @@ What is given:
   machine, presets           GPUs and the link of every pair
   topo_text, detect          the same read from ``nvidia-smi topo -m``, from NVML
 What it should cost (pure: no torch, no process group):
-  memory                     weights, cache, activations and workspace of any rank
+  sharding, memory           a layout; weights, cache, activations and workspace of any of its ranks
   layouts                    which TP x PP x replicas are possible, and why not
   placement                  which GPUs share a layer, which are neighbours in the pipeline
   article                    CommunicationTopology, as the article calls it
@@ -18,20 +18,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tplab.topology.article import CommunicationTopology as CommunicationTopology
+    from tplab.topology.layouts import Choice as Choice
+    from tplab.topology.layouts import all_choices as all_choices
+    from tplab.topology.layouts import feasible_choices as feasible_choices
     from tplab.topology.machine import Gpu as Gpu
     from tplab.topology.machine import Link as Link
     from tplab.topology.machine import Machine as Machine
     from tplab.topology.model_spec import ModelSpec as ModelSpec
+    from tplab.topology.placement import Placement as Placement
+    from tplab.topology.placement import place as place
+    from tplab.topology.sharding import Layout as Layout
     from tplab.topology.workload import EnginePolicy as EnginePolicy
     from tplab.topology.workload import Workload as Workload
 
 _HOME_OF = {
+    "Choice": "layouts",
+    "CommunicationTopology": "article",
     "EnginePolicy": "workload",
     "Gpu": "machine",
+    "Layout": "sharding",
     "Link": "machine",
     "Machine": "machine",
     "ModelSpec": "model_spec",
+    "Placement": "placement",
     "Workload": "workload",
+    "all_choices": "layouts",
+    "feasible_choices": "layouts",
+    "place": "placement",
 }
 
 __all__ = sorted(_HOME_OF)

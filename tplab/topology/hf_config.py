@@ -28,7 +28,7 @@ _REFUSED = {
     "cross-attention to images": ("cross_attention_layers",),
     "blocks that differ from each other": ("block_configs", "num_kv_shared_layers", "layers_block_type"),
 }
-"""What the advisor has no model of, and the keys that betray it when they are set to anything but 0, 1 or false."""
+"""What the advisor has no model of, and the keys that betray it unless they are null, 0, 1, false or empty."""
 
 _KNOWN_KEYS = """
 _name_or_path _attn_implementation architectures attention_dropout attn_pdrop resid_pdrop embd_pdrop
@@ -71,7 +71,8 @@ def read_config(
     heads = _size(values, "num_attention_heads", "n_head")
     layers = _size(values, "num_hidden_layers", "n_layer")
     inner = values.get("n_inner") if gpt2 else None
-    head_dim = _optional(values, "head_dim")
+    usual_head_dim, usual_kv_heads = _LEFT_OUT.get(family, (None, None))
+    head_dim = _optional(values, "head_dim") or usual_head_dim
     if head_dim is None:
         if hidden % heads:
             raise ValueError(
@@ -97,7 +98,7 @@ def read_config(
         hidden_size=hidden,
         intermediate_size=(inner or 4 * hidden) if gpt2 else _size(values, "intermediate_size"),
         num_heads=heads,
-        num_kv_heads=_optional(values, "num_key_value_heads") or heads,
+        num_kv_heads=_optional(values, "num_key_value_heads") or usual_kv_heads or heads,
         head_dim=head_dim,
         vocab_size=_size(values, "vocab_size"),
         tied_embeddings=bool(values.get("tie_word_embeddings", gpt2 or family.startswith("gemma"))),
@@ -121,6 +122,16 @@ def read_config(
 
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
+_LEFT_OUT: Mapping[str, tuple[int | None, int | None]] = {
+    "mistral": (None, 8),
+    "qwen2": (None, 32),
+    "qwen3": (128, 32),
+    "gemma": (256, 16),
+    "gemma2": (256, 4),
+    "gemma3_text": (256, 4),
+}
+"""Size of a head and number of key-value heads where the configuration leaves them out: the defaults of transformers'
+configuration classes of these families (version 5), which then hold."""
 _USED = frozenset(
     ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "intermediate_size")
 ) | {"vocab_size"}
@@ -150,7 +161,7 @@ def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config]:
 
 def _refuse(name: str, values: Config) -> None:
     for what, keys in _REFUSED.items():
-        found = [key for key in keys if values.get(key) not in (None, 0, 1, False, [], {})]
+        found = [key for key in keys if values.get(key) is True or values.get(key) not in (None, 0, 1, [], {})]
         if found:
             raise ValueError(
                 f"{name} has {what} ({', '.join(f'{key}={values[key]!r}' for key in found)}): the advisor models dense "

@@ -1,0 +1,214 @@
+"""Every way to cut a model over a machine: which are possible, why the others are not, and what to do if none is.
+
+A tensor-parallel group stays inside a node, where the fast links are; stages may follow each other over nodes. What
+GPUs are left over after whole replicas is said, not hidden. Which of the possible layouts is best is not asked here.
+
+Letters: t tensor-parallel degree, p stages, G GPUs of a node.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tplab.topology.machine import Gpu, Machine
+from tplab.topology.memory import RankMemory, fit, fullest_rank
+from tplab.topology.model_spec import ITEMSIZE, ModelSpec
+from tplab.topology.presets import GPUS
+from tplab.topology.sharding import Layout, engine_note, why_not
+from tplab.topology.workload import Workload
+
+_MOST_GPUS_TRIED = 4096
+"""How far to look for a cluster that would hold the model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One layout, and whether it can be."""
+
+    tp: int
+    pp: int
+    layout: Layout | None
+    """With replicas and layers per stage; None if the model cannot be cut so."""
+    idle: int
+    """GPUs left over."""
+    reason: str | None
+    """Why not; None if it can be."""
+    missing_bytes: float = 0.0
+    """What the fullest rank lacks for a single request, where that is the reason."""
+    fullest: RankMemory | None = None
+    """The rank with the least left at one request; None if the model cannot be cut so."""
+    max_requests: int = 0
+    """Requests of full length that one replica has room for."""
+    notes: tuple[str, ...] = ()
+    """To be shown with it."""
+
+    @property
+    def feasible(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        what = str(self.layout) if self.layout else f"TP {self.tp} x PP {self.pp}"
+        return f"{what}: {self.reason or f'{self.max_requests} requests a replica'}"
+
+
+def all_choices(
+    spec: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    *,
+    tp: Iterable[int] | None = None,
+    pp: Iterable[int] | None = None,
+) -> list[Choice]:
+    """Every TP x PP of the machine, possible or not, by t and p.
+
+    Args:
+        tp, pp: only these degrees; by default all up to a node's GPUs, and up to the machine's.
+    """
+    most = machine.gpus_per_node
+    degrees = range(1, most + 1) if tp is None else tp
+    choices = []
+    for t in degrees:
+        groups = machine.nodes * (most // t) if t else 0
+        stages = range(1, max(groups, 1) + 1) if pp is None else pp
+        choices += [choice(spec, machine, workload, tp=t, pp=p) for p in stages]
+    return choices
+
+
+def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp: int) -> Choice:
+    """Whether the model can run so on the machine, with at least one request of the workload."""
+    cannot = why_not(spec, tp, pp) or _no_room_on(machine, tp, pp)
+    if cannot:
+        return Choice(tp=tp, pp=pp, layout=None, idle=machine.num_gpus, reason=cannot)
+    groups = machine.nodes * (machine.gpus_per_node // tp)
+    layout = Layout.of(spec, tp, pp, groups // pp)
+    fullest, most_requests = fit(spec, machine.gpu, workload, layout)
+    idle = machine.num_gpus - layout.num_gpus
+    notes = [note for note in (engine_note(spec, tp),) if note]
+    if idle:
+        notes.append(f"{idle} of {machine.num_gpus} GPUs are left over")
+    if len(set(layout.layers_of_stage)) > 1:
+        notes.append(f"stages of {'-'.join(map(str, layout.layers_of_stage))} layers: the longest sets the pace")
+    if spec.tied_embeddings and pp > 1:
+        notes.append("the tied embedding is on the first stage and on the last")
+    return Choice(
+        tp=tp,
+        pp=pp,
+        layout=layout,
+        idle=idle,
+        reason=_too_full(fullest) if fullest.free < 0 else None,
+        missing_bytes=max(0.0, -fullest.free),
+        fullest=fullest,
+        max_requests=most_requests,
+        notes=tuple(notes),
+    )
+
+
+def feasible_choices(spec: ModelSpec, machine: Machine, workload: Workload) -> list[Choice]:
+    """The layouts that can be.
+
+    Raises:
+        ValueError: none can. Says how much memory is missing, and what would fit: more such GPUs, larger ones, or fewer
+            bits; or which degrees divide the heads.
+    """
+    choices = all_choices(spec, machine, workload)
+    feasible = [each for each in choices if each.feasible]
+    if not feasible:
+        raise ValueError(nothing_fits(spec, machine, workload, choices))
+    return feasible
+
+
+def nothing_fits(spec: ModelSpec, machine: Machine, workload: Workload, choices: Sequence[Choice]) -> str:
+    """What to say when no layout of ``choices`` can be."""
+    cut = [each for each in choices if each.fullest is not None]
+    if not cut:
+        return f"{spec.name} cannot be cut over {machine.name} in any way: {choices[0].reason}"
+    best = min(cut, key=lambda each: (each.missing_bytes, each.tp * each.pp))
+    rank, layout = best.fullest, best.layout
+    assert rank is not None, "cut has only those with a fullest rank"
+    assert layout is not None, "a fullest rank is one of a layout"
+    everywhere = best.missing_bytes * layout.gpus_per_replica
+    return (
+        f"{spec.name} ({_gb(spec.weight_bytes)} of {spec.weight_precision} weights) does not fit on {machine.name} "
+        f"({machine.num_gpus} x {_gb(machine.gpu.memory_bytes)}): even {layout} needs {_gb(rank.total)} on its fullest "
+        f"GPU with one request of {workload.context_length} tokens, {_gb(best.missing_bytes)} more than the "
+        f"{_gb(rank.usable)} that the engine may take (up to {_gb(everywhere)} over its {layout.gpus_per_replica} "
+        f"GPUs). {_what_would_fit(spec, machine, workload)}"
+    )
+
+
+def smallest_fit(
+    spec: ModelSpec, gpu: Gpu, workload: Workload, *, most_tp: int, most_gpus: int = _MOST_GPUS_TRIED
+) -> Layout | None:
+    """The fewest GPUs of that kind, up to ``most_tp`` sharing a layer, that hold the model and one request; among
+    equals the one of least p. None if no number up to ``most_gpus`` does."""
+    best: Layout | None = None
+    for tp in range(min(most_tp, spec.num_heads), 0, -1):
+        if why_not(spec, tp, 1):
+            continue
+        most_pp = min(spec.num_layers, most_gpus // tp)
+        if best is not None:
+            most_pp = min(most_pp, (best.gpus_per_replica - 1) // tp)
+        found = _fewest_stages(spec, gpu, workload, tp, most_pp)
+        best = found or best
+    return best
+
+
+def _fewest_stages(spec: ModelSpec, gpu: Gpu, workload: Workload, tp: int, most: int) -> Layout | None:
+    for pp in range(1, most + 1):
+        layout = Layout.of(spec, tp, pp)
+        if fullest_rank(spec, gpu, workload, layout).free >= 0:
+            return layout
+    return None
+
+
+def _what_would_fit(spec: ModelSpec, machine: Machine, workload: Workload) -> str:
+    ways = []
+    most_tp = machine.gpus_per_node
+    for tried in sorted({most_tp, max(most_tp, 8)}):
+        more = smallest_fit(spec, machine.gpu, workload, most_tp=tried)
+        if more is not None:
+            ways.append(f"{more.gpus_per_replica} x {machine.gpu.name} as {more}")
+            break
+    for precision in ("fp8", "int4"):
+        if ITEMSIZE[precision] >= spec.weight_itemsize:
+            continue
+        smaller = replace(spec, weight_precision=precision)
+        found = smallest_fit(smaller, machine.gpu, workload, most_tp=most_tp, most_gpus=machine.num_gpus)
+        if found is not None:
+            ways.append(f"{precision} weights ({_gb(smaller.weight_bytes)}) on this machine as {found}")
+            break
+    larger = sorted((gpu for gpu in GPUS.values() if gpu.memory_GB > machine.gpu.memory_GB), key=lambda g: g.memory_GB)
+    for gpu in larger:
+        found = smallest_fit(spec, gpu, workload, most_tp=most_tp, most_gpus=machine.num_gpus)
+        if found is not None:
+            ways.append(f"{found.gpus_per_replica} x {gpu.name} ({_gb(gpu.memory_bytes)} each)")
+            break
+    return f"What would fit: {'; '.join(ways)}." if ways else "No number of such GPUs holds it: shorten the requests."
+
+
+def _no_room_on(machine: Machine, tp: int, pp: int) -> str | None:
+    most = machine.gpus_per_node
+    if tp > most:
+        return f"tp={tp} GPUs would have to share each layer, and a node has {most}: use tp of at most {most}"
+    groups = machine.nodes * (most // tp)
+    if pp > groups:
+        return (
+            f"pp={pp} stages of {tp} GPUs need {tp * pp} GPUs, and {machine.name} has room for {groups} groups of "
+            f"{tp}: use pp of at most {groups}"
+        )
+    return None
+
+
+def _too_full(rank: RankMemory) -> str:
+    parts = (
+        f"weights {_gb(rank.weights)}, one request's cache {_gb(rank.kv)}, activations {_gb(rank.activations)}, "
+        f"workspace {_gb(rank.workspace)}"
+    )
+    return (
+        f"does not fit: stage {rank.stage} needs {_gb(rank.total)} ({parts}), {_gb(-rank.free)} more than the "
+        f"{_gb(rank.usable)} the engine may take"
+    )
+
+
+def _gb(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.3g} GB" if nbytes < 1e12 else f"{math.floor(nbytes / 1e9)} GB"
