@@ -7,12 +7,14 @@ says whether a table runs at all, which ``validate`` is held against.
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
 import pytest
 
+from tplab import Cluster
 from tplab.pipeline import Action, Op, Schedule
 
 
@@ -107,9 +109,10 @@ class World:
         self.check_cell(rank, a)
         if a.op.is_compute:
             needed = self.needs(a)
+            travels = needed is not None and self.written and self.home(needed[1]) != rank
+            if travels and needed not in self.ever_posted[rank]:
+                raise Broken(f"{a} runs before its receive")
             if needed is not None and needed not in self.mail[rank]:
-                if self.written and self.home(needed[1]) != rank and needed not in self.ever_posted[rank]:
-                    raise Broken(f"{a} runs before its receive")
                 return
             self.check_own(rank, a)
             self.busy[rank] = True
@@ -243,3 +246,35 @@ def run_events() -> Callable[..., dict[Action, tuple[float, float]]]:
 
     run.Broken = Broken  # type: ignore[attr-defined]
     return run
+
+
+# Ranks, for the tests that run tables.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture(scope="session")
+def cluster_of(no_ranks_left: None) -> Iterator[Callable[[int], Cluster]]:
+    """``cluster_of(n)``: n warm ranks, for tests that leave them in step."""
+    clusters: dict[int, Cluster] = {}
+
+    def get(n: int) -> Cluster:
+        if n not in clusters:
+            clusters[n] = Cluster(n, "gloo")
+        return clusters[n]
+
+    yield get
+    for cluster in clusters.values():
+        cluster.close()
+
+
+@pytest.fixture(scope="session")
+def fragile(no_ranks_left: None) -> Iterator[Cluster]:
+    """Two ranks for tests that make them fail."""
+    with Cluster(2, "gloo") as cluster:
+        yield cluster

@@ -32,7 +32,8 @@ def idle_s(
     ==============  ======================================================================================
     gpipe, 1f1b     ``(p - 1)(F + B)``, whatever the ratio of B to F
     interleaved     ``(p - 1)(F + B)/v``; p divides m
-    zb-h1           ``(p - 1)(F + I - W)`` where W is at most I, else ``(p - 1)F``; m at least p
+    zb-h1           ``(p - 1)(F + I - W)`` where W is at most F and at most I, else ``(p - 1)·max(F, I)``; m at
+                    least p
     forward-only    ``(p - 1)F``
     ==============  ======================================================================================
 
@@ -48,7 +49,7 @@ def idle_s(
         case "zb-h1":
             if m < p:
                 raise ValueError(f"m={m} must be at least p={p}: the idle time of zb-h1 has no formula below")
-            each = forward_s + max(0.0, input_grad_s - weight_grad_s)
+            each = max(forward_s, input_grad_s, forward_s + input_grad_s - weight_grad_s)
         case _:
             each = (forward_s + backward_s) / v
     return (p - 1) * each

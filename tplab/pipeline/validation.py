@@ -168,10 +168,9 @@ class _Finder:
             self._before(at[Op.RECV_B], backward, "the receive of its gradient")
 
     def _before(self, earlier: Ints, later: Ints, what: str) -> None:
-        both = (earlier != NONE) & (later != NONE)
-        ranks = self.columns.rank
-        wrong = both & (earlier > later) & (ranks[earlier] == ranks[later])
-        self.add("order", later[wrong], "{action} comes before " + what)
+        wrong = (later != NONE) & (earlier > later)
+        earlier, later, ranks = earlier[wrong], later[wrong], self.columns.rank
+        self.add("order", later[ranks[earlier] == ranks[later]], "{action} comes before " + what)
 
     def link_order(self) -> None:
         """Messages from one rank to another are received in the order in which they are sent."""
@@ -183,16 +182,18 @@ class _Finder:
         sent, received = np.concatenate(sends), np.concatenate(recvs)
         ranks = self.columns.rank
         link = ranks[sent] * self.schedule.num_stages + ranks[received]
-        as_sent = received[np.lexsort((sent, link))]
-        as_received = received[np.lexsort((received, link))]
-        for first, got in zip(as_sent.tolist(), as_received.tolist(), strict=True):
-            if first != got:
-                self.add(
-                    "order on a link",
-                    np.array([got]),
-                    f"{{action}} stands where rank {ranks[got]} is sent the message of {self.action(first)}",
-                )
-                return
+        as_sent = np.lexsort((sent, link))
+        as_received = np.lexsort((received, link))
+        wrong = np.flatnonzero(as_sent != as_received)[:1]
+        if len(wrong):
+            next_sent, got = self.action(int(sent[as_sent[wrong[0]]])), received[as_received[wrong]]
+            source = int(ranks[sent[as_sent[wrong[0]]]])
+            self.add(
+                "order on a link",
+                got,
+                f"{{action}} stands where the next message from rank {source} is that of {next_sent}: "
+                f"it would take in the wrong data",
+            )
 
 
 def _wait_faults(schedule: Schedule, table: Table, blocking_sends: bool) -> list[Fault]:
@@ -211,13 +212,15 @@ def _wait_faults(schedule: Schedule, table: Table, blocking_sends: bool) -> list
         path.append(rank)
         rank = int(columns.rank[arrows.waits_for[waits[rank]]])
     circle = path[path.index(rank) :]
-    chain = ", ".join(
-        f"rank {r} stands at {finder.action(waits[r])} and waits for {finder.action(int(arrows.waits_for[waits[r]]))}"
-        for r in circle
-    )
     blocked = any(columns.op[waits[r]] in (CODES[Op.SEND_F], CODES[Op.SEND_B]) for r in circle)
     kind = "deadlock of blocking sends" if blocked else "circular wait"
-    finder.add(kind, np.array([waits[r] for r in circle]), f"{kind}: {chain}")
+    for r in circle:
+        needed = int(arrows.waits_for[waits[r]])
+        finder.add(
+            kind,
+            np.array([waits[r]]),
+            f"{kind}: {{action}} waits for {finder.action(needed)}, which rank {columns.rank[needed]} does not reach",
+        )
     return finder.found
 
 
