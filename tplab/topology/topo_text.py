@@ -7,7 +7,8 @@ The table has one row and one column per GPU and network card (NIC), and says fo
 
 Columns of affinity follow (CPU, NUMA, and lately the GPU's own NUMA ID), then a legend, then the names of the cards.
 Drivers underline the header with escape sequences, part columns by tabs or blanks, and leave affinity cells empty.
-Source of the words: the legend itself; checked on some twenty tables in public issue threads.
+Terminals that wrap long lines run two cells into one word when the lines are joined again. Source of the words: the
+legend itself; checked on a dozen tables in public repositories and issue threads, and on a real pair of H100.
 
 The table does not say which GPUs these are, nor whether NVLinks go through a switch. The second follows from the first:
 seven peers at NV18 each are more links than a GPU has.
@@ -23,6 +24,7 @@ from tplab.topology.presets import NIC_GBPS, gpu_preset, network, nvlink, pcie_l
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\[[0-9;]*m(?=\S|\s|$)")
 _GPU = re.compile(r"GPU\d+")
 _CELL = re.compile(r"X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC")
+_RUN_TOGETHER = re.compile(r"(?:GPU\d+|NIC\d+|mlx\d+_\d+?(?=GPU|NIC|mlx|$)|X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC)")
 _NIC_NAME = re.compile(r"\s*(NIC\d+)\s*:\s*(\S+)\s*$")
 _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 _PCIE = {"PIX": "pix", "PXB": "pxb", "PHB": "phb", "NODE": "node", "SYS": "sys", "SOC": "sys"}
@@ -65,9 +67,10 @@ def parse_topo(text: str) -> TopoTable:
     at: dict[str, int] = {}
     last = start
     for number, line in enumerate(lines[start + 1 :], start + 1):
-        words = line.split()
-        if not words or words[0] not in devices:
-            if len(rows) == len(devices) or (words and words[0].startswith("Legend")):
+        words = _words(line)
+        again = len(words) > 1 and _GPU.fullmatch(words[1])  # the header of another table
+        if not words or words[0] not in devices or again:
+            if all(gpu in rows for gpu in gpus) or again or (words and words[0].startswith("Legend")):
                 break
             continue
         name = words[0]
@@ -136,10 +139,19 @@ def machine_from_table(
     )
 
 
+def _words(line: str) -> list[str]:
+    """Split at blanks, and where two devices or two links have run together: ``NIC7NIC8``, ``SYSSYS``."""
+    words: list[str] = []
+    for word in line.split():
+        parts = _RUN_TOGETHER.findall(word)
+        words += parts if len(parts) > 1 and "".join(parts) == word else [word]
+    return words
+
+
 def _header(lines: Sequence[str]) -> tuple[int, list[str], int]:
     """Its line, the devices it lists, and how many columns of affinity follow them."""
     for number, line in enumerate(lines):
-        words = line.split()
+        words = _words(line)
         if not words or not _GPU.fullmatch(words[0]) or (len(words) > 1 and _CELL.fullmatch(words[1])):
             continue
         names = " ".join(words)
