@@ -89,6 +89,34 @@ def test_parameters_of_a_checkpoint(extra):
     assert ModelSpec.from_config(config).total_params == count
 
 
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"tie_word_embeddings": True}),
+        *((family, {}) for family in ("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")),
+        ("phi3", {"pad_token_id": 0}),
+        ("gpt2", {}),
+        ("gpt_neox", {}),
+    ],
+)  # fmt: skip
+def test_parameters_of_transformers_own_modules(family, extra):
+    """From the configuration that transformers writes, defaults and all, as many as its module then has."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    sizes = {key: value for key, value in LLAMA.items() if key not in ("architectures", "model_type", "torch_dtype")}
+    if family == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 3, "n_head": 8, "n_positions": 128, "vocab_size": 1000}
+    if family.startswith("gemma"):
+        del sizes["tie_word_embeddings"]
+    config = transformers.CONFIG_MAPPING[family](**sizes | {"bos_token_id": 1, "eos_token_id": 2} | extra)
+    with torch.device("meta"):
+        module = transformers.AutoModelForCausalLM.from_config(config)
+    spec = ModelSpec.from_config(config.to_dict())
+    assert spec.total_params == sum(parameter.numel() for parameter in module.parameters())
+    assert not any("not known" in note for note in spec.notes)
+
+
 def test_precision_shrinks_blocks_only():
     sizes = [ModelSpec.from_config("qwen3-8b", weight_precision=each).weight_bytes for each in ("bf16", "fp8", "int4")]
     assert sizes[0] > 1.5 * sizes[1] > 2 * sizes[2]
@@ -218,8 +246,8 @@ def test_experts_switched_off_are_no_experts():
 
 
 def test_unknown_keys_and_families_are_noted():
-    spec = ModelSpec.from_config(LLAMA | {"model_type": "granite", "turbo_encabulator": 7, "zzz": 1})
-    assert any("model_type 'granite' is not known here" in note for note in spec.notes)
+    spec = ModelSpec.from_config(LLAMA | {"model_type": "grandma", "turbo_encabulator": 7, "zzz": 1})
+    assert any("model_type 'grandma' is not known here" in note for note in spec.notes)
     assert any("turbo_encabulator, zzz" in note for note in spec.notes)
 
 
@@ -235,6 +263,10 @@ def test_multimodal_configuration():
     assert spec.num_layers == 3
     assert spec.weight_precision == "fp8"
     assert "only the language model is counted" in spec.notes[0]
+    assert not spec.tied_embeddings
+    inner = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
+    tied = {"text_config": inner, "tie_word_embeddings": True}
+    assert ModelSpec.from_config(tied).tied_embeddings
 
 
 def test_unknown_names():

@@ -44,7 +44,8 @@ sliding_window_pattern _sliding_window_pattern layer_types use_sliding_window qu
 attention_bias mlp_bias bias head_dim num_key_value_heads tie_word_embeddings sliding_window use_qk_norm qk_norm
 max_position_embeddings n_positions n_inner parallel_attn use_parallel_residual chunk_size_feed_forward
 output_attentions output_hidden_states return_dict gradient_checkpointing is_decoder add_cross_attention
-router_aux_loss_coef attention_multiplier mup_width_multiplier
+router_aux_loss_coef attention_multiplier embedding_multiplier logits_scaling residual_multiplier problem_type
+mup_width_multiplier
 """
 _NO_EFFECT = frozenset(_KNOWN_KEYS.split())
 """Keys that are read below, or that change neither a size nor a time."""
@@ -57,16 +58,18 @@ def read_config(
     name, values = _load(config)
     notes: list[str] = []
     if "text_config" in values:
-        values = {"tie_word_embeddings": True, **_mapping(values, "text_config")} | (
-            {"quantization_config": values["quantization_config"]} if "quantization_config" in values else {}
-        )
+        outside = {key: values[key] for key in ("quantization_config", "tie_word_embeddings") if key in values}
+        values = outside | dict(_mapping(values, "text_config"))
         notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
     _refuse(name, values)
     family = str(values.get("model_type", "llama"))
     gpt2 = family == "gpt2" or "n_embd" in values
     neox = family == "gpt_neox"
     if family not in _FAMILIES and not gpt2:
-        notes.append(f"model_type {family!r} is not known here: taken as a Llama with the sizes given")
+        notes.append(
+            f"model_type {family!r} is not known here: taken as a Llama of these sizes (gated MLP, RMSNorm, no biases "
+            f"but those named)"
+        )
     hidden = _size(values, "hidden_size", "n_embd")
     heads = _size(values, "num_attention_heads", "n_head")
     layers = _size(values, "num_hidden_layers", "n_layer")
@@ -98,7 +101,7 @@ def read_config(
         hidden_size=hidden,
         intermediate_size=(inner or 4 * hidden) if gpt2 else _size(values, "intermediate_size"),
         num_heads=heads,
-        num_kv_heads=_optional(values, "num_key_value_heads") or usual_kv_heads or heads,
+        num_kv_heads=heads if gpt2 or neox else _optional(values, "num_key_value_heads") or usual_kv_heads or heads,
         head_dim=head_dim,
         vocab_size=_size(values, "vocab_size"),
         tied_embeddings=bool(values.get("tie_word_embeddings", gpt2 or family.startswith("gemma"))),
@@ -121,7 +124,10 @@ def read_config(
     )
 
 
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox")
+_FAMILIES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "phi3")
+)
+"""Parameters are counted exactly for these: the tests compare with transformers' own modules."""
 _LEFT_OUT: Mapping[str, tuple[int | None, int | None]] = {
     "mistral": (None, 8),
     "qwen2": (None, 32),
