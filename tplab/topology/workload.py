@@ -11,14 +11,17 @@ class EnginePolicy:
     """How the serving engine runs a step. The same model on the same GPUs differs by 3-6 times with it at small
     batches."""
 
+    name: str = "generic"
+    """Which engine (``vllm``, ``sglang``, ``trtllm``, ...: a key of ``constants.Constants.engines``): host time,
+    kernels and admission differ. ``generic``: the middle of those measured."""
     cuda_graphs: bool = True
     """Whether decode steps are replayed from CUDA graphs. If not, every kernel pays its launch."""
     all_reduce: str = "auto"
     """Kernel of the tensor-parallel all-reduce: one of ``ALL_REDUCES``. ``auto``: the fastest that engines choose at
     that size on that link; ``nccl``: the library for every size; ``measured``: the calibration's own curve."""
     pp_micro_batches: int | None = None
-    """How many micro-batches of a decode batch the engine keeps in flight over the stages; None: as many as there are
-    stages (vLLM's virtual engines). 1: it does not split, stages take turns."""
+    """How many micro-batches of a decode batch the engine keeps in flight over the stages; None: as many of the stages
+    as it is known to fill (``pp_fill`` of its constants). 1: it does not split, stages take turns."""
     chunked_prefill: int | None = 8192
     """Most tokens in one step (vLLM's max_num_batched_tokens); None: prompts are prefilled whole, between steps."""
     gpu_memory_utilization: float = 0.9

@@ -1,0 +1,219 @@
+"""What a prediction says about itself: terms, memory, constraint, provenance, interval."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
+from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
+from tplab.topology.constants import DEFAULT
+from tplab.topology.latency import TERMS
+from tplab.topology.machine import Gpu, Link
+from tplab.topology.predict import predict, predict_all, regime_of
+from tplab.topology.sharding import Layout
+
+LLAMA = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8", kv_precision="fp8")
+H200 = Machine.preset("h200")
+
+
+def workload(requests=16, engine="vllm", **more):
+    sizes = {"input_length": 1024, "output_length": 1024} | more
+    return Workload(concurrency=requests, engine=EnginePolicy(name=engine), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("machine", "engine", "tp", "requests", "measured_ms"),
+    [
+        ("h200", "trtllm", 1, 4, 20.1), ("h200", "trtllm", 8, 4, 6.26), ("h200", "trtllm", 2, 128, 27.0),
+        ("h200", "vllm", 1, 4, 21.5), ("h200", "vllm", 8, 4, 7.93), ("h200", "vllm", 4, 64, 16.1),
+        ("h100", "vllm", 2, 16, 19.7), ("h100", "vllm", 8, 64, 15.5),
+    ],
+)  # fmt: skip
+def test_served_llama_70b(machine, engine, tp, requests, measured_ms):
+    # Llama-3.1-70B fp8, 1024 in, 1024 out: AIConfigurator (commit 095f58a), silicon_sample.csv.
+    made = predict(LLAMA, Machine.preset(machine), workload(requests, engine), tp, 1)
+    assert made.tpot_ms == pytest.approx(measured_ms, rel=0.15)
+    low, high = made.tpot_range_ms
+    assert low < made.tpot_ms < high
+    assert made.regime == "served"
+
+
+def test_prefill_of_others_is_a_term_that_matters():
+    # The same source, 8192 in, 1024 out, TP 1 on H200: 24.0 ms at 4 requests, 58.7 at 32.
+    few, many = (predict(LLAMA, H200, workload(c, "trtllm", input_length=8192), 1, 1) for c in (4, 32))
+    assert few.tpot_ms == pytest.approx(24.0, rel=0.1)
+    assert many.tpot_ms == pytest.approx(58.7, rel=0.1)
+    assert many.term_ms("prefill") > 0.4 * many.tpot_ms
+    assert many.binding == "prefill of other requests"
+
+
+def test_terms_are_complete_and_each_says_where_it_is_from():
+    made = predict(LLAMA, H200, workload(), 2, 2)
+    assert tuple(term.name for term in made.terms) == TERMS
+    assert math.fsum(term.ms for term in made.terms) == pytest.approx(made.tpot_ms)
+    assert all(term.provenance for term in made.terms)
+    assert made.regime == "pipeline"
+    assert made.term_ms("hops") > 0
+    with pytest.raises(ValueError, match="no term is called 'magic': use one of weights"):
+        made.term_ms("magic")
+
+
+def test_throughput_and_time_of_a_request_agree():
+    made = predict(LLAMA, H200, workload(32), 2, 1, replicas=4)
+    assert made.num_gpus == 8
+    assert made.concurrency == 8
+    assert made.output_tokens_per_s == pytest.approx(1024 * made.requests_per_s)
+    assert made.e2e_ms == pytest.approx(made.ttft_ms + 1023 * made.tpot_ms)
+    assert made.output_tokens_per_s_per_gpu == pytest.approx(made.output_tokens_per_s / 8)
+    assert predict(LLAMA, H200, workload(8), 2, 1).tpot_ms == pytest.approx(made.tpot_ms)
+
+
+def test_fewer_requests_than_replicas_leave_some_idle():
+    one, four = predict(LLAMA, H200, workload(2), 2, 1), predict(LLAMA, H200, workload(2), 2, 1, replicas=4)
+    alone = predict(LLAMA, H200, workload(1), 2, 1)
+    assert four.output_tokens_per_s == pytest.approx(2 * alone.output_tokens_per_s)
+    assert four.output_tokens_per_s > one.output_tokens_per_s
+
+
+def test_a_queue_is_counted_and_named():
+    made = predict(LLAMA, Machine.preset("h100"), workload(500, "trtllm", input_length=128, output_length=2048), 1, 1)
+    assert made.queue_ms > made.prefill_ms
+    assert made.ttft_ms > made.queue_ms
+    assert made.binding.startswith("KV cache: room for ")
+    assert made.running < 60
+    assert made.capacity_tokens == pytest.approx(made.running * 2176, rel=0.01)
+
+
+def test_what_does_not_fit_is_predicted_and_said():
+    made = predict(ModelSpec.from_config("llama-3.1-70b"), Machine.preset("h100"), workload(), 1, 1)
+    assert not made.fits
+    assert made.reason is not None
+    assert "does not fit" in made.reason
+    assert made.memory.free < 0
+    assert made.binding.startswith("memory")
+
+
+def test_layouts_that_cannot_be():
+    with pytest.raises(ValueError, match="tp=3 does not divide its 64 query heads"):
+        predict(LLAMA, H200, workload(), 3, 1)
+    with pytest.raises(ValueError, match=r"needs 16 GPUs, 8 x h200 has 8: use fewer, or more nodes"):
+        predict(LLAMA, H200, workload(), 8, 2)
+    assert predict_all(LLAMA, H200, workload(), []) == []
+
+
+def test_over_nodes():
+    machine = Machine.preset("a100", nodes=2)
+    made = predict(LLAMA, machine, workload(1, "fastertransformer"), 16, 1)
+    inside = predict(LLAMA, machine, workload(1, "fastertransformer"), 8, 1)
+    assert made.term_ms("all_reduce") > 1.5 * inside.term_ms("all_reduce")
+    assert made.term_ms("weights") < inside.term_ms("weights")
+
+
+def test_a_rate_that_cannot_be_kept_up_with():
+    fast = Workload(input_length=1024, output_length=1024, request_rate=500.0)
+    made = predict(LLAMA, H200, fast, 8, 1)
+    assert made.fits
+    assert made.reason is not None
+    assert "cannot keep up" in made.reason
+    slow = predict(LLAMA, H200, replace(fast, request_rate=0.5), 8, 1)
+    assert slow.reason is None
+    assert slow.requests_per_s == pytest.approx(0.5, rel=0.03)
+
+
+def test_regimes():
+    layout, stages = Layout.of(LLAMA, 8, 1), Layout.of(LLAMA, 4, 2)
+    assert regime_of(LLAMA, H200, workload(), layout, calibrated=True) == "calibrated"
+    assert regime_of(LLAMA, H200, workload(), stages, calibrated=False) == "pipeline"
+    assert regime_of(LLAMA, Machine.preset("l40s"), workload(), layout, calibrated=False) == "other"
+    assert regime_of(LLAMA, H200, workload(engine="generic"), layout, calibrated=False) == "other"
+    assert set(DEFAULT.residuals) == {"served", "other", "pipeline", "calibrated"}
+    assert DEFAULT.residuals["served"] < DEFAULT.residuals["other"] < DEFAULT.residuals["pipeline"]
+
+
+# --- with a calibration -----------------------------------------------------------------------------------------------
+
+CORE = Gpu(name="core", memory_GB=8, hbm_GBps=10, bf16_TFLOPS=0.05, kind="cpu")
+SMALL = ModelSpec(
+    name="small", num_layers=4, hidden_size=256, intermediate_size=512, num_heads=8, num_kv_heads=4, head_dim=32,
+    vocab_size=1000, weight_precision="fp32", kv_precision="fp32", activation_precision="fp32",
+)  # fmt: skip
+MEASURED = Calibration(
+    machine="laptop",
+    device="a CPU",
+    backend="gloo",
+    num_ranks=4,
+    created="2026-11-24T18:00:00",
+    versions={"torch": "2.13"},
+    all_reduce=(
+        AllReduceTimes(num_ranks=2, nbytes=(1e3, 1e6), p50_us=(100.0, 1000.0)),
+        AllReduceTimes(num_ranks=4, nbytes=(1e3, 1e6), p50_us=(300.0, 2000.0)),
+    ),
+    sends=(SendTimes(source=0, target=1, nbytes=(1e3, 1e6), p50_us=(50.0, 500.0)),),
+    matmuls=(
+        MatmulTimes(
+            precision="fp32",
+            tokens=(1, 1, 1, 64, 64, 64),
+            params=(1e5, 1e6, 1e7, 1e5, 1e6, 1e7),
+            p50_us=(30.0, 210.0, 2010.0, 60.0, 510.0, 5010.0),
+        ),
+    ),
+    copy_GBps=8.0,
+    block_overhead_us=200.0,
+    step_overhead_us=400.0,
+    handoff_us=150.0,
+    notes=("2 ranks a core",),
+)
+
+
+def laptop(ranks=4):
+    return Machine.uniform(CORE, ranks, Link(kind="host", bandwidth_GBps=2.0, latency_us=50.0))
+
+
+def lab(requests=1, **more):
+    policy = EnginePolicy(name="lab", cuda_graphs=False, all_reduce="measured", gpu_memory_utilization=0.9)
+    sizes = {"input_length": 8, "output_length": 64} | more
+    return Workload(concurrency=requests, engine=policy, **sizes)
+
+
+def test_measured_terms_replace_the_spec_sheet():
+    made = predict(SMALL, laptop(), lab(), 2, 1, calibration=MEASURED)
+    params = SMALL.block_matmul_params
+    assert made.term_ms("weights") == pytest.approx(4 * (4 * 10 + params / 2 * 2e-4) / 1e3, rel=0.01)
+    assert made.term_ms("kernels") == pytest.approx(4 * 0.2)
+    assert made.term_ms("all_reduce") == pytest.approx(4 * 2 * 0.1, rel=0.02)  # 1 KiB
+    assert made.term_ms("host") == pytest.approx(0.4)
+    assert made.regime == "calibrated"
+    assert "2 ranks a core" in made.notes
+    where = {term.name: term.provenance for term in made.terms}
+    for name in ("weights", "lm_head", "kernels", "all_reduce", "host", "activations"):
+        assert where[name] == "measured: gloo, 4 x a CPU, 2026-11-24", name
+    assert "spec sheet" in where["kv_cache"]
+
+
+def test_measured_hops():
+    made = predict(SMALL, laptop(), lab(), 1, 2, calibration=MEASURED)
+    one = predict(SMALL, laptop(), lab(), 1, 2, calibration=replace(MEASURED, handoff_us=0.0))
+    assert made.term_ms("hops") - one.term_ms("hops") == pytest.approx(2 * 0.15)
+    assert one.term_ms("hops") == pytest.approx(2 * 0.05 * 1.024 ** (1 / 3))  # 1 KiB, in log size and log time
+
+
+def test_group_sizes_that_were_not_measured_follow_the_nearest():
+    eight = predict(SMALL, laptop(8), lab(), 8, 1, calibration=MEASURED)
+    four = predict(SMALL, laptop(8), lab(), 4, 1, calibration=MEASURED)
+    ratio = eight.term_ms("all_reduce") / four.term_ms("all_reduce")
+    assert ratio == pytest.approx(7 / 3, rel=0.1)  # steps of a ring
+
+
+def test_a_slower_measured_link_flips_the_choice():
+    def best(times):
+        sweeps = tuple(AllReduceTimes(num_ranks=n, nbytes=(1e3, 1e6), p50_us=times) for n in (2, 4))
+        measured = replace(MEASURED, all_reduce=sweeps)
+        made = {
+            sizes: predict(SMALL, laptop(), lab(4), *sizes, calibration=measured).tpot_ms
+            for sizes in ((4, 1), (2, 2), (1, 4))
+        }
+        return min(made, key=made.get)
+
+    assert best((5.0, 50.0)) == (4, 1)
+    assert best((5000.0, 50000.0)) == (1, 4)

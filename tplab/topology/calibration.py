@@ -1,0 +1,291 @@
+"""What was measured on the user's own machine, as the latency model reads it, and the JSON file it is kept in.
+
+Only numbers and where they come from: the measuring is ``calibrate``'s. Every part is optional; what is missing is
+taken from ``constants`` and the spec sheet, and the provenance of each term says so. Curves of measured points, not
+fitted lines: an all-reduce changes its algorithm on the way (see ``tplab.collectives.cost``).
+
+Times are medians over samples of the slowest rank, in microseconds; bandwidths GB/s = 1e9 bytes per second.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tplab.collectives.cost import fit_line
+
+Floats = NDArray[np.float64]
+FORMAT = "tplab-calibration/1"
+LAUNCHES = ("eager", "graph")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AllReduceTimes:
+    """One sweep of all-reduces over sizes, in one group."""
+
+    num_ranks: int
+    """n."""
+    launch: str = "eager"
+    """One of ``LAUNCHES``: called one by one, or replayed from a CUDA graph."""
+    nbytes: tuple[float, ...]
+    """Sizes of the full tensor, increasing."""
+    p50_us: tuple[float, ...]
+    """One per size."""
+    link: str = ""
+    """What joins the group, in words."""
+    gpus: tuple[int, ...] = ()
+    """Which GPUs (ranks) were in it; empty: any, all groups of this size are alike."""
+
+    def __post_init__(self) -> None:
+        if self.num_ranks < 2:
+            raise ValueError(f"num_ranks of an all-reduce must be at least 2, got {self.num_ranks}")
+        if self.launch not in LAUNCHES:
+            raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {self.launch!r}")
+        _curve("nbytes", self.nbytes, self.p50_us)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SendTimes:
+    """Point-to-point messages from one GPU (rank) to another, over sizes."""
+
+    source: int
+    target: int
+    nbytes: tuple[float, ...]
+    """Increasing."""
+    p50_us: tuple[float, ...]
+    """One per size."""
+
+    def __post_init__(self) -> None:
+        _curve("nbytes", self.nbytes, self.p50_us)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatmulTimes:
+    """Products of (tokens, k) and (k, n), with cold weights, over tokens and shapes."""
+
+    precision: str
+    """Of the weights, a key of ``model_spec.ITEMSIZE``."""
+    num_ranks: int = 1
+    """How many ranks computed at once: on CPUs they share the memory."""
+    tokens: tuple[int, ...]
+    """One per product; at least two shapes for every number of tokens."""
+    params: tuple[float, ...]
+    """n·k of each."""
+    p50_us: tuple[float, ...]
+    """Time of each."""
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.params) == len(self.p50_us) > 0:
+            raise ValueError(
+                f"matmul times need as many tokens, params and p50_us, at least one; got {len(self.tokens)}, "
+                f"{len(self.params)} and {len(self.p50_us)}"
+            )
+        for m in set(self.tokens):
+            if len({p for t, p in zip(self.tokens, self.params, strict=True) if t == m}) < 2:
+                raise ValueError(f"matmul times need at least two shapes for {m} tokens, to tell start-up from rate")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatmulCurve:
+    """``fixed(m) + params·rate(m)`` for m tokens, interpolated in log m."""
+
+    tokens: tuple[float, ...]
+    fixed_us: tuple[float, ...]
+    us_per_param: tuple[float, ...]
+
+    def fixed(self, tokens: ArrayLike) -> Floats:
+        """Start-up of one product."""
+        return np.asarray(np.interp(self._log(tokens), np.log(self.tokens), self.fixed_us), dtype=np.float64)
+
+    def per_param(self, tokens: ArrayLike) -> Floats:
+        """Microseconds per parameter. Above the last measured number of tokens it grows in proportion to them."""
+        x, last = self._log(tokens), math.log(self.tokens[-1])
+        inside = np.exp(np.interp(x, np.log(self.tokens), np.log(self.us_per_param)))
+        return np.asarray(inside * np.exp(np.maximum(x - last, 0.0)), dtype=np.float64)
+
+    @staticmethod
+    def _log(tokens: ArrayLike) -> Floats:
+        return np.asarray(np.log(np.maximum(np.asarray(tokens, dtype=np.float64), 1.0)), dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """One machine's measurements."""
+
+    machine: str
+    """What the machine is called in tables."""
+    device: str
+    """Model of GPU or CPU, as the driver says."""
+    backend: str
+    """``nccl``, ``gloo``."""
+    num_ranks: int
+    """Ranks that took part."""
+    created: str
+    """When: ISO 8601."""
+    versions: Mapping[str, str]
+    """torch, NCCL, driver, ... by name."""
+    all_reduce: tuple[AllReduceTimes, ...] = ()
+    sends: tuple[SendTimes, ...] = ()
+    matmuls: tuple[MatmulTimes, ...] = ()
+    copy_GBps: float | None = None
+    """Read plus written, of a large copy."""
+    kv_read_GBps: float | None = None
+    """Rate at which attention of one token per sequence reads a long cache."""
+    attention_fixed_us: float | None = None
+    """The same with an empty cache: its start-up."""
+    light_kernel_us: float | None = None
+    """A norm, rotation or activation of one token, as a decode step runs it."""
+    launch_us: float | None = None
+    """Host time per kernel launched without a graph."""
+    block_overhead_us: float | None = None
+    """A transformer block on one token less its matmuls and attention; replaces what follows from light kernels."""
+    step_overhead_us: float | None = None
+    """A decode step's time outside its blocks and the lm_head: embedding, sampling, the loop itself."""
+    handoff_us: float | None = None
+    """Handing a micro-batch to the next stage, beyond the message's own time."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know, such as ranks that share cores or links that are emulated."""
+
+    def __post_init__(self) -> None:
+        for key in ("copy_GBps", "kv_read_GBps"):
+            value = getattr(self, key)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{key} must be above 0 or None, got {value}")
+        for key in _OVERHEADS:
+            value = getattr(self, key)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{key} must be finite and not negative, or None, got {value}")
+
+    @property
+    def badge(self) -> str:
+        """Where these numbers come from, for terms and figures."""
+        return f"measured: {self.backend}, {self.num_ranks} x {self.device}, {self.created[:10]}"
+
+    def all_reduce_us(self, nbytes: ArrayLike, n: int, *, graph: bool, gpus: Iterable[int] = ()) -> Floats | None:
+        """Time of an all-reduce of ``n`` ranks, by the sweep of that very group, else of any group of that size.
+
+        Replays from a graph fall back on an eager sweep, and the other way round. None where no group of n was measured
+        (the caller scales its formula).
+        """
+        if n == 1:
+            return np.zeros_like(np.asarray(nbytes, dtype=np.float64))
+        wanted = tuple(sorted(gpus))
+        of_n = [sweep for sweep in self.all_reduce if sweep.num_ranks == n]
+        if not of_n:
+            return None
+        mode = "graph" if graph else "eager"
+        best = max(of_n, key=lambda s: (tuple(sorted(s.gpus)) == wanted and bool(wanted), s.launch == mode))
+        return interpolate(nbytes, best.nbytes, best.p50_us)
+
+    def send_us(self, nbytes: ArrayLike, source: int | None = None, target: int | None = None) -> Floats | None:
+        """Time of a message from ``source`` to ``target``, or the other way; without those, the slowest pair's."""
+        pairs = [s for s in self.sends if {s.source, s.target} == {source, target}] or list(self.sends)
+        if not pairs:
+            return None
+        return np.asarray(np.max([interpolate(nbytes, s.nbytes, s.p50_us) for s in pairs], axis=0), dtype=np.float64)
+
+    def matmul_curve(self, precision: str, num_ranks: int = 1) -> MatmulCurve | None:
+        """Of weights in ``precision`` with ``num_ranks`` computing at once (else the nearest number measured).
+
+        For every number of tokens, ``fixed + params·rate`` with the smallest relative squares.
+        """
+        fitting = [m for m in self.matmuls if m.precision == precision]
+        if not fitting:
+            return None
+        times = min(fitting, key=lambda m: abs(math.log(m.num_ranks / num_ranks)))
+        tokens = sorted(set(times.tokens))
+        lines = []
+        for m in tokens:
+            points = [(p, us) for t, p, us in zip(times.tokens, times.params, times.p50_us, strict=True) if t == m]
+            lines.append(fit_line([p for p, _ in points], [us for _, us in points]))
+        return MatmulCurve(
+            tokens=tuple(float(m) for m in tokens),
+            fixed_us=tuple(line.alpha_us for line in lines),
+            us_per_param=tuple(max(line.transfer_us(1.0), 1e-12) for line in lines),
+        )
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Calibration":
+        """The other way. Raises ``ValueError`` for text that is no calibration (which key)."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a calibration is a JSON file, this is not JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"a calibration has format {FORMAT!r}, got {found!r}: run calibrate again")
+        data = {key: value for key, value in data.items() if key != "format"}
+        for key, kind in _PARTS.items():
+            data[key] = tuple(_read(kind, part, f"{key}[{i}]") for i, part in enumerate(data.get(key, ())))
+        made = _read(cls, data, "calibration")
+        assert isinstance(made, cls), "_read makes one of the kind it is given"
+        return made
+
+    def save(self, path: "str | os.PathLike[str]") -> Path:
+        """Writes the file, whole or not at all, and gives its path."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: "str | os.PathLike[str]") -> "Calibration":
+        """Reads it. Raises ``ValueError`` with the path for a file that is no calibration."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+_PARTS: Mapping[str, Any] = {"all_reduce": AllReduceTimes, "sends": SendTimes, "matmuls": MatmulTimes}
+_OVERHEADS = (
+    "attention_fixed_us",
+    "light_kernel_us",
+    "launch_us",
+    "block_overhead_us",
+    "step_overhead_us",
+    "handoff_us",
+)
+
+
+def interpolate(nbytes: ArrayLike, sizes: Iterable[float], times_us: Iterable[float]) -> Floats:
+    """Straight lines in log size and log time; constant below the first size, constant bandwidth above the last."""
+    x, y = np.log(np.asarray(list(sizes))), np.log(np.asarray(list(times_us)))
+    at = np.log(np.maximum(np.asarray(nbytes, dtype=np.float64), 1.0))
+    return np.asarray(np.exp(np.interp(at, x, y) + np.maximum(at - x[-1], 0.0)), dtype=np.float64)
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    names = {f.name for f in fields(kind)}
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} must be an object, got {type(data).__name__}")
+    if unknown := sorted(set(data) - names):
+        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}: known are {', '.join(sorted(names))}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:  # a missing key, or a text where a number belongs
+        raise ValueError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _curve(name: str, x: tuple[float, ...], us: tuple[float, ...]) -> None:
+    if len(x) != len(us) or not x:
+        raise ValueError(f"{name} and p50_us must be as long as each other and not empty, got {len(x)} and {len(us)}")
+    if any(b <= a for a, b in pairwise(x)) or x[0] <= 0:
+        raise ValueError(f"{name} must be above 0 and increase, got {list(x)}")
+    if any(not (t > 0 and math.isfinite(t)) for t in us):
+        raise ValueError(f"p50_us must be finite and above 0, got {list(us)}")

@@ -1,0 +1,312 @@
+"""What one layout would do: time to the first token, time per token, throughput, memory, and what they are made of.
+
+``predict`` answers for a named layout, ``predict_all`` for many at once (which is what ``advise`` ranks). Every number
+comes with its terms, where each of them comes from, and an interval taken from how far such predictions have been from
+published measurements that the constants had not seen.
+
+Why not one number: a term can be checked against a measurement of that term, a total only argued with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tplab.topology.calibration import Calibration
+from tplab.topology.columns import columns
+from tplab.topology.constants import DEFAULT, Constants, engine_constants
+from tplab.topology.latency import TERMS, Floats, Layouts, Served, Server
+from tplab.topology.layouts import choice
+from tplab.topology.machine import Machine
+from tplab.topology.memory import RankMemory, fullest_rank
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.placement import Placement
+from tplab.topology.roofline import rates
+from tplab.topology.sharding import Layout
+from tplab.topology.workload import Workload
+
+_NINETY = 1.645
+"""Standard deviations of a normal distribution that hold 90 % of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """A piece of the time per token."""
+
+    name: str
+    """One of ``latency.TERMS``."""
+    ms: float
+    """What it adds to a token."""
+    provenance: str
+    """Where it comes from: measured here, tables of kernels or of served models, spec sheet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One layout under one workload."""
+
+    model: str
+    machine: str
+    """Their names."""
+    tp: int
+    pp: int
+    replicas: int
+    ttft_ms: float
+    """Mean time to the first token, queueing included."""
+    queue_ms: float
+    """Part of it spent waiting for room in the cache."""
+    prefill_ms: float
+    """Part of it spent on the request's own prompt."""
+    tpot_ms: float
+    """Mean time per output token after the first."""
+    output_tokens_per_s: float
+    """Over all replicas."""
+    requests_per_s: float
+    """The same in requests."""
+    terms: tuple[Term, ...]
+    """Of ``tpot_ms``, which they add up to."""
+    concurrency: float
+    """Requests in flight per replica, waiting ones included."""
+    running: float
+    """Of those, how many have room in the cache."""
+    micro_batches: float
+    """k: how many follow each other over the stages; 1 without a pipeline."""
+    capacity_tokens: float
+    """Tokens that the cache of one replica holds."""
+    memory: RankMemory
+    """The fullest rank, with the running requests."""
+    fits: bool
+    """Whether the engine has room for one request at all. If not, times are those it would have."""
+    reason: str | None
+    """Why it does not fit, or cannot keep up with the request rate."""
+    tpot_range_ms: tuple[float, float]
+    """Where nine of ten such predictions have had their measurement."""
+    regime: str
+    """Which residuals that is from, a key of ``Constants.residuals``."""
+    notes: tuple[str, ...]
+    """Approximations, to be shown with the result."""
+
+    @property
+    def num_gpus(self) -> int:
+        """t·p·replicas."""
+        return self.tp * self.pp * self.replicas
+
+    @property
+    def output_tokens_per_s_per_gpu(self) -> float:
+        """Throughput over the GPUs in use."""
+        return self.output_tokens_per_s / self.num_gpus
+
+    @property
+    def e2e_ms(self) -> float:
+        """Mean time of a whole request."""
+        return self.concurrency * self.replicas / self.requests_per_s * 1e3
+
+    @property
+    def binding(self) -> str:
+        """The constraint that a faster machine would have to lift, by name; see ``binding_constraint``."""
+        return binding_constraint(self)
+
+    def term_ms(self, name: str) -> float:
+        """That term of the time per token. Raises ``ValueError`` for a name that is none."""
+        found = [term.ms for term in self.terms if term.name == name]
+        if not found:
+            raise ValueError(f"no term is called {name!r}: use one of {', '.join(TERMS)}")
+        return found[0]
+
+
+def predict(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    tp: int,
+    pp: int,
+    *,
+    replicas: int = 1,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+) -> Prediction:
+    """``tp`` x ``pp`` GPUs of ``machine``, times ``replicas`` that share the workload.
+
+    A layout that does not fit in memory is predicted all the same, with ``fits`` False: what it would need is part of
+    the answer.
+
+    Raises:
+        ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
+            or an engine that is not known.
+    """
+    layout = Layout.of(model, tp, pp, replicas)
+    if layout.num_gpus > machine.num_gpus:
+        raise ValueError(
+            f"{layout} needs {layout.num_gpus} GPUs, {machine.name} has {machine.num_gpus}: use fewer, or more nodes"
+        )
+    return predict_all(model, machine, workload, [layout], calibration=calibration, constants=constants)[0]
+
+
+def predict_all(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    layouts: Sequence[Layout],
+    *,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+    placements: "Sequence[Placement | None] | None" = None,
+) -> list[Prediction]:
+    """Each of ``layouts``, computed together. For the terms as arrays, see ``serve_all``."""
+    if not layouts:
+        return []
+    server, served, most = serve_all(
+        model, machine, workload, layouts, calibration=calibration, constants=constants, placements=placements
+    )
+    return [_prediction(server, served, most, machine, layout, i) for i, layout in enumerate(layouts)]
+
+
+def serve_all(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    layouts: Sequence[Layout],
+    *,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+    placements: "Sequence[Placement | None] | None" = None,
+) -> tuple[Server, Served, Floats | None]:
+    """The same as arrays of N; last, what each layout can serve at most, in requests per second (None where the
+    workload gives a concurrency)."""
+    engine = engine_constants(workload.engine.name, constants)
+    table = columns(model, machine, workload, layouts, engine, constants, placements)
+    server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
+    if workload.request_rate is not None:
+        served, most = server.at_rate(workload.request_rate)
+        return server, served, most
+    assert workload.concurrency is not None, "checked on construction"
+    return server, server.serve(float(workload.concurrency)), None
+
+
+def server_for(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    table: Layouts,
+    *,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+) -> Server:
+    """The latency model of these layouts."""
+    engine = engine_constants(workload.engine.name, constants)
+    ranks = int(np.max(table.tp))
+    return Server(
+        model=model,
+        workload=workload,
+        layouts=table,
+        rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=ranks),
+        engine=engine,
+        constants=constants,
+        calibration=calibration,
+    )
+
+
+def binding_constraint(prediction: Prediction) -> str:
+    """Memory, cache, or the largest piece of a token's time, in words."""
+    if not prediction.fits:
+        return "memory: the weights leave no room for one request"
+    if prediction.queue_ms > 0:
+        return f"KV cache: room for {prediction.running:.0f} of {prediction.concurrency:.0f} requests"
+    largest = max(prediction.terms, key=lambda term: term.ms)
+    return _IN_WORDS[largest.name]
+
+
+_IN_WORDS = {
+    "weights": "memory bandwidth or arithmetic of the weights",
+    "lm_head": "the output head",
+    "kv_cache": "memory bandwidth of the KV cache",
+    "activations": "memory bandwidth of activations",
+    "kernels": "start-up of kernels: too little work per GPU",
+    "all_reduce": "all-reduce between the GPUs that share a layer",
+    "hops": "hops between pipeline stages",
+    "host": "the engine's host work per step",
+    "launch": "launching kernels without CUDA graphs",
+    "prefill": "prefill of other requests",
+    "bubble": "pipeline stages waiting for each other",
+}
+assert _IN_WORDS.keys() == set(TERMS)
+
+
+def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
+    """Which residuals are this prediction's: by what is measured of it."""
+    if calibrated:
+        return "calibrated"
+    if layout.pp > 1:
+        return "pipeline"
+    known = machine.gpu.name in ("h100", "h200") and model.weight_precision == "fp8"
+    if known and workload.engine.name in ("vllm", "trtllm"):
+        return "served"
+    return "other"
+
+
+def _prediction(
+    server: Server, served: Served, most: Floats | None, machine: Machine, layout: Layout, i: int
+) -> Prediction:
+    model, workload = server.model, server.workload
+    at = {name: float(np.broadcast_to(time, served.tpot_us.shape)[i]) / 1e3 for name, time in served.terms.items()}
+    rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
+    fits, reason = True, None
+    memory = fullest_rank(model, machine.gpu, workload, layout, requests=max(1, math.floor(running)))
+    alone = fullest_rank(model, machine.gpu, workload, layout, requests=1)
+    if alone.free < 0:
+        verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
+        fits, reason = False, verdict.reason or "does not fit"
+    in_flight = (
+        float(workload.concurrency) if workload.concurrency else rate * float(_e2e_us(served, workload)[i]) / 1e6
+    )
+    if most is not None and workload.request_rate and most[i] < workload.request_rate:
+        reason = reason or (
+            f"cannot keep up: at most {most[i]:.3g} of {workload.request_rate:.3g} requests per second; its queue grows"
+        )
+    regime = regime_of(model, machine, workload, layout, server.calibration is not None)
+    spread = math.exp(_NINETY * server.constants.residuals.get(regime, 0.2))
+    return Prediction(
+        model=model.name,
+        machine=machine.name,
+        tp=layout.tp,
+        pp=layout.pp,
+        replicas=layout.replicas,
+        ttft_ms=float(served.ttft_us[i]) / 1e3,
+        queue_ms=float(served.queue_us[i]) / 1e3,
+        prefill_ms=float(served.prefill_us[i]) / 1e3,
+        tpot_ms=tpot,
+        output_tokens_per_s=rate * workload.output_length,
+        requests_per_s=rate,
+        terms=tuple(Term(name=name, ms=ms, provenance=_provenance(server, machine, name)) for name, ms in at.items()),
+        concurrency=max(1.0, in_flight / layout.replicas),
+        running=running,
+        micro_batches=float(served.micro_batches[i]),
+        capacity_tokens=float(server.layouts.capacity_tokens[i]),
+        memory=memory,
+        fits=fits,
+        reason=reason,
+        tpot_range_ms=(tpot / spread, tpot * spread),
+        regime=regime,
+        notes=(*model.notes, *machine.notes, *(server.calibration.notes if server.calibration else ())),
+    )
+
+
+def _e2e_us(served: Served, workload: Workload) -> Floats:
+    return served.ttft_us + max(workload.output_length - 1, 0) * served.tpot_us
+
+
+def _provenance(server: Server, machine: Machine, name: str) -> str:
+    c, known = server.calibration, server.rates.provenance
+    if name in known:
+        return known[name]
+    source = {
+        "lm_head": known["weights"],
+        "all_reduce": c.badge if c and c.all_reduce else f"formula on {machine.source} links (kernel tables)",
+        "hops": c.badge if c and c.sends else f"formula on {machine.source} links",
+        "host": c.badge if c and c.step_overhead_us is not None else f"engine {server.workload.engine.name}",
+        "launch": c.badge if c and c.launch_us is not None else "assumption",
+        "prefill": known["weights"],
+        "bubble": "follows from the other terms",
+    }
+    return source[name]

@@ -1,0 +1,236 @@
+"""Published measurements read into cases that a prediction can be set beside. The tables are given, never kept here.
+
+Two forms, told apart by their columns:
+
+  served     model_path, system, backend, isl, osl, tp_size, silicon_tpot_ms, and if present precision or
+             gemm_quant_mode, kv_cache_dtype, pp_size, concurrency or batch_size, silicon_ttft_ms: a closed loop
+             (AIConfigurator's export of served models)
+  generated  model, impl, tp, pp, batch_size, input_len, output_len, latency_ms: one static batch per call
+             (FasterTransformer's guide)
+
+Rows that cannot be read (a model or GPU that is not known, tensors split otherwise) are counted by reason, not dropped
+silently. What a table does not say is assumed, here and nowhere else: a cache in fp8 where the weights are, else in
+bf16.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tplab.topology.machine import Machine
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.presets import MODELS, gpu_preset
+from tplab.topology.workload import EnginePolicy, Workload
+
+SERVED = frozenset({"model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms"})
+GENERATED = frozenset({"model", "impl", "tp", "pp", "batch_size", "input_len", "output_len", "latency_ms"})
+
+_PRECISIONS = {
+    "fp8": "fp8", "fp8_block": "fp8", "fp8_static": "fp8", "fp16": "fp16", "float16": "fp16", "half": "fp16",
+    "bf16": "bf16", "bfloat16": "bf16", "int8": "int8", "w8a8": "int8", "int4": "int4", "int4_wo": "int4",
+    "awq": "int4", "w4a16": "int4", "nvfp4": "fp4", "fp4": "fp4",
+}  # fmt: skip
+_ENGINES = {"trtllm": "trtllm", "tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "vllm": "vllm", "sglang": "sglang"}
+
+_GPT_SHAPES = {  # heads, head size, layers: FasterTransformer, docs/gpt_guide.md
+    "gpt-530b": (128, 160, 105), "gpt-175b": (96, 128, 96), "gpt-89b": (96, 128, 48), "gpt-20b": (48, 128, 44),
+    "gpt-6.7b": (32, 128, 32), "gpt-1.3b": (32, 64, 24), "gpt-350m": (16, 64, 24), "bert-6b": (32, 128, 32),
+}  # fmt: skip
+_GPT_VOCAB = 51200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One measurement."""
+
+    table: str
+    """File it is from."""
+    model: ModelSpec
+    machine: Machine
+    """Exactly the GPUs in use."""
+    workload: Workload
+    tp: int
+    pp: int
+    gpu: str
+    engine: str
+    """As published."""
+    static: bool
+    """One batch per call; ``tpot_ms`` is then the call's time over its tokens."""
+    tpot_ms: float
+    ttft_ms: float | None
+    """None where not measured."""
+
+    @property
+    def length(self) -> str:
+        """Tokens in and out, as a name."""
+        return f"{self.workload.input_length}/{self.workload.output_length}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """What a folder holds."""
+
+    cases: tuple[Case, ...]
+    skipped: Mapping[str, int]
+    """Rows left out, by reason."""
+
+
+def read_folder(folder: "str | os.PathLike[str]") -> Tables:
+    """Every CSV file of a known form in ``folder``; lines that begin with ``#`` are comments.
+
+    Raises:
+        ValueError: no such folder, or no table of a known form in it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder: give one with published tables as CSV files")
+    cases: list[Case] = []
+    skipped: Counter[str] = Counter()
+    known = 0
+    for file in sorted(path.glob("*.csv")):
+        header = set(pd.read_csv(file, comment="#", nrows=0).columns)
+        reader = _served if header >= SERVED else _generated if header >= GENERATED else None
+        if reader is None:
+            continue
+        known += 1
+        for row in pd.read_csv(file, comment="#").to_dict("records"):
+            try:
+                cases.append(reader(file.name, {str(key): value for key, value in row.items()}))
+            except ValueError as error:
+                skipped[str(error)] += 1
+    if not known:
+        raise ValueError(
+            f"{path} has no table of a known form: needs columns {', '.join(sorted(SERVED))}, or "
+            f"{', '.join(sorted(GENERATED))}"
+        )
+    return Tables(cases=tuple(cases), skipped=dict(skipped))
+
+
+def _served(table: str, row: Mapping[str, Any]) -> Case:
+    tp, pp = int(row["tp_size"]), int(_value(row, "pp_size") or 1)
+    if int(_value(row, "attention_dp_size") or 1) > 1:
+        raise ValueError("attention is copied, not split (attention_dp_size > 1)")
+    backend = str(row["backend"]).lower()
+    precision = _precision(_value(row, "gemm_quant_mode") or _value(row, "precision"))
+    cache_precision = _precision(_value(row, "kv_cache_dtype")) or ("fp8" if precision in ("fp8", "fp4") else "bf16")
+    model = _model(str(row["model_path"]), precision, cache_precision)
+    engine = EnginePolicy(name=_ENGINES.get(backend, "generic"))
+    requests = int(_value(row, "silicon_concurrency") or _value(row, "concurrency") or row["batch_size"])
+    ttft = _value(row, "silicon_ttft_ms")
+    return Case(
+        table=table,
+        model=model,
+        machine=_machine(str(row["system"]), tp * pp),
+        workload=Workload(
+            input_length=int(row["isl"]), output_length=int(row["osl"]), concurrency=requests, engine=engine
+        ),
+        tp=tp,
+        pp=pp,
+        gpu=gpu_preset(_gpu_name(str(row["system"]))).name,
+        engine=backend,
+        static=False,
+        tpot_ms=_positive(row, "silicon_tpot_ms"),
+        ttft_ms=float(ttft) if ttft is not None and float(ttft) > 0 else None,
+    )
+
+
+def _generated(table: str, row: Mapping[str, Any]) -> Case:
+    tp, pp, out = int(row["tp"]), int(row["pp"]), int(row["output_len"])
+    name = str(row["model"]).lower()
+    if name not in _GPT_SHAPES:
+        raise ValueError(f"shape of {row['model']} is not known")
+    impl = str(row["impl"]).lower()
+    engine = EnginePolicy(name=impl if impl == "fastertransformer" else "generic", chunked_prefill=None)
+    tokens = max(out, 1)
+    return Case(
+        table=table,
+        model=_gpt(name),
+        machine=_machine("a100", tp * pp),
+        workload=Workload(
+            input_length=int(row["input_len"]), output_length=tokens, concurrency=int(row["batch_size"]), engine=engine
+        ),
+        tp=tp,
+        pp=pp,
+        gpu="a100",
+        engine=impl,
+        static=True,
+        tpot_ms=_positive(row, "latency_ms") / tokens,
+        ttft_ms=None,
+    )
+
+
+@cache
+def _model(path: str, precision: str | None, cache_precision: str) -> ModelSpec:
+    name = path.split("/")[-1].lower()
+    for suffix in ("-instruct", "-fp8", "-hf", "-base", "-chat", "-fp4", "-2507"):
+        name = name.replace(suffix, "")
+    name = name.removeprefix("meta-")
+    if name not in MODELS:
+        raise ValueError(f"model {path} is not a preset")
+    return ModelSpec.from_config(name, weight_precision=precision, kv_precision=cache_precision)
+
+
+@cache
+def _gpt(name: str) -> ModelSpec:
+    heads, size, layers = _GPT_SHAPES[name]
+    return ModelSpec(
+        name=name,
+        num_layers=layers,
+        hidden_size=heads * size,
+        intermediate_size=4 * heads * size,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=size,
+        vocab_size=_GPT_VOCAB,
+        gated_mlp=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        norm_bias=True,
+        num_positions=2048,
+        weight_precision="fp16",
+        kv_precision="fp16",
+        activation_precision="fp16",
+    )
+
+
+def _gpu_name(system: str) -> str:
+    return system.lower().replace("_sxm", "").replace("_server", "").replace("_", "-")
+
+
+@cache
+def _machine(system: str, gpus: int) -> Machine:
+    name = _gpu_name(system)
+    whole = Machine.preset(name)
+    if gpus <= whole.gpus_per_node:
+        return Machine.preset(name, gpus=gpus)
+    if gpus % whole.gpus_per_node:
+        raise ValueError(f"{gpus} GPUs are not whole nodes of {whole.gpus_per_node} {name}")
+    return replace(Machine.preset(name, nodes=gpus // whole.gpus_per_node))
+
+
+def _precision(value: Any) -> str | None:
+    if value is None:
+        return None
+    found = _PRECISIONS.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"precision {value} is not known")
+    return found
+
+
+def _value(row: Mapping[str, Any], key: str) -> Any:
+    value = row.get(key)
+    return None if value is None or (isinstance(value, float) and pd.isna(value)) else value
+
+
+def _positive(row: Mapping[str, Any], key: str) -> float:
+    value = _value(row, key)
+    if value is None or not float(value) > 0:
+        raise ValueError(f"{key} is missing or not above 0")
+    return float(value)
