@@ -27,8 +27,8 @@ def compare_quantised(
     features ten times as large as the rest, as activations of language models do. Exact is their sum in float64.
 
     Returns one row per ``method``: ``sent_bytes`` (counted, by the rank that sends most), ``ratio_to_bf16``,
-    ``error_pct`` (RMS of the error over RMS of the exact sum), ``worst_over_bound`` (largest error in units of its
-    bound; only for int8, where at most 1 is promised), ``p50_us`` (medians of the slowest rank's samples; over ``link``
+    ``error_pct`` (RMS of the error over RMS of the exact sum), ``worst_pct`` (largest error over the largest exact
+    sum), ``worst_over_bound`` (largest error in units of its bound; only for int8, where at most 1 is promised), ``p50_us`` (medians of the slowest rank's samples; over ``link``
     if given), ``same_bits`` (on all ranks), and the provenance. float32 and bfloat16 go by our ring, so that bytes can
     be counted.
 
@@ -53,6 +53,7 @@ def compare_quantised(
                 "sent_bytes": sent[method],
                 "ratio_to_bf16": sent[method] / sent["bfloat16"],
                 "error_pct": 100 * first["error"],
+                "worst_pct": 100 * first["worst"],
                 "worst_over_bound": first["worst_over_bound"],
                 "p50_us": float(np.median(np.max([outcome["us"] for outcome in outcomes], axis=0))),
                 "same_bits": len({outcome["digest"] for outcome in outcomes}) == 1,
@@ -107,7 +108,7 @@ def _compare(
         error = x.cpu().double() - exact
         outcome[method] = {
             "sent": counter.total("send").num_bytes,
-            "error": float(error.square().mean().sqrt() / exact.square().mean().sqrt()),
+            **_relative(error, exact),
             "worst_over_bound": _worst(error, addends, int(method.split()[1]), dtype) if "int8" in method else None,
             "us": samples,
             "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
@@ -118,7 +119,7 @@ def _compare(
     outcome["int8 added up as int8"] = outcome[f"int8, {scale_groups[0]} per scale"] | {
         # As a ring: one byte an element. gloo's own messages do not pass the counter.
         "sent": outcome["float32"]["sent"] // 4,
-        "error": float(error.square().mean().sqrt() / exact.square().mean().sqrt()),
+        **_relative(error, exact),
         "worst_over_bound": None,
         "us": [float("nan")] * _ITERATIONS,
         "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
@@ -139,6 +140,13 @@ def _partial_sums(n: int, tokens: int, hidden: int) -> list[Any]:
         weight = torch.randn(hidden, inner, generator=generator) / (4 * hidden) ** 0.5
         addends.append((x @ weight.T).flatten())
     return addends
+
+
+def _relative(error: Any, exact: Any) -> dict[str, float]:
+    return {
+        "error": float(error.square().mean().sqrt() / exact.square().mean().sqrt()),
+        "worst": float(error.abs().max() / exact.abs().max()),
+    }
 
 
 def _worst(error: Any, addends: list[Any], scale_group: int, dtype: Any) -> float:

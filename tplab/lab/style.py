@@ -69,6 +69,13 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
     return figure
 
 
+def bar_marker(colour: str, pattern: str = "", **more: Any) -> dict[str, Any]:
+    """Marker of a bar in ``colour``, with white lines of ``pattern`` over it: kinds differ by more than colour."""
+    # Without "overlay" plotly takes the colour for the lines, and leaves the bar itself transparent.
+    overlay = {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "fgopacity": 0.6, "solidity": 0.15}
+    return {"color": colour, **({"pattern": overlay} if pattern else {}), **more}
+
+
 def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:
     """Ticks at 1, 2 and 5 times powers of ten around ``values``, written out: plotly's own say 2, 5, 2, 5."""
     positive = [value for value in values if value > 0] or [1.0]

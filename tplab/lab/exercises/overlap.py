@@ -17,7 +17,8 @@ def check_chunk_choice(frame: pd.DataFrame, num_chunks: int) -> Verdict:
         int(frame["chunks"].iloc[int(frame["total_us"].argmin())]),
         float(times[num_chunks] / times.min() - 1),
     )
-    said = f"{num_chunks} chunks take {times[num_chunks] / 1e3:.1f} ms, the best ({best}) {times.min() / 1e3:.1f} ms"
+    chosen = f"{num_chunks} chunk{'s' * (num_chunks > 1)}"
+    said = f"{chosen}: {times[num_chunks] / 1e3:.1f} ms, the best ({best}) {times.min() / 1e3:.1f} ms"
     if regret <= _REGRET:
         return Verdict(True, f"{said}: a regret of {regret:.0%}.")
     why = (
@@ -25,4 +26,4 @@ def check_chunk_choice(frame: pd.DataFrame, num_chunks: int) -> Verdict:
         if num_chunks > best
         else "the last chunk's all-reduce has nothing left to hide behind, and it is large"
     )
-    return Verdict(False, f"{said}: a regret of {regret:.0%}. With {num_chunks} chunks {why}.")
+    return Verdict(False, f"{said}: a regret of {regret:.0%}. With {chosen} {why}.")

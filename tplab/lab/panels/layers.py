@@ -153,10 +153,10 @@ class ChunkModel(widgets.VBox):
 
         self._named = {
             "num_chunks": widgets.IntSlider(value=4, min=1, max=32, description="chunks", **_WIDE),
-            "compute_ms": slider(30, 2, 100, "matmul, ms"),
+            "compute_ms": slider(30, 2, 100, "matmul"),
             "comm_ms": slider(24, 2, 100, "all-reduce"),
             "overhead_ms": slider(0.2, 0, 2, "per matmul", 0.1),
-            "latency_ms": slider(0.5, 0, 2, "per message", 0.1),
+            "latency_ms": slider(0.5, 0, 2, "per send", 0.1),
         }
         self._view = FigureView(min_height=300)
         for control in self._named.values():
@@ -166,7 +166,8 @@ class ChunkModel(widgets.VBox):
             layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
         )
         body = widgets.HBox([left, self._view], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        super().__init__([widgets.HTML(html.heading("Chunks, modelled")), body])
+        super().__init__([widgets.HTML(html.heading("Chunks, modelled (milliseconds)")), body])
+        self.add_class("tplab-chunk-model")
         self._draw()
 
     def show(self, **settings: float) -> "ChunkModel":

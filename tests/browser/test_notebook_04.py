@@ -1,0 +1,33 @@
+"""Notebook 04 as a visitor uses it: move a slider of the model, measure other chunks, stop."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+def test_chunks_from_the_page(run_notebook: Callable[[str], Page]) -> None:
+    page = run_notebook("04-cheaper-communication.ipynb")
+    model = page.locator(".tplab-chunk-model")
+    expect(model.locator(".js-plotly-plot")).to_contain_text("4 chunks")
+    model.locator(".noUi-handle").first.press("ArrowRight")
+    expect(model.locator(".js-plotly-plot")).to_contain_text("5 chunks")
+
+    panel = page.locator(".tplab-panel")
+    phase = panel.locator(".tplab-phase")
+    panel.locator("select").nth(0).select_option(["1", "4"])
+    panel.locator("select").nth(1).select_option("256")
+    expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
+    panel.locator(".tplab-run").click()
+    expect(phase).to_contain_text("Done in", timeout=90_000)
+    expect(panel.locator(".tplab-below")).to_contain_text("of what can be hidden")
+    expect(panel.locator(".js-plotly-plot")).to_contain_text("bound")
+
+    panel.locator("select").nth(1).select_option("2048")
+    panel.locator(".tplab-run").click()
+    expect(phase).to_contain_text("measure", timeout=60_000)
+    panel.locator(".tplab-stop").click()
+    expect(phase).to_have_text("Stopped.", timeout=10_000)
+    expect(panel.locator(".tplab-error")).to_contain_text("What was measured until then is shown")
