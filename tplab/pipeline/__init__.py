@@ -13,7 +13,10 @@ What it should cost (pure: no process group, no cluster, no torch):
   simulation    when everything starts and ends; progress is its loop
   formulas      the same in closed form, where there is one
 What it does cost (on a cluster):
-  run           any table on real ranks
+  run           any table on real ranks, or on ranks that only wait; job is what they are handed
+  executor      one rank's row, interpreted; stages, feed and clock are its parts
+  channels      messages in the table's order, over routes
+  split_backward  I and W, from one graph
 Both give a
   trace         what ran when, simulated or measured
 
@@ -34,6 +37,12 @@ if TYPE_CHECKING:
     from tplab.pipeline.faults import Fault as Fault
     from tplab.pipeline.faults import ScheduleError as ScheduleError
     from tplab.pipeline.faults import grid_text as grid_text
+    from tplab.pipeline.job import StageError as StageError
+    from tplab.pipeline.run import MeasuredTrace as MeasuredTrace
+    from tplab.pipeline.run import RunPlan as RunPlan
+    from tplab.pipeline.run import run_schedule as run_schedule
+    from tplab.pipeline.run import run_trace as run_trace
+    from tplab.pipeline.run import submit_schedule as submit_schedule
     from tplab.pipeline.schedule import Action as Action
     from tplab.pipeline.schedule import MicroBatch as MicroBatch
     from tplab.pipeline.schedule import Op as Op
@@ -47,20 +56,26 @@ _HOME_OF = {
     "Action": "schedule",
     "Costs": "costs",
     "Fault": "faults",
+    "MeasuredTrace": "run",
     "MicroBatch": "schedule",
     "Op": "schedule",
     "PipelineConfig": "article",
     "PipelineScheduler": "article",
+    "RunPlan": "run",
     "SCHEDULES": "build",
     "Schedule": "schedule",
     "ScheduleError": "faults",
     "Span": "trace",
+    "StageError": "job",
     "Trace": "trace",
     "add_communication": "communication",
     "build_schedule": "build",
     "drop_communication": "communication",
     "grid_text": "faults",
+    "run_schedule": "run",
+    "run_trace": "run",
     "simulate": "simulation",
+    "submit_schedule": "run",
     "validate": "validation",
 }
 
