@@ -316,6 +316,28 @@ def test_wrong_gpu():
         Machine.from_topo(text, gpu="h10")
 
 
+@pytest.mark.parametrize(
+    ("n", "word", "gpu"),
+    [
+        (8, lambda i, j: "NV18", "h100"),
+        (8, lambda i, j: "NV12", "a100"),
+        (4, lambda i, j: "NV4", "a100"),
+        (4, lambda i, j: "NV12" if i // 2 == j // 2 else "SYS", "a100-pcie"),
+        (4, lambda i, j: "NV4" if i // 2 == j // 2 else "NODE", "rtx-a6000"),
+        (8, lambda i, j: f"NV{DGX1_NVLINKS[i][j]}" if DGX1_NVLINKS[i][j] else "SYS", "v100-32gb"),
+        (8, lambda i, j: "NV6", "v100-32gb"),
+        (8, lambda i, j: "PXB", "l40s"),
+        (1, lambda i, j: "", "l40s"),
+    ],
+)
+def test_gpu_guessed_by_its_nvlinks(n, word, gpu):
+    text = table(square(n, word))
+    machine = Machine.from_topo(text)
+    assert machine.gpu.name == gpu
+    assert machine.links == Machine.from_topo(text, gpu=gpu).links
+    assert f"the text does not say: taken as {gpu}" in machine.notes[0]
+
+
 def test_nodes_without_cards():
     with pytest.raises(ValueError, match="lists no network card"):
         Machine.from_topo(table(square(2, lambda i, j: "NV18")), gpu="h100", nodes=2)

@@ -164,12 +164,15 @@ class Machine:
         return detect()
 
     @classmethod
-    def from_topo(cls, text: str, *, gpu: "Gpu | str", nodes: int = 1, network: Link | None = None) -> "Machine":
+    def from_topo(
+        cls, text: str, *, gpu: "Gpu | str | None" = None, nodes: int = 1, network: Link | None = None
+    ) -> "Machine":
         """From what ``nvidia-smi topo -m`` prints.
 
         Args:
             text: as pasted: escape sequences, tabs or blanks, network cards, affinity columns and legend may be in it.
-            gpu: which GPUs these are, which the text does not say: a ``Gpu`` or a name of ``presets.GPUS``.
+            gpu: which GPUs these are, which the text does not say: a ``Gpu`` or a name of ``presets.GPUS``. By default
+                a guess by the number of NVLinks, which a note states.
             nodes: how many such nodes.
             network: between nodes; by default one 400 Gb/s card per listed network card, shared by the node's GPUs.
 
@@ -219,14 +222,12 @@ class Machine:
     def link(self, i: int, j: int) -> Link:
         """Between GPUs ``i`` and ``j``, numbered over all nodes. Raises ``ValueError`` for a GPU that is not there, or
         with itself."""
-        self._check(i)
-        self._check(j)
-        if i == j:
+        g = self.gpus_per_node
+        if i == j or not (0 <= i < g * self.nodes and 0 <= j < g * self.nodes):
+            self._check(i)
+            self._check(j)
             raise ValueError(f"GPU {i} has no link to itself")
-        if self.node_of(i) != self.node_of(j):
-            assert self.network is not None, "checked on construction"
-            return self.network
-        link = self.links[i % self.gpus_per_node][j % self.gpus_per_node]
+        link = self.links[i % g][j % g] if i // g == j // g else self.network
         assert link is not None, "checked on construction"
         return link
 

@@ -14,9 +14,9 @@ replica that spans nodes takes each node's GPUs in that node's best order; which
 Letters: t GPUs of a group, p stages, G GPUs of a node.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations, pairwise, permutations
 
 from tplab.topology.machine import Link, Machine, slowest
@@ -80,15 +80,16 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
             f"{machine.name} has no room for {max(wanted, 1)} x TP {tp} x PP {pp}: {per_node} groups of {tp} fit in a "
             f"node of {machine.gpus_per_node}, and there are {machine.nodes} nodes"
         )
-    node = _Node(machine)
+    node = _node(machine.links)
     chains = _chains(node, machine.nodes, tp, pp, wanted, per_node)
-    replicas_of = tuple(_aligned(machine, chain) for chain in chains)
+    strung = [_aligned(machine, node, chain) for chain in chains]
+    inside = [[node.links_inside(_local(group, node.size)) for group in chain] for chain in chains]
     used = {gpu for chain in chains for group in chain for gpu in group}
     return Placement(
-        groups=replicas_of,
-        tp_links=tuple(tuple(machine.slowest_link(group) for group in chain) for chain in replicas_of),
-        ring_links=tuple(tuple(ring_link(machine, group) for group in chain) for chain in replicas_of),
-        hop_links=tuple(tuple(_hop(machine, a, b) for a, b in pairwise(chain)) for chain in replicas_of),
+        groups=tuple(groups for groups, _ in strung),
+        tp_links=tuple(tuple(pair for pair, _ in links) for links in inside),
+        ring_links=tuple(tuple(ring for _, ring in links) for links in inside),
+        hop_links=tuple(hops for _, hops in strung),
         idle=tuple(gpu for gpu in range(machine.num_gpus) if gpu not in used),
         exact=node.exact,
     )
@@ -102,7 +103,10 @@ def ring_link(machine: Machine, gpus: Sequence[int]) -> Link | None:
     """
     if len(gpus) < 2:
         return None
-    links = {(i, j): machine.link(i, j) for i in gpus for j in gpus if i != j}
+    return _ring_link({(i, j): machine.link(i, j) for i in gpus for j in gpus if i != j}, gpus)
+
+
+def _ring_link(links: Mapping[tuple[int, int], Link], gpus: Sequence[int]) -> Link:
     if len(set(links.values())) == 1:
         return next(iter(links.values()))
     if len(gpus) > EXACT_UP_TO:
@@ -127,14 +131,19 @@ def _slowest_of(links: Sequence[Link]) -> Link | None:
 class _Node:
     """Links of one node as numbers to compare, and what has been worked out about its groups."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.size = machine.gpus_per_node
-        self.keys: list[list[Key]] = [[_BEST if link is None else _key(link) for link in row] for row in machine.links]
+    def __init__(self, links: tuple[tuple[Link | None, ...], ...]) -> None:
+        self.size = len(links)
+        self.links = links
+        self.keys: list[list[Key]] = [[_BEST if link is None else _key(link) for link in row] for row in links]
         flat = {self.keys[i][j] for i, j in combinations(range(self.size), 2)}
         self.uniform = len(flat) <= 1
         self.exact = self.uniform or self.size <= EXACT_UP_TO
         self.inside = cache(self._inside)
         self.hop = cache(self._hop)
+        self.groups = cache(self._groups)
+        self.chains = cache(self._chains)
+        self.links_inside = cache(self._links_inside)
+        self.facing = cache(self._facing)
 
     def _inside(self, group: Group) -> tuple[Key, Key]:
         """The group's slowest pair, and the slowest of its best ring."""
@@ -152,7 +161,24 @@ class _Node:
             return max(min(self.keys[i][j] for i, j in zip(a, b, strict=True)) for b in (b, b[::-1]))
         return max(min(self.keys[i][j] for i, j in zip(a, order, strict=True)) for order in permutations(b))
 
-    def groups(self, tp: int, count: int) -> list[list[Group]]:
+    def _links_inside(self, group: Group) -> tuple[Link | None, Link | None]:
+        """The group's slowest pair, and the slowest of its best ring."""
+        links = {(i, j): link for i in group for j in group if (link := self.links[i][j])}
+        return (slowest(links.values()), _ring_link(links, group)) if links else (None, None)
+
+    def _facing(self, a: Group, b: Group) -> tuple[Group, Link]:
+        """``b`` in the order that faces ``a`` over the fastest links, and the slowest of these."""
+        orders = [b, b[::-1]] if self.uniform or len(b) > 4 else list(permutations(b))
+        found = {order: slowest(self._link(i, j) for i, j in zip(a, order, strict=True)) for order in orders}
+        order = max(orders, key=lambda order: _key(found[order]))
+        return order, found[order]
+
+    def _link(self, i: int, j: int) -> Link:
+        link = self.links[i][j]
+        assert link is not None, "no stage sends to itself"
+        return link
+
+    def _groups(self, tp: int, count: int) -> list[list[Group]]:
         """The best choices of ``count`` groups, equally good inside."""
         if self.uniform:
             return [[tuple(range(k * tp, (k + 1) * tp)) for k in range(count)]]
@@ -168,6 +194,22 @@ class _Node:
                 best.append(groups)
         return best
 
+    def _chains(self, tp: int, pp: int, chains: int, leftover: int) -> tuple[list[list[Group]], list[Group]]:
+        """``chains`` replicas of ``pp`` groups, and ``leftover`` more groups in a good order."""
+        best: tuple[list[Key], list[list[Group]], list[Group]] | None = None
+        for groups in self.groups(tp, chains * pp + leftover):
+            hops, strung, rest = _strung(self, groups, pp, chains)
+            if best is None or hops > best[0]:
+                best = hops, strung, rest
+        assert best is not None, "a node has at least one way to be cut"
+        return best[1], best[2]
+
+
+@lru_cache(maxsize=16)
+def _node(links: tuple[tuple[Link | None, ...], ...]) -> _Node:
+    """Kept, because an advisor asks for dozens of layouts of one machine."""
+    return _Node(links)
+
 
 def _chains(node: _Node, nodes: int, tp: int, pp: int, wanted: int, per_node: int) -> list[list[Group]]:
     """Stages of each replica, in order: inside nodes as long as a node has room for one, then over what is left."""
@@ -179,7 +221,7 @@ def _chains(node: _Node, nodes: int, tp: int, pp: int, wanted: int, per_node: in
         leftover = per_node - here * pp if len(chains) + here < wanted else 0
         if not here and not leftover:
             break
-        mine, rest = _in_node(node, tp, pp, here, leftover)
+        mine, rest = node.chains(tp, pp, here, leftover)
         chains += [[_shifted(group, number, node.size) for group in chain] for chain in mine]
         left += [_shifted(group, number, node.size) for group in rest]
     while len(chains) < wanted:
@@ -187,17 +229,6 @@ def _chains(node: _Node, nodes: int, tp: int, pp: int, wanted: int, per_node: in
         left = left[pp:]
     # Either direction is as good: low numbers first.
     return sorted(min(chain, chain[::-1]) for chain in chains)
-
-
-def _in_node(node: _Node, tp: int, pp: int, chains: int, leftover: int) -> tuple[list[list[Group]], list[Group]]:
-    """``chains`` replicas of ``pp`` groups, and ``leftover`` more groups in a good order, on one node."""
-    best: tuple[list[Key], list[list[Group]], list[Group]] | None = None
-    for groups in node.groups(tp, chains * pp + leftover):
-        hops, strung, rest = _strung(node, groups, pp, chains)
-        if best is None or hops > best[0]:
-            best = hops, strung, rest
-    assert best is not None, "a node has at least one way to be cut"
-    return best[1], best[2]
 
 
 def _strung(
@@ -322,15 +353,22 @@ def _shifted(group: Group, node: int, size: int) -> Group:
     return tuple(gpu + node * size for gpu in group)
 
 
-def _aligned(machine: Machine, chain: Sequence[Group]) -> tuple[Group, ...]:
-    """Members of each group in the order that faces the group before it over the fastest links."""
-    ordered = [chain[0]]
+def _local(group: Group, size: int) -> Group:
+    return tuple(gpu % size for gpu in group)
+
+
+def _aligned(machine: Machine, node: _Node, chain: Sequence[Group]) -> tuple[tuple[Group, ...], tuple[Link, ...]]:
+    """Members of each group in the order that faces the group before it over the fastest links; the slowest links."""
+    ordered: list[Group] = [chain[0]]
+    hops: list[Link] = []
     for group in chain[1:]:
-        facing = ordered[-1]
-        orders = permutations(group) if len(group) <= 4 else (group, group[::-1])
-        ordered.append(max(orders, key=lambda order: _key(_hop(machine, facing, order))))
-    return tuple(ordered)
-
-
-def _hop(machine: Machine, a: Group, b: Group) -> Link:
-    return slowest(machine.link(i, j) for i, j in zip(a, b, strict=True))
+        before = ordered[-1]
+        number = group[0] // node.size
+        if before[0] // node.size == number:
+            order, link = node.facing(_local(before, node.size), _local(group, node.size))
+            ordered.append(_shifted(order, number, node.size))
+        else:
+            ordered.append(group)
+            link = machine.link(before[0], group[0])
+        hops.append(link)
+    return tuple(ordered), tuple(hops)

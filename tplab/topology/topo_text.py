@@ -16,7 +16,7 @@ seven peers at NV18 each are more links than a GPU has.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tplab.topology.machine import Gpu, Link, Machine
 from tplab.topology.presets import NIC_GBPS, gpu_preset, network, nvlink, pcie_link
@@ -98,11 +98,38 @@ def parse_topo(text: str) -> TopoTable:
     )
 
 
-def machine_from_topo(text: str, *, gpu: Gpu | str, nodes: int = 1, network: Link | None = None) -> Machine:
+def machine_from_topo(
+    text: str, *, gpu: Gpu | str | None = None, nodes: int = 1, network: Link | None = None
+) -> Machine:
     """See :meth:`Machine.from_topo`."""
-    spec = gpu_preset(gpu)
+    spec = None if gpu is None else gpu_preset(gpu)
     table = parse_topo(text)
-    return machine_from_table(table, spec, nodes=nodes, between=network, source="nvidia-smi topo")
+    source = "nvidia-smi topo"
+    if spec is not None:
+        return machine_from_table(table, spec, nodes=nodes, between=network, source=source)
+    guess, why = guess_gpu(table)
+    machine = machine_from_table(table, gpu_preset(guess), nodes=nodes, between=network, source=source)
+    note = f"which GPUs these are, the text does not say: taken as {guess}, {why}; give gpu= if they are others"
+    return replace(machine, notes=(note, *machine.notes))
+
+
+def guess_gpu(table: TopoTable) -> tuple[str, str]:
+    """A usual GPU with such NVLinks, and why. Memory and speed may be others': H100, H200 and B200 all have 18."""
+    counts = [int(word[2:]) for row in table.cells for word in row if word.startswith("NV")]
+    if not counts:
+        return "l40s", "for want of any NVLink"
+    most = max(counts)
+    total = max(sum(int(word[2:]) for word in row if word.startswith("NV")) for row in table.cells)
+    if most > 12:
+        return "h100", f"by the {most} NVLinks of a pair"
+    if most > 6:
+        paired = total == most and len(table.gpus) > 2
+        return ("a100-pcie" if paired else "a100"), f"by the {most} NVLinks of a pair"
+    if most == 4 and total == 4:
+        return "rtx-a6000", "by bridges of 4 NVLinks"
+    if total == 12:
+        return "a100", "by 12 NVLinks to its peers together"
+    return "v100-32gb", f"by at most {most} NVLinks of a pair"
 
 
 def machine_from_table(
