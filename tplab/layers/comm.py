@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tplab.collectives.direct import direct_all_gather, direct_reduce_scatter
-from tplab.collectives.emulated import EmulatedGroup
+from tplab.collectives.emulated import ALGORITHMS, EmulatedGroup
 from tplab.collectives.transport import ProcessGroupTransport, Transport
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ class EmulatedComm:
     def __init__(self, group: EmulatedGroup, algorithm: str = "ring") -> None:
         if not isinstance(group, EmulatedGroup):
             raise ValueError(f"group must be an EmulatedGroup; got {group!r}")
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
         self._emulated = group
         self._algorithm = algorithm
         self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tplab-emulated")

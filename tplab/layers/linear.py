@@ -17,7 +17,7 @@ from tplab.layers.matmul import column_matmul, start_row_matmul
 from tplab.layers.regions import copy_to_group, gather_from_group, split_to_group
 from tplab.layers.shards import Plan, Shard, even_range, load, same_kind
 from tplab.layers.shared_rows import SharedRows
-from tplab.layers.strategies import Blocking
+from tplab.layers.strategies import Blocking, as_strategy
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,7 +44,7 @@ class _ParallelLinear(nn.Module):
         dtype, device = kind
         check_device(comm, device)
         self.comm = comm
-        self.strategy = strategy or Blocking()
+        self.strategy = as_strategy(strategy)
         self.in_features = in_features
         self.out_features = out_features
         self.plan = plan

@@ -189,7 +189,9 @@ def equality_test(got: torch.Tensor, want: torch.Tensor) -> tuple[bool, str]:
     if got.shape != want.shape:
         return False, f"shape {tuple(got.shape)} instead of {tuple(want.shape)}"
     error = float((got - want).abs().max() / want.abs().max())
-    return error < TOLERANCE, f"off by {100 * error:.0f} %" if error > TOLERANCE else "equal"
+    if error < TOLERANCE:
+        return True, "equal"
+    return False, f"off by {100 * error:.{'0f' if error > 0.01 else '2g'}} %"  # NaN is off, too
 
 
 def _compare(rank: "Rank", index: int) -> tuple[str, bool, float]:

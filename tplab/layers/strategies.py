@@ -179,7 +179,8 @@ class SequenceParallel(Blocking):
 class Int8(Blocking):
     """Quantised two-shot all-reduce: int8 with a scale per group of elements, half the bytes of bfloat16.
 
-    Not exact: see ``tplab.collectives.quantised`` for the bound on its error, and ``int8_error`` to measure it.
+    Not exact: ``tplab.collectives.quantised.error_bound`` says by how much at most, ``compare_quantised`` measures it.
+    Gradients pass as if the sum were exact (rounding has none of its own), and are summed exactly themselves.
 
     Args:
         scale_group: elements per scale.
@@ -216,14 +217,22 @@ class _All:
         return self.target
 
 
+def as_strategy(strategy: Blocking | None) -> Blocking:
+    """None: blocking. Raises ``ValueError`` for what is no strategy, a name for instance."""
+    if strategy is None:
+        return Blocking()
+    if not isinstance(strategy, Blocking):
+        raise ValueError(f"strategy must be one of tplab.layers' strategies, such as Chunked(4); got {strategy!r}")
+    return strategy
+
+
 def set_strategy(module: nn.Module, strategy: Blocking) -> nn.Module:
     """Change how every parallel layer below ``module`` communicates; returns the module.
 
     Raises:
         ValueError: ``strategy`` is not one, or nothing below ``module`` communicates.
     """
-    if not isinstance(strategy, Blocking):
-        raise ValueError(f"strategy must be one of tplab.layers' strategies, such as Chunked(4); got {strategy!r}")
+    strategy = as_strategy(strategy)
     layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "strategy")]
     if not layers:
         raise ValueError(f"module: no layer below {type(module).__name__} is parallel")
