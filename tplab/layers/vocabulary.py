@@ -7,6 +7,7 @@ Legend: B batch, S sequence, T tokens, D hidden; V vocabulary, v rows per rank (
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -285,7 +286,7 @@ def parallel_sample(
     vocab: VocabShard,
     group: "ProcessGroup | Comm | None",
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -297,14 +298,15 @@ def parallel_sample(
     them, and uses its own part.
 
     Args:
-        generator: on the CPU, so that the noise is the same on every device.
+        generator: on the CPU, so that the noise is the same on every device. Several: one per row, so that a row's
+            tokens do not depend on which others are in the batch.
         temperature: 0: the argmax, without noise.
         top_k: of the ``top_k`` likeliest only (those that tie with the last included); an all-gather of ``top_k``
             numbers per rank.
         top_p: of the fewest that together have this probability, after ``top_k``; gathers all logits.
 
     Raises:
-        ValueError: a setting out of range, or a generator that is not on the CPU.
+        ValueError: a setting out of range, a generator that is not on the CPU, or not as many as rows.
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 or more, and finite; got {temperature}")
@@ -312,12 +314,19 @@ def parallel_sample(
         raise ValueError(f"top_k must be a whole number of at least 1, or None; got {top_k!r}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be more than 0 and at most 1, or None; got {top_p}")
-    if generator.device.type != "cpu":
-        raise ValueError(f"generator must be on the cpu; it is on {generator.device}")
+    generators = [generator] if isinstance(generator, torch.Generator) else [*generator]
+    for each in generators:
+        if each.device.type != "cpu":
+            raise ValueError(f"generator must be on the cpu; it is on {each.device}")
     _local(logits, vocab)
     comm = as_comm(group)
     # Drawn in any case: how far the generator gets must not depend on the settings.
-    uniform = torch.rand((*logits.shape[:-1], vocab.size), generator=generator, dtype=torch.float64)
+    if isinstance(generator, torch.Generator):
+        uniform = torch.rand((*logits.shape[:-1], vocab.size), generator=generator, dtype=torch.float64)
+    elif logits.dim() != 2 or len(generators) != logits.shape[0]:
+        raise ValueError(f"generator: {len(generators)} of them for logits of shape {tuple(logits.shape)}; one per row")
+    else:
+        uniform = torch.stack([torch.rand(vocab.size, generator=each, dtype=torch.float64) for each in generators])
     if temperature == 0:
         return parallel_argmax(logits, vocab, comm)
     scores = logits.float()

@@ -3,6 +3,7 @@
 What it is (pure: no torch, for the notebook's kernel):
   config        a model as numbers; what is read from a config.json, and what is refused
   stages        which layers and which slices a rank holds
+  request       what is asked of it
   errors        what can go wrong with a checkpoint
 What it should cost (pure):
   memory        bytes of weights, keys and values per rank
@@ -10,6 +11,11 @@ On the ranks:
   rotary, padding, decoder   one rank's part of the model
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
+  sampling, engine           prefill and decode, micro-batches in flight
+  recorder      when a rank computed, summed and waited
+What it does cost, and the one call:
+  generation    a model on a cluster, prompts in, tokens and their cost out
+  result        tokens, times, shares, trace
 
 Public names load on first use.
 """
@@ -20,12 +26,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tplab.models.config import ModelConfig as ModelConfig
     from tplab.models.errors import CheckpointError as CheckpointError
+    from tplab.models.generation import generate as generate
+    from tplab.models.generation import submit_generate as submit_generate
+    from tplab.models.result import Generation as Generation
+    from tplab.models.result import compare as compare
     from tplab.models.stages import Layout as Layout
 
 _HOME_OF = {
     "CheckpointError": "errors",
+    "Generation": "result",
     "Layout": "stages",
     "ModelConfig": "config",
+    "compare": "result",
+    "generate": "generation",
+    "submit_generate": "generation",
 }
 
 __all__ = sorted(_HOME_OF)

@@ -1,0 +1,194 @@
+"""Prefill and decode on one rank: the same loop on all of them, each doing its stage's part.
+
+The batch is cut into k micro-batches. Each goes through the stages, and its tokens come back from the last stage to all
+others: to the first as its next input, to the rest because then every rank knows by itself which sequences have ended
+and goes on with the same micro-batches, without being told. With k of them in flight stage 0 works on the next while
+the tokens of this one are on their way: the decode ring, full when k is at least the number of stages.
+
+Messages between two ranks keep their order and a receiver takes them in the order in which they are sent, so there are
+no tags; sends are not waited for until their micro-batch comes round again, so no rank stands still with work to do.
+
+Legend: B sequences of a micro-batch, S tokens of the longest prompt, D hidden; k micro-batches, p stages, t ranks each.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tplab.layers.strategies import Blocking
+from tplab.models.loading import Loaded
+from tplab.models.padding import Padding
+from tplab.models.recorder import Recorder, TimedComm
+from tplab.models.request import Request
+from tplab.models.sampling import Sampler
+
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
+    from tplab.layers.kv_cache import KVCache
+
+_REPORT_EVERY_S = 0.2
+
+
+class MicroBatch:
+    """Some of the sequences, on one rank."""
+
+    def __init__(self, loaded: Loaded, request: Request, prompts: list[list[int]], start: int, device: torch.device):
+        stage = loaded.stage
+        self.start = start
+        self.prompts = prompts
+        longest = max(map(len, prompts))
+        self.max_length = longest + request.max_new_tokens - 1
+        self.padding = Padding([len(prompt) for prompt in prompts], self.max_length, device)
+        self.caches: list[KVCache] = stage.make_caches(len(prompts), self.max_length)
+        self.sampler = (
+            Sampler(request, start, start + len(prompts), stage.vocab, loaded.comm) if stage.spec.last else None
+        )
+        self.input_BS: torch.Tensor | None = self.padding.ids(prompts) if stage.spec.first else None
+        """Next input of the first stage."""
+        self.running = [True] * len(prompts)
+        """Whether a sequence is still without a stop token."""
+        self.sent: list[Any] = []
+        """Messages of the last step, with their tensors: not to be overwritten yet."""
+
+
+class Engine:
+    """One request on one rank, weights loaded.
+
+    Args:
+        prompts: token ids, checked.
+    """
+
+    def __init__(self, rank: "Rank", loaded: Loaded, request: Request, prompts: list[list[int]]) -> None:
+        self._rank, self._stage, self._request = rank, loaded.stage, request
+        layout = loaded.layout
+        self._index, tp_index = layout.place(rank.index)
+        self._peers = [stage * layout.tp + tp_index for stage in range(layout.pp)]
+        """The rank of each stage that this one exchanges messages with."""
+        self._last = layout.pp - 1
+        self._dtype = next(loaded.stage.parameters()).dtype
+        self._comm = loaded.comm
+        self.micro_batches = [
+            MicroBatch(loaded, request, prompts[start:end], start, rank.device)
+            for start, end in request.micro_batches()
+        ]
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.margins: list[list[float]] = [[] for _ in prompts]
+        self.token_s: list[list[float]] = [[] for _ in prompts]
+        self.recorder = Recorder(rank.device)
+        self.start_s = 0.0
+        self._stop = frozenset(request.stop_tokens)
+        self._reported_s = 0.0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of all caches on this rank."""
+        return sum(cache.num_bytes for each in self.micro_batches for cache in each.caches)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """All steps of all micro-batches."""
+        stage, request, recorder = self._stage, self._request, self.recorder
+        timed = self._comm if isinstance(self._comm, TimedComm) else None
+        if timed is not None:
+            timed.recorder = recorder
+        recorder.start()
+        self.start_s = time.monotonic()
+        try:
+            stage.set_strategy(request.strategy or Blocking())
+            for step in range(request.max_new_tokens + 1):
+                if step == 1:
+                    stage.set_strategy(Blocking())
+                for number, micro_batch in enumerate(self.micro_batches):
+                    if not any(micro_batch.running):
+                        continue
+                    recorder.step, recorder.micro_batch = step, number
+                    if step and self._index != self._last:
+                        recorder.step = step - 1
+                        self._take(micro_batch, *self._receive_tokens(micro_batch))
+                        recorder.step = step
+                        if not any(micro_batch.running):
+                            continue
+                    if step < request.max_new_tokens:
+                        self._advance(micro_batch, "decode" if step else "prefill")
+            for micro_batch in self.micro_batches:
+                _wait(micro_batch.sent)
+        finally:
+            if timed is not None:
+                timed.recorder = None
+            stage.set_strategy(Blocking())
+
+    def _advance(self, micro_batch: MicroBatch, kind: str) -> None:
+        """One step of this stage for a micro-batch."""
+        x = micro_batch.input_BS if self._stage.spec.first else self._receive_hidden(micro_batch, kind)
+        assert x is not None
+        start = self.recorder.mark()
+        y = self._stage(x, padding=micro_batch.padding, caches=micro_batch.caches)
+        if micro_batch.sampler is None:
+            self.recorder.add(kind, start)
+            _wait(micro_batch.sent)
+            micro_batch.sent = [self._send(y.contiguous(), self._peers[self._index + 1])]
+            return
+        tokens_B, margins_B = micro_batch.sampler(y)
+        self.recorder.add(kind, start)
+        _wait(micro_batch.sent)
+        micro_batch.sent = [self._send(tokens_B, peer) for peer in self._peers[:-1]]
+        self._take(micro_batch, tokens_B, margins_B)
+
+    def _take(self, micro_batch: MicroBatch, tokens_B: torch.Tensor, margins_B: torch.Tensor | None) -> None:
+        """Write down the tokens of a step, and see which sequences have ended."""
+        if micro_batch.input_BS is not None:
+            micro_batch.input_BS = tokens_B[:, None]
+        tokens = tokens_B.tolist()
+        now = time.monotonic()
+        margins = None if margins_B is None else margins_B.tolist()
+        fresh = []
+        for place, token in enumerate(tokens):
+            if not micro_batch.running[place]:
+                continue
+            sequence = micro_batch.start + place
+            self.tokens[sequence].append(token)
+            self.token_s[sequence].append(now)
+            if margins is not None:
+                self.margins[sequence].append(margins[place])
+            fresh.append((sequence, token))
+            if token in self._stop:
+                micro_batch.running[place] = False
+        if self._rank.index == 0:
+            self._report(fresh, now)
+
+    def _report(self, fresh: list[tuple[int, int]], now: float) -> None:
+        if not self._request.stream and now - self._reported_s < _REPORT_EVERY_S:
+            return
+        self._reported_s = now
+        done = sum(map(len, self.tokens))
+        total = len(self.tokens) * self._request.max_new_tokens
+        self._rank.report(
+            phase="generate", done=done, total=total, **({"tokens": fresh} if self._request.stream else {})
+        )
+
+    def _receive_hidden(self, micro_batch: MicroBatch, kind: str) -> torch.Tensor:
+        seq = micro_batch.padding.longest if kind == "prefill" else 1
+        shape = (len(micro_batch.prompts), seq, self._stage.config.hidden_size)
+        hidden_BSD = torch.empty(shape, dtype=self._dtype, device=self._rank.device)
+        self._receive(hidden_BSD, self._peers[self._index - 1])
+        return hidden_BSD
+
+    def _receive_tokens(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, None]:
+        tokens_B = torch.empty(len(micro_batch.prompts), dtype=torch.int64, device=self._rank.device)
+        self._receive(tokens_B, self._peers[self._last])
+        return tokens_B, None
+
+    def _receive(self, into: torch.Tensor, peer: int) -> None:
+        start = self.recorder.mark()
+        self._rank.group.recv([into], peer, 0).wait()
+        self.recorder.add("wait", start)
+
+    def _send(self, tensor: torch.Tensor, peer: int) -> tuple[Any, torch.Tensor]:
+        return self._rank.group.send([tensor], peer, 0), tensor
+
+
+def _wait(sent: list[tuple[Any, torch.Tensor]]) -> None:
+    for work, _ in sent:
+        work.wait()
+    sent.clear()

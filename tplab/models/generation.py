@@ -1,0 +1,305 @@
+"""``generate``: a model on a cluster, prompts in, tokens and their cost out. The one call; the rest is behind it.
+
+No torch at import: the notebook's kernel calls this, and the work is on the ranks.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tplab.models.config import ModelConfig
+from tplab.models.loading import Weights, ensure_loaded, together
+from tplab.models.memory import itemsize, kv_bytes, weight_bytes
+from tplab.models.request import Request, check_prompts
+from tplab.models.result import Generation, RankResult
+from tplab.models.stages import Layout
+
+if TYPE_CHECKING:
+    from tplab.cluster import Cluster, Rank, Report, Run
+    from tplab.layers.strategies import Blocking
+    from tplab.models.loading import Loaded
+
+OnToken = Callable[[int, int], None]
+"""Called with the number of a sequence and its next token."""
+
+
+def generate(
+    cluster: "Cluster",
+    model: "str | Path | ModelConfig",
+    prompts: Any,
+    *,
+    tp: int | None = None,
+    pp: int | None = None,
+    timeout: float | None = 600.0,
+    **settings: Any,
+) -> Generation:
+    """Load ``model`` onto the ranks of ``cluster``, unless it is there already, and continue ``prompts``.
+
+    ::
+
+        with Cluster(4) as cluster:
+            result = generate(cluster, "path/to/checkpoint", ["Once upon a time"], tp=2, pp=2, max_new_tokens=64)
+            result.texts, result.ttft_s, result.output_tokens_per_s
+
+    Args:
+        model: folder of a Hugging Face checkpoint, or a ``ModelConfig``, whose weights are then made up by
+            ``weights_seed`` (0), the same for every layout.
+        prompts: a text or several (transformers' tokenizer, from the checkpoint's folder), or token ids.
+        tp, pp: degrees; the one left out takes the ranks that are left, both left out: ``tp`` takes all.
+        timeout: seconds for loading and generating; None: no limit.
+        settings: as for :func:`submit_generate`.
+
+    Raises:
+        ValueError: an argument that cannot work, before anything is started; prompts that are texts, on the ranks.
+        CheckpointError: as the cause of a ``RankError``: what is wrong with the checkpoint, raised by every rank.
+        ClusterError: the cluster's other faults.
+    """
+    __tracebackhide__ = True
+    return submit_generate(cluster, model, prompts, tp=tp, pp=pp, timeout=timeout, **settings).result()
+
+
+def submit_generate(
+    cluster: "Cluster",
+    model: "str | Path | ModelConfig",
+    prompts: Any,
+    *,
+    tp: int | None = None,
+    pp: int | None = None,
+    stages: Sequence[int] | None = None,
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop_tokens: Sequence[int] | None = None,
+    num_micro_batches: int | None = None,
+    dtype: str | None = None,
+    weights_seed: int = 0,
+    margins: bool = False,
+    strategy: "Blocking | None" = None,
+    on_token: OnToken | None = None,
+    on_report: "Callable[[Report], None] | None" = None,
+    timeout: float | None = 600.0,
+) -> "GenerationRun":
+    """Like :func:`generate`, without waiting: a handle with ``result()``, ``stop()`` and ``tokens`` so far.
+
+    Args:
+        stages: layers per stage; as even as possible by default.
+        max_new_tokens: a sequence ends after so many, or with a stop token.
+        temperature, top_k, top_p, seed: 0: the likeliest token; else a draw. The same seed gives the same tokens in
+            every layout (in float32: rounding may decide otherwise between layouts in narrower dtypes).
+        stop_tokens: the config's by default; ``()`` for none.
+        num_micro_batches: k; by default one per stage, or per prompt if there are fewer.
+        dtype: of weights, keys and values; the config's by default.
+        margins: also tell how far ahead the likeliest token was.
+        strategy: how the layers communicate in prefill, from ``tplab.layers``.
+        on_token: called with each token as rank 0 learns it, on the cluster's own thread: it must be quick.
+        on_report: called with each report of a rank: ``phase`` is ``load`` or ``generate``, with ``done`` and
+            ``total``.
+    """
+    tp, pp = _degrees(cluster.num_ranks, tp, pp)
+    config, weights = Weights.of(model, weights_seed)
+    layout = Layout.of(config.num_layers, tp, pp, stages)
+    dtype = dtype or config.dtype
+    itemsize(dtype)
+    for rank in range(layout.num_ranks):
+        weight_bytes(config, layout, rank, dtype)  # sizes that do not divide are told here
+    request = Request.of(
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_tokens=tuple(config.stop_tokens if stop_tokens is None else stop_tokens),
+        num_micro_batches=1 if num_micro_batches is None else num_micro_batches,
+        margins=margins,
+        stream=on_token is not None,
+        strategy=strategy,
+    )
+    if num_micro_batches is None:
+        request = replace(request, num_micro_batches=min(pp, len(request.prompts)))
+    if request.is_text:
+        if weights.folder is None:
+            raise ValueError("prompts are texts, but a model made up by seed has no tokenizer: give token ids")
+    else:
+        check_prompts(request.prompts, config, max_new_tokens)  # type: ignore[arg-type]
+    handle = GenerationRun(len(request.prompts), on_token, on_report)
+    run = cluster.submit(
+        generate_on_rank, config, weights, layout, dtype, request, timeout=timeout, on_report=handle._deliver
+    )
+    handle._follow(run, cluster, layout, request)
+    return handle
+
+
+class GenerationRun(Future[Generation]):
+    """A generation under way: a ``concurrent.futures.Future`` of the :class:`Generation`."""
+
+    def __init__(
+        self, num_sequences: int, on_token: OnToken | None, on_report: "Callable[[Report], None] | None"
+    ) -> None:
+        super().__init__()
+        self.tokens: list[list[int]] = [[] for _ in range(num_sequences)]
+        """What has come so far of each sequence, where ``on_token`` was given; also of a run that was stopped."""
+        self.run: Run[RankResult] | None = None
+        """The run on the cluster: ``reports``, ``output``, ``elapsed_s``."""
+        self._on_token, self._on_report = on_token, on_report
+
+    def result(self, timeout: float | None = None) -> Generation:
+        """The generation. Raises the run's fault. An interrupt stops the run."""
+        __tracebackhide__ = True
+        assert self.run is not None
+        self.run.result(timeout)
+        return super().result(timeout)
+
+    def stop(self) -> None:
+        """End it, without waiting for it to end."""
+        assert self.run is not None
+        self.run.stop()
+
+    def _deliver(self, report: "Report") -> None:
+        for sequence, token in report.fields.get("tokens", ()):
+            self.tokens[sequence].append(token)
+            if self._on_token is not None:
+                self._on_token(sequence, token)
+        if self._on_report is not None:
+            self._on_report(report)
+
+    def _follow(self, run: "Run[RankResult]", cluster: "Cluster", layout: Layout, request: Request) -> None:
+        self.run = run
+
+        def done(finished: "Future[list[RankResult]]") -> None:
+            fault = finished.exception()
+            if fault is not None:
+                self.set_exception(fault)
+                return
+            try:
+                generation = Generation.of(
+                    finished.result(),
+                    layout=layout,
+                    num_micro_batches=request.num_micro_batches,
+                    stop_tokens=request.stop_tokens,
+                    badge=cluster.provenance.badge,
+                    provenance=cluster.provenance.columns(),
+                )
+            except Exception as error:
+                self.set_exception(error)
+            else:
+                self.set_result(generation)
+
+        run.add_done_callback(done)
+
+
+def generate_on_rank(
+    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, dtype: str, request: Request
+) -> RankResult:
+    """What every rank does. Also for ``torchrun``, with a ``Rank`` from ``tplab.cluster.torchrun.attached``."""
+    import torch.distributed as dist
+
+    prompts = _prompts_of(rank, config, weights, request)
+    loaded, load = ensure_loaded(rank, config, weights, layout, dtype)
+    engine = together(rank, lambda: _make_engine(rank, loaded, config, dtype, request, prompts))
+    if rank.world_size > 1:
+        dist.barrier(group=rank.group)  # all start together, and NCCL has connected
+    engine.run()
+    is_last = loaded.stage.spec.last
+    return RankResult(
+        tokens=engine.tokens,
+        margins=engine.margins if request.margins and is_last else None,
+        token_s=engine.token_s,
+        start_s=engine.start_s,
+        spans=engine.recorder.spans(),
+        load=load,
+        kv_bytes=engine.kv_bytes,
+        prompts=prompts,
+        texts=_texts_of(weights, engine.tokens) if request.is_text and rank.index == 0 else None,
+    )
+
+
+def _make_engine(
+    rank: "Rank", loaded: "Loaded", config: ModelConfig, dtype: str, request: Request, prompts: list[list[int]]
+) -> Any:
+    """The engine with its caches, after a look whether they fit."""
+    from tplab.models.engine import Engine
+
+    shapes = [
+        (end - start, max(map(len, prompts[start:end])) + request.max_new_tokens - 1)
+        for start, end in request.micro_batches()
+    ]
+    layout = loaded.layout
+    # Ranks on the CPU share the machine's memory; on GPUs each is asked for its own.
+    asked = range(layout.num_ranks) if rank.device.type == "cpu" else [rank.index]
+    needed = sum(
+        kv_bytes(config, layout, each, batch=batch, max_length=length, dtype=dtype)
+        for each in asked
+        for batch, length in shapes
+    )
+    free = _free_bytes(rank)
+    if needed > free:
+        raise MemoryError(
+            f"keys and values of {len(prompts)} sequences of {max(length for _, length in shapes)} tokens take "
+            f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on {rank.device}: use fewer or shorter prompts, "
+            f"a smaller max_new_tokens, or dtype='bfloat16'"
+        )
+    return Engine(rank, loaded, request, prompts)
+
+
+def _free_bytes(rank: "Rank") -> int:
+    if rank.device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(rank.device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _prompts_of(rank: "Rank", config: ModelConfig, weights: Weights, request: Request) -> list[list[int]]:
+    """Token ids on every rank. Texts are turned into them on rank 0 only: importing transformers takes seconds."""
+    if not request.is_text:
+        return [[*prompt] for prompt in request.prompts]
+    import torch.distributed as dist
+
+    def tokenize() -> list[list[int]]:
+        if rank.index:
+            return []
+        prompts = [list(map(int, _tokenizer(weights)(text)["input_ids"])) for text in request.prompts]
+        check_prompts(prompts, config, request.max_new_tokens)
+        return prompts
+
+    box = [together(rank, tokenize)]
+    if rank.world_size > 1:
+        dist.broadcast_object_list(box, src=0, group=rank.group)
+    return box[0]
+
+
+def _texts_of(weights: Weights, tokens: list[list[int]]) -> list[str]:
+    tokenizer = _tokenizer(weights)
+    return [tokenizer.decode(each, skip_special_tokens=True) for each in tokens]
+
+
+def _tokenizer(weights: Weights) -> Any:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ValueError(
+            "prompts are texts: that needs transformers (pip install transformers), or token ids"
+        ) from error
+    assert weights.folder is not None
+    return AutoTokenizer.from_pretrained(weights.folder)
+
+
+def _degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:
+    for name, size in (("tp", tp), ("pp", pp)):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"{name} must be a positive whole number; got {size!r}")
+    tp_size = tp if tp is not None else num_ranks // (pp or 1)
+    pp_size = pp if pp is not None else num_ranks // tp_size if tp_size else 0
+    if tp_size * pp_size != num_ranks:
+        raise ValueError(
+            f"tp={tp_size} times pp={pp_size} must be the {num_ranks} ranks of the cluster: use sizes that divide it, "
+            f"or a cluster of another size"
+        )
+    return tp_size, pp_size

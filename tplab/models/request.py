@@ -1,0 +1,118 @@
+"""What is asked of a model: prompts, how long, how tokens are chosen. Pure: checked in the kernel, used on ranks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tplab.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from tplab.layers.strategies import Blocking
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One call of ``generate``, without the model.
+
+    Raises:
+        ValueError: a setting that cannot work, by name.
+    """
+
+    prompts: tuple[tuple[int, ...], ...] | tuple[str, ...]
+    """Token ids of each sequence, or texts."""
+    max_new_tokens: int
+    """A sequence ends after so many, or with a stop token."""
+    temperature: float = 0.0
+    """0: the likeliest token. More: a draw from the softmax of logits / temperature."""
+    top_k: int | None = None
+    """Only from the likeliest so many."""
+    top_p: float | None = None
+    """Only from the fewest that together have this probability."""
+    seed: int = 0
+    """Of the draws; each sequence has its own from it, whatever batch it is in."""
+    stop_tokens: tuple[int, ...] = ()
+    """Any of these ends a sequence, and is its last token."""
+    num_micro_batches: int = 1
+    """k: the batch goes through the stages in so many parts, each decoding while others are elsewhere."""
+    margins: bool = False
+    """Also tell by how much the likeliest token beat the second, in logits."""
+    stream: bool = False
+    """Report every token as it comes."""
+    strategy: "Blocking | None" = None
+    """How the layers communicate in prefill; decode steps are too short for anything but blocking."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("prompts must hold at least one prompt; it is empty")
+        texts = [isinstance(prompt, str) for prompt in self.prompts]
+        if any(texts) and not all(texts):
+            raise ValueError("prompts must all be texts, or all lists of token ids; they are mixed")
+        for name in ("max_new_tokens", "num_micro_batches"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number; got {value!r}")
+        if self.num_micro_batches > len(self.prompts):
+            raise ValueError(
+                f"num_micro_batches={self.num_micro_batches} is more than the {len(self.prompts)} prompts: a "
+                f"micro-batch needs one at least"
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 or more, and finite; got {self.temperature}")
+        if self.top_k is not None and (
+            isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1
+        ):
+            raise ValueError(f"top_k must be a positive whole number, or None; got {self.top_k!r}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be more than 0 and at most 1, or None; got {self.top_p}")
+        if self.margins and self.temperature:
+            raise ValueError(f"margins are of the likeliest token: use temperature=0, not {self.temperature}")
+
+    @classmethod
+    def of(cls, prompts: Any, **settings: Any) -> "Request":
+        """``prompts``: a text or a list of texts, token ids, or a list of lists of them (arrays will do)."""
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if not isinstance(prompts, Sequence):
+            prompts = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
+        if len(prompts) and all(isinstance(token, int) and not isinstance(token, bool) for token in prompts):
+            prompts = [prompts]
+        made = tuple(prompt if isinstance(prompt, str) else _token_ids(prompt) for prompt in prompts)
+        return cls(prompts=made, **settings)  # type: ignore[arg-type]
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.prompts[0], str)
+
+    def micro_batches(self) -> list[tuple[int, int]]:
+        """First sequence of each micro-batch, and the one after its last: the first ones are one longer."""
+        each, longer = divmod(len(self.prompts), self.num_micro_batches)
+        ends = [(part + 1) * each + min(part + 1, longer) for part in range(self.num_micro_batches)]
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens: int) -> None:
+    """Raises ``ValueError`` for a prompt that is empty, too long, or has tokens that there are not."""
+    for place, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {place} is empty: a model needs a token to start from")
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= config.vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"prompt {place} has the token {wrong}; tokens are 0 to {config.vocab_size - 1}")
+        total = len(prompt) + max_new_tokens
+        if total > config.max_positions:
+            raise ValueError(
+                f"prompt {place} has {len(prompt)} tokens, with max_new_tokens={max_new_tokens} that makes {total}; "
+                f"the model takes {config.max_positions}: shorten the prompt, or ask for fewer"
+            )
+
+
+def _token_ids(prompt: Any) -> tuple[int, ...]:
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    try:
+        return tuple(int(token) for token in values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a prompt must be a text or a list of token ids; got {prompt!r}") from error
