@@ -12,7 +12,15 @@ from tplab.cluster import Cluster, Report, RunStopped
 from tplab.collectives import timing
 from tplab.collectives.counting import count_sent_bytes
 from tplab.collectives.point_to_point import fit_link, measure_point_to_point
-from tplab.collectives.sweep import default_iterations, plan_sweep, submit_sweep, sweep_all_reduce, sweep_frame
+from tplab.collectives.sweep import (
+    ALGORITHMS,
+    ON_SYMMETRIC_MEMORY,
+    default_iterations,
+    plan_sweep,
+    submit_sweep,
+    sweep_all_reduce,
+    sweep_frame,
+)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,11 +49,21 @@ def cluster3() -> Iterator[Cluster]:
         ({"mode": "graph"}, "mode='graph' needs"),
         ({"mode": "graph", "backend": "nccl", "algorithms": ["ring"]}, "mode='graph'"),
         ({"iterations": 0}, "iterations"),
+        ({"algorithms": ["symmetric-one-shot"]}, "need a GPU per rank; this cluster has the gloo backend"),
+        (
+            {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "shares_gpus": True},
+            "need a GPU per rank; this cluster has ranks that share a GPU",
+        ),
     ],
 )
 def test_bad_input_is_named(arguments: dict[str, object], names: str) -> None:
     with pytest.raises(ValueError, match=names):
         plan_sweep(**arguments)
+
+
+def test_the_plan_names_what_the_ranks_have() -> None:
+    """Two lists, because the plan is made where there is no torch."""
+    assert tuple(timing.ALGORITHMS) == ALGORITHMS
 
 
 def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
@@ -56,7 +74,7 @@ def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
 
 def test_every_algorithm_and_dtype_is_measured_and_checked(cluster3: Cluster) -> None:
     """3 ranks: no chunk splits evenly."""
-    algorithms = list(timing.ALGORITHMS)
+    algorithms = [name for name in timing.ALGORITHMS if name not in ON_SYMMETRIC_MEMORY]
     frame = sweep_all_reduce(
         cluster3, sizes=[8, 1000, 65536], dtypes=["float32", "bfloat16", "float64"], algorithms=algorithms, iterations=2
     )

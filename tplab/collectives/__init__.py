@@ -5,6 +5,8 @@ What it is:
   ring, two_shot, one_shot, recursive_doubling   all-reduces built from point-to-point calls
   direct               all-gather and reduce-scatter in one round
   emulated             links of declared latency and bandwidth (emulated_link) over gloo
+  symmetric            torch's one-kernel all-reduces over memory that GPUs share
+  quantised            two-shot in int8 messages
   counter              what a rank really hands to collectives and point-to-point calls
 What it should cost (pure: no process group, no cluster):
   volumes              bytes, by collective and algorithm

@@ -28,9 +28,9 @@ def compare_quantised(
 
     Returns one row per ``method``: ``sent_bytes`` (counted, by the rank that sends most), ``ratio_to_bf16``,
     ``error_pct`` (RMS of the error over RMS of the exact sum), ``worst_pct`` (largest error over the largest exact
-    sum), ``worst_over_bound`` (largest error in units of its bound; only for int8, where at most 1 is promised), ``p50_us`` (medians of the slowest rank's samples; over ``link``
-    if given), ``same_bits`` (on all ranks), and the provenance. float32 and bfloat16 go by our ring, so that bytes can
-    be counted.
+    sum), ``worst_over_bound`` (largest error in units of its bound; only for int8, where at most 1 is promised),
+    ``p50_us`` (medians of the slowest rank's samples; over ``link`` if given), ``same_bits`` (on all ranks), and the
+    provenance. float32 and bfloat16 go by our ring, so that bytes can be counted.
 
     Raises ``ValueError`` for an emulated ``link`` on a cluster without gloo, and for a cluster of one rank.
     """

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4}
 MODES = ("eager", "graph")
-ALGORITHMS = ("library", "ring", "two-shot", "one-shot", "recursive-doubling")
-"""The backend's own choice, and ours."""
+ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
+"""torch's kernels over memory that GPUs share; one GPU per rank."""
+ALGORITHMS = (
+    *("library", "ring", "two-shot", "one-shot", "recursive-doubling", "int8-two-shot"),
+    *ON_SYMMETRIC_MEMORY,
+)
+"""The backend's own choice, ours, and torch's symmetric-memory kernels."""
 DEFAULT_SIZES = tuple(1 << power for power in range(10, 27))
 """1 KiB to 64 MiB in powers of two."""
 
@@ -74,8 +79,15 @@ def plan_sweep(
         raise ValueError(
             f"mode='graph' needs CUDA graphs, so the nccl backend; this cluster runs {backend}: use 'eager'"
         )
-    if mode == "graph" and set(algorithms) != {"library"}:
-        raise ValueError("mode='graph' measures the backend's own all-reduce only: use algorithms=['library']")
+    if mode == "graph" and not set(algorithms) <= {"library", *ON_SYMMETRIC_MEMORY}:
+        raise ValueError(
+            f"mode='graph' captures the backend's own all-reduce and the symmetric-memory kernels only: use algorithms "
+            f"out of library, {', '.join(ON_SYMMETRIC_MEMORY)}"
+        )
+    shared = sorted(set(algorithms) & set(ON_SYMMETRIC_MEMORY))
+    if shared and (backend != "nccl" or shares_gpus):
+        where = "ranks that share a GPU" if backend == "nccl" else f"the {backend} backend"
+        raise ValueError(f"algorithms {', '.join(shared)} need a GPU per rank; this cluster has {where}")
     if iterations is not None and (not isinstance(iterations, int) or iterations < 1):
         raise ValueError(f"iterations must be a positive integer; got {iterations!r}")
     sizes = list(sizes)

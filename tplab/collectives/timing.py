@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from tplab.collectives import symmetric
 from tplab.collectives.one_shot import one_shot_all_reduce
+from tplab.collectives.quantised import int8_all_reduce
 from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
 from tplab.collectives.ring import ring_all_reduce
-from tplab.collectives.sweep import Point
+from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, Point
 from tplab.collectives.two_shot import two_shot_all_reduce
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ ALGORITHMS: dict[str, AllReduce] = {
     "two-shot": two_shot_all_reduce,
     "one-shot": one_shot_all_reduce,
     "recursive-doubling": recursive_doubling_all_reduce,
+    "int8-two-shot": int8_all_reduce,
+    "symmetric-one-shot": symmetric.one_shot_all_reduce,
+    "symmetric-two-shot": symmetric.two_shot_all_reduce,
 }
 
 # Busy time put in front of a sample on the GPU, so that everything is queued before the first event fires and the
@@ -89,7 +94,11 @@ class _Inputs:
                 -min(high, 8), min(high, 8) + 1, (longest + rank.world_size,), generator=generator, dtype=torch.int8
             )
             source = common.to(device=rank.device, dtype=getattr(torch, dtype))
-            self._buffers[dtype] = source, torch.empty_like(source[:longest])
+            if any(point.algorithm in ON_SYMMETRIC_MEMORY for point in points):
+                target = symmetric.empty(longest, source.dtype, rank.device, rank.group)  # NCCL takes it, too
+            else:
+                target = torch.empty_like(source[:longest])
+            self._buffers[dtype] = source, target
 
     def source(self, point: Point, index: int) -> torch.Tensor:
         """What rank ``index`` brings to ``point``."""
@@ -100,10 +109,14 @@ class _Inputs:
         return self._buffers[point.dtype][1][: point.num_elements]
 
     def check(self, point: Point) -> bool:
-        """Whether this rank's buffer holds the sum over all ranks, exactly."""
+        """Whether this rank's buffer holds the sum over all ranks: exactly, or, in int8, to a step of its scale."""
         want = self.source(point, 0)
         for index in range(1, self._rank.world_size):
             want = want + self.source(point, index)
+        if point.algorithm == "int8-two-shot":
+            # Numbers up to 8 from each rank: half a step of at most 8/127 each, and of their sum's scale.
+            most = (self.target(point).float() - want.float()).abs().max()
+            return bool(most <= 16 * self._rank.world_size / 127 + 0.1)
         return torch.equal(self.target(point), want)
 
 
