@@ -17,7 +17,7 @@ from tplab.topology.latency import TERMS, Layouts
 from tplab.topology.machine import Link
 from tplab.topology.memory import kv_token_capacity
 from tplab.topology.pipeline_fill import full_from, micro_batches, prefill_share, prefill_us, round_us
-from tplab.topology.predict import serve_all
+from tplab.topology.prediction import serve_all
 from tplab.topology.presets import nvlink, pcie_link
 from tplab.topology.roofline import light_kernels, rates
 from tplab.topology.sharding import Layout

@@ -10,7 +10,7 @@ from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes,
 from tplab.topology.constants import DEFAULT
 from tplab.topology.latency import TERMS
 from tplab.topology.machine import Gpu, Link
-from tplab.topology.predict import predict, predict_all, regime_of
+from tplab.topology.prediction import predict, predict_all, regime_of
 from tplab.topology.sharding import Layout
 
 LLAMA = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8", kv_precision="fp8")

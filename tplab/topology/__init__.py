@@ -9,6 +9,12 @@ What it should cost (pure: no torch, no process group):
   sharding, memory           a layout; weights, cache, activations and workspace of any of its ranks
   layouts                    which TP x PP x replicas are possible, and why not
   placement                  which GPUs share a layer, which are neighbours in the pipeline
+  constants, calibration     the model's numbers with their sources; what was measured here instead
+  roofline, allreduce, pipeline_fill, columns, latency   time per token and to the first one, by named terms
+  prediction                 predict: one layout, its terms, their provenance, an interval
+  advisor, flips             advise: every layout ranked, why not the others, where the choice flips
+  launch_commands            how to start it with vLLM, SGLang, TensorRT-LLM
+  tables, fit, scoreboard    published measurements: the constants fitted to them; validate: the model's own error
   article                    CommunicationTopology, as the article calls it
 
 Public names load on first use.
@@ -18,7 +24,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tplab.topology.advisor import Advice as Advice
+    from tplab.topology.advisor import advise as advise
     from tplab.topology.article import CommunicationTopology as CommunicationTopology
+    from tplab.topology.calibration import Calibration as Calibration
     from tplab.topology.layouts import Choice as Choice
     from tplab.topology.layouts import all_choices as all_choices
     from tplab.topology.layouts import feasible_choices as feasible_choices
@@ -28,11 +37,17 @@ if TYPE_CHECKING:
     from tplab.topology.model_spec import ModelSpec as ModelSpec
     from tplab.topology.placement import Placement as Placement
     from tplab.topology.placement import place as place
+    from tplab.topology.prediction import Prediction as Prediction
+    from tplab.topology.prediction import predict as predict
+    from tplab.topology.scoreboard import layout_choice as layout_choice
+    from tplab.topology.scoreboard import validate as validate
     from tplab.topology.sharding import Layout as Layout
     from tplab.topology.workload import EnginePolicy as EnginePolicy
     from tplab.topology.workload import Workload as Workload
 
 _HOME_OF = {
+    "Advice": "advisor",
+    "Calibration": "calibration",
     "Choice": "layouts",
     "CommunicationTopology": "article",
     "EnginePolicy": "workload",
@@ -42,10 +57,15 @@ _HOME_OF = {
     "Machine": "machine",
     "ModelSpec": "model_spec",
     "Placement": "placement",
+    "Prediction": "prediction",
     "Workload": "workload",
+    "advise": "advisor",
     "all_choices": "layouts",
     "feasible_choices": "layouts",
+    "layout_choice": "scoreboard",
     "place": "placement",
+    "predict": "prediction",
+    "validate": "scoreboard",
 }
 
 __all__ = sorted(_HOME_OF)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
 from tplab.topology.latency import Layouts
-from tplab.topology.predict import server_for
+from tplab.topology.prediction import server_for
 from tplab.topology.presets import gpu_preset
 from tplab.topology.sharding import Layout
 from tplab.topology.tables import Case, read_folder

@@ -293,6 +293,6 @@ class Server:
         return self._prefill(size * w.input_length / k, k, size / k) + (w.output_length - 1) * step
 
 
-def largest_term(terms: dict[str, Any]) -> str:
+def largest_term(terms: dict[str, float]) -> str:
     """Name of the largest."""
-    return max(terms, key=lambda name: float(terms[name]))
+    return max(terms, key=lambda name: terms[name])

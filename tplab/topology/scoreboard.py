@@ -18,7 +18,7 @@ import pandas as pd
 
 from tplab.topology.constants import DEFAULT, Constants
 from tplab.topology.fit import Bench, fit_engines
-from tplab.topology.predict import regime_of
+from tplab.topology.prediction import regime_of
 from tplab.topology.sharding import Layout
 from tplab.topology.tables import Case, Tables, read_folder
 
@@ -139,8 +139,9 @@ def residual_spread(rows: pd.DataFrame) -> dict[str, float]:
     """Standard deviation of ln(measured / predicted) by regime, about zero, over cells that the constants have not
     seen: what ``Constants.residuals`` holds."""
     unseen = rows[~rows["seen"]]
-    log = np.log(unseen["measured_tpot_ms"] / unseen["predicted_tpot_ms"])
-    return {str(regime): float(np.sqrt((values**2).mean())) for regime, values in log.groupby(unseen["regime"])}
+    log = np.log(unseen["measured_tpot_ms"].to_numpy(float) / unseen["predicted_tpot_ms"].to_numpy(float))
+    squares = pd.DataFrame({"regime": unseen["regime"].to_numpy(), "square": log**2}).groupby("regime")["square"]
+    return {str(regime): float(np.sqrt(value)) for regime, value in squares.mean().items()}
 
 
 def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFrame:

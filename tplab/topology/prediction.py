@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tplab.topology.calibration import Calibration
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, engine_constants
-from tplab.topology.latency import TERMS, Floats, Layouts, Served, Server
+from tplab.topology.latency import TERMS, Floats, Layouts, Served, Server, largest_term
 from tplab.topology.layouts import choice
 from tplab.topology.machine import Machine
 from tplab.topology.memory import RankMemory, fullest_rank
@@ -80,6 +81,9 @@ class Prediction:
     """Whether the engine has room for one request at all. If not, times are those it would have."""
     reason: str | None
     """Why it does not fit, or cannot keep up with the request rate."""
+    binding: str
+    """The constraint that a better machine or another layout would have to lift, in words: memory, the cache's room, or
+    the largest term."""
     tpot_range_ms: tuple[float, float]
     """Where nine of ten such predictions have had their measurement."""
     regime: str
@@ -101,11 +105,6 @@ class Prediction:
     def e2e_ms(self) -> float:
         """Mean time of a whole request."""
         return self.concurrency * self.replicas / self.requests_per_s * 1e3
-
-    @property
-    def binding(self) -> str:
-        """The constraint that a faster machine would have to lift, by name; see ``binding_constraint``."""
-        return binding_constraint(self)
 
     def term_ms(self, name: str) -> float:
         """That term of the time per token. Raises ``ValueError`` for a name that is none."""
@@ -159,7 +158,20 @@ def predict_all(
     server, served, most = serve_all(
         model, machine, workload, layouts, calibration=calibration, constants=constants, placements=placements
     )
-    return [_prediction(server, served, most, machine, layout, i) for i, layout in enumerate(layouts)]
+    return predictions_of(server, served, most, machine, layouts)
+
+
+def predictions_of(
+    server: Server,
+    served: Served,
+    most: Floats | None,
+    machine: Machine,
+    layouts: Sequence[Layout],
+    columns_at: "Sequence[int] | NDArray[np.int64] | None" = None,
+) -> list[Prediction]:
+    """What ``serve_all`` gave, for people; ``columns_at`` says which column each of ``layouts`` is."""
+    at = range(len(layouts)) if columns_at is None else columns_at
+    return [_prediction(server, served, most, machine, layout, int(i)) for i, layout in zip(at, layouts, strict=True)]
 
 
 def serve_all(
@@ -207,18 +219,7 @@ def server_for(
     )
 
 
-def binding_constraint(prediction: Prediction) -> str:
-    """Memory, cache, or the largest piece of a token's time, in words."""
-    if not prediction.fits:
-        return "memory: the weights leave no room for one request"
-    if prediction.queue_ms > 0:
-        return f"KV cache: room for {prediction.running:.0f} of {prediction.concurrency:.0f} requests"
-    largest = max(prediction.terms, key=lambda term: term.ms)
-    return _IN_WORDS[largest.name]
-
-
 _IN_WORDS = {
-    "weights": "memory bandwidth or arithmetic of the weights",
     "lm_head": "the output head",
     "kv_cache": "memory bandwidth of the KV cache",
     "activations": "memory bandwidth of activations",
@@ -230,7 +231,22 @@ _IN_WORDS = {
     "prefill": "prefill of other requests",
     "bubble": "pipeline stages waiting for each other",
 }
-assert _IN_WORDS.keys() == set(TERMS)
+
+
+def _binding(server: Server, served: Served, terms: dict[str, float], fits: bool, i: int) -> str:
+    if not fits:
+        return "memory: the weights leave no room for one request"
+    if served.queue_us[i] > 0:
+        asked = server.workload.concurrency or 0
+        share = asked / int(server.layouts.replicas[i])
+        of = f" of {share:.0f}" if asked else ""
+        return f"KV cache: room for {float(served.running[i]):.0f}{of} requests"
+    largest = largest_term(terms)
+    if largest != "weights":
+        return _IN_WORDS[largest]
+    tokens = float(served.decoding[i] / served.micro_batches[i])
+    by_arithmetic = server.rates.curve is None and tokens * server.rates.multiply_us > server.rates.stream_us
+    return "arithmetic of the weights" if by_arithmetic else "memory bandwidth of the weights"
 
 
 def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
@@ -253,8 +269,7 @@ def _prediction(
     rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
     fits, reason = True, None
     memory = fullest_rank(model, machine.gpu, workload, layout, requests=max(1, math.floor(running)))
-    alone = fullest_rank(model, machine.gpu, workload, layout, requests=1)
-    if alone.free < 0:
+    if fullest_rank(model, machine.gpu, workload, layout, requests=1).free < 0:
         verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
         fits, reason = False, verdict.reason or "does not fit"
     in_flight = (
@@ -286,6 +301,7 @@ def _prediction(
         memory=memory,
         fits=fits,
         reason=reason,
+        binding=_binding(server, served, at, fits, i),
         tpot_range_ms=(tpot / spread, tpot * spread),
         regime=regime,
         notes=(*model.notes, *machine.notes, *(server.calibration.notes if server.calibration else ())),
