@@ -20,6 +20,8 @@ from tplab.pipeline import (
     simulate,
 )
 from tplab.pipeline.build import TRAINING
+from tplab.pipeline.progress import run_by_rank, run_in_waves
+from tplab.pipeline.table import NONE, arrows_of, table_of
 
 times = st.integers(0, 12).map(lambda n: n / 4)  # exact in binary: both simulations must agree to the last bit
 
@@ -113,6 +115,29 @@ def test_equals_a_simulation_by_events(data: Any, run_events: Callable[..., Any]
     )
     got = {Action(s.stage, s.op, s.micro_batch): (s.start_s, s.end_s) for s in trace.spans if s.op.is_compute}
     assert got == want
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_few_and_many_ranks_have_the_same_loop(data: Any) -> None:
+    """The loop by rank and the one in waves: the same to the last bit, also where ranks are stuck."""
+    schedule = data.draw(schedules())
+    table = table_of(schedule)
+    arrows = arrows_of(schedule, table, rendezvous=data.draw(st.booleans()))
+    n = len(arrows.link)
+    if data.draw(st.booleans()):
+        arrows.waits_for[data.draw(st.integers(0, n - 1))] = data.draw(st.integers(0, n - 1))
+    length = {"min_size": n, "max_size": n}
+    duration, wire, latency = (np.array(data.draw(st.lists(st.floats(0, 3), **length))) for _ in range(3))  # type: ignore[arg-type]
+    wire[arrows.link == NONE], latency[arrows.link == NONE] = 0.0, 0.0
+    overlap = data.draw(st.booleans())
+    one, other = (run(arrows, duration, wire, latency, overlap=overlap) for run in (run_by_rank, run_in_waves))
+    assert one.reached == other.reached
+    done = one.arrived_s >= 0
+    for name in ("start_s", "end_s", "arrived_s"):
+        assert (getattr(one, name)[done] == getattr(other, name)[done]).all()
+    sends = done & (arrows.link != NONE)
+    assert (one.sent_s[sends] == other.sent_s[sends]).all()
 
 
 @settings(deadline=None)

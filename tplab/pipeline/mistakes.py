@@ -4,8 +4,16 @@ The mistakes are those of the article (its system S6), written anew. Both tables
 which is why nothing but a look at the memory, or at the table, finds them.
 """
 
+from typing import TYPE_CHECKING
+
 from tplab.pipeline.build import build_schedule
+from tplab.pipeline.faults import ScheduleError
 from tplab.pipeline.schedule import Action, Op, Schedule
+from tplab.pipeline.simulation import simulate
+from tplab.pipeline.validation import peak_activations, validate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def one_micro_batch_too_many(num_stages: int, num_micro_batches: int) -> Schedule:
@@ -41,3 +49,47 @@ def interleaved_in_name_only(num_stages: int, num_micro_batches: int) -> Schedul
         num_micro_batches=plain.num_micro_batches,
         ranks=plain.ranks,
     )
+
+
+def demonstrate(num_stages: int = 4, num_micro_batches: int = 8) -> "pd.DataFrame":
+    """Both mistakes beside what they should have been, with F = I = W = 1.
+
+    Returns a row per mistake: ``system``, ``mistake``, ``wrong_makespan`` and ``right_makespan`` (in units of F),
+    ``wrong_peak`` and ``right_peak`` (micro-batches held, by rank), ``caught`` (what the check with the right peaks as
+    caps says of it; empty where it says nothing), ``why``.
+    """
+    import pandas as pd
+
+    pairs = (
+        (
+            one_micro_batch_too_many(num_stages, num_micro_batches),
+            build_schedule("1f1b", num_stages, num_micro_batches),
+            "warms up with one forward more than the first backward waits for: one more micro-batch is kept alive",
+        ),
+        (
+            interleaved_in_name_only(num_stages, num_micro_batches),
+            build_schedule("interleaved", num_stages, num_micro_batches, 2),
+            "one chunk per rank is 1F1B: the bubble stays what it was; it has to be seen in the time, for it is right",
+        ),
+    )
+    return pd.DataFrame(
+        {
+            "system": "S6",
+            "mistake": wrong.name,
+            "wrong_makespan": simulate(wrong).makespan_s,
+            "right_makespan": simulate(right).makespan_s,
+            "wrong_peak": peak_activations(wrong),
+            "right_peak": peak_activations(right),
+            "caught": _caught(wrong, peak_activations(right)),
+            "why": why,
+        }
+        for wrong, right, why in pairs
+    )
+
+
+def _caught(wrong: Schedule, caps: tuple[float, ...]) -> str:
+    try:
+        validate(wrong, max_activations=caps)
+    except ScheduleError as error:
+        return str(error.faults[0])
+    return ""
