@@ -18,6 +18,7 @@ from tplab.pipeline import (
     build_schedule,
     drop_communication,
     simulate,
+    validate,
 )
 from tplab.pipeline.build import TRAINING
 from tplab.pipeline.progress import run_by_rank, run_in_waves
@@ -211,6 +212,16 @@ def test_both_directions_do_not_share_a_link() -> None:
     assert spans[Op.SEND_F, 0] == (1, 6)
     assert spans[Op.SEND_F, 1] == (6, 11)
     assert spans[Op.SEND_B, 0] == (9, 14), "on the wire together with 0F1's output, and not behind it"
+
+
+def test_a_v_shape_turns_without_a_hop() -> None:
+    """Stages 1 and 2 are on one rank: four hops there and back where four loops of stages take six."""
+    bent = Schedule.from_text("0F0,3F0,3B0,0B0\n1F0,2F0,2B0,1B0\n")
+    loop = Schedule.from_text("0F0,2F0,2B0,0B0\n1F0,3F0,3B0,1B0\n")
+    for schedule, hops in ((bent, 4), (loop, 6)):
+        for table in (schedule, add_communication(schedule)):
+            validate(table)
+            assert simulate(table, Costs(hop_s=1.0)).makespan_s == 4 * (0.5 + 1.0) + hops
 
 
 def test_without_overlap_the_sender_waits() -> None:
