@@ -40,7 +40,8 @@ def validate(
 
     Columns: ``split`` (``constants in use``, ``without gpu h100``, ...), ``seen`` (whether the constants were fitted on
     such cells), those of ``by``, ``num_cases``, ``tpot_mape_pct``, ``tpot_bias_pct`` (mean signed error: above 0
-    predicts too long), ``tpot_max_pct``, ``ttft_mape_pct`` (median of absolute errors; nan where not measured).
+    predicts too long), ``tpot_max_pct``, ``ttft_median_pct`` (median absolute error), ``tok_s_mape_pct`` (of output
+    tokens per second, where that is what was measured); nan where nothing was.
 
     Args:
         by: what to group by, of the columns of ``predictions``.
@@ -61,7 +62,7 @@ def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Se
     if unknown := set(leave_out) - set(LEFT_OUT):
         raise ValueError(f"leave_out may name {', '.join(LEFT_OUT)}; got {', '.join(sorted(unknown))}")
     frames = [_rows(tables.cases, constants, IN_USE)]
-    fitted = [case for case in tables.cases if not case.static and case.model.weight_precision == "fp8"]
+    fitted = [case for case in tables.cases if case.kind == "served" and case.model.weight_precision == "fp8"]
     for what in leave_out:
         name: Callable[[Case], str] = {
             "gpu": lambda case: case.gpu,
@@ -92,7 +93,8 @@ def score(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         "tpot_mape_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().mean()),
         "tpot_bias_pct": grouped["tpot_error_pct"].mean(),
         "tpot_max_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().max()),
-        "ttft_mape_pct": grouped["ttft_error_pct"].apply(lambda e: e.abs().median()),
+        "ttft_median_pct": grouped["ttft_error_pct"].apply(lambda e: e.abs().median()),
+        "tok_s_mape_pct": grouped["tok_s_error_pct"].apply(lambda e: e.abs().mean()),
     }
     return pd.DataFrame(error).reset_index()
 
@@ -108,9 +110,9 @@ def layout_choice(rows: pd.DataFrame, limits_ms: Sequence[float] = LIMITS_MS) ->
     most that), ``missed_limit_pct``.
 
     Args:
-        rows: of ``predictions``; static batches and pipelines are left out.
+        rows: of ``predictions``; only served cases without a pipeline count.
     """
-    served = rows[~rows["static"] & (rows["pp"] == 1)]
+    served = rows[(rows["kind"] == "served") & (rows["pp"] == 1)]
     found = []
     for key, group in served.groupby(["split", "model", "gpu", "engine", "length"], sort=False):
         if group["tp"].nunique() < 2:
@@ -138,24 +140,24 @@ def layout_choice(rows: pd.DataFrame, limits_ms: Sequence[float] = LIMITS_MS) ->
 def residual_spread(rows: pd.DataFrame) -> dict[str, float]:
     """Standard deviation of ln(measured / predicted) by regime, about zero, over cells that the constants have not
     seen: what ``Constants.residuals`` holds."""
-    unseen = rows[~rows["seen"]]
+    unseen = rows[~rows["seen"] & rows["measured_tpot_ms"].notna()]
     log = np.log(unseen["measured_tpot_ms"].to_numpy(float) / unseen["predicted_tpot_ms"].to_numpy(float))
     squares = pd.DataFrame({"regime": unseen["regime"].to_numpy(), "square": log**2}).groupby("regime")["square"]
     return {str(regime): float(np.sqrt(value)) for regime, value in squares.mean().items()}
 
 
 def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFrame:
-    tpot, ttft = Bench(cases, constants).predict(constants)
     made = []
-    for case, time, first in zip(cases, tpot, ttft, strict=True):
+    for case, (time, first, rate) in zip(cases, Bench(cases, constants).predict(constants).T, strict=True):
         regime = regime_of(case.model, case.machine, case.workload, Layout.of(case.model, case.tp, case.pp), False)
-        shown = case.ttft_ms if case.ttft_ms is not None else np.nan
+        tpot, ttft, tok_s = (np.nan if x is None else x for x in (case.tpot_ms, case.ttft_ms, case.output_tokens_per_s))
         made.append(
             {
                 "split": split,
-                "seen": split == IN_USE and regime == "served",
+                "seen": split == IN_USE and regime == "served" and case.kind == "served",
                 "regime": "served" if split != IN_USE and "engine" not in split else regime,
                 "table": case.table,
+                "kind": case.kind,
                 "model": case.model.name,
                 "precision": case.model.weight_precision,
                 "gpu": case.gpu,
@@ -164,14 +166,16 @@ def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFra
                 "pp": case.pp,
                 "length": case.length,
                 "concurrency": case.workload.concurrency,
-                "static": case.static,
-                "measured_tpot_ms": case.tpot_ms,
+                "measured_tpot_ms": tpot,
                 "predicted_tpot_ms": time,
-                "tpot_error_pct": 100 * (time / case.tpot_ms - 1),
-                "measured_ttft_ms": shown,
+                "tpot_error_pct": 100 * (time / tpot - 1),
+                "measured_ttft_ms": ttft,
                 "predicted_ttft_ms": first,
-                "ttft_error_pct": 100 * (first / shown - 1),
-                "measured_tok_s_gpu": _throughput(case, case.tpot_ms, shown),
+                "ttft_error_pct": 100 * (first / ttft - 1),
+                "measured_tok_s": tok_s,
+                "predicted_tok_s": rate,
+                "tok_s_error_pct": 100 * (rate / tok_s - 1),
+                "measured_tok_s_gpu": _throughput(case, tpot, ttft),
                 "predicted_tok_s_gpu": _throughput(case, time, first),
             }
         )

@@ -1,12 +1,15 @@
 """Published measurements read into cases that a prediction can be set beside. The tables are given, never kept here.
 
-Two forms, told apart by their columns:
+Three forms, told apart by their columns:
 
   served     model_path, system, backend, isl, osl, tp_size, silicon_tpot_ms, and if present precision or
              gemm_quant_mode, kv_cache_dtype, pp_size, concurrency or batch_size, silicon_ttft_ms: a closed loop
              (AIConfigurator's export of served models)
   generated  model, impl, tp, pp, batch_size, input_len, output_len, latency_ms: one static batch per call
              (FasterTransformer's guide)
+  saturated  throughput with far more requests than fit, by model, gpu, tp, isl, osl and a column of tokens per second
+             (``_ALIASES`` has other names for each; pp, precision, engine and concurrency if present): offline
+             benchmarks (TensorRT-LLM's performance overview)
 
 Rows that cannot be read (a model or GPU that is not known, tensors split otherwise) are counted by reason, not dropped
 silently. What a table does not say is assumed, here and nowhere else: a cache in fp8 where the weights are, else in
@@ -15,8 +18,8 @@ bf16.
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,23 @@ import pandas as pd
 from tplab.topology.machine import Machine
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.presets import MODELS, gpu_preset
+from tplab.topology.sharding import Layout
 from tplab.topology.workload import EnginePolicy, Workload
 
 SERVED = frozenset({"model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms"})
 GENERATED = frozenset({"model", "impl", "tp", "pp", "batch_size", "input_len", "output_len", "latency_ms"})
+
+_ALIASES = {
+    "model": ("model", "model_path", "model_name"),
+    "gpu": ("gpu", "system", "hardware", "gpu_type", "device"),
+    "tp": ("tp", "tp_size"),
+    "isl": ("isl", "input_len", "input_length", "input"),
+    "osl": ("osl", "output_len", "output_length", "output"),
+}
+_OF_ALL = ("output_tokens_per_s", "output_tok_s", "throughput_tok_s", "tokens_per_s", "tok_s", "throughput")
+_OF_ONE = tuple(f"{name}_per_gpu" for name in _OF_ALL) + tuple(f"{name}_gpu" for name in _OF_ALL)
+_SATURATING = 4096
+"""Requests at a time where a saturated table does not say: more than any cache holds, or any engine takes."""
 
 _PRECISIONS = {
     "fp8": "fp8", "fp8_block": "fp8", "fp8_static": "fp8", "fp16": "fp16", "float16": "fp16", "half": "fp16",
@@ -53,18 +69,24 @@ class Case:
     """File it is from."""
     model: ModelSpec
     machine: Machine
-    """Exactly the GPUs in use."""
+    """The GPUs in use, in whole nodes if they need more than one."""
     workload: Workload
     tp: int
     pp: int
     gpu: str
     engine: str
     """As published."""
-    static: bool
-    """One batch per call; ``tpot_ms`` is then the call's time over its tokens."""
-    tpot_ms: float
-    ttft_ms: float | None
-    """None where not measured."""
+    kind: str
+    """``served``, ``generated`` (``tpot_ms`` is then the call's time over its tokens) or ``saturated``."""
+    tpot_ms: float | None = None
+    ttft_ms: float | None = None
+    output_tokens_per_s: float | None = None
+    """What was measured: None where it was not."""
+
+    @property
+    def static(self) -> bool:
+        """One batch per call."""
+        return self.kind == "generated"
 
     @property
     def length(self) -> str:
@@ -95,21 +117,32 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
     known = 0
     for file in sorted(path.glob("*.csv")):
         header = set(pd.read_csv(file, comment="#", nrows=0).columns)
-        reader = _served if header >= SERVED else _generated if header >= GENERATED else None
+        reader = _reader(header)
         if reader is None:
             continue
         known += 1
         for row in pd.read_csv(file, comment="#").to_dict("records"):
             try:
-                cases.append(reader(file.name, {str(key): value for key, value in row.items()}))
+                case = reader(file.name, {str(key): value for key, value in row.items()})
+                Layout.of(case.model, case.tp, case.pp)  # refused here, with its reason, if it cannot be
+                cases.append(case)
             except ValueError as error:
                 skipped[str(error)] += 1
     if not known:
         raise ValueError(
             f"{path} has no table of a known form: needs columns {', '.join(sorted(SERVED))}, or "
-            f"{', '.join(sorted(GENERATED))}"
+            f"{', '.join(sorted(GENERATED))}, or {', '.join(_ALIASES)} and {_OF_ALL[0]}"
         )
     return Tables(cases=tuple(cases), skipped=dict(skipped))
+
+
+def _reader(header: set[str]) -> "Callable[[str, Mapping[str, Any]], Case] | None":
+    if header >= SERVED:
+        return _served
+    if header >= GENERATED:
+        return _generated
+    named = all(header & set(names) for names in _ALIASES.values())
+    return _saturated if named and header & {*_OF_ALL, *_OF_ONE} else None
 
 
 def _served(table: str, row: Mapping[str, Any]) -> Case:
@@ -118,8 +151,7 @@ def _served(table: str, row: Mapping[str, Any]) -> Case:
         raise ValueError("attention is copied, not split (attention_dp_size > 1)")
     backend = str(row["backend"]).lower()
     precision = _precision(_value(row, "gemm_quant_mode") or _value(row, "precision"))
-    cache_precision = _precision(_value(row, "kv_cache_dtype")) or ("fp8" if precision in ("fp8", "fp4") else "bf16")
-    model = _model(str(row["model_path"]), precision, cache_precision)
+    model = _model(str(row["model_path"]), precision, _precision(_value(row, "kv_cache_dtype")))
     engine = EnginePolicy(name=_ENGINES.get(backend, "generic"))
     requests = int(_value(row, "silicon_concurrency") or _value(row, "concurrency") or row["batch_size"])
     ttft = _value(row, "silicon_ttft_ms")
@@ -134,7 +166,7 @@ def _served(table: str, row: Mapping[str, Any]) -> Case:
         pp=pp,
         gpu=gpu_preset(_gpu_name(str(row["system"]))).name,
         engine=backend,
-        static=False,
+        kind="served",
         tpot_ms=_positive(row, "silicon_tpot_ms"),
         ttft_ms=float(ttft) if ttft is not None and float(ttft) > 0 else None,
     )
@@ -159,20 +191,55 @@ def _generated(table: str, row: Mapping[str, Any]) -> Case:
         pp=pp,
         gpu="a100",
         engine=impl,
-        static=True,
+        kind="generated",
         tpot_ms=_positive(row, "latency_ms") / tokens,
-        ttft_ms=None,
+    )
+
+
+def _saturated(table: str, row: Mapping[str, Any]) -> Case:
+    named = {key: _first(row, names) for key, names in _ALIASES.items()}
+    if missing := [key for key, value in named.items() if value is None]:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    tp, pp = int(named["tp"]), int(_first(row, ("pp", "pp_size")) or 1)
+    precision = _precision(_first(row, ("precision", "gemm_quant_mode", "dtype", "quantization")))
+    engine = str(_first(row, ("engine", "backend", "framework")) or "generic").lower()
+    total, each = _first(row, _OF_ALL), _first(row, _OF_ONE)
+    tokens_per_s = float(total) if total is not None else float(each or 0) * tp * pp
+    if not tokens_per_s > 0:
+        raise ValueError("tokens per second are missing or not above 0")
+    return Case(
+        table=table,
+        model=_model(str(named["model"]), precision, _precision(_value(row, "kv_cache_dtype"))),
+        machine=_machine(str(named["gpu"]), tp * pp),
+        workload=Workload(
+            input_length=int(named["isl"]),
+            output_length=int(named["osl"]),
+            concurrency=int(_first(row, ("concurrency", "batch_size")) or _SATURATING),
+            engine=EnginePolicy(name=_ENGINES.get(engine, "generic")),
+        ),
+        tp=tp,
+        pp=pp,
+        gpu=gpu_preset(_gpu_name(str(named["gpu"]))).name,
+        engine=engine,
+        kind="saturated",
+        output_tokens_per_s=tokens_per_s,
     )
 
 
 @cache
-def _model(path: str, precision: str | None, cache_precision: str) -> ModelSpec:
-    name = path.split("/")[-1].lower()
-    for suffix in ("-instruct", "-fp8", "-hf", "-base", "-chat", "-fp4", "-2507"):
-        name = name.replace(suffix, "")
-    name = name.removeprefix("meta-")
+def _model(path: str, precision: str | None, cache_precision: str | None) -> ModelSpec:
+    """A preset by the last part of its path; a precision that only the name tells is taken from there."""
+    name = path.split("/")[-1].lower().replace("_", "-").replace(" ", "-")
+    for word in ("-nvfp4", "-fp4", "-fp8", "-awq", "-int4"):
+        if word in name:
+            name = name.replace(word, "")
+            precision = precision or _PRECISIONS[word[1:]]
+    for word in ("-instruct", "-hf", "-base", "-chat", "-dynamic", "-2507", "-kv"):
+        name = name.replace(word, "")
+    name = name.removeprefix("meta-").replace("llama-v", "llama-")
     if name not in MODELS:
         raise ValueError(f"model {path} is not a preset")
+    cache_precision = cache_precision or ("fp8" if precision in ("fp8", "fp4") else None)
     return ModelSpec.from_config(name, weight_precision=precision, kv_precision=cache_precision)
 
 
@@ -201,18 +268,20 @@ def _gpt(name: str) -> ModelSpec:
 
 
 def _gpu_name(system: str) -> str:
-    return system.lower().replace("_sxm", "").replace("_server", "").replace("_", "-")
+    name = system.lower().replace("_", "-").replace(" ", "-").removeprefix("nvidia-")
+    for word in ("-sxm", "-server", "-80gb", "-hbm3", "-blackwell", "-edition"):
+        name = name.replace(word, "")
+    return name
 
 
 @cache
 def _machine(system: str, gpus: int) -> Machine:
+    """``gpus`` of them in usual nodes, the last one full; a rack of GB200 is one node."""
     name = _gpu_name(system)
-    whole = Machine.preset(name)
-    if gpus <= whole.gpus_per_node:
+    usual = Machine.preset(name).gpus_per_node
+    if gpus <= usual or name == "gb200":
         return Machine.preset(name, gpus=gpus)
-    if gpus % whole.gpus_per_node:
-        raise ValueError(f"{gpus} GPUs are not whole nodes of {whole.gpus_per_node} {name}")
-    return replace(Machine.preset(name, nodes=gpus // whole.gpus_per_node))
+    return Machine.preset(name, nodes=-(-gpus // usual))
 
 
 def _precision(value: Any) -> str | None:
@@ -227,6 +296,11 @@ def _precision(value: Any) -> str | None:
 def _value(row: Mapping[str, Any], key: str) -> Any:
     value = row.get(key)
     return None if value is None or (isinstance(value, float) and pd.isna(value)) else value
+
+
+def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The first of several columns that has a value."""
+    return next((value for value in (_value(row, key) for key in keys) if value is not None), None)
 
 
 def _positive(row: Mapping[str, Any], key: str) -> float:
