@@ -42,6 +42,7 @@ def test_makespan_and_bubbles(name: str, p: int, m: int, v: int, parts: tuple[fl
     assert trace.idle_over_work == pytest.approx(f.idle_over_work(name, p, m, v, **costs(*parts)), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(p=st.integers(1, 16), m=st.integers(1, 64), v=st.integers(1, 4), parts=st.tuples(times, times, times))
 def test_bubbles_of_the_literature(p: int, m: int, v: int, parts: tuple[float, float, float]) -> None:
     """C10: the same fraction for GPipe and 1F1B, whatever a backward takes; interleaved divides it."""
@@ -74,6 +75,7 @@ def test_how_large_a_bubble_of_four_stages_is(m: int, percent: float) -> None:
     assert [i for i in range(1, 40) if 0.3 <= f.idle_over_total("1f1b", 4, i) <= 0.4] == [5, 6, 7]
 
 
+@settings(deadline=None)
 @given(p=st.integers(1, 12), bubble=st.floats(0.01, 0.95))
 def test_micro_batches_for_a_bubble(p: int, bubble: float) -> None:
     m = f.micro_batches_for_bubble(p, bubble)
@@ -81,6 +83,7 @@ def test_micro_batches_for_a_bubble(p: int, bubble: float) -> None:
     assert m == 1 or f.idle_over_total("1f1b", p, m - 1) > bubble - 1e-9
 
 
+@settings(deadline=None)
 @given(name=st.sampled_from(f.BALANCED), p=st.integers(1, 7), m=st.integers(1, 14), v=st.integers(1, 4))
 def test_peaks(name: str, p: int, m: int, v: int) -> None:
     m, v = (m * p, v) if name == "interleaved" else (m, 1)
@@ -147,6 +150,7 @@ def test_a_prompts_chunk_delays_every_decode() -> None:
     assert long[8:] == [5.0] * 3, "the prompt decodes with the others, five steps a round"
 
 
+@settings(deadline=None)
 @given(p=st.integers(2, 12), v=st.integers(1, 5))
 def test_interleaved_sends_more(p: int, v: int) -> None:
     """C19: bubble time divided by v, messages times ``(pv-1)/(p-1)``."""
@@ -162,6 +166,7 @@ def test_c19_at_four_stages() -> None:
     assert f.boundary_messages_ratio(4, 2) == pytest.approx(2.33, abs=0.005)
 
 
+@settings(deadline=None)
 @given(p=st.integers(1, 8), work=st.floats(0.0, 100), overhead=st.floats(0.0, 5), most=st.integers(1, 60))
 def test_the_best_number_of_micro_batches(p: int, work: float, overhead: float, most: int) -> None:
     """C14: no other m is faster, by the simulation's count."""

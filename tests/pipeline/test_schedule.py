@@ -28,6 +28,7 @@ def tables(draw: st.DrawFn) -> Schedule:
     )
 
 
+@settings(deadline=None)
 @given(table=tables())
 def test_text_round_trips_exactly(table: Schedule) -> None:
     again = Schedule.from_text(table.to_text(), name="random")

@@ -1,5 +1,6 @@
 """Validation: planted faults, those torch lets pass named, and over random damage: accepted exactly if it runs."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -430,6 +431,14 @@ def test_the_message_lists_a_few_and_shows_the_place() -> None:
     assert "and 15 more" in text
     assert max(len(line) for line in text.splitlines()) < 160
     assert text.count("?]") == 5
+
+
+def test_the_error_travels() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        validate(Schedule.from_text("0F0,0B0,0B0\n"))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.faults == caught.value.faults
 
 
 def test_the_grid() -> None:

@@ -36,11 +36,14 @@ class ScheduleError(ValueError):
     and the table around the first, faulty cells in brackets."""
 
     def __init__(self, schedule: Schedule, faults: Sequence[Fault]) -> None:
-        self.faults = tuple(faults)
+        self.schedule, self.faults = schedule, tuple(faults)
         listed = [str(fault) for fault in faults[:_LISTED]]
         if len(faults) > _LISTED:
             listed.append(f"and {len(faults) - _LISTED} more")
         super().__init__(f"schedule {schedule.name!r}: " + "\n  ".join(listed) + "\n\n" + grid_text(schedule, faults))
+
+    def __reduce__(self) -> tuple[type["ScheduleError"], tuple[Schedule, tuple[Fault, ...]]]:
+        return ScheduleError, (self.schedule, self.faults)  # so that it can come from a rank
 
 
 def grid_text(schedule: Schedule, faults: Iterable[Fault] = (), *, around: int | None = _AROUND) -> str:

@@ -164,9 +164,9 @@ def best_num_micro_batches(p: int, work_s: float, overhead_s: float, most: int) 
     most = check_count("most", most, least=1)
     if overhead_s == 0:
         return most if p > 1 else 1
-    ideal = math.sqrt((p - 1) * work_s / overhead_s)
-    around = {max(1, min(most, math.floor(ideal))), max(1, min(most, math.ceil(ideal)))}
-    return min(sorted(around), key=lambda m: (m + p - 1) * (work_s / m + overhead_s))
+    ideal = max(1.0, min(most, math.sqrt((p - 1) * work_s / overhead_s)))
+    around = sorted({math.floor(ideal), math.ceil(ideal)})
+    return min(around, key=lambda m: (m + p - 1) * (work_s / m + overhead_s))
 
 
 def micro_batches_for_bubble(p: int, idle_over_total: float) -> int:

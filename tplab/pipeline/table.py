@@ -45,8 +45,8 @@ class Table:
         """(p·v, m): position of B, or of I where there is no B."""
         return np.where(self.at[Op.B] != NONE, self.at[Op.B], self.at[Op.I])
 
-    def needs_recv(self, op: Op) -> Bools:
-        """(p·v, m): whether stage and micro-batch must receive, forward (``RECV_F``) or backward (``RECV_B``)."""
+    def needs(self, op: Op) -> Bools:
+        """(p·v, m): whether ``op``, a SEND or RECV, must be there for stage and micro-batch."""
         stages, m = self.at[op].shape
         crosses = self.rank_of[:-1] != self.rank_of[1:]
         needed = np.zeros((stages, m), dtype=np.bool_)
@@ -62,9 +62,6 @@ class Table:
             elif op is Op.SEND_F:
                 needed[-1] = self.next_step != NONE
         return needed
-
-    needs_send = needs_recv
-    """The same for ``SEND_F`` and ``SEND_B``."""
 
     def consumer(self, op: Op, of_op: Op) -> Ints:
         """(p·v, m): position of action ``of_op`` at the stage that gets what ``op`` of this stage and micro-batch

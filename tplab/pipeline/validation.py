@@ -140,12 +140,12 @@ class _Finder:
         """Each message has one SEND and one RECV, and there are no others."""
         at = self.table.at
         for op in (*_SENDS, *_RECVS):
-            needed, there = self.table.needs_recv(op), at[op] != NONE
+            needed, there = self.table.needs(op), at[op] != NONE
             side = "receives it" if op in _SENDS else "sends it"
             self.add("needless message", at[op][there & ~needed], "{action} has no partner: nobody " + side)
         for send, recv in zip(_SENDS, _RECVS, strict=True):
             partner = self.table.consumer(send, recv)
-            needed, sent, received = self.table.needs_send(send), at[send] != NONE, partner != NONE
+            needed, sent, received = self.table.needs(send), at[send] != NONE, partner != NONE
             self.add("send without receive", at[send][needed & sent & ~received], "nobody receives what {action} sends")
             self.add("receive without send", partner[needed & ~sent & received], "nobody sends what {action} receives")
             self.add_missing(
