@@ -156,6 +156,19 @@ def test_a_calibration_moves_the_choice():
     assert where["all_reduce"].startswith("measured: nccl")
 
 
+def test_flips_of_a_calibrated_machine():
+    sweeps = tuple(
+        AllReduceTimes(num_ranks=n, launch="graph", nbytes=(1e4, 1e9), p50_us=(10.0, 1e6)) for n in (2, 4, 8)
+    )
+    measured = Calibration(
+        machine="m", device="h100", backend="nccl", num_ranks=8, created="2026-11-24", versions={}, all_reduce=sweeps
+    )
+    made = advise(LLAMA, H100, asked(256), calibration=measured)
+    along = [flip for flip in made.flips if flip.quantity == "link bandwidth"]
+    assert along
+    assert along[-1].above.tp > along[0].below.tp
+
+
 def test_waterfall_adds_up():
     made = advise(LLAMA, H100, asked(64))
     for option in (None, made.options[-1]):

@@ -65,8 +65,10 @@ def test_the_group_that_was_measured_goes_first_then_the_launch():
 
 
 def test_sends_by_pair_and_the_slowest_of_all():
-    assert WHOLE.send_us(1e3, 2, 0) == pytest.approx(9)
-    assert WHOLE.send_us(1e6, 0, 1) == pytest.approx(50)
+    assert WHOLE.send_us(1e3, [(2, 0)]) == pytest.approx(9)
+    assert WHOLE.send_us(1e6, [(0, 1)]) == pytest.approx(50)
+    assert WHOLE.send_us(1e3, [(0, 1), (0, 2), (1, 2)]) == pytest.approx(9)
+    assert WHOLE.send_us(1e3, [(1, 2)]) == pytest.approx(9)  # not measured: the slowest of all
     assert WHOLE.send_us(np.array([1e3, 1e6])).tolist() == pytest.approx([9, 50])
 
 

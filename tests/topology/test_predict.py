@@ -217,3 +217,38 @@ def test_a_slower_measured_link_flips_the_choice():
 
     assert best((5.0, 50.0)) == (4, 1)
     assert best((5000.0, 50000.0)) == (1, 4)
+
+
+def test_ranks_that_compute_at_once_are_slower():
+    def weights(ranks_measured, *sizes, requests=1):
+        slower = replace(MEASURED.matmuls[0], num_ranks=2, p50_us=tuple(3 * us for us in MEASURED.matmuls[0].p50_us))
+        measured = replace(MEASURED, matmuls=(*MEASURED.matmuls, slower)[:ranks_measured])
+        return predict(SMALL, laptop(), lab(requests), *sizes, calibration=measured).term_ms("weights")
+
+    assert weights(2, 1, 1) == pytest.approx(weights(1, 1, 1))
+    assert weights(2, 2, 1) == pytest.approx(3 * weights(1, 2, 1))
+    assert weights(2, 1, 2) == pytest.approx(weights(1, 1, 2))  # one request: stages take turns
+    assert weights(2, 1, 2, requests=2) == pytest.approx(3 * weights(1, 1, 2, requests=2), rel=0.01)
+    both = predict_all(SMALL, laptop(), lab(), [Layout.of(SMALL, 1, 1), Layout.of(SMALL, 2, 1)], calibration=MEASURED)
+    assert [one.term_ms("weights") for one in both] == pytest.approx([weights(1, 1, 1), weights(1, 2, 1)])
+
+
+def test_measurements_of_the_very_gpus_go_first():
+    sweeps = tuple(
+        AllReduceTimes(num_ranks=2, nbytes=(1e3, 1e6), p50_us=(us, us * 10), gpus=gpus)
+        for us, gpus in ((10.0, (0, 1)), (20.0, (2, 3)), (900.0, (0, 2)))
+    )
+    sends = tuple(
+        SendTimes(source=a, target=b, nbytes=(1e3, 1e6), p50_us=(us, us * 10))
+        for us, a, b in ((30.0, 0, 1), (70.0, 1, 2), (40.0, 2, 3), (5000.0, 0, 3))
+    )
+    measured = replace(MEASURED, all_reduce=sweeps, sends=sends, handoff_us=0.0)
+    one = predict(SMALL, laptop(), lab(), 2, 1, calibration=measured)
+    assert one.term_ms("all_reduce") == pytest.approx(4 * 2 * 0.010, rel=0.02)  # GPUs 0 and 1
+    two = predict(SMALL, laptop(), lab(2), 2, 1, replicas=2, calibration=measured)
+    assert two.term_ms("all_reduce") == pytest.approx(4 * 2 * 0.020, rel=0.02)  # 2 and 3 hold it up
+    chain = predict(SMALL, laptop(), lab(), 1, 4, calibration=measured)
+    assert chain.term_ms("hops") == pytest.approx(4 * 0.070, rel=0.02)  # 0 and 3 are no neighbours
+    wide = predict(SMALL, laptop(), lab(), 4, 1, calibration=measured)
+    where = {term.name: term.provenance for term in wide.terms}
+    assert where["all_reduce"].startswith("interpolated from other group sizes; measured: gloo")

@@ -33,6 +33,7 @@ from tplab.topology.machine import Link
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Members = tuple[int, ...]
 _US = 1e-3  # microseconds per byte at 1 GB/s
 
 
@@ -56,6 +57,10 @@ class Groups:
     """Between nodes, per GPU."""
     scale: float = 1.0
     """Of fixed times, by generation of the GPU (``Constants.generation_scale``)."""
+    width: float = 1.0
+    """How many times as wide as measured: a sweep is then read at M/width. For "what if"."""
+    members: tuple[frozenset[Members], ...] = ()
+    """The GPUs of all groups of each layout, for sweeps of those very groups; empty: any group is like any other."""
 
     @classmethod
     def of(
@@ -67,6 +72,7 @@ class Groups:
         nodes: Sequence[int],
         network: Link | None = None,
         scale: float = 1.0,
+        members: "tuple[frozenset[Members], ...]" = (),
     ) -> "Groups":
         """From the slowest link of each group's ring (None for one rank)."""
         filler = Link(kind="host", bandwidth_GBps=1.0, latency_us=0.0)
@@ -80,6 +86,7 @@ class Groups:
             direct=np.asarray(direct, dtype=np.bool_),
             network_GBps=network.bandwidth_GBps if network else 1.0,
             scale=scale,
+            members=members,
         )
 
 
@@ -182,16 +189,28 @@ def _measured_us(
 ) -> Floats:
     """The sweeps where there are any; elsewhere the nearest one, times what the formulas say lies between the sizes."""
     out = np.broadcast_arrays(formula, M)[0].copy()
-    wide = np.broadcast_to(M, out.shape)
+    wide = np.broadcast_to(M / groups.width, out.shape)
     sizes = sorted({sweep.num_ranks for sweep in calibration.all_reduce})
-    for n in (int(size) for size in np.unique(groups.size) if size > 1):
-        at = groups.size == n
+    for at, n, members in _alike(groups, calibration):
         near = min(sizes, key=lambda size: abs(math.log(size / n)))
-        measured = calibration.all_reduce_us(wide[..., at], near, graph=graph)
-        assert measured is not None, "near was measured"
+        sweeps = [
+            calibration.all_reduce_us(wide[..., at], near, graph=graph, gpus=gpus)
+            for gpus in (members if near == n and members else [()])
+        ]
+        slowest = np.max([sweep for sweep in sweeps if sweep is not None], axis=0)
         ratio = 1.0 if near == n else formula[..., at] / np.broadcast_to(formula_for(near), out.shape)[..., at]
-        out[..., at] = measured * ratio
+        out[..., at] = slowest * ratio
     return out
+
+
+def _alike(groups: Groups, calibration: Calibration) -> "list[tuple[NDArray[np.intp], int, frozenset[Members]]]":
+    """Layouts whose groups are of one size, and where sweeps tell groups apart, of the same GPUs."""
+    apart = bool(groups.members) and any(sweep.gpus for sweep in calibration.all_reduce)
+    found: dict[tuple[int, frozenset[Members]], list[int]] = {}
+    for i, n in enumerate(groups.size):
+        if n > 1:
+            found.setdefault((int(n), groups.members[i] if apart else frozenset()), []).append(i)
+    return [(np.array(at), n, members) for (n, members), at in found.items()]
 
 
 def hop_us(
@@ -202,11 +221,19 @@ def hop_us(
     *,
     constants: Constants,
     calibration: Calibration | None = None,
+    pairs: "Sequence[frozenset[tuple[int, int]]]" = (),
+    width: float = 1.0,
 ) -> Floats:
-    """Time of a message to the next stage: ``latency + software + bytes/(share·B)``; arrays of N layouts."""
+    """Time of a message to the next stage: ``latency + software + bytes/(share·B)``; arrays of N layouts.
+
+    A calibration's sends replace it: those between ``pairs`` of GPUs, given for every layout, else the slowest of all;
+    ``width`` as in ``Groups``.
+    """
     M = np.asarray(nbytes, dtype=np.float64)
-    if calibration is not None and (measured := calibration.send_us(M)) is not None:
-        return measured
+    if calibration is not None and calibration.sends:
+        wide = np.broadcast_to(M / width, np.broadcast_shapes(M.shape, family.shape))
+        each = [calibration.send_us(wide[..., i], pairs[i] if pairs else ()) for i in range(len(family))]
+        return np.stack([column for column in each if column is not None], axis=-1)
     table = [constants.links[name] for name in FAMILIES]
     software = np.array([row.send_us for row in table])[family]
     share = np.array([row.send_share for row in table])[family]

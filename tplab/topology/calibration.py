@@ -140,12 +140,15 @@ class Calibration:
     """Rate at which attention of one token per sequence reads a long cache."""
     attention_fixed_us: float | None = None
     """The same with an empty cache: its start-up."""
+    prompt_attention_TFLOPS: float | None = None
+    """Rate of causal attention over a long prompt."""
     light_kernel_us: float | None = None
     """A norm, rotation or activation of one token, as a decode step runs it."""
     launch_us: float | None = None
     """Host time per kernel launched without a graph."""
     block_overhead_us: float | None = None
-    """A transformer block on one token less its matmuls and attention; replaces what follows from light kernels."""
+    """A transformer block on one token and an empty cache, less its matmuls: attention's start-up, norms, rotation,
+    activation. Replaces ``attention_fixed_us`` and ``light_kernel_us``."""
     step_overhead_us: float | None = None
     """A decode step's time outside its blocks and the lm_head: embedding, sampling, the loop itself."""
     handoff_us: float | None = None
@@ -154,7 +157,7 @@ class Calibration:
     """What the reader must know, such as ranks that share cores or links that are emulated."""
 
     def __post_init__(self) -> None:
-        for key in ("copy_GBps", "kv_read_GBps"):
+        for key in ("copy_GBps", "kv_read_GBps", "prompt_attention_TFLOPS"):
             value = getattr(self, key)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{key} must be above 0 or None, got {value}")
@@ -184,12 +187,14 @@ class Calibration:
         best = max(of_n, key=lambda s: (tuple(sorted(s.gpus)) == wanted and bool(wanted), s.launch == mode))
         return interpolate(nbytes, best.nbytes, best.p50_us)
 
-    def send_us(self, nbytes: ArrayLike, source: int | None = None, target: int | None = None) -> Floats | None:
-        """Time of a message from ``source`` to ``target``, or the other way; without those, the slowest pair's."""
-        pairs = [s for s in self.sends if {s.source, s.target} == {source, target}] or list(self.sends)
-        if not pairs:
+    def send_us(self, nbytes: ArrayLike, pairs: Iterable[tuple[int, int]] = ()) -> Floats | None:
+        """Time of a message over the slowest of ``pairs``, in either direction; of all pairs where none of those was
+        measured."""
+        wanted = {frozenset(pair) for pair in pairs}
+        measured = [s for s in self.sends if frozenset((s.source, s.target)) in wanted] or list(self.sends)
+        if not measured:
             return None
-        return np.asarray(np.max([interpolate(nbytes, s.nbytes, s.p50_us) for s in pairs], axis=0), dtype=np.float64)
+        return np.asarray(np.max([interpolate(nbytes, s.nbytes, s.p50_us) for s in measured], axis=0), dtype=np.float64)
 
     def matmul_curve(self, precision: str, num_ranks: int = 1) -> MatmulCurve | None:
         """Of weights in ``precision`` with ``num_ranks`` computing at once (else the nearest number measured).

@@ -8,6 +8,7 @@ judged by the groups it finds: rank order would judge the wiring of a board, not
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,14 +33,17 @@ def columns(
     engine: EngineConstants,
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
+    by_gpu: bool = False,
 ) -> Layouts:
     """All of ``layouts``, each of which must fit the machine's number of GPUs.
 
     Args:
         engine: decides how much memory the cache gets.
         placements: their GPUs; None, for all or one: in order where links are alike, else the best.
+        by_gpu: tell which GPUs are in which group and send to each other, for measurements of those.
     """
     ring, direct, hop, nodes = [], [], [], []
+    members, pairs = [], []
     alike = links_alike(machine)
     for i, layout in enumerate(layouts):
         where = placements[i] if placements is not None else None
@@ -50,6 +54,12 @@ def columns(
         direct.append(found[1])
         hop.append(found[2] or _NO_LINK)
         nodes.append(found[3])
+        if by_gpu:
+            chains = where.groups if where else _chains(layout)
+            members.append(frozenset(tuple(sorted(group)) for chain in chains for group in chain))
+            pairs.append(
+                frozenset(pair for chain in chains for a, b in pairwise(chain) for pair in zip(a, b, strict=True))
+            )
     return Layouts(
         tp=np.array([layout.tp for layout in layouts]),
         pp=np.array([layout.pp for layout in layouts]),
@@ -61,13 +71,21 @@ def columns(
             nodes=nodes,
             network=machine.network,
             scale=constants.generation_scale.get(machine.gpu.name, 1.0),
+            members=tuple(members),
         ),
         hop_family=np.array([FAMILIES.index(FAMILY_OF[link.kind]) for link in hop]),
         hop_GBps=np.array([link.bandwidth_GBps for link in hop]),
         hop_latency_us=np.array([link.latency_us for link in hop]),
         capacity_tokens=np.array([capacity_tokens(model, machine, workload, layout, engine) for layout in layouts]),
         kv_heads=np.array([float(model.kv_heads_per_rank(layout.tp)) for layout in layouts]),
+        hop_pairs=tuple(pairs),
     )
+
+
+def _chains(layout: Layout) -> list[list[tuple[int, ...]]]:
+    """GPUs in order: ``[replica][stage]``."""
+    t, p = layout.tp, layout.pp
+    return [[tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)] for r in range(layout.replicas)]
 
 
 def links_alike(machine: Machine) -> bool:

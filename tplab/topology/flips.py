@@ -72,10 +72,10 @@ def concurrency_flips(
 
 
 def scaled(server: Server, scale: float) -> Server:
-    """The same server with all links inside nodes ``scale`` times as wide."""
+    """The same server with all links inside nodes ``scale`` times as wide (where measured: all links that were)."""
     lay = server.layouts
     inside = lay.hop_family != FAMILIES.index("network")
-    groups = replace(lay.groups, bandwidth_GBps=lay.groups.bandwidth_GBps * scale)
+    groups = replace(lay.groups, bandwidth_GBps=lay.groups.bandwidth_GBps * scale, width=lay.groups.width * scale)
     hops = np.where(inside, lay.hop_GBps * scale, lay.hop_GBps)
     made: Layouts = replace(lay, groups=groups, hop_GBps=hops)
     return replace(server, layouts=made)

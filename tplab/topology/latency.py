@@ -70,6 +70,8 @@ class Layouts:
     """Tokens that the cache of one replica holds."""
     kv_heads: Floats
     """Distinct key-value heads per rank."""
+    hop_pairs: tuple[frozenset[tuple[int, int]], ...] = ()
+    """Pairs of GPUs that send to each other, of each layout; empty: any pair is like any other."""
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -86,6 +88,8 @@ class Layouts:
                     values[key] = join(column, Groups)
                 elif isinstance(column[0], np.ndarray):
                     values[key] = np.concatenate(column)
+                elif isinstance(column[0], tuple):
+                    values[key] = sum(column, ())
                 else:
                     values[key] = column[0]
             return kind(**values)
@@ -236,6 +240,8 @@ class Server:
             lay.hop_latency_us,
             constants=self.constants,
             calibration=c,
+            pairs=lay.hop_pairs,
+            width=lay.groups.width,
         )
         handoff = c.handoff_us if c and c.handoff_us is not None else self.engine.handoff_us
         return np.asarray(wire + handoff, dtype=np.float64)

@@ -187,7 +187,8 @@ def serve_all(
     """The same as arrays of N; last, what each layout can serve at most, in requests per second (None where the
     workload gives a concurrency)."""
     engine = engine_constants(workload.engine.name, constants)
-    table = columns(model, machine, workload, layouts, engine, constants, placements)
+    measured = calibration is not None
+    table = columns(model, machine, workload, layouts, engine, constants, placements, by_gpu=measured)
     server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
     if workload.request_rate is not None:
         served, most = server.at_rate(workload.request_rate)
@@ -207,12 +208,12 @@ def server_for(
 ) -> Server:
     """The latency model of these layouts."""
     engine = engine_constants(workload.engine.name, constants)
-    ranks = int(np.max(table.tp))
+    at_once = table.tp * np.minimum(table.pp * table.replicas, workload.concurrency or table.pp * table.replicas)
     return Server(
         model=model,
         workload=workload,
         layouts=table,
-        rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=ranks),
+        rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
         engine=engine,
         constants=constants,
         calibration=calibration,
@@ -245,7 +246,7 @@ def _binding(server: Server, served: Served, terms: dict[str, float], fits: bool
     if largest != "weights":
         return _IN_WORDS[largest]
     tokens = float(served.decoding[i] / served.micro_batches[i])
-    by_arithmetic = server.rates.curve is None and tokens * server.rates.multiply_us > server.rates.stream_us
+    by_arithmetic = not server.rates.curves and tokens * server.rates.multiply_us > server.rates.stream_us
     return "arithmetic of the weights" if by_arithmetic else "memory bandwidth of the weights"
 
 
@@ -293,7 +294,9 @@ def _prediction(
         tpot_ms=tpot,
         output_tokens_per_s=rate * workload.output_length,
         requests_per_s=rate,
-        terms=tuple(Term(name=name, ms=ms, provenance=_provenance(server, machine, name)) for name, ms in at.items()),
+        terms=tuple(
+            Term(name=name, ms=ms, provenance=_provenance(server, machine, layout, name)) for name, ms in at.items()
+        ),
         concurrency=max(1.0, in_flight / layout.replicas),
         running=running,
         micro_batches=float(served.micro_batches[i]),
@@ -312,13 +315,17 @@ def _e2e_us(served: Served, workload: Workload) -> Floats:
     return served.ttft_us + max(workload.output_length - 1, 0) * served.tpot_us
 
 
-def _provenance(server: Server, machine: Machine, name: str) -> str:
+def _provenance(server: Server, machine: Machine, layout: Layout, name: str) -> str:
     c, known = server.calibration, server.rates.provenance
+    reduced = f"formula on {machine.source} links (kernel tables)"
+    if c and c.all_reduce:
+        swept = any(sweep.num_ranks == layout.tp for sweep in c.all_reduce) or layout.tp == 1
+        reduced = c.badge if swept else f"interpolated from other group sizes; {c.badge}"
     if name in known:
         return known[name]
     source = {
         "lm_head": known["weights"],
-        "all_reduce": c.badge if c and c.all_reduce else f"formula on {machine.source} links (kernel tables)",
+        "all_reduce": reduced,
         "hops": c.badge if c and c.sends else f"formula on {machine.source} links",
         "host": c.badge if c and c.step_overhead_us is not None else f"engine {server.workload.engine.name}",
         "launch": c.badge if c and c.launch_us is not None else "assumption",

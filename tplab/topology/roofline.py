@@ -45,8 +45,10 @@ class Rates:
     head_stream_us: float
     """The same for the lm_head, which is not quantised."""
     head_multiply_us: float
-    curve: MatmulCurve | None
-    """Measured products instead of both, for the block and the lm_head."""
+    curves: tuple[MatmulCurve, ...]
+    """Measured products instead of both, for the block and the lm_head: one per number of ranks computing at once."""
+    curve_of: NDArray[np.int64]
+    """Which of ``curves`` each layout is computed with."""
     sharpness: float
     slowdown: float
     """Of the weights' time between 17 and 64 tokens."""
@@ -68,8 +70,8 @@ class Rates:
     def block_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
         """Matmuls of one block on ``tokens`` tokens, start-up apart."""
         m, share = np.asarray(tokens, dtype=np.float64), self.params / np.asarray(tp, dtype=np.float64)
-        if self.curve is not None:
-            return MATMULS_PER_BLOCK * self.curve.fixed(m) + share * self.curve.per_param(m)
+        if self.curves:
+            return self._measured(m, share, MATMULS_PER_BLOCK)
         low, high = _SMALL_BATCH
         stream = self.stream_us * np.where((m > low) & (m <= high), self.slowdown, 1.0)
         return np.asarray(share * _corner(stream, m * self.multiply_us, self.sharpness), dtype=np.float64)
@@ -77,12 +79,17 @@ class Rates:
     def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
         """The lm_head on one token of each sequence."""
         m, share = np.asarray(tokens, dtype=np.float64), self.head_params / np.asarray(tp, dtype=np.float64)
-        if self.curve is not None:
-            return self.curve.fixed(m) + share * self.curve.per_param(m)
-        return np.asarray(
-            share * _corner(np.asarray(self.head_stream_us), m * self.head_multiply_us, self.sharpness),
-            dtype=np.float64,
-        )
+        if self.curves:
+            return self._measured(m, share, 1)
+        stream = np.asarray(self.head_stream_us, dtype=np.float64)
+        return np.asarray(share * _corner(stream, m * self.head_multiply_us, self.sharpness), dtype=np.float64)
+
+    def _measured(self, m: Floats, params: Floats, products: int) -> Floats:
+        times = [products * curve.fixed(m) + params * curve.per_param(m) for curve in self.curves]
+        if len(times) == 1:
+            return times[0]
+        which, *each = np.broadcast_arrays(self.curve_of, *times)
+        return np.asarray(np.choose(which, each), dtype=np.float64)
 
     def activations_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
         """Reading and writing a block's activations."""
@@ -113,15 +120,20 @@ def rates(
     engine: EngineConstants,
     constants: Constants,
     calibration: Calibration | None = None,
-    num_ranks: int = 1,
+    num_ranks: ArrayLike = 1,
 ) -> Rates:
-    """Of ``model`` on ``gpu``; the calibration's where it has any (with ``num_ranks`` computing at once)."""
+    """Of ``model`` on ``gpu``; the calibration's where it has any, for each layout with as many ranks computing at once
+    as ``num_ranks`` says."""
     k, c = constants, calibration
     from_kernels, from_engines = "kernel tables", "served models"
     stream = 1e-3 / (k.hbm_share * gpu.hbm_GBps)  # us per byte
     peak, head_peak = gpu.peak_TFLOPS(model.weight_precision), gpu.peak_TFLOPS(model.activation_precision)
     mfu, head_mfu = engine.mfu[model.weight_precision], engine.mfu[model.activation_precision]
-    curve = c.matmul_curve(model.weight_precision, num_ranks) if c else None
+    at_once = np.atleast_1d(np.asarray(num_ranks, dtype=np.int64))
+    distinct = {int(n): c.matmul_curve(model.weight_precision, int(n)) if c else None for n in np.unique(at_once)}
+    curves = tuple(dict.fromkeys(curve for curve in distinct.values() if curve))
+    curve = bool(curves)
+    curve_of = np.array([curves.index(distinct[int(n)]) if curve else 0 for n in at_once], dtype=np.int64)
     light = light_kernels(model, engine)
     light_us = c.light_kernel_us if c and c.light_kernel_us is not None else k.light_kernel_us
     fixed = c.attention_fixed_us if c and c.attention_fixed_us is not None else k.attention_fixed_us
@@ -138,6 +150,7 @@ def rates(
         launch = c.launch_us
     copy = 1e-3 / c.copy_GBps if c and c.copy_GBps else stream
     kv_GBps = c.kv_read_GBps if c and c.kv_read_GBps else k.kv_share * gpu.hbm_GBps
+    attention_TFLOPS = (c.prompt_attention_TFLOPS if c else None) or k.attention_share * head_peak
     h, f, e = model.hidden_size, model.intermediate_size, model.activation_itemsize
     quantised = model.weight_precision in ("fp8", "int8", "fp4")
     convert = e + 1 if quantised else 0.0  # read wide, write narrow
@@ -149,11 +162,12 @@ def rates(
         multiply_us=2e-6 / (mfu * peak),
         head_stream_us=model.activation_itemsize * stream,
         head_multiply_us=2e-6 / (head_mfu * head_peak),
-        curve=curve,
+        curves=curves,
+        curve_of=curve_of,
         sharpness=k.sharpness,
         slowdown=engine.small_batch_slowdown if model.weight_precision == "fp8" else 1.0,
         kv_byte_us=1e-3 / kv_GBps,
-        attention_us=flops * model.q_size / (k.attention_share * head_peak),
+        attention_us=flops * model.q_size / attention_TFLOPS,
         activation_us=((4 * model.norms_per_block * e) + 2 * convert) * h * copy,
         split_activation_us=((3 if model.gated_mlp else 2) * f * e + (model.q_size + f) * convert) * copy,
         startup_us=startup,
