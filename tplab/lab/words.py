@@ -45,12 +45,16 @@ def explain_chunks(frame: pd.DataFrame) -> str:
     regret = 100 * (predicted["total_us"] / best["total_us"] - 1)
     text = (
         f"In one piece {first['total_us'] / 1e3:.1f} ms, of which {first['exposed_us'] / 1e3:.1f} ms are exposed "
-        f"communication; best in {best['chunks']} chunks: {best['total_us'] / 1e3:.1f} ms, which hides "
+        f"communication; best in {_chunks(best)}: {best['total_us'] / 1e3:.1f} ms, which hides "
         f"{100 * best['hidden_share']:.0f} % of what can be hidden (overlap ratio {best['overlap_ratio']:.2f}). "
-        f"The model says {predicted['chunks']} chunks, {regret:.0f} % slower than the best; its times are off by "
+        f"The model says {_chunks(predicted)}, {regret:.0f} % slower than the best; its times are off by "
         f"{off:.0f} % on average."
     )
     return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+def _chunks(row: "pd.Series[Any]") -> str:
+    return "1 chunk" if row["chunks"] == 1 else f"{row['chunks']} chunks"
 
 
 def explain_phases(frame: pd.DataFrame) -> str:
@@ -58,11 +62,13 @@ def explain_phases(frame: pd.DataFrame) -> str:
     if frame.empty:
         return ""
     small, large = frame.iloc[0], frame.iloc[-1]
-    text = (
-        f"{_step(small)}: {small['exposed_pct']:.0f} % of {small['total_us'] / 1e3:.2f} ms is exposed communication; "
-        f"{_step(large)}: {large['exposed_pct']:.0f} % of {large['total_us'] / 1e3:.2f} ms. Computation and bytes both "
-        f"grow with the tokens; the latency of two all-reduces does not."
-    )
+    text = f"{_step(small)}: {small['exposed_pct']:.0f} % of {small['total_us'] / 1e3:.2f} ms is exposed communication"
+    if len(frame) > 1:
+        text += (
+            f"; {_step(large)}: {large['exposed_pct']:.0f} % of {large['total_us'] / 1e3:.2f} ms. Computation and "
+            f"bytes both grow with the tokens; the latency of two all-reduces does not"
+        )
+    text += "."
     return text if frame["correct"].all() else text + " Some results were WRONG."
 
 

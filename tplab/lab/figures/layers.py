@@ -186,7 +186,10 @@ def chunk_lanes_figure(
     figure.update_xaxes(title="milliseconds", range=[0, 1.05 * (compute_ms + comm_ms)])
     figure.update_yaxes(categoryorder="array", categoryarray=["communication", "computation"])
     total = max(ended, computed)
-    title = f"{num_chunks} chunks: {total:.1f} ms; in one piece {compute_ms + comm_ms:.1f}, bound {bound:.1f} ms"
+    title = (
+        f"{num_chunks} {'chunk' if num_chunks == 1 else 'chunks'}: {total:.1f} ms; in one piece "
+        f"{compute_ms + comm_ms:.1f}, bound {bound:.1f} ms"
+    )
     return style.card(figure, title=title, badge="MODEL", height=300)
 
 

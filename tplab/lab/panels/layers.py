@@ -32,6 +32,10 @@ _WIDE = {"layout": widgets.Layout(width="auto"), "style": {"description_width": 
 def _choose(control: Any, name: str, value: Any) -> None:
     """Set a control to one of its options. Raises ``ValueError`` naming them."""
     offered = [option[1] if isinstance(option, tuple) else option for option in control.options]
+    if isinstance(control, widgets.SelectMultiple) and not isinstance(value, list | tuple):
+        raise ValueError(
+            f"{name} takes several: pass a list or tuple out of {', '.join(map(str, offered))}; got {value!r}"
+        )
     for item in value if isinstance(control, widgets.SelectMultiple) else [value]:
         if item not in offered:
             raise ValueError(f"{name} must be out of {', '.join(map(str, offered))}; got {item!r}")
@@ -85,7 +89,10 @@ class PhasesPanel(_LayerPanel):
         if not settings["tokens"]:
             raise ValueError("Tokens: choose at least one step size.")
         self._plan = PhasePlan(
-            tokens=tuple(settings["tokens"]), hidden=hidden, intermediate=3 * hidden, link=LINKS[settings["link"]]
+            tokens=tuple(sorted(settings["tokens"])),
+            hidden=hidden,
+            intermediate=3 * hidden,
+            link=LINKS[settings["link"]],
         )
         return submit_phases(cluster, self._plan, on_report=self.on_report)
 
@@ -108,7 +115,7 @@ class OverlapPanel(_LayerPanel):
             title="Chunked all-reduce",
             named={
                 "chunks": widgets.SelectMultiple(
-                    options=chunks, value=(1, 2, 4, 8), rows=len(chunks), description="Chunks", **_WIDE
+                    options=chunks, value=(1, 2, 4, 8, 16), rows=len(chunks), description="Chunks", **_WIDE
                 ),
                 "tokens": widgets.Dropdown(options=(256, 512, 1024, 2048), value=2048, description="Tokens", **_WIDE),
                 "in_features": widgets.Dropdown(
@@ -178,6 +185,8 @@ class ChunkModel(widgets.VBox):
                 raise ValueError(f"{name} is not a slider of this panel; it has {', '.join(self._named)}")
             if not control.min <= value <= control.max:
                 raise ValueError(f"{name} must be {control.min:g} to {control.max:g}; got {value!r}")
+            if isinstance(control, widgets.IntSlider) and value != int(value):
+                raise ValueError(f"{name} must be a whole number; got {value!r}")
             control.value = value
         return self
 
