@@ -321,5 +321,5 @@ def check_device(comm: Comm, device: torch.device) -> None:
     if comm.device_types and device.type not in comm.device_types and device.type != "meta":
         raise ValueError(
             f"module is on {device}, but this group's collectives need {' or '.join(sorted(comm.device_types))}: move "
-            f"it with .to({sorted(comm.device_types)[0]!r}) first"
+            f"it with .to({sorted(comm.device_types)[0]!r}) first, or make the layer with device="
         )

@@ -170,7 +170,7 @@ def attend(
     if grouped and seq == 1:
         # The query heads of a group as so many queries of one head: the kernels read each key once, not once per head.
         q_BGhE = q_BHSE.view(q_BHSE.shape[0], k_BGSE.shape[1], -1, q_BHSE.shape[3])
-        return F.scaled_dot_product_attention(q_BGhE, k_BGSE, v_BGSE, attn_mask=mask).view(q_BHSE.shape)
+        return F.scaled_dot_product_attention(q_BGhE, k_BGSE, v_BGSE, attn_mask=mask).reshape(q_BHSE.shape)
     return F.scaled_dot_product_attention(
         q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
     )
