@@ -141,8 +141,8 @@ def _cuda_sampler(
 ) -> Callable[[], float]:
     """Time on the GPU's own clock, behind a spin kernel and a first all-reduce that lines the GPUs up.
 
-    Lined up by the hosts' barrier alone they start tens of microseconds apart, and the early one's wait would be counted
-    as its collective's time: 40 us for an all-reduce of 1 KiB on two H100s that takes 11.
+    Lined up by the hosts' barrier alone they start tens of microseconds apart, and the early one's wait would count as
+    its collective's time: 40 us for an all-reduce of 1 KiB on two H100s that takes 11.
     """
     call = _captured(reduce, refill) if graph else reduce
     line_up = torch.zeros(1, device=rank.device)
