@@ -11,21 +11,29 @@ from tplab.lab.figures.layers import (
     timeline_figure,
 )
 from tplab.lab.figures.painter import painter_figure
+from tplab.lab.figures.pipeline import gantt, small_multiples
+from tplab.lab.figures.pipeline_curves import bubble_figure, bubble_frame, decode_figure, prefill_figure
 from tplab.lab.figures.timings import timings_figure
 
 __all__ = [
     "algorithms_figure",
+    "bubble_figure",
+    "bubble_frame",
     "busbw_figure",
     "bytes_figure",
     "calls_figure",
     "chunk_lanes_figure",
+    "decode_figure",
     "error_bytes_figure",
+    "gantt",
     "latency_figure",
     "launch_figure",
     "overlap_figure",
     "painter_figure",
     "phases_figure",
+    "prefill_figure",
     "ring_figure",
+    "small_multiples",
     "strategies_figure",
     "timeline_figure",
     "timings_figure",

@@ -1,0 +1,296 @@
+"""The traces of a Gantt chart: bars of idle time, work and messages, and the memory lane, from a trace's arrays."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tplab.lab import style
+from tplab.pipeline.schedule import CODES, OPS, Op
+from tplab.pipeline.trace import KINDS, Trace
+
+_LABELLED = 64
+"""Actions per lane up to which they are labelled."""
+_SPELLED = 20
+"""Up to which the label has the letter, besides the micro-batch."""
+
+_LOOK = {
+    "forward": (style.FORWARD, ""),
+    "decode": (style.DECODE, "."),
+    "backward": (style.BACKWARD, "/"),
+    "input gradient": (style.BACKWARD, "\\"),
+    "weight gradient": (style.WEIGHT_GRADIENT, "x"),
+    "point-to-point": (style.POINT_TO_POINT, ""),
+}
+_LATER_CHUNK = {style.FORWARD: style.DECODE, style.BACKWARD: "#FFE79A", style.WEIGHT_GRADIENT: "#7FC4AE"}
+"""What the colours of a kind go towards from the first chunk to the last."""
+_DARK = {"forward", "weight gradient"}
+
+PLOT_WIDTH_PX = 700
+"""Of the narrowest plot that labels are made for; a figure does not know its page."""
+_CHARACTER_PX = 7
+
+
+class Scale(NamedTuple):
+    """Of the time axis."""
+
+    unit: str
+    factor: float
+    """From seconds to ``unit``."""
+    px_per_s: float
+
+
+class Lanes(NamedTuple):
+    """Where things lie within the height 1 of a rank, from its top."""
+
+    compute: float
+    compute_height: float
+    sends: float
+    sends_height: float
+
+
+WITH_SENDS = Lanes(0.34, 0.56, 0.79, 0.28)
+WITHOUT = Lanes(0.5, 0.8, 0.0, 0.0)
+SENDS = (CODES[Op.SEND_F], CODES[Op.SEND_B])
+
+
+def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> list[dict[str, Any]]:
+    """Idle, then one bar trace per kind."""
+    unit, factor = scale.unit, scale.factor
+    result = [_idle(trace, lanes, unit, factor)]
+    kinds = np.asarray(trace.kinds(), dtype=object)
+    sends = np.isin(trace.op, SENDS)
+    drawn = trace.is_compute | sends  # a receive is a wait, which is idle time already
+    per_lane = np.bincount(trace.rank[trace.is_compute], minlength=trace.num_ranks).max(initial=0)
+    both = (trace.op == SENDS[0]).any() and (trace.op == SENDS[1]).any()
+    hover = _hover(trace, other, unit, factor)
+    for kind in KINDS:
+        which = np.flatnonzero((kinds == kind) & drawn)
+        if not len(which):
+            continue
+        messages = kind == "point-to-point"
+        y, width = trace.rank[which] + lanes.compute, lanes.compute_height
+        if messages:
+            width = lanes.sends_height / (2 if both else 1)
+            back = np.where(trace.op[which] == SENDS[1], 0.5, -0.5) if both else 0.0
+            y = trace.rank[which] + lanes.sends + back * width
+        bars: dict[str, Any] = {
+            "type": "bar",
+            "orientation": "h",
+            "base": trace.start_s[which] * factor,
+            "x": (trace.end_s - trace.start_s)[which] * factor,
+            "y": y,
+            "width": width,
+            "name": kind,
+            "legendgroup": kind,
+            "marker": _marker(kind, trace, which),
+            "hovertext": [hover[i] for i in which.tolist()],
+            "hovertemplate": "%{hovertext}<extra></extra>",
+        }
+        if not messages and per_lane <= _LABELLED:
+            room = (trace.end_s - trace.start_s)[which] * scale.px_per_s / _CHARACTER_PX
+            bars |= {
+                "text": _labels(trace, which, room.tolist(), letters=per_lane <= _SPELLED),
+                "textposition": "inside",
+                "insidetextanchor": "middle",
+                "textangle": 0,
+                "constraintext": "none",
+                "textfont": {"size": 11, "color": _text_colours(kind, trace, which)},
+            }
+        result.append(bars)
+    return result
+
+
+def _labels(trace: Trace, which: NDArray[np.int64], room: Sequence[float], *, letters: bool) -> list[str]:
+    """``F3`` or ``3``, or nothing where not even that has room; ``room`` in characters."""
+    labels = []
+    for code, micro_batch, most in zip(trace.op[which].tolist(), trace.micro_batch[which].tolist(), room, strict=True):
+        label = str(micro_batch)
+        if letters and len(label) + 1 <= most:
+            label = OPS[code].value + label
+        labels.append(label if len(label) <= most else "")
+    return labels
+
+
+def _idle(trace: Trace, lanes: Lanes, unit: str, factor: float) -> dict[str, Any]:
+    """Where a rank does not compute, from the first computation on any rank to the last."""
+    base, length, y = [], [], []
+    compute = trace.is_compute
+    begin = float(trace.start_s[compute].min()) if compute.any() else 0.0
+    end = begin + trace.makespan_s
+    for rank in range(trace.num_ranks):
+        mine = np.flatnonzero(compute & (trace.rank == rank))
+        order = mine[np.argsort(trace.start_s[mine])]
+        starts = np.concatenate([trace.start_s[order], [end]])
+        free_from = np.concatenate([[begin], trace.end_s[order]])
+        gap = starts - free_from
+        wide = gap > 1e-9 * max(end, 1e-9)
+        base.append(free_from[wide])
+        length.append(gap[wide])
+        y.append(np.full(int(wide.sum()), rank + lanes.compute))
+    gaps = np.concatenate(length)
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "base": np.concatenate(base) * factor,
+        "x": gaps * factor,
+        "y": np.concatenate(y),
+        "width": lanes.compute_height,
+        "name": "idle",
+        "legendgroup": "idle",
+        "marker": {"color": style.IDLE},
+        "hovertemplate": f"idle for %{{x:.4g}} {unit}<extra></extra>",
+    }
+
+
+def _shade(colour: str, chunk: int, num_chunks: int) -> str:
+    if num_chunks == 1 or colour not in _LATER_CHUNK:
+        return colour
+    near, far = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (colour, _LATER_CHUNK[colour]))
+    mixed = near + (far - near) * (chunk / (num_chunks - 1))
+    return "#" + "".join(f"{round(part):02X}" for part in mixed)
+
+
+def _marker(kind: str, trace: Trace, which: NDArray[np.int64]) -> dict[str, Any]:
+    colour, pattern = _LOOK[kind]
+    line = {"color": "white", "width": 0.5 if len(trace.rank) < 2000 else 0}
+    v = trace.schedule.num_chunks
+    if v == 1 or colour not in _LATER_CHUNK:
+        return style.bar_marker(colour, pattern, line=line)
+    shades = [_shade(colour, chunk, v) for chunk in range(v)]
+    marker = style.bar_marker(colour, pattern, line=line)
+    # With a colour for each bar plotly takes black for the lines, whatever it is told.
+    marker |= {"pattern": marker["pattern"] | {"fgopacity": 0.2}} if pattern else {}
+    marker["color"] = [shades[chunk] for chunk in (trace.stage[which] // trace.num_ranks).tolist()]
+    return marker
+
+
+def _text_colours(kind: str, trace: Trace, which: NDArray[np.int64]) -> Any:
+    if kind not in _DARK:
+        return style.INK
+    v = trace.schedule.num_chunks
+    if v == 1:
+        return "white"
+    return [
+        "white" if chunk / (v - 1) < 0.6 else style.INK for chunk in (trace.stage[which] // trace.num_ranks).tolist()
+    ]
+
+
+def _hover(trace: Trace, other: Trace | None, unit: str, factor: float) -> list[str]:
+    """What an action's label says, of this trace and of the other."""
+    if other is None:
+        partner: dict[Any, tuple[float, float]] = {}
+    else:
+        keys = zip(other.stage.tolist(), other.op.tolist(), other.micro_batch.tolist(), strict=True)
+        partner = dict(zip(keys, zip(other.start_s.tolist(), other.end_s.tolist(), strict=True), strict=True))
+    word = "measured" if trace.measured else "simulated"
+    other_word = "" if other is None else "measured" if other.measured else "simulated"
+    if word == other_word:
+        word, other_word = trace.schedule.name, other.schedule.name if other is not None else ""
+    texts = []
+    columns = (trace.rank, trace.stage, trace.op, trace.micro_batch, trace.start_s, trace.end_s)
+    for rank, stage, op, micro_batch, start, end in zip(*(column.tolist() for column in columns), strict=True):
+        text = (
+            f"<b>{stage}{OPS[op].value}{micro_batch}</b> rank {rank}, stage {stage}, micro-batch {micro_batch}<br>"
+            f"{word} {start * factor:.4g} to {end * factor:.4g} {unit} ({(end - start) * factor:.3g})"
+        )
+        if (stage, op, micro_batch) in partner:
+            begin, finish = partner[stage, op, micro_batch]
+            text += (
+                f"<br>{other_word} {begin * factor:.4g} to {finish * factor:.4g} {unit} "
+                f"({(finish - begin) * factor:.3g})"
+            )
+        texts.append(text)
+    return texts
+
+
+_LINES = (("solid", style.COLLECTIVE), ("dash", style.FORWARD), ("dot", style.WEIGHT_GRADIENT))
+
+
+def memory_of(
+    traces: Sequence[Trace],
+    names: Sequence[str],
+    axis: str,
+    unit: str,
+    factor: float,
+    end_s: float,
+    max_activations: float | None,
+) -> list[dict[str, Any]]:
+    """A strip per rank, all to one scale; the first trace filled, the others as lines; the peaks as text."""
+    p = traces[0].num_ranks
+    top = max([trace.peak_activations() for trace in traces] + [max_activations or 0.0, 1.0])
+    scale = 0.86 / top
+    data: list[dict[str, Any]] = []
+    for index, (trace, name) in enumerate(zip(traces, names, strict=True)):
+        x: list[float] = []
+        y: list[float] = []
+        texts: list[str] = []
+        for rank in range(p):
+            times, held = trace.activations(rank)
+            if not len(times):
+                continue
+            # Of what lies within a pixel, what is left behind: room is made, and taken again at once.
+            lasts = np.append(np.diff(times) > end_s / PLOT_WIDTH_PX, True)
+            times, held = times[lasts], held[lasts]
+            floor = rank + 0.95
+            before = np.concatenate([[0.0], held[:-1]])
+            steps = np.column_stack([before, held]).ravel()
+            x += [*np.repeat(times * factor, 2).tolist(), float("nan")]
+            y += [*(floor - scale * steps).tolist(), float("nan")]
+            texts += [f"rank {rank} holds {value:.3g} ({name})" for value in steps.tolist()] + [""]
+        dash, colour = _LINES[(index - 1) % len(_LINES)]
+        look: dict[str, Any] = (
+            {"fill": "toself", "fillcolor": "#C9D6EA", "line": {"color": style.FORWARD, "width": 1}}
+            if index == 0
+            else {"line": {"color": colour, "width": 1.5, "dash": dash}}
+        )
+        data.append(
+            {
+                "type": "scatter",
+                "x": x,
+                "y": y,
+                "mode": "lines",
+                "name": "held" if len(traces) == 1 else f"held, {name}",
+                "hovertext": texts,
+                "hovertemplate": f"%{{hovertext}} from %{{x:.4g}} {unit}<extra></extra>",
+                "hoveron": "points",
+                "yaxis": axis,
+                "xaxis": "x",
+                **look,
+            }
+        )
+    if max_activations is not None:
+        lines = [(x, rank + 0.95 - scale * max_activations) for rank in range(p) for x in (0.0, end_s * factor, None)]
+        data.append(
+            {
+                "type": "scatter",
+                "x": [x for x, _ in lines],
+                "y": [y if x is not None else None for x, y in lines],
+                "mode": "lines",
+                "name": f"cap: {max_activations:g}",
+                "line": {"color": style.INK, "width": 1, "dash": "dot"},
+                "hoverinfo": "skip",
+                "yaxis": axis,
+                "xaxis": "x",
+            }
+        )
+    peaks = [trace.peak_activations_per_rank for trace in traces]
+    data.append(
+        {
+            "type": "scatter",
+            "x": [end_s * factor * 1.01] * p,
+            "y": [rank + 0.55 for rank in range(p)],
+            "mode": "text",
+            "text": [" / ".join(f"{one[rank]:.3g}" for one in peaks) for rank in range(p)],
+            "textposition": "middle right",
+            "textfont": {"size": 12, "color": style.INK},
+            "name": "peaks",
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "cliponaxis": False,
+            "yaxis": axis,
+            "xaxis": "x",
+        }
+    )
+    return data

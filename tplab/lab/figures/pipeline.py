@@ -1,0 +1,215 @@
+"""Gantt charts of pipelines, from traces alone: what was simulated and what was measured look the same.
+
+One bar trace per kind of work and chart, not one per action: a table of 8,192 actions is half a dozen traces, which is
+what keeps a slider smooth. All charts of a figure share one time axis, so that the pointer marks the same moment in
+each, and what an action's label says of one trace it says of the other too.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from tplab.lab import style
+from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Scale, bars_of, memory_of
+from tplab.pipeline.trace import Trace
+
+_TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
+_CAPTION_PX = 26
+_MEMORY_PX = 24
+
+
+def gantt(
+    *traces: Trace,
+    title: str = "",
+    badge: str = "",
+    names: Sequence[str] = (),
+    max_activations: float | None = None,
+    memory: bool | None = None,
+    lane_px: int | None = None,
+) -> go.Figure:
+    """One chart per trace, the first on top, all on one time axis; below, what each rank holds over time.
+
+    In a chart rank 0 is on top; computations lie on a full lane, messages on one of half that height below (forward in
+    its upper half, backward in its lower, where both occur). Labels say which micro-batch, where there are up to 64
+    actions per lane. The caption of a chart has the makespan, the bubble under both names, and the peak of every rank.
+    The memory lane has the first trace filled, and the others as lines.
+
+    Args:
+        traces: of equally many ranks, such as a simulation and the run below it.
+        badge: of the numbers; by default that of the last measured trace, or MODEL.
+        names: of the traces, in captions; by default ``simulated`` and ``measured``, or the schedule's.
+        max_activations: a cap in micro-batches, drawn into the memory lane.
+        memory: whether to draw it; by default in training, for in inference a rank holds nothing between forwards.
+        lane_px: height of a rank's lanes.
+
+    Raises:
+        ValueError: no trace, or of different numbers of ranks.
+    """
+    if not traces:
+        raise ValueError("traces must hold at least one trace; got none")
+    p = traces[0].num_ranks
+    if any(trace.num_ranks != p for trace in traces):
+        raise ValueError(f"traces must have equally many ranks; got {[trace.num_ranks for trace in traces]}")
+    if memory is None:
+        memory = not all(trace.schedule.is_inference for trace in traces)
+    names = list(names) or _names(traces)
+    if len(names) != len(traces):
+        raise ValueError(f"names must have one for each of the {len(traces)} traces; got {len(names)}")
+    end_s = max((float(trace.end_s.max()) for trace in traces if len(trace.end_s)), default=1.0)
+    unit, factor = ("ms", 1e3) if end_s < 10 else ("s", 1.0)
+    lanes = WITH_SENDS if any((trace.op == code).any() for trace in traces for code in SENDS) else WITHOUT
+    each_px = lane_px or max(10, min(40, 420 // p))
+    heights = [p * each_px] * len(traces) + [p * max(10, min(_MEMORY_PX, 200 // p))] * memory
+    spots, plot_px = _spots(heights)
+
+    data: list[dict[str, Any]] = []
+    shown: set[str] = set()
+    scale = Scale(unit, factor, px_per_s=PLOT_WIDTH_PX / end_s if end_s else 0.0)
+    for index, trace in enumerate(traces):
+        other = traces[1 if index == 0 else 0] if len(traces) > 1 else None
+        for bars in bars_of(trace, other, lanes, scale):
+            kind = bars["name"]
+            bars |= {"yaxis": _axis("y", index), "xaxis": "x", "showlegend": kind not in shown}
+            shown.add(kind)
+            data.append(bars)
+    if memory:
+        data += memory_of(traces, names, _axis("y", len(traces)), unit, factor, end_s, max_activations)
+
+    captions = [caption(trace, name) for trace, name in zip(traces, names, strict=True)]
+    if memory:
+        held = " (filled: " + names[0] + "; lines: " + ", ".join(names[1:]) + ")" if len(traces) > 1 else ""
+        captions.append(f"<b>memory</b> · micro-batches that each rank holds{held}; at the right its peak")
+    layout = _card(badge or _badge(traces), plot_px + _TOP_PX + _BOTTOM_PX)
+    layout["title"]["text"] = title or _title(traces[0])
+    _lay_out(layout, p, spots, captions, unit, end_s * factor)
+    return go.Figure(data, layout)
+
+
+def small_multiples(traces: Sequence[Trace], *, names: Sequence[str] = (), title: str = "") -> go.Figure:
+    """Schedules one above the other on one time axis, the same ranks and micro-batches in each; thin lanes."""
+    traces = list(traces)
+    p = traces[0].num_ranks if traces else 1
+    return gantt(
+        *traces,
+        names=names or [_schedule_name(trace) for trace in traces],
+        title=title or "The same work under every schedule",
+        memory=False,
+        lane_px=max(6, min(16, 90 // p)),
+    )
+
+
+def caption(trace: Trace, name: str) -> str:
+    """Makespan, both bubbles, and the peaks, in a line."""
+    unit, factor = ("ms", 1e3) if trace.makespan_s < 10 else ("s", 1.0)
+    parts = [
+        f"<b>{name}</b>",
+        f"makespan {_four_digits(trace.makespan_s * factor)} {unit}",
+        f"idle/total {trace.idle_over_total:.1%}",
+        f"idle/work {trace.idle_over_work:.1%}",
+    ]
+    if not trace.schedule.is_inference:
+        parts.append(f"peak {_peaks_text(trace.peak_activations_per_rank)} micro-batches")
+    return " · ".join(parts)
+
+
+def _names(traces: Sequence[Trace]) -> list[str]:
+    words = ["measured" if trace.measured else "simulated" for trace in traces]
+    return words if len(set(words)) == len(words) else [_schedule_name(trace) for trace in traces]
+
+
+def _schedule_name(trace: Trace) -> str:
+    v = trace.schedule.num_chunks
+    return trace.schedule.name + (f", {v} chunks" if v > 1 else "")
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _title(trace: Trace) -> str:
+    return f"{_schedule_name(trace)}: {trace.num_ranks} ranks, {trace.schedule.num_micro_batches} micro-batches"
+
+
+def _badge(traces: Sequence[Trace]) -> str:
+    measured = [trace.badge for trace in traces if trace.measured]
+    return measured[-1] if measured else traces[0].badge
+
+
+def _peaks_text(peaks: Sequence[float]) -> str:
+    if len(peaks) > 8:
+        return f"{max(peaks):g}"
+    return ", ".join(f"{peak:.3g}" for peak in peaks)
+
+
+def _axis(letter: str, index: int) -> str:
+    return letter + (str(index + 1) if index else "")
+
+
+def _spots(heights: Sequence[int]) -> tuple[list[tuple[float, float]], int]:
+    """The vertical domain of each chart, captions between them, and the plot's height in pixels."""
+    plot_px = sum(heights) + _CAPTION_PX * len(heights)
+    spots, top = [], plot_px
+    for height in heights:
+        top -= _CAPTION_PX
+        spots.append(((top - height) / plot_px, top / plot_px))
+        top -= height
+    return spots, plot_px
+
+
+def _card(badge: str, height: int) -> dict[str, Any]:
+    """The layout of a card. Made once for each badge and height: it takes plotly longer than all else here."""
+    return copy.deepcopy(_card_once(badge, height))
+
+
+@functools.lru_cache(maxsize=64)
+def _card_once(badge: str, height: int) -> dict[str, Any]:
+    figure = style.card(go.Figure(), title="", badge=badge, height=height)
+    layout: dict[str, Any] = figure.layout.to_plotly_json()
+    return layout
+
+
+def _lay_out(
+    layout: dict[str, Any],
+    p: int,
+    spots: Sequence[tuple[float, float]],
+    captions: Sequence[str],
+    unit: str,
+    end: float,
+) -> None:
+    every = max(1, p // 8)
+    ranks = list(range(0, p, every))
+    for index, spot in enumerate(spots):
+        layout[_axis("yaxis", index)] = {
+            "domain": spot,
+            "range": [p, 0],
+            "tickvals": [rank + 0.5 for rank in ranks],
+            "ticktext": [f"rank {rank}" for rank in ranks],
+            "showgrid": False,
+            "zeroline": False,
+            "linecolor": "#AEB6C1",
+            "ticks": "",
+            "automargin": True,
+            "fixedrange": True,
+        }
+    layout["annotations"] = [
+        *layout["annotations"],
+        *(
+            {
+                **{"text": text, "xref": "paper", "yref": "paper", "x": 0.0, "y": spot[1], "xanchor": "left"},
+                **{"yanchor": "bottom", "yshift": 2, "showarrow": False, "font": {"size": 12, "color": style.INK}},
+            }
+            for text, spot in zip(captions, spots, strict=True)
+        ),
+    ]
+    layout |= {"barmode": "overlay", "hovermode": "closest"}
+    layout["xaxis"] |= {
+        "title": layout["xaxis"]["title"] | {"text": "milliseconds" if unit == "ms" else "seconds"},
+        "range": [0, 1.06 * end],
+        "anchor": _axis("y", len(spots) - 1),
+        # The same moment in every chart.
+        **{"showspikes": True, "spikemode": "across", "spikesnap": "cursor", "spikethickness": 1},
+        **{"spikecolor": style.MUTED, "spikedash": "dot"},
+    }
