@@ -8,7 +8,7 @@ import pytest
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.constants import DEFAULT
-from tplab.topology.latency import TERMS
+from tplab.topology.latency import TERMS, TTFT_TERMS
 from tplab.topology.machine import Gpu, Link
 from tplab.topology.prediction import predict, predict_all, regime_of
 from tplab.topology.sharding import Layout
@@ -52,7 +52,12 @@ def test_terms_are_complete_and_each_says_where_it_is_from():
     made = predict(LLAMA, H200, workload(), 2, 2)
     assert tuple(term.name for term in made.terms) == TERMS
     assert math.fsum(term.ms for term in made.terms) == pytest.approx(made.tpot_ms)
-    assert all(term.provenance for term in made.terms)
+    assert all(term.provenance for term in made.terms + made.ttft_terms)
+    assert tuple(term.name for term in made.ttft_terms) == TTFT_TERMS
+    assert math.fsum(term.ms for term in made.ttft_terms) == pytest.approx(made.ttft_ms)
+    own = {term.name: term.ms for term in made.ttft_terms[3:]}
+    assert math.fsum(own.values()) == pytest.approx(made.prefill_ms)
+    assert own["weights"] > own["attention"] > 0  # 1024 tokens: the matrices' work, not attention's
     assert made.regime == "pipeline"
     assert made.term_ms("hops") > 0
     with pytest.raises(ValueError, match="no term is called 'magic': use one of weights"):
@@ -252,3 +257,22 @@ def test_measurements_of_the_very_gpus_go_first():
     wide = predict(SMALL, laptop(), lab(), 4, 1, calibration=measured)
     where = {term.name: term.provenance for term in wide.terms}
     assert where["all_reduce"].startswith("interpolated from other group sizes; measured: gloo")
+
+
+def test_published_prefill_with_communication_deleted():
+    # TokenWeave (commit f483d1c), Llama-3.3-70B in bf16 on H100, one prompt, all-reduces deleted: TP 8 and TP 4, in ms.
+    bf16 = ModelSpec.from_config("llama-3.3-70b")
+    measured = {
+        (8, 2048): 74.9,
+        (8, 8192): 289.6,
+        (8, 32768): 1371.4,
+        (4, 2048): 132.5,
+        (4, 8192): 531.5,
+        (4, 32768): 2546.3,
+    }
+    for (tp, tokens), ms in measured.items():
+        engine = EnginePolicy(name="vllm", chunked_prefill=None)
+        alone = Workload(input_length=tokens, output_length=1, concurrency=1, engine=engine)
+        made = predict(bf16, Machine.preset("h100"), alone, tp, 1)
+        without = made.prefill_ms - sum(term.ms for term in made.ttft_terms if term.name == "all_reduce")
+        assert without == pytest.approx(ms, rel=0.08), (tp, tokens)

@@ -53,6 +53,23 @@ starting and draining kernels, tensor-parallel communication, pipeline communica
 without CUDA graphs, the prompts of others in between, stages waiting for the slowest one."""
 
 
+TTFT_TERMS = (
+    "queue",
+    "prompts ahead",
+    "step under way",
+    "weights",
+    "attention",
+    "activations",
+    "kernels",
+    "lm_head",
+    "all_reduce",
+    "hops",
+    "host",
+)
+"""Of the time to the first token: waiting for room in the cache, for prompts that came at the same time, for the step
+that is running; from ``weights`` on, the request's own prompt."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layouts:
     """N layouts on one machine, as arrays."""
@@ -118,6 +135,8 @@ class Served:
     micro_batches: Floats
     terms: dict[str, Floats]
     """By ``TERMS``; they add up to ``tpot_us``."""
+    ttft_terms: dict[str, Floats]
+    """By ``TTFT_TERMS``; they add up to ``ttft_us``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,9 +163,11 @@ class Server:
         for _ in range(4):  # how many decode depends on how long they prefill, and the other way round
             terms, k = self._token(decoding, full)
             tpot = sum(terms.values(), np.zeros(1))
-            prefill = self._prompt(k)
-            wave = self.constants.first_wave * (running - 1) / 2  # prompts ahead when all arrive at once
-            ttft = prefill * (1 + wave) + 0.5 * (tpot - terms["prefill"])
+            prompt = self._prompt()
+            prefill = sum(prompt.values(), np.zeros(1))
+            ahead = prefill * self.constants.first_wave * (running - 1) / 2  # when all arrive at once
+            under_way = 0.5 * (tpot - terms["prefill"])
+            ttft = prefill + ahead + under_way
             decode = steps * tpot
             decoding = np.maximum(1.0, running * decode / (decode + ttft)) if steps else np.ones_like(ttft)
         total = ttft + decode
@@ -156,12 +177,13 @@ class Server:
             tpot_us=tpot,
             ttft_us=ttft + queue,
             queue_us=queue,
-            prefill_us=prefill,
+            prefill_us=prefill * np.ones_like(tpot),
             requests_per_s=rate * busy * 1e6,
             running=running,
             decoding=decoding,
             micro_batches=k,
             terms=terms,
+            ttft_terms={"queue": queue, "prompts ahead": ahead, "step under way": under_way, **prompt},
         )
 
     def at_rate(self, requests_per_s: float, loads: int = 48, most: float = 65536.0) -> tuple[Served, Floats]:
@@ -251,11 +273,15 @@ class Server:
         step = c.step_overhead_us if c and c.step_overhead_us is not None else self.engine.step_us
         return step + self.engine.sequence_us * b
 
-    def _pass(self, tokens: Floats, prompt: Floats, context: Floats) -> Floats:
-        """All blocks on ``tokens`` tokens, ``prompt`` of them of prompts with ``context`` tokens behind them."""
-        lay, r = self.layouts, self.rates
-        block = r.block_us(tokens, lay.tp) + r.activations_us(tokens, lay.tp) + self._reduce(tokens)
-        return self.model.num_layers * (block + r.prompt_attention_us(prompt, context, lay.tp))
+    def _pass(self, tokens: Floats, prompt: Floats, context: Floats) -> dict[str, Floats]:
+        """All blocks on ``tokens`` tokens, ``prompt`` of them of prompts that look at ``context`` tokens; by term."""
+        lay, r, L = self.layouts, self.rates, self.model.num_layers
+        return {
+            "weights": L * r.block_us(tokens, lay.tp),
+            "attention": L * r.prompt_attention_us(prompt, context, lay.tp),
+            "activations": L * r.activations_us(tokens, lay.tp),
+            "all_reduce": L * self._reduce(tokens),
+        }
 
     def _chunk(self) -> float:
         w = self.workload
@@ -267,28 +293,35 @@ class Server:
         prompts = np.maximum(decoding - 1, 0.0) / w.output_length * (1 - self.constants.first_wave / 2)  # per round
         chunk = np.minimum(np.maximum(prompts, 1.0) * w.input_length, self._chunk())
         chunks = prompts * w.input_length / chunk
-        context = self.model.kept_tokens(w.input_length / 2)
-        mixed = self._pass(chunk + b, chunk, np.asarray(context)) - self._pass(b, np.zeros(1), np.zeros(1))
+        context = np.asarray(self.model.kept_tokens(w.input_length / 2), dtype=np.float64)
+        nothing = np.zeros(1)
         if w.engine.chunked_prefill is None:  # a step of its own: weights are streamed and kernels started once more
-            mixed = self._pass(chunk, chunk, np.asarray(context)) + self.model.num_layers * self.rates.startup_us
+            mixed = sum(self._pass(chunk, chunk, context).values(), nothing)
+            mixed = mixed + self.model.num_layers * self.rates.startup_us
+        else:  # one product over both, so it costs what it adds to the step
+            mixed = sum(self._pass(chunk + b, chunk, context).values(), nothing)
+            mixed = mixed - sum(self._pass(b, nothing, nothing).values(), nothing)
         share = pipeline_fill.prefill_share(lay.pp, k, chunks)
         return np.asarray(chunks * mixed * share, dtype=np.float64)
 
-    def _prompt(self, k: Floats) -> Floats:
-        """One prompt on an idle machine, until its first token."""
+    def _prompt(self) -> dict[str, Floats]:
+        """One prompt on an idle machine, until its first token; by term."""
         w = self.workload
         size = min(float(w.input_length), self._chunk())
         chunks = np.full(len(self.layouts), np.ceil(w.input_length / size))
-        return self._prefill(w.input_length / chunks, chunks, np.ones(1)) + 0.0 * k
+        return self._prefill(w.input_length / chunks, chunks, np.ones(1))
 
-    def _prefill(self, tokens: Floats, chunks: Floats, sampled: Floats) -> Floats:
+    def _prefill(self, tokens: Floats, chunks: Floats, sampled: Floats) -> dict[str, Floats]:
         """``chunks`` passes of ``tokens`` prompt tokens that follow each other over the stages."""
         w, lay, r = self.workload, self.layouts, self.rates
         context = np.asarray(self.model.kept_tokens(w.input_length / 2), dtype=np.float64)
         startup = self.model.num_layers * max(r.startup_us, 0.0 if w.engine.cuda_graphs else r.host_us)
-        one = self._pass(tokens, tokens, context) + startup + r.head_us(sampled, lay.tp)
-        hops = np.where(lay.pp > 1, (lay.pp - 1) * self._hop(tokens), 0.0)
-        return pipeline_fill.prefill_us(one * chunks, lay.pp, chunks, hops) + self._host(sampled)
+        one = self._pass(tokens, tokens, context)
+        one |= {"kernels": startup * np.ones(len(lay)), "lm_head": r.head_us(sampled, lay.tp)}
+        made = {name: pipeline_fill.prefill_us(time * chunks, lay.pp, chunks, 0.0) for name, time in one.items()}
+        made["hops"] = np.where(lay.pp > 1, (lay.pp - 1) * self._hop(tokens), 0.0)
+        made["host"] = self._host(sampled) * np.ones(len(lay))
+        return made
 
     def generate_us(self, batch: "Floats | float") -> Floats:
         """One static batch, as a call of ``generate``: all prompts, then all tokens in step, nobody else in between."""
@@ -296,9 +329,5 @@ class Server:
         size = np.ones(len(self.layouts)) * batch
         terms, k = self._token(size)
         step = sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1))
-        return self._prefill(size * w.input_length / k, k, size / k) + (w.output_length - 1) * step
-
-
-def largest_term(terms: dict[str, float]) -> str:
-    """Name of the largest."""
-    return max(terms, key=lambda name: terms[name])
+        prompts = sum(self._prefill(size * w.input_length / k, k, size / k).values(), np.zeros(1))
+        return np.asarray(prompts + (w.output_length - 1) * step, dtype=np.float64)

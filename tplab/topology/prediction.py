@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tplab.topology.calibration import Calibration
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, engine_constants
-from tplab.topology.latency import TERMS, Floats, Layouts, Served, Server, largest_term
+from tplab.topology.latency import TERMS, TTFT_TERMS, Floats, Layouts, Served, Server
 from tplab.topology.layouts import choice
 from tplab.topology.machine import Machine
 from tplab.topology.memory import RankMemory, fullest_rank
@@ -33,12 +33,12 @@ _NINETY = 1.645
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """A piece of the time per token."""
+    """A piece of the time per token, or to the first one."""
 
     name: str
-    """One of ``latency.TERMS``."""
+    """One of ``latency.TERMS`` or ``latency.TTFT_TERMS``."""
     ms: float
-    """What it adds to a token."""
+    """What it adds."""
     provenance: str
     """Where it comes from: measured here, tables of kernels or of served models, spec sheet."""
 
@@ -67,6 +67,8 @@ class Prediction:
     """The same in requests."""
     terms: tuple[Term, ...]
     """Of ``tpot_ms``, which they add up to."""
+    ttft_terms: tuple[Term, ...]
+    """Of ``ttft_ms``, which they add up to: ``latency.TTFT_TERMS``."""
     concurrency: float
     """Requests in flight per replica, waiting ones included."""
     running: float
@@ -171,7 +173,18 @@ def predictions_of(
 ) -> list[Prediction]:
     """What ``serve_all`` gave, for people; ``columns_at`` says which column each of ``layouts`` is."""
     at = range(len(layouts)) if columns_at is None else columns_at
-    return [_prediction(server, served, most, machine, layout, int(i)) for i, layout in zip(at, layouts, strict=True)]
+    shape = served.tpot_us.shape
+    token = {name: np.broadcast_to(served.terms[name], shape) for name in TERMS}
+    first = {name: np.broadcast_to(served.ttft_terms[name], shape) for name in TTFT_TERMS}
+    known = {tp: _provenance(server, machine, tp) for tp in {layout.tp for layout in layouts}}
+    made = []
+    for i, layout in zip(at, layouts, strict=True):
+        terms = tuple(
+            tuple(Term(name=name, ms=float(us[i]) / 1e3, provenance=known[layout.tp][name]) for name, us in of.items())
+            for of in (token, first)
+        )
+        made.append(_prediction(server, served, most, machine, layout, int(i), *terms))
+    return made
 
 
 def serve_all(
@@ -234,7 +247,7 @@ _IN_WORDS = {
 }
 
 
-def _binding(server: Server, served: Served, terms: dict[str, float], fits: bool, i: int) -> str:
+def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool, i: int) -> str:
     if not fits:
         return "memory: the weights leave no room for one request"
     if served.queue_us[i] > 0:
@@ -242,7 +255,7 @@ def _binding(server: Server, served: Served, terms: dict[str, float], fits: bool
         share = asked / int(server.layouts.replicas[i])
         of = f" of {share:.0f}" if asked else ""
         return f"KV cache: room for {float(served.running[i]):.0f}{of} requests"
-    largest = largest_term(terms)
+    largest = max(terms, key=lambda term: term.ms).name
     if largest != "weights":
         return _IN_WORDS[largest]
     tokens = float(served.decoding[i] / served.micro_batches[i])
@@ -263,10 +276,16 @@ def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: La
 
 
 def _prediction(
-    server: Server, served: Served, most: Floats | None, machine: Machine, layout: Layout, i: int
+    server: Server,
+    served: Served,
+    most: Floats | None,
+    machine: Machine,
+    layout: Layout,
+    i: int,
+    terms: tuple[Term, ...],
+    ttft_terms: tuple[Term, ...],
 ) -> Prediction:
     model, workload = server.model, server.workload
-    at = {name: float(np.broadcast_to(time, served.tpot_us.shape)[i]) / 1e3 for name, time in served.terms.items()}
     rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
     fits, reason = True, None
     memory = fullest_rank(model, machine.gpu, workload, layout, requests=max(1, math.floor(running)))
@@ -294,9 +313,8 @@ def _prediction(
         tpot_ms=tpot,
         output_tokens_per_s=rate * workload.output_length,
         requests_per_s=rate,
-        terms=tuple(
-            Term(name=name, ms=ms, provenance=_provenance(server, machine, layout, name)) for name, ms in at.items()
-        ),
+        terms=terms,
+        ttft_terms=ttft_terms,
         concurrency=max(1.0, in_flight / layout.replicas),
         running=running,
         micro_batches=float(served.micro_batches[i]),
@@ -304,7 +322,7 @@ def _prediction(
         memory=memory,
         fits=fits,
         reason=reason,
-        binding=_binding(server, served, at, fits, i),
+        binding=_binding(server, served, terms, fits, i),
         tpot_range_ms=(tpot / spread, tpot * spread),
         regime=regime,
         notes=(*model.notes, *machine.notes, *(server.calibration.notes if server.calibration else ())),
@@ -315,21 +333,21 @@ def _e2e_us(served: Served, workload: Workload) -> Floats:
     return served.ttft_us + max(workload.output_length - 1, 0) * served.tpot_us
 
 
-def _provenance(server: Server, machine: Machine, layout: Layout, name: str) -> str:
+def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
+    """Of every term, with ``tp`` ranks in a group."""
     c, known = server.calibration, server.rates.provenance
     reduced = f"formula on {machine.source} links (kernel tables)"
     if c and c.all_reduce:
-        swept = any(sweep.num_ranks == layout.tp for sweep in c.all_reduce) or layout.tp == 1
+        swept = tp == 1 or any(sweep.num_ranks == tp for sweep in c.all_reduce)
         reduced = c.badge if swept else f"interpolated from other group sizes; {c.badge}"
-    if name in known:
-        return known[name]
-    source = {
+    return {
+        **known,
         "lm_head": known["weights"],
         "all_reduce": reduced,
-        "hops": c.badge if c and c.sends else f"formula on {machine.source} links",
+        "hops": c.badge if c and c.sends else f"formula on {machine.source} links (kernel tables)",
         "host": c.badge if c and c.step_overhead_us is not None else f"engine {server.workload.engine.name}",
         "launch": c.badge if c and c.launch_us is not None else "assumption",
         "prefill": known["weights"],
-        "bubble": "follows from the other terms",
+        "attention": c.badge if c and c.prompt_attention_TFLOPS else "spec sheet x share of peak (kernel tables)",
+        **dict.fromkeys(("bubble", "queue", "prompts ahead", "step under way"), "follows from the other terms"),
     }
-    return source[name]
