@@ -118,7 +118,7 @@ def test_equals_a_simulation_by_events(data: Any, run_events: Callable[..., Any]
     assert got == want
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_few_and_many_ranks_have_the_same_loop(data: Any) -> None:
     """The loop by rank and the one in waves: the same to the last bit, also where ranks are stuck."""

@@ -56,7 +56,7 @@ def run_by_rank(arrows: Arrows, duration_s: Seconds, wire_s: Seconds, latency_s:
     arrived = [_NOT_YET] * n + [0.0]  # the last is what those that wait for NONE = -1 find
     p = len(first) - 1
     link_free, clock, at = [0.0] * (p * p), [0.0] * p, first[:-1]
-    waiting: dict[int, int] = {}  # by action: the rank that waits for it
+    waiting: dict[int, list[int]] = {}  # by action: the ranks that wait for it
     ready = list(range(p))
     while ready:
         rank = ready.pop()
@@ -66,7 +66,7 @@ def run_by_rank(arrows: Arrows, duration_s: Seconds, wire_s: Seconds, latency_s:
             if there > now:
                 now = there
             elif there < 0.0:
-                waiting[waits_for[i]] = rank
+                waiting.setdefault(waits_for[i], []).append(rank)
                 break
             start[i] = now
             now += duration[i]
@@ -85,7 +85,7 @@ def run_by_rank(arrows: Arrows, duration_s: Seconds, wire_s: Seconds, latency_s:
             else:
                 arrived[i] = now
             if i in waiting:
-                ready.append(waiting.pop(i))
+                ready += waiting.pop(i)
         else:
             i = first[rank + 1]
         at[rank], clock[rank] = i, now
