@@ -129,7 +129,7 @@ class Constants:
     generation_scale: Mapping[str, float]
     """By GPU name: how much longer fixed times are than on Hopper, whose tables they come from."""
     engines: Mapping[str, EngineConstants]
-    """By name; ``generic`` for one that no table covers."""
+    """By name; ``generic`` for one that no table covers: from kernel tables and assumptions alone."""
     residuals: Mapping[str, float]
     """By regime: standard deviation of ln(measured / predicted) on published tables that the constants have not
     seen."""
@@ -235,8 +235,9 @@ DEFAULT = Constants(
             of_free_memory=False,
             reserves=True,
         ),
-        "generic": EngineConstants(  # [A] the middle of those measured
-            step_us=900.0, sequence_us=5.0, light_kernels=5, fp8_kernels=3, mfu=mfu_table(bf16=0.64, fp8=0.6),
+        "generic": EngineConstants(  # nothing from [S], so that it can stand for an engine left out: [K] mfu, slowdown,
+            # [T] bf16; [A] step: scheduling hidden behind the GPU, sampling and one synchronisation not
+            step_us=500.0, sequence_us=5.0, light_kernels=5, fp8_kernels=3, mfu=mfu_table(bf16=0.64, fp8=0.6),
             small_batch_slowdown=1.1, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
             of_free_memory=False,
             reserves=False,

@@ -14,7 +14,8 @@ What is fitted on what, and nothing else:
 Least squares of ln(predicted / measured), flattened beyond ``_ROBUST`` so that one odd cell bends nothing. Few
 constants for many cells on purpose: one shared and three per engine for 177 cells of two GPUs, two engines, four TP
 degrees, three lengths and six loads. None per model, GPU or degree: the rest is structure. ``sequence_us`` is not among
-them: 0 to 19 fit equally well (3.3 % off), so it is an assumption.
+them: 0 to 19 fit equally well (3.3 % off), so it is an assumption. ``small_batch_slowdown`` is held under 1.25, the
+most that single matmuls show.
 
 The tables are not part of this project. ``main`` prints what comes out beside ``constants.DEFAULT``, for a person to
 judge; the scoreboard (``validate``) calls ``fit_engines`` without the part that it then predicts.

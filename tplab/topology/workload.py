@@ -13,7 +13,7 @@ class EnginePolicy:
 
     name: str = "generic"
     """Which engine (``vllm``, ``sglang``, ``trtllm``, ...: a key of ``constants.Constants.engines``): host time,
-    kernels and admission differ. ``generic``: the middle of those measured."""
+    kernels and admission differ. ``generic``: one that nobody has measured."""
     cuda_graphs: bool = True
     """Whether decode steps are replayed from CUDA graphs. If not, every kernel pays its launch."""
     all_reduce: str = "auto"
