@@ -138,7 +138,7 @@ def test_simulation_with_measured_times_predicts_the_run(cluster_of: Callable[[i
     )
     ideal = simulate(schedule, costs)
     assert ideal.makespan_s <= predicted.makespan_s <= trace.makespan_s * (1 + 1e-9)
-    assert trace.makespan_s < 1.25 * predicted.makespan_s
+    assert trace.makespan_s < 1.5 * predicted.makespan_s
     assert trace.peak_activations_per_rank == ideal.peak_activations_per_rank
 
 
@@ -161,7 +161,7 @@ def test_emulated_links_are_those_that_the_costs_declare(cluster_of: Callable[[i
     trace = run_schedule(cluster_of(2), schedule, costs, timeout=30)
     ideal = simulate(schedule, costs)
     assert "emulated link 20000 us, 0.1 GB/s" in trace.badge
-    assert ideal.makespan_s <= trace.makespan_s < 1.25 * ideal.makespan_s
+    assert ideal.makespan_s <= trace.makespan_s < 1.5 * ideal.makespan_s
     sends = [s for s in trace.spans if s.op.is_send]
     assert len(sends) == 6
     assert all(s.end_s - s.start_s == pytest.approx(0.03, abs=1e-4) for s in sends)
@@ -543,7 +543,7 @@ def test_stop_keeps_what_ran_and_leaves_the_cluster_usable(fragile: Cluster) -> 
     trace = run_trace(plan, run.reports, fragile.provenance)
     assert 0 < len(ran(trace)) < schedule.num_actions
     assert set(ran(trace)) <= set(computations(schedule))
-    told = [fields["done"] for fields in progress if fields.get("phase") == "run" and fields["total"] > 1]
+    told = [fields["done"] for fields in progress if fields.get("phase") == "run"]
     assert told == sorted(told)
     assert told[-1] > 0
     short = run_schedule(fragile, build_schedule("1f1b", 2, 2), Costs(forward_s=1e-3), timeout=30)

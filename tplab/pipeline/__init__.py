@@ -17,6 +17,8 @@ What it does cost (on a cluster):
   executor      one rank's row, interpreted; stages, feed and clock are its parts
   channels      messages in the table's order, over routes
   split_backward  I and W, from one graph
+  cases         several tables in one run
+  serving       prefill, chunked prefill and decoding ring: formula, simulation, run
 Both give a
   trace         what ran when, simulated or measured
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from tplab.pipeline.article import PipelineScheduler as PipelineScheduler
     from tplab.pipeline.build import SCHEDULES as SCHEDULES
     from tplab.pipeline.build import build_schedule as build_schedule
+    from tplab.pipeline.cases import case_traces as case_traces
+    from tplab.pipeline.cases import submit_cases as submit_cases
     from tplab.pipeline.communication import add_communication as add_communication
     from tplab.pipeline.communication import drop_communication as drop_communication
     from tplab.pipeline.costs import Costs as Costs
@@ -47,6 +51,13 @@ if TYPE_CHECKING:
     from tplab.pipeline.schedule import MicroBatch as MicroBatch
     from tplab.pipeline.schedule import Op as Op
     from tplab.pipeline.schedule import Schedule as Schedule
+    from tplab.pipeline.serving import ChunkedPrefillPlan as ChunkedPrefillPlan
+    from tplab.pipeline.serving import DecodePlan as DecodePlan
+    from tplab.pipeline.serving import PrefillPlan as PrefillPlan
+    from tplab.pipeline.serving import batch_of as batch_of
+    from tplab.pipeline.serving import measure_serving as measure_serving
+    from tplab.pipeline.serving import serving_frame as serving_frame
+    from tplab.pipeline.serving import submit_serving as submit_serving
     from tplab.pipeline.simulation import simulate as simulate
     from tplab.pipeline.trace import Span as Span
     from tplab.pipeline.trace import Trace as Trace
@@ -54,13 +65,16 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Action": "schedule",
+    "ChunkedPrefillPlan": "serving",
     "Costs": "costs",
+    "DecodePlan": "serving",
     "Fault": "faults",
     "MeasuredTrace": "run",
     "MicroBatch": "schedule",
     "Op": "schedule",
     "PipelineConfig": "article",
     "PipelineScheduler": "article",
+    "PrefillPlan": "serving",
     "RunPlan": "run",
     "SCHEDULES": "build",
     "Schedule": "schedule",
@@ -69,13 +83,19 @@ _HOME_OF = {
     "StageError": "job",
     "Trace": "trace",
     "add_communication": "communication",
+    "batch_of": "serving",
     "build_schedule": "build",
+    "case_traces": "cases",
     "drop_communication": "communication",
     "grid_text": "faults",
+    "measure_serving": "serving",
     "run_schedule": "run",
     "run_trace": "run",
+    "serving_frame": "serving",
     "simulate": "simulation",
+    "submit_cases": "cases",
     "submit_schedule": "run",
+    "submit_serving": "serving",
     "validate": "validation",
 }
 

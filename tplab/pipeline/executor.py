@@ -10,7 +10,7 @@ event recorded at a known time maps onto it: the host is ahead of the device.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,25 +31,28 @@ if TYPE_CHECKING:
 _REPORT_EVERY_S = 0.25
 
 
-def run_job(rank: "Rank", job: Job) -> dict[str, Any]:
+def run_job(rank: "Rank", job: Job, **tags: Any) -> dict[str, Any]:
     """Runs on the ranks. Reports ``records`` as they come; returns this rank's ``outputs`` (of the last stage, by
-    micro-batch), ``losses`` and ``gradients`` (by stage and name)."""
-    executor = Executor(rank, job)
+    micro-batch), ``losses`` and ``gradients`` (by stage and name).
+
+    Args:
+        tags: fields of every report, where the caller runs several jobs; their progress is then the caller's to tell.
+    """
+    executor = Executor(rank, job, tags)
     with open_routes(rank, pairs_of(job.schedule), job.links) as routes:
         for turn in range(job.warm_ups + 1):
             dist.barrier(group=rank.group)
-            counts = turn == job.warm_ups
-            rank.report(phase="run" if counts else "warm-up", done=turn, total=job.warm_ups + 1)
-            executor.run(routes, counts=counts)
+            executor.run(routes, counts=turn == job.warm_ups)
     return executor.results()
 
 
 class Executor:
     """One rank, its stages, and the row it works off."""
 
-    def __init__(self, rank: "Rank", job: Job) -> None:
+    def __init__(self, rank: "Rank", job: Job, tags: Mapping[str, Any]) -> None:
         self._rank = rank
         self._job = job
+        self._tags = tags
         self._schedule = schedule = job.schedule
         self._row = [action for action in schedule.ranks[rank.index] if action is not None]
         self._training = not schedule.is_inference
@@ -66,7 +69,7 @@ class Executor:
         on_gpu = rank.device.type == "cuda"
         self._clock = CudaClock(rank.device) if on_gpu and not self._waits else HostClock()
         # Progress is told by one rank: by the one that ends last.
-        self._tells = rank.index == schedule.stage_to_rank(0 if self._training else self._last)
+        self._tells = not tags and rank.index == schedule.stage_to_rank(0 if self._training else self._last)
         self._stages: dict[int, Stage] = {
             index: self._make_stage(index)
             for index in sorted({action.stage for action in self._row if action.op.is_compute})
@@ -289,10 +292,10 @@ class Executor:
                 (rank, a.stage, a.op.value, a.micro_batch, start, end)
                 for (rank, a, _, _), (start, end) in zip(marks, self._clock.resolve(marks), strict=True)
             ]
-        if self._tells and self._counts:
-            fields |= {"phase": "run", "done": self._done, "total": len(self._row)}
+        if self._tells:
+            fields |= {"phase": "run" if self._counts else "warm-up", "done": self._done, "total": len(self._row)}
         if fields:
-            self._rank.report(**fields)
+            self._rank.report(**fields, **self._tags)
 
     def results(self) -> dict[str, Any]:
         modules = {i: stage for i, stage in self._stages.items() if isinstance(stage, ModuleStage)}
