@@ -15,23 +15,31 @@ from tplab.lab.exercises import (
     check_int8_all_reduce,
     check_mlp,
     check_reduction,
+    check_schedule,
 )
+from tplab.lab.panels.generation import GenerationPanel
 from tplab.lab.panels.hello import HelloPanel
 from tplab.lab.panels.layers import ChunkModel, OverlapPanel, PhasesPanel
 from tplab.lab.panels.painter import ShardPainter
+from tplab.lab.panels.pipeline import PipelinePanel, ServingPanel
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.ring import RingStepper
+from tplab.lab.panels.schedule_studio import ScheduleStudio
 from tplab.lab.panels.sweep import SweepPanel
 from tplab.lab.predict import Predict
 
 __all__ = [
     "ChunkModel",
+    "GenerationPanel",
     "HelloPanel",
     "OverlapPanel",
     "PhasesPanel",
+    "PipelinePanel",
     "Pool",
     "Predict",
     "RingStepper",
+    "ScheduleStudio",
+    "ServingPanel",
     "ShardPainter",
     "SweepPanel",
     "check_attention",
@@ -39,6 +47,7 @@ __all__ = [
     "check_int8_all_reduce",
     "check_mlp",
     "check_reduction",
+    "check_schedule",
     "preflight",
     "preflight_table",
 ]

@@ -6,6 +6,7 @@ import pandas as pd
 
 from tplab.collectives.cost import errors, fit_line, leave_out_error
 from tplab.lab import style
+from tplab.pipeline.trace import Trace
 
 
 def explain_sweep(frame: pd.DataFrame) -> str:
@@ -74,3 +75,53 @@ def explain_phases(frame: pd.DataFrame) -> str:
 
 def _step(row: "pd.Series[Any]") -> str:
     return "A decode step" if row["tokens"] == 1 else f"{row['tokens']:,} tokens"
+
+
+def explain_pipeline(simulated: Trace, measured: Trace) -> str:
+    """Sentences on a run of a schedule beside its simulation: makespan, bubble, and the most a rank held."""
+    name, wanted = measured.schedule.name, int(simulated.is_compute.sum())
+    done = int(measured.is_compute.sum())
+    if not done:
+        return ""
+    if done < wanted:
+        return f"{name}: {done:,} of {wanted:,} computations so far."
+    text = (
+        f"{name}: {measured.makespan_s * 1e3:.0f} ms measured, {simulated.makespan_s * 1e3:.0f} ms simulated, a ratio "
+        f"of {measured.makespan_s / simulated.makespan_s:.3f}. The ranks were idle for {measured.idle_over_total:.1%} "
+        f"of the time (simulated: {simulated.idle_over_total:.1%}), which is {measured.idle_over_work:.1%} of the work."
+    )
+    if measured.schedule.is_inference:
+        return text
+    held = measured.peak_activations_per_rank
+    return text + f" At its peak rank 0 held {held[0]:g} micro-batches, the last rank {held[-1]:g}."
+
+
+def explain_serving(frame: pd.DataFrame) -> str:
+    """Sentences on an inference pipeline (frame of a plan in ``tplab.pipeline.serving``): what fills it, what costs."""
+    if frame.empty:
+        return ""
+    off = frame["error_pct"].abs().max()
+    if "in_flight" in frame:
+        first, needed = frame.iloc[0], int(frame["needed"].iloc[0])
+        text = (
+            f"With {first['in_flight']} in flight {first['steps_per_s']:.0f} micro-batches get a token per second, "
+            f"{first['of_best']:.0%} of what the slowest stage allows; the ring is full from k = {needed}"
+        )
+        full = frame[frame["full"]]
+        text += f", measured {full['of_best'].iloc[0]:.0%}." if len(full) else "."
+    elif "chunks" in frame:
+        first, best = frame.iloc[0], frame.iloc[int(frame["measured_ms"].argmin())]
+        text = (
+            f"The prompt in one piece takes {first['measured_ms']:.0f} ms, for all stages but one wait; in "
+            f"{_chunks(best)} {best['measured_ms']:.0f} ms, the least measured. The model says "
+            f"{_chunks(frame.iloc[int(frame['simulated_ms'].argmin())])}: below, stages wait; above, each chunk costs "
+            f"more than it fills."
+        )
+    else:
+        first, last = frame.iloc[0], frame.iloc[-1]
+        text = (
+            f"One micro-batch takes {first['measured_ms']:.0f} ms and leaves the ranks idle for "
+            f"{first['idle_over_total']:.0%}; {last['micro_batches']} take {last['measured_ms']:.0f} ms, "
+            f"{last['per_micro_batch_ms']:.0f} ms each, {last['idle_over_total']:.0%} idle."
+        )
+    return text + f" Measurement and simulation differ by {off:.1f} % at most."

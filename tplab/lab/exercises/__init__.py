@@ -5,10 +5,12 @@ reduction   00: every rank holds the product
 layers      03: a tensor-parallel MLP and attention
 overlap     04: the chunk count, predicted
 quantised   04: an int8 all-reduce
+pipeline    05: a schedule, its makespan and what it holds
 """
 
 from tplab.lab.exercises.layers import check_attention, check_mlp
 from tplab.lab.exercises.overlap import check_chunk_choice
+from tplab.lab.exercises.pipeline import check_schedule
 from tplab.lab.exercises.quantised import check_int8_all_reduce
 from tplab.lab.exercises.reduction import check_reduction
 from tplab.lab.exercises.verdict import Verdict
@@ -20,4 +22,5 @@ __all__ = [
     "check_int8_all_reduce",
     "check_mlp",
     "check_reduction",
+    "check_schedule",
 ]

@@ -1,0 +1,158 @@
+"""The checker of notebook 05, against references, an empty answer and planted wrong answers."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tplab.cluster import Cluster
+from tplab.lab.exercises import check_schedule
+from tplab.lab.exercises.pipeline import _SIZES
+from tplab.pipeline import Action, Op, Schedule, build_schedule, validate
+from tplab.pipeline.mistakes import one_micro_batch_too_many
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def reference(p: int, m: int) -> list[list[str]]:
+    rows = []
+    for r in range(p):
+        warm_up = min(m, p - 1 - r)
+        row = [f"{r}F{i}" for i in range(warm_up)]
+        for i in range(m):
+            if warm_up + i < m:
+                row.append(f"{r}F{warm_up + i}")
+            row.append(f"{r}B{i}")
+        rows.append(row)
+    return rows
+
+
+def as_actions(p: int, m: int) -> list[list[Action]]:
+    return [[Action.parse(cell) for cell in row] for row in reference(p, m)]
+
+
+def split_backward(p: int, m: int) -> list[list[str]]:
+    """I, and W right after it: the same as B."""
+    return [
+        [
+            part
+            for cell in row
+            for part in ((cell.replace("B", "I"), cell.replace("B", "W")) if "B" in cell else (cell,))
+        ]
+        for row in reference(p, m)
+    ]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [reference, as_actions, split_backward, lambda p, m: build_schedule("1f1b", p, m)],
+    ids=lambda f: f.__name__,
+)
+def test_right_answers_in_every_form(right: Callable[[int, int], Any]) -> None:
+    verdict = check_schedule(right)
+    assert verdict.passed, verdict.message
+    assert f"{len(_SIZES)} sizes" in verdict.message
+
+
+def gpipe(p: int, m: int) -> Any:
+    return build_schedule("gpipe", p, m)
+
+
+def one_at_a_time(p: int, m: int) -> list[list[str]]:
+    """F0 B0 F1 B1 on every rank: a rank holds one, and all but one wait."""
+    return [[f"{r}{op}{i}" for i in range(m) for op in "FB"] for r in range(p)]
+
+
+def deadlock(p: int, m: int) -> list[list[str]]:
+    """The first two forwards of the last rank swapped, while the others wait for the backward of the first."""
+    rows = one_at_a_time(p, m)
+    if m > 1:
+        rows[-1][:4] = [rows[-1][i] for i in (2, 3, 0, 1)]
+    return rows
+
+
+def backward_first(p: int, m: int) -> list[list[str]]:
+    rows = reference(p, m)
+    rows[-1][:2] = rows[-1][1::-1]
+    return rows
+
+
+def forgets_the_last(p: int, m: int) -> list[list[str]]:
+    return [[cell for cell in row if not cell.endswith(f"B{m - 1}")] for row in reference(p, m)]
+
+
+def twice(p: int, m: int) -> list[list[str]]:
+    return [[*row, row[0]] for row in reference(p, m)]
+
+
+def other_stage(p: int, m: int) -> list[list[str]]:
+    return reference(p, m)[::-1]
+
+
+def only_even(p: int, m: int) -> list[list[str]]:
+    """Right for the sizes in the notebook's text, wrong elsewhere."""
+    return reference(p, m) if m % 2 == 0 else reference(p, m - 1)
+
+
+def zero_bubble(p: int, m: int) -> Any:
+    return build_schedule("zb-h1", p, m)
+
+
+def raises(p: int, m: int) -> Any:
+    raise NotImplementedError("write me")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (gpipe, "rank 0 holds 8 micro-batches at its peak, where 4 will do"),
+        (one_micro_batch_too_many, "rank 0 holds 5 micro-batches at its peak, where 4 will do.*One less to warm up"),
+        (zero_bubble, "rank 1 holds 4 micro-batches at its peak, where 3 will do"),
+        (deadlock, "p=4, m=8.*wait"),
+        (one_at_a_time, "slow.*takes 96 where 33 is enough"),
+        (backward_first, "3B0"),
+        (forgets_the_last, "0B7"),
+        (twice, "0F0"),
+        (other_stage, "rank 0, step 0"),
+        (only_even, "p=3, m=5.*F4"),
+        (lambda p, m: [[f"{r}F{i}" for i in range(m)] for r in range(p)], "no backwards"),
+        (lambda p, m: [[] for _ in range(p)], "0F0"),
+        (lambda p, m: None, "one row of actions for each of the 4 ranks; got None"),
+        (lambda p, m: "0F0,0B0", "one row of actions for each of the 4 ranks"),
+        (lambda p, m: reference(p, m)[1:], "got 3 rows"),
+        (lambda p, m: [["forward"]] * p, "rank 0, step 0: 'forward' is no action"),
+        (lambda p, m: [[0]] * p, "rank 0, step 0: 0 is no action"),
+        (raises, "raised NotImplementedError: write me"),
+    ],
+)
+def test_wrong_answers(wrong: Callable[[int, int], Any], says: str) -> None:
+    verdict = check_schedule(wrong)
+    assert not verdict.passed
+    assert re.search(says, verdict.message), verdict.message
+    assert "\n" not in verdict.message
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(2, "gloo") as cluster:
+        yield cluster
+
+
+def test_with_a_cluster_it_runs_for_real(cluster: Cluster) -> None:
+    verdict = check_schedule(reference, cluster)
+    assert verdict.passed, verdict.message
+    assert "ran on 2 real ranks" in verdict.message
+
+
+def test_an_answer_that_is_wrong_only_on_the_cluster(cluster: Cluster) -> None:
+    verdict = check_schedule(lambda p, m: gpipe(p, m) if (p, m) == (2, 4) else reference(p, m), cluster)
+    assert not verdict.passed
+    assert "With p=2, m=4: valid and fast, but rank 0 holds 4" in verdict.message
+
+
+def test_the_planted_deadlock_does_deadlock() -> None:
+    rows = tuple(tuple(Action.parse(cell) for cell in row) for row in deadlock(2, 2))
+    assert {action.op for row in rows for action in row} == {Op.F, Op.B}
+    with pytest.raises(ValueError, match="wait"):
+        validate(Schedule(name="x", num_stages=2, num_micro_batches=2, ranks=rows))

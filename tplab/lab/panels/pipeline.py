@@ -1,0 +1,175 @@
+"""The live panels of notebook 05: a schedule on real ranks, and inference pipelines.
+
+Stages wait declared times instead of computing (``emulated compute``, on the badge): with more ranks than cores real
+ones would take the cores from each other. Ranks, messages and the order of work are real.
+"""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from tplab.cluster import Cluster, Run
+from tplab.lab.figures.pipeline import gantt
+from tplab.lab.figures.pipeline_curves import decode_figure, prefill_figure
+from tplab.lab.panels import html
+from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.pool import Pool
+from tplab.lab.words import explain_pipeline, explain_serving
+from tplab.pipeline.build import SCHEDULES, build_schedule
+from tplab.pipeline.costs import Costs
+from tplab.pipeline.run import MeasuredTrace, RunPlan, run_trace, submit_schedule
+from tplab.pipeline.serving import (
+    ChunkedPrefillPlan,
+    DecodePlan,
+    PrefillPlan,
+    ServingPlan,
+    serving_frame,
+    submit_serving,
+)
+from tplab.pipeline.simulation import simulate
+from tplab.pipeline.trace import Trace
+
+_WIDE = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "92px"}}
+_MESSAGE_BYTES = 4096
+
+
+def _slider(value: int, low: int, high: int, text: str, step: int = 1) -> Any:
+    return widgets.IntSlider(value=value, min=low, max=high, step=step, description=text, **_WIDE)
+
+
+class _PipelinePanel(RunPanel):
+    """What both panels share: named controls that ``configure`` sets."""
+
+    def __init__(self, pool: Pool, *, title: str, named: dict[str, Any], height: int) -> None:
+        self._named = named
+        super().__init__(pool, title=title, controls=list(named.values()), height=height)
+
+    def settings(self) -> Settings:
+        return {name: control.value for name, control in self._named.items()}
+
+    def configure(self, **settings: Any) -> "_PipelinePanel":
+        """Set controls by name. Raises ``ValueError`` naming the setting and what the panel offers."""
+        for name, value in settings.items():
+            control = self._named.get(name)
+            if control is None:
+                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
+            if isinstance(control, widgets.Dropdown):
+                if value not in control.options:
+                    raise ValueError(f"{name} must be out of {', '.join(map(str, control.options))}; got {value!r}")
+            elif not control.min <= value <= control.max:
+                raise ValueError(f"{name} must be {control.min} to {control.max}; got {value!r}")
+            control.value = value
+        return self
+
+
+class PipelinePanel(_PipelinePanel):
+    """A schedule on the pool's ranks, a stage on each (or v): the measured Gantt chart under the simulated one.
+
+    ``simulated`` and ``trace`` are the traces of the last run, ``trace`` also of one that was stopped or failed.
+    """
+
+    def __init__(self, pool: Pool, schedule: str = "1f1b", m: int = 8) -> None:
+        super().__init__(
+            pool,
+            title="A schedule on real ranks",
+            named={
+                "schedule": widgets.Dropdown(options=SCHEDULES, value=schedule, description="schedule", **_WIDE),
+                "m": _slider(m, 1, 32, "m micro-b."),
+                "v": _slider(2, 1, 4, "v chunks"),
+                "forward_ms": _slider(20, 2, 100, "F = I = W ms"),
+                "hop_ms": _slider(2, 0, 50, "hop ms"),
+            },
+            height=560,
+        )
+        self._drawn: WeakKeyDictionary[Run[Any], tuple[RunPlan, Trace]] = WeakKeyDictionary()
+        self.simulated: Trace | None = None
+        self.trace: MeasuredTrace | None = None
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+        name = settings["schedule"]
+        v = settings["v"] if name == "interleaved" else 1
+        schedule = build_schedule(name, cluster.num_ranks, settings["m"], v)
+        seconds = settings["forward_ms"] * 1e-3
+        costs = Costs(
+            forward_s=seconds,
+            input_grad_s=seconds,
+            weight_grad_s=seconds,
+            hop_s=settings["hop_ms"] * 1e-3,
+            message_bytes=_MESSAGE_BYTES,
+        )
+        plan, simulated = RunPlan(schedule=schedule, stage=costs), simulate(schedule, costs)
+        run = submit_schedule(cluster, plan, on_report=self.on_report)
+        self._drawn[run] = plan, simulated  # by run: the one before may still be drawn
+        return run
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        plan, self.simulated = self._drawn[run]
+        self.trace = run_trace(plan, run.reports, cluster.provenance)
+        return gantt(self.simulated, self.trace), html.quiet(explain_pipeline(self.simulated, self.trace))
+
+
+_WHAT = ("decode ring", "prefill", "chunked prefill")
+
+
+class ServingPanel(_PipelinePanel):
+    """An inference pipeline on the pool's ranks: formula, simulation and measurement.
+
+    ``frame`` holds the measurement of the last run, also of one that was stopped or failed.
+    """
+
+    def __init__(self, pool: Pool, what: str = "decode ring") -> None:
+        super().__init__(
+            pool,
+            title="Inference pipelines",
+            named={
+                "what": widgets.Dropdown(options=_WHAT, value=what, description="pipeline", **_WIDE),
+                "stage_ms": _slider(10, 2, 50, "stage ms"),
+                "last_ms": _slider(10, 2, 100, "last stage ms"),
+                "hop_ms": _slider(2, 0, 20, "hop ms"),
+            },
+            height=430,
+        )
+        self._drawn: WeakKeyDictionary[Run[Any], ServingPlan] = WeakKeyDictionary()
+        self.frame: pd.DataFrame = pd.DataFrame()
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
+        plan = serving_plan(cluster.num_ranks, **settings)
+        run = submit_serving(cluster, plan, on_report=self.on_report)
+        self._drawn[run] = plan
+        return run
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        plan = self._drawn[run]
+        self.frame = serving_frame(plan, run.reports, cluster.provenance)
+        badge = cluster.badge if self.frame.empty else str(self.frame["badge"].iloc[0])
+        draw = decode_figure if isinstance(plan, DecodePlan) else prefill_figure
+        return draw(self.frame, badge=badge), html.quiet(explain_serving(self.frame))
+
+
+def serving_plan(num_ranks: int, what: str, stage_ms: float, last_ms: float, hop_ms: float) -> ServingPlan:
+    """The plan for a panel's settings. In a chunked prefill the stages are alike, and ``stage_ms`` is the whole
+    prompt's."""
+    stage_s = (*[stage_ms * 1e-3] * (num_ranks - 1), last_ms * 1e-3)
+    hop_s = hop_ms * 1e-3
+    if what == "prefill":
+        return PrefillPlan(stage_s=stage_s, hop_s=hop_s)
+    if what == "chunked prefill":
+        if last_ms != stage_ms:
+            raise ValueError(
+                f"last stage ms must be stage ms = {stage_ms} in a chunked prefill, whose stages are alike; it is "
+                f"{last_ms}"
+            )
+        # A tenth of it is attention to the tokens before, and each chunk costs what 4 % of the prompt do besides.
+        tokens, whole_s = 4096, 8 * stage_ms * 1e-3
+        return ChunkedPrefillPlan(
+            num_stages=num_ranks,
+            tokens=tokens,
+            per_token_s=0.9 * whole_s / tokens,
+            per_pair_s=0.1 * whole_s / (tokens**2 / 2),
+            overhead_s=0.04 * whole_s,
+            hop_s=hop_s,
+        )
+    return DecodePlan(stage_s=stage_s, hop_s=hop_s)

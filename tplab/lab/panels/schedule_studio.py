@@ -1,0 +1,255 @@
+"""The schedule studio: a schedule, its sizes and its times as sliders, and what comes of them. Runs nothing.
+
+Analytic, so it follows every slider at once: a table of 8 ranks and 32 micro-batches is built, simulated and drawn in
+about 40 ms. What cannot work is said in words above the last figure that could be drawn.
+"""
+
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.lab import style
+from tplab.lab.figures.pipeline import gantt
+from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import FigureView
+from tplab.pipeline import formulas
+from tplab.pipeline.build import INFERENCE, TRAINING, build_schedule
+from tplab.pipeline.costs import Costs
+from tplab.pipeline.faults import Fault
+from tplab.pipeline.schedule import Schedule
+from tplab.pipeline.serving import steady_round
+from tplab.pipeline.simulation import simulate
+from tplab.pipeline.trace import Trace
+from tplab.pipeline.validation import faults
+
+_NO_FORMULA = "none for these settings"
+_RINGS = ("decode-ring", "prefill-decode")
+
+
+class ScheduleStudio(widgets.VBox):
+    """Train or infer, schedule, p, m, v or k, times, hop, memory cap; Gantt chart, memory lane, formula beside it.
+
+    ``show(schedule=, p=, m=, ...)`` sets controls; ``figure`` is the figure, ``trace`` what it shows, ``error`` the
+    words above it.
+    """
+
+    def __init__(self, schedule: str = "1f1b", p: int = 4, m: int = 8) -> None:
+        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "92px"}}
+
+        def whole(value: int, low: int, high: int, text: str, tip: str = "") -> Any:
+            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide)
+
+        def time(value: float, high: float, text: str, low: float = 0.0) -> Any:
+            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide)
+
+        self._named: dict[str, Any] = {
+            "phase": widgets.ToggleButtons(options=["train", "infer"], style={"button_width": "84px"}),
+            "schedule": widgets.Dropdown(options=TRAINING, description="schedule", **wide),
+            "p": whole(p, 1, 16, "p ranks"),
+            "m": whole(m, 1, 64, "m micro-b."),
+            "v": whole(2, 1, 4, "v chunks", "chunks per rank: interleaved only"),
+            "k": whole(4, 1, 16, "k in flight", "batches in flight: decode-ring and prefill-decode"),
+            "forward_ms": time(10, 40, "F ms"),
+            "input_grad_ms": time(10, 40, "I ms"),
+            "weight_grad_ms": time(10, 40, "W ms"),
+            "last_stage": time(1, 4, "last stage ×", 0.5),
+            "hop_ms": time(0, 20, "hop ms"),
+            "cap": whole(0, 0, 64, "memory cap", "micro-batches that a rank may hold; 0: no cap"),
+        }
+        self._setting = False
+        self.trace: Trace | None = None
+        self._error = widgets.HTML()
+        self._table = widgets.HTML()
+        self._view = FigureView(min_height=520)
+        for name, control in self._named.items():
+            control.observe(self._on_phase if name == "phase" else lambda _: self._draw(), names="value")
+        left = widgets.VBox(
+            [*self._named.values(), self._table],
+            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
+        )
+        right = widgets.VBox([self._error, self._view], layout=widgets.Layout(flex="1 1 0", min_width="420px"))
+        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
+        super().__init__([widgets.HTML(html.heading("Schedule studio")), body])
+        self.add_class("tplab-studio")
+        self._error.add_class("tplab-error")
+        self._table.add_class("tplab-below")
+        self.show(schedule=schedule)
+
+    @property
+    def figure(self) -> go.Figure | None:
+        """The last figure drawn."""
+        return self._view.figure
+
+    @property
+    def error(self) -> str:
+        """What is wrong with the settings, as HTML; empty if nothing is."""
+        return str(self._error.value)
+
+    def show(self, **settings: Any) -> "ScheduleStudio":
+        """Set controls by name: ``schedule=``, ``p=``, ``m=``, ``v=``, ``k=``, ``forward_ms=``, ``input_grad_ms=``,
+        ``weight_grad_ms=``, ``last_stage=`` (times as long as the others), ``hop_ms=``, ``cap=``, ``phase=``.
+
+        Raises ``ValueError`` for a name or a value that the panel does not offer; a combination that cannot work is
+        said in the panel, as for a slider.
+        """
+        if settings.get("schedule") in (*TRAINING, *INFERENCE):
+            settings = {"phase": "infer" if settings["schedule"] in INFERENCE else "train"} | settings
+        for name, value in settings.items():
+            control = self._named.get(name)
+            if control is None:
+                raise ValueError(f"{name} is not a control of this panel; it has {', '.join(self._named)}")
+            if name == "schedule":
+                _check_offered(name, value, TRAINING + INFERENCE)
+            elif name == "phase":
+                _check_offered(name, value, control.options)
+            elif not control.min <= value <= control.max:
+                raise ValueError(f"{name} must be {control.min:g} to {control.max:g}; got {value!r}")
+        self._setting = True
+        try:
+            for name in sorted(settings, key=lambda name: name != "phase"):  # which decides what schedules there are
+                self._named[name].value = settings[name]
+        finally:
+            self._setting = False
+        self._draw()
+        return self
+
+    def _on_phase(self, _: object) -> None:
+        self._setting, before = True, self._setting
+        self._named["schedule"].options = INFERENCE if self._named["phase"].value == "infer" else TRAINING
+        self._setting = before
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._setting:
+            return
+        values = {name: control.value for name, control in self._named.items()}
+        name, training = values["schedule"], values["phase"] == "train"
+        self._named["v"].disabled = name != "interleaved"
+        self._named["k"].disabled = name not in _RINGS
+        for gradient in ("input_grad_ms", "weight_grad_ms", "cap"):
+            self._named[gradient].disabled = not training
+        try:
+            schedule = _schedule_of(values)
+            costs = _costs_of(values)
+            self.trace = simulate(schedule, costs)
+        except ValueError as error:
+            self._error.value = html.error_card(error)
+            return
+        cap = values["cap"] if training and values["cap"] else None
+        self._view.show(gantt(self.trace, max_activations=cap))
+        over = [] if cap is None else faults(schedule, max_activations=cap)
+        self._error.value = _over_cap(over) if over else ""
+        self._table.value = _table(self.trace, values)
+
+
+def _check_offered(name: str, value: Any, offered: Any) -> None:
+    if value not in offered:
+        raise ValueError(f"{name} must be one of {', '.join(offered)}; got {value!r}")
+
+
+def _schedule_of(values: dict[str, Any]) -> Schedule:
+    name = values["schedule"]
+    return build_schedule(
+        name,
+        values["p"],
+        values["m"],
+        values["v"] if name == "interleaved" else 1,
+        num_in_flight=values["k"] if name in _RINGS else None,
+    )
+
+
+def _costs_of(values: dict[str, Any]) -> Costs:
+    """By stage, so that the last one can take longer; the share of a chunk is 1/v."""
+    v = values["v"] if values["schedule"] == "interleaved" else 1
+    stages = values["p"] * v
+    longer = [1.0] * (stages - 1) + [values["last_stage"]]
+
+    def by_stage(ms: float) -> list[float]:
+        return [ms * 1e-3 / v * factor for factor in longer]
+
+    return Costs(
+        forward_s=by_stage(values["forward_ms"]),
+        input_grad_s=by_stage(values["input_grad_ms"]),
+        weight_grad_s=by_stage(values["weight_grad_ms"]),
+        hop_s=values["hop_ms"] * 1e-3,
+    )
+
+
+def _over_cap(found: list[Fault]) -> str:
+    text = " ".join(f"{_capital(str(fault))}." for fault in found[:3])
+    return html.ribbon(f"Over the memory cap. {text}")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _table(trace: Trace, values: dict[str, Any]) -> str:
+    simulated, formula = _simulated(trace, values), formula_of(values)
+    rows = [
+        (escape(name), escape(text), escape(formula.get(name, "")) or ("" if name not in _CLOSED else "–"))
+        for name, text in simulated.items()
+    ]
+    quiet = "" if formula else html.quiet(f"Formula: {_NO_FORMULA}.")
+    return html.table(("", "simulated", "formula"), rows) + quiet
+
+
+_CLOSED = ("makespan", "idle / total", "idle / work", "peak, rank 0", "a round")
+
+
+def _simulated(trace: Trace, values: dict[str, Any]) -> dict[str, str]:
+    rows = {
+        "makespan": _ms(trace.makespan_s),
+        "idle / total": f"{trace.idle_over_total:.1%}",
+        "idle / work": f"{trace.idle_over_work:.1%}",
+    }
+    if not trace.schedule.is_inference:
+        rows["peak, rank 0"] = f"{trace.peak_activations(0):.4g}"
+        rows["peak, any rank"] = f"{trace.peak_activations():.4g}"
+    elif values["schedule"] == "decode-ring" and values["m"] >= 3 * values["k"]:
+        rows["a round"] = _ms(steady_round(trace, values["k"])[0])
+        rows["tokens / s"] = f"{values['k'] / steady_round(trace, values['k'])[0]:.4g}"
+    return rows
+
+
+def formula_of(values: dict[str, Any]) -> dict[str, str]:
+    """What is known in closed form of the panel's settings, by the names of the table's rows; empty where nothing is.
+
+    Hops and stages that differ have a formula in inference only.
+    """
+    name, p, m = values["schedule"], values["p"], values["m"]
+    v = values["v"] if name == "interleaved" else 1
+    forward_s, hop_s = values["forward_ms"] * 1e-3, values["hop_ms"] * 1e-3
+    stage_s = [forward_s] * (p - 1) + [forward_s * values["last_stage"]]
+    if name in ("forward-only", "chunked-prefill"):
+        makespan = formulas.prefill_makespan_s(stage_s, m, hop_s)
+        work = m * sum(stage_s)
+        idle = 1 - work / (p * makespan) if makespan else 0.0
+        return {
+            "makespan": _ms(makespan),
+            "idle / total": f"{idle:.1%}",
+            "idle / work": f"{idle / (1 - idle):.1%}" if idle < 1 else "",
+        }
+    if name == "decode-ring" and max(stage_s) > 0:
+        round_s = formulas.decode_round_s(stage_s, values["k"], hop_s)
+        return {"a round": _ms(round_s), "tokens / s": f"{values['k'] / round_s:.4g}"}
+    if name not in formulas.BALANCED or hop_s or values["last_stage"] != 1:
+        return {}
+    times = {f"{part}_s": values[f"{part}_ms"] * 1e-3 for part in ("forward", "input_grad", "weight_grad")}
+    if not sum(times.values()):
+        return {}
+    try:
+        return {
+            "makespan": _ms(formulas.makespan_s(name, p, m, v, **times)),
+            "idle / total": f"{formulas.idle_over_total(name, p, m, v, **times):.1%}",
+            "idle / work": f"{formulas.idle_over_work(name, p, m, v, **times):.1%}",
+            "peak, rank 0": f"{formulas.peak_activations(name, p, m, v):.4g}",
+        }
+    except ValueError:  # outside of what the formula holds for: zb-h1 with fewer micro-batches than ranks
+        return {}
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.5g} ms"
