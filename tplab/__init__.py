@@ -11,17 +11,27 @@ if TYPE_CHECKING:
     from tplab.cluster import Cluster as Cluster
     from tplab.layers import TensorParallelAttention as TensorParallelAttention
     from tplab.layers import TensorParallelLinear as TensorParallelLinear
+    from tplab.models import generate as generate
+    from tplab.pipeline import PipelineConfig as PipelineConfig
+    from tplab.pipeline import PipelineScheduler as PipelineScheduler
+    from tplab.topology import CommunicationTopology as CommunicationTopology
+    from tplab.topology import advise as advise
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "Cluster": "tplab.cluster",
+    "advise": "tplab.topology",
+    "generate": "tplab.models",
     # As the article calls them.
+    "CommunicationTopology": "tplab.topology",
+    "PipelineConfig": "tplab.pipeline",
+    "PipelineScheduler": "tplab.pipeline",
     "TensorParallelAttention": "tplab.layers",
     "TensorParallelLinear": "tplab.layers",
 }
 
-__all__ = ["Cluster", "TensorParallelAttention", "TensorParallelLinear", "__version__"]
+__all__ = sorted([*_HOME_OF, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
