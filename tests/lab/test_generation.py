@@ -1,0 +1,128 @@
+"""The generation panel on real ranks, and the figure of layouts."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+
+from tplab.lab.figures.generation import layouts_figure
+from tplab.lab.panels.generation import (
+    GenerationPanel,
+    example_model,
+    example_prompts,
+    layouts_badge,
+    layouts_frame,
+)
+from tplab.lab.panels.pool import Pool
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture(scope="module")
+def panel(no_ranks_left: None) -> Iterator[GenerationPanel]:
+    pool = Pool(num_ranks=2, backend="gloo")
+    yield GenerationPanel(pool).configure(new_tokens=8, prompt_tokens=8)
+    pool.stop()
+
+
+def test_run_and_compare_layouts(panel: GenerationPanel) -> None:
+    panel.configure(tp=2)
+    panel.run()
+    first = panel.generation
+    assert first is not None
+    assert (first.layout.tp, first.layout.pp) == (2, 1)
+    assert [len(tokens) for tokens in first.tokens] == [8] * 4
+    for tokens in first.tokens:
+        assert " ".join(map(str, tokens)) in panel._below.value
+    panel.configure(tp=1, micro_batches=2)
+    assert "Settings changed" in panel._ribbon.value
+    panel.run()
+    second = panel.generation
+    assert second is not None
+    assert (second.layout.tp, second.layout.pp, second.num_micro_batches) == (1, 2, 2)
+    assert second.tokens == first.tokens
+    assert panel.figure is not None
+    assert "TP 1 x PP 2" in panel.figure.layout.title.text
+    panel._look.value = "Layouts"
+    bars = [trace for trace in panel.figure.data if trace.type == "bar"]
+    assert list(bars[0].x) == ["TP 2 x PP 1", "TP 1 x PP 2, k=2"]
+    assert panel.frame["tp"].tolist() == [2, 1]
+    # Another model is not set beside these.
+    panel.configure(family="qwen3")
+    panel.run()
+    assert len(panel.frame) == 1
+    panel._look.value = "Timeline"
+
+
+def test_a_tp_that_does_not_divide_is_said(panel: GenerationPanel) -> None:
+    panel.configure(tp=4)
+    with pytest.raises(ValueError, match="TP 4 does not divide the pool's 2 ranks"):
+        panel.run()
+    assert "TP 4 does not divide" in panel._error.value
+    panel.configure(tp=2)
+    panel.run()
+    assert panel._error.value == ""
+
+
+def test_configure_names_what_is_offered(panel: GenerationPanel) -> None:
+    with pytest.raises(ValueError, match="ranks is not a setting of this panel; it has family, size, tp"):
+        panel.configure(ranks=3)
+    with pytest.raises(ValueError, match="family must be one of llama, mistral, qwen2, qwen3; got 'bert'"):
+        panel.configure(family="bert")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("size", ["tiny (4 layers of 256)", "small (8 layers of 512)"])
+def test_examples_are_models(family: str, size: str) -> None:
+    config = example_model(family, size)
+    assert config.model_type == family
+    assert config.num_heads % config.num_kv_heads == 0
+
+
+def test_prompts_differ_and_have_tokens() -> None:
+    prompts = example_prompts(5, 3)
+    assert [len(prompt) for prompt in prompts] == [3, 2, 1, 1, 1]
+    assert len({tuple(prompt) for prompt in prompts}) == 5
+    assert all(0 <= token < 1003 for prompt in prompts for token in prompt)
+
+
+FRAME = pd.DataFrame(
+    {
+        "tp": [1, 2],
+        "pp": [1, 2],
+        "micro_batches": [1, 3],
+        "ttft_ms": [4.0, 9.0],
+        "tpot_ms": [10.0, 20.0],
+        "compute_share": [0.9, 0.2],
+        "collective_share": [0.0, 0.5],
+        "wait_share": [0.0, 0.25],
+        "num_ranks": [1, 4],
+        "num_cores": [2, 2],
+        "backend": ["gloo", "gloo"],
+    }
+)
+
+
+def test_bars_are_shares_of_a_tokens_time() -> None:
+    figure = layouts_figure(FRAME, badge="LIVE")
+    by_name = {trace.name: trace for trace in figure.data}
+    assert list(by_name["computing"].y) == [9.0, 4.0]
+    assert list(by_name["collectives"].y) == [0.0, 10.0]
+    assert list(by_name["waiting for another stage"].y) == [0.0, 5.0]
+    assert list(by_name["computing"].x) == ["TP 1 x PP 1", "TP 2 x PP 2, k=3"]
+
+
+def test_the_badge_says_who_shares_cores() -> None:
+    assert layouts_badge(FRAME) == "LIVE gloo · 1 and 4 ranks, 4 sharing 2 cores"
+    assert layouts_badge(FRAME[:1]) == "LIVE gloo · 1 rank"
+
+
+def test_no_generations_no_rows() -> None:
+    assert layouts_frame([]).empty
+
+
+def test_the_panel_needs_no_torch() -> None:
+    code = "import sys, tplab.lab.panels.generation as p; p.example_model(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,189 @@
+"""Notebook 08's panel: a real model generates on the pool's ranks, in any layout."""
+
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from tplab.cluster import Cluster, Run
+from tplab.lab import style
+from tplab.lab.figures.generation import layouts_figure
+from tplab.lab.figures.pipeline import gantt
+from tplab.lab.panels import html
+from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.pool import Pool
+from tplab.models.config import ModelConfig
+from tplab.models.generation import GenerationRun, submit_generate
+from tplab.models.result import Generation
+
+_SIZES: dict[str, dict[str, int]] = {
+    "tiny (4 layers of 256)": {"hidden_size": 256, "intermediate_size": 768, "num_layers": 4, "num_heads": 8},
+    "small (8 layers of 512)": {"hidden_size": 512, "intermediate_size": 1536, "num_layers": 8, "num_heads": 8},
+}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+}
+_TP = (1, 2, 4, 8)
+_TOKENS_SHOWN = 24
+
+
+def example_model(family: str = "llama", size: str = "tiny (4 layers of 256)", **changes: Any) -> ModelConfig:
+    """A model to run on a laptop, in the shape of a family: 2 key-value heads, 1,003 tokens, random weights by seed."""
+    made: dict[str, Any] = {
+        "model_type": family,
+        "vocab_size": 1003,
+        "num_kv_heads": 2,
+        "max_positions": 2048,
+        **_SIZES[size],
+        **_FAMILIES[family],
+        **changes,
+    }
+    return ModelConfig(head_dim=made["hidden_size"] // made["num_heads"], **made)
+
+
+def example_prompts(num_sequences: int, length: int, vocab_size: int = 1003) -> list[list[int]]:
+    """Token ids, of ``length`` for the first sequence and a token fewer for each after it, at least one."""
+    return [
+        [(7919 * (row + 1) * (place + 1)) % vocab_size for place in range(max(1, length - row))]
+        for row in range(num_sequences)
+    ]
+
+
+def layouts_frame(generations: list[Generation]) -> pd.DataFrame:
+    """One row per generation, as ``Generation.frame`` gives it, with ``compute_share``, ``collective_share`` and
+    ``wait_share``: means over the ranks."""
+    rows = []
+    for generation in generations:
+        shares = pd.DataFrame(generation.shares()).mean()
+        rows.append(generation.frame().assign(**{f"{name}_share": value for name, value in shares.items()}))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def layouts_badge(frame: pd.DataFrame) -> str:
+    """``LIVE gloo · 1, 2 and 4 ranks, 4 sharing 2 cores``: of a frame with several sizes of cluster."""
+    sizes = sorted(set(frame["num_ranks"].tolist()))
+    listed = str(sizes[0]) if len(sizes) == 1 else f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+    badge = f"LIVE {frame['backend'].iloc[0]} · {listed} rank{'s' * (sizes[-1] > 1)}"
+    cores = int(frame["num_cores"].iloc[0])
+    if frame["backend"].iloc[0] == "gloo" and sizes[-1] > cores:
+        badge += f", {sizes[-1]} sharing {cores} cores"
+    return badge
+
+
+class GenerationPanel(RunPanel):
+    """Family, size, TP (the rest of the pool's ranks are stages), micro-batches, prompts; tokens as they come, times,
+    and where they went.
+
+    ``generation`` is the last result, ``frame`` one row for each layout that ran, the newest of each.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "96px"}}
+        self._named: dict[str, Any] = {
+            "family": widgets.Dropdown(options=list(_FAMILIES), description="Family", **wide),
+            "size": widgets.Dropdown(options=list(_SIZES), description="Size", **wide),
+            "tp": widgets.Dropdown(options=_TP, value=2, description="TP", **wide),
+            "micro_batches": widgets.Dropdown(options=(1, 2, 4), description="Micro-batches", **wide),
+            "sequences": widgets.Dropdown(options=(1, 2, 4, 8), value=4, description="Sequences", **wide),
+            "prompt_tokens": widgets.Dropdown(options=(8, 32, 128, 512), value=32, description="Prompt", **wide),
+            "new_tokens": widgets.Dropdown(options=(8, 16, 32, 64, 256), value=16, description="New tokens", **wide),
+            "dtype": widgets.Dropdown(options=("float32", "bfloat16"), description="Dtype", **wide),
+        }
+        self._look = widgets.ToggleButtons(options=["Timeline", "Layouts"])
+        self._look.observe(lambda _: self.redraw(), names="value")
+        self._handle: GenerationRun | None = None
+        self._runs: dict[tuple[Any, ...], Generation] = {}
+        super().__init__(pool, title="Generate", controls=list(self._named.values()), views=self._look, height=420)
+
+    @property
+    def generation(self) -> Generation | None:
+        """The last result."""
+        done = self._handle is not None and self._handle.done() and self._handle.exception() is None
+        return self._handle.result() if done and self._handle is not None else None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row per layout, see :func:`layouts_frame`: of the last model, dtype and prompts."""
+        return layouts_frame(list(self._runs.values()))
+
+    def settings(self) -> Settings:
+        return {name: control.value for name, control in self._named.items()}
+
+    def configure(self, **settings: Any) -> "GenerationPanel":
+        """Set controls by name. Raises ``ValueError`` naming the setting and what the panel offers."""
+        for name, value in settings.items():
+            if name not in self._named:
+                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
+            if value not in self._named[name].options:
+                offered = ", ".join(map(str, self._named[name].options))
+                raise ValueError(f"{name} must be one of {offered}; got {value!r}")
+        for name, value in settings.items():
+            self._named[name].value = value
+        return self
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+        tp = settings["tp"]
+        if cluster.num_ranks % tp:
+            raise ValueError(
+                f"TP {tp} does not divide the pool's {cluster.num_ranks} ranks: choose another TP, or start a pool of "
+                f"another size"
+            )
+        work = tuple(settings[name] for name in ("family", "size", "sequences", "prompt_tokens", "new_tokens", "dtype"))
+        if self._runs and next(iter(self._runs))[0] != (work, cluster.backend):
+            self._runs.clear()  # another model or other prompts: nothing to compare with
+        self._handle = submit_generate(
+            cluster,
+            example_model(settings["family"], settings["size"]),
+            example_prompts(settings["sequences"], settings["prompt_tokens"]),
+            tp=tp,
+            pp=cluster.num_ranks // tp,
+            max_new_tokens=settings["new_tokens"],
+            num_micro_batches=min(settings["micro_batches"], settings["sequences"]),
+            dtype=settings["dtype"],
+            stop_tokens=(),
+            on_token=lambda _sequence, _token: None,
+            on_report=self.on_report,
+        )
+        self._key = (work, cluster.backend), tp, cluster.num_ranks // tp, settings["micro_batches"]
+        assert self._handle.run is not None
+        return self._handle.run
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        generation = self.generation
+        if generation is not None:
+            self._runs[self._key] = generation
+        if self._look.value == "Layouts" and self._runs:
+            return layouts_figure(self.frame, badge=layouts_badge(self.frame)), self._tokens()
+        if generation is None:
+            waiting = style.card(go.Figure(), title="No timeline yet", badge=cluster.badge, height=420)
+            return waiting, self._tokens()
+        name = f"TP {generation.layout.tp} x PP {generation.layout.pp}, k={generation.num_micro_batches}"
+        figure = gantt(generation.trace(), title=f"{name}: stages at work", names=["measured"])
+        return figure, _summary(generation) + self._tokens()
+
+    def _tokens(self) -> str:
+        """What has come so far, of every sequence."""
+        assert self._handle is not None
+        rows = [
+            (str(row), " ".join(map(str, tokens[:_TOKENS_SHOWN])) + (" …" if len(tokens) > _TOKENS_SHOWN else ""))
+            for row, tokens in enumerate(self._handle.tokens)
+        ]
+        return html.table(("sequence", "new tokens"), rows)
+
+
+def _summary(generation: Generation) -> str:
+    row = generation.frame().iloc[0]
+    cells = (
+        f"{row['ttft_ms']:.1f} ms",
+        f"{row['tpot_ms']:.2f} ms",
+        f"{row['output_tokens_per_s']:,.0f}",
+        f"{100 * row['communication_share']:.0f} %",
+        f"{row['weight_bytes'] / 1e6:.1f} MB",
+        f"{row['kv_bytes'] / 1e6:.2f} MB",
+    )
+    header = ("first token", "per token", "tokens/s", "communication and waiting", "weights per rank", "KV per rank")
+    return html.table(header, [cells])
