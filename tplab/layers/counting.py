@@ -157,13 +157,23 @@ def example_block(
     seed: int = 1,
 ) -> tuple[Any, Any]:
     """A plain block with random weights by seed, the same on every rank, and this rank's part of it."""
+    from tplab.layers.block import ParallelBlock
+
+    block = plain_block(rank, hidden, num_heads, num_kv_heads, intermediate, seed=seed)
+    return block, ParallelBlock.from_module(block, rank.group, strategy=strategy)
+
+
+def plain_block(
+    rank: "Rank", hidden: int, num_heads: int, num_kv_heads: int, intermediate: int, *, seed: int = 1
+) -> Any:
+    """A plain block with random weights by seed, the same on every rank; made where it belongs, for a processor takes
+    ten seconds to draw the weights of a large one."""
     import torch
 
-    from tplab.layers.block import ParallelBlock
     from tplab.layers.plain import MLP, Attention, Block
     from tplab.layers.rope import RotaryEmbedding
 
     torch.manual_seed(seed)
-    attention = Attention(hidden, num_heads, num_kv_heads, rope=RotaryEmbedding(hidden // num_heads))
-    block = Block(attention, MLP(hidden, intermediate)).to(rank.device)
-    return block, ParallelBlock.from_module(block, rank.group, strategy=strategy)
+    with torch.device(rank.device):
+        attention = Attention(hidden, num_heads, num_kv_heads, rope=RotaryEmbedding(hidden // num_heads))
+        return Block(attention, MLP(hidden, intermediate))

@@ -242,7 +242,7 @@ def step_timer(rank: "Rank", comm: Any) -> Callable[[Callable[[], Any]], tuple[f
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StackPlan:
-    """What :func:`measure_strategies` measures: a stack of transformer blocks, float32, at several strategies."""
+    """What :func:`measure_strategies` measures: a stack of transformer blocks at several strategies."""
 
     batch: int = 2
     seq: int = 128
@@ -253,6 +253,8 @@ class StackPlan:
     """Shape of the input and of each block."""
     depth: int = 2
     """Blocks in the stack."""
+    dtype: str = "float32"
+    """Of weights and activations."""
     link: "EmulatedLink | None" = None
     """Link between every two ranks; None: the backend's own."""
     iterations: int = 7
@@ -298,7 +300,8 @@ def time_strategies(
     from tplab.layers.strategies import set_strategy
 
     plain = plain_stack(rank, plan)
-    x = torch.randn(plan.batch, plan.seq, plan.hidden, generator=torch.Generator().manual_seed(4)).to(rank.device)
+    x = torch.randn(plan.batch, plan.seq, plan.hidden, generator=torch.Generator().manual_seed(4))
+    x = x.to(device=rank.device, dtype=getattr(torch, plan.dtype))
     comms = [DeletedComm(rank.index, rank.world_size), linked_comm(rank, plan.link)]
     silent, linked = ([ParallelBlock.from_module(block, comm) for block in plain] for comm in comms)
     timer = step_timer(rank, as_comm(rank.group))
@@ -324,7 +327,10 @@ def time_strategies(
 
 
 def plain_stack(rank: "Rank", plan: StackPlan) -> list[Any]:
-    from tplab.layers.counting import example_block
+    """The unsharded blocks, the same on every rank."""
+    import torch
+
+    from tplab.layers.counting import plain_block
 
     shape = plan.hidden, plan.num_heads, plan.num_kv_heads, plan.intermediate
-    return [example_block(rank, *shape, seed=seed)[0] for seed in range(plan.depth)]
+    return [plain_block(rank, *shape, seed=seed).to(getattr(torch, plan.dtype)) for seed in range(plan.depth)]

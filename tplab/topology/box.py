@@ -1,0 +1,324 @@
+"""One call on a machine with several GPUs: its links, all-reduces, layers and pipeline, each with a file.
+
+``tplab box`` and notebook 07 call this. Every step writes its file as soon as it is done, with provenance in its
+columns, so that a lease that ends early loses one step and not all. The same steps run over gloo with small shapes:
+that is how they are tested, and what a laptop shows.
+
+Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, which one launch cannot give.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from tplab.cluster import Cluster, ClusterError
+from tplab.collectives.point_to_point import measure_point_to_point
+from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
+from tplab.layers.overlap import StackPlan, measure_strategies
+from tplab.pipeline import Costs, build_schedule, run_schedule, simulate
+from tplab.pipeline.trace import Trace
+from tplab.topology.machine import Machine
+
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
+
+STEPS = ("links", "sweep", "layers", "pipeline")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxPlan:
+    """How large the steps are."""
+
+    sizes: tuple[int, ...]
+    """Bytes of the all-reduces."""
+    own_up_to: int
+    """Largest message for algorithms of our own, which are made of many small kernels."""
+    dtype: str
+    """Of messages, weights and activations."""
+    tokens: tuple[int, ...]
+    """Of the layers' steps."""
+    hidden: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate: int
+    """Shape of a block."""
+    depth: int
+    """Blocks per stack, and per pipeline stage."""
+    micro_batch_tokens: int
+    """Of a pipeline's micro-batches, m = 2p of them."""
+    iterations: int
+    """Samples of each layer strategy."""
+
+    @classmethod
+    def large(cls) -> "BoxPlan":
+        """For GPUs: messages to 1 GiB, blocks of Llama-3.1 70B's shape."""
+        return cls(
+            sizes=tuple(1 << power for power in range(10, 31)),
+            own_up_to=1 << 25,
+            dtype="bfloat16",
+            tokens=(1024, 4096, 16384),
+            hidden=8192,
+            num_heads=64,
+            num_kv_heads=8,
+            intermediate=28672,
+            depth=2,
+            micro_batch_tokens=4096,
+            iterations=7,
+        )
+
+    @classmethod
+    def small(cls) -> "BoxPlan":
+        """For processors: seconds in all; heads and features divide over 2, 3, 4 and 6 ranks."""
+        return cls(
+            sizes=(1 << 10, 1 << 16),
+            own_up_to=1 << 16,
+            dtype="float32",
+            tokens=(16, 64),
+            hidden=96,
+            num_heads=12,
+            num_kv_heads=4,
+            intermediate=144,
+            depth=1,
+            micro_batch_tokens=16,
+            iterations=2,
+        )
+
+
+def measure_box(
+    out: "str | Path",
+    *,
+    num_ranks: int,
+    backend: str = "auto",
+    steps: Sequence[str] = STEPS,
+    plan: BoxPlan | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, pd.DataFrame]:
+    """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv`` and ``pipeline.csv`` (with
+    ``pipeline-*.json`` for ui.perfetto.dev) into the folder ``out``.
+
+    A step that fails is said and left out; the others go on.
+
+    Args:
+        num_ranks: all of them; the sweep also takes 2, 4, ... of them.
+        steps: which of ``STEPS``.
+        plan: by default large on GPUs of their own, small elsewhere.
+        say: is told what goes on.
+
+    Returns the frames by step, without those that failed.
+
+    Raises:
+        ValueError: a step that there is not, fewer than 2 ranks, or a folder that cannot be made.
+    """
+    for step in steps:
+        if step not in STEPS:
+            raise ValueError(f"steps must be out of {', '.join(STEPS)}; got {step!r}")
+    if num_ranks < 2:
+        raise ValueError(f"num_ranks must be at least 2: one rank has no links; got {num_ranks}")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={folder} cannot be made a folder: {error}") from error
+    frames: dict[str, pd.DataFrame] = {}
+    with Cluster(num_ranks, backend) as cluster:
+        own_gpus = cluster.backend == "nccl" and not cluster.shares_gpus
+        plan = plan or (BoxPlan.large() if own_gpus else BoxPlan.small())
+        calls: dict[str, Callable[[], pd.DataFrame]] = {
+            "links": lambda: links_step(cluster),
+            "sweep": lambda: sweep_step(cluster, plan),
+            "layers": lambda: layers_step(cluster, plan),
+            "pipeline": lambda: pipeline_step(cluster, plan, folder),
+        }
+        for step in steps:
+            began = time.monotonic()
+            try:
+                frames[step] = calls[step]()
+            except (ClusterError, ValueError) as error:
+                say(f"{step}: failed after {time.monotonic() - began:.0f} s: {error}")
+                continue
+            frames[step].to_csv(folder / f"{step}.csv", index=False)
+            say(f"{step}: {len(frames[step])} rows in {time.monotonic() - began:.0f} s, {folder / f'{step}.csv'}")
+    return frames
+
+
+def links_step(cluster: Cluster) -> pd.DataFrame:
+    """A row per ordered pair: ``detected`` and ``topo`` (kind of link, by the driver's library and by the text of
+    ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a small message and ``GBps`` of a large
+    one, with the provenance."""
+    pairs = measure_point_to_point(cluster)
+    detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
+    small, large = pairs["bytes"].min(), pairs["bytes"].max()
+    rows = []
+    for src, dst in sorted({*zip(pairs["src"].tolist(), pairs["dst"].tolist(), strict=True)}):
+        of_pair = pairs[(pairs["src"] == src) & (pairs["dst"] == dst)]
+        kinds = [_kind(machine, src, dst) for machine in (detected, from_text)]
+        rows.append(
+            {
+                "src": src,
+                "dst": dst,
+                "detected": kinds[0],
+                "topo": kinds[1],
+                "agree": kinds[0] == kinds[1],
+                "latency_us": float(of_pair.loc[of_pair["bytes"] == small, "p50_us"].iloc[0]),
+                "GBps": float(of_pair.loc[of_pair["bytes"] == large, "GBps"].iloc[0]),
+                **cluster.provenance.columns(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _driver(make: Callable[[], Machine]) -> Machine | None:
+    try:
+        return make()
+    except (ValueError, OSError, subprocess.SubprocessError):
+        return None
+
+
+def _topo_text() -> str:
+    return subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def _kind(machine: Machine | None, src: int, dst: int) -> str:
+    if machine is None or max(src, dst) >= machine.num_gpus:
+        return ""
+    link = machine.link(src, dst)
+    return "" if link is None else str(link.kind)
+
+
+def sweep_step(cluster: Cluster, plan: BoxPlan) -> pd.DataFrame:
+    """All-reduces of 2, 4, ... and all ranks: the library's, eager and in a CUDA graph, symmetric memory's where ranks
+    have GPUs of their own, our ring and int8 up to a size; rows as ``sweep_frame`` has them."""
+    frames = []
+    for clustered in _clusters(cluster):
+        own_gpus = clustered.backend == "nccl" and not clustered.shares_gpus
+        symmetric = ON_SYMMETRIC_MEMORY if own_gpus else ()
+        runs: list[dict[str, Any]] = [
+            {"algorithms": ["library", *symmetric], "sizes": plan.sizes},
+            {"algorithms": ["ring", "int8-two-shot"], "sizes": [s for s in plan.sizes if s <= plan.own_up_to]},
+        ]
+        if own_gpus:
+            runs.insert(1, {"algorithms": ["library", *symmetric], "sizes": plan.sizes, "mode": "graph"})
+        frames += [sweep_all_reduce(clustered, dtypes=[plan.dtype], **run) for run in runs]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _clusters(cluster: Cluster) -> Iterator[Cluster]:
+    """Of 2, 4, ... ranks, and the one of all."""
+    size = 2
+    while size < cluster.num_ranks:
+        with Cluster(size, cluster.backend) as smaller:
+            yield smaller
+        size *= 2
+    yield cluster
+
+
+def layers_step(cluster: Cluster, plan: BoxPlan) -> pd.DataFrame:
+    """A stack of blocks by number of tokens and strategy: rows of ``measure_strategies`` with ``tokens``.
+
+    ``compute_us`` is the stack with all its communication deleted: the bound of every way of hiding it.
+    """
+    from tplab.layers import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
+
+    ways = [Blocking(), Chunked(2), Chunked(4), Chunked(8), BatchSplit(2), SequenceParallel(), Int8()]
+    frames = []
+    for tokens in plan.tokens:
+        stack = StackPlan(
+            batch=1,
+            seq=tokens,
+            hidden=plan.hidden,
+            num_heads=plan.num_heads,
+            num_kv_heads=plan.num_kv_heads,
+            intermediate=plan.intermediate,
+            depth=plan.depth,
+            dtype=plan.dtype,
+            iterations=plan.iterations,
+        )
+        frame = measure_strategies(cluster, ways, stack)
+        frame.insert(0, "tokens", tokens)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def pipeline_step(cluster: Cluster, plan: BoxPlan, folder: Path) -> pd.DataFrame:
+    """Stages of real blocks under forward-only, GPipe and 1F1B: ``schedule``, ``makespan_ms``, ``simulated_ms`` (from
+    the measured times of the actions), ``idle_over_total``, ``idle_over_work`` and the provenance.
+
+    Each trace is also written as ``pipeline-<schedule>.json``.
+    """
+    p = cluster.num_ranks
+    make = _StageOfBlocks(plan)
+    rows = []
+    for name in ("forward-only", "gpipe", "1f1b"):
+        schedule = build_schedule(name, p, 2 * p)
+        training = {} if schedule.is_inference else {"loss": _mean_square}
+        trace = run_schedule(
+            cluster, schedule, make, inputs=make.inputs, warm_ups=2, keep=False, timeout=300.0, **training
+        )
+        trace.to_perfetto(folder / f"pipeline-{name}.json")
+        rows.append(
+            {
+                "schedule": name,
+                "micro_batches": 2 * p,
+                "makespan_ms": trace.makespan_s * 1e3,
+                "simulated_ms": simulate(schedule, _costs_of(trace)).makespan_s * 1e3,
+                "idle_over_total": trace.idle_over_total,
+                "idle_over_work": trace.idle_over_work,
+                **cluster.provenance.columns(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class _StageOfBlocks:
+    """Makes a stage: blocks with weights by seed, on the rank that holds it."""
+
+    def __init__(self, plan: BoxPlan) -> None:
+        self.plan = plan
+
+    def __call__(self, rank: "Rank", index: int) -> Any:
+        import torch
+
+        from tplab.layers.counting import plain_block
+
+        plan = self.plan
+        shape = plan.hidden, plan.num_heads, plan.num_kv_heads, plan.intermediate
+        blocks = [plain_block(rank, *shape, seed=10 * index + place) for place in range(plan.depth)]
+        return torch.nn.Sequential(*blocks).to(getattr(torch, plan.dtype))
+
+    def inputs(self, rank: "Rank", micro_batch: int) -> Any:
+        import torch
+
+        x = torch.randn(1, self.plan.micro_batch_tokens, self.plan.hidden, generator=_seeded(micro_batch))
+        return x.to(device=rank.device, dtype=getattr(torch, self.plan.dtype))
+
+
+def _seeded(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def _mean_square(output: Any) -> Any:
+    return output.float().square().mean()
+
+
+def _costs_of(trace: Trace) -> Costs:
+    """What each stage's forward and backward took, medians over micro-batches, as costs without hops."""
+    frame = trace.frame()
+
+    def medians(op: str) -> list[float]:
+        chosen = frame[frame["op"] == op]
+        return [
+            float(np.median(chosen["duration_ms"].to_numpy()[chosen["stage"].to_numpy() == stage])) / 1e3
+            for stage in range(trace.schedule.total_stages)
+        ]
+
+    forward = medians("F")
+    halves = [0.0] * len(forward) if trace.schedule.is_inference else [time / 2 for time in medians("B")]
+    return Costs(forward_s=forward, input_grad_s=halves, weight_grad_s=halves)
