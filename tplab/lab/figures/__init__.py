@@ -1,6 +1,7 @@
 """Figures: pure functions from a tidy frame to a ``plotly.graph_objects.Figure``. They know no cluster."""
 
 from tplab.lab.figures.collectives import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
+from tplab.lab.figures.generation import layouts_figure
 from tplab.lab.figures.launch import calls_figure, launch_figure
 from tplab.lab.figures.layers import (
     chunk_lanes_figure,
@@ -28,6 +29,7 @@ __all__ = [
     "gantt",
     "latency_figure",
     "launch_figure",
+    "layouts_figure",
     "overlap_figure",
     "painter_figure",
     "phases_figure",

@@ -1,0 +1,29 @@
+"""Notebook 08 as a visitor uses it: generate in another layout, compare, ask for what cannot work."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
+    page = run_notebook("08-capstone.ipynb")
+    panel = page.locator(".tplab-panel")
+    phase, figure = panel.locator(".tplab-phase"), panel.locator(".js-plotly-plot")
+    tp = panel.locator("select").nth(2)
+    expect(figure).to_contain_text("TP 1 x PP 2")  # what the last cells configured and ran
+
+    tp.select_option("2")
+    expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
+    panel.locator(".tplab-run").click()
+    expect(phase).to_contain_text("Done in", timeout=60_000)
+    expect(figure).to_contain_text("TP 2 x PP 1")
+    expect(panel.locator(".tplab-below")).to_contain_text("communication and waiting")
+    panel.get_by_text("Layouts", exact=True).click()
+    expect(figure).to_contain_text("The same tokens in every layout")
+
+    tp.select_option("4")
+    panel.locator(".tplab-run").click()
+    expect(panel.locator(".tplab-error")).to_contain_text("does not divide the pool's 2 ranks")
