@@ -54,8 +54,7 @@ class _ParallelLinear(nn.Module):
     def _load(self, module: nn.Module) -> None:
         load(self, self.plan, dict(module.named_parameters()).__getitem__)
 
-    def _check(self, x: torch.Tensor, features: int) -> None:
-        weight = self.weight
+    def _check(self, x: torch.Tensor, weight: torch.Tensor, features: int) -> None:
         if x.dtype is not weight.dtype or x.device != weight.device:
             raise ValueError(
                 f"x is {x.dtype} on {x.device}, the weight {weight.dtype} on {weight.device}: bring one to the other"
@@ -173,8 +172,9 @@ class ColumnParallelLinear(_ParallelLinear):
         self.gather_output = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check(x, self.in_features)
-        y = column_matmul(x, self.weight, self.bias, self.comm, self.strategy)
+        weight: torch.Tensor = self.weight  # once: nn.Module's look-up shows at decode sizes
+        self._check(x, weight, self.in_features)
+        y = column_matmul(x, weight, self.bias, self.comm, self.strategy)
         return gather_from_group(y, self.comm) if self.gather_output else y
 
 
@@ -207,8 +207,8 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
         self.shared = shared
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check(x, self.in_features)
         weight: torch.Tensor = self.weight
+        self._check(x, weight, self.in_features)
         bias: torch.Tensor | None = self.bias
         if self.shared is not None and torch.is_grad_enabled():
             weight = self.shared(weight, self.comm)
@@ -299,11 +299,12 @@ class RowParallelLinear(_ParallelLinear):
 
     def start(self, x: torch.Tensor) -> Pending:
         """Multiply, and start the sum; ``finish`` waits for it and adds the bias."""
+        weight: torch.Tensor = self.weight
         if not self.input_is_parallel:
-            self._check(x, self.in_features)
+            self._check(x, weight, self.in_features)
             x = split_to_group(x, self.comm)
-        self._check(x, self.local_features)
-        return start_row_matmul(x, self.weight, self.comm, self.strategy)
+        self._check(x, weight, self.local_features)
+        return start_row_matmul(x, weight, self.comm, self.strategy)
 
     def finish(self, pending: Pending) -> torch.Tensor:
         """What ``forward`` returns, from what ``start`` returned."""
