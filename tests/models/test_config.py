@@ -116,6 +116,17 @@ def test_keys_that_change_nothing_are_passed_over() -> None:
     assert ModelConfig.from_hf(LLAMA | extra) == ModelConfig.from_hf(LLAMA)
 
 
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "llama"])
+def test_null_is_what_transformers_makes_of_it(name: str) -> None:
+    null = {"num_key_value_heads": None, "sliding_window": None, "eos_token_id": None, "head_dim": None}
+    if name == "mistral":
+        del null["num_key_value_heads"]  # transformers refuses it
+    ours = ModelConfig.from_hf({"model_type": name} | null)
+    assert ours == ModelConfig.from_hf(CLASSES[name](**null).to_dict())
+    assert (ours.windows, ours.stop_tokens) == ((), ())
+    assert name == "mistral" or ours.num_kv_heads == ours.num_heads
+
+
 def test_no_file_and_no_json(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"no config.json at {tmp_path}")):
         ModelConfig.from_hf(tmp_path)

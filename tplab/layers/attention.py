@@ -173,10 +173,8 @@ class ParallelAttention(nn.Module):
             qkv = qkv[: shape[0] * shape[1]].view(*shape, -1)
         batch, seq, _ = qkv.shape
         heads, size = self.heads, self.head_dim
-        q, k, v = qkv.split([heads.num_q * size, heads.num_kv * size, heads.num_kv * size], dim=-1)
-        q_BHSE = q.view(batch, seq, heads.num_q, size).transpose(1, 2)
-        k_BGSE = k.view(batch, seq, heads.num_kv, size).transpose(1, 2)
-        v_BGSE = v.view(batch, seq, heads.num_kv, size).transpose(1, 2)
+        every = qkv.view(batch, seq, heads.num_q + 2 * heads.num_kv, size).transpose(1, 2)
+        q_BHSE, k_BGSE, v_BGSE = every.split([heads.num_q, heads.num_kv, heads.num_kv], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             # Every rank normalises other heads with the same weights.
             q_BHSE = share_norm(self.q_norm, q_BHSE, self.comm)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tplab.layers.comm import Comm, Pending
+from tplab.layers.small_matmul import few_tokens_linear
 from tplab.layers.strategies import Blocking
 
 
@@ -24,7 +25,7 @@ def column_matmul(
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: torch.Tensor = _ColumnMatmul.apply(x, weight, bias, comm, strategy)  # type: ignore[no-untyped-call]
         return y
-    return F.linear(strategy.gather_input(x, comm), weight, bias)
+    return few_tokens_linear(strategy.gather_input(x, comm), weight, bias)
 
 
 def start_row_matmul(x: torch.Tensor, weight: torch.Tensor, comm: Comm, strategy: Blocking) -> Pending:

@@ -37,15 +37,19 @@ class RotaryEmbedding:
         self.frequencies = 1.0 / theta**exponents if frequencies is None else frequencies
 
     def angles(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, each (..., S, E), for ``positions`` (..., S); computed in float32."""
+        """Cosines and sines, each (..., S, E), for ``positions`` (..., S); computed in float32.
+
+        The sines of the first half are negative, as :func:`rotate` wants them: a sign flipped here once is one that
+        no layer has to flip.
+        """
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         half = positions[..., None].float() * self.frequencies
-        both = torch.cat([half, half], dim=-1)
-        return (both.cos() * self.factor).to(dtype), (both.sin() * self.factor).to(dtype)
+        cos, sin = half.cos() * self.factor, half.sin() * self.factor
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def rotate(x_BHSE: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn by the angles, (S, E) for all sequences alike or (B, 1, S, E)."""
+    """Turn by the ``angles``, (S, E) for all sequences alike or (B, 1, S, E)."""
     first, second = x_BHSE.chunk(2, dim=-1)
-    return x_BHSE * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x_BHSE * cos, torch.cat([second, first], dim=-1), sin)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tplab.layers.comm import Comm, Done, Pending
+from tplab.layers.small_matmul import few_tokens_linear
 
 
 class Blocking:
@@ -37,7 +38,7 @@ class Blocking:
 
     def reduce_matmul(self, x_TI: torch.Tensor, w_DI: torch.Tensor, comm: Comm) -> Pending:
         """The sum over ranks of ``x @ w.T``."""
-        return self.reduce(F.linear(x_TI, w_DI), comm)
+        return self.reduce(few_tokens_linear(x_TI, w_DI), comm)
 
     def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
         """The sum over ranks of ``partial``, which may be overwritten."""

@@ -67,6 +67,9 @@ _COMMON: dict[str, Any] = {
     "max_window_layers": 28,
 }
 
+_NULLABLE = ("sliding_window", "eos_token_id", "num_key_value_heads", "head_dim")
+"""Null is a setting of its own here (no window, no stop token, as many as query heads, D/H), and not the default."""
+
 _KINDS = {
     "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "dbrx", "gpt_oss", "llama4"),
     "multi-head latent attention": ("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3"),
@@ -106,9 +109,8 @@ def _from_keys(keys: dict[str, Any], where: str) -> ModelConfig:
     ):
         if keys.get(name) and kind not in kinds:
             raise ValueError(f"{where}: {name}={keys[name]!r} is not supported for {kind}; false is")
-    full = {**_COMMON, **_DEFAULTS[kind], **{name: value for name, value in keys.items() if value is not None}}
-    if keys.get("sliding_window", 0) is None:
-        full["sliding_window"] = None  # null is a setting of its own: no window
+    given = {name: value for name, value in keys.items() if value is not None or name in _NULLABLE}
+    full = {**_COMMON, **_DEFAULTS[kind], **given}
     num_heads = full["num_attention_heads"]
     head_dim = full.get("head_dim")
     if head_dim is None:
@@ -127,7 +129,7 @@ def _from_keys(keys: dict[str, Any], where: str) -> ModelConfig:
         intermediate_size=full["intermediate_size"],
         num_layers=full["num_hidden_layers"],
         num_heads=num_heads,
-        num_kv_heads=full.get("num_key_value_heads", num_heads),
+        num_kv_heads=num_heads if full.get("num_key_value_heads") is None else full["num_key_value_heads"],
         head_dim=head_dim,
         max_positions=full["max_position_embeddings"],
         norm_eps=float(full["rms_norm_eps"]),
