@@ -97,7 +97,7 @@ class GenerationPanel(RunPanel):
         self._look.observe(lambda _: self.redraw(), names="value")
         self._handle: GenerationRun | None = None
         self._runs: dict[tuple[Any, ...], Generation] = {}
-        super().__init__(pool, title="Generate", controls=list(self._named.values()), views=self._look, height=420)
+        super().__init__(pool, title="Generate", controls=list(self._named.values()), views=self._look, height=300)
 
     @property
     def generation(self) -> Generation | None:
