@@ -116,9 +116,9 @@ class Executor:
             if action.op.is_recv:
                 src, key = self._message_of(action)
                 self._to_post.setdefault(src, deque()).append((key, self._boundary(key)))
+        self._clock.start()  # before the first receive: it waits until a GPU has nothing left to do
         for src in self._to_post:
             self._post(src, self._job.recv_ahead)
-        self._clock.start()
         for action in self._row:
             match action.op:
                 case Op.F:

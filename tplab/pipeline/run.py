@@ -167,8 +167,9 @@ def make_job(cluster: "Cluster", plan: RunPlan) -> Job:
         targets=plan.targets,
         loss=plan.loss,
         links=links,
-        # A table that says when to receive is taken at its word.
-        recv_ahead=0 if schedule.has_communication else _RECV_AHEAD,
+        # A table that says when to receive is taken at its word. On a GPU a receive is a kernel that waits, and what
+        # waits for the device (loading a kernel, allocating) waits for it: it must not depend on what comes after.
+        recv_ahead=_RECV_AHEAD if cluster.backend == "gloo" and not schedule.has_communication else 0,
         # With costs, sizes that differ between micro-batches are declared, and told to nobody.
         dynamic_shapes=plan.dynamic_shapes or plan.emulates,
         warm_ups=plan.warm_ups,
