@@ -89,6 +89,8 @@ def rank_environment(placement: Placement, rank: int, cluster_id: str) -> dict[s
     environment["NCCL_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
     environment.setdefault("NCCL_NVLS_ENABLE", "0")
     environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    # A warning on every rank that a send outside a batch waits its turn: here that is meant.
+    environment.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     if placement.shares_gpus:
         environment |= shared_gpu_environment(cluster_id, rank)
     return environment

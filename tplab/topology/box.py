@@ -294,14 +294,10 @@ class _StageOfBlocks:
     def inputs(self, rank: "Rank", micro_batch: int) -> Any:
         import torch
 
-        x = torch.randn(1, self.plan.micro_batch_tokens, self.plan.hidden, generator=_seeded(micro_batch))
-        return x.to(device=rank.device, dtype=getattr(torch, self.plan.dtype))
-
-
-def _seeded(seed: int) -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(seed)
+        # Drawn where it is used, while the run goes on: a processor would take longer for it than the stage does.
+        shape = 1, self.plan.micro_batch_tokens, self.plan.hidden
+        generator = torch.Generator(rank.device).manual_seed(micro_batch)
+        return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, self.plan.dtype))
 
 
 def _mean_square(output: Any) -> Any:
