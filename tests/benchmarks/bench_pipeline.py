@@ -61,13 +61,13 @@ def make_torch(rank: Any, who: str, schedule: Schedule, seconds: float) -> tuple
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
     from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime, _ScheduleForwardOnly
 
-    from tplab.collectives.emulated import _sleep_until
+    from tplab.collectives.emulated import sleep_until
 
     spans: list[tuple[float, float]] = []
 
     def wait(duration: float) -> None:
         start = time.monotonic()
-        _sleep_until(round((start + duration) * 1e9))
+        sleep_until(round((start + duration) * 1e9))
         spans.append((start, time.monotonic()))
 
     class Waits(torch.autograd.Function):

@@ -114,7 +114,7 @@ class EmulatedHandle:
             return
         called_ns = time.monotonic_ns()
         due_ns = max((part.finish() for part in self._parts), default=0)
-        _sleep_until(due_ns)
+        sleep_until(due_ns)
         done_ns = time.monotonic_ns()
         receives = [part for part in self._parts if isinstance(part, _Receive)]
         self.late_us = max((part.log(called_ns, due_ns, done_ns) for part in receives), default=0.0)
@@ -290,7 +290,7 @@ def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 
-def _sleep_until(due_ns: int) -> None:
+def sleep_until(due_ns: int) -> None:
     """Sleep, then spin: accurate to some microseconds where a core is free."""
     left_ns = due_ns - time.monotonic_ns()
     if left_ns > _SPIN_NS:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tplab.collectives.emulated import _sleep_until
+from tplab.collectives.emulated import sleep_until
 from tplab.pipeline.schedule import Action, Op
 from tplab.pipeline.split_backward import WeightHalf, input_half
 
@@ -142,7 +142,7 @@ class WaitingStage:
     def _wait(self, op: Op, micro_batch: int) -> None:
         due = time.monotonic() + self._durations[Action(self._stage, op, micro_batch)]
         self._idle(due)
-        _sleep_until(round(due * 1e9))
+        sleep_until(round(due * 1e9))
 
 
 def num_floats(num_bytes: int) -> int:
