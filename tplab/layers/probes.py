@@ -7,13 +7,13 @@ and sees nothing of an emulated link.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from tplab.collectives.transport import Transport
+from tplab.collectives.transport import Handle, Message, Transport
 from tplab.layers.comm import Comm, Done, Pending
 
 
@@ -93,7 +93,7 @@ class RecordingComm:
 
     @property
     def transport(self) -> Transport:
-        return self._comm.transport
+        return _RecordingTransport(self._comm.transport, self)
 
     def spans(self, timeout_s: float = 5.0) -> list[Span]:
         """What was written down, once everything started is over. Collectives follow one another on one channel, so
@@ -148,6 +148,38 @@ class RecordingComm:
     def _note(self, kind: str, name: str, start: float, end: float) -> None:
         with self._lock:
             self._spans.append(Span(kind=kind, name=name, start_s=start, end_s=end))
+
+
+class _RecordingTransport:
+    """Messages of collectives of our own (int8's): a batch is under way until it has been waited for."""
+
+    def __init__(self, transport: Transport, recorder: RecordingComm) -> None:
+        self._transport = transport
+        self._recorder = recorder
+        self.index = transport.index
+        self.size = transport.size
+        self.device_types = transport.device_types
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> "_TimedMessages":
+        began = time.monotonic()
+        return _TimedMessages(self._transport.exchange(sends, recvs), self._recorder, began)
+
+
+class _TimedMessages:
+    __slots__ = ("_began", "_handle", "_layer", "_recorder")
+
+    def __init__(self, handle: Handle, recorder: RecordingComm, began: float) -> None:
+        self._handle = handle
+        self._recorder = recorder
+        self._layer = recorder._layer_at_work()
+        self._began = began
+
+    def wait(self) -> None:
+        waiting = time.monotonic()
+        self._handle.wait()
+        ended = time.monotonic()
+        self._recorder._note("communication", self._layer, self._began, ended)
+        self._recorder._note("waiting", self._layer, waiting, ended)
 
 
 class _Timed:
