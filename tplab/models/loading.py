@@ -110,11 +110,13 @@ def unload(rank: "Rank") -> None:
 def tensor_parallel_comm(rank: "Rank", layout: Layout) -> "Comm":
     """Collectives of the ranks of this stage."""
     from tplab.layers.comm import Alone, as_comm
+    from tplab.models.one_shot import OneShotComm, fits
     from tplab.models.recorder import TimedComm
 
     if layout.tp == 1:
         return Alone()
-    return TimedComm(as_comm(rank.mesh(tp=layout.tp, pp=layout.pp).get_group("tp")))
+    group = rank.mesh(tp=layout.tp, pp=layout.pp).get_group("tp")
+    return TimedComm(OneShotComm(group) if fits(group) else as_comm(group))
 
 
 def _load(
