@@ -4,8 +4,9 @@ Public names load on first use, not on ``import tplab``: every rank imports this
 also imported the widgets would start half a second later.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster as Cluster
@@ -20,25 +21,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "Cluster": "tplab.cluster",
-    "advise": "tplab.topology",
-    "generate": "tplab.models",
+    "Cluster": "cluster",
+    "advise": "topology",
+    "generate": "models",
     # As the article calls them.
-    "CommunicationTopology": "tplab.topology",
-    "PipelineConfig": "tplab.pipeline",
-    "PipelineScheduler": "tplab.pipeline",
-    "TensorParallelAttention": "tplab.layers",
-    "TensorParallelLinear": "tplab.layers",
+    "CommunicationTopology": "topology",
+    "PipelineConfig": "pipeline",
+    "PipelineScheduler": "pipeline",
+    "TensorParallelAttention": "layers",
+    "TensorParallelLinear": "layers",
 }
 
 __all__ = sorted([*_HOME_OF, "__version__"])
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'tplab' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)

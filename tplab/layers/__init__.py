@@ -22,8 +22,9 @@ What it does cost (on a cluster):
 Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tplab.layers.article import TensorParallelAttention as TensorParallelAttention
@@ -66,12 +67,4 @@ _HOME_OF = {
 
 __all__ = sorted(_HOME_OF)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'tplab.layers' has no attribute {name!r}")
-    return getattr(import_module(f"tplab.layers.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)

@@ -20,8 +20,9 @@ What it does cost, and the one call:
 Public names load on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tplab.models.config import ModelConfig as ModelConfig
@@ -44,12 +45,4 @@ _HOME_OF = {
 
 __all__ = sorted(_HOME_OF)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'tplab.models' has no attribute {name!r}")
-    return getattr(import_module(f"tplab.models.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)

@@ -20,8 +20,9 @@ What it should cost (pure: no torch, no process group):
 Public names load on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tplab.topology.advisor import Advice as Advice
@@ -70,12 +71,4 @@ _HOME_OF = {
 
 __all__ = sorted(_HOME_OF)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'tplab.topology' has no attribute {name!r}")
-    return getattr(import_module(f"tplab.topology.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
