@@ -100,7 +100,7 @@ def explain_serving(frame: pd.DataFrame) -> str:
     """Sentences on an inference pipeline (frame of a plan in ``tplab.pipeline.serving``): what fills it, what costs."""
     if frame.empty:
         return ""
-    off = frame["error_pct"].abs().max()
+    off = frame["error_pct"].abs()
     if "in_flight" in frame:
         first, needed = frame.iloc[0], int(frame["needed"].iloc[0])
         text = (
@@ -124,4 +124,4 @@ def explain_serving(frame: pd.DataFrame) -> str:
             f"{first['idle_over_total']:.0%}; {last['micro_batches']} take {last['measured_ms']:.0f} ms, "
             f"{last['per_micro_batch_ms']:.0f} ms each, {last['idle_over_total']:.0%} idle."
         )
-    return text + f" Measurement and simulation differ by {off:.1f} % at most."
+    return text + f" Measurement and simulation differ by {off.median():.1f} % (median), {off.max():.1f} % at most."

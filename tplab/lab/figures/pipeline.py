@@ -61,7 +61,7 @@ def gantt(
     end_s = max((float(trace.end_s.max()) for trace in traces if len(trace.end_s)), default=1.0)
     unit, factor = ("ms", 1e3) if end_s < 10 else ("s", 1.0)
     lanes = WITH_SENDS if any((trace.op == code).any() for trace in traces for code in SENDS) else WITHOUT
-    each_px = lane_px or max(10, min(40, 420 // p))
+    each_px = lane_px or max(10, min(40, 480 // (p * len(traces))))
     heights = [p * each_px] * len(traces) + [p * max(10, min(_MEMORY_PX, 200 // p))] * memory
     spots, plot_px = _spots(heights)
 
@@ -80,8 +80,8 @@ def gantt(
 
     captions = [caption(trace, name) for trace, name in zip(traces, names, strict=True)]
     if memory:
-        held = " (filled: " + names[0] + "; lines: " + ", ".join(names[1:]) + ")" if len(traces) > 1 else ""
-        captions.append(f"<b>memory</b> · micro-batches that each rank holds{held}; at the right its peak")
+        held = f" (filled: {names[0]}; line: {', '.join(names[1:])})" if len(traces) > 1 else ""
+        captions.append(f"<b>memory</b> · micro-batches held{held}; at the right the peak")
     layout = _card(badge or _badge(traces), plot_px + _TOP_PX + _BOTTOM_PX)
     layout["title"]["text"] = title or _title(traces[0])
     _lay_out(layout, p, spots, captions, unit, end_s * factor)
@@ -102,7 +102,7 @@ def small_multiples(traces: Sequence[Trace], *, names: Sequence[str] = (), title
 
 
 def caption(trace: Trace, name: str) -> str:
-    """Makespan, both bubbles, and the peaks, in a line."""
+    """Makespan, both bubbles, and the peaks (in micro-batches), in a line."""
     unit, factor = ("ms", 1e3) if trace.makespan_s < 10 else ("s", 1.0)
     parts = [
         f"<b>{name}</b>",
@@ -111,7 +111,7 @@ def caption(trace: Trace, name: str) -> str:
         f"idle/work {trace.idle_over_work:.1%}",
     ]
     if not trace.schedule.is_inference:
-        parts.append(f"peak {_peaks_text(trace.peak_activations_per_rank)} micro-batches")
+        parts.append(f"peak {_peaks_text(trace.peak_activations_per_rank)}")
     return " · ".join(parts)
 
 

@@ -108,7 +108,9 @@ class PipelinePanel(_PipelinePanel):
     def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
         plan, self.simulated = self._drawn[run]
         self.trace = run_trace(plan, run.reports, cluster.provenance)
-        return gantt(self.simulated, self.trace), html.quiet(explain_pipeline(self.simulated, self.trace))
+        figure = gantt(self.simulated, self.trace)
+        self._view.layout.min_height = f"{figure.layout.height}px"
+        return figure, html.quiet(explain_pipeline(self.simulated, self.trace))
 
 
 _WHAT = ("decode ring", "prefill", "chunked prefill")
@@ -155,7 +157,7 @@ def serving_plan(num_ranks: int, what: str, stage_ms: float, last_ms: float, hop
     stage_s = (*[stage_ms * 1e-3] * (num_ranks - 1), last_ms * 1e-3)
     hop_s = hop_ms * 1e-3
     if what == "prefill":
-        return PrefillPlan(stage_s=stage_s, hop_s=hop_s)
+        return PrefillPlan(stage_s=stage_s, hop_s=hop_s, rounds=3)
     if what == "chunked prefill":
         if last_ms != stage_ms:
             raise ValueError(
@@ -171,5 +173,6 @@ def serving_plan(num_ranks: int, what: str, stage_ms: float, last_ms: float, hop
             per_pair_s=0.1 * whole_s / (tokens**2 / 2),
             overhead_s=0.04 * whole_s,
             hop_s=hop_s,
+            rounds=3,
         )
     return DecodePlan(stage_s=stage_s, hop_s=hop_s)

@@ -62,7 +62,7 @@ class ScheduleStudio(widgets.VBox):
         self.trace: Trace | None = None
         self._error = widgets.HTML()
         self._table = widgets.HTML()
-        self._view = FigureView(min_height=520)
+        self._view = FigureView(min_height=500)
         for name, control in self._named.items():
             control.observe(self._on_phase if name == "phase" else lambda _: self._draw(), names="value")
         left = widgets.VBox(
@@ -138,7 +138,9 @@ class ScheduleStudio(widgets.VBox):
             self._error.value = html.error_card(error)
             return
         cap = values["cap"] if training and values["cap"] else None
-        self._view.show(gantt(self.trace, max_activations=cap))
+        figure = gantt(self.trace, max_activations=cap)
+        self._view.layout.min_height = f"{figure.layout.height}px"
+        self._view.show(figure)
         over = [] if cap is None else faults(schedule, max_activations=cap)
         self._error.value = _over_cap(over) if over else ""
         self._table.value = _table(self.trace, values)

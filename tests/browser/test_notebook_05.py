@@ -1,0 +1,50 @@
+"""Notebook 05 as a visitor uses it: move the studio's sliders, run another schedule, stop, measure a decoding ring."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+def test_studio_run_and_ring_from_the_page(run_notebook: Callable[[str], Page]) -> None:
+    page = run_notebook("05-pipelines.ipynb")
+    studio = page.locator(".tplab-studio")
+    figure = studio.locator(".js-plotly-plot")
+    expect(figure).to_contain_text("1f1b: 4 ranks, 8 micro-batches")
+    handles = studio.locator(".noUi-handle")
+    handles.nth(1).press("ArrowRight")
+    expect(figure).to_contain_text("4 ranks, 9 micro-batches")
+    studio.locator("select").select_option("interleaved")
+    expect(studio.locator(".tplab-error")).to_contain_text("num_micro_batches=9 is not a multiple of num_stages=4")
+    expect(figure).to_contain_text("1f1b: 4 ranks, 9 micro-batches")  # the last that could be drawn
+    handles.nth(1).press("ArrowLeft")
+    expect(figure).to_contain_text("interleaved, 2 chunks: 4 ranks, 8 micro-batches")
+    expect(studio.locator(".tplab-error")).to_have_text("")
+    studio.locator("button", has_text="infer").click()
+    expect(figure).to_contain_text("forward-only")
+
+    runs, serving = page.locator(".tplab-panel").nth(0), page.locator(".tplab-panel").nth(1)
+    phase = runs.locator(".tplab-phase")
+    runs.locator("select").select_option("zb-h1")
+    expect(runs.locator(".tplab-ribbon")).to_contain_text("Settings changed")
+    runs.locator(".tplab-run").click()
+    expect(phase).to_contain_text("Done in", timeout=60_000)
+    chart = runs.locator(".js-plotly-plot")
+    expect(chart).to_contain_text("zb-h1: 4 ranks, 8 micro-batches")
+    for word in ("simulated", "measured", "memory", "emulated compute"):
+        expect(chart).to_contain_text(word)
+    expect(runs.locator(".tplab-below")).to_contain_text("zb-h1: ")
+    # What stands below the figure does not lie on it.
+    below, drawn = runs.locator(".tplab-below").bounding_box(), chart.bounding_box()
+    assert below["y"] >= drawn["y"] + drawn["height"] - 1
+
+    serving.locator(".tplab-run").click()
+    expect(serving.locator(".tplab-phase")).to_contain_text("run:", timeout=30_000)
+    serving.locator(".tplab-stop").click()
+    expect(serving.locator(".tplab-phase")).to_have_text("Stopped.", timeout=10_000)
+    serving.locator("select").select_option("prefill")
+    serving.locator(".tplab-run").click()
+    expect(serving.locator(".tplab-phase")).to_contain_text("Done in", timeout=60_000)
+    expect(serving.locator(".js-plotly-plot")).to_contain_text("Prefill: makespan")
