@@ -31,8 +31,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # conda-forge's name for a package that PyPI calls otherwise.
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 
-# A room may import from itself and from the rooms before it. `cli` sees them all.
-ROOMS = ["cluster", "collectives", "layers", "pipeline", "models", "topology", "lab", "cli"]
+# A room may import from itself and from the rooms before it. `lazy` is a doorstep of all, `cli` sees them all.
+ROOMS = ["lazy", "cluster", "collectives", "layers", "pipeline", "models", "topology", "lab", "cli"]
 
 LONGEST_MODULE = 400
 HEAVY = ["torch", "plotly", "pandas", "ipywidgets"]
