@@ -488,6 +488,21 @@ def test_tied_embedding_and_head(ranks: Cluster, vocab: int) -> None:
         assert gradient < 1e-6
 
 
+def tied_with_bias(rank: Any, vocab_size: int) -> bool:
+    plain, plain_head = nn.Embedding(vocab_size, 12), nn.Linear(12, vocab_size)
+    with torch.no_grad():
+        plain_head.bias.copy_(torch.arange(vocab_size) + 1.0)
+    embedding = VocabParallelEmbedding.from_module(plain, rank.group)
+    head = ParallelLMHead.from_module(plain_head, rank.group, tied=embedding)
+    wanted = head.plan["bias"][0].take(plain_head.bias)
+    return head.weight is embedding.weight and torch.equal(head.bias, wanted)
+
+
+@pytest.mark.parametrize("vocab", [5, 101])
+def test_a_tied_head_has_its_own_bias(ranks: Cluster, vocab: int) -> None:
+    assert all(ranks.run(tied_with_bias, vocab))
+
+
 def test_tied_shards_of_another_shape_are_refused() -> None:
     embedding = VocabParallelEmbedding(5, 4)
     with pytest.raises(ValueError, match=r"tied: the embedding's shard is \(5, 4\), the head's \(6, 4\)"):

@@ -20,7 +20,7 @@ from tplab.layers.linear import ColumnParallelLinear, check_device
 from tplab.layers.regions import gather_from_group, reduce_from_group
 from tplab.layers.sequence import pad_tokens
 from tplab.layers.shards import Plan, Shard, VocabShard, load, same_kind
-from tplab.layers.strategies import Blocking
+from tplab.layers.strategies import Blocking, as_strategy
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,7 +85,7 @@ class VocabParallelEmbedding(nn.Module):
         super().__init__()
         dtype, device = same_kind(full)
         check_device(comm, device)
-        self.comm, self.strategy = comm, strategy or Blocking()
+        self.comm, self.strategy = comm, as_strategy(strategy)
         self.vocab = vocab = VocabShard.of(full.num_embeddings, comm.index, comm.size)
         padding = full.padding_idx
         mine = padding is not None and vocab.start <= padding < vocab.end
@@ -175,8 +175,8 @@ class ParallelLMHead(ColumnParallelLinear):
         names = ["weight", "bias"] if full.bias is not None else ["weight"]
         plan = _vocab_plan(vocab, names)
         self._set(comm, strategy, full.in_features, full.out_features, vocab.rows, full.bias is not None, plan, full)
+        self._load(full)
         if tied is None:
-            self._load(full)
             return
         if tied.weight.shape != self.weight.shape:
             raise ValueError(
