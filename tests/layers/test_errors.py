@@ -234,6 +234,7 @@ def test_what_is_no_strategy(strategy: Any) -> None:
         lambda: RowParallelLinear.from_module(nn.Linear(8, 8), None, strategy=strategy),
         lambda: ParallelMLP(8, 8, strategy=strategy),
         lambda: ParallelAttention(8, 4, strategy=strategy),
+        lambda: VocabParallelEmbedding(8, 8, strategy=strategy),
         lambda: ParallelBlock.from_module(Block(Attention(8, 4), MLP(8, 8)), None, strategy=strategy),
     ):
         with pytest.raises(ValueError, match=r"strategy must be one of tplab.layers' strategies"):
@@ -257,6 +258,18 @@ def test_sequence_parallelism_wants_flat_tokens_that_ranks_can_share() -> None:
             row(x)
     with pytest.raises(ValueError, match=r"shape=\(3, 5\) has 15 tokens, 16 with padding; .* 4 ranks hold 12"):
         gather_tokens(torch.ones(3, 8), OF_FOUR, (3, 5))
+
+
+def test_a_sequence_is_split_only_where_attention_is_causal() -> None:
+    plain = Block(Attention(8, 4, causal=False), MLP(8, 8))
+    block = ParallelBlock.from_module(plain, None, strategy=BatchSplit(2))
+    with pytest.raises(ValueError, match=r"BatchSplit\(2\) .*causal=False needs BatchSplit\(by='batch'\)"):
+        block(torch.ones(1, 6, 8))
+    with torch.no_grad():
+        x = torch.randn(2, 6, 8)
+        assert torch.allclose(block(x), plain(x), atol=1e-6), "two sequences: nothing to refuse"
+        set_strategy(block, BatchSplit(2, by="batch"))
+        assert torch.allclose(block(x[:1]), plain(x[:1]), atol=1e-6), "the way out"
 
 
 def test_a_stack_takes_one_cache_per_block() -> None:

@@ -153,6 +153,11 @@ def _run_split(
                 raise ValueError(f"the cache is for batch {cache.batch}; got batch {batch}")
     parts = x_BSD.tensor_split(num_parts, dim=0 if by == "batch" else 1)
     if by == "sequence":
+        if not all(block.self_attn.causal for block in blocks):
+            raise ValueError(
+                f"{blocks[0].strategy} would split the sequence, whose earlier tokens do not see the later ones: "
+                f"attention with causal=False needs BatchSplit(by='batch')"
+            )
         if any(value is not None for value in how.values()):
             raise ValueError(
                 "positions and mask cannot be given where the sequence is split: use BatchSplit(by='batch')"

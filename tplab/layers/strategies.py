@@ -105,7 +105,7 @@ class BatchSplit(Blocking):
     """Two (or more) parts of the batch go through a block in turns: while one is all-reduced, the other computes.
 
     Unlike chunks of one matmul, a part's all-reduce has a whole attention or MLP to hide behind. With one sequence in
-    the batch the sequence is cut, and later parts attend to the earlier ones' keys and values.
+    the batch the sequence is cut, and later parts attend to the earlier ones' keys and values (causal attention only).
 
     Only blocks do this (``ParallelBlock``, ``run_blocks``); a layer by itself behaves as with ``Blocking``. For
     prefill: parts must have tokens to be efficient.
