@@ -202,6 +202,22 @@ def test_messages_of_a_link_follow_one_another() -> None:
     assert trace.makespan_s == 10.5
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["computations", "with communication"])
+@pytest.mark.parametrize(("name", "v"), [("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)])
+def test_a_gradient_is_as_large_as_what_was_sent_forward(name: str, v: int, written: bool) -> None:
+    schedule = build_schedule(name, 3, 3, v)
+    nbytes = np.arange(1.0, 1 + 9 * v).reshape(3 * v, 3)
+    trace = simulate(
+        add_communication(schedule) if written else schedule, Costs(message_bytes=nbytes, bandwidth_Bps=1.0)
+    )
+    took = {(s.stage, s.op, s.micro_batch): s.end_s - s.start_s for s in trace.spans if not s.op.is_compute}
+    for stage in range(3 * v - 1):
+        for i in range(3):
+            assert took[stage, Op.SEND_F, i] == pytest.approx(nbytes[stage, i])
+            assert took[stage + 1, Op.SEND_B, i] == pytest.approx(nbytes[stage, i])
+    assert len(took) == 2 * 3 * (3 * v - 1)
+
+
 def test_both_directions_do_not_share_a_link() -> None:
     """The output of 0F1 is on the wire from 6 to 11, the gradient of 1B0 from 9 to 14."""
     schedule = Schedule.from_text("0F0,0F1,0B0,0F2,0B1,0B2\n1F0,1B0,1F1,1B1,1F2,1B2\n")

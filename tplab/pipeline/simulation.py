@@ -73,8 +73,10 @@ def _message_times(schedule: Schedule, costs: Costs, arrows: Arrows) -> tuple[Se
     source, target = np.divmod(arrows.link[senders], p)
     latency[senders] = hop[source, target]
     stage, micro_batch = columns.stage[senders], columns.micro_batch[senders]
-    nbytes = grid(schedule, "message_bytes", costs.message_bytes, shared=False)[stage, micro_batch]
-    back = (stage == schedule.total_stages - 1) & np.isin(columns.op[senders], _FORWARD)
+    forward = np.isin(columns.op[senders], _FORWARD)
+    made_by = np.where(forward, stage, stage - 1)  # a gradient is as large as what the stage before had sent
+    nbytes = grid(schedule, "message_bytes", costs.message_bytes, shared=False)[made_by, micro_batch]
+    back = (stage == schedule.total_stages - 1) & forward
     if back.any():
         tokens = grid(schedule, "token_bytes", costs.token_bytes, shared=False)
         nbytes = np.where(back, tokens[stage, micro_batch], nbytes)
