@@ -8,6 +8,7 @@ from torch import nn
 
 from tplab import Cluster
 from tplab.cluster import RankError
+from tplab.collectives.emulated import EmulatedGroup
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, run_blocks
@@ -16,7 +17,7 @@ from tplab.layers.mlp import ParallelMLP
 from tplab.layers.overlap import linked_comm
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.rope import RotaryEmbedding
-from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
+from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, parallel_argmax
 
 HIDDEN = 48
@@ -96,6 +97,23 @@ def test_int8_goes_over_the_link_too(several: Cluster) -> None:
     assert len({bits for _, bits in outcomes}) == 1
 
 
+def int8_beside_others(rank: Any) -> list[float]:
+    """The MLP of one part of the batch, while the attention of the other is being summed."""
+    comm = EmulatedComm(EmulatedGroup(rank.group, EmulatedLink(latency_us=500, bandwidth_GBps=0.1)))
+    plain = make_block()
+    block = ParallelBlock.from_module(plain, comm, strategy=BatchSplit(2))
+    set_strategy(block.mlp, Int8())
+    x = torch.randn(4, 17, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = plain(x)
+        return [off(block(x), want) for _ in range(3)]
+
+
+def test_int8_waits_for_what_is_on_the_links(several: Cluster) -> None:
+    for errors in several.run(int8_beside_others, timeout=30):
+        assert max(errors) < 0.05
+
+
 def layers(rank: Any) -> dict[str, float]:
     comm = emulated(rank)
     torch.manual_seed(0)
@@ -152,8 +170,6 @@ def test_several_collectives_under_way(several: Cluster, link: EmulatedLink | No
 
 
 def alone(rank: Any) -> bool:
-    from tplab.collectives.emulated import EmulatedGroup
-
     comm = EmulatedComm(EmulatedGroup(rank.group, FAST))
     plain = MLP(HIDDEN, 132).double()
     x = torch.randn(2, 5, HIDDEN, dtype=torch.float64)

@@ -52,7 +52,8 @@ class Comm(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """Point-to-point messages between the same ranks, for collectives of our own."""
+        """Point-to-point messages between the same ranks, for collectives of our own. Ask for it each time: what was
+        started before may have to be over first."""
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
@@ -216,6 +217,8 @@ class EmulatedComm:
 
     @property
     def transport(self) -> Transport:
+        # Its messages go from the calling thread, over the same links: not among those of a collective under way.
+        self._queue.submit(lambda: None).result()
         return self._emulated
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
