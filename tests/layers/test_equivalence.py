@@ -44,7 +44,7 @@ def off(got: torch.Tensor, want: torch.Tensor) -> float:
     """Largest difference, in units of the largest wanted element."""
     if got.shape != want.shape:
         return float("inf")
-    return float((got - want).abs().max() / want.abs().max().clamp_min(1e-30)) if want.numel() else 0.0
+    return float((got - want).detach().abs().max() / want.abs().max().clamp_min(1e-30)) if want.numel() else 0.0
 
 
 def compare(
@@ -117,6 +117,17 @@ def row(rank: Any, shape: tuple[int, int], bias: bool, strategy: Blocking) -> di
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3, 17)])
 def test_row(ranks: Cluster, shape: tuple[int, int], bias: bool, strategy: Blocking) -> None:
     assert too_far(ranks.run(row, shape, bias, strategy)) == {}
+
+
+def test_one_token_without_further_dimensions() -> None:
+    """``nn.Linear`` takes (I,) too."""
+    torch.manual_seed(0)
+    plain = nn.Linear(HIDDEN, 60).double()
+    for parallel in (ColumnParallelLinear.from_module(plain, None), RowParallelLinear.from_module(plain, None)):
+        x = torch.randn(HIDDEN, dtype=torch.float64)
+        errors = compare(plain, parallel, x, lambda layer, x: layer(x))
+        plain.zero_grad()
+        assert too_far([errors]) == {}
 
 
 def mlp(rank: Any, shape: tuple[int, int], activation: str, bias: bool) -> dict[str, float]:

@@ -62,7 +62,7 @@ class _ColumnMatmul(torch.autograd.Function):
             pending = ctx.strategy.start_input_grad(grad @ weight, ctx.comm)
         # The weight's gradient is computed while the input's is summed over the ranks.
         grad_weight = _outer(grad, x) if needs_weight else None
-        grad_bias = grad.flatten(0, -2).sum(0) if needs_bias else None
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needs_bias else None
         return pending.wait() if pending is not None else None, grad_weight, grad_bias, None, None
 
 
