@@ -51,6 +51,14 @@ def cluster3() -> Iterator[Cluster]:
         ({"iterations": 0}, "iterations"),
         ({"algorithms": ["symmetric-one-shot"]}, "need a GPU per rank; this cluster has the gloo backend"),
         (
+            {"algorithms": ["ring", "int8-two-shot"], "dtypes": ["float32", "int32"]},
+            "dtypes for algorithms=int8-two-shot must be out of float32, .*float64; got int32",
+        ),
+        (
+            {"algorithms": ["symmetric-one-shot"], "backend": "nccl", "dtypes": ["float16"]},
+            "dtypes for algorithms=symmetric-one-shot must be out of bfloat16, float32; got float16",
+        ),
+        (
             {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "shares_gpus": True},
             "need a GPU per rank; this cluster has ranks that share a GPU",
         ),

@@ -29,6 +29,11 @@ ALGORITHMS = (
     *ON_SYMMETRIC_MEMORY,
 )
 """The backend's own choice, ours, and torch's symmetric-memory kernels."""
+_DTYPES_OF = {
+    "int8-two-shot": ("float32", "bfloat16", "float16", "float64"),
+    **dict.fromkeys(ON_SYMMETRIC_MEMORY, ("bfloat16", "float32")),
+}
+"""Of algorithms that do not take all."""
 DEFAULT_SIZES = tuple(1 << power for power in range(10, 27))
 """1 KiB to 64 MiB in powers of two."""
 
@@ -88,6 +93,12 @@ def plan_sweep(
     if shared and (backend != "nccl" or shares_gpus):
         where = "ranks that share a GPU" if backend == "nccl" else f"the {backend} backend"
         raise ValueError(f"algorithms {', '.join(shared)} need a GPU per rank; this cluster has {where}")
+    for algorithm in algorithms:
+        known = _DTYPES_OF.get(algorithm, dtypes)
+        if unknown := sorted(set(dtypes) - set(known)):
+            raise ValueError(
+                f"dtypes for algorithms={algorithm} must be out of {', '.join(known)}; got {', '.join(unknown)}"
+            )
     if iterations is not None and (not isinstance(iterations, int) or iterations < 1):
         raise ValueError(f"iterations must be a positive integer; got {iterations!r}")
     sizes = list(sizes)
