@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tplab.pipeline.schedule import Op
 from tplab.pipeline.split_backward import input_half
+from tplab.pipeline.stages import ModuleStage
 
 
 class Residual(nn.Module):
@@ -152,3 +154,14 @@ def test_w_frees_the_graph() -> None:
     assert graph() is not None
     half.run()
     assert graph() is None
+
+
+@pytest.mark.parametrize("op", [Op.B, Op.I])
+def test_a_loss_that_needs_no_gradient(op: Op) -> None:
+    """A last stage that is frozen, after others that are."""
+    stage = ModuleStage(nn.Linear(3, 3).requires_grad_(False), lambda y, i: y.sum(), training=True)
+    stage.forward(0, (torch.ones(2, 3),))
+    assert stage.backward(0, (torch.tensor(1.0),), op) == ()
+    if op is Op.I:
+        stage.weight_gradients(0)
+    assert stage.gradients() == {}

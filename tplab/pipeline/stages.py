@@ -92,7 +92,8 @@ class ModuleStage:
                 torch.autograd.backward(ends, output_grads)
             found = [x.grad if x.requires_grad else None for x in inputs]
         else:
-            grads, half = input_half(ends, output_grads, inputs, self._weights)
+            # A loss that needs no gradient is handed one all the same.
+            grads, half = input_half(ends, output_grads if ends else (), inputs, self._weights)
             self._half_done[micro_batch], found = half, list(grads)
         return tuple(
             torch.zeros_like(x) if gradient is None else gradient
