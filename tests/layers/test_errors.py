@@ -11,6 +11,7 @@ from tplab.cluster import RankError
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import EmulatedComm, as_comm
+from tplab.layers.kv_cache import GrowingCache
 from tplab.layers.linear import ColumnParallelLinear, RowParallelLinear
 from tplab.layers.mlp import ParallelMLP
 from tplab.layers.plain import MLP, Attention, Block
@@ -250,6 +251,8 @@ def test_sequence_parallelism_wants_flat_tokens_that_ranks_can_share() -> None:
     attention = ParallelAttention(8, 4, None, OF_FOUR, strategy=SequenceParallel())
     with pytest.raises(ValueError, match=r"shape=\(batch, sequence\) must be given under sequence parallelism"):
         attention(torch.ones(2, 8))
+    with pytest.raises(ValueError, match=r"shape=\(2, 3\) has 6 tokens, 8 with padding; .* 4 ranks hold 12"):
+        attention(torch.ones(3, 8), shape=(2, 3))
     row = RowParallelLinear(8, 8, OF_FOUR, strategy=SequenceParallel())
     for x in (torch.ones(1, 4, 2), torch.ones(5, 2)):
         with pytest.raises(
@@ -270,6 +273,12 @@ def test_a_sequence_is_split_only_where_attention_is_causal() -> None:
         assert torch.allclose(block(x), plain(x), atol=1e-6), "two sequences: nothing to refuse"
         set_strategy(block, BatchSplit(2, by="batch"))
         assert torch.allclose(block(x[:1]), plain(x[:1]), atol=1e-6), "the way out"
+
+
+def test_a_growing_cache_has_no_rows_to_split() -> None:
+    block = ParallelBlock.from_module(Block(Attention(8, 4), MLP(8, 8)), None, strategy=BatchSplit(2))
+    with pytest.raises(ValueError, match="a GrowingCache cannot be split by batch: give one of make_cache"):
+        block(torch.ones(2, 3, 8), cache=GrowingCache())
 
 
 def test_a_stack_takes_one_cache_per_block() -> None:

@@ -19,7 +19,7 @@ from tplab.layers.mlp import merged_plan
 from tplab.layers.norm import share_norm
 from tplab.layers.plain import Attention, attend
 from tplab.layers.rope import RotaryEmbedding
-from tplab.layers.sequence import pad_tokens
+from tplab.layers.sequence import check_shape, pad_tokens
 from tplab.layers.shards import HeadShard, Shard, load
 from tplab.layers.shared_rows import SharedRows
 from tplab.layers.strategies import Blocking
@@ -170,6 +170,7 @@ class ParallelAttention(nn.Module):
         if sharded:
             if shape is None:
                 raise ValueError("shape=(batch, sequence) must be given under sequence parallelism: x is flat there")
+            check_shape(shape, qkv.shape[0], self.comm.size)
             qkv = qkv[: shape[0] * shape[1]].view(*shape, -1)
         batch, seq, _ = qkv.shape
         heads, size = self.heads, self.head_dim

@@ -165,6 +165,8 @@ def _run_split(
         # Later parts see the earlier ones' keys and values through a cache, if only for this pass.
         shared: list[Cache | None] = [GrowingCache() if cache is None else cache for cache in caches]
         return torch.cat(interleave([_stack(blocks, part, shared) for part in parts]), dim=1)
+    if any(isinstance(cache, GrowingCache) for cache in caches):
+        raise ValueError("cache: a GrowingCache cannot be split by batch: give one of make_cache")
     works, start = [], 0
     views = []
     for part in parts:

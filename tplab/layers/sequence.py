@@ -33,9 +33,15 @@ def gather_tokens(x_tD: torch.Tensor, comm: Comm, shape: tuple[int, int]) -> tor
     """The reverse of :func:`scatter_tokens`: (ceil(T/n), D) -> (B, S, D), for ``shape`` = (B, S)."""
     batch, seq = shape
     every = gather_from_group(x_tD, comm, dim=0)
-    if x_tD.shape[0] * comm.size != padded_tokens(batch * seq, comm.size):
-        raise ValueError(
-            f"shape={shape} has {batch * seq} tokens, {padded_tokens(batch * seq, comm.size)} with padding; the shards "
-            f"of {comm.size} ranks hold {x_tD.shape[0] * comm.size}"
-        )
+    check_shape(shape, every.shape[0], comm.size)
     return every[: batch * seq].view(batch, seq, x_tD.shape[1])
+
+
+def check_shape(shape: tuple[int, int], held: int, n: int) -> None:
+    """Raises ``ValueError`` unless the shards of n ranks, which hold so many tokens, are those of ``shape`` = (B, S)."""
+    tokens = shape[0] * shape[1]
+    if held != padded_tokens(tokens, n):
+        raise ValueError(
+            f"shape={shape} has {tokens} tokens, {padded_tokens(tokens, n)} with padding; the shards of {n} ranks hold "
+            f"{held}"
+        )
