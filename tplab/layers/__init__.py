@@ -2,9 +2,9 @@
 
 What it is:
   comm          the collectives that layers need: over a process group, over an emulated link, or alone
-  shards        which part of which full tensor a rank holds
+  ranges        which rows, tokens and heads a rank holds, without torch; shards: of which full tensors
   strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8
-  regions       the same collectives with their gradients
+  regions       the same collectives with their gradients; matmul: the two matmuls with theirs
   linear        ColumnParallelLinear, RowParallelLinear
   vocabulary    VocabParallelEmbedding, ParallelLMHead; cross-entropy, argmax and sampling over a sharded vocabulary
   plain         the unsharded MLP, attention and block that the parallel ones are made from
@@ -17,7 +17,9 @@ What it should cost (pure: no process group, no cluster, no torch):
   cost          overlap: time of chunked and split layers from the times of their parts
 What it does cost (on a cluster):
   counting      collectives and bytes by layer, beside the formula
-  overlap       chunk counts and strategies timed; timeline of computation, exposed and hidden communication
+  overlap       chunk counts and strategies timed
+  phases        a block's time from decode to prefill: computation, and communication that is exposed
+  timeline      one pass as it ran: computation, hidden and exposed communication; probes and watch see it
 
 Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
 """

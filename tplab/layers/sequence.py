@@ -38,7 +38,7 @@ def gather_tokens(x_tD: torch.Tensor, comm: Comm, shape: tuple[int, int]) -> tor
 
 
 def check_shape(shape: tuple[int, int], held: int, n: int) -> None:
-    """Raises ``ValueError`` unless the shards of n ranks, which hold so many tokens, are those of ``shape`` = (B, S)."""
+    """Raises ``ValueError`` unless ``held``, the tokens in the shards of all n ranks, fits ``shape`` = (B, S)."""
     tokens = shape[0] * shape[1]
     if held != padded_tokens(tokens, n):
         raise ValueError(
