@@ -150,6 +150,13 @@ def test_a_bar_too_narrow_for_its_label_has_none() -> None:
     assert by_rank == [{"F0", "F1", "F2", "F3"}, {""}]
 
 
+def test_lanes_too_flat_for_labels_have_none() -> None:
+    trace = simulate(build_schedule("1f1b", 4, 8), HOPS)
+    assert bars(gantt(trace, lane_px=12))["forward"].text is None
+    assert bars(gantt(trace, lane_px=20))["forward"].text is not None
+    assert bars(small_multiples([trace]))["forward"].text is not None
+
+
 def test_measured_under_simulated_on_one_axis_with_both_bubbles() -> None:
     simulated = simulate(build_schedule("1f1b", 4, 8), HOPS)
     measured = as_measured(simulated, 0.001)

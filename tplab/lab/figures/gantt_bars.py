@@ -30,15 +30,17 @@ _DARK = {"forward", "weight gradient"}
 PLOT_WIDTH_PX = 700
 """Of the narrowest plot that labels are made for; a figure does not know its page."""
 _CHARACTER_PX = 7
+_LINE_PX = 10
 
 
 class Scale(NamedTuple):
-    """Of the time axis."""
+    """Of the time axis, and of a rank's lanes."""
 
     unit: str
     factor: float
     """From seconds to ``unit``."""
     px_per_s: float
+    lane_px: float
 
 
 class Lanes(NamedTuple):
@@ -88,7 +90,7 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
             "hovertext": [hover[i] for i in which.tolist()],
             "hovertemplate": "%{hovertext}<extra></extra>",
         }
-        if not messages and per_lane <= _LABELLED:
+        if not messages and per_lane <= _LABELLED and width * scale.lane_px >= _LINE_PX:
             room = (trace.end_s - trace.start_s)[which] * scale.px_per_s / _CHARACTER_PX
             bars |= {
                 "text": _labels(trace, which, room.tolist(), letters=per_lane <= _SPELLED),

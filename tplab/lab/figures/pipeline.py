@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tplab.lab import style
-from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Scale, bars_of, memory_of
+from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Lanes, Scale, bars_of, memory_of
 from tplab.pipeline.trace import Trace
 
 _TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
@@ -60,14 +60,14 @@ def gantt(
         raise ValueError(f"names must have one for each of the {len(traces)} traces; got {len(names)}")
     end_s = max((float(trace.end_s.max()) for trace in traces if len(trace.end_s)), default=1.0)
     unit, factor = ("ms", 1e3) if end_s < 10 else ("s", 1.0)
-    lanes = WITH_SENDS if any((trace.op == code).any() for trace in traces for code in SENDS) else WITHOUT
+    lanes = _lanes(traces)
     each_px = lane_px or max(10, min(40, 480 // (p * len(traces))))
     heights = [p * each_px] * len(traces) + [p * max(10, min(_MEMORY_PX, 200 // p))] * memory
     spots, plot_px = _spots(heights)
 
     data: list[dict[str, Any]] = []
     shown: set[str] = set()
-    scale = Scale(unit, factor, px_per_s=PLOT_WIDTH_PX / end_s if end_s else 0.0)
+    scale = Scale(unit, factor, px_per_s=PLOT_WIDTH_PX / end_s if end_s else 0.0, lane_px=each_px)
     for index, trace in enumerate(traces):
         other = traces[1 if index == 0 else 0] if len(traces) > 1 else None
         for bars in bars_of(trace, other, lanes, scale):
@@ -97,7 +97,7 @@ def small_multiples(traces: Sequence[Trace], *, names: Sequence[str] = (), title
         names=names or [_schedule_name(trace) for trace in traces],
         title=title or "The same work under every schedule",
         memory=False,
-        lane_px=max(6, min(16, 90 // p)),
+        lane_px=max(6, min(16 if _lanes(traces) is WITHOUT else 26, 120 // p)),
     )
 
 
@@ -113,6 +113,10 @@ def caption(trace: Trace, name: str) -> str:
     if not trace.schedule.is_inference:
         parts.append(f"peak {_peaks_text(trace.peak_activations_per_rank)}")
     return " · ".join(parts)
+
+
+def _lanes(traces: Sequence[Trace]) -> Lanes:
+    return WITH_SENDS if any((trace.op == code).any() for trace in traces for code in SENDS) else WITHOUT
 
 
 def _names(traces: Sequence[Trace]) -> list[str]:
