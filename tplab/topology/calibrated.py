@@ -1,0 +1,146 @@
+"""A ``Calibration`` out of what ranks have reported, and the machine it describes. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from tplab.cluster import Provenance, Report
+from tplab.topology.calibrate_plan import DEEP, HEAD_DIM, PRECISION, SHALLOW, CalibrationPlan, block_params, narrow
+from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
+from tplab.topology.constants import DEFAULT
+from tplab.topology.roofline import MATMULS_PER_BLOCK
+
+
+def calibration_of(
+    plan: CalibrationPlan, reports: Iterable[Report], provenance: Provenance, *, machine: str | None = None
+) -> Calibration:
+    """What the ranks have reported so far: of every sample the slowest rank's, then medians."""
+    times = _medians(reports)
+    precision = PRECISION[plan.dtype]
+    matmuls = _matmuls(plan, times, precision)
+    links = plan.links
+    bare = Calibration(
+        machine=machine or f"{plan.num_ranks} x {provenance.device}",
+        device=provenance.device,
+        backend=plan.backend,
+        num_ranks=plan.num_ranks,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "torch": provenance.torch_version,
+            "python": provenance.python_version,
+            **({"nccl": provenance.nccl_version} if provenance.nccl_version else {}),
+        },
+        all_reduce=_all_reduces(plan, times, provenance.link if links is None else plan.notes[-1]),
+        sends=_sends(plan, times),
+        matmuls=matmuls,
+        notes=plan.notes,
+    )
+    return _with_overheads(bare, plan, times, precision)
+
+
+Times = dict[tuple[Any, ...], float]
+
+
+def _medians(reports: Iterable[Report]) -> Times:
+    samples: dict[tuple[Any, ...], dict[int, list[float]]] = {}
+    for report in list(reports):
+        if "key" in report.fields:
+            samples.setdefault(report.fields["key"], {}).setdefault(report.rank, []).extend(report.fields["us"])
+    medians: Times = {}
+    for key, by_rank in samples.items():
+        complete = min(len(us) for us in by_rank.values())
+        if complete:
+            medians[key] = float(np.median(np.max([us[:complete] for us in by_rank.values()], axis=0)))
+    return medians
+
+
+def _all_reduces(plan: CalibrationPlan, times: Times, link: str) -> tuple[AllReduceTimes, ...]:
+    made = []
+    for ranks in plan.groups:
+        for launch in plan.launches:
+            found = [(size, times.get(("all_reduce", ranks, launch, size))) for size in plan.sizes]
+            points = [(float(size), us) for size, us in found if us is not None]
+            if points:
+                nbytes, p50 = zip(*points, strict=True)
+                made.append(
+                    AllReduceTimes(
+                        num_ranks=len(ranks), launch=launch, nbytes=nbytes, p50_us=p50, link=link, gpus=ranks
+                    )
+                )
+    return tuple(made)
+
+
+def _sends(plan: CalibrationPlan, times: Times) -> tuple[SendTimes, ...]:
+    made = []
+    for source, target in plan.pairs:
+        found = [(size, times.get(("send", source, target, size))) for size in plan.send_sizes]
+        points = [(float(size), us) for size, us in found if us is not None]
+        if points:
+            nbytes, p50 = zip(*points, strict=True)
+            made.append(SendTimes(source=source, target=target, nbytes=nbytes, p50_us=p50))
+    return tuple(made)
+
+
+def _matmuls(plan: CalibrationPlan, times: Times, precision: str) -> tuple[MatmulTimes, ...]:
+    made = []
+    sizes = sorted({n * k for n, k in plan.shapes})
+    for at_once in plan.computing:
+        points = [
+            (tokens, float(params), times[key])
+            for tokens in plan.tokens
+            for params in sizes
+            if (key := ("matmul", at_once, tokens, params)) in times
+        ]
+        per_tokens = [len([1 for t, _, _ in points if t == tokens]) for tokens in plan.tokens]
+        if points and all(count >= 2 for count in per_tokens):
+            tokens_, params_, us = zip(*points, strict=True)
+            made.append(MatmulTimes(precision=precision, num_ranks=at_once, tokens=tokens_, params=params_, p50_us=us))
+    return tuple(made)
+
+
+def _with_overheads(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> Calibration:
+    more: dict[str, float] = {}
+    for key, us in times.items():
+        if key[0] == "copy":
+            more["copy_GBps"] = key[1] / us / 1e3
+    cached = sorted((key[1], us) for key, us in times.items() if key[0] == "attention")
+    if len(cached) == 2:
+        (few, short), (many, long) = cached
+        more["attention_fixed_us"] = short
+        more["kv_read_GBps"] = (many - few) / max(long - short, 1e-3) / 1e3
+    prompt = times.get(("prompt attention", plan.prompt_tokens))
+    if prompt is not None:
+        width = plan.cache_shape[2] * HEAD_DIM
+        more["prompt_attention_TFLOPS"] = 2e-6 * plan.prompt_tokens**2 * width / prompt  # half of the pairs are seen
+    if ("light",) in times:
+        more["light_kernel_us"] = times[("light",)]
+    return replace(bare, **more, **_engine(bare, plan, times, precision))  # type: ignore[arg-type]
+
+
+def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
+    """Overheads from the narrow models' times per token."""
+    more: dict[str, float] = {}
+    kernels = MATMULS_PER_BLOCK + 2 + DEFAULT.engines["lab"].light_kernels
+    if ("block launches",) in times:
+        more["launch_us"] = times[("block launches",)] / kernels
+    if ("step", SHALLOW) not in times or ("step", DEEP) not in times:
+        return more
+    shallow, deep = times[("step", SHALLOW)], times[("step", DEEP)]
+    block = max(0.0, (deep - shallow) / (DEEP - SHALLOW))
+    ends = max(0.0, shallow - SHALLOW * block)
+    curve = bare.matmul_curve(precision)
+    config = narrow(SHALLOW, plan.dtype)
+    if plan.backend != "nccl" and curve is not None:
+        fixed, rate = float(curve.fixed(1)), float(curve.per_param(1))
+        more["launch_us"] = 0.0  # a CPU's block is launched and run by the same thread
+        more["block_overhead_us"] = max(0.0, block - MATMULS_PER_BLOCK * fixed - block_params(config) * rate)
+        ends = max(0.0, ends - fixed - config.vocab_size * config.hidden_size * rate)
+    more["step_overhead_us"] = ends
+    if ("pipeline", DEEP) in times:
+        wire = bare.send_us(float(config.hidden_size * 4), [(0, 1)])
+        hop = (times[("pipeline", DEEP)] - deep) / 2
+        more["handoff_us"] = max(0.0, hop - (float(wire) if wire is not None else 0.0))
+    return more

@@ -1,0 +1,226 @@
+"""One layout of a model on the ranks of a cluster: any groups, real or emulated links, computing or waiting.
+
+``tplab.models.generate`` puts one copy of a model on all ranks, in order, over the backend's own links. To measure what
+a layout costs, the advisor needs more: several copies side by side, the groups that placement chose, links that are
+declared, and stages that wait where there are more ranks than cores. The engine that runs the steps is the same one;
+only what it is given differs.
+
+Runs on the ranks. Weights are random and need not be the same on every layout: only times are looked at.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from tplab.cluster import Rank
+from tplab.collectives.emulated import EmulatedGroup, sleep_until
+from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.layers.comm import Alone, Comm, Done, EmulatedComm, Pending, ProcessGroupComm
+from tplab.layers.shards import VocabShard
+from tplab.models.checkpoint import torch_dtype
+from tplab.models.config import ModelConfig
+from tplab.models.decoder import Stage
+from tplab.models.loading import Loaded, LoadReport
+from tplab.models.stages import Layout
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Links = LinkTable | EmulatedLink | None
+_KEY = "tplab.topology"
+
+
+def subgroup(rank: Rank, ranks: Sequence[int]) -> "ProcessGroup | None":
+    """The process group of these ranks, made once; None on the others. To be called by every rank of the cluster."""
+    wanted = tuple(sorted(ranks))
+    if len(wanted) == rank.world_size:
+        return rank.group
+    held: dict[tuple[int, ...], Any] = rank.store.setdefault(f"{_KEY}.groups", {})
+    if wanted not in held:
+        held[wanted] = dist.new_group(list(wanted))
+    return held[wanted] if rank.index in wanted else None
+
+
+def table_of(links: "LinkTable | EmulatedLink", ranks: Sequence[int]) -> LinkTable:
+    """The links among ``ranks``, numbered anew from 0."""
+    if isinstance(links, EmulatedLink):
+        return LinkTable(default=links)
+    number = {rank: index for index, rank in enumerate(sorted(ranks))}
+    inside = {
+        (number[source], number[target]): link
+        for (source, target), link in links.overrides.items()
+        if source in number and target in number
+    }
+    return LinkTable(default=links.default, overrides=inside)
+
+
+def comm_of(rank: Rank, ranks: Sequence[int], links: Links) -> Comm | None:
+    """Collectives of these ranks, as layers use them; None on the others. To be called by every rank."""
+    if len(ranks) == 1:
+        return Alone() if rank.index in ranks else None
+    group = subgroup(rank, ranks)
+    if group is None:
+        return None
+    if links is None:
+        return ProcessGroupComm(group)
+    return EmulatedComm(EmulatedGroup(group, table_of(links, ranks)))
+
+
+class Hops:
+    """``send`` and ``recv`` as a process group has them, to peers by their place in a layout.
+
+    Args:
+        ranks: rank of each place.
+        links: emulated, between all ranks of the cluster; None: the backend's own.
+    """
+
+    def __init__(self, rank: Rank, ranks: Sequence[int], links: Links) -> None:
+        self._ranks = list(ranks)
+        self._group: Any = rank.group
+        self._emulated = None
+        if links is not None:
+            table = links if isinstance(links, LinkTable) else LinkTable(default=links)
+            self._emulated = EmulatedGroup(rank.group, table)
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+        """Starts a message; something to ``wait`` for."""
+        if self._emulated is not None:
+            return self._emulated.isend(tensors[0], self._ranks[peer])
+        return self._group.send(tensors, self._ranks[peer], tag)
+
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+        """Starts to receive one."""
+        if self._emulated is not None:
+            return self._emulated.irecv(tensors[0], self._ranks[peer])
+        return self._group.recv(tensors, self._ranks[peer], tag)
+
+
+def in_layout(rank: Rank, place: int, num_places: int, hops: Hops) -> Rank:
+    """The rank as the engine of one copy sees it: its place there, and messages to the other places."""
+    return Rank(
+        index=place,
+        world_size=num_places,
+        group=hops,  # type: ignore[arg-type]  # the engine asks it for send and recv only
+        device=rank.device,
+        send_report=lambda fields: None,
+    )
+
+
+def load_random(
+    config: ModelConfig, layout: Layout, place: int, comm: Comm, *, dtype: str, device: torch.device
+) -> Loaded:
+    """This place's stage with random weights, of a spread that keeps activations finite.
+
+    The same million numbers over and over: drawing billions would take longer than what is measured.
+    """
+    index, _ = layout.place(place)
+    stage = Stage(config, layout.spec(index), comm, dtype=torch_dtype(dtype))
+    drawn = torch.empty(1_000_003, dtype=torch_dtype(dtype), device=device).normal_()  # prime: rows differ
+    for name, weight in list(stage.named_parameters()):
+        if name == "head.weight" and stage.shares_table:
+            continue
+        if weight.dim() > 1:
+            copies = -(-weight.numel() // drawn.numel())
+            value = drawn.repeat(copies)[: weight.numel()].view(weight.shape) * weight.shape[-1] ** -0.5
+        else:
+            value = torch.full(weight.shape, 1.0 - config.norm_offset, dtype=weight.dtype, device=device)
+        stage.set(name, value)
+    return _loaded(stage, comm, layout)
+
+
+class StageTimes(NamedTuple):
+    """What a stage's computation takes, without communication, in seconds."""
+
+    prefill_s: float
+    decode_s: float
+
+
+class WaitingStage:
+    """Stands for a ``Stage`` where there are more ranks than cores: waits as long as it was timed, and communicates.
+
+    The sums of its layers and of the embedding are real, and of the real size; so is everything around it.
+    """
+
+    def __init__(self, stage: Stage, times: StageTimes, comm: Comm, device: torch.device) -> None:
+        self.spec, self.config, self.vocab = stage.spec, stage.config, stage.vocab
+        self._times, self._comm = times, comm
+        self._like = torch.empty(0, dtype=next(stage.parameters()).dtype, device=device)
+        self._rows = VocabShard.of(self.config.vocab_size, comm.index, comm.size).rows
+
+    def parameters(self) -> Any:
+        """One, for its dtype."""
+        return iter([self._like])
+
+    def make_caches(self, batch: int, max_length: int) -> "list[_NoCache]":
+        return [_NoCache()]
+
+    def set_strategy(self, strategy: object) -> None:
+        """Waits and sums in turns, whatever the strategy."""
+
+    def __call__(self, x: torch.Tensor, *, padding: Any, caches: "list[_NoCache]") -> torch.Tensor:
+        seconds = self._times.decode_s if caches[0].length else self._times.prefill_s
+        caches[0].length += x.shape[1]
+        hidden_BSD = self._like.new_zeros((x.shape[0], x.shape[1], self.config.hidden_size))
+        parts = 2 * self.spec.num_layers if self._comm.size > 1 else 1
+        if self.spec.first:
+            self._comm.all_reduce(hidden_BSD)
+        for _ in range(parts):
+            wait_s(seconds / parts)
+            self._comm.all_reduce(hidden_BSD)
+        return hidden_BSD if not self.spec.last else self._like.new_zeros((x.shape[0], self._rows))
+
+
+class _NoCache:
+    """Only how far a sequence has come."""
+
+    num_bytes = 0
+
+    def __init__(self) -> None:
+        self.length = 0
+
+
+class Silent:
+    """A place in a group whose others are not there: shapes as with them, nothing is sent. For timing a stage alone."""
+
+    device_types: frozenset[str] = frozenset()
+
+    def __init__(self, index: int, size: int) -> None:
+        self.index, self.size = index, size
+
+    @property
+    def transport(self) -> Any:
+        raise AssertionError("nothing is sent")
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def start_all_reduce(self, x: torch.Tensor) -> Pending:
+        return Done(x)
+
+    def start_all_gather(self, x: torch.Tensor) -> Pending:
+        return Done(x.repeat(self.size, *[1] * (x.dim() - 1)))
+
+    def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
+        return Done(x[: x.shape[0] // self.size])
+
+
+def waiting(loaded: Loaded, times: StageTimes, comm: Comm, device: torch.device) -> Loaded:
+    """The same place, whose weights may be on the meta device, waiting instead of computing."""
+    stage: Any = WaitingStage(loaded.stage, times, comm, device)
+    return _loaded(stage, comm, loaded.layout)
+
+
+def wait_s(seconds: float) -> None:
+    """Sleep so long, to some microseconds where a core is free."""
+    sleep_until(time.monotonic_ns() + round(seconds * 1e9))
+
+
+def _loaded(stage: Any, comm: Comm, layout: Layout) -> Loaded:
+    report = LoadReport(load_s=0.0, read_bytes=0, weight_bytes=0, peak_bytes=None)
+    return Loaded(key=None, stage=stage, comm=comm, layout=layout, report=report)
