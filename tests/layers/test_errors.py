@@ -176,8 +176,9 @@ def test_mixed_dtypes_or_devices(make: Any, name: str, kind: Any) -> None:
         lambda: ColumnParallelLinear(8, 8, OF_FOUR),
         lambda: RowParallelLinear(8, 8, OF_FOUR, input_is_parallel=False),
         lambda: ParallelMLP(8, 8, OF_FOUR),
+        lambda: ColumnParallelLinear(8, 8, OF_FOUR, strategy=SequenceParallel()),
     ],
-    ids=["column", "row", "mlp"],
+    ids=["column", "row", "mlp", "sequence parallel"],
 )
 def test_an_x_of_another_kind_or_width(layer: Any) -> None:
     layer = layer()

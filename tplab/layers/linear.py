@@ -55,6 +55,9 @@ class _ParallelLinear(nn.Module):
         load(self, self.plan, dict(module.named_parameters()).__getitem__)
 
     def _check(self, x: torch.Tensor, weight: torch.Tensor, features: int) -> None:
+        """Says what does not fit. Asked once a matmul has refused ``x``: beforehand it would cost a decode step as much
+        as a small matmul. (Beforehand where tokens are gathered first, for ranks must not send what does not fit; and
+        on the meta device, which multiplies with any other.)"""
         if x.dtype is not weight.dtype or x.device != weight.device:
             raise ValueError(
                 f"x is {x.dtype} on {x.device}, the weight {weight.dtype} on {weight.device}: bring one to the other"
@@ -172,10 +175,17 @@ class ColumnParallelLinear(_ParallelLinear):
         self.gather_output = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = self.weight  # once: nn.Module's look-up shows at decode sizes
-        self._check(x, weight, self.in_features)
-        y = column_matmul(x, weight, self.bias, self.comm, self.strategy)
+        y = self._multiply(x, self.weight, self.bias)
         return gather_from_group(y, self.comm) if self.gather_output else y
+
+    def _multiply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.strategy.sequence_parallel or x.is_meta:
+            self._check(x, weight, self.in_features)
+        try:
+            return column_matmul(x, weight, bias, self.comm, self.strategy)
+        except RuntimeError:
+            self._check(x, weight, self.in_features)
+            raise
 
 
 class MergedColumnParallelLinear(ColumnParallelLinear):
@@ -208,12 +218,11 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = self.weight
-        self._check(x, weight, self.in_features)
         bias: torch.Tensor | None = self.bias
         if self.shared is not None and torch.is_grad_enabled():
             weight = self.shared(weight, self.comm)
             bias = None if bias is None else self.shared(bias, self.comm)
-        return column_matmul(x, weight, bias, self.comm, self.strategy)
+        return self._multiply(x, weight, bias)
 
 
 class RowParallelLinear(_ParallelLinear):
@@ -303,8 +312,13 @@ class RowParallelLinear(_ParallelLinear):
         if not self.input_is_parallel:
             self._check(x, weight, self.in_features)
             x = split_to_group(x, self.comm)
-        self._check(x, weight, self.local_features)
-        return start_row_matmul(x, weight, self.comm, self.strategy)
+        if x.is_meta:
+            self._check(x, weight, self.local_features)
+        try:
+            return start_row_matmul(x, weight, self.comm, self.strategy)
+        except RuntimeError:
+            self._check(x, weight, self.local_features)
+            raise
 
     def finish(self, pending: Pending) -> torch.Tensor:
         """What ``forward`` returns, from what ``start`` returned."""
