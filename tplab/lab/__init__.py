@@ -13,6 +13,7 @@ from tplab.lab.exercises import (
     check_attention,
     check_chunk_choice,
     check_int8_all_reduce,
+    check_kv_bytes,
     check_mlp,
     check_reduction,
     check_schedule,
@@ -20,6 +21,7 @@ from tplab.lab.exercises import (
 from tplab.lab.panels.generation import GenerationPanel
 from tplab.lab.panels.hello import HelloPanel
 from tplab.lab.panels.layers import ChunkModel, OverlapPanel, PhasesPanel
+from tplab.lab.panels.memory_wall import MemoryWall, ShardsPanel
 from tplab.lab.panels.painter import ShardPainter
 from tplab.lab.panels.pipeline import PipelinePanel, ServingPanel
 from tplab.lab.panels.pool import Pool
@@ -32,6 +34,7 @@ __all__ = [
     "ChunkModel",
     "GenerationPanel",
     "HelloPanel",
+    "MemoryWall",
     "OverlapPanel",
     "PhasesPanel",
     "PipelinePanel",
@@ -41,10 +44,12 @@ __all__ = [
     "ScheduleStudio",
     "ServingPanel",
     "ShardPainter",
+    "ShardsPanel",
     "SweepPanel",
     "check_attention",
     "check_chunk_choice",
     "check_int8_all_reduce",
+    "check_kv_bytes",
     "check_mlp",
     "check_reduction",
     "check_schedule",

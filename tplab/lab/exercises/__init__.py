@@ -2,6 +2,7 @@
 
 verdict     what a checker says
 reduction   00: every rank holds the product
+memory      01: bytes of keys and values per token
 layers      03: a tensor-parallel MLP and attention
 overlap     04: the chunk count, predicted
 quantised   04: an int8 all-reduce
@@ -9,6 +10,7 @@ pipeline    05: a schedule, its makespan and what it holds
 """
 
 from tplab.lab.exercises.layers import check_attention, check_mlp
+from tplab.lab.exercises.memory import check_kv_bytes
 from tplab.lab.exercises.overlap import check_chunk_choice
 from tplab.lab.exercises.pipeline import check_schedule
 from tplab.lab.exercises.quantised import check_int8_all_reduce
@@ -20,6 +22,7 @@ __all__ = [
     "check_attention",
     "check_chunk_choice",
     "check_int8_all_reduce",
+    "check_kv_bytes",
     "check_mlp",
     "check_reduction",
     "check_schedule",

@@ -11,6 +11,7 @@ from tplab.lab.figures.layers import (
     strategies_figure,
     timeline_figure,
 )
+from tplab.lab.figures.memory import degrees_frame, memory_figure, memory_frame, shards_figure
 from tplab.lab.figures.painter import painter_figure
 from tplab.lab.figures.pipeline import gantt, small_multiples
 from tplab.lab.figures.pipeline_curves import bubble_figure, bubble_frame, decode_figure, prefill_figure
@@ -25,16 +26,20 @@ __all__ = [
     "calls_figure",
     "chunk_lanes_figure",
     "decode_figure",
+    "degrees_frame",
     "error_bytes_figure",
     "gantt",
     "latency_figure",
     "launch_figure",
     "layouts_figure",
+    "memory_figure",
+    "memory_frame",
     "overlap_figure",
     "painter_figure",
     "phases_figure",
     "prefill_figure",
     "ring_figure",
+    "shards_figure",
     "small_multiples",
     "strategies_figure",
     "timeline_figure",

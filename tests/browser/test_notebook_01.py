@@ -1,0 +1,34 @@
+"""Notebook 01 as a visitor uses it: move a slider past what can be, look along TP, build other shards."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+def test_move_and_build(run_notebook: Callable[[str], Page]) -> None:
+    page = run_notebook("01-memory-wall.ipynb")
+    wall = page.locator(".tplab-memory-wall")
+    figure, below = wall.locator(".js-plotly-plot"), wall.locator(".tplab-below")
+
+    # Left at TP 8: one step further is 9, which no head count here divides by.
+    expect(below).to_contain_text("fits")
+    wall.locator(".noUi-handle").nth(2).press("ArrowRight")
+    expect(wall.locator(".tplab-error")).to_contain_text("tp=9 does not divide its 64 query heads")
+    expect(figure).to_contain_text("TP 8 x PP 1")
+    wall.locator(".noUi-handle").nth(2).press("ArrowLeft")
+    expect(wall.locator(".tplab-error")).to_have_text("")
+    wall.locator("select").nth(0).select_option("llama-3.1-405b")
+    expect(figure).to_contain_text("llama-3.1-405b")
+    expect(below).to_contain_text("does not fit")
+    wall.locator("button", has_text="every rank").click()
+    expect(figure).to_contain_text("over by")
+
+    panel = page.locator(".tplab-panel")
+    panel.locator("select").nth(0).select_option("12 heads, 1 key-value")
+    expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
+    panel.locator(".tplab-run").click()
+    expect(panel.locator(".tplab-phase")).to_contain_text("Done in", timeout=60_000)
+    expect(panel.locator(".tplab-below")).to_contain_text("byte for byte")

@@ -1,0 +1,157 @@
+"""Notebook 01: bytes of keys and values that a token leaves on every rank.
+
+Checked against tensors that ranks allocate for models and layouts which the learner has not seen: fewer key-value heads
+than ranks, heads that straddle a cut, stages of different length, several precisions.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tplab.cluster import Cluster, ClusterError
+from tplab.lab.exercises.verdict import Verdict
+from tplab.models.config import ITEMSIZES, ModelConfig
+from tplab.topology.measure_memory import ShardPlan, measure_shards
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.sharding import Layout
+
+_BATCH, _CONTEXT = 2, 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """What the cache's size follows from."""
+
+    num_heads: int
+    """H, query heads of the model."""
+    num_kv_heads: int
+    """K, key-value heads of the model; divides H."""
+    head_dim: int
+    """d, numbers in one head."""
+    layers_of_stage: tuple[int, ...]
+    """Layers of each pipeline stage; one entry without a pipeline."""
+    bytes_per_number: int
+    """2 for bf16, 4 for fp32."""
+
+
+_CASES: Sequence[tuple[CacheConfig, int]] = tuple(
+    (CacheConfig(num_heads=H, num_kv_heads=K, head_dim=d, layers_of_stage=stages, bytes_per_number=e), tp)
+    for H, K, d, stages, e, tp in (
+        (8, 8, 16, (4,), 2, 1),
+        (8, 2, 16, (3,), 2, 2),
+        (12, 4, 8, (4,), 4, 2),
+        (8, 2, 16, (5, 2), 2, 2),  # stages of different length
+        (8, 2, 8, (3,), 2, 4),  # more ranks than key-value heads
+        (12, 1, 8, (1, 2, 1), 2, 4),  # one for all
+        (6, 2, 8, (3,), 2, 3),  # the middle rank needs both
+        (12, 4, 6, (2, 3), 4, 6),
+        (20, 4, 4, (1, 1, 2), 2, 10),
+    )
+)
+
+
+def check_kv_bytes(
+    cluster: Cluster, kv_bytes_per_token: Callable[[CacheConfig, int], Sequence[float]], *, timeout: float = 60.0
+) -> Verdict:
+    """``kv_bytes_per_token(cfg, tp)``: a number for every rank, stage by stage (rank = stage · tp + place in it).
+
+    ``cfg`` is a :class:`CacheConfig`. Compared with what the cluster's ranks allocate for 11 models and layouts, two of
+    which are drawn anew each time.
+    """
+    for cfg, tp in (*_CASES, *_drawn(2)):
+        described = (
+            f"{cfg.num_heads} query heads, {cfg.num_kv_heads} key-value heads of {cfg.head_dim}, stages of "
+            f"{'-'.join(map(str, cfg.layers_of_stage))} layers, {cfg.bytes_per_number} bytes a number, tp={tp}"
+        )
+        try:
+            got = kv_bytes_per_token(cfg, tp)
+        except Exception as error:
+            return Verdict(False, f"With {described} it raised {type(error).__name__}: {error}")
+        places = tp * len(cfg.layers_of_stage)
+        if isinstance(got, str | bytes) or not hasattr(got, "__len__"):
+            return Verdict(False, f"it must return one number for each of the {places} ranks; it returned {got!r}.")
+        if len(got) != places:
+            return Verdict(
+                False,
+                f"With {described} there are {places} ranks (tp · stages); it returned {len(got)} numbers: "
+                f"{list(got)}.",
+            )
+        try:
+            want = allocated(cluster, cfg, tp, timeout=timeout)
+        except ClusterError as error:
+            return Verdict(False, f"With {described} the ranks could not build the model: {error}")
+        for rank, (mine, true) in enumerate(zip(got, want, strict=True)):
+            if not _equal(mine, true):
+                stage, place = divmod(rank, tp)
+                return Verdict(
+                    False,
+                    f"With {described}: rank {rank} (stage {stage}, place {place}) allocated {true:,.0f} bytes a "
+                    f"token, you say {mine!r}. {_hint(cfg, tp, stage, place, mine, true)}",
+                )
+    return Verdict(True, f"equal to what the ranks allocated for {len(_CASES) + 2} models and layouts, on every rank.")
+
+
+def allocated(cluster: Cluster, cfg: CacheConfig, tp: int, *, timeout: float = 60.0) -> list[float]:
+    """What the ranks allocate, in bytes per token and rank."""
+    dtype: Any = next(name for name, size in ITEMSIZES.items() if size == cfg.bytes_per_number)
+    config = ModelConfig(
+        model_type="llama",
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=4 * tp,
+        num_layers=sum(cfg.layers_of_stage),
+        num_heads=cfg.num_heads,
+        num_kv_heads=cfg.num_kv_heads,
+        head_dim=cfg.head_dim,
+        max_positions=64,
+        dtype=dtype,
+    )
+    spec = ModelSpec.from_config(config.to_hf())
+    layout = Layout.of(spec, tp, len(cfg.layers_of_stage), layers_of_stage=cfg.layers_of_stage)
+    plan = ShardPlan(config=config, layouts=(layout,), batch=_BATCH, context=_CONTEXT)
+    built = measure_shards(cluster, plan, timeout=timeout)
+    per_token: list[float] = built.sort_values("rank")["kv_bytes_per_token"].tolist()
+    return per_token
+
+
+def _drawn(count: int) -> Iterator[tuple[CacheConfig, int]]:
+    draw = random.Random()
+    for _ in range(count):
+        tp, kv = draw.choice([2, 3, 4]), draw.choice([1, 2, 3, 6])
+        group = draw.choice([g for g in (1, 2, 4, 6) if kv * g % tp == 0] or [tp])
+        yield (
+            CacheConfig(
+                num_heads=kv * group,
+                num_kv_heads=kv,
+                head_dim=2 * draw.randint(1, 6),
+                layers_of_stage=tuple(draw.randint(1, 4) for _ in range(draw.randint(1, 3))),
+                bytes_per_number=draw.choice([2, 4]),
+            ),
+            tp,
+        )
+
+
+def _equal(mine: object, true: float) -> bool:
+    return isinstance(mine, int | float) and not isinstance(mine, bool) and abs(mine - true) < 0.5
+
+
+def _hint(cfg: CacheConfig, tp: int, stage: int, place: int, mine: object, true: float) -> str:
+    """Where to look."""
+    layers = cfg.layers_of_stage[stage]
+    ratio = mine / true if isinstance(mine, int | float) and true else 0.0
+    if len(cfg.layers_of_stage) > 1 and abs(ratio - sum(cfg.layers_of_stage) / layers) < 1e-9:
+        return f"A rank keeps the cache of its own stage's layers only, here {layers}."
+    average = sum(cfg.layers_of_stage) / len(cfg.layers_of_stage)
+    if layers != average and abs(ratio - average / layers) < 1e-9:
+        return f"Stages differ: this one has {layers} layers, not the average."
+    each, group = cfg.num_heads // tp, cfg.num_heads // cfg.num_kv_heads
+    first, last = place * each // group, ((place + 1) * each - 1) // group
+    if cfg.num_kv_heads % tp:
+        return (
+            f"This rank has query heads {place * each} to {(place + 1) * each - 1}, and every {group} of them share a "
+            f"key-value head: it needs key-value heads {first} to {last}, whole."
+        )
+    if ratio == 0.5:
+        return "Half: there are keys and values."
+    return "Per token: keys and values, of the stage's layers, of this rank's key-value heads, times bytes per number."

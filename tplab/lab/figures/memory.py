@@ -1,0 +1,159 @@
+"""What every rank of a layout holds, against what its card has; and shards really built beside the formula."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from tplab.lab import style
+from tplab.topology.machine import Gpu
+from tplab.topology.memory import RankMemory, all_ranks, fullest_rank
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.sharding import Layout, why_not
+from tplab.topology.workload import Workload
+
+PARTS = {
+    "weights": (style.FORWARD, ""),
+    "kv": (style.DECODE, "/"),
+    "activations": (style.BACKWARD, "x"),
+    "workspace": ("#9AA3AE", "."),
+}
+"""Colour and pattern of each part of a bar."""
+_NAMES = {"weights": "weights", "kv": "KV cache", "activations": "activations", "workspace": "workspace"}
+_LABELLED = 32
+"""Bars up to which each has its label."""
+
+
+def memory_frame(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float) -> pd.DataFrame:
+    """One row per rank of one replica: ``label``, ``stage``, ``index``, ``layers``, ``weights_GB``, ``kv_GB``,
+    ``activations_GB``, ``workspace_GB``, ``total_GB``, ``free_GB``, ``usable_GB`` and ``card_GB``."""
+    ranks = all_ranks(spec, gpu, workload, layout, requests=requests)
+    several = layout.tp > 1 and layout.pp > 1
+    labels = [
+        f"{rank.stage}·{rank.index}" if several else f"{rank.stage if layout.pp > 1 else rank.index}" for rank in ranks
+    ]
+    return _frame(labels, ranks, gpu).assign(layers=[layout.layers_of_stage[rank.stage] for rank in ranks])
+
+
+def degrees_frame(
+    spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, along: str, requests: float
+) -> pd.DataFrame:
+    """The fullest rank at each degree of ``tp`` or ``pp`` (1, 2, 4, 8, 16, and ``layout``'s own) with the other degree
+    as in ``layout``; columns as in :func:`memory_frame`. Degrees that the model cannot be cut by are left out."""
+    degrees = sorted({1, 2, 4, 8, 16, layout.tp if along == "tp" else layout.pp})
+    labels, ranks = [], []
+    for degree in degrees:
+        tp, pp = (degree, layout.pp) if along == "tp" else (layout.tp, degree)
+        if why_not(spec, tp, pp) is None:
+            labels.append(f"{along.upper()} {degree}")
+            ranks.append(fullest_rank(spec, gpu, workload, Layout.of(spec, tp, pp), requests=requests))
+    return _frame(labels, ranks, gpu)
+
+
+def _frame(labels: list[str], ranks: list[RankMemory], gpu: Gpu) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "label": labels,
+            "stage": [rank.stage for rank in ranks],
+            "index": [rank.index for rank in ranks],
+            **{f"{part}_GB": [getattr(rank, part) / 1e9 for rank in ranks] for part in PARTS},
+            "total_GB": [rank.total / 1e9 for rank in ranks],
+            "free_GB": [rank.free / 1e9 for rank in ranks],
+            "usable_GB": [rank.usable / 1e9 for rank in ranks],
+            "card_GB": gpu.memory_GB,
+        }
+    )
+
+
+def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "rank") -> go.Figure:
+    """A stacked bar per rank: weights, KV cache, activations, workspace; lines for the card and for what an engine
+    takes of it. Ranks over the second line are named in red above their bars.
+
+    Args:
+        frame: as :func:`memory_frame` or :func:`degrees_frame` gives it.
+        axis: what a bar is.
+    """
+    figure = go.Figure()
+    labels = frame["label"].tolist()
+    for part, (colour, pattern) in PARTS.items():
+        figure.add_bar(
+            x=labels,
+            y=frame[f"{part}_GB"],
+            name=_NAMES[part],
+            marker=style.bar_marker(colour, pattern, line={"color": "white", "width": 0.5}),
+            hovertemplate="%{y:.3g} GB<extra>" + _NAMES[part] + ", " + axis + " %{x}</extra>",
+        )
+    highest = 0.0
+    if len(frame):
+        card, usable = float(frame["card_GB"].iloc[0]), float(frame["usable_GB"].iloc[0])
+        highest = max(card, float(frame["total_GB"].max()))
+        _capacity(figure, labels, card, f"card, {card:.3g} GB", "solid")
+        _capacity(figure, labels, usable, f"what an engine takes of it, {usable:.3g} GB", "dash")
+        over = frame["free_GB"] < 0
+        figure.add_scatter(
+            x=[label for label, yes in zip(labels, over, strict=True) if yes],
+            y=frame["total_GB"][over],
+            mode="markers+text" if len(labels) <= _LABELLED else "markers",
+            marker={"symbol": "x", "size": 9, "color": style.COLLECTIVE},
+            text=[f"+{-free:.3g} GB" for free in frame["free_GB"][over]],
+            textposition="top center",
+            textfont={"color": style.COLLECTIVE, "size": 12},
+            name="over by",
+            showlegend=bool(over.any()),
+            cliponaxis=False,
+            hoverinfo="skip",
+        )
+    figure.update_layout(barmode="stack", bargap=0.3)
+    figure.update_xaxes(title=axis, type="category", categoryorder="array", categoryarray=labels)
+    figure.update_yaxes(title="GB on one GPU", range=[0, 1.15 * highest] if highest else None)
+    style.card(figure, title=title, badge=badge, height=460)
+    if len(labels) == 1:
+        figure.update_layout(bargap=0.7)
+    return figure
+
+
+def _capacity(figure: go.Figure, labels: list[str], height: float, name: str, dash: str) -> None:
+    line = {"dash": dash, "color": style.INK, "width": 2}
+    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=height, y1=height, line=line)
+    # A shape has no entry in the legend, and a line over one category no length: so both.
+    figure.add_scatter(x=labels[:1], y=[None], mode="lines", name=name, line=line)
+
+
+def shards_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
+    """Shards as allocated: bars of weights and cache per rank; diamonds are the formula.
+
+    Args:
+        frame: as ``shards_frame`` gives it.
+    """
+    figure = go.Figure()
+    places = [frame["layout"].tolist(), [str(rank) for rank in frame["rank"]]]
+    for part, column in (("weights", "weight_bytes"), ("kv", "kv_bytes")):
+        colour, pattern = PARTS[part]
+        figure.add_bar(
+            x=places,
+            y=frame[column] / 1e6,
+            name=f"{_NAMES[part]}, allocated",
+            marker=style.bar_marker(colour, pattern, line={"color": "white", "width": 0.5}),
+            customdata=frame[f"told_{column}"] / 1e6,
+            hovertemplate="%{y:.3f} MB allocated, %{customdata:.3f} MB by the formula<extra>"
+            + _NAMES[part]
+            + ", rank %{x}</extra>",
+        )
+    told = {"weights": frame["told_weight_bytes"], "all": frame["told_weight_bytes"] + frame["told_kv_bytes"]}
+    for name, values, fill in (
+        ("weights, formula", told["weights"], "white"),
+        ("with the cache, formula", told["all"], style.BACKWARD),
+    ):
+        figure.add_scatter(
+            x=places,
+            y=values / 1e6,
+            mode="markers",
+            name=name,
+            marker={"symbol": "diamond", "size": 9, "color": fill, "line": {"color": style.INK, "width": 1}},
+            hovertemplate="%{y:.3f} MB<extra>" + name + "</extra>",
+        )
+    figure.update_layout(barmode="stack", bargap=0.3)
+    figure.update_xaxes(title="rank, by layout")
+    figure.update_yaxes(title="MB", rangemode="tozero")
+    figure = style.card(figure, title="Shards as they were built, and the formula", badge=badge, height=480)
+    # Two rows of labels: the legend goes below both.
+    figure.update_layout(margin_b=130, legend_y=-86 / (480 - 200))
+    return figure

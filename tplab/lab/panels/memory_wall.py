@@ -1,0 +1,153 @@
+"""Notebook 01's panels: what every rank of a layout holds against its card, and shards that are really built."""
+
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from tplab.cluster import Cluster, Run
+from tplab.lab.figures.memory import degrees_frame, memory_figure, memory_frame, shards_figure
+from tplab.lab.panels import html
+from tplab.lab.panels.analytic import WIDE, AnalyticPanel, check_offered, said
+from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.pool import Pool
+from tplab.lab.words_topology import explain_memory, explain_shards
+from tplab.models.config import ModelConfig
+from tplab.topology.measure_memory import ShardPlan, shards_frame, submit_shards
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.presets import GPUS, MODELS
+from tplab.topology.sharding import Layout
+from tplab.topology.workload import Workload
+
+WEIGHTS = ("bf16", "fp8", "int8", "int4")
+CACHES = ("bf16", "fp8")
+_VIEWS = ("every rank", "along TP", "along PP")
+_CONTEXTS = tuple(1 << power for power in range(7, 18))
+_BATCHES = tuple(1 << power for power in range(11))
+
+
+class MemoryWall(AnalyticPanel):
+    """Model, precisions, batch, context, TP, PP: a stacked bar per rank against its card, and why not.
+
+    Analytic: follows its controls. ``frame`` is what is drawn. ``show(model=, gpu=, weights=, cache=, batch=,
+    context=, tp=, pp=, view=)`` sets controls.
+    """
+
+    def __init__(self) -> None:
+        self.frame: pd.DataFrame | None = None
+        super().__init__(
+            title="The memory wall",
+            named={
+                "model": widgets.Dropdown(options=list(MODELS), value="llama-3.1-70b", description="model", **WIDE),
+                "gpu": widgets.Dropdown(options=list(GPUS), value="h100", description="GPU", **WIDE),
+                "weights": widgets.Dropdown(options=WEIGHTS, description="weights", **WIDE),
+                "cache": widgets.Dropdown(options=CACHES, description="KV cache", **WIDE),
+                "batch": widgets.SelectionSlider(options=_BATCHES, value=16, description="batch", **WIDE),
+                "context": widgets.SelectionSlider(options=_CONTEXTS, value=8192, description="context", **WIDE),
+                "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **WIDE),
+                "pp": widgets.IntSlider(value=1, min=1, max=16, description="PP", **WIDE),
+            },
+            view=widgets.ToggleButtons(options=_VIEWS),
+            min_height=460,
+        )
+        self.add_class("tplab-memory-wall")
+        self._draw()
+
+    def draw(self, values: dict[str, Any]) -> tuple[go.Figure, str]:
+        spec = ModelSpec.from_config(values["model"], weight_precision=values["weights"], kv_precision=values["cache"])
+        gpu, batch = GPUS[values["gpu"]], values["batch"]
+        workload = Workload(input_length=values["context"] - 1, output_length=1, concurrency=batch)
+        layout = Layout.of(spec, values["tp"], values["pp"])
+        ranks = memory_frame(spec, gpu, workload, layout, requests=batch)
+        if values["view"] == "every rank":
+            self.frame, axis = ranks, _axis(layout)
+        else:
+            along = values["view"][-2:].lower()
+            self.frame = degrees_frame(spec, gpu, workload, layout, along=along, requests=batch)
+            axis = f"degree (the other: {'PP' if along == 'tp' else 'TP'} {layout.pp if along == 'tp' else layout.tp})"
+        title = f"{spec.name} in {spec.weight_precision} on {gpu.name}: {layout}"
+        figure = memory_figure(self.frame, title=title, badge="MODEL", axis=axis)
+        fits = bool((ranks["free_GB"] >= 0).all())
+        words = explain_memory(ranks, spec, gpu, workload, layout)
+        verdict = said(words, ok=fits, word="fits" if fits else "does not fit")
+        notes = "".join(html.quiet(f"{note}.") for note in spec.notes)
+        return figure, verdict + notes
+
+
+def _axis(layout: Layout) -> str:
+    if layout.tp > 1 and layout.pp > 1:
+        return "stage · place in it"
+    return "stage" if layout.pp > 1 else "rank"
+
+
+_SHAPES: dict[str, dict[str, int]] = {
+    "6 heads, 2 key-value": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64},
+    "12 heads, 4 key-value": {"num_heads": 12, "num_kv_heads": 4, "head_dim": 32},
+    "12 heads, 1 key-value": {"num_heads": 12, "num_kv_heads": 1, "head_dim": 32},
+    "12 heads, 12 key-value": {"num_heads": 12, "num_kv_heads": 12, "head_dim": 32},
+}
+
+
+def small_model(shape: str = "6 heads, 2 key-value", layers: int = 7, **changes: Any) -> ModelConfig:
+    """A Llama to build shards of: hidden size 384, 1,003 tokens (a prime that no t divides)."""
+    made: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": 1003,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_layers": layers,
+        "max_positions": 4096,
+        "dtype": "bfloat16",
+        **_SHAPES[shape],
+        **changes,
+    }
+    return ModelConfig(**made)
+
+
+class ShardsPanel(RunPanel):
+    """A small model's shards, random weights, really built on the pool's ranks; the formula beside them.
+
+    Layouts may have more places than the pool has ranks: each rank then builds several, one after the other.
+    ``frame`` is the last measurement.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._named: dict[str, Any] = {
+            "shape": widgets.Dropdown(options=list(_SHAPES), description="heads", **WIDE),
+            "layers": widgets.IntSlider(value=7, min=1, max=12, description="layers", **WIDE),
+            "tp": widgets.IntSlider(value=3, min=1, max=6, description="TP", **WIDE),
+            "pp": widgets.IntSlider(value=2, min=1, max=6, description="PP", **WIDE),
+            "batch": widgets.SelectionSlider(options=(1, 2, 4, 8, 16), value=4, description="batch", **WIDE),
+            "context": widgets.SelectionSlider(options=(16, 64, 256, 1024), value=256, description="context", **WIDE),
+        }
+        self.frame: pd.DataFrame | None = None
+        self._plan: ShardPlan | None = None
+        super().__init__(pool, title="Shards, really built", controls=list(self._named.values()), height=480)
+
+    def settings(self) -> Settings:
+        return {name: control.value for name, control in self._named.items()}
+
+    def configure(self, **settings: Any) -> "ShardsPanel":
+        """Set controls by name. Raises ``ValueError`` naming the setting and what the panel offers."""
+        for name, value in settings.items():
+            if name not in self._named:
+                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
+            check_offered(name, self._named[name], value)
+        for name, value in settings.items():
+            self._named[name].value = value
+        return self
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
+        config = small_model(settings["shape"], settings["layers"])
+        spec = ModelSpec.from_config(config.to_hf())
+        layouts = (Layout.of(spec, 1, 1), Layout.of(spec, settings["tp"], settings["pp"]))
+        self._plan = ShardPlan(
+            config=config, layouts=tuple(dict.fromkeys(layouts)), batch=settings["batch"], context=settings["context"]
+        )
+        return submit_shards(cluster, self._plan, on_report=self.on_report)
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        assert self._plan is not None
+        self.frame = shards_frame(self._plan, run.reports, cluster.provenance)
+        return shards_figure(self.frame, badge=cluster.badge), html.quiet(explain_shards(self.frame))
