@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import tplab
+from tplab import cli_topology
 from tplab.cluster import Cluster, ClusterError, Report
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep.add_argument("--iterations", type=int, help="samples per size (default: 50, fewer for large messages)")
     sweep.add_argument("--out", default="sweep.csv", help="CSV file; the figure goes beside it as .html")
     sweep.set_defaults(call=_sweep)
+    cli_topology.add_commands(commands)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.call(arguments))

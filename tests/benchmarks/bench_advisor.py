@@ -15,8 +15,8 @@ import time
 from tplab import Cluster
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.models.config import ModelConfig
-from tplab.topology.calibrate import calibrate
-from tplab.topology.verify import Verification, verify
+from tplab.topology.calibrating import calibrate
+from tplab.topology.verifying import Verification, verify
 from tplab.topology.workload import Workload
 
 LINKS = {

@@ -20,8 +20,8 @@ from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes,
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.sharding import Layout
 from tplab.topology.static_batch import batch_of, machine_of, predict_batch, runnable
-from tplab.topology.verify import Verification, spearman, verification_of, verify
 from tplab.topology.verify_plan import plan_verify
+from tplab.topology.verifying import Verification, spearman, verification_of, verify
 from tplab.topology.workload import Workload
 
 LLAMA = ModelConfig(

@@ -15,7 +15,12 @@ What it should cost (pure: no torch, no process group):
   advisor, flips             advise: every layout ranked, why not the others, where the choice flips
   launch_commands            how to start it with vLLM, SGLang, TensorRT-LLM
   tables, fit, scoreboard    published measurements: the constants fitted to them; validate: the model's own error
+  static_batch               the same for one batch through the lab's own engine, on a machine that was calibrated
+  vllm_bench                 the user's own server beside the prediction
   article                    CommunicationTopology, as the article calls it
+What it does cost (on the ranks of a cluster):
+  calibrating                calibrate: links, matmuls, overheads (calibrate_plan, measure_..., calibrated)
+  verifying                  verify: layouts run for real, beside predictions (verify_plan, rigging, measure_layouts)
 
 Public names load on first use.
 """
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from tplab.topology.advisor import Advice as Advice
     from tplab.topology.advisor import advise as advise
     from tplab.topology.article import CommunicationTopology as CommunicationTopology
+    from tplab.topology.calibrating import calibrate as calibrate
+    from tplab.topology.calibrating import submit_calibrate as submit_calibrate
     from tplab.topology.calibration import Calibration as Calibration
     from tplab.topology.layouts import Choice as Choice
     from tplab.topology.layouts import all_choices as all_choices
@@ -43,6 +50,13 @@ if TYPE_CHECKING:
     from tplab.topology.scoreboard import layout_choice as layout_choice
     from tplab.topology.scoreboard import validate as validate
     from tplab.topology.sharding import Layout as Layout
+    from tplab.topology.static_batch import machine_of as machine_of
+    from tplab.topology.static_batch import predict_batch as predict_batch
+    from tplab.topology.verifying import Verification as Verification
+    from tplab.topology.verifying import submit_verify as submit_verify
+    from tplab.topology.verifying import verify as verify
+    from tplab.topology.vllm_bench import beside_vllm as beside_vllm
+    from tplab.topology.vllm_bench import read_vllm as read_vllm
     from tplab.topology.workload import EnginePolicy as EnginePolicy
     from tplab.topology.workload import Workload as Workload
 
@@ -59,14 +73,23 @@ _HOME_OF = {
     "ModelSpec": "model_spec",
     "Placement": "placement",
     "Prediction": "prediction",
+    "Verification": "verifying",
     "Workload": "workload",
     "advise": "advisor",
     "all_choices": "layouts",
+    "beside_vllm": "vllm_bench",
+    "calibrate": "calibrating",
     "feasible_choices": "layouts",
     "layout_choice": "scoreboard",
+    "machine_of": "static_batch",
     "place": "placement",
     "predict": "prediction",
+    "predict_batch": "static_batch",
+    "read_vllm": "vllm_bench",
+    "submit_calibrate": "calibrating",
+    "submit_verify": "verifying",
     "validate": "scoreboard",
+    "verify": "verifying",
 }
 
 __all__ = sorted(_HOME_OF)

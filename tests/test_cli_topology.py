@@ -1,0 +1,219 @@
+"""``tplab calibrate``, ``advise`` and ``validate``: what they print and write, and how they refuse."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from tplab.cli import main
+from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
+from tplab.topology.machine import Machine
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.prediction import predict
+from tplab.topology.workload import EnginePolicy, Workload
+
+TOPO = """\
+        GPU0    GPU1    CPU Affinity    NUMA Affinity
+GPU0     X      NV12    0-31            0
+GPU1    NV12     X      0-31            0
+"""
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command line: exit status, output and errors."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    made = Calibration(
+        machine="two",
+        device="a CPU",
+        backend="gloo",
+        num_ranks=2,
+        created="2026-11-24T12:00:00+00:00",
+        versions={"torch": "2.13"},
+        all_reduce=(AllReduceTimes(num_ranks=2, nbytes=(1e3, 1e6), p50_us=(200.0, 2000.0), gpus=(0, 1)),),
+        sends=(SendTimes(source=0, target=1, nbytes=(1e3, 1e6), p50_us=(100.0, 1000.0)),),
+        matmuls=(MatmulTimes(precision="bf16", tokens=(1, 1), params=(1e4, 1e6), p50_us=(10.0, 500.0)),),
+    )
+    return made.save(tmp_path / "two.json")
+
+
+def test_advice_for_a_preset(said, tmp_path):
+    csv = tmp_path / "table.csv"
+    status, out, _ = said(
+        *("advise", "--model", "llama-3.1-70b", "--gpus", 8, "--machine", "h200", "--weights", "fp8"),
+        *("--concurrency", 32, "--engine", "vllm", "--most", 3, "--csv", csv),
+    )
+    assert status == 0
+    table = pd.read_csv(csv)
+    best = table[table["rank"] == 1].iloc[0]
+    assert f"llama-3.1-70b on 8 x h200: {best['layout']}" in out
+    assert "vllm serve" in out
+    assert "more that fit" in out
+    assert f"Wrote {csv} ({len(table)} rows)." in out
+    assert (table["rank"] == 0).any()
+
+
+def test_model_from_a_file_and_machine_from_topo(said, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "hidden_size": 2048,
+                "intermediate_size": 8192,
+                "num_hidden_layers": 16,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 32000,
+                "torch_dtype": "bfloat16",
+            }
+        )
+    )
+    topo = tmp_path / "topo.txt"
+    topo.write_text(TOPO)
+    status, out, _ = said("advise", "--model", config, "--topo", topo, "--gpu", "a100", "--rate", 4, "--most", 0)
+    assert status == 0
+    assert "TP 2 x PP 1" in out
+    assert "TP 1 x PP 2" in out
+
+
+def test_a_calibration_is_the_machine_unless_one_is_named(said, calibration):
+    status, out, _ = said("advise", "--model", "qwen3-0.6b", "--calibration", calibration, "--concurrency", 1)
+    assert status == 0
+    assert "qwen3-0.6b on two:" in out
+    status, _, err = said("advise", "--model", "qwen3-0.6b", "--calibration", calibration, "--machine", "h100")
+    assert status == 2
+    assert "--calibration is of 2 ranks, 8 x h100 has 8 GPUs: calibrate with --ranks 8" in err
+
+
+def test_calibrating_two_ranks_over_an_emulated_link(said, tmp_path, monkeypatch):
+    """With a plan that is over quickly: what is measured has its own tests."""
+    from tplab.topology import calibrating
+
+    usual = calibrating.plan_calibration
+
+    def quick(*args, **settings):
+        return usual(*args, **settings | {"sizes": (2048,), "tokens": (1,), "shapes": ((64, 64), (128, 128))})
+
+    monkeypatch.setattr(calibrating, "plan_calibration", quick)
+    out = tmp_path / "made.json"
+    status, text, _ = said(
+        *("calibrate", "--ranks", 2, "--backend", "gloo", "--rounds", 1, "--out", out, "--name", "laptop"),
+        *("--latency-us", 2000, "--bandwidth-GBps", 0.1),
+    )
+    assert status == 0
+    made = Calibration.load(out)
+    assert made.machine == "laptop"
+    assert min(made.all_reduce[0].p50_us) >= 4000
+    assert "emulated link 2000 us, 0.1 GB/s" in text
+    assert f"Wrote {out}." in text
+
+
+def vllm_result(factor=1.0):
+    workload = Workload(input_length=512, output_length=128, concurrency=8, engine=EnginePolicy(name="vllm"))
+    made = predict(ModelSpec.from_config("llama-3.1-8b"), Machine.preset("h100", gpus=2), workload, 2, 1)
+    return {
+        "model_id": "meta-llama/Llama-3.1-8B",
+        "num_prompts": 80,
+        "completed": 80,
+        "max_concurrency": 8,
+        "request_rate": "inf",
+        "total_input_tokens": 80 * 512,
+        "total_output_tokens": 80 * 128,
+        "request_throughput": made.requests_per_s,
+        "output_throughput": made.output_tokens_per_s,
+        "mean_ttft_ms": made.ttft_ms,
+        "mean_tpot_ms": made.tpot_ms * factor,
+    }
+
+
+def test_a_vllm_result_beside_the_prediction(said, tmp_path):
+    one, two, csv = tmp_path / "one.json", tmp_path / "two.json", tmp_path / "beside.csv"
+    one.write_text(json.dumps(vllm_result()))
+    two.write_text(json.dumps(vllm_result(2.0)))
+    what = ("--model", "llama-3.1-8b", "--machine", "h100", "--gpus", 2)
+    status, out, _ = said("validate", one, two, *what, "--tp", 2, "--csv", csv)
+    assert status == 0
+    assert "one.json" in out
+    errors = pd.read_csv(csv)["tpot_ms_error_pct"]
+    assert errors.tolist() == pytest.approx([0, -50], abs=1e-6)
+    status, _, err = said("validate", one, *what)
+    assert status == 2
+    assert "give tp=" in err
+    status, _, err = said("validate", one, "--machine", "h100")
+    assert "--model must be given" in err
+
+
+def test_the_scoreboard_of_a_folder(said, tmp_path):
+    rows = [
+        {
+            "model_path": "meta-llama/Llama-3.1-70B",
+            "system": "h200_sxm",
+            "backend": "vllm",
+            "gemm_quant_mode": "fp8",
+            "isl": 1024,
+            "osl": 1024,
+            "concurrency": requests,
+            "tp_size": tp,
+            "silicon_ttft_ms": 100.0,
+            "silicon_tpot_ms": 20.0 / tp + requests / 8,
+        }
+        for tp in (2, 4, 8)
+        for requests in (4, 32)
+    ]
+    folder, csv = tmp_path / "tables", tmp_path / "scores.csv"
+    folder.mkdir()
+    pd.DataFrame(rows).to_csv(folder / "e2e_ttft_tpot_dense_by_tp.csv", index=False)
+    status, out, _ = said("validate", folder, "--no-refit", "--by", "tp", "--csv", csv)
+    assert status == 0
+    scores = pd.read_csv(csv)
+    assert sorted(scores["tp"]) == [2, 4, 8]
+    assert scores["num_cases"].tolist() == [2, 2, 2]
+    assert "largest TP" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        (("advise", "--model", "llama-9"), "llama-9"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h1000"), "did you mean"),
+        (("advise", "--model", "llama-3.1-8b", "--gpus", 8), "--gpus goes with --machine"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--topo", "x"), "must not both be given"),
+        (("advise", "--model", "llama-3.1-8b", "--topo", "nowhere"), "--topo nowhere cannot be read"),
+        (("advise", "--model", "llama-3.1-8b", "--calibration", "nowhere"), "--calibration nowhere cannot be read"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--rate", 1, "--concurrency", 1), "not both"),
+        (("advise", "--model", "llama-3.1-405b", "--machine", "l4", "--gpus", 1), "does not fit"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--csv", "no/where.csv"), "there is no no"),
+        (("calibrate", "--latency-us", 5), "must be given together"),
+        (("calibrate", "--out", "no/where.json"), "--out must be in an existing folder; there is no no"),
+        (("calibrate", "--out", "."), "--out must be a file; . is a folder"),
+        (("validate", "nowhere"), "there is no file or folder nowhere"),
+        (("validate", ".", "tests"), "give one folder, or files only"),
+    ],
+)
+def test_mistakes(said, arguments, want, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    status, out, err = said(*arguments)
+    assert status == 2
+    assert err.startswith(f"tplab {arguments[0]}: ")
+    assert want in err
+    assert out == ""
+
+
+def test_a_calibration_of_another_form_is_refused_by_name(said, tmp_path):
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"format": "other/1"}))
+    status, _, err = said("advise", "--model", "qwen3-0.6b", "--calibration", wrong)
+    assert status == 2
+    assert f"{wrong}: a calibration has format 'tplab-calibration/1', got 'other/1'" in err
