@@ -110,7 +110,11 @@ class RecordingComm:
             return spans
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return self._start(self._comm.start_all_reduce, x).wait()
+        if self.size == 1:
+            return self._comm.all_reduce(x)
+        began = time.monotonic()
+        # Whoever asks for the sum at once waits from the start: nothing is computed in between.
+        return _Timed(self._comm.start_all_reduce(x), self, began).wait(since=began)
 
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
         began, layer = time.monotonic(), self._layer_at_work()
@@ -132,18 +136,8 @@ class RecordingComm:
     def _start(self, start: Callable[[torch.Tensor], Pending], x: torch.Tensor) -> Pending:
         if self.size == 1:
             return start(x)
-        layer, began = self._layer_at_work(), time.monotonic()
-        with self._lock:
-            self._under_way += 1
-
-        def over(_: object) -> None:  # on whichever thread it ends
-            self._note("communication", layer, began, time.monotonic())
-            with self._lock:
-                self._under_way -= 1
-
-        pending: Any = start(x)
-        pending.future.add_done_callback(over)
-        return _Timed(pending, self, layer)
+        began = time.monotonic()
+        return _Timed(start(x), self, began)
 
     def _note(self, kind: str, name: str, start: float, end: float) -> None:
         with self._lock:
@@ -183,16 +177,32 @@ class _TimedMessages:
 
 
 class _Timed:
-    __slots__ = ("_layer", "_pending", "_recorder", "target")
+    __slots__ = ("_began", "_layer", "_over", "_pending", "_recorder", "target")
 
-    def __init__(self, pending: Pending, recorder: RecordingComm, layer: str) -> None:
+    def __init__(self, pending: Any, recorder: RecordingComm, began: float) -> None:
         self._pending = pending
         self._recorder = recorder
-        self._layer = layer
-        self.target = pending.target
+        self._began = began
+        self._layer = recorder._layer_at_work()
+        self._over = False
+        self.target: torch.Tensor = pending.target
+        with recorder._lock:
+            recorder._under_way += 1
+        pending.future.add_done_callback(lambda _: self._end(time.monotonic()))  # on whichever thread it ends
 
-    def wait(self) -> torch.Tensor:
-        began = time.monotonic()
-        out = self._pending.wait()
-        self._recorder._note("waiting", self._layer, began, time.monotonic())
+    def wait(self, since: float | None = None) -> torch.Tensor:
+        began = time.monotonic() if since is None else since
+        out: torch.Tensor = self._pending.wait()
+        ended = time.monotonic()
+        self._end(ended)  # whoever waited may know before the thread that it ended on gets to say so
+        self._recorder._note("waiting", self._layer, began, ended)
         return out
+
+    def _end(self, ended: float) -> None:
+        recorder = self._recorder
+        with recorder._lock:
+            if self._over:
+                return
+            self._over = True
+            recorder._under_way -= 1
+            recorder._spans.append(Span(kind="communication", name=self._layer, start_s=self._began, end_s=ended))
