@@ -1,33 +1,38 @@
 """The advisor against this machine: predicted beside measured time per token of a small Llama, over links that flip it.
 
-    python tests/benchmarks/bench_advisor.py                    two ranks compute; four wait (emulated compute)
-    python tests/benchmarks/bench_advisor.py --ranks 2 --rounds 5
+    python tests/benchmarks/bench_advisor.py --ranks 2          both ranks compute
+    python tests/benchmarks/bench_advisor.py --ranks 4          four wait as stages were timed (emulated compute)
 
-For each number of ranks and each link: calibrate over it, predict every layout, run every layout in turns, compare.
-On the fast link tensor parallelism is best, on the slow one pipelines or copies: the advice must follow. A machine that
-is busy with other work shows it in the errors; the last lines say how busy it was.
+For each link: calibrate and run every layout in turns, so that a busy spell of the machine meets both; then predict
+from all calibrations and compare with all runs. On the fast link tensor parallelism is best, on the slow one pipelines
+or copies: the advice must follow. On a machine that is busy with other work, part of the error is its own: the load
+average is printed.
 """
 
 import argparse
 import os
 import time
+from typing import Any
 
 from tplab import Cluster
+from tplab.cluster import Report
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.models.config import ModelConfig
-from tplab.topology.calibrating import calibrate
-from tplab.topology.verifying import Verification, verify
-from tplab.topology.workload import Workload
+from tplab.topology import Verification, Workload, submit_calibrate, submit_verify
+from tplab.topology.calibrate_plan import plan_calibration
+from tplab.topology.calibrated import calibration_of
+from tplab.topology.verify_plan import plan_verify
+from tplab.topology.verifying import verification_of
 
 LINKS = {
-    "fast": EmulatedLink(latency_us=300, bandwidth_GBps=0.5),
+    "fast": EmulatedLink(latency_us=200, bandwidth_GBps=1.0),
     "slow": EmulatedLink(latency_us=10_000, bandwidth_GBps=0.05),
 }
 LAYOUTS = {
     2: ((2, 1), (1, 2), (1, 1, 2)),
     4: ((4, 1), (2, 2), (1, 4), (2, 1, 2), (1, 2, 2), (1, 1, 4)),
 }
-WORKLOAD = Workload(input_length=16, output_length=12, concurrency=8)
+WORKLOAD = Workload(input_length=8, output_length=8, concurrency=8)
 
 
 def model(hidden: int, layers: int) -> ModelConfig:
@@ -44,51 +49,58 @@ def model(hidden: int, layers: int) -> ModelConfig:
     )
 
 
-def measure(num_ranks: int, rounds: int, hidden: int, layers: int) -> list[Verification]:
-    made = []
-    with Cluster(num_ranks, "gloo") as cluster:
-        for name, link in LINKS.items():
-            began = time.monotonic()
-            calibration = calibrate(cluster, links=link)
-            middle = time.monotonic()
-            made.append(
-                verify(
-                    cluster,
-                    LAYOUTS[num_ranks],
-                    model(hidden, layers),
-                    WORKLOAD,
-                    calibration=calibration,
-                    links=link,
-                    rounds=rounds,
-                )
-            )
-            print(f"{num_ranks} ranks, {name} link: calibrated in {middle - began:.0f} s, ", end="")
-            print(f"verified in {time.monotonic() - middle:.0f} s")
-            print(made[-1], flush=True)
-            print(made[-1].choices().to_string(index=False), end="\n\n", flush=True)
-    return made
+def measure(cluster: Cluster, link: EmulatedLink, turns: int, llama: ModelConfig) -> Verification:
+    """Both in turns, put together at the end."""
+    calibrated: list[Report] = []
+    verified: list[Report] = []
+    layouts = LAYOUTS[cluster.num_ranks]
+    for turn in range(turns):
+        calibrating = submit_calibrate(cluster, links=link, rounds=1)
+        calibration = calibrating.result()
+        verifying = submit_verify(
+            cluster, layouts, llama, WORKLOAD, calibration=calibration, links=link, rounds=1, repeats=1
+        )
+        verifying.result()
+        assert calibrating.run is not None
+        assert verifying.run is not None
+        calibrated += calibrating.run.reports
+        for rank, fields in verifying.run.reports:
+            verified.append(Report(rank, fields | {"turn": turn} if "turn" in fields else fields))
+    cores = cluster.provenance.num_cores
+    plan = plan_calibration(cluster.num_ranks, cluster.backend, num_cores=cores, links=link, rounds=1)
+    settings: dict[str, Any] = {
+        "num_ranks": cluster.num_ranks,
+        "num_cores": cores,
+        "free_bytes": [float("inf")] * cluster.num_ranks,
+        "links": link,
+    }
+    whole = calibration_of(plan, calibrated, cluster.provenance)
+    planned = plan_verify(layouts, llama, WORKLOAD, calibration=whole, **settings)
+    return verification_of(planned, verified, cluster.provenance)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="predicted beside measured, over links that flip the best layout")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], choices=LAYOUTS, help="default: 2 4")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every layout (default: 3)")
+    parser.add_argument("--ranks", type=int, default=2, choices=LAYOUTS, help="default: 2")
+    parser.add_argument("--turns", type=int, default=4, help="calibrations and runs of every layout (default: 4)")
     parser.add_argument("--hidden", type=int, default=2048, help="hidden size of the Llama (default: 2048)")
-    parser.add_argument("--layers", type=int, default=6, help="its layers (default: 6)")
+    parser.add_argument("--layers", type=int, default=4, help="its layers (default: 4)")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     print(f"{os.cpu_count()} cores; load average before: {os.getloadavg()[0]:.2f}")
-    parts = [part for n in arguments.ranks for part in measure(n, arguments.rounds, arguments.hidden, arguments.layers)]
+    parts = []
+    with Cluster(arguments.ranks, "gloo") as cluster:
+        for name, link in LINKS.items():
+            began = time.monotonic()
+            parts.append(measure(cluster, link, arguments.turns, model(arguments.hidden, arguments.layers)))
+            print(f"\n{name} link, {time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.2f}")
+            print(parts[-1], flush=True)
     whole = Verification.joined(parts)
+    print(f"\n{whole.choices().to_string(index=False)}")
     print(
-        f"all: time per token {whole.mape_pct():.1f} % mean error, rank correlation {whole.spearman:.2f}, regret "
-        f"{whole.regret_pct:.1f} %"
+        f"time per token {whole.mape_pct():.1f} % mean error, rank correlation {whole.spearman:.2f}, regret "
+        f"{whole.regret_pct:.1f} %; load average after: {os.getloadavg()[0]:.2f}"
     )
-    for n in arguments.ranks:
-        some = Verification.joined([part for part in parts if part.frame["num_ranks"].iloc[0] == n])
-        best = some.choices()["best"].tolist()
-        print(f"{n} ranks: {some.mape_pct():.1f} %, {some.spearman:.2f}, {some.regret_pct:.1f} %; best {best}")
-    print(f"load average after: {os.getloadavg()[0]:.2f}")
 
 
 if __name__ == "__main__":
