@@ -103,7 +103,7 @@ def test_calibrating_two_ranks_over_an_emulated_link(said, tmp_path, monkeypatch
     usual = calibrating.plan_calibration
 
     def quick(*args, **settings):
-        return usual(*args, **settings | {"sizes": (2048,), "tokens": (1,), "shapes": ((64, 64), (128, 128))})
+        return usual(*args, **settings | {"sizes": (2048,), "tokens": (1,), "widths": (64, 128)})
 
     monkeypatch.setattr(calibrating, "plan_calibration", quick)
     out = tmp_path / "made.json"

@@ -18,7 +18,7 @@ from tplab import Cluster
 from tplab.cluster import Report
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.models.config import ModelConfig
-from tplab.topology import Verification, Workload, submit_calibrate, submit_verify
+from tplab.topology import ModelSpec, Verification, Workload, submit_calibrate, submit_verify
 from tplab.topology.calibrate_plan import plan_calibration
 from tplab.topology.calibrated import calibration_of
 from tplab.topology.verify_plan import plan_verify
@@ -54,8 +54,9 @@ def measure(cluster: Cluster, link: EmulatedLink, turns: int, llama: ModelConfig
     calibrated: list[Report] = []
     verified: list[Report] = []
     layouts = LAYOUTS[cluster.num_ranks]
+    spec = ModelSpec.from_config(llama.to_hf())
     for turn in range(turns):
-        calibrating = submit_calibrate(cluster, links=link, rounds=1)
+        calibrating = submit_calibrate(cluster, links=link, rounds=1, model=spec)
         calibration = calibrating.result()
         verifying = submit_verify(
             cluster, layouts, llama, WORKLOAD, calibration=calibration, links=link, rounds=1, repeats=1
@@ -67,7 +68,7 @@ def measure(cluster: Cluster, link: EmulatedLink, turns: int, llama: ModelConfig
         for rank, fields in verifying.run.reports:
             verified.append(Report(rank, fields | {"turn": turn} if "turn" in fields else fields))
     cores = cluster.provenance.num_cores
-    plan = plan_calibration(cluster.num_ranks, cluster.backend, num_cores=cores, links=link, rounds=1)
+    plan = plan_calibration(cluster.num_ranks, cluster.backend, num_cores=cores, links=link, rounds=1, model=spec)
     settings: dict[str, Any] = {
         "num_ranks": cluster.num_ranks,
         "num_cores": cores,

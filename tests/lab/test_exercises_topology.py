@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tplab.cluster import Cluster
-from tplab.lab.exercises import check_kv_bytes
+from tplab.lab.exercises import check_kv_bytes, check_score
 from tplab.lab.exercises.memory import CacheConfig, allocated
+from tplab.lab.exercises.topology import judged
+from tplab.topology import Link, Machine, ModelSpec
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -129,3 +131,110 @@ def test_every_drawn_case_can_be_built():
     for cfg, tp in _drawn(300):
         assert cfg.num_heads % cfg.num_kv_heads == 0
         assert cfg.num_heads % tp == 0
+
+
+MODEL = ModelSpec.from_config("llama-3.1-70b")
+
+
+def terms(tp, pp, machine, workload):
+    """The notebook's solution."""
+    gpu = machine.gpu
+    copies = min(machine.num_gpus // (tp * pp), workload.concurrency)
+    room = (0.9 * gpu.memory_GB * 1e9 * tp * pp - MODEL.weight_bytes) / MODEL.kv_bytes_per_token
+    batch = min(workload.concurrency / copies, max(1, room / workload.context_length))
+    micro_batches = min(pp, batch)
+    each = batch / micro_batches
+    bytes_per_us, flops_per_us = 0.8 * gpu.hbm_GBps * 1e3, 0.5 * gpu.bf16_TFLOPS * 1e6
+    stream = MODEL.weight_bytes / tp / bytes_per_us
+    multiply = 2 * MODEL.total_params / tp / flops_per_us
+    cache = MODEL.kv_bytes_per_token * workload.mean_context / tp / bytes_per_us
+    sums, start, send = 2 * MODEL.num_layers, 0, 0
+    if tp > 1:
+        link = machine.slowest_link(range(tp)).bandwidth_GBps
+        start, send = 10, 2 * (tp - 1) / tp * MODEL.hidden_size * 2 / (0.6 * link * 1e3)
+    step = max(stream, each * multiply) + each * cache + sums * (start + each * send) + 40 * MODEL.num_layers
+    round_us = max(step, micro_batches * step / pp) + 20 * pp
+    prompt = workload.input_length * (multiply + sums * send) / pp
+    return copies / (workload.output_length * round_us / batch + prompt)
+
+
+def largest_tp(tp, pp, machine, workload):
+    return tp - 0.1 * pp
+
+
+def smallest(tp, pp, machine, workload):
+    return -tp * pp
+
+
+def the_same_for_all(tp, pp, machine, workload):
+    return 0.0
+
+
+def most_room(tp, pp, machine, workload):
+    return machine.num_gpus // (tp * pp) * (0.9 * machine.gpu.memory_GB * 1e9 * tp * pp - MODEL.weight_bytes)
+
+
+def as_if_nvlink(tp, pp, machine, workload):
+    fast = Link(kind="nvlink", bandwidth_GBps=450.0, latency_us=2.0)
+    made = Machine.uniform(machine.gpu, machine.gpus_per_node, fast, nodes=machine.nodes, network=machine.network)
+    return terms(tp, pp, made, workload)
+
+
+def per_copy(tp, pp, machine, workload):
+    return terms(tp, pp, machine, workload) / min(machine.num_gpus // (tp * pp), workload.concurrency)
+
+
+def upside_down(tp, pp, machine, workload):
+    return -terms(tp, pp, machine, workload)
+
+
+class Counting:
+    """Would win if it were asked about the best layout last."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, tp, pp, machine, workload):
+        self.asked += 1
+        return -self.asked
+
+
+def test_score_reference():
+    for _ in range(5):  # two of its machines are drawn anew
+        verdict = check_score(terms)
+        assert verdict.passed, verdict.message
+    assert "12 machines" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [largest_tp, smallest, the_same_for_all, most_room, as_if_nvlink, per_copy, upside_down, Counting()],
+    ids=lambda answer: getattr(answer, "__name__", "counting"),
+)
+def test_score_wrong_answers(answer):
+    verdict = check_score(answer)
+    assert not verdict.passed
+    assert "rank correlation" in verdict.message
+    assert "you take" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda tp, pp, machine, workload: None, "must return a finite number; for TP 1 x PP 2 it gave None"),
+        (lambda tp, pp, machine, workload: float("nan"), "it gave nan"),
+        (lambda tp, pp, machine, workload: "1", "it gave '1'"),
+        (lambda tp, pp, machine, workload: 1 / 0, r"score(1, 2) on 8 x h100, 1 requests in flight raised ZeroDivision"),
+        (lambda tp, pp: 1.0, "raised TypeError"),
+    ],
+)
+def test_scores_that_are_none(answer, said):
+    verdict = check_score(answer)
+    assert not verdict.passed
+    assert said in verdict.message
+
+
+def test_equal_scores_get_the_worst_layout():
+    assert judged([1.0, 1.0, 0.0], [10.0, 5.0, 20.0]) == (pytest.approx(-0.866, abs=0.001), 0.75, 1)
+    assert judged([0.0, 0.0], [1.0, 2.0])[:2] == (0.0, 0.5)
+    assert judged([3.0, 2.0, 1.0], [9.0, 4.0, 1.0]) == (pytest.approx(1.0), 0.0, 0)

@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tplab.lab import MemoryWall, Pool, ShardsPanel
+from tplab.cluster import RunStopped
+from tplab.lab import AdvisorPanel, CalibrationPanel, LinkPanel, MemoryWall, Pool, ShardsPanel, VerifyPanel
+from tplab.lab.panels.links import EXAMPLE_TOPO
 from tplab.lab.panels.memory_wall import small_model
-from tplab.topology import ModelSpec
+from tplab.lab.panels.verification import LINKS, all_layouts, verified_model
+from tplab.topology import Machine, ModelSpec, advise, machine_of
+from tplab.topology.presets import MACHINES
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -21,7 +26,11 @@ def pool() -> Iterator[Pool]:
 
 
 def badges(panel: object) -> list[str]:
-    return [item.text for item in panel.figure.layout.annotations if item.text.startswith("<b>")]  # type: ignore[attr-defined]
+    return [
+        item.text
+        for item in panel.figure.layout.annotations
+        if item.text.startswith("<b>") and item.text.endswith("</b>")
+    ]  # type: ignore[attr-defined]
 
 
 class TestMemoryWall:
@@ -145,9 +154,245 @@ class TestShards:
             assert spec.num_heads * spec.head_dim == spec.hidden_size
 
 
+class TestLinks:
+    def test_preset_detected_and_pasted(self):
+        links = LinkPanel("dgx-1")
+        assert links.machine == Machine.preset("dgx-1")
+        links.show(preset="h100-pairs")
+        assert links.machine == Machine.preset("h100-pairs")
+        links.show(nodes=2)
+        assert links.machine.nodes == 2
+        links.show(source="detect")
+        assert links.machine == Machine.detect()
+        links.show(text=EXAMPLE_TOPO, gpu="a100-pcie", nodes=1)
+        assert links.machine == Machine.from_topo(EXAMPLE_TOPO, gpu="a100-pcie")
+        assert "NV4" in links.below
+        assert links.error == ""
+
+    def test_text_that_is_no_table_keeps_the_last_machine_and_figure(self):
+        links = LinkPanel("dgx-1")
+        before, machine = links.figure, links.machine
+        links.show(text="GPU0 GPU1\nGPU0 X")
+        assert "line" in links.error
+        assert links.figure is before
+        assert links.machine is machine
+        links.show(source="preset")
+        assert links.error == ""
+
+    def test_placement_of_a_layout(self):
+        links = LinkPanel("dgx-1").show(view="placement", tp=2, pp=2)
+        assert "NV2 with 50 GB/s" in links.below
+        assert badges(links) == ["<b>MODEL · preset</b>"]
+        links.show(tp=16)
+        assert "groups of 16 fit in a node of 8" in links.error
+
+    def test_controls_of_other_sources_are_hidden(self):
+        links = LinkPanel()
+        shown = {name for name, control in links._named.items() if control.layout.display != "none"}
+        assert shown >= {"preset", "gpus", "nodes", "tp", "pp"}
+        assert not shown & {"text", "gpu"}
+        links.show(source="paste")
+        shown = {name for name, control in links._named.items() if control.layout.display != "none"}
+        assert shown >= {"text", "gpu", "nodes"}
+        assert not shown & {"preset", "gpus"}
+
+    def test_every_preset_is_drawn(self):
+        links = LinkPanel()
+        for preset in MACHINES:
+            for view in ("bandwidth", "latency", "placement"):
+                links.show(preset=preset, view=view, tp=1, pp=2)
+                assert links.error == ""
+
+    def test_a_listener_hears_of_another_machine_once(self):
+        links, heard = LinkPanel("h100"), []
+        links.on_machine(heard.append)
+        links.show(preset="a100")
+        links.show(view="latency")
+        assert [machine.name for machine in heard] == ["8 x a100"]
+
+
+@pytest.fixture(scope="module")
+def panel() -> AdvisorPanel:
+    return AdvisorPanel(Machine.preset("h100"))
+
+
+class TestAdvisor:
+    def test_ranks_what_advise_ranks(self, panel):
+        panel.show(concurrency=64, view="one step", engine="vllm")
+        made = advise(panel.advice.model, panel.advice.machine, panel.advice.workload)
+        assert panel.advice.table().equals(made.table())
+        assert str(made.best.layout) in panel.below
+        table = panel._table.value
+        for option in made.options[:4]:
+            assert f"{option.prediction.output_tokens_per_s:,.0f}" in table
+        assert f"{len(made.rejected)} that cannot be, and why" in table
+        assert made.commands["vllm"][0] in table
+        assert badges(panel) == ["<b>MODEL · preset links</b>"]
+
+    @pytest.mark.parametrize("view", ["one step", "front", "placement", "flips"])
+    def test_views(self, panel, view):
+        panel.show(view=view, concurrency=16)
+        assert panel.error == ""
+        assert badges(panel) == ["<b>MODEL · preset links</b>"]
+        words = {"flips": "Along link bandwidth", "placement": "The slowest link inside a group"}
+        assert words.get(view, "ms per token") in panel.below
+
+    def test_limits_and_load_are_followed(self, panel):
+        panel.show(view="one step", concurrency=1, tpot_limit_ms=0.0)
+        alone = panel.advice.best.layout
+        panel._named["concurrency"].value = 1024
+        assert panel.advice.workload.concurrency == 1024
+        assert panel.advice.best.layout != alone
+        panel.show(concurrency=64, tpot_limit_ms=5.0)
+        assert panel.advice.best.misses
+        assert "over the limit of 5 ms" in panel._table.value
+        panel.show(tpot_limit_ms=0.0)
+        assert panel.advice.workload.tpot_limit_ms is None
+
+    def test_narrower_links_change_the_choice(self, panel):
+        panel.show(concurrency=64, links=1.0, view="one step")
+        wide = panel.advice.best.layout
+        panel.show(links=1 / 16)
+        assert panel.advice.machine.link(0, 1).bandwidth_GBps == pytest.approx(450 / 16)
+        assert panel.advice.best.layout != wide
+        panel.show(links=1.0)
+
+    def test_another_rank_is_looked_at(self, panel):
+        panel.show(rank=2, view="one step")
+        second = panel.advice.options[1]
+        assert panel.option is second
+        assert str(second.layout) in panel.figure.layout.title.text
+        assert f"<b>{str(second.layout).replace(' ', '&nbsp;')}</b>" in panel._table.value
+        panel.show(rank=30)
+        assert panel.option is panel.advice.options[-1]
+        panel.show(rank=1)
+
+    def test_a_model_that_does_not_fit_keeps_the_last_figure(self):
+        panel = AdvisorPanel(Machine.preset("l4", gpus=1)).show(model="llama-3.1-8b", weights="int4")
+        before = panel.figure
+        panel.show(model="llama-3.1-405b")
+        assert "does not fit on 1 x l4" in panel.error
+        assert "What would fit" in panel.error
+        assert panel.figure is before
+
+    def test_it_follows_the_links_above(self):
+        links = LinkPanel("h100")
+        panel = AdvisorPanel(links).show(concurrency=64)
+        on_nvlink = panel.advice.best.layout
+        links.show(preset="a100-pcie")
+        assert panel.advice.machine.name == "8 x a100-pcie"
+        assert panel.advice.best.layout != on_nvlink
+
+    def test_flips_wait_for_the_slider_to_be_let_go(self, panel):
+        panel.show(view="flips")
+        assert not panel._named["concurrency"].continuous_update
+        panel.show(view="one step")
+        assert panel._named["concurrency"].continuous_update
+
+
+def wait_for(condition, timeout=60.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def calibrated(pool: Pool) -> CalibrationPanel:
+    panel = CalibrationPanel(pool).configure(link="2 ms, 0.2 GB/s")
+    panel.run()
+    return panel
+
+
+class TestMeasuring:
+    def test_calibrating_draws_pairs_and_curves(self, calibrated):
+        made = calibrated.calibration
+        assert [sweep.num_ranks for sweep in made.all_reduce] == [2]
+        assert made.sends[0].p50_us[0] > 2000
+        assert made.matmuls
+        assert badges(calibrated) == ["<b>LIVE gloo · 2 ranks · emulated link 2000 us, 0.2 GB/s</b>"]
+        assert "1 pair: a small message takes" in calibrated._below.value
+        calibrated._look.value = "all-reduces"
+        assert calibrated.figure.data[0].name == "all-reduce of 2"
+        calibrated._look.value = "pairs"
+        assert calibrated.figure.data[0].type == "heatmap"
+
+    def test_the_advisor_takes_what_was_measured(self, calibrated):
+        small = ModelSpec.from_config(verified_model(256).to_hf())
+        made = calibrated.calibration
+        panel = AdvisorPanel(machine_of(made), calibration=made, model=small)
+        panel.show(engine="lab", concurrency=1)
+        assert {panel._named[name].layout.display for name in ("model", "weights", "cache")} == {"none"}
+        assert badges(panel) == [f"<b>MODEL · {made.badge}</b>"]
+        assert "measured: gloo" in panel._table.value
+        assert panel.advice.best.prediction.regime == "calibrated"
+
+    def test_layouts_run_beside_their_predictions(self, calibrated):
+        panel = VerifyPanel(calibrated).configure(hidden=256, layers=2, tokens=4, rounds=1)
+        panel.run()
+        frame = panel.verification.frame
+        assert frame["layout"].tolist() == ["TP 1 x PP 1", "TP 1 x PP 2", "TP 2 x PP 1"]
+        by = frame.set_index("layout")["measured_tpot_ms"]
+        assert by["TP 2 x PP 1"] > 2 * 2 * 2  # two layers of two all-reduces, each at least two latencies of 2 ms
+        assert by["TP 1 x PP 1"] < by["TP 1 x PP 2"] < by["TP 2 x PP 1"]
+        assert panel.verification.spearman == 1.0
+        assert panel.joined.frame.equals(frame)
+        assert "3 layouts run" in panel._below.value
+        assert badges(panel) == ["<b>LIVE gloo · 2 ranks · emulated link 2000 us, 0.2 GB/s</b>"]
+        panel._look.value = "tokens/s"
+        assert panel.figure.layout.yaxis.title.text == "output tokens/s"
+
+    def test_without_a_calibration_there_is_nothing_to_verify(self, pool):
+        panel = VerifyPanel(CalibrationPanel(pool))
+        with pytest.raises(ValueError, match="there is no calibration yet: press Run in the panel above"):
+            panel.run()
+        assert "there is no calibration yet" in panel._error.value
+        assert panel.verification is None
+
+    def test_a_calibration_that_is_stopped_keeps_what_it_has(self, pool):
+        panel = CalibrationPanel(pool).configure(effort="thorough")
+        panel._run_button.click()
+        wait_for(lambda: sum("key" in report.fields for report in panel._run.reports) > 10)
+        panel.stop()
+        wait_for(panel._ended.is_set)
+        assert isinstance(panel._run.exception(), RunStopped)
+        assert panel.calibration.all_reduce
+        assert not panel.calibration.matmuls
+        assert "Stopped" in panel._error.value
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"link": "string"}, "link must be one of the ranks' own, 0.2 ms, 1 GB/s"),
+            ({"speed": 1}, "speed is not a setting of this panel; it has link, effort"),
+        ],
+    )
+    def test_what_is_not_offered_is_named(self, pool, settings, message):
+        with pytest.raises(ValueError, match=message):
+            CalibrationPanel(pool).configure(**settings)
+
+    def test_links_on_offer_say_what_they_are(self):
+        for name, link in LINKS.items():
+            assert link is None or name == f"{link.latency_us / 1e3:g} ms, {link.bandwidth_GBps:g} GB/s"
+
+    def test_layouts_of_some_ranks(self):
+        config = verified_model(256, 4)  # 4 heads
+        sizes = [(layout.tp, layout.pp) for layout in all_layouts(config, 4)]
+        assert sizes == [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)]
+        assert [(layout.tp, layout.pp) for layout in all_layouts(verified_model(256, 2), 4)] == [
+            (1, 1),
+            (1, 2),
+            (2, 1),
+            (2, 2),
+            (4, 1),
+        ]
+
+
 def test_the_panels_need_no_torch():
     code = (
-        "import sys; from tplab.lab import MemoryWall, Pool, ShardsPanel; pool = Pool(2, backend='gloo');"
-        "MemoryWall().show(tp=8), ShardsPanel(pool); sys.exit('torch' in sys.modules)"
+        "import sys; from tplab.lab import *; from tplab.lab import AdvisorPanel, LinkPanel, VerifyPanel;"
+        "pool = Pool(2, backend='gloo'); MemoryWall().show(tp=8); ShardsPanel(pool); links = LinkPanel();"
+        "links.show(source='detect'); AdvisorPanel(links).show(view='flips'); VerifyPanel(CalibrationPanel(pool));"
+        "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0

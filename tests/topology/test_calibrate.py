@@ -19,6 +19,9 @@ from tplab.topology.calibrate_plan import (
     SHALLOW,
     block_params,
     groups_of,
+    llama_block,
+    mean_params,
+    model_blocks,
     narrow,
     plan_calibration,
 )
@@ -30,7 +33,7 @@ from tplab.topology.prediction import predict
 from tplab.topology.static_batch import machine_of
 from tplab.topology.workload import EnginePolicy, Workload
 
-QUICK = {"rounds": 1, "sizes": (1 << 11, 1 << 16), "tokens": (1, 8), "shapes": ((64, 64), (256, 256))}
+QUICK = {"rounds": 1, "sizes": (1 << 11, 1 << 16), "tokens": (1, 8), "widths": (64, 128)}
 LATENCY_US = 3000.0
 PROVENANCE = Provenance(
     backend="gloo",
@@ -84,7 +87,9 @@ def test_gpus_are_timed_in_graphs_too_unless_ranks_share_them():
     [
         ("nccl", {"links": EmulatedLink(latency_us=1, bandwidth_GBps=1)}, "emulated over gloo; the cluster runs nccl"),
         ("gloo", {"rounds": 0}, "rounds must be at least 1; got 0"),
+        ("gloo", {"widths": (64, 64)}, "at least two sizes"),
         ("gloo", {"shapes": ((8, 8), (4, 16))}, "at least two sizes"),
+        ("gloo", {"widths": (4, 64)}, "widths must be at least 8"),
         ("gloo", {"tokens": (0,)}, "tokens must be at least 1"),
         ("gloo", {"sizes": ()}, "sizes at least 4 bytes"),
     ],
@@ -92,6 +97,19 @@ def test_gpus_are_timed_in_graphs_too_unless_ranks_share_them():
 def test_what_cannot_be_measured(backend, settings, match):
     with pytest.raises(ValueError, match=match):
         plan_calibration(2, backend, num_cores=2, **settings)
+
+
+def test_blocks_of_a_model_are_cut_as_tensor_parallelism_cuts_them():
+    model = ModelSpec.from_config("qwen3-0.6b")  # 16 heads of 128, 8 key-value heads, hidden 1024, MLP 3072
+    assert model_blocks(model, 4) == [
+        ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)),
+        ((2048, 1024), (1024, 1024), (3072, 1024), (1024, 1536)),
+        ((1024, 1024), (1024, 512), (1536, 1024), (1024, 768)),
+    ]
+    for t, block in zip((1, 2, 4), model_blocks(model, 4), strict=True):
+        assert 4 * mean_params(block) == model.block_matmul_params / t
+    assert len(model_blocks(model, 3)) == 1  # 3 does not divide 16 heads
+    assert len(plan_calibration(1, "gloo", num_cores=1, model=model).blocks) == 2  # a small one for the start-up
 
 
 def test_of_each_sample_the_slowest_rank_then_the_median():
@@ -117,9 +135,9 @@ def test_overheads_are_what_is_left_of_narrow_models():
     block = overhead + 4 * fixed + block_params(config) * rate
     step = ends + fixed + config.vocab_size * config.hidden_size * rate
     times = {
-        ("matmul", 1, tokens, n * k): fixed + n * k * rate * tokens
+        ("matmul", 1, tokens, place): fixed + mean_params(llama_block(width)) * rate * tokens
         for tokens in QUICK["tokens"]
-        for n, k in QUICK["shapes"]
+        for place, width in enumerate(QUICK["widths"])
     }
     times |= {("send", 0, 1, size): wire for size in QUICK["sizes"]}
     times |= {("step", layers): step + layers * block for layers in (SHALLOW, DEEP)}
@@ -200,6 +218,25 @@ def test_unlike_links_are_told_apart_and_groups_are_measured_by_themselves(clust
     assert machine.link(0, 2).latency_us > machine.link(0, 1).latency_us
     assert machine.gpu.memory_GB == 4
     assert machine.gpu.kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "memory_GB", "want"),
+    [
+        ("NVIDIA H100 80GB HBM3", None, "h100"),
+        ("NVIDIA H200", None, "h200"),
+        ("NVIDIA A100-SXM4-40GB", None, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", None, "a100"),
+        ("NVIDIA H200", 141.0, "h200"),
+        ("NVIDIA Unheard-of 9000", None, "NVIDIA Unheard-of 9000"),
+    ],
+)
+def test_a_known_gpu_keeps_its_spec_sheet(device, memory_GB, want):
+    c = Calibration(machine="m", device=device, backend="nccl", num_ranks=2, created="2026", versions={})
+    machine = machine_of(c, memory_GB=memory_GB)
+    assert machine.gpu.name == want
+    assert machine.gpu.kind == "gpu"
+    assert machine.num_gpus == 2
 
 
 def test_links_that_differ_by_noise_are_alike():

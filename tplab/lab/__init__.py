@@ -17,10 +17,13 @@ from tplab.lab.exercises import (
     check_mlp,
     check_reduction,
     check_schedule,
+    check_score,
 )
+from tplab.lab.panels.advisor import AdvisorPanel
 from tplab.lab.panels.generation import GenerationPanel
 from tplab.lab.panels.hello import HelloPanel
 from tplab.lab.panels.layers import ChunkModel, OverlapPanel, PhasesPanel
+from tplab.lab.panels.links import LinkPanel
 from tplab.lab.panels.memory_wall import MemoryWall, ShardsPanel
 from tplab.lab.panels.painter import ShardPainter
 from tplab.lab.panels.pipeline import PipelinePanel, ServingPanel
@@ -28,12 +31,16 @@ from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.ring import RingStepper
 from tplab.lab.panels.schedule_studio import ScheduleStudio
 from tplab.lab.panels.sweep import SweepPanel
+from tplab.lab.panels.verification import CalibrationPanel, VerifyPanel
 from tplab.lab.predict import Predict
 
 __all__ = [
+    "AdvisorPanel",
+    "CalibrationPanel",
     "ChunkModel",
     "GenerationPanel",
     "HelloPanel",
+    "LinkPanel",
     "MemoryWall",
     "OverlapPanel",
     "PhasesPanel",
@@ -46,6 +53,7 @@ __all__ = [
     "ShardPainter",
     "ShardsPanel",
     "SweepPanel",
+    "VerifyPanel",
     "check_attention",
     "check_chunk_choice",
     "check_int8_all_reduce",
@@ -53,6 +61,7 @@ __all__ = [
     "check_mlp",
     "check_reduction",
     "check_schedule",
+    "check_score",
     "preflight",
     "preflight_table",
 ]

@@ -1,12 +1,18 @@
 """Sentences generated from predictions and measurements of memory, links and layouts."""
 
+from itertools import combinations
+
 import pandas as pd
 
+from tplab.topology.advisor import Advice
+from tplab.topology.calibration import Calibration
 from tplab.topology.layouts import smallest_fit
-from tplab.topology.machine import Gpu
+from tplab.topology.machine import Gpu, Link, Machine, slowest
 from tplab.topology.memory import max_requests
 from tplab.topology.model_spec import ModelSpec
+from tplab.topology.placement import Placement
 from tplab.topology.sharding import Layout
+from tplab.topology.verifying import Verification
 from tplab.topology.workload import Workload
 
 _MOST_TP = 8
@@ -106,3 +112,134 @@ def explain_shards(frame: pd.DataFrame) -> str:
         ratio = last["kv_bytes"].sum() / whole["kv_bytes"].iloc[0]
         text += f"; all {len(last)} together hold {ratio:.3g} times the cache of one rank alone"
     return text + "."
+
+
+def explain_links(machine: Machine) -> str:
+    """What joins the GPUs of a machine, and what follows for groups that share layers."""
+    pairs = list(combinations(range(machine.gpus_per_node), 2))
+    what = "rank" if machine.gpu.kind == "cpu" else "GPU"
+    if not pairs:
+        text = f"One {what} a node: nothing to join."
+    else:
+        links = [machine.link(i, j) for i, j in pairs]
+        fast, slow = max(links, key=lambda link: link.bandwidth_GBps), slowest(links)
+        if fast.bandwidth_GBps == slow.bandwidth_GBps and fast.kind == slow.kind:
+            text = (
+                f"Every pair of {what}s has the same link: {_link(fast)}. Which of them share a layer does not matter."
+            )
+        else:
+            ratio = fast.bandwidth_GBps / slow.bandwidth_GBps
+            count = sum(link.bandwidth_GBps == fast.bandwidth_GBps for link in links)
+            text = (
+                f"{count} of {len(pairs)} pairs have the fastest link, {_link(fast)}; the slowest, {_link(slow)}, has "
+                f"1/{ratio:.3g} of its bandwidth. A group that shares layers is as slow as its slowest pair, so it "
+                f"matters which {what}s form one: see placement."
+            )
+    if machine.network is not None:
+        text += f" Between nodes each {what} gets {machine.network.bandwidth_GBps:.3g} GB/s when all send at once."
+    return " ".join([text, *(f"{_capital(note)}." for note in machine.notes)])
+
+
+def explain_placement(machine: Machine, placement: Placement) -> str:
+    """Slowest links of a placement, beside those of GPUs taken in order."""
+    tp, pp = len(placement.groups[0][0]), len(placement.groups[0])
+    words = []
+    inside = placement.slowest_tp_link
+    if inside is not None:
+        words.append(f"The slowest link inside a group is {_link(inside)}")
+        ring = placement.slowest_ring_link
+        if ring is not None and ring.bandwidth_GBps > inside.bandwidth_GBps:
+            words[-1] += f", which a ring goes around: its slowest is {_link(ring)}"
+        chosen, order = placement.groups, range(0, machine.gpus_per_node - tp + 1, tp)
+        in_order = slowest(
+            link
+            for first in list(order)[: len(chosen) * pp]
+            if (link := machine.slowest_link(range(first, first + tp))) is not None
+        )
+        if in_order.bandwidth_GBps < inside.bandwidth_GBps:
+            words[-1] += (
+                f". GPUs in order (0-{tp - 1}, ...), as launchers take them, would have {_link(in_order)}: "
+                f"{inside.bandwidth_GBps / in_order.bandwidth_GBps:.3g} times slower"
+            )
+    hop = placement.slowest_hop_link
+    if hop is not None:
+        words.append(f"The slowest hop between stages is {_link(hop)}")
+    if placement.idle:
+        words.append(f"Idle: {', '.join(map(str, placement.idle))}")
+    if not placement.exact:
+        words.append("Found by growing groups and swapping members; not every choice was tried")
+    return " ".join(f"{text}." for text in words) or "One GPU does everything."
+
+
+def explain_advice(advice: Advice) -> str:
+    """The recommendation in sentences: what, how sure, what binds, what is too close to call."""
+    best, made = advice.best, advice.best.prediction
+    low, high = made.tpot_range_ms
+    text = (
+        f"{best.layout}: {made.tpot_ms:.3g} ms per token ({low:.3g} to {high:.3g}), the first after "
+        f"{made.ttft_ms:.3g} ms, {made.output_tokens_per_s:,.0f} tokens/s. Bound by {made.binding}."
+    )
+    if best.misses:
+        text += f" No layout is within the limits; this one misses least: {'; '.join(best.misses)}."
+    if best.choice.idle:
+        text += f" {best.choice.idle} of {advice.machine.num_gpus} GPUs stay idle."
+    if advice.close:
+        names = ", ".join(str(option.layout) for option in advice.close)
+        text += f" Too close to call without a measurement: {names}."
+    return text
+
+
+def explain_flips(advice: Advice) -> str:
+    """Where another layout takes over, along link bandwidth and along load."""
+    if not advice.flips:
+        return f"{advice.best.layout} stays the best at every link bandwidth and load tried."
+    return " ".join(f"Along {flip.quantity}: {flip}." for flip in advice.flips)
+
+
+def explain_verification(made: Verification) -> str:
+    """How good predictions were, and what following them would have cost."""
+    if made.frame.empty:
+        return ""
+    choices = made.choices()
+    chosen = "; ".join(
+        f"advised {row['advised']}, best {row['best']}"
+        + (f" (over {str(row['setting']).split(' · ')[-1]})" if len(choices) > 1 else "")
+        for row in choices.to_dict("records")
+    )
+    return (
+        f"{len(made.frame)} layouts run: time per token off by {made.mape_pct():.0f} % on average, rank correlation "
+        f"{made.spearman:.2f}, regret {made.regret_pct:.1f} %; {chosen}."
+    )
+
+
+def _link(link: Link) -> str:
+    return f"{link.label or link.kind} with {link.bandwidth_GBps:.3g} GB/s"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def explain_calibration(made: Calibration) -> str:
+    """What was measured, in a sentence or two."""
+    words = []
+    if made.sends:
+        first = [sends.p50_us[0] for sends in made.sends]
+        rates = [sends.nbytes[-1] / sends.p50_us[-1] / 1e3 for sends in made.sends]
+        pairs = f"{len(made.sends)} pair{'s' * (len(made.sends) > 1)}"
+        words.append(f"{pairs}: a small message takes {_range(first, 'µs')}, a large one gets {_range(rates, 'GB/s')}")
+    if made.all_reduce:
+        by_size = {sweep.num_ranks: sweep.p50_us[0] for sweep in made.all_reduce}
+        listed = ", ".join(f"{us:,.0f} µs of {n}" for n, us in sorted(by_size.items()))
+        words.append(f"A small all-reduce: {listed}")
+    if made.block_overhead_us is not None and made.step_overhead_us is not None:
+        words.append(
+            f"A block adds {made.block_overhead_us:,.0f} µs to its matmuls, a step {made.step_overhead_us:,.0f} µs to "
+            f"its blocks"
+        )
+    return " ".join(f"{text}." for text in (*words, *made.notes))
+
+
+def _range(values: list[float], unit: str) -> str:
+    low, high = f"{min(values):,.3g}", f"{max(values):,.3g}"
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.config import ModelConfig
+from tplab.topology.model_spec import ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
 """In the order in which they are measured."""
@@ -17,7 +18,9 @@ HEAD_DIM = 64
 SHALLOW, DEEP = 2, 8
 """Layers of two models of almost no arithmetic, which tell what the engine costs. A pipeline of two stages has the deep
 one."""
-_KIB, _MIB = 1 << 10, 1 << 20
+_MIB = 1 << 20
+Block = tuple[tuple[int, int], ...]
+"""(n, k) of the weights of a block's products: query-key-value, output, gate-up, down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +50,10 @@ class CalibrationPlan:
     """Numbers of ranks that compute at once: on a CPU they share its memory."""
     tokens: tuple[int, ...]
     """Rows of the matmuls."""
-    shapes: tuple[tuple[int, int], ...]
-    """(n, k) of their weights."""
+    blocks: tuple[Block, ...]
+    """The products of a transformer block, of several sizes; one after the other is a sample."""
     pool_bytes: int
-    """Of weights to go through, more than caches hold."""
+    """Of weights to go through, at least; more than caches hold."""
     cache_shape: tuple[int, int, int]
     """Sequences, key-value heads and query heads of the attention that reads a cache."""
     cache_tokens: int
@@ -80,6 +83,8 @@ def plan_calibration(
     rounds: int = 4,
     sizes: Sequence[int] | None = None,
     tokens: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    model: ModelSpec | None = None,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> CalibrationPlan:
     """By default what fits a CPU or a GPU and takes about half a minute.
@@ -89,7 +94,10 @@ def plan_calibration(
         links: declared links between the ranks, on gloo.
         rounds: more of them take longer and forgive busier machines.
         sizes: bytes of all-reduces and messages.
-        tokens, shapes: of matmuls; shapes (n, k) as in the model that is to be predicted, two at least.
+        tokens: rows of the matmuls.
+        widths: hidden sizes of the blocks whose matmuls are timed, two at least.
+        model: time the matmuls of this model's blocks instead, as tensor parallelism cuts them.
+        shapes: time single products with weights (n, k) instead of whole blocks.
 
     Raises:
         ValueError: emulated links on NCCL, or an argument without what it needs.
@@ -99,14 +107,19 @@ def plan_calibration(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1; got {rounds}")
     gpu = backend == "nccl"
-    if shapes is None:
-        shapes = (
-            ((1024, 4096), (4096, 4096), (8192, 8192), (28672, 8192))
-            if gpu
-            else ((256, 256), (512, 512), (1024, 1024), (2816, 1024), (5632, 2048))
+    if widths is None:
+        widths = (1024, 2048, 4096, 8192) if gpu else (256, 512, 1024, 2048)
+    if min(widths, default=0) < 8:
+        raise ValueError(f"widths must be at least 8; got {list(widths)}")
+    blocks = [llama_block(width) for width in widths] if model is None else model_blocks(model, num_ranks)
+    if model is not None and len(blocks) < 2:
+        blocks.append(llama_block(256))
+    if shapes is not None:
+        blocks = [(shape,) for shape in shapes]
+    if len({mean_params(block) for block in blocks}) < 2:
+        raise ValueError(
+            f"widths and shapes must have at least two sizes, to tell start-up from rate; got {list(shapes or widths)}"
         )
-    if len({n * k for n, k in shapes}) < 2:
-        raise ValueError(f"shapes must have at least two sizes, to tell start-up from rate; got {list(shapes)}")
     if tokens is None:
         tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096) if gpu else (1, 2, 4, 8, 16, 32, 64, 128)
     if sizes is None:
@@ -138,7 +151,7 @@ def plan_calibration(
         send_sizes=tuple(sorted(sizes)),
         computing=tuple(sorted({1, most} | {1 << i for i in range(most.bit_length()) if 1 << i < most})),
         tokens=tuple(sorted(tokens)),
-        shapes=tuple(shapes),
+        blocks=tuple(blocks),
         pool_bytes=512 * _MIB if gpu else 96 * _MIB,
         cache_shape=(16, 8, 32) if gpu else (1, 4, 8),
         cache_tokens=4096 if gpu else 2048,
@@ -147,6 +160,29 @@ def plan_calibration(
         iterations=8 * rounds,
         notes=tuple(notes),
     )
+
+
+def llama_block(hidden: int) -> Block:
+    """In Llama's proportions."""
+    wide = hidden * 11 // 4
+    return ((hidden * 3 // 2, hidden), (hidden, hidden), (2 * wide, hidden), (hidden, wide))
+
+
+def model_blocks(model: ModelSpec, num_ranks: int) -> list[Block]:
+    """Of every tensor-parallel degree that the ranks and the model allow."""
+    made: list[Block] = []
+    for t in range(1, num_ranks + 1):
+        if num_ranks % t or model.num_heads % t or model.intermediate_size % t:
+            continue
+        h, q, wide = model.hidden_size, model.q_size // t, model.intermediate_size // t
+        kv = model.kv_heads_per_rank(t) * model.head_dim
+        made.append(((q + 2 * kv, h), (h, q), ((2 if model.gated_mlp else 1) * wide, h), (h, wide)))
+    return made
+
+
+def mean_params(block: Block) -> float:
+    """Of one product."""
+    return sum(n * k for n, k in block) / len(block)
 
 
 def groups_of(num_ranks: int) -> tuple[tuple[int, ...], ...]:

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from tplab.cluster import Provenance, Report
-from tplab.topology.calibrate_plan import DEEP, HEAD_DIM, PRECISION, SHALLOW, CalibrationPlan, block_params, narrow
+from tplab.topology.calibrate_plan import (
+    DEEP,
+    HEAD_DIM,
+    PRECISION,
+    SHALLOW,
+    CalibrationPlan,
+    block_params,
+    mean_params,
+    narrow,
+)
 from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.constants import DEFAULT
 from tplab.topology.roofline import MATMULS_PER_BLOCK
@@ -85,14 +94,15 @@ def _sends(plan: CalibrationPlan, times: Times) -> tuple[SendTimes, ...]:
 
 
 def _matmuls(plan: CalibrationPlan, times: Times, precision: str) -> tuple[MatmulTimes, ...]:
+    """Times of one product, the mean of a block's."""
     made = []
-    sizes = sorted({n * k for n, k in plan.shapes})
+    order = sorted(range(len(plan.blocks)), key=lambda place: mean_params(plan.blocks[place]))
     for at_once in plan.computing:
         points = [
-            (tokens, float(params), times[key])
+            (tokens, mean_params(plan.blocks[place]), times[key])
             for tokens in plan.tokens
-            for params in sizes
-            if (key := ("matmul", at_once, tokens, params)) in times
+            for place in order
+            if (key := ("matmul", at_once, tokens, place)) in times
         ]
         per_tokens = [len([1 for t, _, _ in points if t == tokens]) for tokens in plan.tokens]
         if points and all(count >= 2 for count in per_tokens):

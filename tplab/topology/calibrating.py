@@ -43,7 +43,8 @@ def calibrate(
         links: declared links between the ranks instead of the real ones, for what-if on a laptop; the notes say so.
         machine: what to call it; by default ranks and device.
         timeout: seconds for everything; None: no limit.
-        settings: ``rounds``, ``sizes``, ``tokens``, ``shapes`` of :func:`plan_calibration`.
+        settings: ``model``, ``rounds``, ``sizes``, ``tokens``, ``widths``, ``shapes`` of
+            :func:`~tplab.topology.calibrate_plan.plan_calibration`.
 
     Raises:
         ValueError: an argument that cannot work, before anything is started.

@@ -8,78 +8,110 @@ inside CUDA graphs, so that launches are not in it; they are a term of their own
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
 from tplab.cluster import Rank
 from tplab.layers.plain import attend
+from tplab.layers.small_matmul import few_tokens_linear
 from tplab.models.checkpoint import torch_dtype
 from tplab.topology.calibrate_plan import HEAD_DIM
 
 if TYPE_CHECKING:
-    from tplab.topology.calibrate_plan import CalibrationPlan
+    from tplab.topology.calibrate_plan import Block, CalibrationPlan
     from tplab.topology.measure_links import Note
 
 Sample = Callable[[], float]
 """One time in microseconds per call."""
-_CALLS_IN_GRAPH = 16
+_TIMED_PARAMS = 1 << 22
+"""About so many parameters are multiplied in a sample, if a block has fewer: to be more than what the clock costs."""
+_COLD_PARAMS = 64 << 20
+_CACHES = 4
+_MOST_POOL_BYTES = 1 << 30
 
 
 @torch.inference_mode()
 def time_matmuls(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
-    """Products of (tokens, k) and (k, n): keys ``("matmul", ranks at once, tokens, n·k)``.
+    """A block's products, mean of one: keys ``("matmul", ranks at once, tokens, which block)``.
 
-    In rounds over all of them, so that a busy spell spoils a few samples of many. With several ranks at once they start
-    each sample together.
+    By the function that the layers use, which treats few tokens and tall weights differently. In rounds over all of
+    them, so that a busy spell spoils a few samples of many. With several ranks at once they start each sample together.
     """
     busy = rank.index < max(plan.computing)
-    pool = _pool(rank, plan) if busy else None
+    pool = _Pool(rank, plan) if busy else None
+    points = [(tokens, place) for tokens in plan.tokens for place in range(len(plan.blocks))]
     for at_once in plan.computing:
-        points = [(tokens, shape) for tokens in plan.tokens for shape in plan.shapes]
-        samplers = [_matmul(rank, pool, *point) for point in points] if pool is not None else []
-        for turn in range(plan.rounds):
-            for place, (tokens, (n, k)) in enumerate(points):
+        for _ in range(plan.rounds):
+            for tokens, place in points:
                 if at_once > 1:
                     dist.barrier(group=rank.group)
-                if rank.index >= at_once:
+                if rank.index >= at_once or pool is None:
                     continue
-                sample = samplers[place]
-                if turn == 0:
-                    sample()
-                note(("matmul", at_once, tokens, n * k), [sample() for _ in range(2)])
+                sample = _products(pool, tokens, plan.blocks[place])
+                sample()
+                note(("matmul", at_once, tokens, place), [sample(), sample()])
         dist.barrier(group=rank.group)
 
 
-def _pool(rank: Rank, plan: "CalibrationPlan") -> torch.Tensor:
-    """Random numbers, more bytes than any cache holds."""
-    dtype = torch_dtype(plan.dtype)
-    elements = max(plan.pool_bytes // dtype.itemsize, 2 * max(n * k for n, k in plan.shapes))
-    small = torch.empty(1 << 20, dtype=dtype, device=rank.device).uniform_(-0.1, 0.1)
-    return small.repeat(-(-elements // small.numel()))
+def _last_level_cache_bytes() -> int:
+    """Of all cores together, as Linux tells; 0 elsewhere."""
+    found = {}
+    for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        try:
+            text = (folder / "size").read_text().strip()
+            found[(folder / "shared_cpu_list").read_text()] = int(text.removesuffix("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return sum(found.values())
 
 
-def _matmul(rank: Rank, pool: torch.Tensor, tokens: int, shape: tuple[int, int]) -> Sample:
-    n, k = shape
-    size = n * k
-    x = torch.ones(tokens, k, dtype=pool.dtype, device=rank.device)
-    windows = pool.numel() // size
-    weights = [pool[i * size : (i + 1) * size].view(n, k) for i in range(windows)]
-    if rank.device.type == "cuda":
-        return _in_graph([partial(F.linear, x, weight) for weight in weights[:_CALLS_IN_GRAPH]])
-    # Enough products per sample to be timed, few enough that none meets its weights again.
-    inner = max(1, min(windows, (1 << 20) // (size * min(tokens, 8))))
-    position = 0
+class _Pool:
+    """Random numbers, several times what the caches hold, handed out as weights from one end to the other."""
+
+    def __init__(self, rank: Rank, plan: "CalibrationPlan") -> None:
+        dtype = torch_dtype(plan.dtype)
+        nbytes = plan.pool_bytes
+        if rank.device.type == "cpu":
+            free = psutil.virtual_memory().available // (4 * rank.world_size)
+            nbytes = max(nbytes, min(_CACHES * _last_level_cache_bytes(), _MOST_POOL_BYTES, free))
+        largest = max(sum(n * k for n, k in block) for block in plan.blocks)
+        small = torch.empty(1 << 20, dtype=dtype, device=rank.device).uniform_(-0.1, 0.1)
+        self.numbers = small.repeat(-(-max(nbytes // dtype.itemsize, largest) // small.numel()))
+        self._position = 0
+
+    def weight(self, n: int, k: int) -> torch.Tensor:
+        """(n, k), the longest untouched."""
+        if self._position + n * k > self.numbers.numel():
+            self._position = 0
+        self._position += n * k
+        return self.numbers[self._position - n * k : self._position].view(n, k)
+
+
+def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
+    """One product after the other as in a block, each with the next weights of the pool; microseconds of one."""
+    numbers = pool.numbers
+    inputs = {k: torch.ones(tokens, k, dtype=numbers.dtype, device=numbers.device) for _, k in block}
+    params = sum(n * k for n, k in block)
+
+    def calls(num_blocks: int) -> list[Callable[[], torch.Tensor]]:
+        each: list[Callable[[], torch.Tensor]] = []
+        each += [partial(few_tokens_linear, inputs[k], pool.weight(n, k)) for n, k in block * num_blocks]
+        return each
+
+    if numbers.device.type == "cuda":  # replayed again and again: the graph's weights themselves must not fit the cache
+        return _in_graph(calls(-(-_COLD_PARAMS // params)))
 
     def sample() -> float:
-        nonlocal position
+        each = calls(max(1, _TIMED_PARAMS // (params * min(tokens, 8))))
         began = time.perf_counter()
-        for _ in range(inner):
-            F.linear(x, weights[position])
-            position = (position + 1) % windows
-        return (time.perf_counter() - began) * 1e6 / inner
+        for call in each:
+            call()
+        return (time.perf_counter() - began) * 1e6 / len(each)
 
     return sample
 

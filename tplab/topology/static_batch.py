@@ -7,6 +7,7 @@ serving engines fuse or hide and the latency model leaves out: the sum of the em
 Also here: the machine that a calibration describes, and a model that the lab can run in the shapes of one it cannot.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -20,11 +21,13 @@ from tplab.topology.allreduce import all_reduce_us
 from tplab.topology.calibration import Calibration
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, engine_constants
+from tplab.topology.detect import preset_of
 from tplab.topology.latency import TERMS, Floats, Server
 from tplab.topology.machine import Gpu, Link, Machine
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.placement import Placement
 from tplab.topology.prediction import server_for
+from tplab.topology.presets import GPUS
 from tplab.topology.sharding import Layout
 from tplab.topology.workload import EnginePolicy, Workload
 
@@ -147,12 +150,10 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
     """The machine that was calibrated, as ``advise`` and ``predict`` take one: links and rates as measured.
 
     Args:
-        memory_GB: of each rank; by default the GPU's, and on a CPU more than enough.
+        memory_GB: of each rank; by default the GPU's by its name, and more than enough on a CPU or an unknown GPU.
     """
-    from tplab.topology.detect import preset_of
-
     c = calibration
-    gpu = preset_of(c.device, memory_GB) if c.backend == "nccl" and memory_GB else None
+    gpu = _gpu_called(c.device, memory_GB) if c.backend == "nccl" else None
     if gpu is None:
         peak = _peak_TFLOPS(c)
         gpu = Gpu(
@@ -179,6 +180,14 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
         source="measured",
         notes=(c.badge,),
     )
+
+
+def _gpu_called(name: str, memory_GB: float | None) -> Gpu | None:
+    """By the driver's name, with the spec sheet's memory unless given; None for one without a sheet."""
+    sizes = [memory_GB] if memory_GB else [gpu.memory_GB for gpu in GPUS.values()]
+    found = [gpu for size in sizes if (gpu := preset_of(name, size)) is not None]
+    said = re.search(r"(\d+) ?GB", name)
+    return min(found, key=lambda gpu: abs(gpu.memory_GB - float(said[1])) if said else 0.0, default=None)
 
 
 def _told_apart(lines: dict[tuple[int, int], AlphaBeta]) -> dict[tuple[int, int], AlphaBeta]:

@@ -6,6 +6,7 @@ memory      01: bytes of keys and values per token
 layers      03: a tensor-parallel MLP and attention
 overlap     04: the chunk count, predicted
 quantised   04: an int8 all-reduce
+topology    07: a score by which to choose a layout
 pipeline    05: a schedule, its makespan and what it holds
 """
 
@@ -15,6 +16,7 @@ from tplab.lab.exercises.overlap import check_chunk_choice
 from tplab.lab.exercises.pipeline import check_schedule
 from tplab.lab.exercises.quantised import check_int8_all_reduce
 from tplab.lab.exercises.reduction import check_reduction
+from tplab.lab.exercises.topology import check_score
 from tplab.lab.exercises.verdict import Verdict
 
 __all__ = [
@@ -26,4 +28,5 @@ __all__ = [
     "check_mlp",
     "check_reduction",
     "check_schedule",
+    "check_score",
 ]

@@ -16,8 +16,10 @@ from tplab.lab import style
 from tplab.lab.panels import html
 from tplab.lab.panels.figure_view import FigureView
 
-WIDE: Mapping[str, Any] = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "84px"}}
-"""For a control in the left column."""
+
+def wide() -> dict[str, Any]:
+    """For a control in the left column; a layout of its own, since panels hide single controls."""
+    return {"layout": widgets.Layout(width="auto"), "style": {"description_width": "84px"}}
 
 
 class AnalyticPanel(widgets.VBox):
@@ -49,13 +51,19 @@ class AnalyticPanel(widgets.VBox):
             layout=widgets.Layout(flex="1 1 0", min_width="420px"),
         )
         body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        super().__init__([widgets.HTML(html.heading(title)), body])
+        self._table = widgets.HTML()
+        super().__init__([widgets.HTML(html.heading(title)), body, self._table])
         self._error.add_class("tplab-error")
         self._below.add_class("tplab-below")
+        self._table.add_class("tplab-table")
 
     @abstractmethod
     def draw(self, values: dict[str, Any]) -> tuple[go.Figure, str]:
         """Figure and HTML below it for these settings. Raises ``ValueError`` for settings that cannot work."""
+
+    def table(self) -> str:
+        """HTML below everything, as wide as the panel; called after ``draw``."""
+        return ""
 
     @property
     def figure(self) -> go.Figure | None:
@@ -100,8 +108,12 @@ class AnalyticPanel(widgets.VBox):
             self._error.value = html.error_card(error)
             return
         self._error.value = ""
+        height = figure.layout.height
+        if height:  # the place of a figure does not grow with it
+            self._view.layout.min_height = f"{height + 10:.0f}px"
         self._view.show(figure)
         self._below.value = below
+        self._table.value = self.table()
 
 
 def said(text: str, *, ok: bool | None = None, word: str = "") -> str:

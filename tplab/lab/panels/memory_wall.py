@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from tplab.cluster import Cluster, Run
 from tplab.lab.figures.memory import degrees_frame, memory_figure, memory_frame, shards_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.analytic import WIDE, AnalyticPanel, check_offered, said
+from tplab.lab.panels.analytic import AnalyticPanel, check_offered, said, wide
 from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_memory, explain_shards
@@ -39,14 +39,14 @@ class MemoryWall(AnalyticPanel):
         super().__init__(
             title="The memory wall",
             named={
-                "model": widgets.Dropdown(options=list(MODELS), value="llama-3.1-70b", description="model", **WIDE),
-                "gpu": widgets.Dropdown(options=list(GPUS), value="h100", description="GPU", **WIDE),
-                "weights": widgets.Dropdown(options=WEIGHTS, description="weights", **WIDE),
-                "cache": widgets.Dropdown(options=CACHES, description="KV cache", **WIDE),
-                "batch": widgets.SelectionSlider(options=_BATCHES, value=16, description="batch", **WIDE),
-                "context": widgets.SelectionSlider(options=_CONTEXTS, value=8192, description="context", **WIDE),
-                "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **WIDE),
-                "pp": widgets.IntSlider(value=1, min=1, max=16, description="PP", **WIDE),
+                "model": widgets.Dropdown(options=list(MODELS), value="llama-3.1-70b", description="model", **wide()),
+                "gpu": widgets.Dropdown(options=list(GPUS), value="h100", description="GPU", **wide()),
+                "weights": widgets.Dropdown(options=WEIGHTS, description="weights", **wide()),
+                "cache": widgets.Dropdown(options=CACHES, description="KV cache", **wide()),
+                "batch": widgets.SelectionSlider(options=_BATCHES, value=16, description="batch", **wide()),
+                "context": widgets.SelectionSlider(options=_CONTEXTS, value=8192, description="context", **wide()),
+                "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **wide()),
+                "pp": widgets.IntSlider(value=1, min=1, max=16, description="PP", **wide()),
             },
             view=widgets.ToggleButtons(options=_VIEWS),
             min_height=460,
@@ -114,12 +114,12 @@ class ShardsPanel(RunPanel):
 
     def __init__(self, pool: Pool) -> None:
         self._named: dict[str, Any] = {
-            "shape": widgets.Dropdown(options=list(_SHAPES), description="heads", **WIDE),
-            "layers": widgets.IntSlider(value=7, min=1, max=12, description="layers", **WIDE),
-            "tp": widgets.IntSlider(value=3, min=1, max=6, description="TP", **WIDE),
-            "pp": widgets.IntSlider(value=2, min=1, max=6, description="PP", **WIDE),
-            "batch": widgets.SelectionSlider(options=(1, 2, 4, 8, 16), value=4, description="batch", **WIDE),
-            "context": widgets.SelectionSlider(options=(16, 64, 256, 1024), value=256, description="context", **WIDE),
+            "shape": widgets.Dropdown(options=list(_SHAPES), description="heads", **wide()),
+            "layers": widgets.IntSlider(value=7, min=1, max=12, description="layers", **wide()),
+            "tp": widgets.IntSlider(value=3, min=1, max=6, description="TP", **wide()),
+            "pp": widgets.IntSlider(value=2, min=1, max=6, description="PP", **wide()),
+            "batch": widgets.SelectionSlider(options=(1, 2, 4, 8, 16), value=4, description="batch", **wide()),
+            "context": widgets.SelectionSlider(options=(16, 64, 256, 1024), value=256, description="context", **wide()),
         }
         self.frame: pd.DataFrame | None = None
         self._plan: ShardPlan | None = None

@@ -1,0 +1,213 @@
+"""Notebook 07's advisor: limits as sliders, every layout ranked, what a step is made of, and where the choice flips.
+
+Analytic, so it follows every slider: ranking all layouts of 8 GPUs takes some 20 ms, drawing a view some 50. Only the
+view of flips takes half a second; while it is shown, sliders wait to be let go.
+"""
+
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.lab.figures.advice import (
+    flip_figure,
+    flip_frame,
+    front_figure,
+    reference_GBps,
+    waterfall_figure,
+    with_links_scaled,
+)
+from tplab.lab.figures.topology import placement_figure
+from tplab.lab.panels import html
+from tplab.lab.panels.analytic import AnalyticPanel, said, wide
+from tplab.lab.panels.links import LinkPanel
+from tplab.lab.words_topology import explain_advice, explain_flips, explain_placement
+from tplab.topology.advisor import Advice, Option, advise
+from tplab.topology.calibration import Calibration
+from tplab.topology.machine import Machine
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.placement import place
+from tplab.topology.presets import MODELS
+from tplab.topology.workload import EnginePolicy, Workload
+
+ENGINES = ("vllm", "sglang", "trtllm", "generic", "lab")
+VIEWS = ("one step", "front", "placement", "flips")
+_LENGTHS = tuple(1 << power for power in range(4, 18))
+_LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_TPOT_LIMITS = (("none", 0.0), *((f"{ms} ms", float(ms)) for ms in (5, 8, 10, 15, 20, 30, 50, 80, 120, 200)))
+_TTFT_LIMITS = (("none", 0.0), *((f"{ms:,} ms", float(ms)) for ms in (50, 100, 200, 500, 1000, 2000, 5000, 10000)))
+_SCALES = tuple((f"x {2**power:g}" if power >= 0 else f"x 1/{2**-power}", 2.0**power) for power in range(-6, 3))
+_ROWS_SHOWN = 8
+
+
+class AdvisorPanel(AnalyticPanel):
+    """Model, load, limits and links as controls; the ranked layouts, and a view of the best one or of the ``rank``-th.
+
+    ``advice`` is the answer, ``option`` the layout that is looked at. ``show(model=, weights=, cache=, engine=,
+    input_length=, output_length=, concurrency=, tpot_limit_ms=, ttft_limit_ms=, links=, rank=, view=)`` sets controls.
+
+    Args:
+        machine: a ``LinkPanel``, whose machine is followed, or a machine.
+        calibration: what was measured on it; replaces spec-sheet terms.
+        model: instead of the list's.
+    """
+
+    def __init__(
+        self,
+        machine: "LinkPanel | Machine",
+        *,
+        calibration: Calibration | None = None,
+        model: ModelSpec | None = None,
+    ) -> None:
+        self._machine = machine.machine if isinstance(machine, LinkPanel) else machine
+        self._calibration, self._model = calibration, model
+        self.advice: Advice | None = None
+        self.option: Option | None = None
+
+        def pick(options: Any, value: Any, text: str, tip: str = "") -> Any:
+            return widgets.SelectionSlider(
+                options=options, value=value, description=text, tooltip=tip or text, **wide()
+            )
+
+        super().__init__(
+            title="Advisor",
+            named={
+                "model": widgets.Dropdown(options=list(MODELS), value="llama-3.1-70b", description="model", **wide()),
+                "weights": widgets.Dropdown(options=("bf16", "fp8", "int8", "int4"), description="weights", **wide()),
+                "cache": widgets.Dropdown(options=("bf16", "fp8"), description="KV cache", **wide()),
+                "engine": widgets.Dropdown(options=ENGINES, description="engine", **wide()),
+                "input_length": pick(_LENGTHS, 1024, "tokens in"),
+                "output_length": pick(_LENGTHS, 256, "tokens out"),
+                "concurrency": pick(_LOADS, 16, "in flight", "requests in flight over the whole machine"),
+                "tpot_limit_ms": pick(_TPOT_LIMITS, 0.0, "per token", "longest time per output token"),
+                "ttft_limit_ms": pick(_TTFT_LIMITS, 0.0, "first token", "longest wait for the first token"),
+                "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
+                "rank": widgets.IntSlider(value=1, min=1, max=30, description="look at no.", **wide()),
+            },
+            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "104px"}),
+            min_height=460,
+        )
+        self.add_class("tplab-advisor")
+        if model is not None:
+            for name in ("model", "weights", "cache"):
+                self._named[name].layout.display = "none"
+        if isinstance(machine, LinkPanel):
+            machine.on_machine(self._follow)
+        self._draw()
+
+    def _follow(self, machine: Machine) -> None:
+        self._machine = machine
+        self._draw()
+
+    def draw(self, values: dict[str, Any]) -> tuple[go.Figure, str]:
+        for control in self._named.values():
+            if hasattr(control, "continuous_update"):
+                control.continuous_update = values["view"] != "flips"
+        self.advice = advice = advise(*self._asked(values), calibration=self._calibration)
+        self.option = option = advice.options[min(values["rank"], len(advice.options)) - 1]
+        words = said(explain_advice(advice), ok=not advice.best.misses, word=f"{advice.best.layout}")
+        view = self._view_of(values, advice, option)
+        return view[0], words + view[1]
+
+    def table(self) -> str:
+        assert self.advice is not None, "drawn before"
+        return ranked_table(self.advice, self.option) + _folded(self.advice)
+
+    def _asked(self, values: dict[str, Any]) -> tuple[ModelSpec, Machine, Workload]:
+        model = self._model or ModelSpec.from_config(
+            values["model"], weight_precision=values["weights"], kv_precision=values["cache"]
+        )
+        workload = Workload(
+            input_length=values["input_length"],
+            output_length=values["output_length"],
+            concurrency=values["concurrency"],
+            tpot_limit_ms=values["tpot_limit_ms"] or None,
+            ttft_limit_ms=values["ttft_limit_ms"] or None,
+            engine=EnginePolicy(name=values["engine"]),
+        )
+        return model, with_links_scaled(self._machine, values["links"]), workload
+
+    @property
+    def badge(self) -> str:
+        """Where the numbers of the figure come from."""
+        if self._calibration is not None:
+            return f"MODEL · {self._calibration.badge}"
+        return f"MODEL · {self._machine.source} links"
+
+    def _view_of(self, values: dict[str, Any], advice: Advice, option: Option) -> tuple[go.Figure, str]:
+        if values["view"] == "one step":
+            low, high = option.prediction.tpot_range_ms
+            title = f"{option.layout}: {option.prediction.tpot_ms:.3g} ms per token ({low:.3g} to {high:.3g})"
+            return waterfall_figure(advice.waterfall(option), title=title, badge=self.badge), ""
+        if values["view"] == "front":
+            limit = values["tpot_limit_ms"] or None
+            best = str(advice.best.layout)
+            return front_figure(advice.front, best=best, badge=self.badge, tpot_limit_ms=limit), ""
+        if values["view"] == "placement":
+            lay = option.layout
+            placed = advice.placement if option is advice.best else place(advice.machine, lay.tp, lay.pp, lay.replicas)
+            title = f"{option.layout} on {advice.machine.name}"
+            figure = placement_figure(advice.machine, placed, title=title, badge=self.badge)
+            return figure, said(explain_placement(advice.machine, placed))
+        flips = [
+            (flip.at, f"{flip.below} | {flip.above}") for flip in advice.flips if flip.quantity == "link bandwidth"
+        ]
+        figure = flip_figure(flip_frame(advice), here=reference_GBps(advice), flips=flips, badge=self.badge)
+        return figure, said(explain_flips(advice))
+
+
+def ranked_table(advice: Advice, looked_at: Option | None = None) -> str:
+    """Layouts that fit, best first, with intervals, what binds and why they are not the best; the rest folded away."""
+    header = ("", "layout", "ms per token", "first token", "tokens/s", "a GPU", "GB free", "bound by", "why")
+    rows = [_ranked(option, option is looked_at) for option in advice.options]
+    shown = html.table(header, rows[:_ROWS_SHOWN])
+    hidden = rows[_ROWS_SHOWN:]
+    if hidden:
+        shown += _details(f"{len(hidden)} more that fit", html.table(header, hidden))
+    if advice.rejected:
+        cannot = [(escape(f"TP {c.tp} x PP {c.pp}"), escape(c.reason or "")) for c in advice.rejected]
+        shown += _details(f"{len(cannot)} that cannot be, and why", html.table(("layout", "why not"), cannot))
+    return f'<div style="overflow-x:auto;margin-top:8px">{shown}</div>'
+
+
+def _ranked(option: Option, looked_at: bool) -> tuple[str, ...]:
+    made = option.prediction
+    low, high = made.tpot_range_ms
+    layout = escape(str(option.layout)).replace(" ", "&nbsp;")
+    if option.choice.idle:
+        layout += f"<br>{option.choice.idle}&nbsp;idle"
+    return (
+        f"<b>{option.rank}</b>" if looked_at else str(option.rank),
+        f"<b>{layout}</b>" if looked_at else layout,
+        f'<span style="white-space:nowrap">{made.tpot_ms:.3g} ({low:.3g}&ndash;{high:.3g})</span>',
+        f"{made.ttft_ms:,.3g}&nbsp;ms" if made.ttft_ms < 1000 else f"{made.ttft_ms / 1e3:,.3g}&nbsp;s",
+        f"{made.output_tokens_per_s:,.0f}",
+        f"{made.output_tokens_per_s_per_gpu:,.0f}",
+        f"{made.memory.free / 1e9:.3g}",
+        f'<div style="min-width:150px">{escape(made.binding)}</div>',
+        f'<div style="min-width:200px">{escape(option.verdict)}</div>',
+    )
+
+
+def _folded(advice: Advice) -> str:
+    """Commands, provenance of the terms, and notes."""
+    commands = "".join(
+        f'<div style="font-weight:600;margin-top:6px">{escape(engine)}</div>'
+        f'<pre style="white-space:pre-wrap;font-size:12px;margin:2px 0">{escape(chr(10).join(lines))}</pre>'
+        for engine, lines in advice.commands.items()
+    )
+    rows = [(escape(t.name), f"{t.ms:.3g}", escape(t.provenance)) for t in advice.best.prediction.terms if t.ms > 0]
+    folded = _details(f"Commands that start {advice.best.layout}", commands)
+    folded += _details("Where each term comes from", html.table(("term", "ms", "from"), rows))
+    if advice.notes:
+        folded += _details("Approximations and assumptions", html.quiet(". ".join(advice.notes) + "."))
+    return folded
+
+
+def _details(summary: str, inside: str) -> str:
+    colour = "color:var(--jp-ui-font-color1,#1F2430)"
+    return (
+        f'<details style="margin-top:6px;font-size:13px;{colour}"><summary style="cursor:pointer">{escape(summary)}'
+        f"</summary>{inside}</details>"
+    )

@@ -1,0 +1,131 @@
+"""Notebook 07's link panel: a machine from a preset, from this computer or from pasted text, as a heat map; and which
+GPUs a layout takes on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.lab.figures.topology import link_figure, link_frame, placement_figure
+from tplab.lab.panels.analytic import AnalyticPanel, said, wide
+from tplab.lab.words_topology import explain_links, explain_placement
+from tplab.topology.machine import Machine
+from tplab.topology.placement import place
+from tplab.topology.presets import GPUS, MACHINES
+
+SOURCES = ("preset", "detect", "paste")
+_VIEWS = ("bandwidth", "latency", "placement")
+_GUESS = "guess"
+_MOST_DRAWN = 72
+
+EXAMPLE_TOPO = """\
+\tGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity
+GPU0\t X \tNV4\tPXB\tSYS\tPXB\t0-31\t0
+GPU1\tNV4\t X \tPXB\tSYS\tPXB\t0-31\t0
+GPU2\tPXB\tPXB\t X \tSYS\tPIX\t0-31\t0
+GPU3\tSYS\tSYS\tSYS\t X \tSYS\t32-63\t1
+NIC0\tPXB\tPXB\tPIX\tSYS\t X
+"""
+"""A bridge on two of four cards, the last one alone on the other socket."""
+
+
+class LinkPanel(AnalyticPanel):
+    """Preset, detected or pasted machine; heat map of its links, and the placement of a layout.
+
+    ``machine`` is the machine. ``show(source=, preset=, gpus=, nodes=, text=, gpu=, tp=, pp=, view=)`` sets controls;
+    ``on_machine(callback)`` tells whoever draws something of it.
+    """
+
+    def __init__(self, preset: str = "h100") -> None:
+        self._machine: Machine | None = None
+        self._told: list[Callable[[Machine], None]] = []
+        self._detected: Machine | None = None
+        text = widgets.Textarea(
+            value=EXAMPLE_TOPO,
+            placeholder="paste what nvidia-smi topo -m prints",
+            rows=8,
+            layout=widgets.Layout(width="auto"),
+        )
+        text.add_class("tplab-topo-text")
+        super().__init__(
+            title="Links",
+            named={
+                "source": widgets.ToggleButtons(options=SOURCES, style={"button_width": "88px"}),
+                "preset": widgets.Dropdown(options=MACHINES, value=preset, description="machine", **wide()),
+                "gpus": widgets.BoundedIntText(value=8, min=1, max=72, description="GPUs", **wide()),
+                "nodes": widgets.BoundedIntText(value=1, min=1, max=64, description="nodes", **wide()),
+                "text": text,
+                "gpu": widgets.Dropdown(options=[_GUESS, *GPUS], description="GPU", **wide()),
+                "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **wide()),
+                "pp": widgets.IntSlider(value=2, min=1, max=16, description="PP", **wide()),
+            },
+            view=widgets.ToggleButtons(options=_VIEWS),
+            min_height=480,
+        )
+        self.add_class("tplab-links")
+        self.show(preset=preset)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine of the last settings that worked."""
+        assert self._machine is not None, "drawn on construction"
+        return self._machine
+
+    def on_machine(self, callback: Callable[[Machine], None]) -> None:
+        """Call ``callback`` with the machine whenever it is another one."""
+        self._told.append(callback)
+
+    def show(self, **settings: Any) -> "LinkPanel":
+        """See the class. With ``preset=`` and no ``gpus=``, a usual node's number."""
+        if "preset" in settings and settings["preset"] in MACHINES and "gpus" not in settings:
+            settings["gpus"] = Machine.preset(settings["preset"]).gpus_per_node
+        if "preset" in settings:
+            settings.setdefault("source", "preset")
+        if "text" in settings:
+            settings.setdefault("source", "paste")
+        super().show(**settings)
+        return self
+
+    def draw(self, values: dict[str, Any]) -> tuple[go.Figure, str]:
+        source, view = values["source"], values["view"]
+        for name in ("preset", "gpus"):
+            self._named[name].layout.display = "" if source == "preset" else "none"
+        for name in ("text", "gpu"):
+            self._named[name].layout.display = "" if source == "paste" else "none"
+        self._named["nodes"].layout.display = "none" if source == "detect" else ""
+        for name in ("tp", "pp"):
+            self._named[name].disabled = view != "placement"
+        machine = self._read(values)
+        self._tell(machine)
+        badge = f"MODEL · {machine.source}"
+        if view == "placement":
+            tp, pp = values["tp"], values["pp"]
+            placed = place(machine, tp, pp)
+            title = f"{machine.name}: TP {tp} x PP {pp}" + (f" x {len(placed.groups)}" * (len(placed.groups) > 1))
+            return placement_figure(machine, placed, title=title, badge=badge), said(explain_placement(machine, placed))
+        if machine.num_gpus > _MOST_DRAWN:
+            raise ValueError(
+                f"{machine.name} has {machine.num_gpus} GPUs, and up to {_MOST_DRAWN} are drawn: use fewer nodes here"
+            )
+        value = {"bandwidth": "bandwidth_GBps", "latency": "latency_us"}[view]
+        what = "rank" if machine.gpu.kind == "cpu" else "GPU"
+        title = f"{machine.name}: {view} of every pair"
+        figure = link_figure(link_frame(machine), title=title, badge=badge, value=value, what=what)
+        return figure, said(explain_links(machine))
+
+    def _read(self, values: dict[str, Any]) -> Machine:
+        if values["source"] == "detect":
+            if self._detected is None:
+                self._detected = Machine.detect()
+            return self._detected
+        if values["source"] == "paste":
+            gpu = None if values["gpu"] == _GUESS else values["gpu"]
+            return Machine.from_topo(values["text"], gpu=gpu, nodes=values["nodes"])
+        return Machine.preset(values["preset"], gpus=values["gpus"], nodes=values["nodes"])
+
+    def _tell(self, machine: Machine) -> None:
+        if machine != self._machine:
+            self._machine = machine
+            for callback in self._told:
+                callback(machine)

@@ -1,0 +1,190 @@
+"""Notebook 07's live panels: what the ranks' links and processors do, and layouts run beside their predictions."""
+
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.cluster import Cluster, Run
+from tplab.collectives.emulated_link import EmulatedLink
+from tplab.lab.figures.topology import link_figure, measured_links_frame
+from tplab.lab.figures.verification import calibration_figure, verification_figure
+from tplab.lab.panels import html
+from tplab.lab.panels.analytic import check_offered, wide
+from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.pool import Pool
+from tplab.lab.words_topology import explain_calibration, explain_verification
+from tplab.models.config import ModelConfig
+from tplab.topology.calibrating import CalibrationRun, submit_calibrate
+from tplab.topology.calibration import Calibration
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.sharding import Layout, why_not
+from tplab.topology.verifying import Verification, VerificationRun, submit_verify
+from tplab.topology.workload import Workload
+
+LINKS: dict[str, EmulatedLink | None] = {
+    "the ranks' own": None,
+    "0.2 ms, 1 GB/s": EmulatedLink(latency_us=200, bandwidth_GBps=1.0),
+    "2 ms, 0.2 GB/s": EmulatedLink(latency_us=2000, bandwidth_GBps=0.2),
+    "5 ms, 0.05 GB/s": EmulatedLink(latency_us=5000, bandwidth_GBps=0.05),
+}
+"""Declared links between the ranks: fast and slow beside a CPU's matmuls, as NVLink and a network are to a GPU."""
+_QUICK: dict[str, Any] = {
+    "rounds": 1,
+    "sizes": (1 << 12, 1 << 16, 1 << 20),
+    "tokens": (1, 4, 16, 64),
+    "shapes": ((512, 512), (1024, 1024), (2048, 2048), (6144, 2048)),
+}
+"""What is measured in some ten seconds; ``calibrate`` by itself takes three times as long and is surer."""
+_THOROUGH: dict[str, Any] = {}
+
+
+class _SettingsPanel(RunPanel):
+    """Named controls that ``configure`` sets."""
+
+    _named: dict[str, Any]
+
+    def settings(self) -> Settings:
+        return {name: control.value for name, control in self._named.items()}
+
+    def configure(self, **settings: Any) -> Any:
+        """Set controls by name; returns the panel. Raises ``ValueError`` naming the setting and what there is."""
+        for name, value in settings.items():
+            if name not in self._named:
+                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
+            check_offered(name, self._named[name], value)
+        for name, value in settings.items():
+            self._named[name].value = value
+        return self
+
+
+class CalibrationPanel(_SettingsPanel):
+    """Calibrate the pool's ranks over their own links or declared ones; a matrix of pairs, and all-reduces by size.
+
+    ``calibration`` is the last one, of a run that was stopped what it had; ``link`` the link it was made over.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._named = {
+            "link": widgets.Dropdown(options=list(LINKS), description="link", **wide()),
+            "effort": widgets.Dropdown(options=("quick", "thorough"), description="effort", **wide()),
+        }
+        self._look = widgets.ToggleButtons(options=["pairs", "all-reduces"])
+        self._look.observe(lambda _: self.redraw(), names="value")
+        self._handle: CalibrationRun | None = None
+        self.calibration: Calibration | None = None
+        self.link: EmulatedLink | None = None
+        super().__init__(pool, title="Calibrate", controls=list(self._named.values()), views=self._look, height=440)
+        self.add_class("tplab-calibration")
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+        self.link = LINKS[settings["link"]]
+        effort = _QUICK if settings["effort"] == "quick" else _THOROUGH
+        self._handle = submit_calibrate(cluster, links=self.link, on_report=self.on_report, **effort)
+        assert self._handle.run is not None
+        return self._handle.run
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        assert self._handle is not None
+        self.calibration = made = self._handle.partial()
+        badge = cluster.badge if self.link is None else f"{cluster.badge} · emulated link {self.link}"
+        if self._look.value == "pairs":
+            frame = measured_links_frame(made)
+            title = "Messages between every pair: largest size"
+            figure = link_figure(frame, title=title, badge=badge, what="rank")
+        else:
+            figure = calibration_figure(made, badge=badge)
+        return figure, html.quiet(explain_calibration(made))
+
+
+class VerifyPanel(_SettingsPanel):
+    """Every layout of a small model on the pool's ranks, run for real beside its prediction.
+
+    The prediction is from the calibration of a ``CalibrationPanel``, over the same link. ``verification`` is the last
+    result; ``joined`` all of the session's, one per link.
+    """
+
+    def __init__(self, calibrated: CalibrationPanel) -> None:
+        self._calibrated = calibrated
+        self._named = {
+            "hidden": widgets.Dropdown(options=(256, 512, 1024, 2048), value=2048, description="hidden", **wide()),
+            "layers": widgets.IntSlider(value=3, min=2, max=8, description="layers", **wide()),
+            "concurrency": widgets.SelectionSlider(options=(1, 2, 4, 8), value=1, description="in flight", **wide()),
+            "tokens": widgets.SelectionSlider(options=(4, 8, 16, 32), value=8, description="tokens out", **wide()),
+            "rounds": widgets.IntSlider(value=2, min=1, max=5, description="turns", **wide()),
+        }
+        self._look = widgets.ToggleButtons(options=["per token", "first token", "tokens/s"])
+        self._look.observe(lambda _: self.redraw(), names="value")
+        self._handle: VerificationRun | None = None
+        self._all: dict[str, Verification] = {}
+        super().__init__(
+            calibrated.pool, title="Verify", controls=list(self._named.values()), views=self._look, height=460
+        )
+        self.add_class("tplab-verify")
+
+    @property
+    def verification(self) -> Verification | None:
+        """What the last run has measured."""
+        return None if self._handle is None or self._handle.run is None else self._handle.partial()
+
+    @property
+    def joined(self) -> Verification:
+        """The last result over each link. Raises ``ValueError`` before the first."""
+        return Verification.joined(list(self._all.values()))
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+        calibration = self._calibrated.calibration
+        if calibration is None:
+            raise ValueError("there is no calibration yet: press Run in the panel above first")
+        config = verified_model(settings["hidden"], settings["layers"])
+        self._handle = submit_verify(
+            cluster,
+            all_layouts(config, cluster.num_ranks),
+            config,
+            Workload(input_length=16, output_length=settings["tokens"], concurrency=settings["concurrency"]),
+            calibration=calibration,
+            links=self._calibrated.link,
+            rounds=settings["rounds"],
+            repeats=1,
+            on_report=self.on_report,
+        )
+        assert self._handle.run is not None
+        return self._handle.run
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        assert self._handle is not None
+        made = self._handle.partial()
+        if made.frame.empty:
+            return go.Figure(), ""
+        self._all[made.frame["setting"].iloc[0]] = made
+        measure = {"per token": "tpot_ms", "first token": "ttft_ms", "tokens/s": "output_tokens_per_s"}
+        figure = verification_figure(made.frame, badge=made.badge, measure=measure[self._look.value])
+        notes = "".join(html.quiet(f"{note}.") for note in made.notes)
+        return figure, html.quiet(explain_verification(made)) + notes
+
+
+def verified_model(hidden: int = 2048, layers: int = 3) -> ModelConfig:
+    """A Llama that is run for real: wide enough for a CPU's matmuls to matter beside a link."""
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=2000,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_layers=layers,
+        num_heads=hidden // 64,
+        num_kv_heads=hidden // 128,
+        head_dim=64,
+        max_positions=512,
+    )
+
+
+def all_layouts(config: ModelConfig, num_ranks: int) -> list[Layout]:
+    """TP x PP of up to ``num_ranks`` ranks in powers of two, one copy each: what one request can use."""
+    spec = ModelSpec.from_config(config.to_hf())
+    powers = [1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks]
+    return [
+        Layout.of(spec, tp, pp)
+        for tp in powers
+        for pp in powers
+        if tp * pp <= num_ranks and why_not(spec, tp, pp) is None
+    ]
