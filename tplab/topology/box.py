@@ -1,8 +1,8 @@
 """One call on a machine with several GPUs: its links, all-reduces, layers and pipeline, each with a file.
 
-``tplab box`` and notebook 07 call this. Every step writes its file as soon as it is done, with provenance in its
-columns, so that a lease that ends early loses one step and not all. The same steps run over gloo with small shapes:
-that is how they are tested, and what a laptop shows.
+Every step writes its file as soon as it is done, with provenance in its columns, so that a machine that is taken away
+loses one step and not all. The same steps run over gloo with small shapes: that is how they are tested. What
+``tplab.lab.recorded`` holds was made by this.
 
 Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, which one launch cannot give.
 """
