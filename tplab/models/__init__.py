@@ -12,6 +12,7 @@ On the ranks:
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
   sampling, engine           prefill and decode, micro-batches in flight
+  graphed       decode steps replayed from CUDA graphs
   recorder      when a rank computed, summed and waited
 What it does cost, and the one call:
   generation    a model on a cluster, prompts in, tokens and their cost out

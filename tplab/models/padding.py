@@ -23,6 +23,7 @@ class Padding:
     """
 
     def __init__(self, lengths: Sequence[int], max_length: int, device: torch.device) -> None:
+        self.lengths = tuple(lengths)
         self.longest = max(lengths)
         self.device = device
         self.padded = min(lengths) < self.longest

@@ -1,0 +1,123 @@
+"""Decode steps from CUDA graphs: the same tokens as eagerly, from the first generation to replayed ones."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tplab import Cluster
+from tplab.models.config import ModelConfig
+from tplab.models.graphed import GraphedStage
+
+LLAMA = ModelConfig(
+    model_type="llama",
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=256,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=16,
+    max_positions=64,
+    dtype="float32",
+)
+NEW = 6
+PROMPTS = [[7 * i + j for j in range(length)] for i, length in enumerate((5, 3, 8, 4))]
+
+
+class _Cache:
+    def __init__(self) -> None:
+        self.length = 0
+
+    def reset(self) -> None:
+        self.length = 0
+
+
+class _Stage:
+    """Counts its calls."""
+
+    spec = vocab = None
+    config = LLAMA
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def make_caches(self, batch: int, max_length: int) -> list[_Cache]:
+        return [_Cache()]
+
+    def __call__(self, x: torch.Tensor, *, padding: Any, caches: list[_Cache]) -> torch.Tensor:
+        self.calls += 1
+        caches[0].length += x.shape[1]
+        return x
+
+
+class _Padding:
+    lengths = (3, 3)
+
+
+def test_caches_are_the_same_after_a_restart_and_empty() -> None:
+    graphed = GraphedStage(_Stage())  # type: ignore[arg-type]
+    first, second = graphed.make_caches(2, 8), graphed.make_caches(2, 8)
+    assert first is not second
+    first[0].length = 3
+    graphed.restart()
+    assert graphed.make_caches(2, 8) is first
+    assert first[0].length == 0
+    with pytest.raises(ValueError, match=r"captured for batch and length \(2, 8\), got \(3, 8\)"):
+        graphed.make_caches(3, 8)
+
+
+def test_prompts_and_first_visits_run_as_they_are() -> None:
+    stage = _Stage()
+    graphed = GraphedStage(stage)  # type: ignore[arg-type]
+    caches = graphed.make_caches(2, 8)
+    for length in (3, 1, 1):
+        graphed(torch.zeros(2, length), padding=_Padding(), caches=caches)  # type: ignore[arg-type]
+    assert stage.calls == 3
+    assert graphed.num_graphs == 0
+
+
+def test_a_model_whose_embedding_is_scaled_by_the_host_is_refused() -> None:
+    stage = _Stage()
+    stage.config = replace(LLAMA, embedding_scale=8.0)
+    with pytest.raises(ValueError, match=r"embedding_scale=8\.0 cannot be captured"):
+        GraphedStage(stage)  # type: ignore[arg-type]
+
+
+def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
+    """Tokens of an eager generation and of four graphed ones, and the number of graphs after each."""
+    from tplab.models.engine import Engine
+    from tplab.models.request import Request
+    from tplab.models.stages import Layout
+    from tplab.topology.rigging import Hops, comm_of, in_layout, load_random
+
+    torch.manual_seed(rank.index)
+    layout = Layout.of(LLAMA.num_layers, tp, pp)
+    comms = [comm_of(rank, range(stage * tp, (stage + 1) * tp), None) for stage in range(pp)]
+    comm = comms[rank.index // tp]
+    assert comm is not None
+    loaded = load_random(LLAMA, layout, rank.index, comm, dtype="float32", device=rank.device)
+    graphed = GraphedStage(loaded.stage)
+    made, counts = [], []
+    for stage in (loaded.stage, *[graphed] * 4):
+        graphed.restart()
+        member = in_layout(rank, rank.index, tp * pp, Hops(rank, range(tp * pp), None))
+        request = Request.of(PROMPTS, max_new_tokens=NEW, num_micro_batches=pp)
+        engine = Engine(member, replace(loaded, stage=stage), request, PROMPTS)
+        engine.run()
+        made.append(engine.tokens)
+        counts.append(graphed.num_graphs)
+    return made, counts
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_the_same_tokens_as_eagerly(no_ranks_left: None, tp: int, pp: int) -> None:
+    if torch.cuda.device_count() < tp * pp:
+        pytest.skip(f"needs {tp * pp} CUDA GPUs")
+    with Cluster(tp * pp, "nccl") as cluster:
+        for made, counts in cluster.run(generations, tp, pp, timeout=120):
+            assert all(tokens == made[0] for tokens in made)
+            assert counts == [0, 0, *[(NEW - 1) * pp] * 3]
