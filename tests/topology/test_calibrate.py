@@ -13,12 +13,15 @@ from tplab import Cluster
 from tplab.cluster import Provenance, Report, RunStopped
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.topology.calibrate_plan import (
+    BLOCK_WIDTHS,
     DEEP,
+    GPU_LAYERS,
     HEAD_DIM,
     PHASES,
     SHALLOW,
     block_params,
     groups_of,
+    llama,
     llama_block,
     mean_params,
     model_blocks,
@@ -28,8 +31,11 @@ from tplab.topology.calibrate_plan import (
 from tplab.topology.calibrated import calibration_of
 from tplab.topology.calibrating import calibrate, submit_calibrate
 from tplab.topology.calibration import Calibration, SendTimes
+from tplab.topology.constants import DEFAULT, engine_constants
+from tplab.topology.machine import Machine
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.prediction import predict
+from tplab.topology.roofline import rates
 from tplab.topology.static_batch import machine_of
 from tplab.topology.workload import EnginePolicy, Workload
 
@@ -157,6 +163,35 @@ def test_overheads_are_what_is_left_of_narrow_models():
     assert made.launch_us == 0.0
     width = plan.cache_shape[2] * HEAD_DIM
     assert made.prompt_attention_TFLOPS == pytest.approx(4e-6 * width * plan.prompt_tokens**2 / 2 / 100)
+
+
+def test_overheads_on_a_gpu_are_what_is_left_of_blocks_in_graphs():
+    """Planted times must come back out."""
+    fixed, rate, overhead, by_width, ends, handoff, wire = 5.0, 6e-7, 20.0, 2e-3, 150.0, 10.0, 12.0
+    plan = plan_calibration(2, "nccl", num_cores=8, **{**QUICK, "widths": (1024, 4096)})
+
+    def block(width):
+        return overhead + by_width * width + 4 * fixed + block_params(llama(1, width, "bfloat16")) * rate
+
+    step = GPU_LAYERS * block(BLOCK_WIDTHS[0]) + ends + fixed + 256 * BLOCK_WIDTHS[0] * rate
+    times = {
+        ("matmul", 1, tokens, place): fixed + mean_params(llama_block(width)) * rate
+        for tokens in QUICK["tokens"]
+        for place, width in enumerate((1024, 4096))
+    }
+    times |= {("send", 0, 1, size): wire for size in QUICK["sizes"]}
+    times |= {("block", width): block(width) for width in BLOCK_WIDTHS}
+    times |= {("step", GPU_LAYERS): step, ("pipeline", GPU_LAYERS): step + 2 * (wire + handoff)}
+    made = calibration_of(plan, [Report(0, {"key": key, "us": [us]}) for key, us in times.items()], PROVENANCE)
+    assert made.block_overhead_us == pytest.approx(overhead)
+    assert made.block_overhead_per_width_us == pytest.approx(by_width)
+    assert made.step_overhead_us == pytest.approx(ends)
+    assert made.handoff_us == pytest.approx(handoff)
+    wide, narrow_ = (
+        rates(ModelSpec.from_config(name), Machine.preset("h200").gpu, engine_constants("lab"), DEFAULT, made)
+        for name in ("llama-3.1-70b", "llama-3.1-8b")
+    )
+    assert wide.startup_us - narrow_.startup_us == pytest.approx(by_width * 4096)
 
 
 def test_two_ranks_over_the_backends_own_links(cluster2, tmp_path):

@@ -18,6 +18,10 @@ HEAD_DIM = 64
 SHALLOW, DEEP = 2, 8
 """Layers of two models of almost no arithmetic, which tell what the engine costs. A pipeline of two stages has the deep
 one."""
+BLOCK_WIDTHS = 1024, 4096
+"""Hidden sizes of the blocks that are timed whole on a GPU: a norm of few rows takes as long as a row is wide."""
+GPU_LAYERS = 24
+"""Of the model that tells what the engine costs on a GPU: enough for its kernels to outlast the host's work."""
 _MIB = 1 << 20
 Block = tuple[tuple[int, int], ...]
 """(n, k) of the weights of a block's products: query-key-value, output, gate-up, down."""
@@ -66,6 +70,11 @@ class CalibrationPlan:
     """Samples of each all-reduce."""
     notes: tuple[str, ...]
     """For the calibration's readers."""
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether decode steps are replayed from CUDA graphs, as the engine does where each rank has a GPU."""
+        return "graph" in self.launches
 
     @property
     def iterations_over_links(self) -> int:
@@ -203,6 +212,23 @@ def narrow(num_layers: int, dtype: str) -> ModelConfig:
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
+        max_positions=64,
+        dtype=kind,
+    )
+
+
+def llama(num_layers: int, hidden: int, dtype: str) -> ModelConfig:
+    """In the proportions of ``llama_block``, with a small vocabulary."""
+    kind: Any = dtype
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_layers=num_layers,
+        num_heads=hidden // HEAD_DIM,
+        num_kv_heads=hidden // HEAD_DIM // 4,
+        head_dim=HEAD_DIM,
         max_positions=64,
         dtype=kind,
     )

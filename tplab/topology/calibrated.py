@@ -9,12 +9,15 @@ import numpy as np
 
 from tplab.cluster import Provenance, Report
 from tplab.topology.calibrate_plan import (
+    BLOCK_WIDTHS,
     DEEP,
+    GPU_LAYERS,
     HEAD_DIM,
     PRECISION,
     SHALLOW,
     CalibrationPlan,
     block_params,
+    llama,
     mean_params,
     narrow,
 )
@@ -136,6 +139,8 @@ def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: s
     kernels = MATMULS_PER_BLOCK + 2 + DEFAULT.engines["lab"].light_kernels
     if ("block launches",) in times:
         more["launch_us"] = times[("block launches",)] / kernels
+    if plan.cuda_graphs:
+        return more | _engine_on_gpu(bare, plan, times, precision)
     if ("step", SHALLOW) not in times or ("step", DEEP) not in times:
         return more
     shallow, deep = times[("step", SHALLOW)], times[("step", DEEP)]
@@ -149,8 +154,35 @@ def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: s
         more["block_overhead_us"] = max(0.0, block - MATMULS_PER_BLOCK * fixed - block_params(config) * rate)
         ends = max(0.0, ends - fixed - config.vocab_size * config.hidden_size * rate)
     more["step_overhead_us"] = ends
-    if ("pipeline", DEEP) in times:
-        wire = bare.send_us(float(config.hidden_size * 4), [(0, 1)])
-        hop = (times[("pipeline", DEEP)] - deep) / 2
-        more["handoff_us"] = max(0.0, hop - (float(wire) if wire is not None else 0.0))
-    return more
+    return more | _handoff(bare, times, DEEP, config.hidden_size * 4)
+
+
+def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
+    """From blocks in graphs, and a model of many."""
+    more: dict[str, float] = {}
+    curve = bare.matmul_curve(precision)
+    if curve is None or any(("block", width) not in times for width in BLOCK_WIDTHS):
+        return more
+    fixed, rate = float(curve.fixed(1)), float(curve.per_param(1))
+    low, high = (
+        times[("block", width)] - MATMULS_PER_BLOCK * fixed - block_params(llama(1, width, plan.dtype)) * rate
+        for width in BLOCK_WIDTHS
+    )
+    by_width = max(0.0, high - low) / (BLOCK_WIDTHS[1] - BLOCK_WIDTHS[0])
+    more["block_overhead_us"] = max(0.0, low - by_width * BLOCK_WIDTHS[0])
+    more["block_overhead_per_width_us"] = by_width
+    if ("step", GPU_LAYERS) in times:
+        config = llama(GPU_LAYERS, BLOCK_WIDTHS[0], plan.dtype)
+        head = fixed + config.vocab_size * config.hidden_size * rate
+        blocks = GPU_LAYERS * times[("block", BLOCK_WIDTHS[0])]
+        more["step_overhead_us"] = max(0.0, times[("step", GPU_LAYERS)] - blocks - head)
+    return more | _handoff(bare, times, GPU_LAYERS, BLOCK_WIDTHS[0] * 2)
+
+
+def _handoff(bare: Calibration, times: Times, layers: int, nbytes: int) -> dict[str, float]:
+    """Two hops are what two stages take longer than one, each a message of ``nbytes`` and a hand-over."""
+    if ("pipeline", layers) not in times or ("step", layers) not in times:
+        return {}
+    wire = bare.send_us(float(nbytes), [(0, 1)])
+    hop = (times[("pipeline", layers)] - times[("step", layers)]) / 2
+    return {"handoff_us": max(0.0, hop - (float(wire) if wire is not None else 0.0))}

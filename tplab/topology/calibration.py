@@ -149,6 +149,8 @@ class Calibration:
     block_overhead_us: float | None = None
     """A transformer block on one token and an empty cache, less its matmuls: attention's start-up, norms, rotation,
     activation. Replaces ``attention_fixed_us`` and ``light_kernel_us``."""
+    block_overhead_per_width_us: float | None = None
+    """What comes to it per element of the hidden size: on a GPU a norm of few rows takes as long as a row is wide."""
     step_overhead_us: float | None = None
     """A decode step's time outside its blocks and the lm_head: embedding, sampling, the loop itself."""
     handoff_us: float | None = None
@@ -260,6 +262,7 @@ _OVERHEADS = (
     "light_kernel_us",
     "launch_us",
     "block_overhead_us",
+    "block_overhead_per_width_us",
     "step_overhead_us",
     "handoff_us",
 )

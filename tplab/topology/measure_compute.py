@@ -30,8 +30,11 @@ Sample = Callable[[], float]
 """One time in microseconds per call."""
 _TIMED_PARAMS = 1 << 22
 """About so many parameters are multiplied in a sample, if a block has fewer: to be more than what the clock costs."""
-_COLD_PARAMS = 64 << 20
+COLD_PARAMS = 64 << 20
 _CACHES = 4
+_PROMPT_TOKENS = 1024
+"""From so many on products are limited by arithmetic, and a GPU by its power."""
+_SUSTAINED_S = 0.2
 _MOST_POOL_BYTES = 1 << 30
 
 
@@ -53,9 +56,20 @@ def time_matmuls(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
                 if rank.index >= at_once or pool is None:
                     continue
                 sample = _products(pool, tokens, plan.blocks[place])
-                sample()
+                _warm_up(rank, sample, tokens)
                 note(("matmul", at_once, tokens, place), [sample(), sample()])
         dist.barrier(group=rank.group)
+
+
+def _warm_up(rank: Rank, sample: Sample, tokens: int) -> None:
+    """Once. Of a prompt's products so many that a GPU has come down to the clock it can hold at its power limit: the
+    first milliseconds are a quarter faster than the rest of a long prefill."""
+    sample()
+    if rank.device.type != "cuda" or tokens < _PROMPT_TOKENS:
+        return
+    until = time.monotonic() + _SUSTAINED_S
+    while time.monotonic() < until:
+        sample()
 
 
 def _last_level_cache_bytes() -> int:
@@ -80,7 +94,7 @@ class _Pool:
             free = psutil.virtual_memory().available // (4 * rank.world_size)
             nbytes = max(nbytes, min(_CACHES * _last_level_cache_bytes(), _MOST_POOL_BYTES, free))
         largest = max(sum(n * k for n, k in block) for block in plan.blocks)
-        small = torch.empty(1 << 20, dtype=dtype, device=rank.device).uniform_(-0.1, 0.1)
+        small = torch.randn(1 << 20, device=rank.device).mul_(0.1).to(dtype)
         self.numbers = small.repeat(-(-max(nbytes // dtype.itemsize, largest) // small.numel()))
         self._position = 0
 
@@ -95,7 +109,8 @@ class _Pool:
 def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
     """One product after the other as in a block, each with the next weights of the pool; microseconds of one."""
     numbers = pool.numbers
-    inputs = {k: torch.ones(tokens, k, dtype=numbers.dtype, device=numbers.device) for _, k in block}
+    # Random, not ones: on equal numbers few bits switch, and a GPU at its power limit is a third faster on them.
+    inputs = {k: torch.randn(tokens, k, device=numbers.device).to(numbers.dtype) for _, k in block}
     params = sum(n * k for n, k in block)
 
     def calls(num_blocks: int) -> list[Callable[[], torch.Tensor]]:
@@ -104,7 +119,7 @@ def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
         return each
 
     if numbers.device.type == "cuda":  # replayed again and again: the graph's weights themselves must not fit the cache
-        return _in_graph(calls(-(-_COLD_PARAMS // params)))
+        return in_graph(calls(-(-COLD_PARAMS // params)))
 
     def sample() -> float:
         each = calls(max(1, _TIMED_PARAMS // (params * min(tokens, 8))))
@@ -122,7 +137,7 @@ def time_kernels(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
     attention", tokens)``."""
     if rank.index == 0:
         for key, sample in _kernels(rank, plan).items():
-            sample()
+            _warm_up(rank, sample, plan.prompt_tokens if key[0] == "prompt attention" else 1)
             note(key, [sample() for _ in range(3 * plan.rounds)])
     dist.barrier(group=rank.group)
 
@@ -137,7 +152,7 @@ def _kernels(rank: Rank, plan: "CalibrationPlan") -> dict[Any, Sample]:
     for length in (16, plan.cache_tokens):
         key, calls = _attention(rank, plan, length)
         made[key] = _timed(rank, calls)
-    prompt = torch.ones(1, plan.cache_shape[2], plan.prompt_tokens, HEAD_DIM, dtype=dtype, device=rank.device)
+    prompt = torch.randn(1, plan.cache_shape[2], plan.prompt_tokens, HEAD_DIM, device=rank.device).to(dtype)
     made[("prompt attention", plan.prompt_tokens)] = _timed(rank, [lambda: attend(prompt, prompt, prompt)])
     made[("light",)] = _timed(rank, [lambda: F.rms_norm(x, (1024,), weight)] * 20)
     return made
@@ -147,8 +162,8 @@ def _attention(rank: Rank, plan: "CalibrationPlan", length: int) -> tuple[tuple[
     """One token of each sequence over caches of ``length`` tokens, each time over others."""
     batch, groups, heads = plan.cache_shape
     kind: dict[str, Any] = {"dtype": torch_dtype(plan.dtype), "device": rank.device}
-    q = torch.ones(batch, heads, 1, HEAD_DIM, **kind)
-    caches = [torch.ones(2, batch, groups, length, HEAD_DIM, **kind)]
+    q = torch.randn(batch, heads, 1, HEAD_DIM, **kind)
+    caches = [torch.randn(2, batch, groups, length, HEAD_DIM, **kind)]
     copies = max(2, min(8, plan.pool_bytes // caches[0].nbytes))
     caches += [caches[0].clone() for _ in range(copies - 1)]
     return ("attention", caches[0].nbytes), [partial(attend, q, cache[0], cache[1]) for cache in caches]
@@ -156,7 +171,7 @@ def _attention(rank: Rank, plan: "CalibrationPlan", length: int) -> tuple[tuple[
 
 def _timed(rank: Rank, calls: Sequence[Callable[[], Any]]) -> Sample:
     if rank.device.type == "cuda":
-        return _in_graph(calls)
+        return in_graph(calls)
 
     def sample() -> float:
         began = time.perf_counter()
@@ -167,7 +182,7 @@ def _timed(rank: Rank, calls: Sequence[Callable[[], Any]]) -> Sample:
     return sample
 
 
-def _in_graph(calls: Sequence[Callable[[], Any]]) -> Sample:
+def in_graph(calls: Sequence[Callable[[], Any]]) -> Sample:
     """Captured once; the time of a replay per call, on the GPU's clock."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())

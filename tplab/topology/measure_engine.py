@@ -2,10 +2,14 @@
 
 From models so narrow that their arithmetic is nothing: what is left of a step is the engine. Two depths tell what a
 block costs from what a step costs; two stages, against as many layers on one rank, what a hand-over costs.
+
+On a GPU a narrow model would tell what launching costs, and nothing else. Where decode steps are replayed from CUDA
+graphs, blocks of real widths are timed by the GPU's own clock, and the engine on a model that outlasts its host's work.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,10 +21,13 @@ from tplab.cluster import Rank
 from tplab.layers.comm import Alone
 from tplab.models.config import ModelConfig
 from tplab.models.engine import Engine
+from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
+from tplab.models.padding import Padding
 from tplab.models.request import Request
 from tplab.models.stages import Layout
-from tplab.topology.calibrate_plan import DEEP, SHALLOW, narrow
+from tplab.topology.calibrate_plan import BLOCK_WIDTHS, DEEP, GPU_LAYERS, SHALLOW, block_params, llama, narrow
+from tplab.topology.measure_compute import COLD_PARAMS, in_graph
 from tplab.topology.rigging import Hops, in_layout, load_random
 
 if TYPE_CHECKING:
@@ -31,35 +38,43 @@ _PROMPT, _NEW = 8, 17
 
 
 def time_engine(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
-    """Keys ``("step", layers)``: time per token of each depth on rank 0; ``("pipeline", layers)``: of two stages;
-    and ``("block launches",)``."""
+    """Keys ``("step", layers)``: time per token of each model on rank 0; ``("pipeline", layers)``: of the last one in
+    two stages; ``("block launches",)`` and ``("block", hidden size)`` on a GPU."""
     _time_launches(rank, plan, note)
-    dtype = plan.dtype
-    shallow, deep = narrow(SHALLOW, dtype), narrow(DEEP, dtype)
-    alone = Layout.of(SHALLOW), Layout.of(DEEP)
-    piped = Layout.of(DEEP, 1, 2)
+    dtype, graphs = plan.dtype, plan.cuda_graphs
+    if graphs:
+        _time_blocks(rank, plan, note)
+        models = [llama(GPU_LAYERS, BLOCK_WIDTHS[0], dtype)]
+    else:
+        models = [narrow(SHALLOW, dtype), narrow(DEEP, dtype)]
     hops = Hops(rank, range(rank.world_size), plan.links)
 
-    def loaded(config: ModelConfig, layout: Layout, place: int) -> Loaded:
-        return load_random(config, layout, place, Alone(), dtype=dtype, device=rank.device)
+    def loaded(config: ModelConfig, num_stages: int) -> Loaded:
+        layout = Layout.of(config.num_layers, 1, num_stages)
+        place = rank.index if num_stages > 1 else 0
+        made = load_random(config, layout, place, Alone(), dtype=dtype, device=rank.device)
+        return replace(made, stage=GraphedStage(made.stage)) if graphs else made  # type: ignore[arg-type]
 
-    ready = [(SHALLOW, loaded(shallow, alone[0], 0)), (DEEP, loaded(deep, alone[1], 0))] if rank.index == 0 else []
-    half = loaded(deep, piped, rank.index) if plan.num_ranks > 1 and rank.index < 2 else None
-    for turn in range(plan.rounds + 1):
-        for layers, each in ready:
+    ready = [loaded(config, 1) for config in models] if rank.index == 0 else []
+    half = loaded(models[-1], 2) if plan.num_ranks > 1 and rank.index < 2 else None
+    warm_ups = WARM_UPS if graphs else 1
+    for turn in range(plan.rounds + warm_ups):
+        for config, each in zip(models, ready, strict=False):
             times = _token_us(in_layout(rank, 0, 1, hops), each)
-            if turn:  # the first one warms up
-                note(("step", layers), times)
+            if turn >= warm_ups:
+                note(("step", config.num_layers), times)
         dist.barrier(group=rank.group)
         if half is not None:
             times = _token_us(in_layout(rank, rank.index, 2, hops), half)
-            if turn and rank.index == 1:  # the last stage has the tokens
-                note(("pipeline", DEEP), times)
+            if turn >= warm_ups and rank.index == 1:  # the last stage has the tokens
+                note(("pipeline", models[-1].num_layers), times)
         dist.barrier(group=rank.group)
 
 
 def _token_us(member: Rank, loaded: Loaded) -> list[float]:
     """Intervals between the tokens of one generation, without the first ones."""
+    if isinstance(loaded.stage, GraphedStage):
+        loaded.stage.restart()
     prompts = [[1] * _PROMPT]
     engine = Engine(member, loaded, Request.of(prompts, max_new_tokens=_NEW), prompts)
     engine.run()
@@ -88,4 +103,27 @@ def _time_launches(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
                 x = block(x, cache=cache, positions=positions)
             samples.append((time.perf_counter() - began) * 1e6 / len(blocks))
         note(("block launches",), [median(samples[2:])])
+    dist.barrier(group=rank.group)
+
+
+@torch.inference_mode()
+def _time_blocks(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+    """Whole blocks on one token and a short cache, in a graph, with cold weights: on rank 0."""
+    for width in BLOCK_WIDTHS if rank.index == 0 else ():
+        one = llama(1, width, plan.dtype)
+        config = replace(one, num_layers=max(2, -(-COLD_PARAMS // block_params(one))))
+        loaded = load_random(config, Layout.of(config.num_layers), 0, Alone(), dtype=plan.dtype, device=rank.device)
+        stage = loaded.stage
+        caches = stage.make_caches(1, 2 * _PROMPT)
+        ids = torch.ones(1, 1, dtype=torch.int64, device=rank.device)
+        padding = Padding([_PROMPT], 2 * _PROMPT, rank.device)
+
+        def step(stage: Any = stage, caches: Any = caches, ids: Any = ids, padding: Any = padding) -> None:
+            for cache in caches:
+                cache.length = _PROMPT
+            stage(ids, padding=padding, caches=caches)
+
+        sample = in_graph([step])
+        sample()
+        note(("block", width), [sample() / config.num_layers for _ in range(8 * plan.rounds)])
     dist.barrier(group=rank.group)

@@ -5,6 +5,7 @@ the machine does not fall on one layout alone.
 """
 
 import time
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from tplab.cluster import Rank
 from tplab.layers.comm import Comm
 from tplab.models.engine import Engine
+from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.padding import Padding
 from tplab.models.request import Request
@@ -48,8 +50,12 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) 
     mine = replica >= 0 and replica < len(run.batches)
     place = stage * run.layout.tp + index
     loaded: Loaded | None = None
+    graphed: GraphedStage | None = None
     if mine and not plan.emulated_compute:
         loaded = _load(rank, plan, run, place, comms[replica])
+        if plan.cuda_graphs:
+            graphed = GraphedStage(loaded.stage)
+            loaded = replace(loaded, stage=graphed)  # type: ignore[arg-type]  # the engine calls it as it calls a stage
     elif plan.emulated_compute:
         times = _timed_stages(rank, plan, run, seat)
         if mine:
@@ -58,10 +64,12 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) 
     # Sorted like the groups: a rank's index in its group is its place in the stage.
     ranks_of_place = [each for ranks in run.groups[replica] for each in sorted(ranks)] if mine else []
     hops = Hops(rank, ranks_of_place or [0], plan.links)
-    for repeat in range(-1, plan.repeats):  # the first one warms up
+    for repeat in range(-WARM_UPS if plan.cuda_graphs else -1, plan.repeats):
         dist.barrier(group=rank.group)
         if loaded is None:
             continue
+        if graphed is not None:
+            graphed.restart()
         engine = _generate(in_layout(rank, place, len(ranks_of_place), hops), plan, loaded, run.batches[replica])
         if repeat < 0:
             continue

@@ -142,7 +142,8 @@ def rates(
     startup = (matmul_fixed + fixed + light * light_us) * scale
     startup_from = from_kernels
     if c and c.block_overhead_us is not None:
-        startup, startup_from = matmul_fixed + c.block_overhead_us, c.badge
+        by_width = (c.block_overhead_per_width_us or 0.0) * model.hidden_size
+        startup, startup_from = matmul_fixed + c.block_overhead_us + by_width, c.badge
     elif c and (c.light_kernel_us is not None or c.attention_fixed_us is not None):
         startup_from = c.badge
     launch = k.python_launch_us if engine.python else k.launch_us

@@ -72,20 +72,24 @@ def predict_batch(
     workload: Workload,
     layouts: Sequence[Layout],
     *,
-    calibration: Calibration,
+    calibration: Calibration | None,
     placements: "Sequence[Placement | None] | None" = None,
     alone: bool = False,
+    cuda_graphs: bool = False,
     constants: Constants = DEFAULT,
 ) -> list[BatchTimes]:
     """Each layout on a static batch of ``workload.concurrency`` requests over its replicas.
 
     Args:
+        calibration: of this machine; None: by the spec sheet and the constants.
         placements: where ranks are, for links that differ.
         alone: every rank computes as if the others did not, as with emulated compute.
+        cuda_graphs: decode steps are replayed from graphs; prompts never are.
     """
-    if alone:
+    if alone and calibration is not None:
         calibration = replace(calibration, matmuls=tuple(m for m in calibration.matmuls if m.num_ranks == 1))
-    workload = replace(workload, engine=replace(LAB, pp_micro_batches=workload.engine.pp_micro_batches))
+    policy = replace(LAB, pp_micro_batches=workload.engine.pp_micro_batches, cuda_graphs=cuda_graphs)
+    workload = replace(workload, engine=policy)
     table = columns(
         model,
         machine,
@@ -104,13 +108,15 @@ def predict_batch(
 def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[BatchTimes]:
     workload, model = server.workload, server.model
     osl, isl = workload.output_length, workload.input_length
-    whole = np.asarray(server.generate_us(batch))
-    first = np.asarray(replace(server, workload=replace(workload, output_length=1)).generate_us(batch))
+    prompts = replace(workload, output_length=1, engine=replace(workload.engine, cuda_graphs=False))
+    eager = replace(server, workload=prompts)
+    first = np.asarray(eager.generate_us(batch))
     terms, k = server._token(batch)
+    step = sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1))
     width = model.hidden_size * model.activation_itemsize
     ends = _ends_us(server, batch / k * width, batch / k)
-    ttft = first + _ends_us(server, batch / k * isl * width, batch / k)
-    tpot = (whole - first) / max(osl - 1, 1) + ends if osl > 1 else np.zeros_like(whole)
+    ttft = first + _ends_us(eager, batch / k * isl * width, batch / k)
+    tpot = step + ends if osl > 1 else np.zeros_like(first)
     total = ttft + (osl - 1) * tpot
     made = []
     for i in range(len(layouts)):

@@ -59,6 +59,8 @@ class VerifyPlan:
     """Declared links; None: the backend's own."""
     emulated_compute: bool
     """Stages wait instead of computing."""
+    cuda_graphs: bool
+    """Decode steps are replayed from CUDA graphs."""
     rounds: int
     """Turns of every layout."""
     repeats: int
@@ -69,7 +71,11 @@ class VerifyPlan:
     def parts_of_badge(self) -> tuple[str, ...]:
         """What a figure must say besides the cluster."""
         table = LinkTable(default=self.links) if isinstance(self.links, EmulatedLink) else self.links
-        return (*(("emulated compute",) if self.emulated_compute else ()), *((table.badge,) if table else ()))
+        return (
+            *(("emulated compute",) if self.emulated_compute else ()),
+            *(("CUDA graphs",) if self.cuda_graphs else ()),
+            *((table.badge,) if table else ()),
+        )
 
 
 def plan_verify(
@@ -81,8 +87,10 @@ def plan_verify(
     num_ranks: int,
     num_cores: int,
     free_bytes: Sequence[float],
+    own_gpus: bool = False,
     links: LinkTable | EmulatedLink | None = None,
     compute: str = "auto",
+    cuda_graphs: bool | None = None,
     layers: int | None = None,
     tokens: int = 16,
     rounds: int = 3,
@@ -93,6 +101,7 @@ def plan_verify(
     Args:
         num_ranks, num_cores: of the cluster.
         free_bytes: memory of each rank's device, for it alone.
+        own_gpus: whether each rank has a GPU of its own, over NCCL.
 
     Raises:
         ValueError: a calibration of another cluster, layouts that it has no ranks for, a model that does not fit with
@@ -105,6 +114,8 @@ def plan_verify(
         )
     if compute not in COMPUTE:
         raise ValueError(f"compute must be one of {', '.join(COMPUTE)}; got {compute!r}")
+    if cuda_graphs and not own_gpus:
+        raise ValueError("cuda_graphs=True needs a GPU for every rank; leave it out to run eagerly where there is none")
     for name, value in (("tokens", tokens - 1), ("rounds", rounds), ("repeats", repeats)):
         if value < 1:
             raise ValueError(
@@ -130,6 +141,7 @@ def plan_verify(
     requests = workload.concurrency or 1
     busiest = max(one.tp * min(one.pp * one.replicas, requests) for one in layouts)
     emulated = compute == "emulated" or (compute == "auto" and calibration.backend == "gloo" and busiest > num_cores)
+    graphs = (own_gpus if cuda_graphs is None else cuda_graphs) and not emulated
     if emulated:
         notes.append(f"stages wait as long as they were timed alone: up to {busiest} ranks would compute at once")
     context = workload.input_length + workload.output_length
@@ -145,6 +157,7 @@ def plan_verify(
             calibration=calibration,
             placements=placements,
             alone=emulated,
+            cuda_graphs=graphs,
         )
         for each, split in ((run_spec, parts), (spec, layouts))
     )
@@ -168,6 +181,7 @@ def plan_verify(
         micro_batches=workload.engine.pp_micro_batches,
         links=links,
         emulated_compute=emulated,
+        cuda_graphs=graphs,
         rounds=rounds,
         repeats=repeats,
         notes=(*notes, *calibration.notes),
@@ -237,6 +251,11 @@ def _depth(
     if depth == spec.num_layers:
         return depth, []
     return depth, [f"{depth} of {spec.num_layers} layers are run, and times scaled up as the prediction scales"]
+
+
+def fits(spec: ModelSpec, layout: Layout, workload: Workload, free_bytes: Sequence[float]) -> bool:
+    """Whether all of the model's layers can be run in this layout, with ``free_bytes`` as ``plan_verify`` has them."""
+    return _bytes(spec, spec.num_layers, layout, workload) <= min(free_bytes) * _SHARE_OF_MEMORY
 
 
 def _bytes(spec: ModelSpec, depth: int, one: Layout, workload: Workload) -> float:

@@ -133,7 +133,8 @@ def verify(
         links: declared links between the ranks; None: the backend's own.
         timeout: seconds for everything.
         settings: ``compute`` (``real``, ``emulated``: stages wait as long as they were timed alone, or ``auto``:
-            emulated where more ranks would compute at once than there are cores), ``layers`` (to run; by default as
+            emulated where more ranks would compute at once than there are cores), ``cuda_graphs`` (whether decode
+            steps are replayed from graphs; by default where each rank has a GPU), ``layers`` (to run; by default as
             many as fit), ``tokens`` (new tokens at most, 16), ``rounds`` (turns of each layout, 3) and ``repeats``
             (generations in a turn, 2).
 
@@ -171,7 +172,8 @@ def submit_verify(
         calibration=calibration,
         num_ranks=cluster.num_ranks,
         num_cores=cluster.provenance.num_cores,
-        free_bytes=cluster.run(_free_bytes),
+        free_bytes=cluster.run(free_bytes),
+        own_gpus=cluster.backend == "nccl" and not cluster.shares_gpus,
         links=links,
         **settings,
     )
@@ -232,7 +234,7 @@ def verify_on_rank(rank: "Rank", plan: VerifyPlan) -> None:
     run_layouts(rank, plan)
 
 
-def _free_bytes(rank: "Rank") -> float:
+def free_bytes(rank: "Rank") -> float:
     """Of this rank's device, for it alone."""
     if rank.device.type == "cuda":
         import torch
