@@ -8,6 +8,8 @@ import pytest
 
 import tplab.topology.box as box
 from tplab.topology.box import STEPS, measure_box
+from tplab.topology.box_layouts import MODES, scores
+from tplab.topology.calibration import Calibration
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -59,6 +61,40 @@ def test_pipelines_take_as_long_as_simulated_or_longer(measured: tuple[Path, dic
         trace = json.loads((out / f"pipeline-{name}.json").read_text())
         assert trace["otherData"]["backend"] == "gloo"
         assert any(event.get("cat") == "forward" for event in trace["traceEvents"])
+
+
+def test_models_in_every_layout_advised_run_and_predicted_twice(
+    measured: tuple[Path, dict[str, pd.DataFrame]],
+) -> None:
+    out, frames = measured
+    layouts = frames["layouts"]
+    assert set(zip(layouts["tp"], layouts["pp"], layouts["replicas"], strict=True)) == {(3, 1, 1), (1, 3, 1), (1, 1, 3)}
+    assert sorted(layouts["advised_rank"]) == [1, 2, 3]
+    assert (layouts["layers"] == 6).all()
+    assert (layouts[["measured_tpot_ms", "predicted_tpot_ms", "spec_sheet_tpot_ms"]] > 0).all(axis=None)
+    assert Calibration.load(out / "calibration.json").num_ranks == 3
+
+
+def test_scores_of_predictions_that_are_known() -> None:
+    frame = pd.DataFrame(
+        {
+            "model": "a", "concurrency": 1, "input_length": 2, "output_length": 3, "layout": ["x", "y"],
+            "predicted_tpot_ms": [10.0, 20.0], "measured_tpot_ms": [10.0, 25.0], "spec_sheet_tpot_ms": [20.0, 25.0],
+            "predicted_ttft_ms": [1.0, 1.0], "measured_ttft_ms": [1.0, 2.0], "spec_sheet_ttft_ms": [1.0, 2.0],
+            "predicted_output_tokens_per_s": [100.0, 50.0], "measured_output_tokens_per_s": [100.0, 40.0],
+            "spec_sheet_output_tokens_per_s": [50.0, 60.0],
+            "tpot_ms_error_pct": [0.0, -20.0], "ttft_ms_error_pct": [0.0, -50.0],
+            "output_tokens_per_s_error_pct": [0.0, 25.0],
+        }
+    )  # fmt: skip
+    spec_sheet, calibrated = scores(frame).to_dict("records")
+    assert (spec_sheet["prediction"], calibrated["prediction"]) == MODES
+    assert spec_sheet["tpot_mape_pct"] == pytest.approx(50)
+    assert calibrated["tpot_mape_pct"] == pytest.approx(10)
+    assert (spec_sheet["ttft_mape_pct"], calibrated["ttft_mape_pct"]) == (pytest.approx(0), pytest.approx(25))
+    assert (spec_sheet["chosen"], spec_sheet["best"], spec_sheet["regret_pct"]) == ("y", "x", pytest.approx(60))
+    assert (calibrated["chosen"], calibrated["regret_pct"]) == ("x", pytest.approx(0))
+    assert (spec_sheet["spearman"], calibrated["spearman"]) == (pytest.approx(-1), pytest.approx(1))
 
 
 def test_a_step_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One call on a machine with several GPUs: its links, all-reduces, layers and pipeline, each with a file.
+"""One call on a machine with several GPUs: links, all-reduces, layers, pipeline, whole models; each with a file.
 
 Every step writes its file as soon as it is done, with provenance in its columns, so that a machine that is taken away
 loses one step and not all. The same steps run over gloo with small shapes: that is how they are tested. What
@@ -9,7 +9,7 @@ Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, wh
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,31 @@ from tplab.cluster import Cluster, ClusterError
 from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
 from tplab.layers.overlap import StackPlan, measure_strategies
+from tplab.models.config import ModelConfig
 from tplab.pipeline import Costs, build_schedule, run_schedule, simulate
 from tplab.pipeline.trace import Trace
+from tplab.topology.box_layouts import Case, measure_cases, scores
+from tplab.topology.calibrating import calibrate
 from tplab.topology.machine import Machine
+from tplab.topology.workload import Workload
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
 
-STEPS = ("links", "sweep", "layers", "pipeline")
+STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
+
+
+_TINY = ModelConfig(
+    model_type="llama",
+    vocab_size=256,
+    hidden_size=48,
+    intermediate_size=96,
+    num_layers=6,
+    num_heads=12,
+    num_kv_heads=12,
+    head_dim=4,
+    max_positions=64,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +71,10 @@ class BoxPlan:
     """Of a pipeline's micro-batches, m = 2p of them."""
     iterations: int
     """Samples of each layer strategy."""
+    cases: tuple[Case, ...]
+    """Models that are run in every layout, and on what."""
+    calibration: Mapping[str, Any]
+    """Settings of the ``calibrate`` that goes before."""
 
     @classmethod
     def large(cls) -> "BoxPlan":
@@ -70,6 +91,12 @@ class BoxPlan:
             depth=2,
             micro_batch_tokens=4096,
             iterations=7,
+            cases=tuple(
+                Case(model=model, workload=Workload(input_length=prompt, output_length=new, concurrency=requests))
+                for model in ("llama-3.1-8b", "llama-3.1-70b")
+                for prompt, new, requests in ((128, 32, 8), (2048, 8, 32))  # decode counts; prompts count
+            ),
+            calibration={},
         )
 
     @classmethod
@@ -87,6 +114,8 @@ class BoxPlan:
             depth=1,
             micro_batch_tokens=16,
             iterations=2,
+            cases=(Case(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=6)),),
+            calibration={"rounds": 1, "sizes": (1 << 12, 1 << 16), "tokens": (1, 4, 16), "widths": (64, 128)},
         )
 
 
@@ -99,8 +128,8 @@ def measure_box(
     plan: BoxPlan | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
-    """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv`` and ``pipeline.csv`` (with
-    ``pipeline-*.json`` for ui.perfetto.dev) into the folder ``out``.
+    """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv``, ``pipeline.csv`` (with
+    ``pipeline-*.json`` for ui.perfetto.dev) and ``layouts.csv`` (with ``calibration.json``) into the folder ``out``.
 
     A step that fails is said and left out; the others go on.
 
@@ -134,6 +163,7 @@ def measure_box(
             "sweep": lambda: sweep_step(cluster, plan),
             "layers": lambda: layers_step(cluster, plan),
             "pipeline": lambda: pipeline_step(cluster, plan, folder),
+            "layouts": lambda: layouts_step(cluster, plan, folder, say),
         }
         for step in steps:
             began = time.monotonic()
@@ -298,6 +328,18 @@ class _StageOfBlocks:
         shape = 1, self.plan.micro_batch_tokens, self.plan.hidden
         generator = torch.Generator(rank.device).manual_seed(micro_batch)
         return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, self.plan.dtype))
+
+
+def layouts_step(cluster: Cluster, plan: BoxPlan, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
+    """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
+    detected = _driver(Machine.detect) if cluster.backend == "nccl" else None
+    machine = detected if detected is not None and detected.num_gpus == cluster.num_ranks else None
+    calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
+    calibration.save(folder / "calibration.json")
+    frame = measure_cases(cluster, plan.cases, calibration, machine=machine, say=say)
+    if len(frame):
+        say(scores(frame).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    return frame
 
 
 def _mean_square(output: Any) -> Any:

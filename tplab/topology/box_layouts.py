@@ -1,0 +1,170 @@
+"""Whole models on all GPUs of a machine in every layout: advised before, measured, and predicted again once calibrated.
+
+What an advisor is worth on a machine it has never seen, and what half a minute of calibration adds: the same terms for
+the same batch, once by spec sheet and once by what was measured here, beside what the lab's engine then does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from tplab.cluster import Cluster
+from tplab.models.config import ModelConfig
+from tplab.topology.advisor import advise
+from tplab.topology.calibration import Calibration
+from tplab.topology.machine import Machine
+from tplab.topology.model_spec import ModelSpec
+from tplab.topology.sharding import Layout
+from tplab.topology.static_batch import LAB, machine_of, predict_batch
+from tplab.topology.verify_plan import fits
+from tplab.topology.verifying import MEASURES, Verification, free_bytes, verify
+from tplab.topology.workload import Workload
+
+MODES = ("spec sheet", "calibrated")
+"""What a prediction was made from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A model and what is asked of it."""
+
+    model: str | ModelConfig
+    """A preset's name, or a model of one's own."""
+    workload: Workload
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's sizes."""
+        return ModelSpec.from_config(self.model if isinstance(self.model, str) else self.model.to_hf())
+
+
+def measure_cases(
+    cluster: Cluster,
+    cases: Sequence[Case],
+    calibration: Calibration,
+    *,
+    machine: Machine | None = None,
+    repeats: int = 3,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Run each case in every layout that takes all ranks and fits.
+
+    Rows as ``verify`` has them, with ``model`` and the workload's ``input_length``, ``output_length`` and
+    ``concurrency`` in front; ``advised_rank`` (by ``advise`` from the spec sheet, 1 is best); and for each of
+    ``MEASURES`` ``spec_sheet_...``, the same prediction without the calibration.
+
+    A model that does not fit in two layouts at least is run with half of its layers, or a quarter, ...; ``layers`` says
+    so. A case that fails is said and left out.
+
+    Args:
+        calibration: of this cluster.
+        machine: as its driver and spec sheet have it; by default what calibrating found.
+        repeats: generations of each layout.
+    """
+    machine = machine or machine_of(calibration)
+    frames = []
+    for case in cases:
+        try:
+            frames.append(_measure(cluster, case, machine, calibration, repeats))
+        except ValueError as error:
+            say(f"{case.spec.name}: left out: {error}")
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _measure(cluster: Cluster, case: Case, machine: Machine, calibration: Calibration, repeats: int) -> pd.DataFrame:
+    workload = replace(case.workload, engine=replace(LAB, cuda_graphs=case.workload.engine.cuda_graphs))
+    spec, ranks = _advised(cluster, case.spec, machine, workload)
+    layouts = list(ranks)
+    made = verify(
+        cluster,
+        layouts,
+        spec,
+        workload,
+        calibration=calibration,
+        tokens=workload.output_length,
+        rounds=1,
+        repeats=repeats,
+        timeout=400.0,
+    )
+    graphs = "CUDA graphs" in made.badge
+    before = predict_batch(spec, machine, workload, layouts, calibration=None, cuda_graphs=graphs)
+    by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
+    frame = made.frame.copy()
+    about: dict[str, Any] = {
+        "model": case.spec.name,
+        "input_length": workload.input_length,
+        "output_length": workload.output_length,
+        "concurrency": workload.concurrency,
+        "advised_rank": [ranks[layout] for layout in layouts if str(layout) in set(frame["layout"])],
+    }
+    for place, (name, value) in enumerate(about.items()):
+        frame.insert(place, name, value)
+    for measure in MEASURES:
+        frame[f"spec_sheet_{measure}"] = [getattr(by_layout[layout], measure) for layout in frame["layout"]]
+    return frame
+
+
+def _advised(
+    cluster: Cluster, spec: ModelSpec, machine: Machine, workload: Workload
+) -> tuple[ModelSpec, dict[Layout, int]]:
+    """The model with as many layers as two layouts hold, and the advisor's rank of each layout to run."""
+    free = cluster.run(free_bytes)
+    depth = spec.num_layers
+    why: ValueError | None = None
+    while depth:
+        shallow = replace(spec, num_layers=depth)
+        try:
+            options = advise(shallow, machine, workload).options
+        except ValueError as error:  # nothing fits
+            why, options = error, ()
+        chosen = [
+            option.layout
+            for option in options
+            if option.layout.num_gpus == cluster.num_ranks and fits(shallow, option.layout, workload, free)
+        ]
+        if len(chosen) > 1:
+            return shallow, {layout: place + 1 for place, layout in enumerate(chosen)}
+        depth //= 2
+    raise why or ValueError(f"fewer than two layouts of {cluster.num_ranks} ranks hold a layer of {spec.name}")
+
+
+def scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the predictions were worth, a row per case and kind of prediction.
+
+    ``model``, ``concurrency``, ``input_length``, ``output_length``, ``prediction`` (one of ``MODES``), ``layouts``,
+    ``tpot_mape_pct``, ``ttft_mape_pct``, ``spearman`` (tokens per second), ``chosen``, ``best`` and ``regret_pct``.
+    """
+    rows = []
+    keys = ["model", "concurrency", "input_length", "output_length"]
+    for key, group in frame.groupby(keys, sort=False):
+        for mode in MODES:
+            columns = _predicted(group, mode)
+            whole = Verification(frame=columns.assign(setting=""), notes=(), badge="")
+            (choice,) = whole.choices().to_dict("records")
+            rows.append(
+                dict(zip(keys, key, strict=True))
+                | {
+                    "prediction": mode,
+                    "layouts": len(group),
+                    "tpot_mape_pct": whole.mape_pct("tpot_ms"),
+                    "ttft_mape_pct": whole.mape_pct("ttft_ms"),
+                    "spearman": whole.spearman,
+                    "chosen": choice["advised"],
+                    "best": choice["best"],
+                    "regret_pct": choice["regret_pct"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _predicted(group: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """The frame as if that kind of prediction were the only one."""
+    if mode == "calibrated":
+        return group
+    made = group.copy()
+    for measure in MEASURES:
+        made[f"predicted_{measure}"] = group[f"spec_sheet_{measure}"]
+        made[f"{measure}_error_pct"] = 100 * (group[f"spec_sheet_{measure}"] / group[f"measured_{measure}"] - 1)
+    return made
