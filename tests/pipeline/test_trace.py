@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tplab.pipeline import Op, Schedule, Span, Trace
+from tplab.pipeline import Costs, Op, Schedule, Span, Trace, build_schedule, simulate
+from tplab.pipeline.costs import measured_costs
 
 TABLE = Schedule.from_text("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n", name="tiny")
 SPANS = (
@@ -77,6 +78,36 @@ def test_perfetto_opens_with_every_span(trace: Trace, tmp_path: Path) -> None:
     # Complete events on one track must not overlap: a send has a track of its own.
     assert {(e["name"].count("SEND") > 0, e["tid"]) for e in spans} == {(False, 0), (True, 1)}
     assert data["otherData"]["badge"] == "LIVE gloo · 2 ranks"
+
+
+def test_a_perfetto_file_is_a_trace_again(trace: Trace, tmp_path: Path) -> None:
+    trace.to_perfetto(tmp_path / "trace.json")
+    again = Trace.from_perfetto(tmp_path / "trace.json", TABLE)
+    assert [span[:4] for span in again.spans] == [span[:4] for span in trace.spans]
+    assert np.allclose(again.start_s, trace.start_s, atol=1e-12)
+    assert np.allclose(again.end_s, trace.end_s, atol=1e-12)
+    assert (again.badge, again.measured) == (trace.badge, True)
+    assert Trace.from_perfetto(tmp_path / "trace.json", TABLE, badge="RECORDED").badge == "RECORDED"
+
+
+def test_a_file_that_is_no_trace_or_another_ones(trace: Trace, tmp_path: Path) -> None:
+    trace.to_perfetto(tmp_path / "trace.json")
+    with pytest.raises(ValueError, match="is a trace of tiny, not of this 1f1b of 2 stages and 4 micro-batches"):
+        Trace.from_perfetto(tmp_path / "trace.json", build_schedule("1f1b", 2, 4))
+    (tmp_path / "other.json").write_text('{"traceEvents": []}')
+    with pytest.raises(ValueError, match=r"other\.json is no trace that to_perfetto wrote"):
+        Trace.from_perfetto(tmp_path / "other.json", TABLE)
+
+
+def test_costs_of_a_run_are_its_medians() -> None:
+    planted = Costs(forward_s=[1.0, 2.0], input_grad_s=[0.5, 1.5], weight_grad_s=[0.5, 1.5])
+    trace = simulate(build_schedule("1f1b", 2, 4), planted)
+    costs = measured_costs(trace)
+    assert simulate(trace.schedule, costs).makespan_s == pytest.approx(trace.makespan_s)
+    assert costs.forward_s == [1.0, 2.0]
+    split = simulate(build_schedule("zb-h1", 2, 4), Costs(forward_s=1.0, input_grad_s=2.0, weight_grad_s=3.0))
+    assert measured_costs(split).weight_grad_s == [3.0, 3.0]
+    assert measured_costs(split).input_grad_s == [2.0, 2.0]
 
 
 def test_spans_come_back(trace: Trace) -> None:

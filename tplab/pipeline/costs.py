@@ -6,12 +6,15 @@ for an lm_head on the last stage, a slow rank, the growing prefix of a chunked p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tplab.pipeline.schedule import CODES, Op, Schedule
+
+if TYPE_CHECKING:
+    from tplab.pipeline.trace import Trace
 
 Cost: TypeAlias = (
     float | Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64] | Callable[[int, int], float]
@@ -51,6 +54,22 @@ class Costs:
         """Uneven stages: forward times by stage, and a backward ``backward`` times as long, half I and half W."""
         halves = [stage * backward / 2 for stage in stage_s]
         return cls(forward_s=list(stage_s), input_grad_s=halves, weight_grad_s=halves, **costs)  # type: ignore[arg-type]
+
+
+def measured_costs(trace: "Trace") -> Costs:
+    """What each stage's forward and backward took in a run, medians over micro-batches; no hops. Simulated with these,
+    the same schedule shows what order alone makes of them."""
+    seconds = trace.end_s - trace.start_s
+    stages = range(trace.schedule.total_stages)
+
+    def medians(op: Op) -> list[float]:
+        chosen = trace.op == CODES[op]
+        return [float(np.median(seconds[chosen & (trace.stage == stage)])) if chosen.any() else 0.0 for stage in stages]
+
+    halves = [backward / 2 for backward in medians(Op.B)]
+    if any(halves):
+        return Costs(forward_s=medians(Op.F), input_grad_s=halves, weight_grad_s=halves)
+    return Costs(forward_s=medians(Op.F), input_grad_s=medians(Op.I), weight_grad_s=medians(Op.W))
 
 
 def durations(schedule: Schedule, costs: Costs) -> NDArray[np.float64]:

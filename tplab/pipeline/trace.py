@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tplab.pipeline.schedule import CODES, OPS, Op, Schedule
+from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,6 +109,39 @@ class Trace:
             badge=badge,
             provenance=dict(provenance or {}),
             activation_bytes=None if activation_bytes is None else tuple(activation_bytes),
+        )
+
+    @classmethod
+    def from_perfetto(cls, path: "str | Path", schedule: Schedule, *, badge: str | None = None) -> "Trace":
+        """A measured trace as :meth:`to_perfetto` wrote it.
+
+        Args:
+            schedule: what was run; the file has its spans only.
+            badge: instead of the file's, which says LIVE.
+
+        Raises:
+            ValueError: a file that is no such trace, or one of another schedule.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            about = data["otherData"]
+            spans = [
+                (e["pid"], each.stage, each.op, each.micro_batch, e["ts"] * 1e-6, (e["ts"] + e["dur"]) * 1e-6)
+                for e in data["traceEvents"]
+                if e["ph"] == "X"
+                for each in [Action.parse(e["name"])]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"path={path} is no trace that to_perfetto wrote: {error!r}") from error
+        wanted = {action for _, _, action in schedule.actions()}
+        if about.get("schedule") != schedule.name or not wanted <= {Action(*span[1:4]) for span in spans}:
+            raise ValueError(
+                f"path={path} is a trace of {about.get('schedule')}, not of this {schedule.name} of "
+                f"{schedule.num_stages} stages and {schedule.num_micro_batches} micro-batches"
+            )
+        provenance = {key: value for key, value in about.items() if key not in ("schedule", "badge")}
+        return cls.from_spans(
+            schedule, spans, measured=True, badge=badge or about["badge"], provenance=provenance, zero_s=0.0
         )
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:

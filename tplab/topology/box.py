@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from tplab.cluster import Cluster, ClusterError
@@ -22,8 +21,8 @@ from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
 from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.models.config import ModelConfig
-from tplab.pipeline import Costs, build_schedule, run_schedule, simulate
-from tplab.pipeline.trace import Trace
+from tplab.pipeline import build_schedule, run_schedule, simulate
+from tplab.pipeline.costs import measured_costs
 from tplab.topology.box_layouts import Case, measure_cases, scores
 from tplab.topology.calibrating import calibrate
 from tplab.topology.machine import Machine
@@ -296,7 +295,7 @@ def pipeline_step(cluster: Cluster, plan: BoxPlan, folder: Path) -> pd.DataFrame
                 "schedule": name,
                 "micro_batches": 2 * p,
                 "makespan_ms": trace.makespan_s * 1e3,
-                "simulated_ms": simulate(schedule, _costs_of(trace)).makespan_s * 1e3,
+                "simulated_ms": simulate(schedule, measured_costs(trace)).makespan_s * 1e3,
                 "idle_over_total": trace.idle_over_total,
                 "idle_over_work": trace.idle_over_work,
                 **cluster.provenance.columns(),
@@ -344,19 +343,3 @@ def layouts_step(cluster: Cluster, plan: BoxPlan, folder: Path, say: Callable[[s
 
 def _mean_square(output: Any) -> Any:
     return output.float().square().mean()
-
-
-def _costs_of(trace: Trace) -> Costs:
-    """What each stage's forward and backward took, medians over micro-batches, as costs without hops."""
-    frame = trace.frame()
-
-    def medians(op: str) -> list[float]:
-        chosen = frame[frame["op"] == op]
-        return [
-            float(np.median(chosen["duration_ms"].to_numpy()[chosen["stage"].to_numpy() == stage])) / 1e3
-            for stage in range(trace.schedule.total_stages)
-        ]
-
-    forward = medians("F")
-    halves = [0.0] * len(forward) if trace.schedule.is_inference else [time / 2 for time in medians("B")]
-    return Costs(forward_s=forward, input_grad_s=halves, weight_grad_s=halves)
