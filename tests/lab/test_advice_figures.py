@@ -290,6 +290,12 @@ class TestMeasured:
         grouped = verification_figure(both.frame, badge=both.badge)
         assert list(grouped.data[0].x[0]) == ["A", "A", "gloo over loopback", "gloo over loopback"]
 
+    def test_a_prediction_by_spec_sheet_has_marks_of_its_own(self):
+        made = self.verified()
+        figure = verification_figure(made.frame.assign(spec_sheet_tpot_ms=[5.0, 6.0]), badge=made.badge)
+        assert [trace.name for trace in figure.data] == ["measured", "predicted, calibrated", "predicted by spec sheet"]
+        assert list(figure.data[2].y) == [5.0, 6.0]
+
     def test_words_of_a_verification(self):
         text = explain_verification(self.verified())
         assert "time per token off by 30 % on average" in text

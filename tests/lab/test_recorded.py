@@ -2,7 +2,11 @@
 
 import pytest
 
-from tplab.lab.recorded import recorded, recorded_badge, recordings
+from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
+from tplab.pipeline import build_schedule
+from tplab.topology.box_layouts import scores
+
+FOUR = "4xH200-2026-11-26"
 
 
 def test_every_step_of_every_recording_is_readable() -> None:
@@ -25,8 +29,30 @@ def test_badges() -> None:
     assert recorded_badge("2xH100-2026-11-24") == "RECORDED 2xH100 2026-11-24"
 
 
+def test_a_pipeline_ran_in_the_order_of_its_table() -> None:
+    for name in ("gpipe", "1f1b", "forward-only"):
+        trace = recorded_trace(FOUR, build_schedule(name, 4, 8))
+        assert trace.badge == "RECORDED 4xH200 2026-11-26"
+        summary = recorded(FOUR, "pipeline").set_index("schedule")
+        assert trace.makespan_s * 1e3 == pytest.approx(summary.loc[name, "makespan_ms"])
+        for rank, row in enumerate(trace.schedule.ranks):
+            ran = [f"{s.stage}{s.op}{s.micro_batch}" for s in trace.spans if s.rank == rank and s.op.is_compute]
+            assert ran == [str(action) for action in row if action is not None]
+    with pytest.raises(ValueError, match="is a trace of 1f1b, not of this 1f1b of 4 stages and 16 micro-batches"):
+        recorded_trace(FOUR, build_schedule("1f1b", 4, 16))
+
+
+def test_layouts_of_whole_models_and_what_predictions_of_them_are_worth() -> None:
+    made = scores(recorded(FOUR, "layouts")).set_index("prediction")
+    assert made.loc["calibrated", "tpot_mape_pct"].mean() < made.loc["spec sheet", "tpot_mape_pct"].mean()
+    assert (made["regret_pct"] < 10).all()
+    assert recorded_calibration(FOUR).num_ranks == 4
+
+
 def test_what_there_is_not() -> None:
     with pytest.raises(ValueError, match=r"name must be one of 2xH100-2026-11-24.*got '8xB300'"):
         recorded("8xB300", "sweep")
-    with pytest.raises(ValueError, match="step must be one of layers, links, sweep; got 'weather'"):
-        recorded(recordings()[0], "weather")
+    with pytest.raises(ValueError, match=r"must be one of layers, links, sweep; got 'weather'"):
+        recorded("2xH100-2026-11-24", "weather")
+    with pytest.raises(ValueError, match="step of 2xH100-2026-11-24 must be one of none; got 'calibration'"):
+        recorded_calibration("2xH100-2026-11-24")

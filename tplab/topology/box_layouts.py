@@ -39,6 +39,12 @@ class Case:
         """The model's sizes."""
         return ModelSpec.from_config(self.model if isinstance(self.model, str) else self.model.to_hf())
 
+    @property
+    def label(self) -> str:
+        """What tells it apart from other cases."""
+        w = self.workload
+        return f"{self.spec.name}, {w.concurrency} x {w.input_length} in, {w.output_length} out"
+
 
 def measure_cases(
     cluster: Cluster,
@@ -51,9 +57,10 @@ def measure_cases(
 ) -> pd.DataFrame:
     """Run each case in every layout that takes all ranks and fits.
 
-    Rows as ``verify`` has them, with ``model`` and the workload's ``input_length``, ``output_length`` and
-    ``concurrency`` in front; ``advised_rank`` (by ``advise`` from the spec sheet, 1 is best); and for each of
-    ``MEASURES`` ``spec_sheet_...``, the same prediction without the calibration.
+    Rows as ``verify`` has them, ``setting`` the case's label, with ``model`` and the workload's ``input_length``,
+    ``output_length`` and ``concurrency`` in front; ``advised_rank`` (by ``advise`` from the spec sheet for a server
+    whose requests come and go, 1 is best); and for each of ``MEASURES`` ``spec_sheet_...``, the same prediction of the
+    batch without the calibration.
 
     A model that does not fit in two layouts at least is run with half of its layers, or a quarter, ...; ``layers`` says
     so. A case that fails is said and left out.
@@ -91,7 +98,7 @@ def _measure(cluster: Cluster, case: Case, machine: Machine, calibration: Calibr
     graphs = "CUDA graphs" in made.badge
     before = predict_batch(spec, machine, workload, layouts, calibration=None, cuda_graphs=graphs)
     by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
-    frame = made.frame.copy()
+    frame = made.frame.assign(setting=case.label)
     about: dict[str, Any] = {
         "model": case.spec.name,
         "input_length": workload.input_length,

@@ -11,7 +11,7 @@ def verification_figure(frame: pd.DataFrame, *, badge: str, measure: str = "tpot
     """Predicted beside measured, a pair per layout, by setting.
 
     Args:
-        frame: of a ``Verification``.
+        frame: of a ``Verification``, or of ``tplab.topology.box_layouts``, which also has predictions by spec sheet.
         measure: ``tpot_ms``, ``ttft_ms`` or ``output_tokens_per_s``.
     """
     figure = go.Figure()
@@ -34,6 +34,16 @@ def verification_figure(frame: pd.DataFrame, *, badge: str, measure: str = "tpot
         customdata=frame[f"{measure}_error_pct"],
         hovertemplate="%{y:.3g} predicted, %{customdata:+.0f} %<extra>%{x}</extra>",
     )
+    if f"spec_sheet_{measure}" in frame:
+        figure.data[1].name = "predicted, calibrated"
+        figure.add_scatter(
+            x=x,
+            y=frame[f"spec_sheet_{measure}"],
+            mode="markers",
+            name="predicted by spec sheet",
+            marker={"symbol": "diamond-open", "size": 11, "color": style.INK, "line": {"width": 1.5}},
+            hovertemplate="%{y:.3g} by spec sheet<extra>%{x}</extra>",
+        )
     names = {
         "tpot_ms": "milliseconds per output token",
         "ttft_ms": "milliseconds to the first token",

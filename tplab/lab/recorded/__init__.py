@@ -3,9 +3,14 @@
 A folder per machine and day, ``2xH100-2026-11-24``; a file per step. Figures made from them wear a RECORDED badge.
 """
 
-from importlib.resources import files
+from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 
 import pandas as pd
+
+from tplab.pipeline.schedule import Schedule
+from tplab.pipeline.trace import Trace
+from tplab.topology.calibration import Calibration
 
 
 def recordings() -> list[str]:
@@ -18,14 +23,34 @@ def recorded(name: str, step: str) -> pd.DataFrame:
 
     Raises ``ValueError`` for a recording or step that there is not, with those there are.
     """
+    with _file(name, step, "csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def recorded_calibration(name: str) -> Calibration:
+    """What ``calibrate`` found there. Raises ``ValueError`` as :func:`recorded` does."""
+    return Calibration.from_json(_file(name, "calibration", "json").read_text(encoding="utf-8"))
+
+
+def recorded_trace(name: str, schedule: Schedule) -> Trace:
+    """The run of a schedule on that machine's GPUs: ``forward-only``, ``gpipe`` or ``1f1b``, as many stages as there
+    are GPUs and twice as many micro-batches, of real blocks.
+
+    Raises ``ValueError`` as :func:`recorded` does, and for a schedule of another size.
+    """
+    with as_file(_file(name, f"pipeline-{schedule.name}", "json")) as path:
+        return Trace.from_perfetto(path, schedule, badge=recorded_badge(name))
+
+
+def _file(name: str, step: str, ending: str) -> Traversable:
     if name not in recordings():
         raise ValueError(f"name must be one of {', '.join(recordings())}; got {name!r}")
     folder = files(__name__) / name
-    steps = sorted(each.name.removesuffix(".csv") for each in folder.iterdir() if each.name.endswith(".csv"))
+    ending = f".{ending}"
+    steps = sorted(each.name.removesuffix(ending) for each in folder.iterdir() if each.name.endswith(ending))
     if step not in steps:
-        raise ValueError(f"step must be one of {', '.join(steps)}; got {step!r}")
-    with (folder / f"{step}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+        raise ValueError(f"step of {name} must be one of {', '.join(steps) or 'none'}; got {step!r}")
+    return folder / f"{step}{ending}"
 
 
 def recorded_badge(name: str) -> str:
