@@ -1,4 +1,4 @@
-"""``tplab calibrate``, ``advise`` and ``validate``: what they print and write, and how they refuse."""
+"""``tplab calibrate``, ``advise``, ``validate`` and ``box``: what they print and write, and how they refuse."""
 
 import json
 
@@ -217,3 +217,36 @@ def test_a_calibration_of_another_form_is_refused_by_name(said, tmp_path):
     status, _, err = said("advise", "--model", "qwen3-0.6b", "--calibration", wrong)
     assert status == 2
     assert f"{wrong}: a calibration has format 'tplab-calibration/1', got 'other/1'" in err
+
+
+@pytest.mark.timeout(120)
+def test_a_box_with_a_model_of_ones_own(said, tmp_path, no_ranks_left):
+    config = {
+        "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    status, out, _ = said(
+        *("box", tmp_path / "out", "--ranks", 2, "--backend", "gloo", "--steps", "layouts"),
+        *("--model", tmp_path / "config.json", "--input", 8, "--output", 4, "--concurrency", 2),
+    )
+    assert status == 0
+    layouts = pd.read_csv(tmp_path / "out" / "layouts.csv")
+    assert set(layouts["layout"]) == {"TP 2 x PP 1", "TP 1 x PP 2", "TP 1 x PP 1 x 2"}
+    assert set(layouts["input_length"]) == {8}
+    assert "spec sheet" in out
+    assert "calibrated" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "weather"), "steps must be out of links"),
+        (("--model", "llama-9"), "llama-9"),
+        (("--ranks", 1), "num_ranks must be at least 2"),
+    ],
+)
+def test_a_box_refuses(said, tmp_path, arguments, message):
+    status, _, errors = said("box", tmp_path / "out", "--backend", "gloo", *arguments)
+    assert status == 2
+    assert message in errors

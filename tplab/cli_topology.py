@@ -1,4 +1,4 @@
-"""The subcommands ``tplab calibrate``, ``advise`` and ``validate``: thin, call ``tplab.topology``."""
+"""The subcommands ``tplab calibrate``, ``advise``, ``validate`` and ``box``: thin, call ``tplab.topology``."""
 
 import argparse
 import os
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the three to ``tplab``'s."""
+    """Adds the four to ``tplab``'s."""
     _add_calibrate(commands)
     _add_advise(commands)
     _add_validate(commands)
+    _add_box(commands)
 
 
 def _add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -75,6 +76,24 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     _add_what(parser, required=False)
     parser.add_argument("--csv", help="also write the table here")
     parser.set_defaults(call=_validate)
+
+
+def _add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "box",
+        help="measure everything on a machine with several GPUs, and run models in every layout",
+        description="Links, all-reduces, layers, a pipeline, and whole models in every layout of all ranks, predicted "
+        "from the spec sheet and from a calibration beside what was measured. A file per step in the folder.",
+    )
+    parser.add_argument("out", metavar="FOLDER", help="where the files go")
+    parser.add_argument("--ranks", type=int, help="how many (default: one per GPU, 2 without)")
+    parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    parser.add_argument("--steps", help="comma-separated: links, sweep, layers, pipeline, layouts (default: all)")
+    parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
+    parser.add_argument("--input", type=int, default=1024, help="with --model: tokens of a prompt (default 1024)")
+    parser.add_argument("--output", type=int, default=32, help="with --model: tokens generated (default 32)")
+    parser.add_argument("--concurrency", type=int, default=16, help="with --model: requests (default 16)")
+    parser.set_defaults(call=_box)
 
 
 def _add_what(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -307,3 +326,26 @@ def _writable(argument: str, path: str) -> Path:
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ValueError(f"{argument} {out} cannot be written: no permission")
     return out
+
+
+def _box(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from tplab.cluster.backends import num_gpus
+    from tplab.topology.box import STEPS, BoxPlan, measure_box
+    from tplab.topology.box_layouts import Case
+    from tplab.topology.workload import Workload
+
+    ranks = arguments.ranks or max(2, num_gpus())
+    plan = None
+    if arguments.model is not None:
+        workload = Workload(
+            input_length=arguments.input, output_length=arguments.output, concurrency=arguments.concurrency
+        )
+        case = Case(model=arguments.model, workload=workload)
+        _ = case.spec  # refused before any rank is started
+        own_gpus = arguments.backend != "gloo" and num_gpus() >= ranks
+        plan = replace(BoxPlan.large() if own_gpus else BoxPlan.small(), cases=(case,))
+    steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps else STEPS
+    frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, plan=plan)
+    return 0 if set(frames) == set(steps) else 1
