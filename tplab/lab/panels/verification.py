@@ -30,12 +30,12 @@ LINKS: dict[str, EmulatedLink | None] = {
 }
 """Declared links between the ranks: fast and slow beside a CPU's matmuls, as NVLink and a network are to a GPU."""
 _QUICK: dict[str, Any] = {
-    "rounds": 1,
+    "rounds": 2,
     "sizes": (1 << 12, 1 << 16, 1 << 20),
     "tokens": (1, 4, 16, 64),
     "shapes": ((512, 512), (1024, 1024), (2048, 2048), (6144, 2048)),
 }
-"""What is measured in some ten seconds; ``calibrate`` by itself takes three times as long and is surer."""
+"""What is measured in some five seconds; ``calibrate`` by itself takes several times as long, and is surer."""
 _THOROUGH: dict[str, Any] = {}
 
 

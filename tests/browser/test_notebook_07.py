@@ -1,0 +1,62 @@
+"""Notebook 07 as a visitor uses it: paste a table, move limits, read the ranked layouts, calibrate and verify."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tplab.lab.panels.links import EXAMPLE_TOPO
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
+    page = run_notebook("07-topology-and-advisor.ipynb")
+    links, advisor = page.locator(".tplab-links"), page.locator(".tplab-advisor").first
+    heat, answer = links.locator(".js-plotly-plot"), advisor.locator(".tplab-below")
+
+    # The machine above is followed below.
+    links.locator("select").first.select_option("dgx-1")
+    expect(heat).to_contain_text("NV2")
+    expect(links.locator(".tplab-below")).to_contain_text("8 of 28 pairs have the fastest link")
+    advisor.locator("button", has_text="placement").click()
+    expect(advisor.locator(".js-plotly-plot")).to_contain_text("8 x v100-32gb")
+    expect(answer).to_contain_text("The slowest link inside a group")
+
+    links.locator("button", has_text="paste").click()
+    expect(heat).to_contain_text("NV4")
+    text = links.locator("textarea")
+    text.fill("GPU0 GPU1\nGPU0 X")
+    text.blur()
+    expect(links.locator(".tplab-error")).to_contain_text("line")
+    expect(heat).to_contain_text("NV4")
+    text.fill(EXAMPLE_TOPO.replace("NV4", "NV2"))
+    text.blur()
+    expect(links.locator(".tplab-error")).to_have_text("")
+    expect(heat).to_contain_text("NV2")
+
+    links.locator("button", has_text="preset").click()
+    links.locator("select").first.select_option("h100")
+    advisor.locator("button", has_text="one step").click()
+    expect(advisor.locator(".js-plotly-plot")).to_contain_text("all-reduces")
+    before = answer.inner_text()
+    advisor.locator(".noUi-handle").nth(2).press("ArrowRight")  # requests in flight
+    expect(answer).not_to_have_text(before)
+    advisor.locator("summary", has_text="that cannot be, and why").click()
+    expect(advisor.locator(".tplab-table")).to_contain_text("does not fit")
+    advisor.locator("summary", has_text="Commands that start").click()
+    expect(advisor.locator("pre").first).to_contain_text("vllm serve llama-3.1-70b --tensor-parallel-size")
+    advisor.locator("button", has_text="flips").click()
+    expect(answer).to_contain_text("Along link bandwidth", timeout=15_000)
+    expect(advisor.locator(".js-plotly-plot")).to_contain_text("this machine, 450 GB/s")
+
+    calibrated, verified = page.locator(".tplab-calibration"), page.locator(".tplab-verify")
+    calibrated.locator("select").first.select_option("2 ms, 0.2 GB/s")
+    expect(calibrated.locator(".tplab-ribbon")).to_contain_text("Settings changed")
+    calibrated.locator(".tplab-run").click()
+    expect(calibrated.locator(".tplab-phase")).to_contain_text("Done in", timeout=120_000)
+    expect(calibrated.locator(".js-plotly-plot")).to_contain_text("emulated link 2000 us")
+    verified.locator("select").first.select_option("256")
+    verified.locator(".tplab-run").click()
+    expect(verified.locator(".tplab-phase")).to_contain_text("Done in", timeout=120_000)
+    expect(verified.locator(".tplab-below")).to_contain_text("3 layouts run")
