@@ -13,6 +13,8 @@ from tplab import Cluster
 from tplab.cluster import Provenance, Report, RunStopped
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.topology.calibrate_plan import (
+    BLOCK_CONTEXT,
+    BLOCK_TOKENS,
     BLOCK_WIDTHS,
     DEEP,
     GPU_LAYERS,
@@ -167,20 +169,25 @@ def test_overheads_are_what_is_left_of_narrow_models():
 
 def test_overheads_on_a_gpu_are_what_is_left_of_blocks_in_graphs():
     """Planted times must come back out."""
-    fixed, rate, overhead, by_width, ends, handoff, wire = 5.0, 6e-7, 20.0, 2e-3, 150.0, 10.0, 12.0
-    plan = plan_calibration(2, "nccl", num_cores=8, **{**QUICK, "widths": (1024, 4096)})
+    fixed, rate, overhead, by_width, ends, handoff, wire, kv_GBps = 5.0, 6e-7, 20.0, 2e-3, 150.0, 10.0, 12.0, 5.0
+    widths, tokens = (1024, 4096), (1, BLOCK_TOKENS)
+    plan = plan_calibration(2, "nccl", num_cores=8, **{**QUICK, "widths": widths, "tokens": tokens})
 
     def block(width):
         return overhead + by_width * width + 4 * fixed + block_params(llama(1, width, "bfloat16")) * rate
 
-    step = GPU_LAYERS * block(BLOCK_WIDTHS[0]) + ends + fixed + 256 * BLOCK_WIDTHS[0] * rate
+    def cache(width):
+        return BLOCK_TOKENS * BLOCK_CONTEXT * (width // 4) * 2 * 2 / kv_GBps / 1e3
+
+    step = GPU_LAYERS * (block(BLOCK_WIDTHS[0]) + cache(BLOCK_WIDTHS[0])) + ends + fixed + 256 * BLOCK_WIDTHS[0] * rate
     times = {
-        ("matmul", 1, tokens, place): fixed + mean_params(llama_block(width)) * rate
-        for tokens in QUICK["tokens"]
-        for place, width in enumerate((1024, 4096))
+        ("matmul", 1, m, place): fixed + mean_params(llama_block(width)) * rate
+        for m in tokens
+        for place, width in enumerate(widths)
     }
+    times |= {("attention", 1_000): 20.0, ("attention", 1_001_000): 220.0}
     times |= {("send", 0, 1, size): wire for size in QUICK["sizes"]}
-    times |= {("block", width): block(width) for width in BLOCK_WIDTHS}
+    times |= {("block", width): block(width) + cache(width) for width in BLOCK_WIDTHS}
     times |= {("step", GPU_LAYERS): step, ("pipeline", GPU_LAYERS): step + 2 * (wire + handoff)}
     made = calibration_of(plan, [Report(0, {"key": key, "us": [us]}) for key, us in times.items()], PROVENANCE)
     assert made.block_overhead_us == pytest.approx(overhead)

@@ -93,7 +93,7 @@ class BoxPlan:
             cases=tuple(
                 Case(model=model, workload=Workload(input_length=prompt, output_length=new, concurrency=requests))
                 for model in ("llama-3.1-8b", "llama-3.1-70b")
-                for prompt, new, requests in ((128, 32, 8), (2048, 8, 32))  # decode counts; prompts count
+                for prompt, new, requests in ((128, 32, 8), (2048, 32, 32))  # decode counts; prompts count
             ),
             calibration={},
         )

@@ -18,8 +18,11 @@ HEAD_DIM = 64
 SHALLOW, DEEP = 2, 8
 """Layers of two models of almost no arithmetic, which tell what the engine costs. A pipeline of two stages has the deep
 one."""
-BLOCK_WIDTHS = 1024, 4096
+BLOCK_WIDTHS = 1024, 8192
 """Hidden sizes of the blocks that are timed whole on a GPU: a norm of few rows takes as long as a row is wide."""
+BLOCK_TOKENS, BLOCK_CONTEXT = 4, 128
+"""Sequences of those blocks' decode step, and tokens in the cache of each: kernels on one token and an empty cache take
+less than ever happens."""
 GPU_LAYERS = 24
 """Of the model that tells what the engine costs on a GPU: enough for its kernels to outlast the host's work."""
 _MIB = 1 << 20
@@ -229,7 +232,7 @@ def llama(num_layers: int, hidden: int, dtype: str) -> ModelConfig:
         num_heads=hidden // HEAD_DIM,
         num_kv_heads=hidden // HEAD_DIM // 4,
         head_dim=HEAD_DIM,
-        max_positions=64,
+        max_positions=2 * BLOCK_CONTEXT,
         dtype=kind,
     )
 

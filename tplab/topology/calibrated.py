@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from tplab.cluster import Provenance, Report
+from tplab.models.config import ModelConfig
 from tplab.topology.calibrate_plan import (
+    BLOCK_CONTEXT,
+    BLOCK_TOKENS,
     BLOCK_WIDTHS,
     DEEP,
     GPU_LAYERS,
@@ -21,7 +24,7 @@ from tplab.topology.calibrate_plan import (
     mean_params,
     narrow,
 )
-from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
+from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulCurve, MatmulTimes, SendTimes
 from tplab.topology.constants import DEFAULT
 from tplab.topology.roofline import MATMULS_PER_BLOCK
 
@@ -130,7 +133,8 @@ def _with_overheads(bare: Calibration, plan: CalibrationPlan, times: Times, prec
         more["prompt_attention_TFLOPS"] = 2e-6 * plan.prompt_tokens**2 * width / prompt  # half of the pairs are seen
     if ("light",) in times:
         more["light_kernel_us"] = times[("light",)]
-    return replace(bare, **more, **_engine(bare, plan, times, precision))  # type: ignore[arg-type]
+    made = replace(bare, **more)  # type: ignore[arg-type]
+    return replace(made, **_engine(made, plan, times, precision))  # type: ignore[arg-type]
 
 
 def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
@@ -163,20 +167,21 @@ def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, preci
     curve = bare.matmul_curve(precision)
     if curve is None or any(("block", width) not in times for width in BLOCK_WIDTHS):
         return more
-    fixed, rate = float(curve.fixed(1)), float(curve.per_param(1))
+    models = [llama(GPU_LAYERS, width, plan.dtype) for width in BLOCK_WIDTHS]
+    matmuls = [_matmuls_us(curve, BLOCK_TOKENS, MATMULS_PER_BLOCK, block_params(model)) for model in models]
+    caches = [_cache_us(bare, model) for model in models]
     low, high = (
-        times[("block", width)] - MATMULS_PER_BLOCK * fixed - block_params(llama(1, width, plan.dtype)) * rate
-        for width in BLOCK_WIDTHS
+        times[("block", width)] - products - cache
+        for width, products, cache in zip(BLOCK_WIDTHS, matmuls, caches, strict=True)
     )
     by_width = max(0.0, high - low) / (BLOCK_WIDTHS[1] - BLOCK_WIDTHS[0])
     more["block_overhead_us"] = max(0.0, low - by_width * BLOCK_WIDTHS[0])
     more["block_overhead_per_width_us"] = by_width
     if ("step", GPU_LAYERS) in times:
-        config = llama(GPU_LAYERS, BLOCK_WIDTHS[0], plan.dtype)
-        head = fixed + config.vocab_size * config.hidden_size * rate
         blocks = GPU_LAYERS * times[("block", BLOCK_WIDTHS[0])]
+        head = _matmuls_us(curve, BLOCK_TOKENS, 1, models[0].vocab_size * models[0].hidden_size)
         more["step_overhead_us"] = max(0.0, times[("step", GPU_LAYERS)] - blocks - head)
-    return more | _handoff(bare, times, GPU_LAYERS, BLOCK_WIDTHS[0] * 2)
+    return more | _handoff(bare, times, GPU_LAYERS, BLOCK_TOKENS * BLOCK_WIDTHS[0] * 2)
 
 
 def _handoff(bare: Calibration, times: Times, layers: int, nbytes: int) -> dict[str, float]:
@@ -186,3 +191,13 @@ def _handoff(bare: Calibration, times: Times, layers: int, nbytes: int) -> dict[
     wire = bare.send_us(float(nbytes), [(0, 1)])
     hop = (times[("pipeline", layers)] - times[("step", layers)]) / 2
     return {"handoff_us": max(0.0, hop - (float(wire) if wire is not None else 0.0))}
+
+
+def _matmuls_us(curve: MatmulCurve, tokens: int, products: int, params: float) -> float:
+    return float(products * curve.fixed(tokens) + params * curve.per_param(tokens))
+
+
+def _cache_us(bare: Calibration, model: ModelConfig) -> float:
+    """Reading the cache in one of those blocks; nothing where that rate was not measured."""
+    nbytes = 2 * BLOCK_TOKENS * BLOCK_CONTEXT * model.num_kv_heads * model.head_dim * 2
+    return nbytes / bare.kv_read_GBps / 1e3 if bare.kv_read_GBps else 0.0

@@ -96,6 +96,9 @@ class EngineConstants:
     """``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
     reserves: bool
     """Starts a request only where its last token will fit too; if not, where its prompt fits."""
+    samples_in_turn: bool = False
+    """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
+    stage. If not, that runs beside the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,6 +250,7 @@ DEFAULT = Constants(
             small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_fill=1.0,
             of_free_memory=False,
             reserves=True,
+            samples_in_turn=True,
         ),
     },
     residuals={  # the scoreboard's, with a GPU, engine or length left out; pipeline [P]; calibrated [A]: a target

@@ -214,7 +214,8 @@ class Server:
         hops = np.where(p > 1, p * self._hop(b), 0.0)
         most, last = np.ceil(L / p), np.floor(L / p)
         all_stages = L * (per_block + launch) + head + host
-        slowest = np.maximum(most * (per_block + launch), last * (per_block + launch) + head)
+        sampling = host if self.engine.samples_in_turn else 0.0
+        slowest = np.maximum(most * (per_block + launch), last * (per_block + launch) + head + sampling)
         round_time = pipeline_fill.round_us(all_stages, slowest, hops, k, host)
         terms = {name: L * time for name, time in block.items()}
         terms["launch"] = L * launch * np.ones_like(b)

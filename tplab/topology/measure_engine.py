@@ -8,7 +8,7 @@ graphs, blocks of real widths are timed by the GPU's own clock, and the engine o
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -18,15 +18,25 @@ import torch
 import torch.distributed as dist
 
 from tplab.cluster import Rank
+from tplab.layers.block import run_blocks
 from tplab.layers.comm import Alone
 from tplab.models.config import ModelConfig
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
-from tplab.models.padding import Padding
 from tplab.models.request import Request
 from tplab.models.stages import Layout
-from tplab.topology.calibrate_plan import BLOCK_WIDTHS, DEEP, GPU_LAYERS, SHALLOW, block_params, llama, narrow
+from tplab.topology.calibrate_plan import (
+    BLOCK_CONTEXT,
+    BLOCK_TOKENS,
+    BLOCK_WIDTHS,
+    DEEP,
+    GPU_LAYERS,
+    SHALLOW,
+    block_params,
+    llama,
+    narrow,
+)
 from tplab.topology.measure_compute import COLD_PARAMS, in_graph
 from tplab.topology.rigging import Hops, in_layout, load_random
 
@@ -75,7 +85,9 @@ def _token_us(member: Rank, loaded: Loaded) -> list[float]:
     """Intervals between the tokens of one generation, without the first ones."""
     if isinstance(loaded.stage, GraphedStage):
         loaded.stage.restart()
-    prompts = [[1] * _PROMPT]
+        prompts = [[1] * (BLOCK_CONTEXT - _NEW)] * BLOCK_TOKENS  # as those blocks are timed
+    else:
+        prompts = [[1] * _PROMPT]
     engine = Engine(member, loaded, Request.of(prompts, max_new_tokens=_NEW), prompts)
     engine.run()
     known_s = engine.token_s[0]
@@ -108,22 +120,28 @@ def _time_launches(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
 
 @torch.inference_mode()
 def _time_blocks(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
-    """Whole blocks on one token and a short cache, in a graph, with cold weights: on rank 0."""
+    """Whole blocks of a small batch's decode step, in a graph, with cold weights: on rank 0."""
     for width in BLOCK_WIDTHS if rank.index == 0 else ():
         one = llama(1, width, plan.dtype)
         config = replace(one, num_layers=max(2, -(-COLD_PARAMS // block_params(one))))
         loaded = load_random(config, Layout.of(config.num_layers), 0, Alone(), dtype=plan.dtype, device=rank.device)
-        stage = loaded.stage
-        caches = stage.make_caches(1, 2 * _PROMPT)
-        ids = torch.ones(1, 1, dtype=torch.int64, device=rank.device)
-        padding = Padding([_PROMPT], 2 * _PROMPT, rank.device)
-
-        def step(stage: Any = stage, caches: Any = caches, ids: Any = ids, padding: Any = padding) -> None:
-            for cache in caches:
-                cache.length = _PROMPT
-            stage(ids, padding=padding, caches=caches)
-
-        sample = in_graph([step])
+        sample = in_graph([_blocks(loaded, rank.device)])
         sample()
         note(("block", width), [sample() / config.num_layers for _ in range(8 * plan.rounds)])
     dist.barrier(group=rank.group)
+
+
+def _blocks(loaded: Loaded, device: torch.device) -> Callable[[], object]:
+    """All blocks of a stage on the next token of some sequences, as the stage calls them."""
+    blocks: list[Any] = list(loaded.stage.layers)
+    caches = loaded.stage.make_caches(BLOCK_TOKENS, BLOCK_CONTEXT)
+    shape = BLOCK_TOKENS, 1, loaded.stage.config.hidden_size
+    x = torch.randn(shape, device=device).to(next(loaded.stage.parameters()).dtype)
+    positions = torch.full((1,), BLOCK_CONTEXT - 1, device=device)
+
+    def call() -> object:
+        for cache in caches:
+            cache.length = BLOCK_CONTEXT - 1
+        return run_blocks(blocks, x, caches=caches, positions=positions)
+
+    return call

@@ -239,6 +239,7 @@ def free_bytes(rank: "Rank") -> float:
     if rank.device.type == "cuda":
         import torch
 
+        torch.cuda.empty_cache()  # what earlier runs have given back to torch's allocator, and not to the device
         sharing = -(-rank.world_size // torch.cuda.device_count())
         return torch.cuda.mem_get_info(rank.device)[0] / sharing
     import psutil
