@@ -233,13 +233,15 @@ def explain_calibration(made: Calibration) -> str:
         listed = ", ".join(f"{us:,.0f} µs of {n}" for n, us in sorted(by_size.items()))
         words.append(f"A small all-reduce: {listed}")
     if made.block_overhead_us is not None and made.step_overhead_us is not None:
+        by_width = made.block_overhead_per_width_us
+        wider = f" and {by_width * 1024:.2g} µs per 1,024 of its width" if by_width else ""
         words.append(
-            f"A block adds {made.block_overhead_us:,.0f} µs to its matmuls, a step {made.step_overhead_us:,.0f} µs to "
-            f"its blocks"
+            f"A block adds {made.block_overhead_us:,.0f} µs{wider} to its matmuls, a step "
+            f"{made.step_overhead_us:,.0f} µs to its blocks"
         )
     return " ".join(f"{text}." for text in (*words, *made.notes))
 
 
 def _range(values: list[float], unit: str) -> str:
-    low, high = f"{min(values):,.3g}", f"{max(values):,.3g}"
+    low, high = (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in (min(values), max(values)))
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

@@ -53,6 +53,10 @@ _LAYOUT_LOOKS = (
 )
 
 
+_LABEL_ENDS = 0.6
+"""Share of the width up to which a bar may reach and have its label beside it on the right."""
+
+
 def waterfall_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figure:
     """Time per token, term by term from the top, and the sum. Next to each bar where its number comes from.
 
@@ -76,16 +80,18 @@ def waterfall_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figur
             showlegend=False,
             hovertemplate=f"{ms:.3g} ms, {row['share_pct']:.0f} %<br>{source}<extra>{name}</extra>",
         )
-        # On the side where there is room.
-        left = start + ms > 0.6 * total
+        # Where there is room: to the right, to the left, or inside.
+        left = start + ms > _LABEL_ENDS * total
+        inside = left and start < (1 - _LABEL_ENDS) * total
         figure.add_annotation(
-            x=start if left else start + ms,
+            x=start if left and not inside else start + ms,
             y=name,
-            text=f"<b>{ms:.3g}</b>  <span style='color:{style.MUTED}'>{_short(source)}</span>",
+            text=f"<b>{ms:.3g}</b>  <span style='color:{'white' if inside else style.MUTED}'>{_short(source)}</span>",
             showarrow=False,
             xanchor="right" if left else "left",
             xshift=-6 if left else 6,
-            font={"size": 11},
+            font={"size": 11, "color": "white" if inside else style.INK},
+            bgcolor=colour if inside else None,
         )
     figure.add_bar(
         orientation="h",
@@ -238,6 +244,9 @@ def reference_GBps(advice: Advice) -> float:
     return max((each.bandwidth_GBps for row in advice.machine.links for each in row if each), default=1.0)
 
 
+_LINE_PX = 14
+
+
 def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float, str]], badge: str) -> go.Figure:
     """Throughput along the link bandwidth, of the layouts that are best somewhere; dashed where the best one changes.
 
@@ -262,12 +271,20 @@ def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float
             + "</extra>",
         )
     low, high = float(frame["link_GBps"].min()), float(frame["link_GBps"].max())
-    for at, words in flips:
-        if low <= at <= high:
-            figure.add_vline(x=at, line={"dash": "dash", "color": style.MUTED, "width": 1.5})
-            figure.add_annotation(
-                x=np.log10(at), y=1.0, yref="paper", yanchor="bottom", text=words, showarrow=False, font={"size": 11}
-            )
+    shown = sorted((at, words) for at, words in flips if low <= at <= high)
+    for place, (at, words) in enumerate(shown):
+        figure.add_vline(x=at, line={"dash": "dash", "color": style.MUTED, "width": 1.5})
+        figure.add_annotation(
+            x=np.log10(at),
+            y=1.0,
+            yref="paper",
+            yanchor="bottom",
+            yshift=_LINE_PX * (place % 2),  # neighbours' words would run into each other
+            text=words,
+            showarrow=False,
+            font={"size": 11},
+        )
+    above_px = _LINE_PX * min(len(shown), 2)
     figure.add_vline(x=here, line={"color": style.INK, "width": 2})
     figure.add_annotation(
         x=np.log10(here),
@@ -285,6 +302,6 @@ def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float
     figure.update_xaxes(title="GB/s of the link that holds up the recommended layout", type="log", **ticks)
     figure.update_yaxes(title="output tokens/s, whole machine", rangemode="tozero")
     style.card(figure, title="Where the best layout changes", badge=badge, height=460)
-    figure.layout.annotations[-1].update(yshift=20)  # the badge: above the flips' words
-    figure.update_layout(margin_t=84)
+    figure.layout.annotations[-1].update(yshift=6 + above_px)  # the badge: above the flips' words
+    figure.update_layout(margin_t=70 + above_px)
     return figure

@@ -7,7 +7,9 @@ from tplab.lab import style
 from tplab.topology.calibration import Calibration
 
 
-def verification_figure(frame: pd.DataFrame, *, badge: str, measure: str = "tpot_ms") -> go.Figure:
+def verification_figure(
+    frame: pd.DataFrame, *, badge: str, measure: str = "tpot_ms", title: str = "Predicted beside measured"
+) -> go.Figure:
     """Predicted beside measured, a pair per layout, by setting.
 
     Args:
@@ -52,8 +54,10 @@ def verification_figure(frame: pd.DataFrame, *, badge: str, measure: str = "tpot
     figure.update_layout(bargap=0.4)
     figure.update_xaxes(title="layout")
     figure.update_yaxes(title=names[measure], rangemode="tozero")
-    style.card(figure, title="Predicted beside measured", badge=badge, height=460)
-    figure.update_layout(margin_b=150, legend_y=-118 / (460 - 220))
+    height = 460 if several else 400
+    style.card(figure, title=title, badge=badge, height=height)
+    if several:  # their names stand below those of the layouts
+        figure.update_layout(margin_b=150, legend_y=-118 / (height - 220))
     return figure
 
 
