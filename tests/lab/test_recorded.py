@@ -40,6 +40,8 @@ def test_a_pipeline_ran_in_the_order_of_its_table() -> None:
             assert ran == [str(action) for action in row if action is not None]
     with pytest.raises(ValueError, match="is a trace of 1f1b, not of this 1f1b of 4 stages and 16 micro-batches"):
         recorded_trace(FOUR, build_schedule("1f1b", 4, 16))
+    with pytest.raises(ValueError, match="not of this 1f1b of 4 stages and 4 micro-batches"):
+        recorded_trace(FOUR, build_schedule("1f1b", 4, 4))
 
 
 def test_layouts_of_whole_models_and_what_predictions_of_them_are_worth() -> None:

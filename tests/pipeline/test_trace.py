@@ -94,9 +94,25 @@ def test_a_file_that_is_no_trace_or_another_ones(trace: Trace, tmp_path: Path) -
     trace.to_perfetto(tmp_path / "trace.json")
     with pytest.raises(ValueError, match="is a trace of tiny, not of this 1f1b of 2 stages and 4 micro-batches"):
         Trace.from_perfetto(tmp_path / "trace.json", build_schedule("1f1b", 2, 4))
-    (tmp_path / "other.json").write_text('{"traceEvents": []}')
-    with pytest.raises(ValueError, match=r"other\.json is no trace that to_perfetto wrote"):
-        Trace.from_perfetto(tmp_path / "other.json", TABLE)
+    for text in (
+        '{"traceEvents": []}',
+        '{"traceEvents": [], "otherData": []}',
+        "[",
+        '{"otherData": {"schedule": "a"}}',
+    ):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"other\.json is no trace that to_perfetto wrote"):
+            Trace.from_perfetto(tmp_path / "other.json", TABLE)
+    with pytest.raises(ValueError, match=r"missing\.json is no trace"):
+        Trace.from_perfetto(tmp_path / "missing.json", TABLE)
+    small, large = (build_schedule("1f1b", 2, m) for m in (2, 4))
+    simulated = simulate(large)
+    simulated.to_perfetto(tmp_path / "model.json")
+    with pytest.raises(ValueError, match=r"model\.json is a simulation"):
+        Trace.from_perfetto(tmp_path / "model.json", large)
+    Trace.from_spans(large, simulated.spans, measured=True, badge="LIVE").to_perfetto(tmp_path / "large.json")
+    with pytest.raises(ValueError, match="is a trace of 1f1b, not of this 1f1b of 2 stages and 2 micro-batches"):
+        Trace.from_perfetto(tmp_path / "large.json", small)
 
 
 def test_costs_of_a_run_are_its_medians() -> None:
@@ -108,6 +124,9 @@ def test_costs_of_a_run_are_its_medians() -> None:
     split = simulate(build_schedule("zb-h1", 2, 4), Costs(forward_s=1.0, input_grad_s=2.0, weight_grad_s=3.0))
     assert measured_costs(split).weight_grad_s == [3.0, 3.0]
     assert measured_costs(split).input_grad_s == [2.0, 2.0]
+    mixed = Schedule.from_text("0F0,0F1,0B0,0I1,0W1\n", name="mixed")
+    with pytest.raises(ValueError, match="whole backwards"):
+        measured_costs(simulate(mixed))
 
 
 def test_spans_come_back(trace: Trace) -> None:

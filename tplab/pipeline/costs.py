@@ -58,18 +58,22 @@ class Costs:
 
 def measured_costs(trace: "Trace") -> Costs:
     """What each stage's forward and backward took in a run, medians over micro-batches; no hops. Simulated with these,
-    the same schedule shows what order alone makes of them."""
+    the same schedule shows what order alone makes of them.
+
+    A whole backward counts as half I and half W. Raises ``ValueError`` for a table that has both whole ones and parts.
+    """
     seconds = trace.end_s - trace.start_s
-    stages = range(trace.schedule.total_stages)
 
     def medians(op: Op) -> list[float]:
-        chosen = trace.op == CODES[op]
-        return [float(np.median(seconds[chosen & (trace.stage == stage)])) if chosen.any() else 0.0 for stage in stages]
+        each = [seconds[(trace.op == CODES[op]) & (trace.stage == s)] for s in range(trace.schedule.total_stages)]
+        return [float(np.median(times)) if len(times) else 0.0 for times in each]
 
-    halves = [backward / 2 for backward in medians(Op.B)]
-    if any(halves):
-        return Costs(forward_s=medians(Op.F), input_grad_s=halves, weight_grad_s=halves)
-    return Costs(forward_s=medians(Op.F), input_grad_s=medians(Op.I), weight_grad_s=medians(Op.W))
+    whole, inputs, weights = medians(Op.B), medians(Op.I), medians(Op.W)
+    if any(whole) and (any(inputs) or any(weights)):
+        raise ValueError("the trace has whole backwards (B) and parts (I, W): costs by stage cannot tell them apart")
+    if any(whole):
+        inputs = weights = [time / 2 for time in whole]
+    return Costs(forward_s=medians(Op.F), input_grad_s=inputs, weight_grad_s=weights)
 
 
 def durations(schedule: Schedule, costs: Costs) -> NDArray[np.float64]:

@@ -113,36 +113,35 @@ class Trace:
 
     @classmethod
     def from_perfetto(cls, path: "str | Path", schedule: Schedule, *, badge: str | None = None) -> "Trace":
-        """A measured trace as :meth:`to_perfetto` wrote it.
+        """A measured trace as :meth:`to_perfetto` wrote it; ``activation_bytes`` are not in the file.
 
         Args:
             schedule: what was run; the file has its spans only.
             badge: instead of the file's, which says LIVE.
 
         Raises:
-            ValueError: a file that is no such trace, or one of another schedule.
+            ValueError: a file that is no such trace, a simulation's, or one of another schedule.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            about = data["otherData"]
+            about = dict(data["otherData"])
+            name, found_badge = str(about.pop("schedule")), str(about.pop("badge"))
             spans = [
-                (e["pid"], each.stage, each.op, each.micro_batch, e["ts"] * 1e-6, (e["ts"] + e["dur"]) * 1e-6)
+                Span(e["pid"], *Action.parse(e["name"]), e["ts"] * 1e-6, (e["ts"] + e["dur"]) * 1e-6)
                 for e in data["traceEvents"]
                 if e["ph"] == "X"
-                for each in [Action.parse(e["name"])]
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"path={path} is no trace that to_perfetto wrote: {error!r}") from error
-        wanted = {action for _, _, action in schedule.actions()}
-        if about.get("schedule") != schedule.name or not wanted <= {Action(*span[1:4]) for span in spans}:
+        if found_badge == "MODEL":
+            raise ValueError(f"path={path} is a simulation: simulate the schedule again instead")
+        wanted = {(rank, *action) for rank, _, action in schedule.actions() if action.op.is_compute}
+        if name != schedule.name or wanted != {tuple(span[:4]) for span in spans if span.op.is_compute}:
             raise ValueError(
-                f"path={path} is a trace of {about.get('schedule')}, not of this {schedule.name} of "
-                f"{schedule.num_stages} stages and {schedule.num_micro_batches} micro-batches"
+                f"path={path} is a trace of {name}, not of this {schedule.name} of {schedule.num_stages} stages and "
+                f"{schedule.num_micro_batches} micro-batches"
             )
-        provenance = {key: value for key, value in about.items() if key not in ("schedule", "badge")}
-        return cls.from_spans(
-            schedule, spans, measured=True, badge=badge or about["badge"], provenance=provenance, zero_s=0.0
-        )
+        return cls.from_spans(schedule, spans, measured=True, badge=badge or found_badge, provenance=about, zero_s=0.0)
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return self.rank, self.stage, self.op, self.micro_batch, self.start_s, self.end_s
