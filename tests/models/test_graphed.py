@@ -111,6 +111,42 @@ def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
     return made, counts
 
 
+def logits(rank: Any) -> bool:
+    """Whether two replays of every step give the eager logits, bitwise, padded prompts included."""
+    from tplab.layers.comm import Alone
+    from tplab.models.padding import Padding
+    from tplab.models.stages import Layout
+    from tplab.topology.rigging import load_random
+
+    torch.manual_seed(0)
+    loaded = load_random(LLAMA, Layout.of(LLAMA.num_layers), 0, Alone(), dtype="float32", device=rank.device)
+    graphed = GraphedStage(loaded.stage)
+    lengths = [len(prompt) for prompt in PROMPTS]
+    ids = torch.randint(LLAMA.vocab_size, (NEW, len(PROMPTS), 1), device=rank.device)
+
+    def generation(stage: Any) -> list[torch.Tensor]:
+        graphed.restart()
+        padding = Padding(lengths, max(lengths) + NEW, rank.device)
+        caches = stage.make_caches(len(PROMPTS), max(lengths) + NEW)
+        made = [stage(padding.ids(PROMPTS), padding=padding, caches=caches)]
+        return made + [stage(each, padding=padding, caches=caches).clone() for each in ids]
+
+    with torch.inference_mode():
+        eager = generation(loaded.stage)
+        turns = [generation(graphed) for _ in range(4)]
+    assert graphed.num_graphs == NEW
+    return all(torch.equal(one, other) for turn in turns for one, other in zip(eager, turn, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(150)
+def test_the_same_logits_as_eagerly(no_ranks_left: None) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    with Cluster(1, "nccl") as cluster:
+        assert cluster.run(logits, timeout=120) == [True]
+
+
 @pytest.mark.gpu
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])

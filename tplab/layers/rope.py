@@ -35,26 +35,18 @@ class RotaryEmbedding:
         self.factor = factor
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
         self.frequencies = 1.0 / theta**exponents if frequencies is None else frequencies
-        self._last: tuple[torch.Tensor, tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def angles(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, each (..., S, E), for ``positions`` (..., S); computed in float32.
 
         The sines of the first half are negative, as :func:`rotate` wants them: a sign flipped here once is one that
-        no layer has to flip. The last result is kept: the layers of a stack ask with the same tensor one after the
-        other, and eight small kernels per layer are a tenth of a decode step.
+        no layer has to flip.
         """
-        kind = dtype, torch.is_inference_mode_enabled()
-        last = self._last
-        if last is not None and last[0] is positions and last[1] == kind:
-            return last[2]
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         half = positions[..., None].float() * self.frequencies
         cos, sin = half.cos() * self.factor, half.sin() * self.factor
-        made = torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
-        self._last = positions, kind, made
-        return made
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def rotate(x_BHSE: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
