@@ -90,9 +90,9 @@ def _add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     parser.add_argument("--steps", help="comma-separated: links, sweep, layers, pipeline, layouts (default: all)")
     parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
-    parser.add_argument("--input", type=int, default=1024, help="with --model: tokens of a prompt (default 1024)")
-    parser.add_argument("--output", type=int, default=32, help="with --model: tokens generated (default 32)")
-    parser.add_argument("--concurrency", type=int, default=16, help="with --model: requests (default 16)")
+    parser.add_argument("--input", type=int, help="with --model: tokens of a prompt (default 1024)")
+    parser.add_argument("--output", type=int, help="with --model: tokens generated (default 32)")
+    parser.add_argument("--concurrency", type=int, help="with --model: requests (default 16)")
     parser.set_defaults(call=_box)
 
 
@@ -336,16 +336,23 @@ def _box(arguments: argparse.Namespace) -> int:
     from tplab.topology.box_layouts import Case
     from tplab.topology.workload import Workload
 
-    ranks = arguments.ranks or max(2, num_gpus())
+    ranks = max(2, num_gpus()) if arguments.ranks is None else arguments.ranks
+    steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps else STEPS
+    asked = {"--input": arguments.input, "--output": arguments.output, "--concurrency": arguments.concurrency}
     plan = None
-    if arguments.model is not None:
-        workload = Workload(
-            input_length=arguments.input, output_length=arguments.output, concurrency=arguments.concurrency
+    if arguments.model is None:
+        given = [name for name, value in asked.items() if value is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} must come with --model, whose requests they describe")
+    else:
+        if "layouts" not in steps:
+            raise ValueError("--model must come with the step layouts, the one that runs it")
+        prompt, new, requests = (
+            default if value is None else value for value, default in zip(asked.values(), (1024, 32, 16), strict=True)
         )
-        case = Case(model=arguments.model, workload=workload)
-        _ = case.spec  # refused before any rank is started
+        workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
+        case = Case(model=arguments.model, workload=workload)  # refuses before any rank is started
         own_gpus = arguments.backend != "gloo" and num_gpus() >= ranks
         plan = replace(BoxPlan.large() if own_gpus else BoxPlan.small(), cases=(case,))
-    steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps else STEPS
     frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, plan=plan)
     return 0 if set(frames) == set(steps) else 1

@@ -7,9 +7,13 @@ import pandas as pd
 import pytest
 
 import tplab.topology.box as box
-from tplab.topology.box import STEPS, measure_box
-from tplab.topology.box_layouts import MODES, scores
+import tplab.topology.box_layouts as box_layouts
+from tplab import Cluster
+from tplab.topology.box import STEPS, BoxPlan, measure_box
+from tplab.topology.box_layouts import MODES, Case, measure_cases, scores
+from tplab.topology.calibrating import calibrate
 from tplab.topology.calibration import Calibration
+from tplab.topology.workload import Workload
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -71,8 +75,36 @@ def test_models_in_every_layout_advised_run_and_predicted_twice(
     assert set(zip(layouts["tp"], layouts["pp"], layouts["replicas"], strict=True)) == {(3, 1, 1), (1, 3, 1), (1, 1, 3)}
     assert sorted(layouts["advised_rank"]) == [1, 2, 3]
     assert (layouts["layers"] == 6).all()
-    assert (layouts[["measured_tpot_ms", "predicted_tpot_ms", "spec_sheet_tpot_ms"]] > 0).all(axis=None)
+    assert (layouts[["measured_tpot_ms", "predicted_tpot_ms"]] > 0).all(axis=None)
+    assert not any(column.startswith("spec_sheet") for column in layouts)  # a processor has none
+    assert scores(layouts)["prediction"].tolist() == ["calibrated"]
     assert Calibration.load(out / "calibration.json").num_ranks == 3
+
+
+def test_models_are_halved_until_two_layouts_hold_them_and_left_out_where_none_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_ranks_left: None
+) -> None:
+    config = {
+        "model_type": "qwen2", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 4,
+    }  # fmt: skip
+    (tmp_path / "deep.json").write_text(json.dumps(config))
+    (tmp_path / "wide.json").write_text(json.dumps(config | {"vocab_size": 100_000}))
+    workload = Workload(input_length=4, output_length=3, concurrency=2)
+    deep, wide = (Case(model=str(tmp_path / name), workload=workload) for name in ("deep.json", "wide.json"))
+    a_layer = 4 * (64 * 64 + 64 * 32 * 2 + 64 * 64 + 3 * 64 * 256)
+    free = 3 * a_layer / 0.6  # half of 8 layers is too much for a rank, half of 4 is not; no vocabulary of 100,000
+    monkeypatch.setattr(box_layouts, "free_bytes", lambda rank: free)
+    said: list[str] = []
+    with Cluster(2, "gloo") as cluster:
+        calibration = calibrate(cluster, **BoxPlan.small().calibration)
+        frame = measure_cases(cluster, [wide, deep], calibration, say=said.append)
+        with pytest.raises(ValueError, match="none of the models could be run"):
+            measure_cases(cluster, [wide], calibration, say=said.append)
+    assert (frame["layers"] == 4).all()
+    assert set(frame["setting"]) == {deep.label}
+    assert said[0].startswith(f"{wide.label}: left out: ")
 
 
 def test_scores_of_predictions_that_are_known() -> None:

@@ -10,7 +10,7 @@ Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, wh
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -331,14 +331,20 @@ class _StageOfBlocks:
 
 def layouts_step(cluster: Cluster, plan: BoxPlan, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
-    detected = _driver(Machine.detect) if cluster.backend == "nccl" else None
-    machine = detected if detected is not None and detected.num_gpus == cluster.num_ranks else None
+    own_gpus = cluster.backend == "nccl" and not cluster.shares_gpus
+    detected = _driver(Machine.detect) if own_gpus else None
     calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
     calibration.save(folder / "calibration.json")
-    frame = measure_cases(cluster, plan.cases, calibration, machine=machine, say=say)
-    if len(frame):
-        say(scores(frame).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None
+    frame = measure_cases(cluster, plan.cases, calibration, sheet=sheet, say=say)
+    say(scores(frame).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     return frame
+
+
+def _first_gpus(machine: Machine, num_ranks: int) -> Machine:
+    """Those that the ranks have."""
+    links = tuple(row[:num_ranks] for row in machine.links[:num_ranks])
+    return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
 
 
 def _mean_square(output: Any) -> Any:

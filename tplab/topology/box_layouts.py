@@ -10,15 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from tplab.cluster import Cluster
+from tplab.cluster import Cluster, ClusterError
 from tplab.models.config import ModelConfig
 from tplab.topology.advisor import advise
 from tplab.topology.calibration import Calibration
 from tplab.topology.machine import Machine
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.sharding import Layout
-from tplab.topology.static_batch import LAB, machine_of, predict_batch
-from tplab.topology.verify_plan import fits
+from tplab.topology.static_batch import LAB, batch_of, machine_of, predict_batch, runnable
+from tplab.topology.verify_plan import fits, in_precision
 from tplab.topology.verifying import MEASURES, Verification, free_bytes, verify
 from tplab.topology.workload import Workload
 
@@ -31,8 +31,14 @@ class Case:
     """A model and what is asked of it."""
 
     model: str | ModelConfig
-    """A preset's name, or a model of one's own."""
+    """A ``config.json``, its folder, a preset's name, or a model of one's own."""
     workload: Workload
+
+    def __post_init__(self) -> None:
+        if self.workload.output_length < 2:
+            raise ValueError(f"output_length must be at least 2, to time tokens; got {self.workload.output_length}")
+        batch_of(self.workload, 1)
+        runnable(self.spec, 1, self.workload.context_length, "float32")
 
     @property
     def spec(self) -> ModelSpec:
@@ -51,15 +57,15 @@ def measure_cases(
     cases: Sequence[Case],
     calibration: Calibration,
     *,
-    machine: Machine | None = None,
+    sheet: Machine | None = None,
     repeats: int = 3,
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Run each case in every layout that takes all ranks and fits.
 
     Rows as ``verify`` has them, ``setting`` the case's label, with ``model`` and the workload's ``input_length``,
-    ``output_length`` and ``concurrency`` in front; ``advised_rank`` (by ``advise`` from the spec sheet for a server
-    whose requests come and go, 1 is best); and for each of ``MEASURES`` ``spec_sheet_...``, the same prediction of the
+    ``output_length`` and ``concurrency`` in front; ``advised_rank`` (by ``advise``, for a server whose requests come
+    and go; 1 is best); and, with ``sheet``, for each of ``MEASURES`` ``spec_sheet_...``, the same prediction of the
     batch without the calibration.
 
     A model that does not fit in two layouts at least is run with half of its layers, or a quarter, ...; ``layers`` says
@@ -67,22 +73,36 @@ def measure_cases(
 
     Args:
         calibration: of this cluster.
-        machine: as its driver and spec sheet have it; by default what calibrating found.
+        sheet: the machine as its driver and spec sheet have it, a GPU per rank.
         repeats: generations of each layout.
+        say: is told notes and failures.
+
+    Raises:
+        ValueError: no case could be run.
     """
-    machine = machine or machine_of(calibration)
     frames = []
     for case in cases:
         try:
-            frames.append(_measure(cluster, case, machine, calibration, repeats))
-        except ValueError as error:
-            say(f"{case.spec.name}: left out: {error}")
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            frames.append(_measure(cluster, case, calibration, sheet, repeats, say))
+        except (ClusterError, ValueError) as error:
+            say(f"{case.label}: left out: {error}")
+    if not frames:
+        raise ValueError("none of the models could be run, for the reasons above")
+    return pd.concat(frames, ignore_index=True)
 
 
-def _measure(cluster: Cluster, case: Case, machine: Machine, calibration: Calibration, repeats: int) -> pd.DataFrame:
-    workload = replace(case.workload, engine=replace(LAB, cuda_graphs=case.workload.engine.cuda_graphs))
-    spec, ranks = _advised(cluster, case.spec, machine, workload)
+def _measure(
+    cluster: Cluster,
+    case: Case,
+    calibration: Calibration,
+    sheet: Machine | None,
+    repeats: int,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    asked = case.workload.engine
+    workload = replace(case.workload, engine=replace(LAB, pp_micro_batches=asked.pp_micro_batches))
+    whole, notes = in_precision(case.spec, calibration)
+    spec, ranks = _advised(cluster, whole, sheet or machine_of(calibration), workload)
     layouts = list(ranks)
     made = verify(
         cluster,
@@ -90,14 +110,14 @@ def _measure(cluster: Cluster, case: Case, machine: Machine, calibration: Calibr
         spec,
         workload,
         calibration=calibration,
+        cuda_graphs=None if asked.cuda_graphs else False,
         tokens=workload.output_length,
         rounds=1,
         repeats=repeats,
         timeout=400.0,
     )
-    graphs = "CUDA graphs" in made.badge
-    before = predict_batch(spec, machine, workload, layouts, calibration=None, cuda_graphs=graphs)
-    by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
+    for note in dict.fromkeys((*notes, *made.notes)):
+        say(f"{case.label}: {note}")
     frame = made.frame.assign(setting=case.label)
     about: dict[str, Any] = {
         "model": case.spec.name,
@@ -108,9 +128,19 @@ def _measure(cluster: Cluster, case: Case, machine: Machine, calibration: Calibr
     }
     for place, (name, value) in enumerate(about.items()):
         frame.insert(place, name, value)
-    for measure in MEASURES:
-        frame[f"spec_sheet_{measure}"] = [getattr(by_layout[layout], measure) for layout in frame["layout"]]
+    if sheet is not None:
+        run = _with_layers(spec, int(frame["layers"].iloc[0]))
+        graphs = (frame["launch_mode"] == "graph").all()
+        before = predict_batch(run, sheet, workload, layouts, calibration=None, cuda_graphs=bool(graphs))
+        by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
+        for measure in MEASURES:
+            frame[f"spec_sheet_{measure}"] = [getattr(by_layout[layout], measure) for layout in frame["layout"]]
     return frame
+
+
+def _with_layers(spec: ModelSpec, depth: int) -> ModelSpec:
+    windowed = spec.windowed_layers * depth // spec.num_layers
+    return replace(spec, num_layers=depth, windowed_layers=windowed)
 
 
 def _advised(
@@ -121,7 +151,7 @@ def _advised(
     depth = spec.num_layers
     why: ValueError | None = None
     while depth:
-        shallow = replace(spec, num_layers=depth)
+        shallow = _with_layers(spec, depth)
         try:
             options = advise(shallow, machine, workload).options
         except ValueError as error:  # nothing fits
@@ -142,11 +172,12 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
 
     ``model``, ``concurrency``, ``input_length``, ``output_length``, ``prediction`` (one of ``MODES``), ``layouts``,
     ``tpot_mape_pct``, ``ttft_mape_pct``, ``spearman`` (tokens per second), ``chosen``, ``best`` and ``regret_pct``.
+    Without predictions by spec sheet there are no rows of them.
     """
     rows = []
     keys = ["model", "concurrency", "input_length", "output_length"]
     for key, group in frame.groupby(keys, sort=False):
-        for mode in MODES:
+        for mode in MODES if "spec_sheet_tpot_ms" in frame else MODES[1:]:
             columns = _predicted(group, mode)
             whole = Verification(frame=columns.assign(setting=""), notes=(), badge="")
             (choice,) = whole.choices().to_dict("records")
