@@ -20,7 +20,7 @@ from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes,
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.sharding import Layout
 from tplab.topology.static_batch import batch_of, machine_of, predict_batch, runnable
-from tplab.topology.verify_plan import plan_verify
+from tplab.topology.verify_plan import fits, plan_verify
 from tplab.topology.verifying import Verification, spearman, verification_of, verify
 from tplab.topology.workload import Workload
 
@@ -138,6 +138,55 @@ def test_terms_of_a_batch_add_up_and_follow_the_link():
     assert fast[2].tpot_ms == pytest.approx(slow[2].tpot_ms)
 
 
+def test_graphs_save_launches_of_decode_steps_and_of_nothing_else():
+    spec = ModelSpec.from_config(LLAMA.to_hf(), weight_precision="fp32")
+    layouts = [Layout.of(spec, 2, 1), Layout.of(spec, 1, 2)]
+    c = replace(calibrated(2, 1.0), launch_us=1000.0)
+    eager, graphs = (
+        predict_batch(spec, machine_of(c), LOAD, layouts, calibration=c, cuda_graphs=on) for on in (False, True)
+    )
+    for one, other in zip(eager, graphs, strict=True):
+        assert one.ttft_ms == pytest.approx(other.ttft_ms)
+        assert other.terms_ms["launch"] == 0 < one.terms_ms["launch"]
+        # A pipeline waits for its slowest stage, whose launches are half of them.
+        assert other.tpot_ms < one.tpot_ms
+    assert eager[0].tpot_ms - graphs[0].tpot_ms == pytest.approx(eager[0].terms_ms["launch"])
+
+
+def test_the_last_stage_samples_before_it_goes_on():
+    """With as many micro-batches as stages, every one of them adds the host's work to the slowest stage."""
+    spec = ModelSpec.from_config(LLAMA.to_hf(), weight_precision="fp32")
+    load, layouts = replace(LOAD, concurrency=4), [Layout.of(spec, 1, 2)]
+    quick, slow = (
+        predict_batch(spec, machine_of(c), load, layouts, calibration=c)[0].tpot_ms
+        for c in (replace(calibrated(2, 1.0), step_overhead_us=us, handoff_us=0.0) for us in (0.0, 5000.0))
+    )
+    assert slow - quick == pytest.approx(2 * 5.0, rel=0.2)
+
+
+def test_decode_steps_are_replayed_where_every_rank_has_a_gpu():
+    assert not planned().cuda_graphs
+    alone = planned(own_gpus=True, num_cores=4)
+    assert alone.cuda_graphs
+    assert alone.parts_of_badge == ("CUDA graphs",)
+    assert not planned(own_gpus=True, cuda_graphs=False).cuda_graphs
+    assert not planned(own_gpus=True, compute="emulated").cuda_graphs
+
+
+def test_a_layout_fits_with_all_of_its_layers_or_not():
+    spec = ModelSpec.from_config(LLAMA.to_hf(), weight_precision="fp32")
+    whole = Layout.of(spec, 1, 2)
+    config = runnable(spec, 4, LOAD.context_length + 1, "float32")
+    most = max(
+        memory.weight_bytes(config, RankLayout.of(4, 1, 2), rank)
+        + memory.kv_bytes(config, RankLayout.of(4, 1, 2), rank, batch=3, max_length=LOAD.context_length)
+        for rank in (0, 1)
+    )
+    spec = replace(spec, **dict.fromkeys(PRECISIONS, "fp32"))
+    assert fits(spec, whole, LOAD, [most / 0.6 + 1] * 2)
+    assert not fits(spec, whole, LOAD, [most / 0.6 + 1, most / 0.6 - 1])
+
+
 def test_alone_takes_the_rates_of_one_rank():
     spec = ModelSpec.from_config(LLAMA.to_hf(), weight_precision="fp32")
     layouts, c = [Layout.of(spec, 2, 1)], calibrated()
@@ -236,6 +285,11 @@ def test_unlike_links_choose_the_ranks():
         ({"layers": 5}, r"layers must be 2 .* to 4 \(the model's\); got 5"),
         ({"layers": 1}, "layers must be 2"),
         ({"free_bytes": [1e5, 1e5]}, "with 2 layers needs 0.00 GB on a rank"),
+        ({"cuda_graphs": True}, "cuda_graphs=True needs a GPU for every rank"),
+        (
+            {"cuda_graphs": True, "own_gpus": True, "compute": "emulated"},
+            "cuda_graphs=True has nothing to replay with compute='emulated'",
+        ),
         ({"model": None}, "model and workload must be given with a list of layouts"),
         ({"workload": Workload(input_length=8, output_length=8, request_rate=1.0)}, "a request rate instead"),
     ],

@@ -138,7 +138,7 @@ def _with_overheads(bare: Calibration, plan: CalibrationPlan, times: Times, prec
 
 
 def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
-    """Overheads from the narrow models' times per token."""
+    """Overheads: from the narrow models' times per token, or a GPU's from its blocks."""
     more: dict[str, float] = {}
     kernels = MATMULS_PER_BLOCK + 2 + DEFAULT.engines["lab"].light_kernels
     if ("block launches",) in times:
@@ -190,6 +190,7 @@ def _handoff(bare: Calibration, times: Times, layers: int, nbytes: int) -> dict[
         return {}
     wire = bare.send_us(float(nbytes), [(0, 1)])
     hop = (times[("pipeline", layers)] - times[("step", layers)]) / 2
+    # Below nothing where two hosts launch half a model each while the other's GPU works: then a hop is its message.
     return {"handoff_us": max(0.0, hop - (float(wire) if wire is not None else 0.0))}
 
 

@@ -147,8 +147,8 @@ class Calibration:
     launch_us: float | None = None
     """Host time per kernel launched without a graph."""
     block_overhead_us: float | None = None
-    """A transformer block on one token and an empty cache, less its matmuls: attention's start-up, norms, rotation,
-    activation. Replaces ``attention_fixed_us`` and ``light_kernel_us``."""
+    """A transformer block's decode step, less its matmuls and reading the cache: attention's start-up, norms, rotation,
+    activation. One token on a CPU, a small batch on a GPU. Replaces ``attention_fixed_us`` and ``light_kernel_us``."""
     block_overhead_per_width_us: float | None = None
     """What comes to it per element of the hidden size: on a GPU a norm of few rows takes as long as a row is wide."""
     step_overhead_us: float | None = None

@@ -245,7 +245,7 @@ DEFAULT = Constants(
             of_free_memory=False,
             reserves=False,
         ),
-        "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters. 22 kernels a block in a trace
+        "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters; light kernels as traced
             step_us=300.0, sequence_us=0.0, light_kernels=15, fp8_kernels=4, mfu=mfu_table(bf16=0.6, fp8=0.5),
             small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_fill=1.0,
             of_free_memory=False,

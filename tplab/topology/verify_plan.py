@@ -64,7 +64,7 @@ class VerifyPlan:
     rounds: int
     """Turns of every layout."""
     repeats: int
-    """Generations in one turn, after one to warm up."""
+    """Generations in one turn, after one to warm up, or ``graphed.WARM_UPS``."""
     notes: tuple[str, ...]
 
     @property
@@ -114,6 +114,8 @@ def plan_verify(
         )
     if compute not in COMPUTE:
         raise ValueError(f"compute must be one of {', '.join(COMPUTE)}; got {compute!r}")
+    if cuda_graphs and compute == "emulated":
+        raise ValueError("cuda_graphs=True has nothing to replay with compute='emulated', where stages only wait")
     if cuda_graphs and not own_gpus:
         raise ValueError("cuda_graphs=True needs a GPU for every rank; leave it out to run eagerly where there is none")
     for name, value in (("tokens", tokens - 1), ("rounds", rounds), ("repeats", repeats)):
@@ -125,7 +127,7 @@ def plan_verify(
         model, workload = model or target.model, workload or target.workload
     if model is None or workload is None:
         raise ValueError("model and workload must be given with a list of layouts; an Advice brings its own")
-    spec, notes = _in_precision(model, calibration)
+    spec, notes = in_precision(model, calibration)
     layouts = _layouts(target, spec, num_ranks)
     machine = machine_of(calibration)
     placements = None
@@ -191,8 +193,8 @@ def plan_verify(
 _DTYPE = {precision: dtype for dtype, precision in PRECISION.items()}
 
 
-def _in_precision(model: ModelSpec | ModelConfig, calibration: Calibration) -> tuple[ModelSpec, list[str]]:
-    """In the one that was calibrated."""
+def in_precision(model: ModelSpec | ModelConfig, calibration: Calibration) -> tuple[ModelSpec, list[str]]:
+    """The model in the precision that was calibrated, and a note where that is another one."""
     spec = ModelSpec.from_config(model.to_hf()) if isinstance(model, ModelConfig) else model
     wanted = calibration.matmuls[0].precision if calibration.matmuls else "fp32"
     changed = dict.fromkeys(("weight_precision", "kv_precision", "activation_precision"), wanted)

@@ -262,7 +262,8 @@ def verification_of(plan: VerifyPlan, reports: Iterable[Report], provenance: Pro
         samples = [_sample(plan, run.batches, fields) for fields in turns.values() if len(fields) == members]
         if samples:
             measured = dict(zip(MEASURES, np.median(samples, axis=0).tolist(), strict=True))
-            rows.append(_row(plan, row, measured, len(samples), setting) | {"badge": badge} | provenance.columns())
+            about = provenance.columns() | ({"launch_mode": "graph"} if plan.cuda_graphs else {})
+            rows.append(_row(plan, row, measured, len(samples), setting) | {"badge": badge} | about)
     return Verification(frame=pd.DataFrame(rows), notes=plan.notes, badge=badge)
 
 
