@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from tplab.lab import style
 from tplab.lab.figures import (
     calibration_figure,
     flip_figure,
@@ -289,6 +290,15 @@ class TestMeasured:
         both = self.verified(("emulated link A", "gloo over loopback"))
         grouped = verification_figure(both.frame, badge=both.badge)
         assert list(grouped.data[0].x[0]) == ["A", "A", "gloo over loopback", "gloo over loopback"]
+
+    def test_a_bar_over_the_whole_width_has_its_label_inside(self):
+        terms = [("launch", 90.0), ("weights", 5.0), ("host", 5.0)]
+        frame = pd.DataFrame(
+            [{"term": term, "ms": ms, "share_pct": ms, "provenance": "spec sheet"} for term, ms in terms]
+        )
+        launch, weights, _, *_ = waterfall_figure(frame, title="", badge="MODEL").layout.annotations
+        assert (launch.x, launch.xanchor, launch.font.color) == (90.0, "right", style.INK)  # on light grey
+        assert (weights.x, weights.xanchor, weights.bgcolor) == (90.0, "right", None)
 
     def test_a_prediction_by_spec_sheet_has_marks_of_its_own(self):
         made = self.verified()

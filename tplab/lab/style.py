@@ -76,6 +76,12 @@ def bar_marker(colour: str, pattern: str = "", **more: Any) -> dict[str, Any]:
     return {"color": colour, **({"pattern": overlay} if pattern else {}), **more}
 
 
+def text_on(colour: str) -> str:
+    """White or ink, whichever is read more easily on a ``#RRGGBB``: by its luminance, as sRGB weighs it."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK
+
+
 def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:
     """Ticks at 1, 2 and 5 times powers of ten around ``values``, written out: plotly's own say 2, 5, 2, 5."""
     positive = [value for value in values if value > 0] or [1.0]

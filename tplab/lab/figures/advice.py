@@ -83,14 +83,15 @@ def waterfall_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figur
         # Where there is room: to the right, to the left, or inside.
         left = start + ms > _LABEL_ENDS * total
         inside = left and start < (1 - _LABEL_ENDS) * total
+        quiet = style.text_on(colour) if inside else style.MUTED
         figure.add_annotation(
             x=start if left and not inside else start + ms,
             y=name,
-            text=f"<b>{ms:.3g}</b>  <span style='color:{'white' if inside else style.MUTED}'>{_short(source)}</span>",
+            text=f"<b>{ms:.3g}</b>  <span style='color:{quiet}'>{_short(source)}</span>",
             showarrow=False,
             xanchor="right" if left else "left",
             xshift=-6 if left else 6,
-            font={"size": 11, "color": "white" if inside else style.INK},
+            font={"size": 11, "color": style.text_on(colour) if inside else style.INK},
             bgcolor=colour if inside else None,
         )
     figure.add_bar(
