@@ -59,6 +59,10 @@ def cluster3() -> Iterator[Cluster]:
             "dtypes for algorithms=symmetric-one-shot must be out of bfloat16, float32; got float16",
         ),
         (
+            {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "sizes": [1024 + 64]},
+            "sizes must be multiples of 128 bytes for symmetric-two-shot; got 1088",
+        ),
+        (
             {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "shares_gpus": True},
             "need a GPU per rank; this cluster has ranks that share a GPU",
         ),

@@ -13,6 +13,7 @@ import pytest
 from tplab import Cluster
 from tplab.cluster import RankError, Report
 from tplab.collectives.emulated_link import EmulatedLink
+from tplab.collectives.emulated_sweep import measure_emulated
 from tplab.layers.overlap import (
     ChunkPlan,
     StackPlan,
@@ -21,7 +22,7 @@ from tplab.layers.overlap import (
     measure_strategies,
     submit_chunks,
 )
-from tplab.layers.phases import PhasePlan, measure_phases
+from tplab.layers.phases import PhasePlan, measure_phases, submit_phases
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
 
 SLOW = EmulatedLink(latency_us=200, bandwidth_GBps=0.03)
@@ -143,10 +144,16 @@ def test_what_a_cluster_cannot_do_is_named_before_it_starts(clusters: dict[int, 
     with pytest.raises(ValueError, match="in_features=2048 does not divide over 3 ranks"):
         measure_chunks(clusters[3], ChunkPlan())
     nccl: Any = SimpleNamespace(backend="nccl", num_ranks=2)
-    with pytest.raises(
-        ValueError, match=r"link: emulated links carry gloo messages; this cluster runs nccl: Cluster\(n"
+    for start in (
+        lambda: submit_chunks(nccl, ChunkPlan(link=SLOW)),
+        lambda: submit_phases(nccl, PhasePlan(link=SLOW)),
+        lambda: measure_strategies(nccl, [Blocking()], StackPlan(link=SLOW)),
+        lambda: measure_emulated(nccl, SLOW),
     ):
-        submit_chunks(nccl, ChunkPlan(link=SLOW))
+        with pytest.raises(
+            ValueError, match=r"link: emulated links carry gloo messages; this cluster runs nccl: Cluster\(n"
+        ):
+            start()
 
 
 STACK = StackPlan(

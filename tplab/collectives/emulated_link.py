@@ -61,3 +61,9 @@ class LinkTable:
         """For every figure made over these links."""
         others = f", {len(self.overrides)} pairs differ" if self.overrides else ""
         return f"emulated link {self.default}{others}"
+
+
+def check_backend(link: "LinkTable | EmulatedLink | None", backend: str) -> None:
+    """Raises ``ValueError`` for a declared link on another backend than gloo."""
+    if link is not None and backend != "gloo":
+        raise ValueError(f"link: emulated links carry gloo messages; this cluster runs {backend}: Cluster(n, 'gloo')")

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tplab.collectives.cost import time_us
-from tplab.collectives.emulated import EmulatedGroup
-from tplab.collectives.emulated_link import EmulatedLink
+from tplab.collectives.emulated_link import EmulatedLink, check_backend
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank
@@ -27,7 +26,10 @@ def measure_emulated(
     Returns one row per ``algorithm`` and ``bytes``: ``p50_us`` of the slowest rank, ``formula_us`` of the same
     algorithm with the link's alpha and beta (whole chunks), ``error_pct``, ``correct``, and the provenance, whose
     ``link`` is the declared one.
+
+    Raises ``ValueError`` for a cluster without gloo.
     """
+    check_backend(link, cluster.backend)
     rows = []
     for algorithm in algorithms:
         for nbytes in sizes:
@@ -55,6 +57,8 @@ def _time_emulated(
 ) -> tuple[list[float], bool]:
     import torch
     import torch.distributed as dist
+
+    from tplab.collectives.emulated import EmulatedGroup
 
     group = EmulatedGroup(rank.group, link)
     want = torch.full((num_elements,), sum(range(1, rank.world_size + 1)), dtype=torch.float32)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tplab.collectives.emulated_link import check_backend
+
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank
     from tplab.collectives.emulated_link import EmulatedLink
@@ -37,10 +39,7 @@ def compare_quantised(
     n = cluster.num_ranks
     if n < 2:
         raise ValueError("cluster: one rank alone has nothing to reduce; use Cluster(2) or more")
-    if link is not None and cluster.backend != "gloo":
-        raise ValueError(
-            f"link: emulated links carry gloo messages; this cluster runs {cluster.backend}: Cluster(n, 'gloo')"
-        )
+    check_backend(link, cluster.backend)
     per_rank = cluster.run(_compare, tokens, hidden, tuple(scale_groups), link, timeout=180)
     columns = cluster.provenance.columns()
     sent = {method: max(outcome[method]["sent"] for outcome in per_rank) for method in per_rank[0]}

@@ -24,6 +24,8 @@ ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4
 MODES = ("eager", "graph")
 ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
 """torch's kernels over memory that GPUs share; one GPU per rank."""
+_SYMMETRIC_BYTES = 128
+"""Those kernels move 16 bytes at once, of every rank's part, and a host has up to 8 GPUs."""
 ALGORITHMS = (
     *("library", "ring", "two-shot", "one-shot", "recursive-doubling", "int8-two-shot"),
     *ON_SYMMETRIC_MEMORY,
@@ -110,6 +112,8 @@ def plan_sweep(
             raise ValueError(f"sizes must be positive numbers of bytes; got {size!r}")
         if size % largest:
             raise ValueError(f"sizes must be multiples of the largest dtype's {largest} bytes; got {size}")
+        if shared and size % _SYMMETRIC_BYTES:
+            raise ValueError(f"sizes must be multiples of {_SYMMETRIC_BYTES} bytes for {', '.join(shared)}; got {size}")
     if any(after <= before for before, after in pairwise(sizes)):
         raise ValueError(f"sizes must rise: each larger than the one before; got {sizes}")
     return [

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tplab.collectives.cost import time_us
+from tplab.collectives.emulated_link import check_backend
 from tplab.collectives.volumes import chunk_lengths
 from tplab.layers.cost import Overlap, chunked_us
 
@@ -56,10 +57,7 @@ def submit_chunks(cluster: "Cluster", plan: ChunkPlan, **callbacks: Any) -> "Run
 
     Raises ``ValueError`` for a link without gloo, or features that do not divide over the ranks.
     """
-    if plan.link is not None and cluster.backend != "gloo":
-        raise ValueError(
-            f"link: emulated links carry gloo messages; this cluster runs {cluster.backend}: Cluster(n, 'gloo')"
-        )
+    check_backend(plan.link, cluster.backend)
     if plan.in_features % cluster.num_ranks:
         raise ValueError(f"in_features={plan.in_features} does not divide over {cluster.num_ranks} ranks")
     return cluster.submit(time_chunks, plan, timeout=None, **callbacks)
@@ -267,7 +265,10 @@ def measure_strategies(cluster: "Cluster", strategies: "Sequence[Blocking]", pla
     Returns one row per strategy: ``strategy``, ``total_us``, ``compute_us`` (the blocking stack without its
     communication), ``exposed_us`` (the difference), ``error`` (largest difference from the unsharded stack, in units of
     its largest element), and the provenance.
+
+    Raises ``ValueError`` for a link without gloo.
     """
+    check_backend(plan.link, cluster.backend)
     run = cluster.submit(time_strategies, list(strategies), plan, timeout=None)
     per_rank = run.result()
     columns = cluster.provenance.columns()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tplab.collectives.emulated_link import check_backend
 from tplab.layers.overlap import WARM_UPS, StackPlan, linked_comm, plain_stack, step_timer
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ class PhasePlan:
 
 
 def submit_phases(cluster: "Cluster", plan: PhasePlan, **callbacks: Any) -> "Run[None]":
-    """Start measuring; :func:`phases_frame` makes the frame of what has been reported so far."""
+    """Start measuring; :func:`phases_frame` makes the frame of what has been reported so far.
+
+    Raises ``ValueError`` for a link without gloo.
+    """
+    check_backend(plan.link, cluster.backend)
     return cluster.submit(time_phases, plan, timeout=None, **callbacks)
 
 
