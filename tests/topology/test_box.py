@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import tplab.topology.box as box
 import tplab.topology.box_layouts as box_layouts
 from tplab import Cluster
+from tplab.cluster import RankDied
 from tplab.topology.box import STEPS, BoxPlan, measure_box
 from tplab.topology.box_layouts import MODES, Case, measure_cases, scores
 from tplab.topology.calibrating import calibrate
@@ -140,6 +143,24 @@ def test_a_step_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPa
     assert "no such links" in said[0]
     assert "sweep.csv" in said[1]
     assert not (tmp_path / "links.csv").exists()
+
+
+def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def sweep(cluster: object, *, algorithms: list[str], mode: str = "eager", **_: object) -> pd.DataFrame:
+        asked.append((algorithms[0], mode))
+        if algorithms[0].startswith("symmetric"):
+            raise RankDied("rank 1 died: no peer access", rank=1, exit_code=1)
+        return pd.DataFrame({"algorithm": algorithms, "launch_mode": mode})
+
+    monkeypatch.setattr(box, "sweep_all_reduce", sweep)
+    said: list[str] = []
+    gpus: Any = SimpleNamespace(backend="nccl", shares_gpus=False, num_ranks=2)
+    frame = box.sweep_step(gpus, BoxPlan.small(), said.append)
+    assert asked == [("library", "eager"), ("library", "graph"), ("ring", "eager"), ("symmetric-one-shot", "eager")]
+    assert set(frame["algorithm"]) == {"library", "ring", "int8-two-shot"}
+    assert "no symmetric memory over 2 ranks" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def measure_box(
         plan = plan or (BoxPlan.large() if own_gpus else BoxPlan.small())
         calls: dict[str, Callable[[], pd.DataFrame]] = {
             "links": lambda: links_step(cluster),
-            "sweep": lambda: sweep_step(cluster, plan),
+            "sweep": lambda: sweep_step(cluster, plan, say),
             "layers": lambda: layers_step(cluster, plan),
             "pipeline": lambda: pipeline_step(cluster, plan, folder),
             "layouts": lambda: layouts_step(cluster, plan, folder, say),
@@ -220,20 +220,32 @@ def _kind(machine: Machine | None, src: int, dst: int) -> str:
     return "" if link is None else str(link.kind)
 
 
-def sweep_step(cluster: Cluster, plan: BoxPlan) -> pd.DataFrame:
+def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> pd.DataFrame:
     """All-reduces of 2, 4, ... and all ranks: the library's, eager and in a CUDA graph, symmetric memory's where ranks
-    have GPUs of their own, our ring and int8 up to a size; rows as ``sweep_frame`` has them."""
+    have GPUs of their own, our ring and int8 up to a size; rows as ``sweep_frame`` has them.
+
+    GPUs that cannot reach each other's memory have no rows of symmetric memory; that is said.
+    """
     frames = []
     for clustered in _clusters(cluster):
         own_gpus = clustered.backend == "nccl" and not clustered.shares_gpus
-        symmetric = ON_SYMMETRIC_MEMORY if own_gpus else ()
-        runs: list[dict[str, Any]] = [
-            {"algorithms": ["library", *symmetric], "sizes": plan.sizes},
-            {"algorithms": ["ring", "int8-two-shot"], "sizes": [s for s in plan.sizes if s <= plan.own_up_to]},
-        ]
-        if own_gpus:
-            runs.insert(1, {"algorithms": ["library", *symmetric], "sizes": plan.sizes, "mode": "graph"})
+        modes = ("eager", "graph") if own_gpus else ("eager",)
+        own: dict[str, Any] = {
+            "algorithms": ["ring", "int8-two-shot"],
+            "sizes": [size for size in plan.sizes if size <= plan.own_up_to],
+        }
+        runs = [*({"algorithms": ["library"], "sizes": plan.sizes, "mode": mode} for mode in modes), own]
         frames += [sweep_all_reduce(clustered, dtypes=[plan.dtype], **run) for run in runs]
+        for mode in modes if own_gpus else ():
+            try:
+                frames.append(
+                    sweep_all_reduce(
+                        clustered, dtypes=[plan.dtype], algorithms=ON_SYMMETRIC_MEMORY, sizes=plan.sizes, mode=mode
+                    )
+                )
+            except ClusterError as error:
+                say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: {error}")
+                break
     return pd.concat(frames, ignore_index=True)
 
 
