@@ -77,7 +77,7 @@ def test_models_in_every_layout_advised_run_and_predicted_twice(
     layouts = frames["layouts"]
     assert set(zip(layouts["tp"], layouts["pp"], layouts["replicas"], strict=True)) == {(3, 1, 1), (1, 3, 1), (1, 1, 3)}
     assert sorted(layouts["advised_rank"]) == [1, 2, 3]
-    assert (layouts["layers"] == 6).all()
+    assert (layouts["layers"] == 8).all()
     assert (layouts[["measured_tpot_ms", "predicted_tpot_ms"]] > 0).all(axis=None)
     assert not any(column.startswith("spec_sheet") for column in layouts)  # a processor has none
     assert scores(layouts)["prediction"].tolist() == ["calibrated"]

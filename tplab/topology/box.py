@@ -37,11 +37,11 @@ STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
 _TINY = ModelConfig(
     model_type="llama",
     vocab_size=256,
-    hidden_size=48,
+    hidden_size=96,
     intermediate_size=96,
-    num_layers=6,
-    num_heads=12,
-    num_kv_heads=12,
+    num_layers=8,
+    num_heads=24,
+    num_kv_heads=24,
     head_dim=4,
     max_positions=64,
 )
@@ -100,15 +100,15 @@ class BoxPlan:
 
     @classmethod
     def small(cls) -> "BoxPlan":
-        """For processors: seconds in all; heads and features divide over 2, 3, 4 and 6 ranks."""
+        """For processors: seconds in all; heads and features divide over 2, 3, 4, 6 and 8 ranks."""
         return cls(
             sizes=(1 << 10, 1 << 16),
             own_up_to=1 << 16,
             dtype="float32",
             tokens=(16, 64),
             hidden=96,
-            num_heads=12,
-            num_kv_heads=4,
+            num_heads=24,
+            num_kv_heads=8,
             intermediate=144,
             depth=1,
             micro_batch_tokens=16,
