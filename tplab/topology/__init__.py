@@ -21,6 +21,7 @@ What it should cost (pure: no torch, no process group):
 What it does cost (on the ranks of a cluster):
   calibrating                calibrate: links, matmuls, overheads (calibrate_plan, measure_..., calibrated)
   verifying                  verify: layouts run for real, beside predictions (verify_plan, rigging, measure_layouts)
+  box, box_layouts           everything on a machine with several GPUs, in one call
 
 Public names load on first use.
 """
