@@ -329,17 +329,15 @@ def _writable(argument: str, path: str) -> Path:
 
 
 def _box(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from tplab.cluster.backends import num_gpus
-    from tplab.topology.box import STEPS, BoxPlan, measure_box
+    from tplab.topology.box import STEPS, measure_box
     from tplab.topology.box_layouts import Case
     from tplab.topology.workload import Workload
 
     ranks = max(2, num_gpus()) if arguments.ranks is None else arguments.ranks
     steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps else STEPS
     asked = {"--input": arguments.input, "--output": arguments.output, "--concurrency": arguments.concurrency}
-    plan = None
+    cases = None
     if arguments.model is None:
         given = [name for name, value in asked.items() if value is not None]
         if given:
@@ -351,8 +349,6 @@ def _box(arguments: argparse.Namespace) -> int:
             default if value is None else value for value, default in zip(asked.values(), (1024, 32, 16), strict=True)
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
-        case = Case(model=arguments.model, workload=workload)  # refuses before any rank is started
-        own_gpus = arguments.backend != "gloo" and num_gpus() >= ranks
-        plan = replace(BoxPlan.large() if own_gpus else BoxPlan.small(), cases=(case,))
-    frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, plan=plan)
+        cases = [Case(model=arguments.model, workload=workload)]  # refuses before any rank is started
+    frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases)
     return 0 if set(frames) == set(steps) else 1

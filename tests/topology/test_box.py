@@ -156,7 +156,7 @@ def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatc
 
     monkeypatch.setattr(box, "sweep_all_reduce", sweep)
     said: list[str] = []
-    gpus: Any = SimpleNamespace(backend="nccl", shares_gpus=False, num_ranks=2)
+    gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2)
     frame = box.sweep_step(gpus, BoxPlan.small(), said.append)
     assert asked == [("library", "eager"), ("library", "graph"), ("ring", "eager"), ("symmetric-one-shot", "eager")]
     assert set(frame["algorithm"]) == {"library", "ring", "int8-two-shot"}

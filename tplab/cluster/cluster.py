@@ -161,6 +161,11 @@ class Cluster:
         return self._placement.shares_gpus
 
     @property
+    def own_gpus(self) -> bool:
+        """Whether every rank has a GPU of its own, over NCCL."""
+        return self.backend == "nccl" and not self.shares_gpus
+
+    @property
     def state(self) -> State:
         """What the ranks are doing now."""
         return self._supervisor.state

@@ -63,7 +63,9 @@ class LinkTable:
         return f"emulated link {self.default}{others}"
 
 
-def check_backend(link: "LinkTable | EmulatedLink | None", backend: str) -> None:
-    """Raises ``ValueError`` for a declared link on another backend than gloo."""
+def check_backend(link: "LinkTable | EmulatedLink | None", backend: str, argument: str = "link") -> None:
+    """Raises ``ValueError`` for a declared link, given as ``argument``, on another backend than gloo."""
     if link is not None and backend != "gloo":
-        raise ValueError(f"link: emulated links carry gloo messages; this cluster runs {backend}: Cluster(n, 'gloo')")
+        raise ValueError(
+            f"{argument}: emulated links carry gloo messages; this cluster runs {backend}: Cluster(n, 'gloo')"
+        )

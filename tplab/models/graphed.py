@@ -12,7 +12,7 @@ Prefill, and whatever comes for the first time, runs as it is: libraries choose 
 then, which must not be captured.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -27,13 +27,16 @@ WARM_UPS = 3
 """Generations until everything is replayed: one as it is, one that captures, and the first replay."""
 
 
-class _Step:
-    """A captured step: what it reads, what it writes, and what it holds on to."""
+class _Step(NamedTuple):
+    """A captured step."""
 
-    __slots__ = ("graph", "padding", "x", "y")
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, x: torch.Tensor, y: torch.Tensor, padding: Padding) -> None:
-        self.graph, self.x, self.y, self.padding = graph, x, y, padding
+    graph: torch.cuda.CUDAGraph
+    x: torch.Tensor
+    """What it reads."""
+    y: torch.Tensor
+    """What it writes."""
+    padding: Padding
+    """Memory that it reads, too: to be held."""
 
 
 class GraphedStage:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tplab.cluster.provenance import count
-from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
 from tplab.pipeline.communication import Messages, add_communication
 from tplab.pipeline.costs import Costs, durations, grid, stage_bytes
 from tplab.pipeline.costs import links as link_costs
@@ -156,10 +156,7 @@ def make_job(cluster: "Cluster", plan: RunPlan) -> Job:
         )
     validate(schedule)
     links = _links_of(plan)
-    if links is not None and cluster.backend != "gloo":
-        raise ValueError(
-            f"links: emulated links carry gloo messages; this cluster runs {cluster.backend}: Cluster(n, 'gloo')"
-        )
+    check_backend(links, cluster.backend, "links")
     return Job(
         schedule=schedule if schedule.has_communication else add_communication(schedule),
         stage=_waits(schedule, plan.stage) if isinstance(plan.stage, Costs) else plan.stage,

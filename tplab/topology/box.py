@@ -125,6 +125,7 @@ def measure_box(
     backend: str = "auto",
     steps: Sequence[str] = STEPS,
     plan: BoxPlan | None = None,
+    cases: Sequence[Case] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
     """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv``, ``pipeline.csv`` (with
@@ -136,6 +137,7 @@ def measure_box(
         num_ranks: all of them; the sweep also takes 2, 4, ... of them.
         steps: which of ``STEPS``.
         plan: by default large on GPUs of their own, small elsewhere.
+        cases: instead of the plan's.
         say: is told what goes on.
 
     Returns the frames by step, without those that failed.
@@ -155,8 +157,9 @@ def measure_box(
         raise ValueError(f"out={folder} cannot be made a folder: {error}") from error
     frames: dict[str, pd.DataFrame] = {}
     with Cluster(num_ranks, backend) as cluster:
-        own_gpus = cluster.backend == "nccl" and not cluster.shares_gpus
-        plan = plan or (BoxPlan.large() if own_gpus else BoxPlan.small())
+        plan = plan or (BoxPlan.large() if cluster.own_gpus else BoxPlan.small())
+        if cases is not None:
+            plan = replace(plan, cases=tuple(cases))
         calls: dict[str, Callable[[], pd.DataFrame]] = {
             "links": lambda: links_step(cluster),
             "sweep": lambda: sweep_step(cluster, plan, say),
@@ -228,15 +231,14 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
     """
     frames = []
     for clustered in _clusters(cluster):
-        own_gpus = clustered.backend == "nccl" and not clustered.shares_gpus
-        modes = ("eager", "graph") if own_gpus else ("eager",)
+        modes = ("eager", "graph") if clustered.own_gpus else ("eager",)
         own: dict[str, Any] = {
             "algorithms": ["ring", "int8-two-shot"],
             "sizes": [size for size in plan.sizes if size <= plan.own_up_to],
         }
         runs = [*({"algorithms": ["library"], "sizes": plan.sizes, "mode": mode} for mode in modes), own]
         frames += [sweep_all_reduce(clustered, dtypes=[plan.dtype], **run) for run in runs]
-        for mode in modes if own_gpus else ():
+        for mode in modes if clustered.own_gpus else ():
             try:
                 frames.append(
                     sweep_all_reduce(
@@ -343,8 +345,7 @@ class _StageOfBlocks:
 
 def layouts_step(cluster: Cluster, plan: BoxPlan, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
-    own_gpus = cluster.backend == "nccl" and not cluster.shares_gpus
-    detected = _driver(Machine.detect) if own_gpus else None
+    detected = _driver(Machine.detect) if cluster.own_gpus else None
     calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
     calibration.save(folder / "calibration.json")
     sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None

@@ -102,8 +102,7 @@ def _measure(
     asked = case.workload.engine
     workload = replace(case.workload, engine=replace(LAB, pp_micro_batches=asked.pp_micro_batches))
     whole, notes = in_precision(case.spec, calibration)
-    spec, ranks = _advised(cluster, whole, sheet or machine_of(calibration), workload)
-    layouts = list(ranks)
+    spec, layouts = _advised(cluster, whole, sheet or machine_of(calibration), workload)
     made = verify(
         cluster,
         layouts,
@@ -124,12 +123,12 @@ def _measure(
         "input_length": workload.input_length,
         "output_length": workload.output_length,
         "concurrency": workload.concurrency,
-        "advised_rank": [ranks[layout] for layout in layouts if str(layout) in set(frame["layout"])],
+        "advised_rank": frame["layout"].map({str(layout): place for place, layout in enumerate(layouts, 1)}),
     }
     for place, (name, value) in enumerate(about.items()):
         frame.insert(place, name, value)
     if sheet is not None:
-        run = _with_layers(spec, int(frame["layers"].iloc[0]))
+        run = spec.with_layers(int(frame["layers"].iloc[0]))
         graphs = (frame["launch_mode"] == "graph").all()
         before = predict_batch(run, sheet, workload, layouts, calibration=None, cuda_graphs=bool(graphs))
         by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
@@ -138,20 +137,13 @@ def _measure(
     return frame
 
 
-def _with_layers(spec: ModelSpec, depth: int) -> ModelSpec:
-    windowed = spec.windowed_layers * depth // spec.num_layers
-    return replace(spec, num_layers=depth, windowed_layers=windowed)
-
-
-def _advised(
-    cluster: Cluster, spec: ModelSpec, machine: Machine, workload: Workload
-) -> tuple[ModelSpec, dict[Layout, int]]:
-    """The model with as many layers as two layouts hold, and the advisor's rank of each layout to run."""
+def _advised(cluster: Cluster, spec: ModelSpec, machine: Machine, workload: Workload) -> tuple[ModelSpec, list[Layout]]:
+    """The model with as many layers as two layouts hold, and the layouts to run, in the advisor's order."""
     free = cluster.run(free_bytes)
     depth = spec.num_layers
     why: ValueError | None = None
     while depth:
-        shallow = _with_layers(spec, depth)
+        shallow = spec.with_layers(depth)
         try:
             options = advise(shallow, machine, workload).options
         except ValueError as error:  # nothing fits
@@ -162,7 +154,7 @@ def _advised(
             if option.layout.num_gpus == cluster.num_ranks and fits(shallow, option.layout, workload, free)
         ]
         if len(chosen) > 1:
-            return shallow, {layout: place + 1 for place, layout in enumerate(chosen)}
+            return shallow, chosen
         depth //= 2
     raise why or ValueError(f"fewer than two layouts of {cluster.num_ranks} ranks hold a layer of {spec.name}")
 

@@ -24,7 +24,7 @@ from tplab.topology.calibrate_plan import (
     mean_params,
     narrow,
 )
-from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulCurve, MatmulTimes, SendTimes
+from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.constants import DEFAULT
 from tplab.topology.roofline import MATMULS_PER_BLOCK
 
@@ -153,10 +153,9 @@ def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: s
     curve = bare.matmul_curve(precision)
     config = narrow(SHALLOW, plan.dtype)
     if plan.backend != "nccl" and curve is not None:
-        fixed, rate = float(curve.fixed(1)), float(curve.per_param(1))
         more["launch_us"] = 0.0  # a CPU's block is launched and run by the same thread
-        more["block_overhead_us"] = max(0.0, block - MATMULS_PER_BLOCK * fixed - block_params(config) * rate)
-        ends = max(0.0, ends - fixed - config.vocab_size * config.hidden_size * rate)
+        more["block_overhead_us"] = max(0.0, block - float(curve.time_us(1, block_params(config), MATMULS_PER_BLOCK)))
+        ends = max(0.0, ends - float(curve.time_us(1, config.vocab_size * config.hidden_size)))
     more["step_overhead_us"] = ends
     return more | _handoff(bare, times, DEEP, config.hidden_size * 4)
 
@@ -168,7 +167,7 @@ def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, preci
     if curve is None or any(("block", width) not in times for width in BLOCK_WIDTHS):
         return more
     models = [llama(GPU_LAYERS, width, plan.dtype) for width in BLOCK_WIDTHS]
-    matmuls = [_matmuls_us(curve, BLOCK_TOKENS, MATMULS_PER_BLOCK, block_params(model)) for model in models]
+    matmuls = [float(curve.time_us(BLOCK_TOKENS, block_params(model), MATMULS_PER_BLOCK)) for model in models]
     caches = [_cache_us(bare, model) for model in models]
     low, high = (
         times[("block", width)] - products - cache
@@ -179,7 +178,7 @@ def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, preci
     more["block_overhead_per_width_us"] = by_width
     if ("step", GPU_LAYERS) in times:
         blocks = GPU_LAYERS * times[("block", BLOCK_WIDTHS[0])]
-        head = _matmuls_us(curve, BLOCK_TOKENS, 1, models[0].vocab_size * models[0].hidden_size)
+        head = float(curve.time_us(BLOCK_TOKENS, models[0].vocab_size * models[0].hidden_size))
         more["step_overhead_us"] = max(0.0, times[("step", GPU_LAYERS)] - blocks - head)
     return more | _handoff(bare, times, GPU_LAYERS, BLOCK_TOKENS * BLOCK_WIDTHS[0] * 2)
 
@@ -192,10 +191,6 @@ def _handoff(bare: Calibration, times: Times, layers: int, nbytes: int) -> dict[
     hop = (times[("pipeline", layers)] - times[("step", layers)]) / 2
     # Below nothing where two hosts launch half a model each while the other's GPU works: then a hop is its message.
     return {"handoff_us": max(0.0, hop - (float(wire) if wire is not None else 0.0))}
-
-
-def _matmuls_us(curve: MatmulCurve, tokens: int, products: int, params: float) -> float:
-    return float(products * curve.fixed(tokens) + params * curve.per_param(tokens))
 
 
 def _cache_us(bare: Calibration, model: ModelConfig) -> float:

@@ -110,6 +110,11 @@ class MatmulCurve:
         inside = np.exp(np.interp(x, np.log(self.tokens), np.log(self.us_per_param)))
         return np.asarray(inside * np.exp(np.maximum(x - last, 0.0)), dtype=np.float64)
 
+    def time_us(self, tokens: ArrayLike, params: ArrayLike, products: int = 1) -> Floats:
+        """Of ``products`` products with ``params`` parameters together."""
+        size = np.asarray(params, dtype=np.float64)
+        return np.asarray(products * self.fixed(tokens) + size * self.per_param(tokens), dtype=np.float64)
+
     @staticmethod
     def _log(tokens: ArrayLike) -> Floats:
         return np.asarray(np.log(np.maximum(np.asarray(tokens, dtype=np.float64), 1.0)), dtype=np.float64)

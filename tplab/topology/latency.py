@@ -202,8 +202,7 @@ class Server:
     def _token(self, decoding: Floats, full: "NDArray[np.bool_] | bool" = True) -> tuple[dict[str, Floats], Floats]:
         """Terms of one token with so many sequences decoding, and the micro-batches they are cut into."""
         model, w, lay, r = self.model, self.workload, self.layouts, self.rates
-        fill = w.engine.pp_micro_batches or np.where(full, lay.pp, self.engine.pp_fill * lay.pp)
-        k = pipeline_fill.micro_batches(lay.pp, decoding, fill)
+        k = self._in_flight(decoding, full)
         b = decoding / k
         L, p = model.num_layers, lay.pp
         block = self._block(b)
@@ -225,6 +224,12 @@ class Server:
         terms["prefill"] = self._interference(decoding, b, k)
         terms["bubble"] = round_time - all_stages - hops
         return {name: terms[name] for name in TERMS}, k
+
+    def _in_flight(self, decoding: Floats, full: "NDArray[np.bool_] | bool" = True) -> Floats:
+        """Micro-batches over the stages."""
+        pp = self.layouts.pp
+        fill = self.workload.engine.pp_micro_batches or np.where(full, pp, self.engine.pp_fill * pp)
+        return pipeline_fill.micro_batches(pp, decoding, fill)
 
     def _block(self, b: Floats) -> dict[str, Floats]:
         """A block's decode step, by term."""
@@ -326,9 +331,17 @@ class Server:
 
     def generate_us(self, batch: "Floats | float") -> Floats:
         """One static batch, as a call of ``generate``: all prompts, then all tokens in step, nobody else in between."""
-        w = self.workload
+        step = without_prompts(self._token(np.ones(len(self.layouts)) * batch)[0])
+        return np.asarray(self.prompts_us(batch) + (self.workload.output_length - 1) * step, dtype=np.float64)
+
+    def prompts_us(self, batch: "Floats | float") -> Floats:
+        """The prompts of a static batch, until all have their first token."""
         size = np.ones(len(self.layouts)) * batch
-        terms, k = self._token(size)
-        step = sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1))
-        prompts = sum(self._prefill(size * w.input_length / k, k, size / k).values(), np.zeros(1))
-        return np.asarray(prompts + (w.output_length - 1) * step, dtype=np.float64)
+        k = self._in_flight(size)
+        made = self._prefill(size * self.workload.input_length / k, k, size / k)
+        return np.asarray(sum(made.values(), np.zeros(1)), dtype=np.float64)
+
+
+def without_prompts(terms: "dict[str, Floats]") -> Floats:
+    """Time per token of a batch that is decoded in step, nobody's prompt in between: all terms but that one."""
+    return np.asarray(sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1)), dtype=np.float64)

@@ -38,7 +38,7 @@ from tplab.topology.calibrate_plan import (
     narrow,
 )
 from tplab.topology.measure_compute import COLD_PARAMS, in_graph
-from tplab.topology.rigging import Hops, in_layout, load_random
+from tplab.topology.rigging import Hops, graphed, in_layout, load_random
 
 if TYPE_CHECKING:
     from tplab.topology.calibrate_plan import CalibrationPlan
@@ -63,7 +63,7 @@ def time_engine(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
         layout = Layout.of(config.num_layers, 1, num_stages)
         place = rank.index if num_stages > 1 else 0
         made = load_random(config, layout, place, Alone(), dtype=dtype, device=rank.device)
-        return replace(made, stage=GraphedStage(made.stage)) if graphs else made  # type: ignore[arg-type]
+        return graphed(made) if graphs else made
 
     ready = [loaded(config, 1) for config in models] if rank.index == 0 else []
     half = loaded(models[-1], 2) if plan.num_ranks > 1 and rank.index < 2 else None

@@ -5,7 +5,6 @@ the machine does not fall on one layout alone.
 """
 
 import time
-from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from tplab.models.loading import Loaded
 from tplab.models.padding import Padding
 from tplab.models.request import Request
 from tplab.models.sampling import Sampler
-from tplab.topology.rigging import Hops, Silent, StageTimes, comm_of, in_layout, load_random, waiting
+from tplab.topology.rigging import Hops, Silent, StageTimes, comm_of, graphed, in_layout, load_random, waiting
 
 if TYPE_CHECKING:
     from tplab.topology.verify_plan import LayoutRun, VerifyPlan
@@ -50,12 +49,10 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) 
     mine = replica >= 0 and replica < len(run.batches)
     place = stage * run.layout.tp + index
     loaded: Loaded | None = None
-    graphed: GraphedStage | None = None
     if mine and not plan.emulated_compute:
         loaded = _load(rank, plan, run, place, comms[replica])
         if plan.cuda_graphs:
-            graphed = GraphedStage(loaded.stage)
-            loaded = replace(loaded, stage=graphed)  # type: ignore[arg-type]  # the engine calls it as it calls a stage
+            loaded = graphed(loaded)
     elif plan.emulated_compute:
         times = _timed_stages(rank, plan, run, seat)
         if mine:
@@ -68,8 +65,8 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) 
         dist.barrier(group=rank.group)
         if loaded is None:
             continue
-        if graphed is not None:
-            graphed.restart()
+        if isinstance(loaded.stage, GraphedStage):
+            loaded.stage.restart()
         engine = _generate(in_layout(rank, place, len(ranks_of_place), hops), plan, loaded, run.batches[replica])
         if repeat < 0:
             continue

@@ -10,7 +10,7 @@ ranks that share a layer. Bytes are bytes; GB is 1e9 of them.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ITEMSIZE: Mapping[str, float] = {
@@ -122,6 +122,11 @@ class ModelSpec:
         from tplab.topology.hf_config import read_config
 
         return read_config(config, weight_precision=weight_precision, kv_precision=kv_precision)
+
+    def with_layers(self, num_layers: int) -> "ModelSpec":
+        """As deep as that, with the same share of windowed layers, rounded down."""
+        windowed = self.windowed_layers * num_layers // self.num_layers
+        return replace(self, num_layers=num_layers, windowed_layers=windowed)
 
     @property
     def weight_itemsize(self) -> float:

@@ -10,6 +10,7 @@ Runs on the ranks. Weights are random and need not be the same on every layout: 
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from tplab.layers.shards import VocabShard
 from tplab.models.checkpoint import torch_dtype
 from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
+from tplab.models.graphed import GraphedStage
 from tplab.models.loading import Loaded, LoadReport
 from tplab.models.stages import Layout
 
@@ -214,6 +216,12 @@ def waiting(loaded: Loaded, times: StageTimes, comm: Comm, device: torch.device)
     """The same place, whose weights may be on the meta device, waiting instead of computing."""
     stage: Any = WaitingStage(loaded.stage, times, comm, device)
     return _loaded(stage, comm, loaded.layout)
+
+
+def graphed(loaded: Loaded) -> Loaded:
+    """The same place, with decode steps replayed from CUDA graphs: ``restart`` its stage before each generation."""
+    stage: Any = GraphedStage(loaded.stage)  # the engine calls it as it calls a stage
+    return replace(loaded, stage=stage)
 
 
 def wait_s(seconds: float) -> None:

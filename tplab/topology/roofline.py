@@ -85,7 +85,7 @@ class Rates:
         return np.asarray(share * _corner(stream, m * self.head_multiply_us, self.sharpness), dtype=np.float64)
 
     def _measured(self, m: Floats, params: Floats, products: int) -> Floats:
-        times = [products * curve.fixed(m) + params * curve.per_param(m) for curve in self.curves]
+        times = [curve.time_us(m, params, products) for curve in self.curves]
         if len(times) == 1:
             return times[0]
         which, *each = np.broadcast_arrays(self.curve_of, *times)

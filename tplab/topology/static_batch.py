@@ -22,7 +22,7 @@ from tplab.topology.calibration import Calibration
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, engine_constants
 from tplab.topology.detect import preset_of
-from tplab.topology.latency import TERMS, Floats, Server
+from tplab.topology.latency import TERMS, Floats, Server, without_prompts
 from tplab.topology.machine import Gpu, Link, Machine
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.placement import Placement
@@ -108,11 +108,10 @@ def predict_batch(
 def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[BatchTimes]:
     workload, model = server.workload, server.model
     osl, isl = workload.output_length, workload.input_length
-    prompts = replace(workload, output_length=1, engine=replace(workload.engine, cuda_graphs=False))
-    eager = replace(server, workload=prompts)
-    first = np.asarray(eager.generate_us(batch))
+    eager = replace(server, workload=replace(workload, engine=replace(workload.engine, cuda_graphs=False)))
+    first = eager.prompts_us(batch)
     terms, k = server._token(batch)
-    step = sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1))
+    step = without_prompts(terms)
     width = model.hidden_size * model.activation_itemsize
     ends = _ends_us(server, batch / k * width, batch / k)
     ttft = first + _ends_us(eager, batch / k * isl * width, batch / k)

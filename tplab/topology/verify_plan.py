@@ -148,7 +148,7 @@ def plan_verify(
         notes.append(f"stages wait as long as they were timed alone: up to {busiest} ranks would compute at once")
     context = workload.input_length + workload.output_length
     config = runnable(spec, depth, context + 1, _DTYPE[spec.activation_precision])
-    run_spec = replace(spec, num_layers=depth, windowed_layers=sum(w is not None for w in config.windows))
+    run_spec = spec.with_layers(depth)
     parts = [Layout.of(run_spec, one.tp, one.pp, one.replicas) for one in layouts]
     of_run, of_all = (
         predict_batch(

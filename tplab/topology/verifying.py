@@ -173,7 +173,7 @@ def submit_verify(
         num_ranks=cluster.num_ranks,
         num_cores=cluster.provenance.num_cores,
         free_bytes=cluster.run(free_bytes),
-        own_gpus=cluster.backend == "nccl" and not cluster.shares_gpus,
+        own_gpus=cluster.own_gpus,
         links=links,
         **settings,
     )
