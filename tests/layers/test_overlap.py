@@ -8,12 +8,15 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tplab import Cluster
 from tplab.cluster import RankError, Report
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.collectives.emulated_sweep import measure_emulated
+from tplab.layers.cost import Overlap
 from tplab.layers.overlap import (
     ChunkPlan,
     StackPlan,
@@ -30,20 +33,23 @@ SMALL = ChunkPlan(tokens=48, in_features=96, out_features=64, chunks=(1, 3), ite
 
 
 def test_chunks_hide_most_of_what_can_be_hidden(clusters: dict[int, Cluster]) -> None:
+    """A busy spell makes things longer, never shorter: so the shortest times of up to eight tries are judged."""
     plan = ChunkPlan(tokens=1024, in_features=4096, out_features=1024, chunks=(1, 2, 8), link=SLOW, iterations=3)
-    best = 0.0
-    for _ in range(4):  # a busy spell spoils a try; no spell makes one hide what it does not
+    times = ["total_us", "compute_us", "comm_us", "predicted_us"]
+    best: pd.DataFrame | None = None
+    for _ in range(8):
         frame = measure_chunks(clusters[2], plan).set_index("chunks")
         assert frame["correct"].all()
         assert frame["link"].unique().tolist() == [f"emulated: {SLOW}"]
         assert (frame["bound_us"] == frame[["compute_us", "comm_us"]].max(axis=1)).all()
-        best = max(best, frame["hidden_share"].max())
-        rising = frame.loc[2, "hidden_share"] > frame.loc[1, "hidden_share"]
-        faster = frame.loc[8, "total_us"] < frame.loc[1, "total_us"]
-        near = ((frame["predicted_us"] / frame["total_us"]).between(0.5, 2)).all()
-        if best >= 0.6 and rising and faster and near:
+        best = frame[times] if best is None else best.combine(frame[times], np.minimum)
+        took = {k: Overlap(**best.loc[k, ["compute_us", "comm_us", "total_us"]]) for k in plan.chunks}
+        rising = took[1].hidden_share < took[2].hidden_share < took[8].hidden_share
+        faster = took[8].total_us < took[2].total_us < took[1].total_us
+        near = (best["predicted_us"] / best["total_us"]).between(0.5, 2).all()
+        if took[8].hidden_share > 0.5 and rising and faster and near:
             return
-    pytest.fail(f"hidden at best {best:.2f}\n{frame[['total_us', 'predicted_us', 'hidden_share', 'compute_us']]}")
+    pytest.fail(f"hidden at best {took[8].hidden_share:.2f}\n{best}")
 
 
 def test_one_piece_takes_its_parts_one_after_the_other(clusters: dict[int, Cluster]) -> None:
