@@ -34,6 +34,9 @@ SETTINGS = {
 }
 TOKEN = "test"
 
+# Playwright's own five seconds are short for a page whose kernel and ranks share two cores with it.
+expect.set_options(timeout=30_000)
+
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

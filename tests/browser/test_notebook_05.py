@@ -41,9 +41,9 @@ def test_studio_run_and_ring_from_the_page(run_notebook: Callable[[str], Page]) 
     assert below["y"] >= drawn["y"] + drawn["height"] - 1
 
     serving.locator(".tplab-run").click()
-    expect(serving.locator(".tplab-phase")).to_contain_text("run:", timeout=30_000)
+    expect(serving.locator(".tplab-phase")).to_contain_text("run:")
     serving.locator(".tplab-stop").click()
-    expect(serving.locator(".tplab-phase")).to_have_text("Stopped.", timeout=10_000)
+    expect(serving.locator(".tplab-phase")).to_have_text("Stopped.")
     serving.locator("select").select_option("prefill")
     serving.locator(".tplab-run").click()
     expect(serving.locator(".tplab-phase")).to_contain_text("Done in", timeout=60_000)
