@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 ALL_REDUCES = ("auto", "one-shot", "two-shot", "ring", "nccl", "measured")
 
@@ -58,19 +59,26 @@ class Workload:
     """How the engine runs it."""
 
     def __post_init__(self) -> None:
-        for key in ("input_length", "output_length"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1 token, got {getattr(self, key)}")
+        for key, unit in (("input_length", "token"), ("output_length", "token"), ("concurrency", "request")):
+            value = getattr(self, key)
+            if value is None and key == "concurrency":
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ValueError(f"{key} must be a whole number of {unit}s, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1 {unit}, got {value}")
         if (self.concurrency is None) == (self.request_rate is None):
             raise ValueError(
                 f"give either concurrency (requests in flight) or request_rate (requests per second), got "
                 f"concurrency={self.concurrency} and request_rate={self.request_rate}"
             )
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1 request, got {self.concurrency}")
         for key in ("request_rate", "ttft_limit_ms", "tpot_limit_ms"):
             value = getattr(self, key)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if value is None:
+                continue
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise ValueError(f"{key} must be a number, got {value!r}")
+            if not (float(value) > 0 and math.isfinite(value)):
                 raise ValueError(f"{key} must be above 0, got {value}")
 
     @property
