@@ -111,8 +111,28 @@ def test_interpolation_is_exact_at_its_points(points):
         ),
         ({"all_reduce": [{"num_ranks": 2, "nbytes": [1.0], "p50_us": [0.0]}]}, "finite and above 0"),
         ({"all_reduce": [{"num_ranks": 2, "launch": "magic", "nbytes": [1.0], "p50_us": [1.0]}]}, "eager, graph"),
-        ({"sends": [{"source": 0, "target": 1, "nbytes": [1.0]}]}, r"sends\[0\]: .*p50_us"),
-        ({"sends": [3]}, r"sends\[0\] must be an object, got int"),
+        ({"sends": [{"source": 0, "target": 1, "nbytes": [1.0]}]}, r"sends\[0\] lacks p50_us"),
+        ({"sends": [3]}, r"sends\[0\] must be an object, got 3"),
+        ({"all_reduce": None}, "calibration: all_reduce must be a list, each an object, got null"),
+        ({"all_reduce": 5}, "calibration: all_reduce must be a list, each an object, got 5"),
+        ({"sends": {"source": 0}}, r'calibration: sends must be a list, each an object, got {"source": 0}'),
+        ({"created": 5}, "calibration: created must be a text, got 5"),
+        ({"device": None}, "calibration: device must be a text, got null"),
+        ({"num_ranks": "4"}, 'calibration: num_ranks must be a whole number, got "4"'),
+        ({"num_ranks": 4.5}, "calibration: num_ranks must be a whole number, got 4.5"),
+        ({"num_ranks": True}, "calibration: num_ranks must be a whole number, got true"),
+        ({"copy_GBps": "fast"}, 'calibration: copy_GBps must be a number or null, got "fast"'),
+        ({"versions": ["torch"]}, r'calibration: versions must be an object, each value a text, got \["torch"\]'),
+        ({"versions": {"torch": 2.13}}, "calibration: versions must be an object, each value a text"),
+        ({"notes": "ranks share cores"}, 'calibration: notes must be a list, each a text, got "ranks share cores"'),
+        (
+            {"sends": [{"source": 0, "target": 1, "nbytes": 8, "p50_us": [1.0]}]},
+            r"sends\[0\]: nbytes must be a list, each a number, got 8",
+        ),
+        (
+            {"sends": [{"source": 0, "target": 1, "nbytes": ["8"], "p50_us": [1.0]}]},
+            r'sends\[0\]: nbytes must be a list, each a number, got \["8"\]',
+        ),
         ({"matmuls": [{"precision": "fp32", "tokens": [1], "params": [2.0], "p50_us": [3.0]}]}, "at least two shapes"),
         ({"matmuls": [{"precision": "fp32", "tokens": [1], "params": [], "p50_us": []}]}, "as many tokens, params"),
     ],
@@ -121,12 +141,19 @@ def test_files_that_are_none(change, message, tmp_path):
     data = json.loads(WHOLE.to_json()) | change
     if message is None:
         del data["machine"]
-        message = "missing .*'machine'"
+        message = "calibration lacks machine"
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match=message) as caught:
         Calibration.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
+    path = tmp_path / "odd.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="odd.json: 'utf-8' codec"):
+        Calibration.load(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])

@@ -11,10 +11,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -239,7 +239,10 @@ class Calibration:
             raise ValueError(f"a calibration has format {FORMAT!r}, got {found!r}: run calibrate again")
         data = {key: value for key, value in data.items() if key != "format"}
         for key, kind in _PARTS.items():
-            data[key] = tuple(_read(kind, part, f"{key}[{i}]") for i, part in enumerate(data.get(key, ())))
+            parts = data.get(key, [])
+            if not isinstance(parts, list):
+                raise ValueError(f"calibration: {key} must be a list, each an object, got {_said(parts)}")
+            data[key] = tuple(_read(kind, part, f"{key}[{i}]") for i, part in enumerate(parts))
         made = _read(cls, data, "calibration")
         assert isinstance(made, cls), "_read makes one of the kind it is given"
         return made
@@ -281,18 +284,55 @@ def interpolate(nbytes: ArrayLike, sizes: Iterable[float], times_us: Iterable[fl
 
 
 def _read(kind: Any, data: Any, where: str) -> Any:
-    names = {f.name for f in fields(kind)}
+    known = {f.name: f for f in fields(kind)}
     if not isinstance(data, dict):
-        raise ValueError(f"{where} must be an object, got {type(data).__name__}")
-    if unknown := sorted(set(data) - names):
-        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}: known are {', '.join(sorted(names))}")
+        raise ValueError(f"{where} must be an object, got {_said(data)}")
+    if unknown := sorted(set(data) - set(known)):
+        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+    needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if lacking := [name for name in needed if name not in data]:
+        raise ValueError(f"{where} lacks {', '.join(lacking)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    for key, value in values.items():
+        if not _is(value, known[key].type):
+            raise ValueError(f"{where}: {key} must be {_words(known[key].type)}, got {_said(data[key])}")
     try:
         return kind(**values)
-    except TypeError as error:  # a missing key, or a text where a number belongs
-        raise ValueError(f"{where}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+_NAMES: Mapping[Any, str] = {str: "a text", int: "a whole number", float: "a number", type(None): "null"}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether what JSON gave (lists as tuples) is of a field's type: JSON has one kind of number, and no tuples."""
+    args = get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(each, args[0]) for each in value)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, dict) and all(_is(each, args[1]) for each in value.values())
+    if args:  # one of several
+        return any(_is(value, each) for each in args)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    """A field's type, for people who look at the file."""
+    args = get_args(kind)
+    if get_origin(kind) is tuple:
+        return f"a list, each {_words(args[0])}"
+    if get_origin(kind) is Mapping:
+        return f"an object, each value {_words(args[1])}"
+    return " or ".join(map(_words, args)) if args else _NAMES.get(kind, "an object")
+
+
+def _said(value: Any) -> str:
+    """A value as the file has it, cut short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _curve(name: str, x: tuple[float, ...], us: tuple[float, ...]) -> None:
