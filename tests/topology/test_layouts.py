@@ -3,12 +3,13 @@
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
-from tplab.topology.layouts import all_choices, choice, feasible_choices, nothing_fits, smallest_fit
+from tplab.topology import EnginePolicy, Link, Machine, ModelSpec, Workload
+from tplab.topology.layouts import all_choices, choice, feasible_choices, nothing_fits, smallest_fit, usual_fit
 from tplab.topology.memory import all_ranks
 from tplab.topology.presets import GPUS
 from tplab.topology.sharding import Layout
@@ -102,6 +103,19 @@ def test_only_some_degrees():
     assert [(each.tp, each.pp) for each in choices] == [(2, 1), (4, 1)]
 
 
+@pytest.mark.parametrize("name", ["tp", "pp"])
+@pytest.mark.parametrize("degrees", [[], [0], [2, -1], [2.5], [True], ["2"]])
+def test_degrees_that_cannot_be(name, degrees):
+    with pytest.raises(ValueError, match=f"^{name} must hold at least one degree, each a whole number of at least 1; "):
+        all_choices(ModelSpec.from_config("llama-3.1-8b"), Machine.preset("h100"), WORKLOAD, **{name: degrees})
+
+
+def test_degrees_may_come_from_a_generator_or_numpy():
+    spec, machine = ModelSpec.from_config("llama-3.1-8b"), Machine.preset("h100")
+    choices = all_choices(spec, machine, WORKLOAD, tp=np.array([1, 2]), pp=(p for p in (1, 2)))
+    assert [(each.tp, each.pp) for each in choices] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
 def test_what_engines_refuse_is_noted():
     """6 query heads, 2 key-value heads, tp 3: possible, and no engine does it."""
     each = choice(spec_of(heads=6, kv=2), Machine.preset("h100"), WORKLOAD, tp=3, pp=1)
@@ -128,14 +142,59 @@ def test_too_large_says_how_much_and_what_would_fit():
         key=lambda each: each.missing_bytes,
     )
     assert missing == pytest.approx(best.missing_bytes / 1e9, rel=1e-2)
-    count, tp, pp = map(int, re.search(r"(\d+) x h100 as TP (\d+) x PP (\d+)", text).groups())
-    assert count == tp * pp > 8
-    fewest = smallest_fit(spec, GPUS["h100"], WORKLOAD, most_tp=8)
-    assert (fewest.tp, fewest.pp) == (tp, pp)
+    assert "What would fit: 16 x h100 as TP 8 x PP 2; fp8 weights (410 GB) on this machine as TP 8 x PP 1; " in text
+    assert "8 x h200 (151 GB each) as TP 8 x PP 1." in text
+    assert feasible_choices(spec, Machine.preset("h100", nodes=2), WORKLOAD)
+    assert feasible_choices(spec, Machine.preset("h200"), WORKLOAD)
     smaller = ModelSpec.from_config("llama-3.1-405b", weight_precision="fp8")
     assert feasible_choices(smaller, Machine.preset("h100"), WORKLOAD)
-    assert "fp8 weights" in text
-    assert "h200" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "gpus", "ways"),
+    [
+        ("llama-3.1-405b", "rtx-4090", 1, "40 x rtx-4090 as TP 8 x PP 5; 8 x h200 (151 GB each) as TP 8 x PP 1"),
+        ("llama-3.1-70b", "l4", 1, "8 x l4 as TP 8 x PP 1; 4 x l40s (48.3 GB each) as TP 4 x PP 1"),
+        (
+            "llama-3.1-70b",
+            "h100",
+            1,
+            "2 x h100 as TP 2 x PP 1; fp8 weights (72.7 GB) on this machine as TP 1 x PP 1; "
+            "1 x b200 (192 GB each) as TP 1 x PP 1",
+        ),
+        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 x PP 1"),  # more memory each, and no fewer of them
+        ("llama-3.1-70b", "rtx-3090", 1, "8 x rtx-3090 as TP 8 x PP 1; 4 x a100-40gb (43 GB each) as TP 4 x PP 1"),
+    ],
+)
+def test_what_would_fit_is_whole_usual_nodes_no_older_than_these(model, gpu, gpus, ways):
+    machine = Machine.uniform(GPUS[gpu], gpus, Link(kind="node", bandwidth_GBps=30, latency_us=5))
+    spec = ModelSpec.from_config(model)
+    choices = all_choices(spec, machine, WORKLOAD)
+    assert nothing_fits(spec, machine, WORKLOAD, choices).endswith(f"What would fit: {ways}.")
+
+
+def test_usual_fit_takes_most_of_a_node_for_a_layer():
+    spec = ModelSpec.from_config("llama-3.1-70b")
+    for most in (1, 2, 4, 8, 16, 24):
+        found = usual_fit(spec, GPUS["l4"], WORKLOAD, most_gpus=most)
+        assert found is None or found.gpus_per_replica <= most
+    assert (found.tp, found.pp) == (8, 1)
+    odd = usual_fit(ModelSpec.from_config("qwen2.5-7b"), GPUS["l4"], WORKLOAD)  # 28 heads: not by 8
+    assert (odd.tp, odd.pp) == (1, 1)
+    long = Workload(input_length=800_000, output_length=10, concurrency=1)
+    odd = usual_fit(ModelSpec.from_config("qwen2.5-7b"), GPUS["l4"], long)
+    assert (odd.tp, odd.pp) == (4, 1)
+    tight = Machine.preset("l4", gpus=2, nodes=4)  # a layer is shared inside a node
+    found = usual_fit(spec, GPUS["l4"], WORKLOAD, most_gpus=8, machine=tight)
+    assert (found.tp, found.pp) == (2, 4)
+    assert usual_fit(spec_of(heads=7, kv=7, layers=1, f=70), GPUS["l4"], long, most_gpus=4) is not None
+
+
+def test_fewer_bits_where_no_usual_number_will_do():
+    """Six GPUs: four are too few for 410 GB, and of six only three stages of two will do."""
+    spec = ModelSpec.from_config("llama-3.1-405b")
+    with pytest.raises(ValueError, match=r"fp8 weights \(410 GB\) on this machine as TP 2 x PP 3;"):
+        feasible_choices(spec, Machine.preset("a100", gpus=6), WORKLOAD)
 
 
 def test_smallest_fit_is_smallest():

@@ -9,6 +9,7 @@ Letters: t tensor-parallel degree, p stages, G GPUs of a node.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from tplab.topology.machine import Gpu, Machine
 from tplab.topology.memory import RankMemory, fit, fullest_rank
@@ -19,6 +20,8 @@ from tplab.topology.workload import Workload
 
 _MOST_GPUS_TRIED = 4096
 """How far to look for a cluster that would hold the model."""
+_USUAL_NODE = 8
+"""GPUs of the nodes that most clusters are made of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +66,25 @@ def all_choices(
 
     Args:
         tp, pp: only these degrees; by default all up to a node's GPUs, and up to the machine's.
+
+    Raises:
+        ValueError: no degree to choose from, or one that is no whole number of at least 1.
     """
     most = machine.gpus_per_node
-    degrees = range(1, most + 1) if tp is None else tp
+    degrees = range(1, most + 1) if tp is None else _degrees("tp", tp)
+    wanted = None if pp is None else _degrees("pp", pp)
     choices = []
     for t in degrees:
-        groups = machine.nodes * (most // t) if t else 0
-        stages = range(1, max(groups, 1) + 1) if pp is None else pp
+        stages = range(1, max(machine.nodes * (most // t), 1) + 1) if wanted is None else wanted
         choices += [choice(spec, machine, workload, tp=t, pp=p) for p in stages]
     return choices
+
+
+def _degrees(name: str, given: Iterable[int]) -> list[int]:
+    degrees = list(given)
+    if not degrees or any(not isinstance(d, Integral) or isinstance(d, bool) or d < 1 for d in degrees):
+        raise ValueError(f"{name} must hold at least one degree, each a whole number of at least 1; got {degrees}")
+    return [int(d) for d in degrees]  # numpy's own go no further
 
 
 def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp: int) -> Choice:
@@ -161,29 +174,60 @@ def _fewest_stages(spec: ModelSpec, gpu: Gpu, workload: Workload, tp: int, most:
     return None
 
 
+def usual_fit(
+    spec: ModelSpec, gpu: Gpu, workload: Workload, *, most_gpus: int = _MOST_GPUS_TRIED, machine: Machine | None = None
+) -> Layout | None:
+    """The smallest of the numbers of GPUs that people buy, 1, 2, 4, 8 and whole nodes of 8, that holds the model and
+    one request, with as many as possible of a node's GPUs sharing a layer. None if none up to ``most_gpus`` does.
+
+    Args:
+        machine: only as its nodes allow.
+    """
+    for count in (1, 2, 4, *range(_USUAL_NODE, most_gpus + 1, _USUAL_NODE)):
+        for tp in range(min(count, _USUAL_NODE), 0, -1):
+            pp = count // tp
+            if count > most_gpus or count % tp or why_not(spec, tp, pp):
+                continue
+            if machine is not None and _no_room_on(machine, tp, pp):
+                continue
+            layout = Layout.of(spec, tp, pp)
+            if fullest_rank(spec, gpu, workload, layout).free >= 0:
+                return layout
+    return None
+
+
 def _what_would_fit(spec: ModelSpec, machine: Machine, workload: Workload) -> str:
     ways = []
-    most_tp = machine.gpus_per_node
-    for tried in sorted({most_tp, max(most_tp, 8)}):
-        more = smallest_fit(spec, machine.gpu, workload, most_tp=tried)
-        if more is not None:
-            ways.append(f"{more.gpus_per_replica} x {machine.gpu.name} as {more}")
-            break
+    here, most_tp = machine.gpu, max(machine.gpus_per_node, _USUAL_NODE)
+    more = usual_fit(spec, here, workload) or smallest_fit(spec, here, workload, most_tp=most_tp)
+    if more is not None:
+        ways.append(f"{more.gpus_per_replica} x {here.name} as {more}")
     for precision in ("fp8", "int4"):
         if ITEMSIZE[precision] >= spec.weight_itemsize:
             continue
         smaller = replace(spec, weight_precision=precision)
-        found = smallest_fit(smaller, machine.gpu, workload, most_tp=most_tp, most_gpus=machine.num_gpus)
+        found = usual_fit(smaller, here, workload, most_gpus=machine.num_gpus, machine=machine)
+        if found is None:  # a node of 6 GPUs, or heads that only 7 can share
+            able = [each.layout for each in all_choices(smaller, machine, workload) if each.feasible]
+            found = min((one for one in able if one), key=lambda one: (one.gpus_per_replica, one.pp), default=None)
         if found is not None:
-            ways.append(f"{precision} weights ({_gb(smaller.weight_bytes)}) on this machine as {found}")
+            plain = replace(found, replicas=1)
+            ways.append(f"{precision} weights ({_gb(smaller.weight_bytes)}) on this machine as {plain}")
             break
-    larger = sorted((gpu for gpu in GPUS.values() if gpu.memory_GB > machine.gpu.memory_GB), key=lambda g: g.memory_GB)
-    for gpu in larger:
-        found = smallest_fit(spec, gpu, workload, most_tp=most_tp, most_gpus=machine.num_gpus)
-        if found is not None:
-            ways.append(f"{found.gpus_per_replica} x {gpu.name} ({_gb(gpu.memory_bytes)} each)")
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory_GB):
+        if gpu.memory_GB <= here.memory_GB or _is_older(gpu, here):
+            continue
+        found = usual_fit(spec, gpu, workload, most_gpus=max(machine.num_gpus, _USUAL_NODE))
+        if found is not None and (more is None or found.gpus_per_replica < more.gpus_per_replica):
+            ways.append(f"{found.gpus_per_replica} x {gpu.name} ({_gb(gpu.memory_bytes)} each) as {found}")
             break
     return f"What would fit: {'; '.join(ways)}." if ways else "No number of such GPUs holds it: shorten the requests."
+
+
+def _is_older(gpu: Gpu, than: Gpu) -> bool:
+    """Spec sheets have no year: a GPU that is slower, or lacks the other's fp8, is no step up whatever it holds."""
+    lacks_fp8 = than.fp8_TFLOPS is not None and gpu.fp8_TFLOPS is None
+    return lacks_fp8 or gpu.bf16_TFLOPS < than.bf16_TFLOPS or gpu.hbm_GBps < than.hbm_GBps
 
 
 def _no_room_on(machine: Machine, tp: int, pp: int) -> str | None:
