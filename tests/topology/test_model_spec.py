@@ -8,7 +8,7 @@ import pytest
 from tplab.models.config import ModelConfig
 from tplab.topology import EnginePolicy, ModelSpec, Workload
 from tplab.topology.model_spec import ITEMSIZE
-from tplab.topology.presets import MODELS
+from tplab.topology.presets import HUGGING_FACE, MODELS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -98,6 +98,8 @@ def test_parameters_of_a_checkpoint(extra):
         *((family, {}) for family in ("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")),
         ("phi3", {"pad_token_id": 0}),
         ("gpt2", {}),
+        ("gpt_bigcode", {}),
+        ("gpt_bigcode", {"multi_query": False}),
         ("gpt_neox", {}),
     ],
 )  # fmt: skip
@@ -105,7 +107,7 @@ def test_parameters_of_transformers_own_modules(family, extra):
     """From the configuration that transformers writes, defaults and all, as many as its module then has."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     sizes = {key: value for key, value in LLAMA.items() if key not in ("architectures", "model_type", "torch_dtype")}
-    if family == "gpt2":
+    if family in ("gpt2", "gpt_bigcode"):
         sizes = {"n_embd": 64, "n_layer": 3, "n_head": 8, "n_positions": 128, "vocab_size": 1000}
     if family.startswith("gemma"):
         del sizes["tie_word_embeddings"]
@@ -115,6 +117,46 @@ def test_parameters_of_transformers_own_modules(family, extra):
     spec = ModelSpec.from_config(config.to_dict())
     assert spec.total_params == sum(parameter.numel() for parameter in module.parameters())
     assert not any("not known" in note for note in spec.notes)
+
+
+GEMMA3 = {  # text_config as published: what is the class's default is left out
+    "4b": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+    "12b": {"hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
+            "num_key_value_heads": 8},
+    "27b": {"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32,
+            "num_key_value_heads": 16, "head_dim": 128, "query_pre_attn_scalar": 168},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "heads", "windowed"), [("4b", (8, 4, 256), 29), ("12b", (16, 8, 256), 40),
+                                                         ("27b", (32, 16, 128), 52)])  # fmt: skip
+def test_gemma3_as_published(size, heads, windowed):
+    scaling = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "torch_dtype": "bfloat16"}
+    text = GEMMA3[size] | scaling | {"model_type": "gemma3_text"}
+    spec = ModelSpec.from_config(outer | {"text_config": text, "vision_config": {}})
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == heads
+    assert (spec.vocab_size, spec.max_length, spec.tied_embeddings) == (262208, 131072, True)
+    assert (spec.sliding_window, spec.windowed_layers) == (1024, windowed)
+    del text["model_type"]
+    assert ModelSpec.from_config(outer | {"text_config": text}) == spec
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.Gemma3TextConfig(**text)
+    with torch.device("meta"):
+        module = transformers.AutoModelForCausalLM.from_config(config)
+    assert spec.total_params == sum(parameter.numel() for parameter in module.parameters())
+    assert spec.windowed_layers == config.layer_types.count("sliding_attention")
+
+
+def test_one_key_value_head_for_all():
+    """StarCoder's multi-query attention: gpt_bigcode's default."""
+    starcoder = {"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeForCausalLM"], "n_embd": 6144, "n_head": 48,
+                 "n_layer": 40, "n_inner": 24576, "n_positions": 8192, "vocab_size": 49152}  # fmt: skip
+    spec = ModelSpec.from_config(starcoder | {"multi_query": True})
+    assert (spec.num_kv_heads, spec.max_length) == (1, 8192)
+    assert spec.total_params == pytest.approx(15.5e9, rel=0.01)
+    assert spec == ModelSpec.from_config(starcoder)
+    assert ModelSpec.from_config(starcoder | {"multi_query": False}).num_kv_heads == 48
 
 
 def test_precision_shrinks_blocks_only():
@@ -133,8 +175,22 @@ def test_from_file_folder_and_dict(tmp_path):
     from_file = ModelSpec.from_config(folder / "config.json")
     assert from_file == ModelSpec.from_config(str(folder))
     assert from_file.name == "my-model"
-    assert replace(from_file, name="model") == ModelSpec.from_config(LLAMA)
+    assert from_file.source == str(folder)
+    assert replace(from_file, name="model", source=None) == ModelSpec.from_config(LLAMA)
     assert from_file.notes == ()
+
+
+def test_what_an_engine_is_to_load(tmp_path, monkeypatch):
+    """The user's own folder, whatever the trainer's was called; a preset's repository."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"_name_or_path": "/home/trainer/out"}))
+    spec = ModelSpec.from_config(tmp_path)
+    assert (spec.name, spec.source) == ("/home/trainer/out", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert ModelSpec.from_config("config.json").source == str(tmp_path)
+    assert ModelSpec.from_config("llama-3.1-70b").source == "meta-llama/Llama-3.1-70B"
+    assert ModelSpec.from_config("gpt-3-175b").source is None
+    assert set(MODELS) - set(HUGGING_FACE) == {"gpt-3-175b"}
+    assert set(HUGGING_FACE) <= set(MODELS)
 
 
 def test_defaults_that_configurations_leave_out():
@@ -145,8 +201,51 @@ def test_defaults_that_configurations_leave_out():
     assert mistral.num_kv_heads == 8
     assert spec.head_dim == 8
     assert spec.activation_precision == "bf16"
-    assert ModelSpec.from_config(LLAMA | {"torch_dtype": "float32"}).activation_itemsize == 4
     assert ModelSpec.from_config(LLAMA | {"dtype": "torch.float16"}).weight_precision == "fp16"
+
+
+def precisions(spec):
+    return spec.weight_precision, spec.kv_precision, spec.activation_precision
+
+
+def test_float32_configurations():
+    """Kept, and said; with other weights, cache and activations have 16 bits as in engines."""
+    config = LLAMA | {"torch_dtype": "float32"}
+    spec = ModelSpec.from_config(config)
+    assert precisions(spec) == ("fp32", "fp32", "fp32")
+    assert "weight_precision='bf16'" in spec.notes[0]
+    asked = ModelSpec.from_config(config, weight_precision="fp32")
+    assert (precisions(asked), asked.notes) == (precisions(spec), ())
+    for weights, others in (("bf16", "bf16"), ("fp16", "fp16"), ("int4", "bf16")):
+        narrow = ModelSpec.from_config(config, weight_precision=weights)
+        assert (precisions(narrow), narrow.notes) == ((weights, others, others), ())
+    assert precisions(ModelSpec.from_config(config, weight_precision="bf16", kv_precision="fp8"))[1] == "fp8"
+    awq = ModelSpec.from_config(config | {"quantization_config": {"quant_method": "awq", "bits": 4}})
+    assert precisions(awq) == ("int4", "bf16", "bf16")
+    outside = {"text_config": {key: LLAMA[key] for key in LLAMA if key != "torch_dtype"}, "dtype": "float16"}
+    assert precisions(ModelSpec.from_config(outside)) == ("fp16", "fp16", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("extra", "longest"),
+    [
+        ({}, 2048),
+        ({"max_position_embeddings": None}, None),
+        ({"rope_scaling": None}, 2048),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}}, 2048),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, 8192),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.5}}, 5120),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 2048),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4, "original_max_position_embeddings": 512}}, 2048),
+        # as Qwen's cards switch it on, and as DeepSeek and gpt-oss publish it
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}, 8192),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}}, 2048),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 8192),
+    ],
+)
+def test_longest_context(extra, longest):
+    assert ModelSpec.from_config(LLAMA | extra).max_length == longest
 
 
 @pytest.mark.parametrize(
@@ -178,13 +277,43 @@ def test_defaults_that_configurations_leave_out():
 def test_quantised_checkpoints(quantization, weights, cache):
     spec = ModelSpec.from_config(LLAMA | {"quantization_config": quantization})
     assert (spec.weight_precision, spec.kv_precision) == (weights, cache)
+    assert spec.quant_method == quantization["quant_method"]
     mine = ModelSpec.from_config(LLAMA | {"quantization_config": quantization}, weight_precision="bf16")
-    assert mine.weight_precision == "bf16"
+    assert (mine.weight_precision, mine.kv_precision) == ("bf16", cache)
+    assert mine.notes == (f"weights counted as bf16, where quantization_config says {weights}",)
 
 
 def test_unknown_quantisation():
-    with pytest.raises(ValueError, match=r"quant_method='exotic'\): give weight_precision="):
-        ModelSpec.from_config(LLAMA | {"quantization_config": {"quant_method": "exotic"}})
+    """The error's own remedy works."""
+    for how in ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, {"quant_method": "hqq"}):
+        config = LLAMA | {"quantization_config": how}
+        with pytest.raises(ValueError, match=rf"quant_method='{how['quant_method']}'\): give weight_precision="):
+            ModelSpec.from_config(config)
+        spec = ModelSpec.from_config(config, weight_precision="int4")
+        assert (spec.weight_precision, spec.quant_method, spec.notes) == ("int4", how["quant_method"], ())
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "said"),
+    [
+        ("modules_to_not_convert", None, None),
+        ("modules_to_not_convert", ["lm_head", "model.embed_tokens", "model.layers.0.input_layernorm"], None),
+        ("ignore", ["re:.*lm_head", "re:vision_tower.*"], None),
+        ("modules_to_not_convert", ["lm_head", "model.layers.0.mlp", "model.layers.1.mlp"],
+         "leaves out 2 modules or patterns, first 'model.layers.0.mlp': counted as fp8, too"),
+        ("ignore", ["lm_head", "re:.*self_attn.*"], "leaves out 1 modules or patterns, first 're:.*self_attn.*'"),
+    ],
+)  # fmt: skip
+def test_modules_that_stay_as_they_are(key, names, said):
+    config = LLAMA | {"quantization_config": {"quant_method": "fp8", key: names}}
+    notes = ModelSpec.from_config(config).notes
+    assert [said in note for note in notes] == [True] if said else not notes
+    assert len(ModelSpec.from_config(config, weight_precision="bf16").notes) == 1  # only that it is another
+
+
+def test_bitsandbytes_in_8_bits_names_4_bits_too():
+    how = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False, "bnb_4bit_quant_type": "fp4"}
+    assert ModelSpec.from_config(LLAMA | {"quantization_config": how}).weight_precision == "int8"
 
 
 def test_sliding_windows_are_stated():
@@ -225,7 +354,16 @@ def test_sliding_windows_are_stated():
         ({"num_attention_heads": 7}, r"hidden_size=64 is no multiple of num_attention_heads=7"),
         ({"torch_dtype": "float8"}, r"torch_dtype must be one of .* got 'float8'"),
         ({"quantization_config": "fp8"}, r"quantization_config must be an object, got 'fp8'"),
+        ({"quantization_config": {"config_groups": [1]}}, r"config_groups in quantization_config must be an object"),
+        ({"quantization_config": {"config_groups": {"g": 8}}}, r"config_groups in .* must hold objects .* got g: 8"),
+        ({"quantization_config": {"config_groups": {"g": {"weights": 8}}}}, r"config_groups .* \{'weights': 8\}"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": "lm_head"}}, r"ignore in .* must be a list"),
         ({"text_config": 3}, r"text_config must be an object, got 3"),
+        ({"architectures": ["BertModel"]}, r"does not generate text \(architectures=\['BertModel'\]"),
+        ({"architectures": "BertForMaskedLM"}, r"architectures=\['BertForMaskedLM'\]"),
+        ({"architectures": 3}, r"architectures must be a list of names, got 3"),
+        ({"rope_scaling": "yarn"}, r"rope_scaling must be an object, got 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, r"factor in rope_scaling must be a number .* '4'"),
     ],
 )
 def test_what_is_refused_names_the_key(extra, message):
@@ -287,6 +425,27 @@ def test_broken_files(tmp_path):
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="a JSON list, not an object"):
         ModelSpec.from_config(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is not JSON"):
+        ModelSpec.from_config(path)
+
+
+@pytest.mark.parametrize("what", ["read_text", "is_dir"])
+def test_files_that_cannot_be_read(tmp_path, monkeypatch, what):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA))
+
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), what, refuse)
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: Permission denied"):
+        ModelSpec.from_config(path)
+
+
+def test_decoders_by_architecture():
+    for names in (None, [], ["GPT2LMHeadModel"], ["XForConditionalGeneration"], "LlamaForCausalLM"):
+        assert ModelSpec.from_config(LLAMA | {"architectures": names}).num_layers == 3
 
 
 def test_precision_names():

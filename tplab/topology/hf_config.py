@@ -3,17 +3,18 @@
 Every key is used, known to change neither size nor speed, or named: in an error where the advisor has no model of what
 it stands for, in ``notes`` where it is approximated or unknown. transformers would read it too, but would have to be
 there, knows thousands of architectures that the advisor does not, and fills in missing keys by defaults that nobody
-asked for.
+asked for. Its defaults are used here only where published configurations rely on them (``_LEFT_OUT``, ``_GEMMA3``).
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tplab.topology.model_spec import ITEMSIZE, ModelSpec
-from tplab.topology.presets import MODELS, nearest
+from tplab.topology.presets import HUGGING_FACE, MODELS, nearest
 
 Config = Mapping[str, Any]
 
@@ -45,7 +46,8 @@ attention_bias mlp_bias bias head_dim num_key_value_heads tie_word_embeddings sl
 max_position_embeddings n_positions n_inner parallel_attn use_parallel_residual chunk_size_feed_forward
 output_attentions output_hidden_states return_dict gradient_checkpointing is_decoder add_cross_attention
 router_aux_loss_coef attention_multiplier embedding_multiplier logits_scaling residual_multiplier problem_type
-mup_width_multiplier
+mup_width_multiplier multi_query attention_softmax_in_fp32 scale_attention_softmax_in_fp32 inference_runner
+max_batch_size pad_key_length pre_allocate_kv_cache validate_runner_input max_sequence_length seq_length max_seq_len
 """
 _NO_EFFECT = frozenset(_KNOWN_KEYS.split())
 """Keys that are read below, or that change neither a size nor a time."""
@@ -55,15 +57,12 @@ def read_config(
     config: "str | os.PathLike[str] | Config", *, weight_precision: str | None = None, kv_precision: str | None = None
 ) -> ModelSpec:
     """See :meth:`ModelSpec.from_config`."""
-    name, values = _load(config)
+    name, values, source = _load(config)
     notes: list[str] = []
-    if "text_config" in values:
-        outside = {key: values[key] for key in ("quantization_config", "tie_word_embeddings") if key in values}
-        values = outside | dict(_mapping(values, "text_config"))
-        notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
+    _refuse_encoders(name, values)
+    family, values = _language_model(values, notes)
     _refuse(name, values)
-    family = str(values.get("model_type", "llama"))
-    gpt2 = family == "gpt2" or "n_embd" in values
+    gpt2 = family in ("gpt2", "gpt_bigcode") or "n_embd" in values
     neox = family == "gpt_neox"
     if family not in _FAMILIES and not gpt2:
         notes.append(
@@ -93,15 +92,15 @@ def read_config(
     unknown = sorted(set(values) - _NO_EFFECT - _USED - {key for keys in _REFUSED.values() for key in keys})
     if unknown:
         notes.append(f"keys without meaning here, taken to change neither size nor speed: {', '.join(unknown)}")
-    activation = _dtype(values)
-    weights, cache = _quantised(values, activation)
+    how = _mapping(values, "quantization_config") if values.get("quantization_config") else {}
+    weights, cache, activation = _precisions(values, how, weight_precision, notes)
     return ModelSpec(
         name=name,
         num_layers=layers,
         hidden_size=hidden,
         intermediate_size=(inner or 4 * hidden) if gpt2 else _size(values, "intermediate_size"),
         num_heads=heads,
-        num_kv_heads=heads if gpt2 or neox else _optional(values, "num_key_value_heads") or usual_kv_heads or heads,
+        num_kv_heads=_kv_heads(values, family, heads, usual_kv_heads, fixed=gpt2 or neox),
         head_dim=head_dim,
         vocab_size=_size(values, "vocab_size"),
         tied_embeddings=bool(values.get("tie_word_embeddings", gpt2 or family.startswith("gemma"))),
@@ -116,16 +115,21 @@ def read_config(
         parallel_residual=neox and bool(values.get("use_parallel_residual", True)),
         sliding_window=window if windowed else None,
         windowed_layers=windowed,
-        max_length=_optional(values, "n_positions" if gpt2 else "max_position_embeddings"),
-        weight_precision=weight_precision or weights,
+        max_length=_longest(values, family, learned=gpt2),
+        weight_precision=weights,
         kv_precision=kv_precision or cache,
         activation_precision=activation,
+        source=source,
+        quant_method=str(how.get("quant_method") or how.get("quant_algo") or "unknown") if how else None,
         notes=tuple(notes),
     )
 
 
 _FAMILIES = frozenset(
-    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "phi3")
+    (
+        *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neox"),
+        *("granite", "phi3"),
+    )
 )
 """Parameters are counted exactly for these: the tests compare with transformers' own modules."""
 _LEFT_OUT: Mapping[str, tuple[int | None, int | None]] = {
@@ -134,35 +138,79 @@ _LEFT_OUT: Mapping[str, tuple[int | None, int | None]] = {
     "qwen3": (128, 32),
     "gemma": (256, 16),
     "gemma2": (256, 4),
-    "gemma3_text": (256, 4),
 }
 """Size of a head and number of key-value heads where the configuration leaves them out: the defaults of transformers'
 configuration classes of these families (version 5), which then hold."""
+_GEMMA3: Mapping[str, Any] = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+"""Gemma 3 as published leaves out whatever is the default of ``Gemma3TextConfig`` (transformers 5,
+models/gemma3/configuration_gemma3.py): the vocabulary always, of the 4B model also its heads."""
 _USED = frozenset(
     ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "intermediate_size")
 ) | {"vocab_size"}
 
 
-def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config]:
+def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config, str | None]:
+    """Name, contents, and what an engine is to load."""
     if isinstance(config, Mapping):
-        return str(config.get("name") or config.get("_name_or_path") or "model"), config
+        return str(config.get("name") or config.get("_name_or_path") or "model"), config, None
     as_name = str(config).strip().lower().replace("_", "-").replace(" ", "-")
     if as_name in MODELS:
-        return as_name, MODELS[as_name]
+        return as_name, MODELS[as_name], HUGGING_FACE.get(as_name)
     path = Path(config)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
-        if path.suffix == ".json" or len(path.parts) > 2:
-            raise ValueError(f"there is no file {path}")
-        raise ValueError(f"no model preset or file is called {str(config)!r}: {nearest(as_name, MODELS)}")
     try:
-        values = json.loads(path.read_text())
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            if path.suffix == ".json" or len(path.parts) > 2:
+                raise ValueError(f"there is no file {path}")
+            raise ValueError(f"no model preset or file is called {str(config)!r}: {nearest(as_name, MODELS)}")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object with the model's sizes")
-    return str(values.get("_name_or_path") or path.resolve().parent.name), values
+    folder = path.parent if path.parent.name else path.parent.resolve()  # not "."
+    return str(values.get("_name_or_path") or path.resolve().parent.name), values, str(folder)
+
+
+def _refuse_encoders(name: str, values: Config) -> None:
+    found = values.get("architectures") or []
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list):
+        raise ValueError(f"architectures must be a list of names, got {found!r}")
+    heads = ("CausalLM", "LMHead", "ForConditionalGeneration")
+    if found and not any(head in str(each) for each in found for head in heads):
+        raise ValueError(
+            f"{name} does not generate text (architectures={found!r}, none of which names {', '.join(heads[:2])} or "
+            f"{heads[2]}): the advisor models decoders only. Leave the key out if it is one"
+        )
+
+
+def _language_model(values: Config, notes: list[str]) -> tuple[str, Config]:
+    """``model_type`` and keys of the language model inside, with what stands outside for it and defaults left out."""
+    family = str(values.get("model_type", "llama"))
+    if "text_config" in values:
+        text = _mapping(values, "text_config")
+        shared = ["quantization_config", "tie_word_embeddings"]
+        if not (text.get("dtype") or text.get("torch_dtype")):
+            shared += ["dtype", "torch_dtype"]
+        values = {key: values[key] for key in shared if key in values} | dict(text)
+        family = str(values.get("model_type", family if family == "gemma3" else "llama"))
+        notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
+    if family in ("gemma3", "gemma3_text"):
+        return "gemma3_text", {**_GEMMA3, **values}
+    return family, values
 
 
 def _refuse(name: str, values: Config) -> None:
@@ -230,31 +278,111 @@ def _dtype(values: Config) -> str:
     return names[found]
 
 
-def _quantised(values: Config, default: str) -> tuple[str, str]:
-    """Precision of weights and cache by ``quantization_config``, of the usual kinds."""
-    if not values.get("quantization_config"):
-        return default, default
-    how = _mapping(values, "quantization_config")
-    method = str(how.get("quant_method", ""))
-    text = json.dumps(how, default=str).lower()
-    cache = "fp8" if how.get("kv_cache_scheme") or str(how.get("kv_cache_quant_algo")).upper() == "FP8" else default
+def _kv_heads(values: Config, family: str, heads: int, usual: int | None, *, fixed: bool) -> int:
+    if family == "gpt_bigcode":  # multi-query is the default of transformers' class
+        return 1 if values.get("multi_query", True) else heads
+    return heads if fixed else _optional(values, "num_key_value_heads") or usual or heads
+
+
+def _longest(values: Config, family: str, *, learned: bool) -> int | None:
+    """Longest context in tokens, stretched by rope scaling as vLLM does it (``_get_and_verify_max_len``).
+
+    ``max_position_embeddings`` already has the stretch in it with llama3 and longrope scaling, in Gemma 3, and where
+    the original length is named beside. YaRN: the larger of it and original x factor, since those who switch it on as
+    Qwen's model cards say leave ``max_position_embeddings`` as it was.
+    """
+    keys = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+    found = (_optional(values, key) for key in (("n_positions",) if learned else keys))
+    configured = next((length for length in found if length), None)
+    key = next((key for key in ("rope_scaling", "rope_parameters") if values.get(key)), None)
+    if configured is None or key is None or learned or family == "gemma3_text":
+        return configured
+    rope = _mapping(values, key)
+    kind, factor = str(rope.get("rope_type") or rope.get("type")), rope.get("factor")
+    if kind not in ("linear", "dynamic", "yarn") or factor is None:
+        return configured
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 1:
+        raise ValueError(f"factor in {key} must be a number of at least 1, got {factor!r}")
+    original = _optional(rope, "original_max_position_embeddings")
+    if original and kind != "yarn":
+        return configured
+    return max(configured, int((original or configured) * factor))
+
+
+def _precisions(values: Config, how: Config, given: str | None, notes: list[str]) -> tuple[str, str, str]:
+    """Of weights, cache and activations; ``how`` is the ``quantization_config``, ``given`` what is asked for."""
+    quantised = _weights_of(how)
+    if how and quantised is None and given is None:
+        raise ValueError(
+            f"quantization_config is of a kind that is not known here (quant_method={how.get('quant_method')!r}): give "
+            f"weight_precision=, one of {', '.join(ITEMSIZE)}"
+        )
+    activation = _dtype(values)
+    weights = given or quantised or activation
+    if activation == "fp32" and weights != "fp32":
+        # Engines' dtype=auto casts float32 checkpoints to 16 bits (vLLM: _resolve_auto_dtype in vllm/config/model.py,
+        # to the platform's first type, bf16 on NVIDIA GPUs since Ampere; SGLang: its _get_and_verify_dtype, to fp16).
+        activation = "fp16" if weights == "fp16" else "bf16"
+    elif activation == "fp32" and given is None:
+        notes.append(
+            "counted in float32, as the configuration says; engines serve such a model in 16 bits: "
+            "weight_precision='bf16' counts it so"
+        )
+    if quantised and weights != quantised:
+        notes.append(f"weights counted as {weights}, where quantization_config says {quantised}")
+    left = _left_alone(how)
+    if left and ITEMSIZE.get(weights, 2) < 2:
+        notes.append(
+            f"quantization_config leaves out {len(left)} modules or patterns, first {left[0]!r}: counted as {weights}, "
+            f"too"
+        )
+    cache_fp8 = how.get("kv_cache_scheme") or str(how.get("kv_cache_quant_algo")).upper() == "FP8"
+    return weights, "fp8" if cache_fp8 else activation, activation
+
+
+def _weights_of(how: Config) -> str | None:
+    """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
+    method = str(how.get("quant_method") or "")
     bits = how.get("bits") or how.get("w_bit")
-    for group in (how.get("config_groups") or {}).values():
-        weights = group.get("weights") or {}
+    groups = how.get("config_groups") or {}
+    if not isinstance(groups, Mapping):
+        raise ValueError(f"config_groups in quantization_config must be an object, got {groups!r}")
+    for name, group in groups.items():
+        weights = group.get("weights") or {} if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise ValueError(
+                f"config_groups in quantization_config must hold objects with an object weights, got {name}: {group!r}"
+            )
         bits = weights.get("num_bits", bits)
         if bits == 8:
-            return ("fp8" if weights.get("type") == "float" else "int8"), cache
+            return "fp8" if weights.get("type") == "float" else "int8"
         if bits == 4:
-            return ("fp4" if weights.get("type") == "float" else "int4"), cache
+            return "fp4" if weights.get("type") == "float" else "int4"
     if "fp8" in method or str(how.get("quant_algo")).upper().startswith("FP8"):
-        return "fp8", cache
-    if "fp4" in text:
-        return "fp4", cache
+        return "fp8"
+    # Before the search for "fp4": bitsandbytes writes bnb_4bit_quant_type="fp4" beside load_in_8bit, too.
     if bits == 4 or how.get("load_in_4bit"):
-        return "int4", cache
+        return "int4"
     if bits == 8 or how.get("load_in_8bit"):
-        return "int8", cache
-    raise ValueError(
-        f"quantization_config is of a kind that is not known here (quant_method={method!r}): give weight_precision=, "
-        f"one of {', '.join(ITEMSIZE)}"
-    )
+        return "int8"
+    return "fp4" if "fp4" in json.dumps(how, default=str).lower() else None
+
+
+_NOT_CONVERTED = (
+    *("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules"),
+    "skip_modules",
+)
+"""Names for the same thing: fp8, AWQ and fbgemm; compressed-tensors; vLLM; ModelOpt; bitsandbytes; HQQ."""
+_NOT_IN_BLOCKS = re.compile("lm_head|embed|norm|vision|visual|multi_modal|audio")
+"""Modules that are counted unquantised anyway, or not at all."""
+
+
+def _left_alone(how: Config) -> list[str]:
+    """Modules of the blocks, or patterns of them, that are not quantised."""
+    names: list[str] = []
+    for key in _NOT_CONVERTED:
+        found = how.get(key) or []
+        if not isinstance(found, list | tuple):
+            raise ValueError(f"{key} in quantization_config must be a list of names, got {found!r}")
+        names += [str(each) for each in found if not _NOT_IN_BLOCKS.search(str(each))]
+    return names

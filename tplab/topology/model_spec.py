@@ -71,7 +71,7 @@ class ModelSpec:
     windowed_layers: int = 0
     """Layers with that window. Taken as spread evenly over the depth, so every stage has its share."""
     max_length: int | None = None
-    """Longest context the model was made for, where the configuration says so."""
+    """Longest context the model was made for in tokens, rope scaling included, where the configuration says so."""
     weight_precision: str = "bf16"
     """Of the blocks' matrices, a key of ``ITEMSIZE``. Embedding, lm_head, norms and biases stay in
     ``activation_precision``, as in published fp8, AWQ and GPTQ checkpoints."""
@@ -79,6 +79,10 @@ class ModelSpec:
     """Of cached keys and values."""
     activation_precision: str = "bf16"
     """Of activations, so of the messages; and of the weights that are not quantised."""
+    source: str | None = None
+    """What an engine is to load: the folder that the configuration was read from, or a preset's id on Hugging Face."""
+    quant_method: str | None = None
+    """How the checkpoint itself is quantised (``quant_method`` of its ``quantization_config``: "awq", "fp8", ...)."""
     notes: tuple[str, ...] = ()
     """Approximations made on the way here, one sentence each. To be shown with every result."""
 
@@ -112,12 +116,14 @@ class ModelSpec:
 
         Args:
             config: path, dict, or a name such as ``"llama-3.1-70b"`` (see ``tplab.topology.presets.MODELS``).
-            weight_precision: of the blocks' matrices; by default what the configuration says, else bf16.
+            weight_precision: of the blocks' matrices; by default what the configuration says, else bf16. A float32
+                configuration stays fp32 unless another is given here: then activations and cache have 16 bits.
             kv_precision: of the cache; by default that of the activations.
 
         Raises:
-            ValueError: unknown name (with the nearest ones), missing or malformed key (which), or an architecture the
-                advisor has no model of (mixture of experts, latent attention, state space, encoder-decoder).
+            ValueError: unknown name (with the nearest ones), a file that cannot be read, missing or malformed key
+                (which), or an architecture the advisor has no model of (mixture of experts, latent attention, state
+                space, encoder-decoder, encoder).
         """
         from tplab.topology.hf_config import read_config
 

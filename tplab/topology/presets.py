@@ -282,3 +282,31 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Hugging Face configurations by name, read by the same code as a file. ``gpt-3-175b`` is GPT-2's layout in GPT-3's
 sizes."""
+
+HUGGING_FACE: Mapping[str, str] = {
+    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama-2-13b": "meta-llama/Llama-2-13b-hf",
+    "llama-2-70b": "meta-llama/Llama-2-70b-hf",
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "llama-3.1-70b": "meta-llama/Llama-3.1-70B",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama-3.1-405b": "meta-llama/Llama-3.1-405B",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-72b": "Qwen/Qwen2.5-72B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+    "qwen3-14b": "Qwen/Qwen3-14B",
+    "qwen3-32b": "Qwen/Qwen3-32B",
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
+    "mistral-7b-v0.1": "mistralai/Mistral-7B-v0.1",
+    "mistral-small-24b": "mistralai/Mistral-Small-24B-Instruct-2501",
+    "mistral-large-123b": "mistralai/Mistral-Large-Instruct-2407",
+    "gemma-2-9b": "google/gemma-2-9b",
+    "gemma-2-27b": "google/gemma-2-27b",
+}
+"""Repositories on Hugging Face of ``MODELS``, for the commands that start an engine: the one with these sizes and this
+context (Qwen2.5's base models have a longer one). Nobody can serve ``gpt-3-175b``."""
