@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_counted_by_reason(tmp_path):
             rows(GRID[:1], attention_dp_size=8),
         ]
     )
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n1,2,3\n")  # of no known form: none of its business
     tables = read_folder(write(tmp_path, odd))
     assert len(tables.cases) == 1
     assert tables.skipped["model deepseek-ai/DeepSeek-V3 is not a preset"] == 2
@@ -222,6 +222,43 @@ def test_what_cannot_be_read_is_counted_by_reason(tmp_path):
     for part in ("'tpu-v5'", "precision fp3 is not known", "silicon_tpot_ms is missing", "attention_dp_size > 1"):
         assert part in reasons
     assert sum(tables.skipped.values()) == 6
+    assert tables.skipped_in_words.startswith(
+        "6 of 7 rows left out: model deepseek-ai/DeepSeek-V3 is not a preset (2); "
+    )
+    assert read_folder(write(tmp_path, rows(GRID[:1]))).skipped_in_words == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            rows(GRID[:3], model_path="deepseek-ai/DeepSeek-V3"),
+            r"^nothing to score: 3 of 3 rows left out: model deepseek-ai/DeepSeek-V3 is not a preset \(3\)$",
+        ),
+        (rows(GRID[:1]).iloc[:0], "^nothing to score: the tables have no rows$"),
+    ],
+)
+def test_tables_without_a_row_that_can_be_read_say_so(tmp_path, table, message):
+    with pytest.raises(ValueError, match=message):
+        validate(write(tmp_path, table))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"odd\.csv cannot be read as a table: No columns to parse from file"),
+        (
+            rows(GRID[:1]).to_csv().encode() + b"1,2" * 40,
+            r"odd\.csv cannot be read as a table: .*Expected 11 fields in line 3, saw 41",
+        ),
+        ("modèle,gpu\n1,2\n".encode("latin-1"), r"odd\.csv is not UTF-8 \(.*\): save it as CSV in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(tmp_path, content, message):
+    write(tmp_path, rows(GRID[:1]))
+    (tmp_path / "odd.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path)
 
 
 def test_precision_and_cache(tmp_path):

@@ -48,7 +48,7 @@ def validate(
         leave_out: of ``LEFT_OUT``; each costs a fit per value.
 
     Raises:
-        ValueError: no folder, or no table of a known form in it.
+        ValueError: no folder, no table of a known form in it, or none whose rows can be read (with the reasons).
     """
     return score(predictions(read_folder(folder), constants=constants, leave_out=leave_out), by)
 
@@ -57,10 +57,12 @@ def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Se
     """One row per case and split: what it is, measured and predicted.
 
     Raises:
-        ValueError: a name in ``leave_out`` that is none of ``LEFT_OUT``.
+        ValueError: a name in ``leave_out`` that is none of ``LEFT_OUT``, or tables without a row that can be read.
     """
     if unknown := set(leave_out) - set(LEFT_OUT):
         raise ValueError(f"leave_out may name {', '.join(LEFT_OUT)}; got {', '.join(sorted(unknown))}")
+    if not tables.cases:
+        raise ValueError(f"nothing to score: {tables.skipped_in_words or 'the tables have no rows'}")
     frames = [_rows(tables.cases, constants, IN_USE)]
     fitted = [case for case in tables.cases if case.kind == "served" and case.model.weight_precision == "fp8"]
     for what in leave_out:

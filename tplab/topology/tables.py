@@ -102,12 +102,24 @@ class Tables:
     skipped: Mapping[str, int]
     """Rows left out, by reason."""
 
+    @property
+    def skipped_in_words(self) -> str:
+        """``12 rows of 40 left out: model x is not a preset (12)``, most frequent reason first; empty if none were."""
+        if not self.skipped:
+            return ""
+        left = sum(self.skipped.values())
+        reasons = sorted(self.skipped.items(), key=lambda item: -item[1])
+        return (
+            f"{left} of {left + len(self.cases)} rows left out: "
+            f"{'; '.join(f'{reason} ({count})' for reason, count in reasons)}"
+        )
+
 
 def read_folder(folder: "str | os.PathLike[str]") -> Tables:
     """Every CSV file of a known form in ``folder``; lines that begin with ``#`` are comments.
 
     Raises:
-        ValueError: no such folder, or no table of a known form in it.
+        ValueError: no such folder, no table of a known form in it, or a file that is no CSV in UTF-8 (which).
     """
     path = Path(folder)
     if not path.is_dir():
@@ -116,12 +128,11 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
     skipped: Counter[str] = Counter()
     known = 0
     for file in sorted(path.glob("*.csv")):
-        header = set(pd.read_csv(file, comment="#", nrows=0).columns)
-        reader = _reader(header)
+        reader = _reader(set(_frame(file, nrows=0).columns))
         if reader is None:
             continue
         known += 1
-        for row in pd.read_csv(file, comment="#").to_dict("records"):
+        for row in _frame(file).to_dict("records"):
             try:
                 case = reader(file.name, {str(key): value for key, value in row.items()})
                 Layout.of(case.model, case.tp, case.pp)  # refused here, with its reason, if it cannot be
@@ -134,6 +145,15 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
             f"{', '.join(sorted(GENERATED))}, or {', '.join(_ALIASES)} and {_OF_ALL[0]}"
         )
     return Tables(cases=tuple(cases), skipped=dict(skipped))
+
+
+def _frame(file: Path, nrows: int | None = None) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file, comment="#", encoding="utf-8", nrows=nrows)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as CSV in UTF-8, or move it away") from error
+    except (OSError, ValueError) as error:  # empty, or rows of unequal length
+        raise ValueError(f"{file} cannot be read as a table: {str(error).strip()}") from error
 
 
 def _reader(header: set[str]) -> "Callable[[str, Mapping[str, Any]], Case] | None":
