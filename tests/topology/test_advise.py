@@ -1,5 +1,6 @@
 """What is recommended, why not the others, where it flips, on which GPUs, and how to start it."""
 
+import re
 import shlex
 from dataclasses import replace
 
@@ -112,6 +113,25 @@ def test_an_arrival_rate_is_kept_up_with_first():
     assert made.best.prediction.requests_per_s == pytest.approx(20.0, rel=0.05)
 
 
+def test_of_few_arrivals_the_faster_layout_is_first():
+    made = advise(LLAMA, H100, asked(request_rate=0.001))
+    times = [option.prediction.e2e_ms for option in made.options]
+    assert times == sorted(times)
+    longer = [float(option.verdict.split(" %")[0]) for option in made.options[1:]]
+    assert longer == sorted(longer)
+
+
+def test_none_is_close_where_all_miss_a_limit():
+    assert advise(LLAMA, H100, asked(64)).close
+    assert not advise(LLAMA, H100, asked(64, tpot_limit_ms=0.1)).close
+
+
+def test_waiting_for_room_is_said():
+    made = advise(LLAMA, H100, asked(2000, ttft_limit_ms=1e9), tp=[2])
+    assert re.search(r"Of the wait for the first token, [\d.]+ s is for room in the cache\.", str(made))
+    assert "for room in the cache" not in str(advise(LLAMA, H100, asked(4)))
+
+
 def test_nothing_fits():
     with pytest.raises(ValueError, match=r"does not fit on 1 x l4 .* more than .* What would fit: ") as caught:
         advise(LLAMA, Machine.preset("l4", gpus=1), asked())
@@ -190,7 +210,7 @@ def test_close_calls_are_named():
 def test_summary_in_words():
     text = str(advise(LLAMA, H100, asked(64)))
     assert "llama-3.1-70b on 8 x h100: TP " in text
-    assert "Bound by " in text
+    assert "bound by " in text
     assert "ms per token" in text
 
 

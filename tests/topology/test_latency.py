@@ -23,6 +23,7 @@ from tplab.topology.roofline import light_kernels, rates
 from tplab.topology.sharding import Layout
 
 LLAMA = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8", kv_precision="fp8")
+SMALL_LLAMA = ModelSpec.from_config("llama-3.1-8b")
 H100 = Machine.preset("h100")
 NVSWITCH = nvlink(H100.gpu, 18, switched=True)
 VLLM = engine_constants("vllm")
@@ -190,6 +191,8 @@ def test_prefill_between_tokens():
     assert prefill_share(1, 1, 0.3) == 1  # no pipeline: all of it
     assert prefill_share(4, 1, 0.01) == pytest.approx(1, abs=0.01)  # one micro-batch: stages take turns
     assert prefill_share(4, 4, 4) == pytest.approx(1 / 4)  # every micro-batch carries one: nobody idles
+    assert prefill_share(8, 1, 5) == 1  # however many prompts there are
+    assert prefill_share(8, 2, 5) == pytest.approx(1 / 2)  # only two of eight stages are at work
     assert prefill_us(80.0, 4, 1, 3.0) == 83.0
     assert prefill_us(80.0, 4, 8, 0.0) == pytest.approx(10 + 7 * 2.5)
 
@@ -303,6 +306,44 @@ def test_a_large_tp_is_best_alone_with_nvlink_and_stages_win_on_a_slow_link():
     made = serve([(8, 1), (4, 2), (2, 4), (1, 8)], slow, concurrency=64)
     assert made.requests_per_s.argmax() == 3
     assert made.tpot_us.argmin() == 3
+
+
+@pytest.mark.parametrize(
+    ("isl", "osl", "requests", "pp", "more"),
+    [
+        (2048, 1, 64, 1, {}), (2048, 1, 256, 1, {}), (2048, 2, 256, 1, {}), (4096, 64, 64, 4, {"pp_micro_batches": 1}),
+        (4096, 64, 64, 8, {"pp_micro_batches": 2}), (4096, 64, 256, 8, {}),
+        (2048, 8, 256, 1, {"chunked_prefill": 8192}),
+    ],
+)  # fmt: skip
+def test_prompts_go_through_no_faster_than_stages_take_them(isl, osl, requests, pp, more):
+    load = {"input_length": isl, "output_length": osl, "concurrency": requests}
+    made = serve([(1, pp)], model=SMALL_LLAMA, policy=EnginePolicy(name="vllm", **more), **load)
+    side_by_side = made.micro_batches[0] / made.prefill_us[0] * 1e6
+    assert made.requests_per_s[0] <= side_by_side * (1 + 1e-9)
+    assert made.requests_per_s[0] > 0.3 * side_by_side  # and that is what binds here
+    e2e_s = (made.ttft_us[0] + (osl - 1) * made.tpot_us[0]) / 1e6
+    assert made.requests_per_s[0] * e2e_s == pytest.approx(requests)  # Little's law
+
+
+@pytest.mark.parametrize(("isl", "osl", "requests"), [(4096, 64, 64), (2048, 16, 64), (2048, 8, 256)])
+def test_a_chunk_bounds_what_a_step_may_take(isl, osl, requests):
+    def tpot_ms(chunk):
+        policy = EnginePolicy(name="vllm", chunked_prefill=chunk)
+        load = {"input_length": isl, "output_length": osl, "concurrency": requests}
+        return serve([(1, 1)], model=SMALL_LLAMA, policy=policy, **load).tpot_us[0] / 1e3
+
+    alone = serve([(1, 1)], model=SMALL_LLAMA, input_length=2048, output_length=1, concurrency=1)
+    decode = serve([(1, 1)], model=SMALL_LLAMA, input_length=1, output_length=isl, concurrency=requests)
+    longest = (alone.prefill_us[0] + decode.tpot_us[0]) / 1e3
+    assert tpot_ms(2048) < 1.1 * longest
+    assert tpot_ms(512) < tpot_ms(2048) < tpot_ms(isl * 8)
+
+
+def test_prompts_ahead_follow_each_other_over_the_stages():
+    load = {"input_length": 2048, "output_length": 256, "concurrency": 64}
+    one, eight = (serve([(1, pp)], model=SMALL_LLAMA, **load).ttft_terms["prompts ahead"][0] for pp in (1, 8))
+    assert eight < 0.3 * one
 
 
 def test_arrival_rate_finds_the_load_that_leaves_as_fast():

@@ -74,6 +74,40 @@ def test_throughput_and_time_of_a_request_agree():
     assert predict(LLAMA, H200, workload(8), 2, 1).tpot_ms == pytest.approx(made.tpot_ms)
 
 
+def test_few_arrivals_are_served_one_at_a_time():
+    def at(rate, replicas):
+        load = Workload(input_length=1024, output_length=256, request_rate=rate)
+        return predict(LLAMA, H200, load, 1, 1, replicas=replicas)
+
+    alone = predict(LLAMA, H200, Workload(input_length=1024, output_length=256, concurrency=1), 1, 1)
+    for replicas in (1, 8):
+        made = at(0.01, replicas)
+        assert made.tpot_ms == pytest.approx(alone.tpot_ms)
+        assert made.e2e_ms == pytest.approx(alone.e2e_ms)
+        assert made.requests_per_s == 0.01
+        assert made.output_tokens_per_s == pytest.approx(2.56)
+        assert made.concurrency == pytest.approx(0.01 * alone.e2e_ms / 1e3 / replicas)
+    assert at(1e6, 8).requests_per_s < 1e3  # what it can, not what is asked
+
+
+def test_a_group_over_two_nodes_takes_whole_ones():
+    two = Machine.preset("h100", gpus=6, nodes=2)
+    with pytest.raises(ValueError, match=r"needs 3 groups of 4 GPUs, and .* has room for 2: none lies over two"):
+        predict(LLAMA, two, workload(), 4, 3)
+
+
+def test_longer_than_the_model_was_made_for():
+    assert not predict(LLAMA, H200, workload(), 8, 1).notes[0].startswith("requests")
+    made = predict(LLAMA, H200, workload(input_length=200_000), 8, 1)
+    assert "requests of 201024 tokens are longer than the 131072 the model was made for" in made.notes[0]
+
+
+def test_memory_of_more_requests_than_would_fit_at_full_length():
+    made = predict(LLAMA, Machine.preset("h100"), workload(512, input_length=128, output_length=2048), 2, 1)
+    assert made.running * 2176 > made.capacity_tokens  # pages are shared, and most requests are not at their end
+    assert made.memory.free >= 0
+
+
 def test_fewer_requests_than_replicas_leave_some_idle():
     one, four = predict(LLAMA, H200, workload(2), 2, 1), predict(LLAMA, H200, workload(2), 2, 1, replicas=4)
     alone = predict(LLAMA, H200, workload(1), 2, 1)
@@ -236,6 +270,50 @@ def test_ranks_that_compute_at_once_are_slower():
     assert weights(2, 1, 2, requests=2) == pytest.approx(3 * weights(1, 1, 2, requests=2), rel=0.01)
     both = predict_all(SMALL, laptop(), lab(), [Layout.of(SMALL, 1, 1), Layout.of(SMALL, 2, 1)], calibration=MEASURED)
     assert [one.term_ms("weights") for one in both] == pytest.approx([weights(1, 1, 1), weights(1, 2, 1)])
+
+
+def on_gpus(**more):
+    """Four GPUs with links as their sheet says, and a loop of the lab's own that is slow."""
+    sweeps = tuple(
+        AllReduceTimes(num_ranks=n, launch="graph", nbytes=(1e3, 1e6, 1e9), p50_us=(12.0, 20.0, 1400.0 * n))
+        for n in (2, 4)
+    )
+    sizes = {"block_overhead_us": 500.0, "step_overhead_us": 9000.0, "launch_us": 80.0, "handoff_us": 5000.0}
+    given = {"all_reduce": sweeps, "kv_read_GBps": 3600.0, **sizes, **more}
+    return replace(
+        MEASURED, device="NVIDIA H200", backend="nccl", sends=(), matmuls=(), copy_GBps=None, notes=(), **given
+    )
+
+
+def test_a_server_on_gpus_has_its_own_loop_and_kernels():
+    sheet, server = (predict(LLAMA, H200, workload(), 4, 1, calibration=c) for c in (None, on_gpus()))
+    for name in ("host", "kernels", "launch"):
+        assert server.term_ms(name) == pytest.approx(sheet.term_ms(name), rel=0.01), name
+    assert server.regime == sheet.regime == "served"
+    where = {term.name: term.provenance for term in server.terms}
+    assert where["kv_cache"].startswith("measured: nccl")
+    assert any("measured: nccl" in note for note in server.notes)
+    lab_s = predict(LLAMA, H200, workload(engine="lab"), 4, 1, calibration=on_gpus())
+    assert lab_s.term_ms("host") == pytest.approx(9.0)
+    assert lab_s.term_ms("kernels") > 80 * 0.5
+
+
+def test_an_engines_own_all_reduce_stays_beside_a_measured_nccl():
+    sheet, fine = (predict(LLAMA, H200, workload(), 4, 1, calibration=c) for c in (None, on_gpus()))
+    assert fine.term_ms("all_reduce") == pytest.approx(sheet.term_ms("all_reduce"), rel=0.25)
+    slow = tuple(replace(s, p50_us=tuple(100 * us for us in s.p50_us)) for s in on_gpus().all_reduce)
+    made = predict(LLAMA, H200, workload(), 4, 1, calibration=on_gpus(all_reduce=slow))
+    assert made.term_ms("all_reduce") > 3 * sheet.term_ms("all_reduce")  # over links like these, no kernel is fast
+
+
+def test_what_a_calibration_does_not_say_of_this_model():
+    fp16 = replace(SMALL, weight_precision="fp16")
+    products = replace(MEASURED, matmuls=(replace(MEASURED.matmuls[0], precision="bf16"),))
+    made = predict(fp16, laptop(), lab(), 2, 1, calibration=products)
+    assert made.regime == "calibrated"  # bf16 stands for it
+    other = predict(replace(SMALL, weight_precision="fp8"), laptop(), lab(), 2, 1, calibration=products)
+    assert other.regime != "calibrated"
+    assert any("its products are in bf16, the model's weights in fp8" in note for note in other.notes)
 
 
 def test_measurements_of_the_very_gpus_go_first():

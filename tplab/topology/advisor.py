@@ -129,10 +129,12 @@ class Advice:
         lines = [
             f"{self.model.name} on {self.machine.name}: {best.layout}"
             + (f", {best.choice.idle} GPUs idle" if best.choice.idle else ""),
-            f"{made.tpot_ms:.3g} ms per token ({low:.3g}-{high:.3g}), first after {made.ttft_ms:.3g} ms, "
-            f"{made.output_tokens_per_s:.4g} tokens/s",
-            f"Bound by {made.binding}.",
+            f"{made.tpot_ms:.3g} ms per token (9 of 10 such predictions: {low:.3g}-{high:.3g}), first after "
+            f"{_time(made.ttft_ms)}, {made.output_tokens_per_s:,.0f} tokens/s",
+            f"Time per token bound by {made.binding}.",
         ]
+        if made.queue_ms > made.ttft_ms / 2:
+            lines.append(f"Of the wait for the first token, {_time(made.queue_ms)} is for room in the cache.")
         lines += [f"Misses: {'; '.join(best.misses)}."] if best.misses else []
         if self.close:
             lines.append(f"Too close to call without a measurement: {', '.join(str(o.layout) for o in self.close)}.")
@@ -210,7 +212,7 @@ def preference(served: Served, workload: Workload) -> Floats:
     over = np.zeros_like(value)
     if workload.request_rate is not None:
         value = 1e9 / (served.ttft_us + (osl - 1) * served.tpot_us)
-        over = np.maximum(over, workload.request_rate / served.requests_per_s - 1.05)  # found on a grid: 5 %
+        over = np.maximum(over, workload.request_rate / served.requests_per_s - 1)
     if workload.tpot_limit_ms is not None:
         over = np.maximum(over, served.tpot_us / 1e3 / workload.tpot_limit_ms - 1)
     if workload.ttft_limit_ms is not None:
@@ -225,8 +227,12 @@ def _misses(made: Prediction, workload: Workload) -> tuple[str, ...]:
         ("time to first token", made.ttft_ms, workload.ttft_limit_ms),
     ):
         if limit is not None and value > limit:
-            words.append(f"{name} {value:.3g} ms, over the limit of {limit:g} ms")
+            words.append(f"{name} {_time(value)}, over the limit of {limit:g} ms")
     return tuple(words)
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:,.3g} s" if ms < 1e6 else f"{ms / 1e3:,.0f} s"
 
 
 def _recommended(made: Prediction, workload: Workload) -> str:
@@ -248,18 +254,20 @@ def _verdict(made: Prediction, best: Prediction, workload: Workload) -> str:
     waits = made.ttft_ms - best.ttft_ms
     tokens = max(workload.output_length - 1, 1)
     if waits / tokens > more[worst]:
-        return f"{words}: {waits:.3g} ms longer to the first token"
+        return f"{words}: {_time(waits)} longer to the first token"
     return f"{words}: {more[worst]:.2g} ms more of {worst} a token" if more[worst] > 0 else words
 
 
 def _close(options: Sequence[Option], workload: Workload) -> tuple[Option, ...]:
     """Neighbours in throughput, within half of the spread of the wider interval: errors of two layouts of one machine
-    are in part the same, so the whole would be too much."""
+    are in part the same, so the whole would be too much. None where all miss a limit: they are ranked by how far."""
     best = options[0].prediction
-    near = []
+    near: list[Option] = []
+    if options[0].misses:
+        return ()
     for option in options[1:]:
         other = option.prediction
-        if bool(option.misses) != bool(options[0].misses):
+        if option.misses:
             continue
         ratio = other.output_tokens_per_s / best.output_tokens_per_s
         if workload.request_rate is not None:

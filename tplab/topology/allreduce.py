@@ -109,7 +109,8 @@ def all_reduce_us(
         graph: whether it is replayed from a CUDA graph: chooses among a calibration's sweeps.
         custom: the engine's own kernels; None: NCCL for every size.
         constants: of the formulas.
-        calibration: its sweeps replace the formulas for the group sizes it has, and scale them for the others.
+        calibration: its sweeps replace NCCL's formulas for the group sizes it has, and scale them for the others; the
+            engine's own kernels, which it has not measured, stay beside them.
 
     Raises:
         ValueError: kernel ``measured`` without a calibration that has all-reduces.
@@ -119,36 +120,40 @@ def all_reduce_us(
         raise ValueError(
             "all_reduce='measured' needs a calibration with all-reduce sweeps: run calibrate, or use 'auto'"
         )
-    formula = _formula_us(M, groups, kernel=kernel, custom=custom, constants=constants)
-    if calibration is not None and calibration.all_reduce:
+    own = custom if kernel in ("auto", "one-shot", "two-shot") else None
+    if calibration is None or not calibration.all_reduce:
+        return np.where(groups.size > 1, _formula_us(M, groups, kernel, own, constants), 0.0)
 
-        def formula_for(n: int) -> Floats:
-            same = replace(groups, size=np.where(groups.size > 1, n, 1), nodes=np.minimum(groups.nodes, n))
-            return _formula_us(M, same, kernel=kernel, custom=custom, constants=constants)
+    time, _ = _nccl_measured(M, groups, graph, constants, calibration)
+    if own is not None:  # by what the links fall short of their sheet, the engine's own kernels do
+        large = np.asarray(groups.width * max(sweep.nbytes[-1] for sweep in calibration.all_reduce))
+        measured, formula = _nccl_measured(large, groups, graph, constants, calibration)
+        reached = np.minimum(1.0, np.divide(formula, measured, out=np.ones_like(measured), where=groups.size > 1))
+        time = _with_own(time, M, replace(groups, bandwidth_GBps=groups.bandwidth_GBps * reached), kernel, own)
+    return np.where(groups.size > 1, time, 0.0)
 
-        formula = _measured_us(M, groups, formula, graph=graph, calibration=calibration, formula_for=formula_for)
-    return np.where(groups.size > 1, formula, 0.0)
+
+def _nccl_measured(
+    M: Floats, groups: Groups, graph: bool, constants: Constants, calibration: Calibration
+) -> tuple[Floats, Floats]:
+    """NCCL's all-reduce by the sweeps, and by formula."""
+
+    def formula_for(n: int) -> Floats:
+        same = replace(groups, size=np.where(groups.size > 1, n, 1), nodes=np.minimum(groups.nodes, n))
+        return _formula_us(M, same, "nccl", None, constants)
+
+    formula = _formula_us(M, groups, "nccl", None, constants)
+    return _measured_us(M, groups, formula, graph=graph, calibration=calibration, formula_for=formula_for), formula
 
 
-def _formula_us(
-    M: Floats, groups: Groups, *, kernel: str, custom: CustomAllReduce | None, constants: Constants
-) -> Floats:
+def _formula_us(M: Floats, groups: Groups, kernel: str, own: CustomAllReduce | None, constants: Constants) -> Floats:
     table = [constants.links[name] for name in FAMILIES]
     n = groups.size / groups.nodes  # inside a node
     local = _nccl_us(M, n, groups.bandwidth_GBps, _pick(table, groups.family, groups.scale))
     declared = groups.family >= FAMILIES.index("host")
     ring = 2 * (groups.size - 1) * groups.latency_us + 2 * (1 - 1 / groups.size) * M * _US / groups.bandwidth_GBps
     local = np.where(declared, ring, local)
-    if custom is not None and kernel in ("auto", "one-shot", "two-shot"):
-        B = groups.bandwidth_GBps
-        start = groups.scale * (custom.one_shot_us + custom.one_shot_step_us * (n - 1))
-        one = start + (n - 1) * M * _US / (custom.one_shot_share * B)
-        start = groups.scale * (custom.two_shot_us + custom.two_shot_step_us * (n - 1))
-        two = start + 2 * (1 - 1 / n) * M * _US / (custom.two_shot_share * B)
-        own = {"auto": np.minimum(one, two), "one-shot": one, "two-shot": two}[kernel]
-        # Every pair joined, and sizes the kernels exist for: NVLink up to eight; over PCIe only two.
-        able = ((groups.direct & (n <= 8)) | (~declared & (n == 2))) & (groups.nodes == 1)
-        local = np.where(able, np.minimum(own, local) if kernel == "auto" else own, local)
+    local = _with_own(local, M, groups, kernel, own)
     if not (groups.nodes > 1).any():
         return local
     net = constants.links["network"]
@@ -161,6 +166,22 @@ def _formula_us(
     latency = np.where(n > 1, np.where(declared, 2 * (groups.size - 1) * groups.latency_us, empty), 0.0)
     across = latency + small + np.maximum(inner - latency, outer)
     return np.where(N > 1, across, local)
+
+
+def _with_own(nccl: Floats, M: Floats, groups: Groups, kernel: str, own: CustomAllReduce | None) -> Floats:
+    """The engine's own kernels where it has them and the group lets it: for ``auto``, where they are faster."""
+    if own is None:
+        return nccl
+    n, B = groups.size, groups.bandwidth_GBps
+    start = groups.scale * (own.one_shot_us + own.one_shot_step_us * (n - 1))
+    one = start + (n - 1) * M * _US / (own.one_shot_share * B)
+    start = groups.scale * (own.two_shot_us + own.two_shot_step_us * (n - 1))
+    two = start + 2 * (1 - 1 / n) * M * _US / (own.two_shot_share * B)
+    time = {"auto": np.minimum(one, two), "one-shot": one, "two-shot": two}[kernel]
+    # Every pair joined, and sizes the kernels exist for: NVLink up to eight; over PCIe only two.
+    declared = groups.family >= FAMILIES.index("host")
+    able = ((groups.direct & (n <= 8)) | (~declared & (n == 2))) & (groups.nodes == 1)
+    return np.asarray(np.where(able, np.minimum(time, nccl) if kernel == "auto" else time, nccl), dtype=np.float64)
 
 
 def _nccl_us(M: Floats, n: Floats, B: Floats, k: dict[str, Floats]) -> Floats:

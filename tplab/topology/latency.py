@@ -19,7 +19,7 @@ Letters: b sequences that decode at once, p stages, k micro-batches, t TP degree
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -165,10 +165,13 @@ class Server:
             tpot = sum(terms.values(), np.zeros(1))
             prompt = self._prompt()
             prefill = sum(prompt.values(), np.zeros(1))
-            ahead = prefill * self.constants.first_wave * (running - 1) / 2  # when all arrive at once
+            ahead = prefill / k * self.constants.first_wave * (running - 1) / 2  # when all arrive at once
             under_way = 0.5 * (tpot - terms["prefill"])
-            ttft = prefill + ahead + under_way
             decode = steps * tpot
+            # No faster than prompts go through: the others wait their turn.
+            least = running * np.maximum(prefill / k, self._least_per_prompt(tpot, k))
+            ahead = np.maximum(ahead, least - decode - prefill - under_way)
+            ttft = prefill + ahead + under_way
             decoding = np.maximum(1.0, running * decode / (decode + ttft)) if steps else np.ones_like(ttft)
         total = ttft + decode
         rate = running / total  # per replica and microsecond
@@ -197,7 +200,9 @@ class Server:
         at = np.array(
             [np.interp(np.log(requests_per_s), np.log(r), np.log(g)) for r, g in zip(rate.T, grid.T, strict=True)]
         )
-        return self.serve(np.exp(at)), rate[-1]
+        # Below one request, those that arrive find nobody there: as with one. What leaves is what arrives, if it can.
+        served = replace(self.serve(np.exp(at)), requests_per_s=np.minimum(requests_per_s, rate[-1]))
+        return served, rate[-1]
 
     def _token(self, decoding: Floats, full: "NDArray[np.bool_] | bool" = True) -> tuple[dict[str, Floats], Floats]:
         """Terms of one token with so many sequences decoding, and the micro-batches they are cut into."""
@@ -293,12 +298,20 @@ class Server:
         w = self.workload
         return float(w.engine.chunked_prefill or max(w.input_length, 1))
 
+    def _least_per_prompt(self, tpot: Floats, k: Floats) -> Floats:
+        """With chunks, a micro-batch's step takes one of them at most."""
+        if self.workload.engine.chunked_prefill is None or self.workload.output_length == 1:
+            return np.zeros(1)
+        return tpot * self.workload.input_length / self._chunk() / k
+
     def _interference(self, decoding: Floats, b: Floats, k: Floats) -> Floats:
         """Prompts of others, per token."""
         w, lay = self.workload, self.layouts
         prompts = np.maximum(decoding - 1, 0.0) / w.output_length * (1 - self.constants.first_wave / 2)  # per round
         chunk = np.minimum(np.maximum(prompts, 1.0) * w.input_length, self._chunk())
         chunks = prompts * w.input_length / chunk
+        if w.engine.chunked_prefill is not None:
+            chunks = np.minimum(chunks, k)
         context = np.asarray(self.model.kept_tokens(w.input_length / 2), dtype=np.float64)
         nothing = np.zeros(1)
         if w.engine.chunked_prefill is None:  # a step of its own: weights are streamed and kernels started once more

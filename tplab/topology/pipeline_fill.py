@@ -55,13 +55,14 @@ def full_from(all_stages_us: float, slowest_us: float, hops_us: float) -> int:
 def prefill_share(stages: ArrayLike, k: ArrayLike, prefills: ArrayLike) -> Floats:
     """How much of a prompt's time over all stages a token of another request waits for it, on average.
 
-    One stage's part at least: a prompt goes through like any micro-batch, only more slowly, and what follows waits
-    behind it: 1/p. Those in the same micro-batch wait for the whole trip; that hurts where few micro-batches carry a
-    prompt (``prefills`` per round), for then the others' stages idle behind it. 1 without a pipeline.
+    Where every micro-batch carries one (``prefills`` per round, k or more), k of them go through side by side: 1/k.
+    Where few do, what follows waits behind it at one stage, 1/p, and those in the same micro-batch, one in k, for the
+    whole trip. 1 without a pipeline, and with one micro-batch, for then the stages take turns.
     """
     p, k = np.asarray(stages, dtype=np.float64), np.asarray(k, dtype=np.float64)
     carrying = np.minimum(1.0, np.asarray(prefills, dtype=np.float64) / k)
-    return np.asarray(1 / p + (1 - carrying) / k * (1 - 1 / p), dtype=np.float64)
+    alone = 1 / p + (1 - 1 / p) / k
+    return np.asarray(carrying / k + (1 - carrying) * alone, dtype=np.float64)
 
 
 def prefill_us(all_stages_us: ArrayLike, stages: ArrayLike, chunks: ArrayLike, hops_us: ArrayLike) -> Floats:

@@ -20,7 +20,7 @@ from tplab.topology.constants import DEFAULT, Constants, engine_constants
 from tplab.topology.latency import TERMS, TTFT_TERMS, Floats, Layouts, Served, Server
 from tplab.topology.layouts import choice
 from tplab.topology.machine import Machine
-from tplab.topology.memory import RankMemory, fullest_rank
+from tplab.topology.memory import RankMemory, fit, fullest_rank
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.placement import Placement
 from tplab.topology.roofline import rates
@@ -62,15 +62,17 @@ class Prediction:
     tpot_ms: float
     """Mean time per output token after the first."""
     output_tokens_per_s: float
-    """Over all replicas."""
+    """Over all replicas; at an arrival rate no more than arrive."""
     requests_per_s: float
     """The same in requests."""
+    output_length: int
+    """Tokens of a request (OSL)."""
     terms: tuple[Term, ...]
     """Of ``tpot_ms``, which they add up to."""
     ttft_terms: tuple[Term, ...]
     """Of ``ttft_ms``, which they add up to: ``latency.TTFT_TERMS``."""
     concurrency: float
-    """Requests in flight per replica, waiting ones included."""
+    """Requests in flight per replica, waiting ones included; a mean, so it may be below 1."""
     running: float
     """Of those, how many have room in the cache."""
     micro_batches: float
@@ -78,7 +80,7 @@ class Prediction:
     capacity_tokens: float
     """Tokens that the cache of one replica holds."""
     memory: RankMemory
-    """The fullest rank, with the running requests."""
+    """The fullest rank, with the running requests at full length, as far as it has room for them."""
     fits: bool
     """Whether the engine has room for one request at all. If not, times are those it would have."""
     reason: str | None
@@ -105,8 +107,8 @@ class Prediction:
 
     @property
     def e2e_ms(self) -> float:
-        """Mean time of a whole request."""
-        return self.concurrency * self.replicas / self.requests_per_s * 1e3
+        """Mean time of a whole request, queueing included."""
+        return self.ttft_ms + (self.output_length - 1) * self.tpot_ms
 
     def term_ms(self, name: str) -> float:
         """That term of the time per token. Raises ``ValueError`` for a name that is none."""
@@ -134,12 +136,18 @@ def predict(
 
     Raises:
         ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
-            or an engine that is not known.
+            a tensor-parallel group over two nodes, or an engine that is not known.
     """
     layout = Layout.of(model, tp, pp, replicas)
     if layout.num_gpus > machine.num_gpus:
         raise ValueError(
             f"{layout} needs {layout.num_gpus} GPUs, {machine.name} has {machine.num_gpus}: use fewer, or more nodes"
+        )
+    groups = machine.nodes * (machine.gpus_per_node // tp)
+    if tp <= machine.gpus_per_node and pp * replicas > groups:  # a larger group takes whole nodes
+        raise ValueError(
+            f"{layout} needs {pp * replicas} groups of {tp} GPUs, and {machine.name} has room for {groups}: none "
+            f"lies over two nodes of {machine.gpus_per_node}"
         )
     return predict_all(model, machine, workload, [layout], calibration=calibration, constants=constants)[0]
 
@@ -221,6 +229,7 @@ def server_for(
 ) -> Server:
     """The latency model of these layouts."""
     engine = engine_constants(workload.engine.name, constants)
+    calibration = calibration.for_engine(workload.engine.name) if calibration else None
     at_once = table.tp * np.minimum(table.pp * table.replicas, workload.concurrency or table.pp * table.replicas)
     return Server(
         model=model,
@@ -253,8 +262,8 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
     if served.queue_us[i] > 0:
         asked = server.workload.concurrency or 0
         share = asked / int(server.layouts.replicas[i])
-        of = f" of {share:.0f}" if asked else ""
-        return f"KV cache: room for {float(served.running[i]):.0f}{of} requests"
+        of = f" of {share:.3g}" if asked else ""
+        return f"KV cache: room for {float(served.running[i]):.3g}{of} requests"
     largest = max(terms, key=lambda term: term.ms).name
     if largest != "weights":
         return _IN_WORDS[largest]
@@ -264,7 +273,8 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
 
 
 def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
-    """Which residuals are this prediction's: by what is measured of it."""
+    """Which residuals are this prediction's: by what is measured of it. ``calibrated``: the products and the engine's
+    own time are."""
     if calibrated:
         return "calibrated"
     if layout.pp > 1:
@@ -288,18 +298,19 @@ def _prediction(
     model, workload = server.model, server.workload
     rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
     fits, reason = True, None
-    memory = fullest_rank(model, machine.gpu, workload, layout, requests=max(1, math.floor(running)))
-    if fullest_rank(model, machine.gpu, workload, layout, requests=1).free < 0:
+    # A cache whose pages are shared runs more requests, at their mean length, than it could hold at full length.
+    with_one, most_whole = fit(model, machine.gpu, workload, layout)
+    whole = max(1, min(math.floor(running), most_whole))
+    memory = fullest_rank(model, machine.gpu, workload, layout, requests=whole)
+    if with_one.free < 0:
         verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
         fits, reason = False, verdict.reason or "does not fit"
-    in_flight = (
-        float(workload.concurrency) if workload.concurrency else rate * float(_e2e_us(served, workload)[i]) / 1e6
-    )
+    asked = workload.concurrency or rate * float(_e2e_us(served, workload)[i]) / 1e6
     if most is not None and workload.request_rate and most[i] < workload.request_rate:
         reason = reason or (
             f"cannot keep up: at most {most[i]:.3g} of {workload.request_rate:.3g} requests per second; its queue grows"
         )
-    regime = regime_of(model, machine, workload, layout, server.calibration is not None)
+    regime = regime_of(model, machine, workload, layout, _is_calibrated(server))
     spread = math.exp(_NINETY * server.constants.residuals.get(regime, 0.2))
     return Prediction(
         model=model.name,
@@ -313,9 +324,10 @@ def _prediction(
         tpot_ms=tpot,
         output_tokens_per_s=rate * workload.output_length,
         requests_per_s=rate,
+        output_length=workload.output_length,
         terms=terms,
         ttft_terms=ttft_terms,
-        concurrency=max(1.0, in_flight / layout.replicas),
+        concurrency=asked / layout.replicas,
         running=running,
         micro_batches=float(served.micro_batches[i]),
         capacity_tokens=float(server.layouts.capacity_tokens[i]),
@@ -325,8 +337,37 @@ def _prediction(
         binding=_binding(server, served, terms, fits, i),
         tpot_range_ms=(tpot / spread, tpot * spread),
         regime=regime,
-        notes=(*model.notes, *machine.notes, *(server.calibration.notes if server.calibration else ())),
+        notes=(*model.notes, *_length_notes(model, workload), *machine.notes, *_calibration_notes(server)),
     )
+
+
+def _length_notes(model: ModelSpec, workload: Workload) -> tuple[str, ...]:
+    asked, most = workload.context_length, model.max_length
+    if most is None or asked <= most:
+        return ()
+    return (f"requests of {asked} tokens are longer than the {most} the model was made for: engines refuse them",)
+
+
+def _is_calibrated(server: Server) -> bool:
+    c = server.calibration
+    return c is not None and bool(server.rates.curves) and c.step_overhead_us is not None
+
+
+def _calibration_notes(server: Server) -> tuple[str, ...]:
+    """What was measured, and what of it this prediction could not use."""
+    c = server.calibration
+    if c is None:
+        return ()
+    notes = [f"{c.machine}: {c.badge}"]
+    if c.matmuls and not server.rates.curves:
+        precisions = ", ".join(sorted({times.precision for times in c.matmuls}))
+        notes.append(
+            f"its products are in {precisions}, the model's weights in {server.model.weight_precision}: matmuls are "
+            f"taken from the spec sheet"
+        )
+    if c.matmuls and c.step_overhead_us is None:
+        notes.append(f"the time between products is that of {server.workload.engine.name}, not of the lab's own loop")
+    return (*notes, *c.notes)
 
 
 def _e2e_us(served: Served, workload: Workload) -> Floats:
