@@ -1,6 +1,8 @@
 """``tplab calibrate``, ``advise``, ``validate`` and ``box``: what they print and write, and how they refuse."""
 
+import io
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -8,8 +10,9 @@ import pytest
 from tplab.cli import main
 from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.machine import Machine
-from tplab.topology.model_spec import ModelSpec
+from tplab.topology.model_spec import ITEMSIZE, ModelSpec
 from tplab.topology.prediction import predict
+from tplab.topology.presets import GPUS, MACHINES, MODELS
 from tplab.topology.workload import EnginePolicy, Workload
 
 TOPO = """\
@@ -57,10 +60,73 @@ def test_advice_for_a_preset(said, tmp_path):
     table = pd.read_csv(csv)
     best = table[table["rank"] == 1].iloc[0]
     assert f"llama-3.1-70b on 8 x h200: {best['layout']}" in out
+    assert out.startswith("Asked: llama-3.1-70b with fp8 weights and bf16 cache on 8 x h200; requests of")
+    assert " ".join(out.split()).count("requests of 1024 tokens in and 256 out, 32 in flight; engine vllm.") == 1
     assert "vllm serve" in out
     assert "more that fit" in out
     assert f"Wrote {csv} ({len(table)} rows)." in out
     assert (table["rank"] == 0).any()
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_rows_of_the_table_fit_the_terminal(said, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--concurrency", 4000)
+    assert status == 0
+    rows = out[out.index("rank  layout") : out.index("x N: N replicas, each with its own copy")].splitlines()
+    assert max(map(len, rows)) <= columns
+    assert re.search(r"\d\d,\d\d\d", rows[1])  # tokens per second of eight replicas
+    assert not re.search(r"\de[+-]", "".join(rows))
+    assert rows[0].endswith("free GB/GPU  verdict" if columns == 200 else "free GB/GPU")
+    assert len(rows) == (1 + 12 if columns == 200 else 1 + 2 * 12)
+    assert rows[2].strip() == "recommended" if columns == 80 else rows[1].endswith("recommended")
+
+
+@pytest.mark.parametrize(
+    ("most", "hint"),
+    [(2, "(5 more that fit and 1 that cannot be: --most 0 shows them"), (7, "(1 that cannot be: --most 0"), (0, None)],
+)
+def test_what_is_hidden_is_said_and_shown_when_asked_for(said, most, hint):
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--gpus", 4, "--most", most)
+    assert status == 0
+    assert len(re.findall(r"^ +\d+  TP \d", out, re.MULTILINE)) == (most or 7)
+    assert ("--most 0" in out) == (hint is not None)
+    assert (hint or "Cannot be:\n  TP 3 x PP 1: tp=3 does not divide its 32 query heads: use 1, 2, ") in out
+
+
+@pytest.mark.parametrize("engine", ["generic", "vllm", "sglang", "trtllm"])
+def test_commands_are_of_the_engine_asked_for(said, engine):
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--engine", engine)
+    assert status == 0
+    printed = re.findall(r"^(vllm|sglang|trtllm):$", out, re.MULTILINE)
+    assert printed == (["vllm", "sglang", "trtllm"] if engine == "generic" else [engine])
+
+
+def test_every_line_of_a_command_is_indented(said):
+    what = ("--model", "llama-3.1-405b", "--machine", "h100", "--nodes", 2, "--engine", "vllm")
+    status, out, _ = said("advise", *what)
+    assert status == 0
+    lines = out[out.index("vllm:\n") : out.index("Note:")].splitlines()[1:]
+    assert len(lines) >= 4  # two nodes, each with a remark
+    assert all(line.startswith("  ") for line in lines)
+
+
+def test_a_table_of_links_from_standard_input(said, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(TOPO))
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--topo", "-", "--rate", 2.5, "--ttft-limit-ms", 200)
+    assert status == 0
+    flat = " ".join(out.split())
+    assert "on 2 x a100; requests of 1024 tokens in and 256 out, 2.5 per second; first token within 200 ms; " in flat
+    assert "give --gpu if they are others" in flat
+
+
+@pytest.mark.parametrize("command", ["advise", "validate"])
+def test_help_lists_what_may_be_given(said, capsys, command):
+    with pytest.raises(SystemExit):
+        said(command, "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    for part in (*MODELS, *MACHINES, *GPUS, *ITEMSIZE, "generic, sglang, trtllm, vllm", "standard input"):
+        assert part in words, part
 
 
 def test_model_from_a_file_and_machine_from_topo(said, tmp_path):
@@ -149,7 +215,13 @@ def test_a_vllm_result_beside_the_prediction(said, tmp_path):
     assert errors.tolist() == pytest.approx([0, -50], abs=1e-6)
     status, _, err = said("validate", one, *what)
     assert status == 2
-    assert "give tp=" in err
+    assert "give --tp, or run" in err
+    status, _, err = said("validate", one, *what, "--tp", 3)
+    assert status == 2
+    assert "--tp 3" in err
+    assert "tp=" not in err
+    status, _, err = said("validate", one, *what, "--tp", 2, "--by", "tp", "--no-refit")
+    assert (status, err) == (2, f"tplab validate: --by, --no-refit must come with a folder of tables; got {one}\n")
     status, _, err = said("validate", one, "--machine", "h100")
     assert "--model must be given" in err
 
@@ -173,6 +245,7 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
     ]
     folder, csv = tmp_path / "tables", tmp_path / "scores.csv"
     folder.mkdir()
+    rows.append(rows[0] | {"model_path": "deepseek-ai/DeepSeek-V3"})
     pd.DataFrame(rows).to_csv(folder / "e2e_ttft_tpot_dense_by_tp.csv", index=False)
     status, out, _ = said("validate", folder, "--no-refit", "--by", "tp", "--csv", csv)
     assert status == 0
@@ -180,6 +253,21 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
     assert sorted(scores["tp"]) == [2, 4, 8]
     assert scores["num_cases"].tolist() == [2, 2, 2]
     assert "largest TP" in out
+    assert "\n1 of 7 rows left out: model deepseek-ai/DeepSeek-V3 is not a preset (1).\n" in out
+    assert not re.search(r"\de[+-]", out)
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    status, _, err = said("validate", folder, "--no-refit", "--by", "colour")
+    assert status == 2
+    assert "--by may name split, " in err
+    status, _, err = said("validate", folder, "--tp", 2, "--machine", "h100", "--eager")
+    assert (status, err) == (
+        2,
+        f"tplab validate: --machine, --eager, --tp must come with result files; got {folder}\n",
+    )
+    pd.DataFrame(rows[-1:]).to_csv(folder / "e2e_ttft_tpot_dense_by_tp.csv", index=False)
+    status, _, err = said("validate", folder)
+    assert status == 2
+    assert "nothing to score: 1 of 1 rows left out: model deepseek-ai/DeepSeek-V3 is not a preset (1)" in err
 
 
 @pytest.mark.parametrize(
@@ -194,6 +282,30 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
         (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--rate", 1, "--concurrency", 1), "not both"),
         (("advise", "--model", "llama-3.1-405b", "--machine", "l4", "--gpus", 1), "does not fit"),
         (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--csv", "no/where.csv"), "there is no no"),
+        (("advise", "--model", ""), "--model must not be empty"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", ""), "--machine must not be empty"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--csv", ""), "--csv must not be empty"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--most", -1), "--most must be at least 0, got -1"),
+        (
+            ("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--concurrency", 0),
+            "--concurrency must be at least 1 request, got 0",
+        ),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--input", 0), "--input must be at least 1 token"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--rate", 0), "--rate must be above 0, got 0"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--gpus", 0), "--gpus must be at least 1, got 0"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--gpus", 9), "--gpus 9: use --nodes for more"),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--gpu", "a100"), "--gpu goes with --topo"),
+        (("advise", "--model", "llama-3.1-8b", "--gpu", "a100"), "--gpu goes with --topo"),
+        (("advise", "--model", "llama-3.1-8b", "--nodes", 2), "--nodes goes with --machine or --topo"),
+        (
+            ("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--weights", "fp3"),
+            "--weights 'fp3' is not known",
+        ),
+        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--kv", "fp3"), "--kv 'fp3' is not known"),
+        (("advise", "--model", "llama-3.1-8b", "--topo", "one.txt", "--nodes", 2), "name such nodes with --machine"),
+        (("calibrate", "--ranks", 0), "--ranks must be 1 to"),
+        (("validate", ""), "PATH must not be empty"),
+        (("box", ""), "FOLDER must not be empty"),
         (("calibrate", "--latency-us", 5), "must be given together"),
         (("calibrate", "--out", "no/where.json"), "--out must be in an existing folder; there is no no"),
         (("calibrate", "--out", "."), "--out must be a file; . is a folder"),
@@ -204,6 +316,7 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
 def test_mistakes(said, arguments, want, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").mkdir()
+    (tmp_path / "one.txt").write_text(TOPO)
     status, out, err = said(*arguments)
     assert status == 2
     assert err.startswith(f"tplab {arguments[0]}: ")
@@ -241,11 +354,11 @@ def test_a_box_with_a_model_of_ones_own(said, tmp_path, no_ranks_left):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--steps", "weather"), "steps must be out of links"),
+        (("--steps", "weather"), "--steps must be out of links"),
         (("--model", "llama-9"), "llama-9"),
-        (("--ranks", 1), "num_ranks must be at least 2"),
-        (("--ranks", 0), "num_ranks must be at least 2"),
-        (("--model", "llama-3.1-8b", "--output", 1), "output_length must be at least 2"),
+        (("--ranks", 1), "--ranks must be at least 2"),
+        (("--ranks", 0), "--ranks must be at least 2"),
+        (("--model", "llama-3.1-8b", "--output", 1), "--output must be at least 2"),
         (("--model", "gpt-3-175b"), "an MLP without a gate"),
         (("--model", "llama-3.1-8b", "--steps", "links"), "--model must come with the step layouts"),
         (("--input", 5, "--output", 6), "--input, --output must come with --model"),

@@ -32,7 +32,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 
 # A room may import from itself and from the rooms before it. `lazy` is a doorstep of all, `cli` sees them all.
-ROOMS = ["lazy", "cluster", "collectives", "layers", "pipeline", "models", "topology", "lab", "cli_topology", "cli"]
+ROOMS = [
+    *("lazy", "cluster", "collectives", "layers", "pipeline", "models", "topology", "lab"),
+    *("cli_words", "cli_advise", "cli_topology", "cli"),
+]
 
 LONGEST_MODULE = 400
 HEAVY = ["torch", "plotly", "pandas", "ipywidgets"]

@@ -1,7 +1,9 @@
 """The ``tplab`` command: thin, calls the rooms."""
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,11 +13,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import tplab
-from tplab import cli_topology
+from tplab import cli_advise, cli_topology, cli_words
 from tplab.cluster import Cluster, ClusterError, Report
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_CLOSED_PIPE = 141
+"""What a shell reports of a tool that a closed pipe ended: 128 and the signal's number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,13 +58,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep.add_argument("--iterations", type=int, help="samples per size (default: 50, fewer for large messages)")
     sweep.add_argument("--out", default="sweep.csv", help="CSV file; the figure goes beside it as .html")
     sweep.set_defaults(call=_sweep)
-    cli_topology.add_commands(commands)
+    for add in (cli_topology.add_calibrate, cli_advise.add_advise, cli_advise.add_validate, cli_topology.add_box):
+        add(commands)
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.call(arguments))
+        cli_words.check(arguments)
+        status = int(arguments.call(arguments))
+        sys.stdout.flush()  # at exit nobody could catch what it raises
+        return status
+    except BrokenPipeError:  # the reader has had enough, such as head: nothing to say, and nobody to say it to
+        _drop_output()
+        return _CLOSED_PIPE
     except (ValueError, ClusterError) as error:
-        print(f"tplab {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        message = cli_words.in_options(str(error), vars(arguments))
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk behind a redirection, say
+        _drop_output()
+    print(f"tplab {arguments.command}: {message}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """Python writes what is left of the output once more as it ends, and would complain once more."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

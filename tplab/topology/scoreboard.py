@@ -89,7 +89,7 @@ def score(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     if unknown := [key for key in by if key not in rows.columns]:
         raise ValueError(f"by may name {', '.join(map(str, rows.columns))}; got {', '.join(unknown)}")
-    grouped = rows.groupby(["split", "seen", *by], sort=False, dropna=False)
+    grouped = rows.groupby(list(dict.fromkeys(["split", "seen", *by])), sort=False, dropna=False)
     error = {
         "num_cases": grouped.size(),
         "tpot_mape_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().mean()),
