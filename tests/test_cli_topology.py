@@ -253,7 +253,7 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
     assert sorted(scores["tp"]) == [2, 4, 8]
     assert scores["num_cases"].tolist() == [2, 2, 2]
     assert "largest TP" in out
-    assert "\n1 of 7 rows left out: model deepseek-ai/DeepSeek-V3 is not a preset (1).\n" in out
+    assert "\nRows left out, by reason:\n      1  model deepseek-ai/DeepSeek-V3 is not a preset\n" in out
     assert not re.search(r"\de[+-]", out)
     assert max(map(len, out.splitlines()[:-1])) <= 80
     status, _, err = said("validate", folder, "--no-refit", "--by", "colour")

@@ -245,7 +245,9 @@ def _scoreboard(arguments: argparse.Namespace, folder: Path) -> "pd.DataFrame":
         print("\nWhat choosing by prediction costs, beside the rules that need none:")
         print(table(choice))
     if tables.skipped:
-        print(f"\n{tables.skipped_in_words}.")
+        print("\nRows left out, by reason:")
+        for reason, count in sorted(tables.skipped.items(), key=lambda item: -item[1]):
+            print(_wrapped(f"  {count:5d}  {reason}", indent=" " * 9))
     return frame
 
 
