@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from tplab import cli_words
-from tplab.cli_words import OPTIONS, PHRASES, check, fixed, in_options, table, writable, write_csv
+from tplab.cli_words import OPTIONS, PHRASES, check, in_options, table, writable, write_csv
+from tplab.topology.wording import duration, fixed
 
 DESTS = {said[2:].replace("-", "_") for said in OPTIONS.values()}
 
@@ -43,6 +44,12 @@ def test_longer_names_are_not_cut_up():
 )  # fmt: skip
 def test_numbers_have_no_exponent(value, text):
     assert fixed(value) == text
+
+
+def test_a_duration_from_a_second_on_is_in_seconds():
+    assert (duration(9.531), duration(999.4), duration(17_430.0), duration(3.27e6)) == (
+        "9.53 ms", "999 ms", "17.4 s", "3,270 s",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])

@@ -16,14 +16,26 @@ if TYPE_CHECKING:
     from tplab.pipeline import PipelineConfig as PipelineConfig
     from tplab.pipeline import PipelineScheduler as PipelineScheduler
     from tplab.topology import CommunicationTopology as CommunicationTopology
+    from tplab.topology import Machine as Machine
+    from tplab.topology import ModelSpec as ModelSpec
+    from tplab.topology import Workload as Workload
     from tplab.topology import advise as advise
+    from tplab.topology import calibrate as calibrate
+    from tplab.topology import predict as predict
+    from tplab.topology import verify as verify
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "Cluster": "cluster",
+    "Machine": "topology",
+    "ModelSpec": "topology",
+    "Workload": "topology",
     "advise": "topology",
+    "calibrate": "topology",
     "generate": "models",
+    "predict": "topology",
+    "verify": "topology",
     # As the article calls them.
     "CommunicationTopology": "topology",
     "PipelineConfig": "pipeline",

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tplab.cli_words import fixed, in_options, option, table, width, writable, write_csv
+from tplab.cli_words import in_options, option, table, width, writable, write_csv
 from tplab.topology.constants import DEFAULT
 from tplab.topology.model_spec import ITEMSIZE
 from tplab.topology.presets import GPUS, MACHINES, MODELS
+from tplab.topology.wording import fixed
 
 if TYPE_CHECKING:
     import pandas as pd

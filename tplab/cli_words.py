@@ -6,13 +6,14 @@ here, by a table, rather than asked again before every call: the rule stays in o
 """
 
 import argparse
-import math
 import os
 import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tplab.topology.wording import fixed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,14 +78,6 @@ def in_options(message: str, dests: Collection[str]) -> str:
         if "_" in name:
             message = re.sub(rf"{word}\b", said, message)
     return message
-
-
-def fixed(value: float) -> str:
-    """Three digits, all of those before the point, and no exponent: ``9.53``, ``73.1``, ``402,700``."""
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
-    decimals = min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
-    return f"{value:,.{decimals}f}"
 
 
 def width() -> int:

@@ -45,7 +45,7 @@ def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
     advisor.locator("summary", has_text="that cannot be, and why").click()
     expect(advisor.locator(".tplab-table")).to_contain_text("does not fit")
     advisor.locator("summary", has_text="Commands that start").click()
-    expect(advisor.locator("pre").first).to_contain_text("vllm serve llama-3.1-70b --tensor-parallel-size")
+    expect(advisor.locator("pre").first).to_contain_text("vllm serve meta-llama/Llama-3.1-70B --tensor-parallel-size")
     advisor.locator("button", has_text="flips").click()
     expect(answer).to_contain_text("Along link bandwidth")
     expect(advisor.locator(".js-plotly-plot")).to_contain_text("this machine, 450 GB/s")

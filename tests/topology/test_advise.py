@@ -121,6 +121,49 @@ def test_of_few_arrivals_the_faster_layout_is_first():
     assert longer == sorted(longer)
 
 
+def test_no_more_are_admitted_than_keep_the_limit():
+    free = advise(LLAMA, H100, asked(400))
+    tight = advise(LLAMA, H100, asked(400, tpot_limit_ms=free.best.prediction.tpot_ms * 0.6))
+    best = tight.best.prediction
+    assert not tight.best.misses
+    assert best.tpot_ms <= tight.workload.tpot_limit_ms
+    share = 400 // best.replicas
+    assert 1 <= best.admitted < share
+    assert f"the limit on the time per token: {best.admitted} of {share} requests at once keep it" in str(tight)
+    assert "is for admission" in str(tight)
+    assert f"--max-num-seqs {best.admitted} " in tight.commands["vllm"][0]
+    lay = tight.best.layout
+
+    # One more would miss it; so many in flight and no more are as fast, and nobody waits for admission.
+    def alone(requests):
+        return predict(LLAMA, H100, asked(requests * lay.replicas), lay.tp, lay.pp, replicas=lay.replicas)
+
+    assert alone(best.admitted).tpot_ms == pytest.approx(best.tpot_ms, rel=0.02)
+    assert alone(best.admitted + 1).tpot_ms > 0.99 * tight.workload.tpot_limit_ms
+    for option in tight.options:  # nothing but a layout that cannot keep it at all misses it
+        one = predict(LLAMA, H100, asked(1), option.layout.tp, option.layout.pp, replicas=option.layout.replicas)
+        assert bool(option.misses) == (one.tpot_ms > tight.workload.tpot_limit_ms), str(option.layout)
+
+
+def test_waiting_past_the_first_tokens_limit_is_no_way_to_keep_the_other():
+    tight = advise(LLAMA, H100, asked(400, tpot_limit_ms=advise(LLAMA, H100, asked(400)).best.prediction.tpot_ms * 0.6))
+    both = replace(tight.workload, ttft_limit_ms=tight.best.prediction.ttft_ms / 2)
+    made = advise(LLAMA, H100, both)
+    same = next(option for option in made.options if option.layout == tight.best.layout)
+    assert same.prediction.admitted is None
+    assert len(same.misses) == 1
+    assert "time per token" in same.misses[0]
+    loose = advise(LLAMA, H100, replace(both, ttft_limit_ms=tight.best.prediction.ttft_ms * 1.01))
+    assert loose.best.layout == tight.best.layout
+    assert not loose.best.misses
+
+
+def test_an_arrival_rate_that_the_limit_does_not_let_through():
+    free = advise(LLAMA, H100, asked(request_rate=20.0)).best.prediction
+    made = advise(LLAMA, H100, asked(request_rate=20.0, tpot_limit_ms=free.tpot_ms * 0.5), tp=[free.tp], pp=[free.pp])
+    assert "cannot keep up" in made.best.misses[0]
+
+
 def test_none_is_close_where_all_miss_a_limit():
     assert advise(LLAMA, H100, asked(64)).close
     assert not advise(LLAMA, H100, asked(64, tpot_limit_ms=0.1)).close

@@ -10,8 +10,9 @@ What it should cost (pure: no torch, no process group):
   layouts                    which TP x PP x replicas are possible, and why not
   placement                  which GPUs share a layer, which are neighbours in the pipeline
   constants, calibration     the model's numbers with their sources; what was measured here instead
+  calibration_check          whether that can be of the machine
   roofline, allreduce, pipeline_fill, columns, latency   time per token and to the first one, by named terms
-  prediction                 predict: one layout, its terms, their provenance, an interval
+  prediction                 predict: one layout, its terms, their provenance, an interval (prediction_notes)
   advisor, flips             advise: every layout ranked, why not the others, where the choice flips
   launch_commands            how to start it with vLLM, SGLang, TensorRT-LLM
   tables, fit, scoreboard    published measurements: the constants fitted to them; validate: the model's own error

@@ -2,14 +2,15 @@
 
 ``advise`` predicts every layout the machine allows, ranks those that fit, and says of each other one why not. It ranks
 by what the workload asks for: layouts within the limits on latency first, then most output tokens per second over the
-whole machine; at a given arrival rate, layouts that keep up first, then the shortest time of a request. With one
-request in flight that is the shortest latency, since replicas beyond the first have nothing to do.
+whole machine, each with as many requests at once as keep the limit on the time per token (the others wait, which a
+limit on the first token bounds); at a given arrival rate, layouts that keep up first, then the shortest time of a
+request. With one request in flight that is the shortest latency, since replicas beyond the first have nothing to do.
 
 Not a rule ("TP inside a node, PP between"): the rule is what usually comes out, and the terms say why.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,7 @@ from tplab.topology.model_spec import ModelSpec
 from tplab.topology.placement import Placement, place
 from tplab.topology.prediction import Prediction, predictions_of, serve_all
 from tplab.topology.sharding import Layout
+from tplab.topology.wording import duration, fixed
 from tplab.topology.workload import Workload
 
 _FRONT_LOADS = 24
@@ -95,7 +97,10 @@ class Advice:
     @property
     def commands(self) -> Mapping[str, tuple[str, ...]]:
         """By engine, to start the best one; see ``launch_commands`` for a checkpoint's path."""
-        return launch_commands(self.model, self.machine, self.workload, self.best.layout, self.placement)
+        lay, workload, admitted = self.best.layout, self.workload, self.best.prediction.admitted
+        if admitted is not None:
+            workload = replace(workload, concurrency=admitted * lay.replicas, request_rate=None)
+        return launch_commands(self.model, self.machine, workload, lay, self.placement)
 
     def table(self) -> pd.DataFrame:
         """Every layout, best first, then those that cannot be with the reason.
@@ -129,12 +134,13 @@ class Advice:
         lines = [
             f"{self.model.name} on {self.machine.name}: {best.layout}"
             + (f", {best.choice.idle} GPUs idle" if best.choice.idle else ""),
-            f"{made.tpot_ms:.3g} ms per token (9 of 10 such predictions: {low:.3g}-{high:.3g}), first after "
-            f"{_time(made.ttft_ms)}, {made.output_tokens_per_s:,.0f} tokens/s",
+            f"{fixed(made.tpot_ms)} ms per token (9 of 10 such predictions: {fixed(low)}-{fixed(high)}), first after "
+            f"{duration(made.ttft_ms)}, {fixed(made.output_tokens_per_s)} tokens/s",
             f"Time per token bound by {made.binding}.",
         ]
         if made.queue_ms > made.ttft_ms / 2:
-            lines.append(f"Of the wait for the first token, {_time(made.queue_ms)} is for room in the cache.")
+            why = "room in the cache" if made.admitted is None else "admission"
+            lines.append(f"Of the wait for the first token, {duration(made.queue_ms)} is for {why}.")
         lines += [f"Misses: {'; '.join(best.misses)}."] if best.misses else []
         if self.close:
             lines.append(f"Too close to call without a measurement: {', '.join(str(o.layout) for o in self.close)}.")
@@ -160,7 +166,8 @@ def advise(
         tp, pp: only these degrees.
 
     Raises:
-        ValueError: nothing fits (how much is missing, and what would fit), or an engine that is not known.
+        ValueError: nothing fits (how much is missing, and what would fit), an engine that is not known, or a
+            calibration of other GPUs.
     """
     choices = all_choices(model, machine, workload, tp=tp, pp=pp)
     fitting = [each for each in choices if each.feasible]
@@ -227,12 +234,8 @@ def _misses(made: Prediction, workload: Workload) -> tuple[str, ...]:
         ("time to first token", made.ttft_ms, workload.ttft_limit_ms),
     ):
         if limit is not None and value > limit:
-            words.append(f"{name} {_time(value)}, over the limit of {limit:g} ms")
+            words.append(f"{name} {duration(value)}, over the limit of {limit:g} ms")
     return tuple(words)
-
-
-def _time(ms: float) -> str:
-    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:,.3g} s" if ms < 1e6 else f"{ms / 1e3:,.0f} s"
 
 
 def _recommended(made: Prediction, workload: Workload) -> str:
@@ -254,8 +257,8 @@ def _verdict(made: Prediction, best: Prediction, workload: Workload) -> str:
     waits = made.ttft_ms - best.ttft_ms
     tokens = max(workload.output_length - 1, 1)
     if waits / tokens > more[worst]:
-        return f"{words}: {_time(waits)} longer to the first token"
-    return f"{words}: {more[worst]:.2g} ms more of {worst} a token" if more[worst] > 0 else words
+        return f"{words}: {duration(waits)} longer to the first token"
+    return f"{words}: {fixed(more[worst])} ms more of {worst} a token" if more[worst] > 0 else words
 
 
 def _close(options: Sequence[Option], workload: Workload) -> tuple[Option, ...]:
@@ -298,7 +301,8 @@ def _flips(server: Server, layouts: Sequence[Layout], workload: Workload, best: 
 
 def _front(server: Server, layouts: Sequence[Layout]) -> pd.DataFrame:
     loads = np.unique(np.round(np.geomspace(1, 4096, _FRONT_LOADS)))
-    served = server.serve(loads[:, None])
+    unlimited = replace(server, workload=replace(server.workload, tpot_limit_ms=None))
+    served = unlimited.serve(loads[:, None])
     gpus = np.array([layout.num_gpus for layout in layouts])
     tpot, ttft = served.tpot_us / 1e3, served.ttft_us / 1e3
     throughput = served.requests_per_s * server.workload.output_length / gpus

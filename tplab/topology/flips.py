@@ -15,6 +15,7 @@ import numpy as np
 from tplab.topology.constants import FAMILIES
 from tplab.topology.latency import Floats, Layouts, Served, Server
 from tplab.topology.sharding import Layout
+from tplab.topology.wording import fixed
 from tplab.topology.workload import Workload
 
 _HALVINGS = 10
@@ -35,7 +36,7 @@ class Flip:
 
     def __str__(self) -> str:
         unit = " GB/s" if self.quantity == "link bandwidth" else " requests"
-        return f"{self.below} below {self.at:.3g}{unit}, {self.above} above"
+        return f"{self.below} below {fixed(self.at)}{unit}, {self.above} above"
 
 
 Preference = Callable[[Served], Floats]

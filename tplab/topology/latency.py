@@ -10,7 +10,8 @@ over prompt and decode tokens, so the prompt costs what it adds to the step. Per
     (running - 1)/OSL prompts · what a prompt adds to a step
 
 which from some 32 requests on matters as much as communication does. How many run at once is bounded by the cache: the
-rest queues. A request's own prefill is in its time to first token, not here: hence the -1.
+rest queues. A request's own prefill is in its time to first token, not here: hence the -1. Where the workload limits
+the time per token, no more are admitted at once than keep it, as one would set an engine; the others queue.
 
 Known to be wrong: preemption (an engine that admitted too many throws requests out and starts them again: 15 % where
 the cache overflows by a quarter); speculative decoding and prefix caches, which are not modelled at all.
@@ -34,6 +35,8 @@ from tplab.topology.roofline import Rates
 from tplab.topology.workload import Workload
 
 Floats = NDArray[np.float64]
+
+_HALVINGS = 16
 
 TERMS = (
     "weights",
@@ -129,7 +132,11 @@ class Served:
     requests_per_s: Floats
     """Over all replicas."""
     running: Floats
-    """Requests per replica that have room in the cache."""
+    """Requests per replica that have room in the cache and are admitted."""
+    admitted: Floats
+    """How many of them may run at once, so that the limit on the time per token is kept; inf where nothing is capped:
+    without a limit, where all keep it, where not even one does, and where the others would wait past the limit on the
+    first token."""
     decoding: Floats
     """Of those, how many decode at a time."""
     micro_batches: Floats
@@ -153,11 +160,36 @@ class Server:
 
     def serve(self, requests: "Floats | float") -> Served:
         """With ``requests`` in flight over all replicas: a number, or an array that broadcasts against N layouts."""
+        everything, w = self._serve(requests, np.inf), self.workload
+        if w.tpot_limit_ms is None:
+            return everything
+        limit = 1e3 * w.tpot_limit_ms
+        over = everything.tpot_us > limit
+        if not over.any():
+            return everything
+        admitted = np.where(over, self._admitted(requests, everything.running, limit), np.inf)
+        capped = self._serve(requests, admitted)
+        if w.ttft_limit_ms is None or (capped.ttft_us <= 1e3 * w.ttft_limit_ms).all():
+            return capped
+        # Keeping one limit by missing the other is no gain.
+        return self._serve(requests, np.where(capped.ttft_us <= 1e3 * w.ttft_limit_ms, admitted, np.inf))
+
+    def _admitted(self, requests: "Floats | float", running: Floats, limit_us: float) -> Floats:
+        """The most whole requests per replica within the limit; inf where one misses it."""
+        most, beyond = np.ones_like(running), np.ceil(running)
+        possible = self._serve(requests, most).tpot_us <= limit_us
+        for _ in range(_HALVINGS):
+            middle = np.minimum(np.maximum(most + 1, np.floor(np.sqrt(most * beyond))), beyond)
+            within = self._serve(requests, middle).tpot_us <= limit_us
+            most, beyond = np.where(within, middle, most), np.where(within, beyond, middle)
+        return np.asarray(np.where(possible, most, np.inf), dtype=np.float64)
+
+    def _serve(self, requests: "Floats | float", admitted: "Floats | float") -> Served:
         w, lay = self.workload, self.layouts
         per_replica = np.maximum(1.0, np.asarray(requests, dtype=np.float64) / lay.replicas)
         busy = np.minimum(np.asarray(requests, dtype=np.float64), lay.replicas)  # replicas with anything to do
         held = w.context_length if self.engine.reserves else w.mean_context
-        running = np.minimum(per_replica, np.maximum(1.0, lay.capacity_tokens / held))
+        running = np.minimum(np.minimum(per_replica, np.maximum(1.0, lay.capacity_tokens / held)), admitted)
         decoding, steps = running, max(w.output_length - 1, 0)
         full = per_replica > running  # a backlog tops up every micro-batch
         for _ in range(4):  # how many decode depends on how long they prefill, and the other way round
@@ -183,6 +215,7 @@ class Server:
             prefill_us=prefill * np.ones_like(tpot),
             requests_per_s=rate * busy * 1e6,
             running=running,
+            admitted=admitted * np.ones_like(running),
             decoding=decoding,
             micro_batches=k,
             terms=terms,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tplab.topology.calibration import Calibration
+from tplab.topology.calibration_check import check_calibration
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, engine_constants
 from tplab.topology.latency import TERMS, TTFT_TERMS, Floats, Layouts, Served, Server
@@ -23,6 +24,7 @@ from tplab.topology.machine import Machine
 from tplab.topology.memory import RankMemory, fit, fullest_rank
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.placement import Placement
+from tplab.topology.prediction_notes import calibration_notes, length_notes
 from tplab.topology.roofline import rates
 from tplab.topology.sharding import Layout
 from tplab.topology.workload import Workload
@@ -74,7 +76,9 @@ class Prediction:
     concurrency: float
     """Requests in flight per replica, waiting ones included; a mean, so it may be below 1."""
     running: float
-    """Of those, how many have room in the cache."""
+    """Of those, how many run at once: have room in the cache, and keep the limit on the time per token."""
+    admitted: int | None
+    """How many keep that limit, where it is what bounds ``running``: what to set an engine to."""
     micro_batches: float
     """k: how many follow each other over the stages; 1 without a pipeline."""
     capacity_tokens: float
@@ -136,7 +140,7 @@ def predict(
 
     Raises:
         ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
-            a tensor-parallel group over two nodes, or an engine that is not known.
+            a tensor-parallel group over two nodes, an engine that is not known, or a calibration of other GPUs.
     """
     layout = Layout.of(model, tp, pp, replicas)
     if layout.num_gpus > machine.num_gpus:
@@ -207,6 +211,8 @@ def serve_all(
 ) -> tuple[Server, Served, Floats | None]:
     """The same as arrays of N; last, what each layout can serve at most, in requests per second (None where the
     workload gives a concurrency)."""
+    if calibration is not None:
+        check_calibration(calibration, machine)
     engine = engine_constants(workload.engine.name, constants)
     measured = calibration is not None
     table = columns(model, machine, workload, layouts, engine, constants, placements, by_gpu=measured)
@@ -259,10 +265,11 @@ _IN_WORDS = {
 def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool, i: int) -> str:
     if not fits:
         return "memory: the weights leave no room for one request"
+    asked = server.workload.concurrency or 0
+    of = f" of {asked / int(server.layouts.replicas[i]):.3g}" if asked else ""
+    if served.running[i] >= served.admitted[i]:
+        return f"the limit on the time per token: {served.admitted[i]:.0f}{of} requests at once keep it"
     if served.queue_us[i] > 0:
-        asked = server.workload.concurrency or 0
-        share = asked / int(server.layouts.replicas[i])
-        of = f" of {share:.3g}" if asked else ""
         return f"KV cache: room for {float(served.running[i]):.3g}{of} requests"
     largest = max(terms, key=lambda term: term.ms).name
     if largest != "weights":
@@ -329,6 +336,7 @@ def _prediction(
         ttft_terms=ttft_terms,
         concurrency=asked / layout.replicas,
         running=running,
+        admitted=int(running) if running >= served.admitted[i] else None,
         micro_batches=float(served.micro_batches[i]),
         capacity_tokens=float(server.layouts.capacity_tokens[i]),
         memory=memory,
@@ -337,37 +345,13 @@ def _prediction(
         binding=_binding(server, served, terms, fits, i),
         tpot_range_ms=(tpot / spread, tpot * spread),
         regime=regime,
-        notes=(*model.notes, *_length_notes(model, workload), *machine.notes, *_calibration_notes(server)),
+        notes=(*model.notes, *length_notes(model, workload), *machine.notes, *calibration_notes(server)),
     )
-
-
-def _length_notes(model: ModelSpec, workload: Workload) -> tuple[str, ...]:
-    asked, most = workload.context_length, model.max_length
-    if most is None or asked <= most:
-        return ()
-    return (f"requests of {asked} tokens are longer than the {most} the model was made for: engines refuse them",)
 
 
 def _is_calibrated(server: Server) -> bool:
     c = server.calibration
     return c is not None and bool(server.rates.curves) and c.step_overhead_us is not None
-
-
-def _calibration_notes(server: Server) -> tuple[str, ...]:
-    """What was measured, and what of it this prediction could not use."""
-    c = server.calibration
-    if c is None:
-        return ()
-    notes = [f"{c.machine}: {c.badge}"]
-    if c.matmuls and not server.rates.curves:
-        precisions = ", ".join(sorted({times.precision for times in c.matmuls}))
-        notes.append(
-            f"its products are in {precisions}, the model's weights in {server.model.weight_precision}: matmuls are "
-            f"taken from the spec sheet"
-        )
-    if c.matmuls and c.step_overhead_us is None:
-        notes.append(f"the time between products is that of {server.workload.engine.name}, not of the lab's own loop")
-    return (*notes, *c.notes)
 
 
 def _e2e_us(served: Served, workload: Workload) -> Floats:
