@@ -183,7 +183,7 @@ class Calibration:
 
         The links, products and memory rates are the machine's. The loop, the kernels between the products and their
         launches are those of this lab, and a server brings its own: with the lab's, 70B on H200 comes out 9 (TP 1) to
-        40 % (TP 4) too slow beside published TensorRT-LLM runs, without them 2 to 3 %.
+        40 % (TP 4) too slow beside published TensorRT-LLM runs, without them 2 to 4 %.
         """
         if name == "lab" or self.backend != "nccl":
             return self

@@ -33,10 +33,14 @@ class Flip:
     """Best below."""
     above: Layout
     """Best above."""
+    here: float | None = None
+    """What it is now, in the same unit."""
 
     def __str__(self) -> str:
-        unit = " GB/s" if self.quantity == "link bandwidth" else " requests"
-        return f"{self.below} below {fixed(self.at)}{unit}, {self.above} above"
+        wide = self.quantity == "link bandwidth"
+        at, here = (None if x is None else fixed(x) if wide else f"{x:,.0f}" for x in (self.at, self.here))
+        now = f" (here {here})" if here else ""
+        return f"{self.below} below {at} {'GB/s' if wide else 'requests'}{now}, {self.above} above"
 
 
 Preference = Callable[[Served], Floats]
@@ -56,7 +60,7 @@ def bandwidth_flips(
         return [int(np.argmax(preference(_load(scaled(server, float(scale)))))) for scale in scales]
 
     scales = np.geomspace(1 / spread, spread, 25)
-    return _edges("link bandwidth", scales, best, layouts, reference_GBps)
+    return _edges("link bandwidth", scales, best, layouts, reference_GBps, here=reference_GBps)
 
 
 def concurrency_flips(
@@ -69,7 +73,7 @@ def concurrency_flips(
         return [int(i) for i in np.argmax(preference(served), axis=-1)]
 
     loads = np.unique(np.round(np.geomspace(1, most, 40)))
-    return _edges("concurrency", loads, best, layouts, 1.0)
+    return _edges("concurrency", loads, best, layouts, 1.0, here=server.workload.concurrency)
 
 
 def scaled(server: Server, scale: float) -> Server:
@@ -90,7 +94,12 @@ def _load(server: Server) -> Served:
 
 
 def _edges(
-    quantity: str, values: Floats, best: Callable[[Floats], list[int]], layouts: Sequence[Layout], unit: float
+    quantity: str,
+    values: Floats,
+    best: Callable[[Floats], list[int]],
+    layouts: Sequence[Layout],
+    unit: float,
+    here: float | None,
 ) -> list[Flip]:
     winners = best(values)
     flips = []
@@ -105,5 +114,6 @@ def _edges(
                 low = float(middle)
             else:
                 high = float(middle)
-        flips.append(Flip(quantity=quantity, at=high * unit, below=layouts[below], above=layouts[above]))
+        change = {"below": layouts[below], "above": layouts[above]}
+        flips.append(Flip(quantity=quantity, at=high * unit, here=here, **change))
     return flips

@@ -17,7 +17,7 @@ def calibration_notes(server: Server) -> tuple[str, ...]:
     c = server.calibration
     if c is None:
         return ()
-    notes = [f"{c.machine}: {c.badge}"]
+    notes = [c.badge]
     if c.matmuls and not server.rates.curves:
         precisions = ", ".join(sorted({times.precision for times in c.matmuls}))
         notes.append(
