@@ -246,8 +246,12 @@ class TestAdvisor:
         panel.show(concurrency=64, tpot_limit_ms=5.0)
         assert panel.advice.best.misses
         assert "over the limit of 5 ms" in panel._table.value
+        panel.show(concurrency=1024, tpot_limit_ms=50.0)
+        assert not panel.advice.best.misses
+        assert f"it admits {panel.advice.best.prediction.admitted} of " in panel._table.value
         panel.show(tpot_limit_ms=0.0)
         assert panel.advice.workload.tpot_limit_ms is None
+        assert "it admits" not in panel._table.value
 
     def test_narrower_links_change_the_choice(self, panel):
         panel.show(concurrency=64, links=1.0, view="one step")

@@ -129,7 +129,7 @@ def test_no_more_are_admitted_than_keep_the_limit():
     assert best.tpot_ms <= tight.workload.tpot_limit_ms
     share = 400 // best.replicas
     assert 1 <= best.admitted < share
-    assert f"the limit on the time per token: {best.admitted} of {share} requests at once keep it" in str(tight)
+    assert f"the limit per token: it admits {best.admitted} of {share} requests" in str(tight)
     assert "is for admission" in str(tight)
     assert f"--max-num-seqs {best.admitted} " in tight.commands["vllm"][0]
     lay = tight.best.layout

@@ -13,6 +13,7 @@ from tplab.topology.model_spec import ModelSpec
 from tplab.topology.placement import Placement
 from tplab.topology.sharding import Layout
 from tplab.topology.verifying import Verification
+from tplab.topology.wording import duration, fixed
 from tplab.topology.workload import Workload
 
 _MOST_TP = 8
@@ -176,9 +177,11 @@ def explain_advice(advice: Advice) -> str:
     best, made = advice.best, advice.best.prediction
     low, high = made.tpot_range_ms
     text = (
-        f"{best.layout}: {made.tpot_ms:.3g} ms per token ({low:.3g} to {high:.3g}), the first after "
-        f"{made.ttft_ms:.3g} ms, {made.output_tokens_per_s:,.0f} tokens/s. Bound by {made.binding}."
+        f"{best.layout}: {fixed(made.tpot_ms)} ms per token ({fixed(low)} to {fixed(high)}), the first after "
+        f"{duration(made.ttft_ms)}, {made.output_tokens_per_s:,.0f} tokens/s. Bound by {made.binding}."
     )
+    if made.admitted is not None:
+        text += f" The others wait, {duration(made.queue_ms)} on average."
     if best.misses:
         text += f" No layout is within the limits; this one misses least: {'; '.join(best.misses)}."
     if best.choice.idle:

@@ -268,7 +268,7 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
     asked = server.workload.concurrency or 0
     of = f" of {asked / int(server.layouts.replicas[i]):.3g}" if asked else ""
     if served.running[i] >= served.admitted[i]:
-        return f"the limit on the time per token: {served.admitted[i]:.0f}{of} requests at once keep it"
+        return f"the limit per token: it admits {served.admitted[i]:.0f}{of} requests"
     if served.queue_us[i] > 0:
         return f"KV cache: room for {float(served.running[i]):.3g}{of} requests"
     largest = max(terms, key=lambda term: term.ms).name
