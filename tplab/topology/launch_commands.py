@@ -21,6 +21,7 @@ from tplab.topology.workload import Workload
 
 ENGINES = ("vllm", "sglang", "trtllm")
 _FIRST_PORT = 8000
+_MEETING_PORT = 5000
 _MOST_SEQUENCES = 2048
 
 
@@ -74,7 +75,7 @@ def _replica(
         return [_mpirun(machine, share, unequal) + words]
     lines = []
     for rank, (node, mine) in enumerate(share.items()):
-        more = " ".join(_node_words(engine, len(share), rank))  # for the shell, which knows $HEAD
+        more = " ".join(_node_words(engine, len(share), rank, replica))  # for the shell, which knows $HEAD
         lines.append(f"# node {node}; HEAD is node {next(iter(share))}\n{_visible(machine, mine)}{words} {more}")
     warning = f"{unequal}{_NAMES[engine]} wants as many on every node\n" if unequal else ""
     return [warning + lines[0], *lines[1:]]
@@ -190,11 +191,13 @@ def _needs(engine: str, model: ModelSpec) -> list[str]:
     return made
 
 
-def _node_words(engine: str, nodes: int, rank: int) -> list[str]:
+def _node_words(engine: str, nodes: int, rank: int, replica: int) -> list[str]:
+    """Replicas may share a head node: each has a port of its own to meet at."""
+    port = str(_MEETING_PORT + replica)
     words = ["--nnodes", str(nodes), "--node-rank", str(rank)]
     if engine == "sglang":
-        return [*words, "--dist-init-addr", '"$HEAD":5000']
-    return [*words, "--master-addr", '"$HEAD"', *(["--headless"] if rank else [])]
+        return [*words, "--dist-init-addr", f'"$HEAD":{port}']
+    return [*words, "--master-addr", '"$HEAD"', "--master-port", port, *(["--headless"] if rank else [])]
 
 
 def _length(workload: Workload) -> int:

@@ -139,13 +139,13 @@ def nothing_fits(spec: ModelSpec, machine: Machine, workload: Workload, choices:
     rank, layout = best.fullest, best.layout
     assert rank is not None, "cut has only those with a fullest rank"
     assert layout is not None, "a fullest rank is one of a layout"
-    everywhere = best.missing_bytes * layout.gpus_per_replica
+    num = layout.gpus_per_replica
+    everywhere = f" (up to {_gb(best.missing_bytes * num)} over its {num} GPUs)" if num > 1 else ""
     return (
         f"{spec.name} ({_gb(spec.weight_bytes)} of {spec.weight_precision} weights) does not fit on {machine.name} "
         f"({machine.num_gpus} x {_gb(machine.gpu.memory_bytes)}): even {layout} needs {_gb(rank.total)} on its fullest "
         f"GPU with one request of {workload.context_length} tokens, {_gb(best.missing_bytes)} more than the "
-        f"{_gb(rank.usable)} that the engine may take (up to {_gb(everywhere)} over its {layout.gpus_per_replica} "
-        f"GPUs). {_what_would_fit(spec, machine, workload)}"
+        f"{_gb(rank.usable)} that the engine may take{everywhere}. {_what_would_fit(spec, machine, workload)}"
     )
 
 
@@ -255,4 +255,4 @@ def _too_full(rank: RankMemory) -> str:
 
 
 def _gb(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.3g} GB" if nbytes < 1e12 else f"{math.floor(nbytes / 1e9)} GB"
+    return f"{nbytes / 1e9:.3g} GB" if nbytes < 999.5e9 else f"{math.floor(nbytes / 1e9)} GB"

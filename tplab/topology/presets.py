@@ -171,6 +171,10 @@ _JOINED = {
     "two sockets": "PCIe only, half of the GPUs on either socket",
     "one socket": "PCIe only, one socket",
 }
+_NO_PEERS = (
+    "over PCIe, GPUs that cannot reach each other's memory take 2 to 10 times as long for an all-reduce, as one box "
+    "with L40S did: calibrate before you choose"
+)
 
 
 def machine_preset(name: str, *, gpus: int | None = None, nodes: int = 1) -> Machine:
@@ -197,6 +201,7 @@ def machine_preset(name: str, *, gpus: int | None = None, nodes: int = 1) -> Mac
         nics=tuple(f"NIC{i}" for i in range(nics)),
         notes=(
             f"preset: {_JOINED[joined]}; {nics} network card{'s' * (nics > 1)} of {nic * 8:g} Gb/s a node; spec sheet",
+            *((_NO_PEERS,) if count > 1 and "socket" in joined else ()),
         ),
     )
 
