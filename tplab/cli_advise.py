@@ -306,7 +306,7 @@ def _what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibrati
         machine = Machine.from_topo(_topo(arguments.topo), gpu=arguments.gpu, nodes=nodes)
     else:
         machine = machine_of(calibration) if calibration is not None else Machine.detect()
-    if calibration is not None and calibration.num_ranks != machine.num_gpus:
+    if calibration is not None and calibration.num_ranks not in (machine.num_gpus, machine.gpus_per_node):
         raise ValueError(
             f"--calibration is of {calibration.num_ranks} ranks, {machine.name} has {machine.num_gpus} GPUs: calibrate "
             f"with --ranks {machine.num_gpus}"

@@ -164,6 +164,19 @@ def test_an_arrival_rate_that_the_limit_does_not_let_through():
     assert "cannot keep up" in made.best.misses[0]
 
 
+@pytest.mark.parametrize(
+    "load", [{"requests": 64000}, {"requests": 64000, "tpot_limit_ms": 60.0}, {"request_rate": 123456.0}], ids=str
+)
+def test_no_number_is_an_exponent(load):
+    made = advise(LLAMA, H100, asked(**load))
+    words = [str(made), *made.table()["verdict"], *made.table()["binding"].dropna()]
+    assert not re.search(r"\de[+-]\d", "\n".join(words))
+
+
+def test_one_degree_may_stand_alone():
+    assert [option.layout.tp for option in advise(LLAMA, H100, asked(4), tp=8, pp=1).options] == [8]
+
+
 def test_none_is_close_where_all_miss_a_limit():
     assert advise(LLAMA, H100, asked(64)).close
     assert not advise(LLAMA, H100, asked(64, tpot_limit_ms=0.1)).close

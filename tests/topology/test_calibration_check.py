@@ -6,7 +6,8 @@ import pytest
 
 from tplab.lab.recorded import recorded_calibration
 from tplab.topology.calibration import Calibration
-from tplab.topology.calibration_check import check_calibration, gpus_called
+from tplab.topology.calibration_check import check_calibration
+from tplab.topology.detect import gpus_called
 from tplab.topology.machine import Gpu, Link, Machine
 from tplab.topology.presets import GPUS, MACHINES
 from tplab.topology.static_batch import machine_of
@@ -117,3 +118,5 @@ def test_names():
     assert all(gpus_called(name) == {name} for name in GPUS)
     assert gpus_called("Tesla V100") == {"v100-16gb", "v100-32gb"}
     assert gpus_called("cpu core") == frozenset()
+    assert gpus_called("NVIDIA A100-PCIE-40GB") == frozenset()  # no sheet of that size: twice the memory is no guess
+    assert gpus_called("NVIDIA A100 80GB PCIe") == {"a100-pcie"}

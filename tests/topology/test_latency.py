@@ -340,6 +340,31 @@ def test_a_chunk_bounds_what_a_step_may_take(isl, osl, requests):
     assert tpot_ms(512) < tpot_ms(2048) < tpot_ms(isl * 8)
 
 
+@pytest.mark.parametrize(("tp", "limit_ms"), [(2, 21.9), (4, 15.5), (8, 12.1), (8, 40.0), (1, 30.0)])
+def test_the_most_requests_that_keep_a_limit_are_admitted(tp, limit_ms):
+    # vLLM's fp8 kernel of small batches ends at 64 tokens: below and above, two ranges keep some of these limits.
+    load = {"input_length": 256, "output_length": 1024}
+    capped = serve([(tp, 1)], concurrency=400, tpot_limit_ms=limit_ms, **load)
+    alone = [float(serve([(tp, 1)], concurrency=n, **load).tpot_us[0]) / 1e3 for n in range(1, 401)]
+    keeping = [n for n, tpot in enumerate(alone, start=1) if tpot <= limit_ms]
+    room = float(serve([(tp, 1)], concurrency=400, **load).running[0])
+    assert min(capped.running[0], room) == pytest.approx(min(keeping[-1], room))
+    assert capped.tpot_us[0] <= 1e3 * limit_ms
+
+
+def test_of_two_limits_none_is_given_up_for_little():
+    def at(**limits):
+        made = serve([(4, 1)], concurrency=256, output_length=256, input_length=1024, **limits)
+        return float(made.tpot_us[0]) / 1e3, float(made.ttft_us[0]) / 1e3
+
+    free = at()
+    capped = at(tpot_limit_ms=30.0)
+    assert capped[0] <= 30 < free[0]
+    assert capped[1] > free[1]
+    assert at(tpot_limit_ms=30.0, ttft_limit_ms=0.99 * capped[1]) == capped  # 1 % too late, and not twice too slow
+    assert at(tpot_limit_ms=30.0, ttft_limit_ms=1.01 * free[1]) == free  # so late that slow tokens are the lesser evil
+
+
 def test_prompts_ahead_follow_each_other_over_the_stages():
     load = {"input_length": 2048, "output_length": 256, "concurrency": 64}
     one, eight = (serve([(1, pp)], model=SMALL_LLAMA, **load).ttft_terms["prompts ahead"][0] for pp in (1, 8))

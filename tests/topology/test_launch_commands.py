@@ -19,11 +19,11 @@ SIZES = {
 }
 
 
-def commands(model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024):
+def commands(model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024, **engine):
     """By engine, each command as its comments and its words."""
     spec = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     where = Machine.preset(machine) if isinstance(machine, str) else machine
-    policy = EnginePolicy(name="vllm", chunked_prefill=chunked_prefill)
+    policy = EnginePolicy(name="vllm", chunked_prefill=chunked_prefill, **engine)
     workload = Workload(input_length=input_length, output_length=256, concurrency=16, engine=policy)
     made = launch_commands(spec, where, workload, Layout.of(spec, tp, pp, replicas), place(where, tp, pp, replicas))
     return {engine: [split(line) for line in lines] for engine, lines in made.items()}
@@ -130,6 +130,12 @@ def test_without_chunks():
     assert "--no-enable-chunked-prefill" not in first("llama-3.1-8b")["vllm"][1]
     assert "--enable_chunked_prefill" not in first("llama-3.1-8b")["trtllm"][1]
     assert "--enable_chunked_prefill" in first("llama-3.1-8b", input_length=9000)["trtllm"][1]
+
+
+def test_what_trtllm_takes_from_a_file_only():
+    comments, _ = first("llama-3.1-8b", cuda_graphs=False, all_reduce="nccl")["trtllm"]
+    assert [comment.split(":")[1].strip() for comment in comments] == ["cuda_graph_config", "allreduce_strategy"]
+    assert first("llama-3.1-8b")["trtllm"][0] == []
 
 
 def test_unequal_shares_of_nodes_are_said():

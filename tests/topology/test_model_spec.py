@@ -180,6 +180,11 @@ def test_from_file_folder_and_dict(tmp_path):
     assert from_file.notes == ()
 
 
+def test_fp32_when_asked_for_is_all_of_it():
+    spec = ModelSpec.from_config("llama-3.1-8b", weight_precision="fp32")
+    assert (spec.weight_precision, spec.activation_precision, spec.kv_precision) == ("fp32", "fp32", "fp32")
+
+
 def test_what_an_engine_is_to_load(tmp_path, monkeypatch):
     """The user's own folder, whatever the trainer's was called; a preset's repository."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"_name_or_path": "trainer/out"}))

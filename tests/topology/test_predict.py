@@ -272,6 +272,9 @@ def test_ranks_that_compute_at_once_are_slower():
     assert [one.term_ms("weights") for one in both] == pytest.approx([weights(1, 1, 1), weights(1, 2, 1)])
 
 
+SENDS = (SendTimes(source=0, target=1, nbytes=(1e3, 1e6), p50_us=(20.0, 40.0)),)
+
+
 def on_gpus(**more):
     """Four GPUs with links as their sheet says, and a loop of the lab's own that is slow."""
     sweeps = tuple(
@@ -279,10 +282,8 @@ def on_gpus(**more):
         for n in (2, 4)
     )
     sizes = {"block_overhead_us": 500.0, "step_overhead_us": 9000.0, "launch_us": 80.0, "handoff_us": 5000.0}
-    given = {"all_reduce": sweeps, "kv_read_GBps": 3600.0, **sizes, **more}
-    return replace(
-        MEASURED, device="NVIDIA H200", backend="nccl", sends=(), matmuls=(), copy_GBps=None, notes=(), **given
-    )
+    given = {"all_reduce": sweeps, "sends": (), "kv_read_GBps": 3600.0, **sizes, **more}
+    return replace(MEASURED, device="NVIDIA H200", backend="nccl", matmuls=(), copy_GBps=None, notes=(), **given)
 
 
 def test_a_server_on_gpus_has_its_own_loop_and_kernels():
@@ -296,6 +297,27 @@ def test_a_server_on_gpus_has_its_own_loop_and_kernels():
     lab_s = predict(LLAMA, H200, workload(engine="lab"), 4, 1, calibration=on_gpus())
     assert lab_s.term_ms("host") == pytest.approx(9.0)
     assert lab_s.term_ms("kernels") > 80 * 0.5
+
+
+@pytest.mark.parametrize("machine", ["a100", "h100"])
+def test_older_gpus_start_kernels_as_slowly_with_a_calibration(machine):
+    llama, machine = ModelSpec.from_config("llama-3.1-8b"), Machine.preset(machine)
+    measured = on_gpus(light_kernel_us=None, attention_fixed_us=None)
+    measured = replace(measured, device=machine.gpu.name)
+    sheet, server = (predict(llama, machine, workload(), 2, 1, calibration=c) for c in (None, measured))
+    assert server.term_ms("kernels") == sheet.term_ms("kernels")
+
+
+def test_what_is_not_measured_is_not_called_so():
+    made = predict(LLAMA, H200, workload(), 2, 2, calibration=on_gpus(sends=SENDS))
+    where = {term.name: term.provenance for term in made.terms}
+    assert where["all_reduce"].startswith("vllm's kernels by formula where it has them; measured: nccl")
+    assert where["hops"].endswith("; handing over as vllm does")
+    lab_s = predict(LLAMA, H200, workload(engine="lab"), 2, 2, calibration=on_gpus(sends=SENDS))
+    where = {term.name: term.provenance for term in lab_s.terms}
+    assert where["all_reduce"].startswith("measured: nccl")
+    assert where["hops"].startswith("measured: nccl")
+    assert "handing over" not in where["hops"]
 
 
 def test_an_engines_own_all_reduce_stays_beside_a_measured_nccl():

@@ -319,6 +319,13 @@ def test_more_gpus_than_a_node_are_nodes(tmp_path):
     assert "tp=3 does not divide its 128 query heads" in next(iter(odd.skipped))
 
 
+def test_a_served_table_must_say_how_many_requests(tmp_path):
+    row = {"model_path": "meta-llama/Llama-3.1-70B", "system": "h100_sxm", "backend": "vllm", "isl": 1024, "osl": 128}
+    tables = read_folder(write(tmp_path, pd.DataFrame([row | {"tp_size": 4, "silicon_tpot_ms": 20.0}])))
+    assert tables.cases == ()
+    assert next(iter(tables.skipped)).startswith("requests in flight are missing (silicon_concurrency, concurrency")
+
+
 def test_folders_that_hold_nothing(tmp_path):
     with pytest.raises(ValueError, match="no table of a known form: needs columns backend, "):
         validate(tmp_path)

@@ -11,7 +11,7 @@ What it should cost (pure: no torch, no process group):
   placement                  which GPUs share a layer, which are neighbours in the pipeline
   constants, calibration     the model's numbers with their sources; what was measured here instead
   calibration_check          whether that can be of the machine
-  roofline, allreduce, pipeline_fill, columns, latency   time per token and to the first one, by named terms
+  roofline, allreduce, pipeline_fill, admission, columns, latency   time per token and to the first one, by named terms
   prediction                 predict: one layout, its terms, their provenance, an interval (prediction_notes)
   advisor, flips             advise: every layout ranked, why not the others, where the choice flips
   launch_commands            how to start it with vLLM, SGLang, TensorRT-LLM

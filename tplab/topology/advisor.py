@@ -79,7 +79,8 @@ class Advice:
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """Where the best one changes: along link bandwidth, then along concurrency. Takes tenths of a second once."""
+        """Where the best one changes: along link bandwidth, then along concurrency. Takes tenths of a second once, with
+        limits some seconds."""
         return self.find_flips()
 
     @property

@@ -34,6 +34,8 @@ from tplab.topology.machine import Link
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Members = tuple[int, ...]
+OWN_KERNELS = ("one-shot", "two-shot")
+"""Of engines, as ``EnginePolicy.all_reduce`` names them; ``auto`` takes the faster one where it is faster than NCCL."""
 _US = 1e-3  # microseconds per byte at 1 GB/s
 
 
@@ -120,7 +122,7 @@ def all_reduce_us(
         raise ValueError(
             "all_reduce='measured' needs a calibration with all-reduce sweeps: run calibrate, or use 'auto'"
         )
-    own = custom if kernel in ("auto", "one-shot", "two-shot") else None
+    own = custom if kernel in ("auto", *OWN_KERNELS) else None
     if calibration is None or not calibration.all_reduce:
         return np.where(groups.size > 1, _formula_us(M, groups, kernel, own, constants), 0.0)
 

@@ -4,12 +4,9 @@ Refuses only what is certain. A calibration has the name that the driver gives t
 sheet or again the driver's; what is known of neither may be the same thing under two names, and passes.
 """
 
-import re
-
 from tplab.topology.calibration import Calibration
-from tplab.topology.detect import preset_of
+from tplab.topology.detect import gpus_called
 from tplab.topology.machine import Machine
-from tplab.topology.presets import GPUS
 
 
 def check_calibration(calibration: Calibration, machine: Machine) -> None:
@@ -31,16 +28,3 @@ def check_calibration(calibration: Calibration, machine: Machine) -> None:
         f"the calibration is of {where}, and the {what} of {machine.name} are {machine.gpu.name}: leave out the "
         f"machine to take the one that was calibrated, or run tplab calibrate on the other"
     )
-
-
-def gpus_called(name: str) -> frozenset[str]:
-    """Names in ``presets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where only
-    its memory would tell them apart, none where there is no such spec sheet."""
-    if name in GPUS:
-        return frozenset({name})
-    found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
-    said = re.search(r"(\d+) ?GB", name)
-    if said and found:
-        nearest = min(abs(gpu.memory_GB - float(said[1])) for gpu in found.values())
-        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB - float(said[1])) == nearest}
-    return frozenset(found)

@@ -74,6 +74,10 @@ def _gpus(nvml: Any, handles: list[Any]) -> Machine:
     )
 
 
+_MEMORY_APART = 0.15
+"""Relative difference from which two sizes of memory are not one GPU's: names say GiB or GB, and leave some out."""
+
+
 def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
     """The spec sheet for a GPU as the driver calls it: ``NVIDIA H100 80GB HBM3``, ``Tesla V100-SXM2-16GB``.
 
@@ -92,6 +96,20 @@ def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
         if best is None or rank[:2] < best[:2]:
             best = rank
     return best[2] if best else None
+
+
+def gpus_called(name: str) -> frozenset[str]:
+    """Names in ``presets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where only
+    its memory would tell them apart, none where there is no such spec sheet."""
+    if name in GPUS:
+        return frozenset({name})
+    found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
+    said = re.search(r"(\d+) ?GB", name)
+    if said:
+        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}
+        nearest = min((abs(gpu.memory_GB - float(said[1])) for gpu in found.values()), default=0.0)
+        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB - float(said[1])) == nearest}
+    return frozenset(found)
 
 
 def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:

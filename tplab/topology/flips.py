@@ -7,6 +7,7 @@ different winners the edge is found by halving.
 Only the bandwidth moves, not the latency: a link that is slower in both flips earlier.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ import numpy as np
 from tplab.topology.constants import FAMILIES
 from tplab.topology.latency import Floats, Layouts, Served, Server
 from tplab.topology.sharding import Layout
-from tplab.topology.wording import fixed
+from tplab.topology.wording import count, fixed
 from tplab.topology.workload import Workload
 
 _HALVINGS = 10
@@ -38,7 +39,7 @@ class Flip:
 
     def __str__(self) -> str:
         wide = self.quantity == "link bandwidth"
-        at, here = (None if x is None else fixed(x) if wide else f"{x:,.0f}" for x in (self.at, self.here))
+        at, here = (None if x is None else fixed(x) if wide else count(math.ceil(x)) for x in (self.at, self.here))
         now = f" (here {here})" if here else ""
         return f"{self.below} below {at} {'GB/s' if wide else 'requests'}{now}, {self.above} above"
 

@@ -319,6 +319,8 @@ def _precisions(values: Config, how: Config, given: str | None, notes: list[str]
         )
     activation = _dtype(values)
     weights = given or quantised or activation
+    if given == "fp32":  # everything: engines have one type for what is not quantised
+        activation = "fp32"
     if activation == "fp32" and weights != "fp32":
         # Engines' dtype=auto casts float32 checkpoints to 16 bits (vLLM: _resolve_auto_dtype in vllm/config/model.py,
         # to the platform's first type, bf16 on NVIDIA GPUs since Ampere; SGLang: its _get_and_verify_dtype, to fp16).

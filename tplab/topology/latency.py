@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tplab.topology import pipeline_fill
+from tplab.topology.admission import most_within
 from tplab.topology.allreduce import Groups, Ints, all_reduce_us, hop_us
 from tplab.topology.calibration import Calibration
 from tplab.topology.constants import Constants, EngineConstants
@@ -35,8 +36,6 @@ from tplab.topology.roofline import Rates
 from tplab.topology.workload import Workload
 
 Floats = NDArray[np.float64]
-
-_HALVINGS = 16
 
 TERMS = (
     "weights",
@@ -69,8 +68,8 @@ TTFT_TERMS = (
     "hops",
     "host",
 )
-"""Of the time to the first token: waiting for room in the cache, for prompts that came at the same time, for the step
-that is running; from ``weights`` on, the request's own prompt."""
+"""Of the time to the first token: waiting for room in the cache or for admission, for prompts that came at the same
+time, for the step that is running; from ``weights`` on, the request's own prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +125,7 @@ class Served:
     tpot_us: Floats
     ttft_us: Floats
     queue_us: Floats
-    """Part of ``ttft_us`` spent waiting for room in the cache."""
+    """Part of ``ttft_us`` spent waiting for room in the cache, or for admission."""
     prefill_us: Floats
     """Part of ``ttft_us`` spent on the request's own prompt."""
     requests_per_s: Floats
@@ -135,8 +134,8 @@ class Served:
     """Requests per replica that have room in the cache and are admitted."""
     admitted: Floats
     """How many of them may run at once, so that the limit on the time per token is kept; inf where nothing is capped:
-    without a limit, where all keep it, where not even one does, and where the others would wait past the limit on the
-    first token."""
+    without a limit, where all keep it, where no number does, and where the others would wait past the limit on the
+    first token for it, by more."""
     decoding: Floats
     """Of those, how many decode at a time."""
     micro_batches: Floats
@@ -169,20 +168,15 @@ class Server:
             return everything
         admitted = np.where(over, self._admitted(requests, everything.running, limit), np.inf)
         capped = self._serve(requests, admitted)
-        if w.ttft_limit_ms is None or (capped.ttft_us <= 1e3 * w.ttft_limit_ms).all():
+        if w.ttft_limit_ms is None:
             return capped
-        # Keeping one limit by missing the other is no gain.
-        return self._serve(requests, np.where(capped.ttft_us <= 1e3 * w.ttft_limit_ms, admitted, np.inf))
+        # Keeping one limit by missing the other by more is no gain.
+        waits, waits_capped = everything.ttft_us / (1e3 * w.ttft_limit_ms), capped.ttft_us / (1e3 * w.ttft_limit_ms)
+        better = np.maximum(waits_capped, 1.0) <= np.maximum(waits, everything.tpot_us / limit)
+        return capped if better.all() else self._serve(requests, np.where(better, admitted, np.inf))
 
     def _admitted(self, requests: "Floats | float", running: Floats, limit_us: float) -> Floats:
-        """The most whole requests per replica within the limit; inf where one misses it."""
-        most, beyond = np.ones_like(running), np.ceil(running)
-        possible = self._serve(requests, most).tpot_us <= limit_us
-        for _ in range(_HALVINGS):
-            middle = np.minimum(np.maximum(most + 1, np.floor(np.sqrt(most * beyond))), beyond)
-            within = self._serve(requests, middle).tpot_us <= limit_us
-            most, beyond = np.where(within, middle, most), np.where(within, beyond, middle)
-        return np.asarray(np.where(possible, most, np.inf), dtype=np.float64)
+        return most_within(lambda admitted: self._serve(requests, admitted).tpot_us, running, limit_us)
 
     def _serve(self, requests: "Floats | float", admitted: "Floats | float") -> Served:
         w, lay = self.workload, self.layouts
@@ -229,7 +223,11 @@ class Server:
         it is below the rate, queues grow without end and what is given is at ``most`` requests in flight.
         """
         grid = np.geomspace(1.0, most, loads)[:, None] * np.ones(len(self.layouts))
-        rate = np.maximum.accumulate(self.serve(grid).requests_per_s, axis=0)
+        cap: Floats | float = np.inf
+        if self.workload.tpot_limit_ms is not None:  # of a full server, for all loads alike: it costs as much as one
+            full = self._serve(grid[-1], np.inf)
+            cap = self._admitted(grid[-1], full.running, 1e3 * self.workload.tpot_limit_ms)
+        rate = np.maximum.accumulate(self._serve(grid, cap).requests_per_s, axis=0)
         at = np.array(
             [np.interp(np.log(requests_per_s), np.log(r), np.log(g)) for r, g in zip(rate.T, grid.T, strict=True)]
         )

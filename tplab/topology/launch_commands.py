@@ -47,7 +47,7 @@ def launch_commands(
         lines: list[str] = []
         for replica in range(layout.replicas):
             lines += _replica(engine, model, machine, workload, layout, placement, replica, where)
-        made[engine] = ("\n".join([*_needs(engine, model), lines[0]]), *lines[1:])
+        made[engine] = ("\n".join([*_needs(engine, model, workload), lines[0]]), *lines[1:])
     return made
 
 
@@ -179,8 +179,8 @@ def _precision_words(engine: str, model: ModelSpec) -> list[str]:
     return weights + _CACHE_WORDS.get((engine, model.kv_precision), [])
 
 
-def _needs(engine: str, model: ModelSpec) -> list[str]:
-    """Comments on precisions that no flag can make."""
+def _needs(engine: str, model: ModelSpec, workload: Workload) -> list[str]:
+    """Comments on what no flag can say."""
     weights, cache, made = model.weight_precision, model.kv_precision, []
     if weights in _COMMENTS and not model.quant_method and (engine, weights) not in _WEIGHT_WORDS:
         made.append(f"# {_COMMENTS[weights]}")
@@ -188,6 +188,10 @@ def _needs(engine: str, model: ModelSpec) -> list[str]:
         made.append(f"# no flag makes a cache in {cache}: {_NAMES[engine]} keeps it in {model.activation_precision}")
     if engine == "trtllm" and (engine, cache) in _CACHE_WORDS:
         made.append("# --kv_cache_dtype: TensorRT-LLM 1.3 on; before, kv_cache_config in --extra_llm_api_options")
+    if engine == "trtllm" and not workload.engine.cuda_graphs:
+        made.append("# without CUDA graphs: cuda_graph_config: null in the file of --extra_llm_api_options")
+    if engine == "trtllm" and workload.engine.all_reduce == "nccl":
+        made.append("# NCCL's all-reduce: allreduce_strategy: NCCL in the file of --extra_llm_api_options")
     return made
 
 

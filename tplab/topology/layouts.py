@@ -81,7 +81,7 @@ def all_choices(
 
 
 def _degrees(name: str, given: Iterable[int]) -> list[int]:
-    degrees = list(given)
+    degrees = list(given) if isinstance(given, Iterable) else [given]
     if not degrees or any(not isinstance(d, Integral) or isinstance(d, bool) or d < 1 for d in degrees):
         raise ValueError(f"{name} must hold at least one degree, each a whole number of at least 1; got {degrees}")
     return [int(d) for d in degrees]  # numpy's own go no further

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.topology.allreduce import OWN_KERNELS
 from tplab.topology.calibration import Calibration
 from tplab.topology.calibration_check import check_calibration
 from tplab.topology.columns import columns
@@ -27,6 +28,7 @@ from tplab.topology.placement import Placement
 from tplab.topology.prediction_notes import calibration_notes, length_notes
 from tplab.topology.roofline import rates
 from tplab.topology.sharding import Layout
+from tplab.topology.wording import count, fixed
 from tplab.topology.workload import Workload
 
 _NINETY = 1.645
@@ -58,7 +60,7 @@ class Prediction:
     ttft_ms: float
     """Mean time to the first token, queueing included."""
     queue_ms: float
-    """Part of it spent waiting for room in the cache."""
+    """Part of it spent waiting for room in the cache, or for admission."""
     prefill_ms: float
     """Part of it spent on the request's own prompt."""
     tpot_ms: float
@@ -266,11 +268,11 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
     if not fits:
         return "memory: the weights leave no room for one request"
     asked = server.workload.concurrency or 0
-    of = f" of {asked / int(server.layouts.replicas[i]):.3g}" if asked else ""
+    of = f" of {count(asked / int(server.layouts.replicas[i]))}" if asked else ""
     if served.running[i] >= served.admitted[i]:
-        return f"the limit per token: it admits {served.admitted[i]:.0f}{of} requests"
+        return f"the limit per token: it admits {count(float(served.admitted[i]))}{of} requests"
     if served.queue_us[i] > 0:
-        return f"KV cache: room for {float(served.running[i]):.3g}{of} requests"
+        return f"KV cache: room for {count(float(served.running[i]))}{of} requests"
     largest = max(terms, key=lambda term: term.ms).name
     if largest != "weights":
         return _IN_WORDS[largest]
@@ -315,7 +317,8 @@ def _prediction(
     asked = workload.concurrency or rate * float(_e2e_us(served, workload)[i]) / 1e6
     if most is not None and workload.request_rate and most[i] < workload.request_rate:
         reason = reason or (
-            f"cannot keep up: at most {most[i]:.3g} of {workload.request_rate:.3g} requests per second; its queue grows"
+            f"cannot keep up: at most {fixed(float(most[i]))} of {count(workload.request_rate)} requests per second; "
+            f"its queue grows"
         )
     regime = regime_of(model, machine, workload, layout, _is_calibrated(server))
     spread = math.exp(_NINETY * server.constants.residuals.get(regime, 0.2))
@@ -365,11 +368,17 @@ def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
     if c and c.all_reduce:
         swept = tp == 1 or any(sweep.num_ranks == tp for sweep in c.all_reduce)
         reduced = c.badge if swept else f"interpolated from other group sizes; {c.badge}"
+        e, own = server.workload.engine, server.engine.all_reduce
+        if tp > 1 and c.backend == "nccl" and own is not None and e.all_reduce in ("auto", *OWN_KERNELS):
+            reduced = f"{e.name}'s kernels by formula where it has them; {reduced}"
+    hops = f"formula on {machine.source} links (kernel tables)"
+    if c and c.sends:
+        hops = c.badge if c.handoff_us is not None else f"{c.badge}; handing over as {server.workload.engine.name} does"
     return {
         **known,
         "lm_head": known["weights"],
         "all_reduce": reduced,
-        "hops": c.badge if c and c.sends else f"formula on {machine.source} links (kernel tables)",
+        "hops": hops,
         "host": c.badge if c and c.step_overhead_us is not None else f"engine {server.workload.engine.name}",
         "launch": c.badge if c and c.launch_us is not None else "assumption",
         "prefill": known["weights"],

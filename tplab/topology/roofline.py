@@ -135,11 +135,11 @@ def rates(
     curve = bool(curves)
     curve_of = np.array([curves.index(distinct[int(n)]) if curve else 0 for n in at_once], dtype=np.int64)
     light = light_kernels(model, engine)
-    light_us = c.light_kernel_us if c and c.light_kernel_us is not None else k.light_kernel_us
-    fixed = c.attention_fixed_us if c and c.attention_fixed_us is not None else k.attention_fixed_us
-    matmul_fixed = 0.0 if curve else MATMULS_PER_BLOCK * k.matmul_fixed_us
-    scale = 1.0 if c else k.generation_scale.get(gpu.name, 1.0)
-    startup = (matmul_fixed + fixed + light * light_us) * scale
+    scale = k.generation_scale.get(gpu.name, 1.0)  # of what is not measured
+    light_us = c.light_kernel_us if c and c.light_kernel_us is not None else scale * k.light_kernel_us
+    fixed = c.attention_fixed_us if c and c.attention_fixed_us is not None else scale * k.attention_fixed_us
+    matmul_fixed = 0.0 if curve else MATMULS_PER_BLOCK * scale * k.matmul_fixed_us
+    startup = matmul_fixed + fixed + light * light_us
     startup_from = from_kernels
     if c and c.block_overhead_us is not None:
         by_width = (c.block_overhead_per_width_us or 0.0) * model.hidden_size

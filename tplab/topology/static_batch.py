@@ -7,7 +7,6 @@ serving engines fuse or hide and the latency model leaves out: the sum of the em
 Also here: the machine that a calibration describes, and a model that the lab can run in the shapes of one it cannot.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,7 +20,7 @@ from tplab.topology.allreduce import all_reduce_us
 from tplab.topology.calibration import Calibration
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, engine_constants
-from tplab.topology.detect import preset_of
+from tplab.topology.detect import gpus_called, preset_of
 from tplab.topology.latency import TERMS, Floats, Server, without_prompts
 from tplab.topology.machine import Gpu, Link, Machine
 from tplab.topology.model_spec import ModelSpec
@@ -189,10 +188,10 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
 
 def _gpu_called(name: str, memory_GB: float | None) -> Gpu | None:
     """By the driver's name, with the spec sheet's memory unless given; None for one without a sheet."""
-    sizes = [memory_GB] if memory_GB else [gpu.memory_GB for gpu in GPUS.values()]
-    found = [gpu for size in sizes if (gpu := preset_of(name, size)) is not None]
-    said = re.search(r"(\d+) ?GB", name)
-    return min(found, key=lambda gpu: abs(gpu.memory_GB - float(said[1])) if said else 0.0, default=None)
+    if memory_GB:
+        return preset_of(name, memory_GB)
+    called = gpus_called(name)
+    return next((gpu for gpu in GPUS.values() if gpu.name in called), None)
 
 
 def _told_apart(lines: dict[tuple[int, int], AlphaBeta]) -> dict[tuple[int, int], AlphaBeta]:

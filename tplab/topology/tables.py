@@ -44,6 +44,7 @@ _ALIASES = {
 }
 _OF_ALL = ("output_tokens_per_s", "output_tok_s", "throughput_tok_s", "tokens_per_s", "tok_s", "throughput")
 _OF_ONE = tuple(f"{name}_per_gpu" for name in _OF_ALL) + tuple(f"{name}_gpu" for name in _OF_ALL)
+_REQUESTS = ("silicon_concurrency", "concurrency", "batch_size")
 _SATURATING = 4096
 """Requests at a time where a saturated table does not say: more than any cache holds, or any engine takes."""
 
@@ -104,7 +105,7 @@ class Tables:
 
     @property
     def skipped_in_words(self) -> str:
-        """``12 rows of 40 left out: model x is not a preset (12)``, most frequent reason first; empty if none were."""
+        """``12 of 40 rows left out: model x is not a preset (12)``, most frequent reason first; empty if none were."""
         if not self.skipped:
             return ""
         left = sum(self.skipped.values())
@@ -173,7 +174,10 @@ def _served(table: str, row: Mapping[str, Any]) -> Case:
     precision = _precision(_value(row, "gemm_quant_mode") or _value(row, "precision"))
     model = _model(str(row["model_path"]), precision, _precision(_value(row, "kv_cache_dtype")))
     engine = EnginePolicy(name=_ENGINES.get(backend, "generic"))
-    requests = int(_value(row, "silicon_concurrency") or _value(row, "concurrency") or row["batch_size"])
+    asked = next((x for x in (_value(row, key) for key in _REQUESTS) if x), None)
+    if asked is None:
+        raise ValueError(f"requests in flight are missing ({', '.join(_REQUESTS)})")
+    requests = int(asked)
     ttft = _value(row, "silicon_ttft_ms")
     return Case(
         table=table,

@@ -11,6 +11,11 @@ def fixed(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def count(number: float) -> str:
+    """Of requests: whole where it is."""
+    return f"{number:,.0f}" if number == round(number) else fixed(number)
+
+
 def duration(ms: float) -> str:
     """In milliseconds, from a second on in seconds."""
     return f"{fixed(ms)} ms" if ms < 1000 else f"{fixed(ms / 1e3)} s"
