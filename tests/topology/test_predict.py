@@ -320,6 +320,14 @@ def test_what_is_not_measured_is_not_called_so():
     assert "handing over" not in where["hops"]
 
 
+def test_hops_between_nodes_are_not_those_inside_one():
+    two = Machine.preset("h200", gpus=4, nodes=2)
+    slow = on_gpus(sends=(replace(SENDS[0], p50_us=(5e4, 5e4)),))
+    sheet, made = (predict(LLAMA, two, workload(), 4, 2, calibration=c) for c in (None, slow))
+    assert made.term_ms("hops") == pytest.approx(sheet.term_ms("hops"), rel=0.01)
+    assert predict(LLAMA, two, workload(), 2, 2, calibration=slow).term_ms("hops") > 100
+
+
 def test_an_engines_own_all_reduce_stays_beside_a_measured_nccl():
     sheet, fine = (predict(LLAMA, H200, workload(), 4, 1, calibration=c) for c in (None, on_gpus()))
     assert fine.term_ms("all_reduce") == pytest.approx(sheet.term_ms("all_reduce"), rel=0.25)

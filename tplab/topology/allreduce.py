@@ -250,14 +250,16 @@ def hop_us(
     """Time of a message to the next stage: ``latency + software + bytes/(share·B)``; arrays of N layouts.
 
     A calibration's sends replace it: those between ``pairs`` of GPUs, given for every layout, else the slowest of all;
-    ``width`` as in ``Groups``.
+    ``width`` as in ``Groups``. Between nodes the formula stays: what was measured is one node.
     """
     M = np.asarray(nbytes, dtype=np.float64)
-    if calibration is not None and calibration.sends:
-        wide = np.broadcast_to(M / width, np.broadcast_shapes(M.shape, family.shape))
-        each = [calibration.send_us(wide[..., i], pairs[i] if pairs else ()) for i in range(len(family))]
-        return np.stack([column for column in each if column is not None], axis=-1)
     table = [constants.links[name] for name in FAMILIES]
     software = np.array([row.send_us for row in table])[family]
     share = np.array([row.send_share for row in table])[family]
-    return np.asarray(latency_us + software + M * _US / (share * bandwidth_GBps), dtype=np.float64)
+    formula = np.asarray(latency_us + software + M * _US / (share * bandwidth_GBps), dtype=np.float64)
+    if calibration is None or not calibration.sends:
+        return formula
+    wide = np.broadcast_to(M / width, np.broadcast_shapes(M.shape, family.shape))
+    each = [calibration.send_us(wide[..., i], pairs[i] if pairs else ()) for i in range(len(family))]
+    measured = np.stack([column for column in each if column is not None], axis=-1)
+    return np.where(family == FAMILIES.index("network"), formula, measured)
