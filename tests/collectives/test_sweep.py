@@ -194,7 +194,7 @@ def test_the_command_writes_a_csv_and_a_page(tmp_path: Path, capsys: pytest.Capt
         (["--from-size", "3 elephants"], "--from-size"),
         (["--from-size", "2MiB", "--to-size", "1MiB"], "--from-size must not be above --to-size"),
         (["--algorithms", "rign"], "algorithms"),
-        (["--ranks", "0"], "n must be 1 to"),
+        (["--ranks", "0"], "--ranks must be 1 to"),
         (["--out", "/there/is/no/such/folder/x.csv"], "--out"),
     ],
 )
