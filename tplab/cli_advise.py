@@ -247,7 +247,7 @@ def _scoreboard(arguments: argparse.Namespace, folder: Path) -> "pd.DataFrame":
         print(table(choice))
     if tables.skipped:
         print("\nRows left out, by reason:")
-        for reason, count in sorted(tables.skipped.items(), key=lambda item: -item[1]):
+        for reason, count in tables.skipped.items():
             print(_wrapped(f"  {count:5d}  {reason}", indent=" " * 9))
     return frame
 

@@ -219,7 +219,7 @@ def preference(served: Served, workload: Workload) -> Floats:
     value = served.requests_per_s * osl
     over = np.zeros_like(value)
     if workload.request_rate is not None:
-        value = 1e9 / (served.ttft_us + (osl - 1) * served.tpot_us)
+        value = 1e9 / served.e2e_us(osl)
         over = np.maximum(over, workload.request_rate / served.requests_per_s - 1)
     if workload.tpot_limit_ms is not None:
         over = np.maximum(over, served.tpot_us / 1e3 / workload.tpot_limit_ms - 1)

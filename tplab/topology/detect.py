@@ -8,6 +8,7 @@ spec sheet of the GPU's name, or for an unknown GPU from its clocks.
 import os
 import re
 from collections import Counter
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -98,6 +99,7 @@ def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
     return best[2] if best else None
 
 
+@cache
 def gpus_called(name: str) -> frozenset[str]:
     """Names in ``presets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where only
     its memory would tell them apart, none where there is no such spec sheet."""

@@ -144,6 +144,10 @@ class Served:
     ttft_terms: dict[str, Floats]
     """By ``TTFT_TERMS``; they add up to ``ttft_us``."""
 
+    def e2e_us(self, output_length: int) -> Floats:
+        """Mean time of a whole request of so many output tokens, queueing included."""
+        return self.ttft_us + (output_length - 1) * self.tpot_us
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:

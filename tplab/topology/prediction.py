@@ -314,7 +314,7 @@ def _prediction(
     if with_one.free < 0:
         verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
         fits, reason = False, verdict.reason or "does not fit"
-    asked = workload.concurrency or rate * float(_e2e_us(served, workload)[i]) / 1e6
+    asked = workload.concurrency or rate * float(served.e2e_us(workload.output_length)[i]) / 1e6
     if most is not None and workload.request_rate and most[i] < workload.request_rate:
         reason = reason or (
             f"cannot keep up: at most {fixed(float(most[i]))} of {count(workload.request_rate)} requests per second; "
@@ -355,10 +355,6 @@ def _prediction(
 def _is_calibrated(server: Server) -> bool:
     c = server.calibration
     return c is not None and bool(server.rates.curves) and c.step_overhead_us is not None
-
-
-def _e2e_us(served: Served, workload: Workload) -> Floats:
-    return served.ttft_us + max(workload.output_length - 1, 0) * served.tpot_us
 
 
 def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:

@@ -101,18 +101,17 @@ class Tables:
 
     cases: tuple[Case, ...]
     skipped: Mapping[str, int]
-    """Rows left out, by reason."""
+    """Rows left out, by reason, the most frequent one first."""
 
     @property
     def skipped_in_words(self) -> str:
-        """``12 of 40 rows left out: model x is not a preset (12)``, most frequent reason first; empty if none were."""
+        """``12 of 40 rows left out: model x is not a preset (12)``; empty if none were."""
         if not self.skipped:
             return ""
         left = sum(self.skipped.values())
-        reasons = sorted(self.skipped.items(), key=lambda item: -item[1])
         return (
             f"{left} of {left + len(self.cases)} rows left out: "
-            f"{'; '.join(f'{reason} ({count})' for reason, count in reasons)}"
+            f"{'; '.join(f'{reason} ({count})' for reason, count in self.skipped.items())}"
         )
 
 
@@ -145,7 +144,7 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
             f"{path} has no table of a known form: needs columns {', '.join(sorted(SERVED))}, or "
             f"{', '.join(sorted(GENERATED))}, or {', '.join(_ALIASES)} and {_OF_ALL[0]}"
         )
-    return Tables(cases=tuple(cases), skipped=dict(skipped))
+    return Tables(cases=tuple(cases), skipped=dict(skipped.most_common()))
 
 
 def _frame(file: Path, nrows: int | None = None) -> pd.DataFrame:
