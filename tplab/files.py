@@ -5,10 +5,14 @@ hold anything. Whatever is in it, a reader here answers soon, with the text or w
 Writing: beside the file first, then renamed over it, so that a full disk or an interrupt leaves the earlier file whole.
 """
 
+import errno
 import json
 import os
+import secrets
 import select
+import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +25,19 @@ MAX_DIGITS = 18
 """Longest whole number in a JSON file: it still fits 64 bits. No size, count or time of a machine has more digits."""
 _PIPE_PATIENCE_S = 10.0
 _READ_SIZE = 1 << 20
+_TRIAL_SIZE = 4096
+_ROOM = "make room, or write to another disk"
+_OF_YOURS = "write to a folder of yours"
+_WAYS_OUT = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "write to another disk, or raise the limit of ulimit -f",
+    errno.EROFS: _OF_YOURS,
+    errno.EACCES: _OF_YOURS,
+    errno.EPERM: _OF_YOURS,
+    errno.EISDIR: "give the name of a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes:
@@ -89,35 +106,53 @@ def read_json(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
     return parse_json(read_text(path, limit=limit), str(path))
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Ask whether a file can be written there, before minutes are spent on what is to go into it.
+
+    A few bytes are written to a file without a name in the same folder: permissions alone do not tell of a disk that is
+    full already, nor of what a server says. A pipe or a device is not touched.
+
+    Raises ``OSError`` like :func:`replacing`.
+    """
+    try:
+        target, _ = _target(path)
+        if target is not None:
+            with tempfile.TemporaryFile(dir=target.parent) as trial:
+                trial.write(bytes(_TRIAL_SIZE))
+                trial.flush()
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; what is there becomes ``path`` when the block ends well.
 
     When it does not (an error, an interrupt, a full disk), the earlier file stays as it was and the partial one is
-    removed. A link is followed, and the earlier file's permissions are kept. What is not a file (``/dev/stdout``, a
-    pipe) is written in place.
+    removed. A link is followed, and the earlier file's owner and permissions are kept as far as one may; other names of
+    it (hard links) keep the earlier file. What is not a file (a pipe, a device), and a file that this process prints
+    to, is not replaced: the partial file is copied into it at the end.
 
-    Raises ``OSError`` that names ``path``.
+    Raises ``OSError`` that names ``path`` and says the way out: no such folder, a folder of that name, an earlier file
+    or a folder that one may not write to, no room.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        yield target
-        return
     partial: Path | None = None
     try:
-        try:
-            fd, name = tempfile.mkstemp(prefix=".", suffix=f".partial{target.suffix}", dir=target.parent)
-            partial = Path(name)
-            os.fchmod(fd, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
-            os.close(fd)
-            yield partial
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())  # some file systems find out here that the disk is full
+        target, earlier = _target(path)
+        folder = Path(tempfile.gettempdir()) if target is None else target.parent
+        # Not of tempfile: the folder's own rules for new files are to hold. The ending tells pandas how to compress.
+        partial = folder / f".{secrets.token_hex(8)}.partial{Path(path).suffix}"
+        _create(partial, earlier)
+        yield partial
+        settle(partial)
+        if target is None:
+            _copy_into(path, partial)
+        else:
             os.replace(partial, target)
-        except OSError as error:
-            if error.filename not in (None, str(partial), str(target)):
-                raise  # of another file, which the block read or wrote
-            raise type(error)(error.errno, error.strerror, str(path)) from None
+    except OSError as error:
+        if error.filename is not None and str(error.filename) not in (str(partial), os.fspath(path)):
+            raise  # of another file, which the block read or wrote
+        raise _unwritten(path, error) from None
     finally:
         if partial is not None:
             with suppress(OSError):
@@ -125,22 +160,78 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` in UTF-8, in the manner of :func:`replacing`."""
+    """Write ``text`` in UTF-8, in the manner of :func:`replacing`, whose errors it raises."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def settle(path: str | os.PathLike[str]) -> None:
+    """Wait until a file is on its disk: some file systems find out only then that there is no room for it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _target(path: str | os.PathLike[str]) -> tuple[Path | None, os.stat_result | None]:
+    """The file to replace, behind all links, and what it is now; no file for what can only be written in place.
+
+    Raises ``OSError`` where it cannot be written whatever the disk says.
+    """
+    try:
+        earlier = os.stat(path)
+    except FileNotFoundError:
+        target = Path(os.path.realpath(path))
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent} (make it first)") from None
+        return target, None
+    if stat.S_ISDIR(earlier.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not os.access(path, os.W_OK):  # renaming would not ask
+        raise PermissionError(errno.EACCES, "it is there already, and may not be written to")
+    in_place = not stat.S_ISREG(earlier.st_mode) or _printed_to(earlier) is not None
+    return None if in_place else Path(os.path.realpath(path)), earlier
+
+
+def _printed_to(file: os.stat_result) -> int | None:
+    """The descriptor behind which this process prints to ``file``: ``/dev/stdout`` where a shell redirected it."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(file, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _create(partial: Path, earlier: os.stat_result | None) -> None:
+    """Make the empty file, with the owner and the permissions of the earlier one as far as one may."""
+    mode = 0o666 if earlier is None else 0o600
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        if earlier is not None and stat.S_ISREG(earlier.st_mode):
+            with suppress(OSError):
+                os.fchown(fd, earlier.st_uid, earlier.st_gid)
+            with suppress(OSError):
+                os.fchmod(fd, stat.S_IMODE(earlier.st_mode))
+    finally:
+        os.close(fd)
+
+
+def _copy_into(path: str | os.PathLike[str], partial: Path) -> None:
+    printed_to = _printed_to(os.stat(path))
+    if printed_to is not None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # what was printed comes first
+    out = os.open(path, os.O_WRONLY | os.O_CLOEXEC) if printed_to is None else os.dup(printed_to)
+    with open(partial, "rb") as source, os.fdopen(out, "wb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _unwritten(path: str | os.PathLike[str], error: OSError) -> OSError:
+    """The error under the name that was given, with the way out."""
+    why = error.strerror or str(error)
+    way = _WAYS_OUT.get(error.errno or 0)
+    return OSError(error.errno, why if way is None else f"{why} ({way})", os.fspath(path))
 
 
 def _whole(digits: str) -> int:
     if len(digits.lstrip("-")) > MAX_DIGITS:
         raise ValueError(f"a whole number of {len(digits.lstrip('-'))} digits, more than {MAX_DIGITS}")
     return int(digits)
-
-
-def _umask() -> int:
-    """The umask, which can only be read by setting it; not thread-safe, so taken from Linux where it says."""
-    with suppress(OSError, StopIteration, ValueError):
-        with open("/proc/self/status") as file:
-            return int(next(line for line in file if line.startswith("Umask:")).split()[1], 8)
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
