@@ -39,7 +39,10 @@ def test_a_full_disk_is_one_line():
 @needs_full_disk
 def test_a_table_that_cannot_be_written_names_its_option(capsys):
     assert main([*ADVISE, "--csv", "/dev/full"]) == 2
-    assert capsys.readouterr().err == "tplab advise: --csv /dev/full cannot be written: No space left on device\n"
+    assert capsys.readouterr().err == (
+        "tplab advise: --csv /dev/full cannot be written: No space left on device (make room, or write to another "
+        "disk); what was to go into it is printed instead\n"
+    )
 
 
 @pytest.mark.parametrize(

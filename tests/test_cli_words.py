@@ -5,8 +5,7 @@ import argparse
 import pandas as pd
 import pytest
 
-from tplab import cli_words
-from tplab.cli_words import OPTIONS, PHRASES, check, in_options, table, writable, write_csv
+from tplab.cli_words import OPTIONS, PHRASES, check, in_options, table
 from tplab.topology.wording import duration, fixed
 
 DESTS = {said[2:].replace("-", "_") for said in OPTIONS.values()}
@@ -85,16 +84,3 @@ def test_what_no_command_can_mean(given, message):
 
 def test_what_may_be_left_out_or_zero():
     check(argparse.Namespace(machine=None, csv=None, gpus=None, nodes=1, most=0, eager=False, paths=["a"]))
-
-
-def test_files_that_cannot_be_written(tmp_path, monkeypatch, capsys):
-    frame = pd.DataFrame({"a": [1]})
-    write_csv("--csv", frame, writable("--csv", str(tmp_path / "a.csv")))
-    assert capsys.readouterr().out == f"Wrote {tmp_path / 'a.csv'} (1 rows).\n"
-    with pytest.raises(ValueError, match=r"^--csv .*gone/a\.csv cannot be written: "):
-        write_csv("--csv", frame, tmp_path / "gone" / "a.csv")
-    with pytest.raises(ValueError, match="--csv must be in an existing folder"):
-        writable("--csv", str(tmp_path / "gone" / "a.csv"))
-    monkeypatch.setattr(cli_words.os, "access", lambda *_: False)
-    with pytest.raises(ValueError, match="cannot be written: no permission"):
-        writable("--csv", str(tmp_path / "a.csv"))

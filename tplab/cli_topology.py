@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tplab.cli_words import writable
+from tplab.cli_words import unsaved, writable
 from tplab.cluster import Cluster, Report
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _say_calibration(made: "Calibration", out: Path) -> None:
     try:
         made.save(out)
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise unsaved("--out", error, made.to_json()) from error
     print(made.badge)
     for sweep in made.all_reduce:
         print(

@@ -6,13 +6,14 @@ here, by a table, rather than asked again before every call: the rule stays in o
 """
 
 import argparse
-import os
 import re
 import shutil
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tplab.files import check_writable, replacing
 from tplab.topology.wording import fixed
 
 if TYPE_CHECKING:
@@ -92,20 +93,31 @@ def table(frame: "pd.DataFrame") -> str:
 
 def writable(argument: str, path: str) -> Path:
     """Checked before anything is measured. Raises ``ValueError`` naming the argument."""
-    out = Path(path)
-    if not out.parent.is_dir():
-        raise ValueError(f"{argument} must be in an existing folder; there is no {out.parent}")
-    if out.is_dir():
-        raise ValueError(f"{argument} must be a file; {out} is a folder")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise ValueError(f"{argument} {out} cannot be written: no permission")
-    return out
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise ValueError(f"{argument} {path} cannot be written: {error.strerror}") from error
+    return Path(path)
 
 
 def write_csv(argument: str, frame: "pd.DataFrame", path: Path) -> None:
-    """Writes it and says so. Raises ``ValueError`` naming the argument, such as for a disk that is full."""
+    """Writes it and says so. Raises ``ValueError`` naming the argument, such as for a disk that is full, and prints the
+    rows."""
     try:
-        frame.to_csv(path, index=False)
+        with replacing(path) as partial:
+            frame.to_csv(partial, index=False)
     except OSError as error:
-        raise ValueError(f"{argument} {path} cannot be written: {error.strerror or error}") from error
+        raise unsaved(argument, error, frame.to_csv(index=False)) from error
     print(f"Wrote {path} ({len(frame)} rows).")
+
+
+def unsaved(argument: str, error: OSError, text: str) -> ValueError:
+    """Prints ``text``, which may have taken minutes to measure and could not be written to a file. Gives the error to
+    raise."""
+    try:
+        print(text, flush=True)
+    except OSError:  # what is printed goes to the same full disk
+        print(text, file=sys.stderr)
+    return ValueError(
+        f"{argument} {error.filename} cannot be written: {error.strerror}; what was to go into it is printed instead"
+    )

@@ -24,6 +24,8 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.files import write_text
+
 
 class Op(StrEnum):
     """What an action does; the letters are torch's."""
@@ -210,8 +212,11 @@ class Schedule:
         return text.getvalue()
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the text form, as ``torch.distributed.pipelining`` reads it."""
-        Path(path).write_text(self.to_text(), encoding="utf-8")
+        """Write the text form, as ``torch.distributed.pipelining`` reads it; the file is whole or not there.
+
+        Raises ``OSError`` like ``files.replacing``.
+        """
+        write_text(path, self.to_text())
 
     @classmethod
     def from_text(

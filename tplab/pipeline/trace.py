@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tplab.files import write_text
 from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
 
 if TYPE_CHECKING:
@@ -315,8 +316,8 @@ class Trace:
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
 
     def to_perfetto(self, path: str | Path) -> None:
-        """Write :meth:`perfetto` to a file."""
-        Path(path).write_text(json.dumps(self.perfetto()), encoding="utf-8")
+        """Write :meth:`perfetto` to a file, whole or not at all. Raises ``OSError`` like ``files.replacing``."""
+        write_text(path, json.dumps(self.perfetto()))
 
 
 _TRACKS = ("computations", "sends", "receives")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tplab.collectives.cost import fit_line
+from tplab.files import write_text
 
 Floats = NDArray[np.float64]
 FORMAT = "tplab-calibration/1"
@@ -263,12 +264,9 @@ class Calibration:
         return made
 
     def save(self, path: "str | os.PathLike[str]") -> Path:
-        """Writes the file, whole or not at all, and gives its path."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
-        return path
+        """Writes the file, whole or not at all, and gives its path. Raises ``OSError`` like ``files.replacing``."""
+        write_text(path, self.to_json())
+        return Path(path)
 
     @classmethod
     def load(cls, path: "str | os.PathLike[str]") -> "Calibration":
