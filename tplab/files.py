@@ -1,30 +1,40 @@
 """The one way to open a file that a user gives, and the one way to write a file that a user keeps.
 
 Reading: people download configurations, calibrations, topologies, schedules and results of benchmarks, so a file may
-hold anything. Whatever is in it, a reader here answers soon, with the text or with a ``ValueError`` that names the file.
+hold anything. Whatever is in it, a reader here answers soon, with what is in it or with a ``ValueError`` that names it.
 Writing: beside the file first, then renamed over it, so that a full disk or an interrupt leaves the earlier file whole.
 """
 
 import errno
+import io
 import json
 import os
+import re
 import secrets
 import select
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tplab.shown import check_depth, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_BYTES = 64 << 20
 """Largest file that is read unless a reader says otherwise: beyond every configuration, table or schedule."""
 MAX_DIGITS = 18
 """Longest whole number in a JSON file: it still fits 64 bits. No size, count or time of a machine has more digits."""
+MAX_COLUMNS = 1000
+"""Most columns of a table."""
 _PIPE_PATIENCE_S = 10.0
 _READ_SIZE = 1 << 20
+_BLANKS = re.compile(r"[ \t\n\r]*")
 _TRIAL_SIZE = 4096
 _ROOM = "make room, or write to another disk"
 _OF_YOURS = "write to a folder of yours"
@@ -51,12 +61,17 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes
         # Not blocking: a named pipe without a writer would hold up the opening itself.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a zero byte in the path
-        raise ValueError(f"{os.fspath(path)!r} is no path of a file: {error}") from None
+        raise ValueError(f"{shown(os.fspath(path))} is no path of a file: {error}") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"{shown(os.fspath(path))} is no path of a file: {error.strerror}") from None
     with os.fdopen(fd, "rb", buffering=0) as file:
         kind = os.fstat(fd).st_mode
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(21, "is a folder, not a file", str(path))
-        chunks, size = [], 0
+        chunks: list[bytes] = []
+        size = 0
         while True:
             if not stat.S_ISREG(kind) and not select.select([fd], [], [], _PIPE_PATIENCE_S)[0]:
                 raise ValueError(f"{path}: nothing came out of this pipe for {_PIPE_PATIENCE_S:.0f} s")
@@ -90,20 +105,55 @@ def read_text(path: str | os.PathLike[str], *, limit: int = MAX_BYTES, errors: s
 def parse_json(text: str, name: str) -> Any:
     """The value behind a JSON text; ``name`` says in errors where the text came from.
 
-    Raises ``ValueError`` for anything that is not JSON, is nested too deep, or holds a whole number of more than 18
-    digits.
+    Raises ``ValueError`` for anything that is not JSON, is nested more than 100 deep, or holds a whole number of more
+    than 18 digits.
     """
-    try:
-        return json.loads(text, parse_int=_whole)
-    except RecursionError:
-        raise ValueError(f"{name}: the JSON in it is nested too deep to be read") from None
-    except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON: {error}") from None
+    return _parsed(name, lambda: json.loads(text, parse_int=_whole))
+
+
+def parse_json_documents(text: str, name: str, *, most: int) -> list[Any]:
+    """The values of a text with one JSON document after the other. Raises like :func:`parse_json`, and ``ValueError``
+    for more than ``most`` of them."""
+    decoder = json.JSONDecoder(parse_int=_whole)
+
+    def documents() -> list[Any]:
+        found: list[Any] = []
+        at = 0
+        while (at := _BLANKS.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it matches anywhere
+            if len(found) == most:
+                raise ValueError(f"more than {most:,} documents in one file")
+            data, at = decoder.raw_decode(text, at)
+            found.append(data)
+        return found
+
+    data: list[Any] = _parsed(name, documents)
+    return data
 
 
 def read_json(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
     """The value in a JSON file. Raises like :func:`read_text` and :func:`parse_json`."""
     return parse_json(read_text(path, limit=limit), str(path))
+
+
+def read_frame(path: str | os.PathLike[str], *, comment: str | None = None) -> "pd.DataFrame":
+    """The table in a CSV file; lines that begin with ``comment`` are left out.
+
+    Raises ``ValueError`` that names the file, also where it cannot be opened.
+    """
+    import pandas as pd
+
+    try:
+        text = read_text(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    lines = (line for line in io.StringIO(text) if line.strip() and not (comment and line.startswith(comment)))
+    columns = next(lines, "").count(",") + 1
+    if columns > MAX_COLUMNS:
+        raise ValueError(f"{path} cannot be read as a table: it has {columns:,} columns, more than {MAX_COLUMNS:,}")
+    try:
+        return pd.read_csv(io.StringIO(text), comment=comment)
+    except (ValueError, OverflowError, MemoryError) as error:  # empty, or rows of unequal length
+        raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -229,6 +279,17 @@ def _unwritten(path: str | os.PathLike[str], error: OSError) -> OSError:
     why = error.strerror or str(error)
     way = _WAYS_OUT.get(error.errno or 0)
     return OSError(error.errno, why if way is None else f"{why} ({way})", os.fspath(path))
+
+
+def _parsed(name: str, parse: Callable[[], Any]) -> Any:
+    try:
+        data = parse()
+    except RecursionError:
+        raise ValueError(f"{name}: the JSON in it is nested too deep to be read") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from None
+    check_depth(data, name)
+    return data
 
 
 def _whole(digits: str) -> int:

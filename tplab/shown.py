@@ -1,0 +1,61 @@
+"""Values from people's files in error messages: short, whatever they are.
+
+A message that prints what it refuses must not fail over it in turn: ``repr`` ends in a ``RecursionError`` for lists in
+lists in lists, refuses whole numbers of 5,000 digits, and prints all of a megabyte.
+"""
+
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+MAX_DEPTH = 100
+"""Deepest nesting of lists and objects: beyond every real file, and far from where Python's recursion ends."""
+_LONGEST = 80
+"""Characters of a value or a name."""
+
+
+def shown(value: Any) -> str:
+    """Its ``repr``, cut short."""
+    return _SHORT.repr(value)
+
+
+def listed(names: Iterable[object], most: int = 4) -> str:
+    """``a, b, c, d and 17 more``; each of them cut short."""
+    texts = list(map(str, names))
+    first = ", ".join(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..." for text in texts[:most])
+    return f"{first} and {len(texts) - most:,} more" if len(texts) > most else first
+
+
+def check_depth(value: Any, name: str) -> None:
+    """Raises ``ValueError`` for lists and objects more than 100 deep in each other, or in themselves: whatever looks at
+    them further would end in a ``RecursionError``."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            each
+            for held in level
+            if isinstance(held, _HOLDERS)
+            for each in (held.values() if isinstance(held, dict) else held)
+            if isinstance(each, _HOLDERS)
+        ]
+        if not level:
+            return
+    raise ValueError(f"{name}: lists and objects in it are nested more than {MAX_DEPTH} deep")
+
+
+_HOLDERS = (dict, list, tuple)
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxstring = self.maxother = self.maxlong = _LONGEST
+
+    def repr_int(self, value: int, level: int) -> str:
+        if value.bit_length() > 1024:  # Python does not print whole numbers of thousands of digits
+            return f"a whole number of some {value.bit_length() * 3 // 10:,} digits"
+        return super().repr_int(value, level)
+
+
+_SHORT = _Short()
