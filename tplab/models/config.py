@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from tplab.models.keys import whole
+
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 """What ``model_type`` in a config.json may be."""
 
@@ -97,9 +99,7 @@ class ModelConfig:
             *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"),
             *("head_dim", "max_positions"),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number; got {value!r}")
+            whole(getattr(self, name), name)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
         if self.head_dim % 2:

@@ -8,12 +8,15 @@ Sources: the configuration classes of transformers 5 (``configuration_llama.py``
 defaults; ``modeling_rope_utils.py`` for rotary scaling.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tplab.files import read_json
+from tplab.models import keys as check
 from tplab.models.config import DTYPES, MODEL_TYPES, DType, ModelConfig, RopeScaling
+from tplab.shown import check_depth, listed, shown
 
 _INERT = frozenset(
     """
@@ -64,8 +67,15 @@ _COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
     "sliding_window": 4096,
     "use_sliding_window": False,
+    "use_bidirectional_attention": False,
     "max_window_layers": 28,
 }
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "max_position_embeddings",
+)
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window", "use_bidirectional_attention")
 
 _NULLABLE = ("sliding_window", "eos_token_id", "num_key_value_heads", "head_dim")
 """Null is a setting of its own here (no window, no stop token, as many as query heads, D/H), and not the default."""
@@ -82,70 +92,71 @@ def read_config(source: "str | Path | Mapping[str, Any]") -> ModelConfig:
     if isinstance(source, Mapping):
         return _from_keys(dict(source), "the config")
     path = Path(source)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"no config.json at {path}: give a folder with a Hugging Face checkpoint, or the file")
+    path = path / "config.json" if os.path.isdir(path) else path
     try:
-        keys = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        keys = read_json(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no config.json at {path}: give a folder with a Hugging Face checkpoint, or the file"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     if not isinstance(keys, dict):
         raise ValueError(f"{path} must hold a JSON object; it holds a {type(keys).__name__}")
     return _from_keys(keys, str(path))
 
 
 def _from_keys(keys: dict[str, Any], where: str) -> ModelConfig:
+    check_depth(keys, where)
     kind = keys.get("model_type")
     if kind not in MODEL_TYPES:
         needs = next((f" ({what})" for what, names in _KINDS.items() if kind in names), "")
         raise ValueError(
-            f"{where}: model_type={kind!r}{needs} is not supported; supported are {', '.join(MODEL_TYPES)}"
+            f"{where}: model_type={shown(kind)}{needs} is not supported; supported are {', '.join(MODEL_TYPES)}"
         )
     _refuse_unknown(keys, where)
+    full = {**_COMMON, **_DEFAULTS[kind], **{k: v for k, v in keys.items() if v is not None or k in _NULLABLE}}
+    at = f"{where}: "
+    flags = {name: check.flag(full[name], name, at) for name in _FLAGS}
     for name, kinds in (
         ("use_bidirectional_attention", ()),
         ("attention_bias", ("llama", "qwen3", "gemma")),
         ("mlp_bias", ("llama",)),
     ):
-        if keys.get(name) and kind not in kinds:
-            raise ValueError(f"{where}: {name}={keys[name]!r} is not supported for {kind}; false is")
-    given = {name: value for name, value in keys.items() if value is not None or name in _NULLABLE}
-    full = {**_COMMON, **_DEFAULTS[kind], **given}
-    num_heads = full["num_attention_heads"]
-    head_dim = full.get("head_dim")
-    if head_dim is None:
-        if full["hidden_size"] % num_heads:
-            raise ValueError(
-                f"{where}: num_attention_heads={num_heads} does not divide hidden_size={full['hidden_size']}; "
-                f"give head_dim"
-            )
-        head_dim = full["hidden_size"] // num_heads
-    theta, scaling = _rope(keys, full, where)
-    attention_bias = bool(full["attention_bias"])
+        if flags[name] and kind not in kinds:
+            raise ValueError(f"{where}: {name}=True is not supported for {kind}; false is")
+    sizes = {name: check.whole(full[name], name, at) for name in _SIZES}
+    hidden, num_heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    kv_heads, head_dim = full.get("num_key_value_heads"), full.get("head_dim")
+    if head_dim is None and hidden % num_heads:
+        raise ValueError(
+            f"{where}: num_attention_heads={num_heads} does not divide hidden_size={hidden}; give head_dim"
+        )
+    theta, scaling = _rope(keys, sizes["max_position_embeddings"], at)
     return ModelConfig(
         model_type=kind,
-        vocab_size=full["vocab_size"],
-        hidden_size=full["hidden_size"],
-        intermediate_size=full["intermediate_size"],
-        num_layers=full["num_hidden_layers"],
+        vocab_size=sizes["vocab_size"],
+        hidden_size=hidden,
+        intermediate_size=sizes["intermediate_size"],
+        num_layers=sizes["num_hidden_layers"],
         num_heads=num_heads,
-        num_kv_heads=num_heads if full.get("num_key_value_heads") is None else full["num_key_value_heads"],
-        head_dim=head_dim,
-        max_positions=full["max_position_embeddings"],
-        norm_eps=float(full["rms_norm_eps"]),
+        num_kv_heads=num_heads if kv_heads is None else check.whole(kv_heads, "num_key_value_heads", at),
+        head_dim=hidden // num_heads if head_dim is None else check.whole(head_dim, "head_dim", at),
+        max_positions=sizes["max_position_embeddings"],
+        norm_eps=check.number(full["rms_norm_eps"], "rms_norm_eps", at),
         rope_theta=theta,
         rope_scaling=scaling,
-        qkv_bias=attention_bias or kind == "qwen2",
-        out_bias=attention_bias,
-        mlp_bias=bool(full["mlp_bias"]),
+        qkv_bias=flags["attention_bias"] or kind == "qwen2",
+        out_bias=flags["attention_bias"],
+        mlp_bias=flags["mlp_bias"],
         qk_norm=kind == "qwen3",
-        tied=bool(full["tie_word_embeddings"]),
+        tied=flags["tie_word_embeddings"],
         windows=_windows(kind, keys, full, where),
         gate=_gate(kind, full, where),
         norm_offset=1.0 if kind == "gemma" else 0.0,
-        embedding_scale=full["hidden_size"] ** 0.5 if kind == "gemma" else 1.0,
+        embedding_scale=hidden**0.5 if kind == "gemma" else 1.0,
         dtype=_dtype(keys, where),
-        stop_tokens=_stop_tokens(full.get("eos_token_id")),
+        stop_tokens=check.tokens(full.get("eos_token_id"), "eos_token_id", at),
     )
 
 
@@ -158,8 +169,8 @@ def _refuse_unknown(keys: dict[str, Any], where: str) -> None:
     unknown = sorted(active - _INERT - _HONOURED)
     if unknown:
         raise ValueError(
-            f"{where}: {', '.join(f'{name}={keys[name]!r}' for name in unknown)} is not known here and may change what "
-            f"the model computes, so it is not passed over. Delete the key if it changes nothing. Honoured are "
+            f"{where}: {listed(f'{name}={shown(keys[name])}' for name in unknown)} is not known here and may change "
+            f"what the model computes, so it is not passed over. Delete the key if it changes nothing. Honoured are "
             f"{', '.join(sorted(_HONOURED))}"
         )
 
@@ -173,63 +184,60 @@ def _gate(kind: str, full: dict[str, Any], where: str) -> Any:
             "gelu_pytorch_tanh",
         ):
             return "gelu_tanh"
-        raise ValueError(f"{where}: hidden_act={activation!r} is not supported for gemma; gelu_pytorch_tanh is")
+        raise ValueError(f"{where}: hidden_act={shown(activation)} is not supported for gemma; gelu_pytorch_tanh is")
     if "hidden_activation" in full:
         raise ValueError(
-            f"{where}: hidden_activation={full['hidden_activation']!r} is a key of gemma's; use hidden_act"
+            f"{where}: hidden_activation={shown(full['hidden_activation'])} is a key of gemma's; use hidden_act"
         )
     if full["hidden_act"] not in ("silu", "swish"):
-        raise ValueError(f"{where}: hidden_act={full['hidden_act']!r} is not supported for {kind}; silu is")
+        raise ValueError(f"{where}: hidden_act={shown(full['hidden_act'])} is not supported for {kind}; silu is")
     return "silu"
 
 
 def _windows(kind: str, keys: dict[str, Any], full: dict[str, Any], where: str) -> tuple[int | None, ...]:
-    layers = full["num_hidden_layers"]
+    layers, at = full["num_hidden_layers"], f"{where}: "
     types = keys.get("layer_types")
     if types is not None:
-        strange = sorted(set(types) - {"full_attention", "sliding_attention"})
-        if strange or len(types) != layers:
-            raise ValueError(
-                f"{where}: layer_types must be {layers} times full_attention or sliding_attention; got {len(types)} "
-                f"of {', '.join(sorted(set(types)))}"
-            )
+        types = check.layer_types(types, layers, at)
+    window = full["sliding_window"]
+    if window is not None:
+        check.whole(window, "sliding_window", at)
+    if kind in ("llama", "gemma") and keys.get("sliding_window") is not None:
+        raise ValueError(f"{where}: sliding_window={window} is not a key of {kind}'s")
     if kind in ("qwen2", "qwen3"):
-        window = full["sliding_window"] if full["use_sliding_window"] else None
+        if not full["use_sliding_window"]:
+            window = None
         if types is None:
-            from_layer = full["max_window_layers"]
+            from_layer = check.whole(full["max_window_layers"], "max_window_layers", at, least=0)
             types = ["sliding_attention" if layer >= from_layer else "full_attention" for layer in range(layers)]
         elif window is None and "sliding_attention" in types:
             raise ValueError(f"{where}: layer_types has sliding_attention, but use_sliding_window is off")
         windows = tuple(window if each == "sliding_attention" else None for each in types)
     else:
-        window = full["sliding_window"] if kind == "mistral" else None
+        window = window if kind == "mistral" else None
         wanted = "full_attention" if window is None else "sliding_attention"
         if types is not None and set(types) != {wanted}:
             raise ValueError(
                 f"{where}: layer_types of a {kind} model with sliding_window={window} must all be {wanted}"
             )
         windows = (window,) * layers
-    if kind in ("llama", "gemma") and keys.get("sliding_window") is not None:
-        raise ValueError(f"{where}: sliding_window={keys['sliding_window']!r} is not a key of {kind}'s")
-    for window in windows:
-        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-            raise ValueError(f"{where}: sliding_window must be a positive number of tokens, or null; got {window!r}")
     return windows if any(window is not None for window in windows) else ()
 
 
-def _rope(keys: dict[str, Any], full: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+def _rope(keys: dict[str, Any], positions: int, at: str) -> tuple[float, RopeScaling | None]:
     """Theta and scaling: from ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling`` (before)."""
-    name = "rope_parameters" if keys.get("rope_parameters") else "rope_scaling"
-    settings = dict(keys.get(name) or {})
-    theta = float(settings.pop("rope_theta", keys.get("rope_theta") or 10_000.0))
-    kind = settings.pop("rope_type", settings.get("type", "default"))
+    given = {name: keys[name] for name in ("rope_parameters", "rope_scaling") if keys.get(name) is not None}
+    found = {name: check.mapping(value, name, at) for name, value in given.items()}
+    name = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
+    settings = dict(found.get(name, {}))
+    theta = settings.pop("rope_theta", keys.get("rope_theta"))
+    theta = 10_000.0 if theta is None else check.number(theta, "rope_theta", at)
+    kind = check.text(settings.pop("rope_type", settings.get("type", "default")), f"rope_type of {name}", at)
     settings.pop("type", None)
     for place in (keys, settings):
-        if place.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise ValueError(
-                f"{where}: partial_rotary_factor={place['partial_rotary_factor']!r} is not supported; all of a head is "
-                f"turned"
-            )
+        part = place.get("partial_rotary_factor")
+        if part is not None and check.number(part, "partial_rotary_factor", at) != 1.0:
+            raise ValueError(f"{at}partial_rotary_factor={part} is not supported; all of a head is turned")
     settings.pop("partial_rotary_factor", None)
     wanted = {
         "default": set(),
@@ -237,53 +245,49 @@ def _rope(keys: dict[str, Any], full: dict[str, Any], where: str) -> tuple[float
         "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     }
     if kind not in wanted:
-        raise ValueError(f"{where}: {name} of type {kind!r} is not supported; default, linear and llama3 are")
+        raise ValueError(f"{at}{name} of type {shown(kind)} is not supported; default, linear and llama3 are")
     if kind == "default":
         settings.pop("factor", None)  # of no effect without a scaling
     missing = sorted(wanted[kind] - settings.keys())
     if missing == ["original_max_position_embeddings"]:
         # transformers takes the top-level key, else the model's own length.
-        settings["original_max_position_embeddings"] = keys.get(
-            "original_max_position_embeddings", full["max_position_embeddings"]
-        )
+        settings["original_max_position_embeddings"] = keys.get("original_max_position_embeddings", positions)
     elif missing:
-        raise ValueError(f"{where}: {name} of type {kind} needs {', '.join(missing)}")
+        raise ValueError(f"{at}{name} of type {kind} needs {', '.join(missing)}")
     extra = sorted(key for key in settings.keys() - wanted[kind] if settings[key] is not None)
     if kind == "linear":
         extra = [key for key in extra if key != "original_max_position_embeddings"]  # of no effect there
     if extra:
-        raise ValueError(f"{where}: {name} of type {kind} with {', '.join(extra)} is not supported")
+        raise ValueError(f"{at}{name} of type {kind} with {listed(extra)} is not supported")
     if kind == "default":
         return theta, None
+    numbers = {
+        key: check.number(settings[key], f"{key} of {name}", at) for key in wanted[kind] if key.endswith("factor")
+    }
     if kind == "linear":
-        return theta, RopeScaling(kind="linear", factor=float(settings["factor"]))
+        return theta, RopeScaling(kind="linear", factor=numbers["factor"])
+    original = settings["original_max_position_embeddings"]
     scaling = RopeScaling(
         kind="llama3",
-        factor=float(settings["factor"]),
-        low_freq_factor=float(settings["low_freq_factor"]),
-        high_freq_factor=float(settings["high_freq_factor"]),
-        original_max_positions=int(settings["original_max_position_embeddings"]),
+        original_max_positions=check.whole(original, f"original_max_position_embeddings of {name}", at),
+        **numbers,
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ValueError(
-            f"{where}: {name}: high_freq_factor={scaling.high_freq_factor} must be more than "
+            f"{at}{name}: high_freq_factor={scaling.high_freq_factor} must be more than "
             f"low_freq_factor={scaling.low_freq_factor}"
         )
     return theta, scaling
 
 
 def _dtype(keys: dict[str, Any], where: str) -> DType:
-    name = keys.get("dtype") or keys.get("torch_dtype") or "float32"
+    key = next((key for key in ("dtype", "torch_dtype") if keys.get(key) is not None), None)
+    if key is None:
+        return "float32"
     for dtype in DTYPES:
-        if name in (dtype, f"torch.{dtype}"):
+        if keys[key] in (dtype, f"torch.{dtype}"):
             return dtype
-    raise ValueError(f"{where}: dtype={name!r} is not supported; {', '.join(DTYPES)} are")
-
-
-def _stop_tokens(eos: Any) -> tuple[int, ...]:
-    if eos is None:
-        return ()
-    return tuple(int(token) for token in (eos if isinstance(eos, list) else [eos]))
+    raise ValueError(f"{where}: {key}={shown(keys[key])} is not supported; {', '.join(DTYPES)} are")
 
 
 _ARCHITECTURES = {

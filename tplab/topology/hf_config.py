@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tplab.files import read_json
+from tplab.models.keys import flag, layer_types, mapping, number, text, texts, whole
+from tplab.shown import check_depth, listed, shown
 from tplab.topology.model_spec import ITEMSIZE, ModelSpec
 from tplab.topology.presets import HUGGING_FACE, MODELS, nearest
 
@@ -58,6 +61,8 @@ def read_config(
 ) -> ModelSpec:
     """See :meth:`ModelSpec.from_config`."""
     name, values, source = _load(config)
+    check_depth(values, name)
+    mapping(values, name)
     notes: list[str] = []
     _refuse_encoders(name, values)
     family, values = _language_model(values, notes)
@@ -72,7 +77,7 @@ def read_config(
     hidden = _size(values, "hidden_size", "n_embd")
     heads = _size(values, "num_attention_heads", "n_head")
     layers = _size(values, "num_hidden_layers", "n_layer")
-    inner = values.get("n_inner") if gpt2 else None
+    inner = _optional(values, "n_inner") if gpt2 else None
     usual_head_dim, usual_kv_heads = _LEFT_OUT.get(family, (None, None))
     head_dim = _optional(values, "head_dim") or usual_head_dim
     if head_dim is None:
@@ -91,8 +96,8 @@ def read_config(
         notes.append("counted with biases on every matrix and LayerNorm, as GPT-2 and GPT-NeoX have them")
     unknown = sorted(set(values) - _NO_EFFECT - _USED - {key for keys in _REFUSED.values() for key in keys})
     if unknown:
-        notes.append(f"keys without meaning here, taken to change neither size nor speed: {', '.join(unknown)}")
-    how = _mapping(values, "quantization_config") if values.get("quantization_config") else {}
+        notes.append(f"keys without meaning here, taken to change neither size nor speed: {listed(unknown, 20)}")
+    how = _mapping(values, "quantization_config")
     weights, cache, activation = _precisions(values, how, weight_precision, notes)
     return ModelSpec(
         name=name,
@@ -103,16 +108,16 @@ def read_config(
         num_kv_heads=_kv_heads(values, family, heads, usual_kv_heads, fixed=gpt2 or neox),
         head_dim=head_dim,
         vocab_size=_size(values, "vocab_size"),
-        tied_embeddings=bool(values.get("tie_word_embeddings", gpt2 or family.startswith("gemma"))),
+        tied_embeddings=_flag(values, "tie_word_embeddings", gpt2 or family.startswith("gemma")),
         gated_mlp=not (gpt2 or neox),
-        qkv_bias=bool(values.get("attention_bias", gpt2 or neox or family == "qwen2")),
-        out_bias=bool(values.get("attention_bias", gpt2 or neox)),
-        mlp_bias=bool(values.get("mlp_bias", gpt2 or neox)),
-        qk_norm=family in ("qwen3", "gemma3_text") or bool(values.get("use_qk_norm") or values.get("qk_norm")),
+        qkv_bias=_flag(values, "attention_bias", gpt2 or neox or family == "qwen2"),
+        out_bias=_flag(values, "attention_bias", gpt2 or neox),
+        mlp_bias=_flag(values, "mlp_bias", gpt2 or neox),
+        qk_norm=_flag(values, "use_qk_norm") or _flag(values, "qk_norm") or family in ("qwen3", "gemma3_text"),
         norms_per_block=4 if family in ("gemma2", "gemma3_text") else 2,
         norm_bias=gpt2 or neox,
         num_positions=_size(values, "n_positions") if gpt2 else 0,
-        parallel_residual=neox and bool(values.get("use_parallel_residual", True)),
+        parallel_residual=neox and _flag(values, "use_parallel_residual", True),
         sliding_window=window if windowed else None,
         windowed_layers=windowed,
         max_length=_longest(values, family, learned=gpt2),
@@ -120,7 +125,7 @@ def read_config(
         kv_precision=kv_precision or cache,
         activation_precision=activation,
         source=source,
-        quant_method=str(how.get("quant_method") or how.get("quant_algo") or "unknown") if how else None,
+        quant_method=_text(how, "quant_method") or _text(how, "quant_algo") or "unknown" if how else None,
         notes=tuple(notes),
     )
 
@@ -154,6 +159,7 @@ _GEMMA3: Mapping[str, Any] = {
 }
 """Gemma 3 as published leaves out whatever is the default of ``Gemma3TextConfig`` (transformers 5,
 models/gemma3/configuration_gemma3.py): the vocabulary always, of the 4B model also its heads."""
+_LONGEST_NAME = 200
 _USED = frozenset(
     ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "intermediate_size")
 ) | {"vocab_size"}
@@ -162,51 +168,53 @@ _USED = frozenset(
 def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config, str | None]:
     """Name, contents, and what an engine is to load."""
     if isinstance(config, Mapping):
-        return str(config.get("name") or config.get("_name_or_path") or "model"), config, None
+        return _name(config, "name") or _name(config, "_name_or_path") or "model", config, None
     as_name = str(config).strip().lower().replace("_", "-").replace(" ", "-")
     if as_name in MODELS:
         return as_name, MODELS[as_name], HUGGING_FACE.get(as_name)
     path = Path(config)
+    path = path / "config.json" if os.path.isdir(path) else path
     try:
-        path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            if path.suffix == ".json" or len(path.parts) > 2:
-                raise ValueError(f"there is no file {path}")
-            raise ValueError(f"no model preset or file is called {str(config)!r}: {nearest(as_name, MODELS)}")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
+    except FileNotFoundError:
+        if path.suffix == ".json" or len(path.parts) > 2:
+            raise ValueError(f"there is no file {path}") from None
+        raise ValueError(f"no model preset or file is called {str(config)!r}: {nearest(as_name, MODELS)}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object with the model's sizes")
     folder = path.parent if path.parent.name else path.parent.resolve()  # not "."
-    return str(values.get("_name_or_path") or path.resolve().parent.name), values, str(folder)
+    return _name(values, "_name_or_path") or path.resolve().parent.name, values, str(folder)
+
+
+def _name(values: Config, key: str) -> str | None:
+    """Only a name, and not worth an error; long ones are a path's end."""
+    found = values.get(key)
+    return found[-_LONGEST_NAME:] if isinstance(found, str) else None
 
 
 def _refuse_encoders(name: str, values: Config) -> None:
     found = values.get("architectures") or []
-    found = [found] if isinstance(found, str) else found
-    if not isinstance(found, list):
-        raise ValueError(f"architectures must be a list of names, got {found!r}")
+    found = texts([found] if isinstance(found, str) else found, "architectures")
     heads = ("CausalLM", "LMHead", "ForConditionalGeneration")
-    if found and not any(head in str(each) for each in found for head in heads):
+    if found and not any(head in each for each in found for head in heads):
         raise ValueError(
-            f"{name} does not generate text (architectures={found!r}, none of which names {', '.join(heads[:2])} or "
-            f"{heads[2]}): the advisor models decoders only. Leave the key out if it is one"
+            f"{name} does not generate text (architectures={shown(found)}, none of which names "
+            f"{', '.join(heads[:2])} or {heads[2]}): the advisor models decoders only. Leave the key out if it is one"
         )
 
 
 def _language_model(values: Config, notes: list[str]) -> tuple[str, Config]:
     """``model_type`` and keys of the language model inside, with what stands outside for it and defaults left out."""
-    family = str(values.get("model_type", "llama"))
+    family = _text(values, "model_type") or "llama"
     if "text_config" in values:
-        text = _mapping(values, "text_config")
+        inside = mapping(values["text_config"], "text_config")
         shared = ["quantization_config", "tie_word_embeddings"]
-        if not (text.get("dtype") or text.get("torch_dtype")):
+        if not (inside.get("dtype") or inside.get("torch_dtype")):
             shared += ["dtype", "torch_dtype"]
-        values = {key: values[key] for key in shared if key in values} | dict(text)
-        family = str(values.get("model_type", family if family == "gemma3" else "llama"))
+        values = {key: values[key] for key in shared if key in values} | dict(inside)
+        family = _text(values, "model_type") or (family if family == "gemma3" else "llama")
         notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
     if family in ("gemma3", "gemma3_text"):
         return "gemma3_text", {**_GEMMA3, **values}
@@ -218,69 +226,73 @@ def _refuse(name: str, values: Config) -> None:
         found = [key for key in keys if values.get(key) is True or values.get(key) not in (None, 0, 1, [], {})]
         if found:
             raise ValueError(
-                f"{name} has {what} ({', '.join(f'{key}={values[key]!r}' for key in found)}): the advisor models dense "
-                f"decoders only"
+                f"{name} has {what} ({listed(f'{key}={shown(values[key])}' for key in found)}): the advisor "
+                f"models dense decoders only"
             )
-    kinds = values.get("layer_types") or ()
-    other = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
+    kinds = values.get("layer_types")
+    other = set() if kinds is None else set(texts(kinds, "layer_types")) - {"full_attention", "sliding_attention"}
     if other:
-        raise ValueError(f"{name} has layers of a kind that the advisor has no model of (layer_types: {other})")
+        raise ValueError(
+            f"{name} has layers of a kind that the advisor has no model of (layer_types: {shown(sorted(other))})"
+        )
 
 
 def _size(values: Config, *keys: str) -> int:
     key = next((key for key in keys if key in values), None)
     if key is None:
         raise ValueError(f"the configuration has no {' or '.join(keys)}")
-    found = _optional(values, key)
-    if found is None:
-        raise ValueError(f"{key} must be a whole number of at least 1, got None")
-    return found
+    return whole(values[key], key)
 
 
-def _optional(values: Config, key: str) -> int | None:
+def _optional(values: Config, key: str, least: int = 1) -> int | None:
     value = values.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
-    return value
+    return None if value is None else whole(value, key, least=least)
+
+
+def _flag(values: Config, key: str, usual: bool = False) -> bool:
+    value = values.get(key)
+    return usual if value is None else flag(value, key)
+
+
+def _text(values: Config, key: str) -> str:
+    value = values.get(key)
+    return "" if value is None else text(value, key)
 
 
 def _mapping(values: Config, key: str) -> Config:
-    value = values[key]
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{key} must be an object, got {value!r}")
-    return value
+    value = values.get(key)
+    return {} if value is None else mapping(value, key)
 
 
 def _window(values: Config, family: str, layers: int) -> tuple[int | None, int]:
     """The window, and how many layers have it."""
     window = _optional(values, "sliding_window")
-    if window is None or values.get("use_sliding_window") is False:
+    kinds = None if values.get("layer_types") is None else layer_types(values["layer_types"], layers)
+    if not _flag(values, "use_sliding_window", True) or window is None:
         return None, 0
-    if values.get("layer_types"):
-        return window, sum(kind == "sliding_attention" for kind in values["layer_types"])
+    if kinds is not None:
+        return window, kinds.count("sliding_attention")
     pattern = _optional(values, "sliding_window_pattern") or _optional(values, "_sliding_window_pattern")
     if pattern is None:
         pattern = {"gemma2": 2, "gemma3_text": 6}.get(family)
     if pattern:  # one layer in so many sees everything
         return window, layers - layers // pattern
     if family.startswith("qwen"):
-        return window, max(layers - (_optional(values, "max_window_layers") or layers), 0)
+        return window, max(layers - (_optional(values, "max_window_layers", 0) or layers), 0)
     return window, layers
 
 
 def _dtype(values: Config) -> str:
     names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "float": "fp32"}
-    found = str(values.get("dtype") or values.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    found = (_text(values, "dtype") or _text(values, "torch_dtype") or "bfloat16").removeprefix("torch.")
     if found not in names:
-        raise ValueError(f"torch_dtype must be one of {', '.join(names)}, got {found!r}")
+        raise ValueError(f"torch_dtype must be one of {', '.join(names)}, got {shown(found)}")
     return names[found]
 
 
 def _kv_heads(values: Config, family: str, heads: int, usual: int | None, *, fixed: bool) -> int:
     if family == "gpt_bigcode":  # multi-query is the default of transformers' class
-        return 1 if values.get("multi_query", True) else heads
+        return 1 if _flag(values, "multi_query", True) else heads
     return heads if fixed else _optional(values, "num_key_value_heads") or usual or heads
 
 
@@ -294,15 +306,15 @@ def _longest(values: Config, family: str, *, learned: bool) -> int | None:
     keys = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
     found = (_optional(values, key) for key in (("n_positions",) if learned else keys))
     configured = next((length for length in found if length), None)
-    key = next((key for key in ("rope_scaling", "rope_parameters") if values.get(key)), None)
-    if configured is None or key is None or learned or family == "gemma3_text":
+    ropes = {key: _mapping(values, key) for key in ("rope_scaling", "rope_parameters")}
+    key, rope = next(((key, rope) for key, rope in ropes.items() if rope), ("", {}))
+    if configured is None or learned or family == "gemma3_text":
         return configured
-    rope = _mapping(values, key)
-    kind, factor = str(rope.get("rope_type") or rope.get("type")), rope.get("factor")
+    kind, factor = _text(rope, "rope_type") or _text(rope, "type"), rope.get("factor")
     if kind not in ("linear", "dynamic", "yarn") or factor is None:
         return configured
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 1:
-        raise ValueError(f"factor in {key} must be a number of at least 1, got {factor!r}")
+    if number(factor, f"factor in {key}") < 1:
+        raise ValueError(f"factor in {key} must be a number of at least 1, got {factor}")
     original = _optional(rope, "original_max_position_embeddings")
     if original and kind != "yarn":
         return configured
@@ -314,8 +326,8 @@ def _precisions(values: Config, how: Config, given: str | None, notes: list[str]
     quantised = _weights_of(how)
     if how and quantised is None and given is None:
         raise ValueError(
-            f"quantization_config is of a kind that is not known here (quant_method={how.get('quant_method')!r}): give "
-            f"weight_precision=, one of {', '.join(ITEMSIZE)}"
+            f"quantization_config is of a kind that is not known here "
+            f"(quant_method={shown(how.get('quant_method'))}): give weight_precision=, one of {', '.join(ITEMSIZE)}"
         )
     activation = _dtype(values)
     weights = given or quantised or activation
@@ -335,32 +347,31 @@ def _precisions(values: Config, how: Config, given: str | None, notes: list[str]
     left = _left_alone(how)
     if left and ITEMSIZE.get(weights, 2) < 2:
         notes.append(
-            f"quantization_config leaves out {len(left)} modules or patterns, first {left[0]!r}: counted as {weights}, "
-            f"too"
+            f"quantization_config leaves out {len(left)} modules or patterns, first {shown(left[0])}: "
+            f"counted as {weights}, too"
         )
-    cache_fp8 = how.get("kv_cache_scheme") or str(how.get("kv_cache_quant_algo")).upper() == "FP8"
+    cache_fp8 = how.get("kv_cache_scheme") or _text(how, "kv_cache_quant_algo").upper() == "FP8"
     return weights, "fp8" if cache_fp8 else activation, activation
 
 
 def _weights_of(how: Config) -> str | None:
     """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
-    method = str(how.get("quant_method") or "")
+    method = _text(how, "quant_method")
     bits = how.get("bits") or how.get("w_bit")
-    groups = how.get("config_groups") or {}
-    if not isinstance(groups, Mapping):
-        raise ValueError(f"config_groups in quantization_config must be an object, got {groups!r}")
+    groups = mapping(how.get("config_groups") or {}, "config_groups in quantization_config")
     for name, group in groups.items():
         weights = group.get("weights") or {} if isinstance(group, Mapping) else None
         if not isinstance(weights, Mapping):
             raise ValueError(
-                f"config_groups in quantization_config must hold objects with an object weights, got {name}: {group!r}"
+                f"config_groups in quantization_config must hold objects with an object weights, got "
+                f"{name}: {shown(group)}"
             )
         bits = weights.get("num_bits", bits)
         if bits == 8:
             return "fp8" if weights.get("type") == "float" else "int8"
         if bits == 4:
             return "fp4" if weights.get("type") == "float" else "int4"
-    if "fp8" in method or str(how.get("quant_algo")).upper().startswith("FP8"):
+    if "fp8" in method or _text(how, "quant_algo").upper().startswith("FP8"):
         return "fp8"
     # Before the search for "fp4": bitsandbytes writes bnb_4bit_quant_type="fp4" beside load_in_8bit, too.
     if bits == 4 or how.get("load_in_4bit"):
@@ -383,8 +394,6 @@ def _left_alone(how: Config) -> list[str]:
     """Modules of the blocks, or patterns of them, that are not quantised."""
     names: list[str] = []
     for key in _NOT_CONVERTED:
-        found = how.get(key) or []
-        if not isinstance(found, list | tuple):
-            raise ValueError(f"{key} in quantization_config must be a list of names, got {found!r}")
-        names += [str(each) for each in found if not _NOT_IN_BLOCKS.search(str(each))]
+        found = texts(how.get(key) or [], f"{key} in quantization_config")
+        names += [each for each in found if not _NOT_IN_BLOCKS.search(each)]
     return names

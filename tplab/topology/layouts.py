@@ -7,6 +7,7 @@ Letters: t tensor-parallel degree, p stages, G GPUs of a node.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -167,11 +168,14 @@ def smallest_fit(
 
 
 def _fewest_stages(spec: ModelSpec, gpu: Gpu, workload: Workload, tp: int, most: int) -> Layout | None:
-    for pp in range(1, most + 1):
-        layout = Layout.of(spec, tp, pp)
-        if fullest_rank(spec, gpu, workload, layout).free >= 0:
-            return layout
-    return None
+    def fits(pp: int) -> bool:
+        return fullest_rank(spec, gpu, workload, Layout.of(spec, tp, pp)).free >= 0
+
+    if most < 1:
+        return None
+    # From two stages on, more of them never leave less room: no need to try thousands one by one.
+    pp = 1 if fits(1) else bisect_left(range(2, most + 1), True, key=fits) + 2
+    return Layout.of(spec, tp, pp) if pp <= most else None
 
 
 def usual_fit(
@@ -183,10 +187,16 @@ def usual_fit(
     Args:
         machine: only as its nodes allow.
     """
+    able = [tp for tp in range(1, _USUAL_NODE + 1) if not why_not(spec, tp, 1)]
+    fewest = {
+        tp: found.pp
+        for tp in able
+        if (found := _fewest_stages(spec, gpu, workload, tp, min(spec.num_layers, most_gpus // tp)))
+    }
     for count in (1, 2, 4, *range(_USUAL_NODE, most_gpus + 1, _USUAL_NODE)):
         for tp in range(min(count, _USUAL_NODE), 0, -1):
             pp = count // tp
-            if count > most_gpus or count % tp or why_not(spec, tp, pp):
+            if count > most_gpus or count % tp or not fewest.get(tp, pp + 1) <= pp <= spec.num_layers:
                 continue
             if machine is not None and _no_room_on(machine, tp, pp):
                 continue

@@ -8,10 +8,13 @@ Letters: L layers, h hidden size, f intermediate size, H query heads, K key-valu
 ranks that share a layer. Bytes are bytes; GB is 1e9 of them.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from tplab.models.keys import whole
 
 ITEMSIZE: Mapping[str, float] = {
     "fp32": 4.0,
@@ -88,9 +91,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for key in _SIZES:
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+            whole(getattr(self, key), key)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}: every key-value head serves "
@@ -101,8 +102,10 @@ class ModelSpec:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not known: use one of {', '.join(ITEMSIZE)}")
         if not 0 <= self.windowed_layers <= self.num_layers:
             raise ValueError(f"windowed_layers={self.windowed_layers} must lie in 0..num_layers={self.num_layers}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window must be at least 1 token or None, got {self.sliding_window}")
+        for key in ("sliding_window", "max_length"):
+            if getattr(self, key) is not None:
+                whole(getattr(self, key), key)
+        whole(self.num_positions, "num_positions", least=0)
 
     @classmethod
     def from_config(
@@ -235,7 +238,7 @@ class ModelSpec:
             ValueError: ``tp`` does not divide the query heads.
         """
         if tp < 1 or self.num_heads % tp:
-            fitting = ", ".join(str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0)
+            fitting = ", ".join(map(str, divisors(self.num_heads)))
             raise ValueError(f"tp={tp} does not divide num_heads={self.num_heads}: use one of {fitting}")
         each, group = self.num_heads // tp, self.num_heads // self.num_kv_heads
         return ((rank + 1) * each - 1) // group - rank * each // group + 1
@@ -250,6 +253,12 @@ class ModelSpec:
             return context
         share = self.windowed_layers / self.num_layers
         return (1 - share) * context + share * min(context, self.sliding_window)
+
+
+def divisors(number: int) -> list[int]:
+    """In order. Looks no further than the square root."""
+    low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return low + [number // n for n in reversed(low) if n * n != number]
 
 
 _SIZES = (

@@ -6,11 +6,12 @@ Only what follows from the model's sizes; whether it fits in memory is asked in 
 Letters: t tensor-parallel degree, p stages, L layers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tplab.models.stages import Layout as RankLayout
-from tplab.topology.model_spec import ModelSpec
+from tplab.topology.model_spec import ModelSpec, divisors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +63,9 @@ def why_not(spec: ModelSpec, tp: int, pp: int) -> str | None:
     if tp < 1 or pp < 1:
         return f"tp and pp must be at least 1, got {tp} and {pp}"
     if spec.num_heads % tp:
-        return f"tp={tp} does not divide its {spec.num_heads} query heads: use {divisors_text(spec.num_heads)}"
+        return f"tp={tp} does not divide its {spec.num_heads} query heads: use {_listed(divisors(spec.num_heads))}"
     if spec.intermediate_size % tp:
-        both = _gcd_divisors(spec.num_heads, spec.intermediate_size)
+        both = divisors(math.gcd(spec.num_heads, spec.intermediate_size))
         return f"tp={tp} does not divide its intermediate_size={spec.intermediate_size}: use {_listed(both)}"
     if pp > spec.num_layers:
         return f"pp={pp} stages need a layer each, and it has {spec.num_layers}: use pp of at most {spec.num_layers}"
@@ -78,15 +79,6 @@ def engine_note(spec: ModelSpec, tp: int) -> str | None:
     if tp % kv and kv % tp:
         return f"vLLM, SGLang and TensorRT-LLM refuse tp={tp} with {kv} key-value heads; tplab.models runs it"
     return None
-
-
-def divisors_text(number: int) -> str:
-    """``1, 2, 4 or 8``."""
-    return _listed([n for n in range(1, number + 1) if number % n == 0])
-
-
-def _gcd_divisors(a: int, b: int) -> list[int]:
-    return [n for n in range(1, min(a, b) + 1) if a % n == 0 and b % n == 0]
 
 
 def _listed(numbers: Sequence[int]) -> str:
