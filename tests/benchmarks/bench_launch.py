@@ -534,6 +534,10 @@ def main() -> None:
     if arguments.one is not None:
         print(json.dumps(asdict(time_one(arguments.one, arguments.ranks[0], arguments.later_calls))), flush=True)
         return
+    from tplab.files import check_writable, write_text
+
+    if arguments.json is not None:
+        check_writable(arguments.json)
     loads = [os.getloadavg()[0]]
 
     def say(line: str) -> None:
@@ -551,7 +555,7 @@ def main() -> None:
     _show(samples, loads)
     if arguments.json is not None:
         report = _machine() | {"load_1min": loads, "samples": [asdict(one) for one in samples]}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from tplab.files import check_writable, replacing
+
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PLACEHOLDER = "<i>A live panel: run the notebook (Run ▸ Run All Cells) to use it.</i>"
 
 
 def store(path: Path) -> None:
-    """Run the notebook beside its file and write it back with outputs."""
+    """Run the notebook beside its file and write it back with outputs; it stays as it was if that cannot be done."""
+    check_writable(path)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
@@ -31,7 +34,8 @@ def store(path: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = [without_widget_view(output) for output in cell.outputs]
     notebook.metadata.language_info = {"name": "python"}  # not the version of whoever stored it
-    nbformat.write(notebook, path)
+    with replacing(path) as partial:
+        nbformat.write(notebook, partial)
 
 
 def without_widget_view(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

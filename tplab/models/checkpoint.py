@@ -11,12 +11,13 @@ flipped bits inside a tensor are not.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from tplab.files import replacing, settle
 from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
 from tplab.models.errors import CheckpointError
@@ -217,7 +218,10 @@ def save_checkpoint(
 ) -> list[Path]:
     """Write a checkpoint that transformers, and :class:`Checkpoint`, can read; the files written.
 
-    One file in memory at a time; ``config.json`` comes last, so that a folder that was left half written has none.
+    One file in memory at a time. All files are written beside those of an earlier checkpoint, which takes the room of
+    both, and renamed when the last one is on the disk: until then a full disk or an interrupt leaves the earlier
+    checkpoint as it was, and none of the new one. ``config.json`` goes before the first file is renamed and comes
+    last, so that a machine that dies in between leaves no mixture of two checkpoints that looks like one.
 
     Args:
         source: of the tensors: ``RandomWeights``, or another ``Checkpoint`` to write again.
@@ -247,23 +251,30 @@ def save_checkpoint(
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-        for number, (file, names) in enumerate(zip(files, parts, strict=True), start=1):
-            tensors = {}
-            for name in names:
-                with source.open(name) as full:
-                    tensors[name] = torch.as_tensor(full[:]).to(kind, copy=True).contiguous()
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-            if progress is not None:
-                progress(number, len(parts))
-        if len(parts) > 1:
-            weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (folder / INDEX).write_text(json.dumps(index, indent=2))
-        else:
-            (folder / INDEX).unlink(missing_ok=True)
-        keys = config.to_hf() | {"torch_dtype": dtype or config.dtype}
-        (folder / "config.json").write_text(json.dumps(keys, indent=2))
+        with ExitStack() as renamed_last_first:
+
+            def beside(file: str) -> Path:
+                return renamed_last_first.enter_context(replacing(folder / file))
+
+            keys = config.to_hf() | {"torch_dtype": dtype or config.dtype}
+            beside("config.json").write_text(json.dumps(keys, indent=2))
+            if len(parts) > 1:
+                weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
+                index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+                beside(INDEX).write_text(json.dumps(index, indent=2))
+            partials = [beside(file) for file in files]
+            for number, (partial, names) in enumerate(zip(partials, parts, strict=True), start=1):
+                tensors = {}
+                for name in names:
+                    with source.open(name) as full:
+                        tensors[name] = torch.as_tensor(full[:]).to(kind, copy=True).contiguous()
+                save_file(tensors, partial, metadata={"format": "pt"})
+                settle(partial)
+                if progress is not None:
+                    progress(number, len(parts))
+            (folder / "config.json").unlink(missing_ok=True)
+            if len(parts) == 1:
+                (folder / INDEX).unlink(missing_ok=True)
     except CheckpointError:
         raise
     except Exception as error:  # safetensors has an error of its own for a full or read-only disk
