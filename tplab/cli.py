@@ -15,12 +15,14 @@ from tqdm import tqdm
 import tplab
 from tplab import cli_advise, cli_topology, cli_words
 from tplab.cluster import Cluster, ClusterError, Report
+from tplab.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _CLOSED_PIPE = 141
-"""What a shell reports of a tool that a closed pipe ended: 128 and the signal's number."""
+_INTERRUPTED = 130
+"""What a shell reports of a tool that a closed pipe, or Ctrl-C, ended: 128 and the signal's number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (cli_topology.add_calibrate, cli_advise.add_advise, cli_advise.add_validate, cli_topology.add_box):
         add(commands)
     arguments = parser.parse_args(argv)
+    status = 2
     try:
         cli_words.check(arguments)
         status = int(arguments.call(arguments))
@@ -69,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has had enough, such as head: nothing to say, and nobody to say it to
         _drop_output()
         return _CLOSED_PIPE
+    except KeyboardInterrupt:
+        status, message = _INTERRUPTED, "interrupted"
     except (ValueError, ClusterError) as error:
         message = cli_words.in_options(str(error), vars(arguments))
     except OSError as error:
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError:  # a full disk behind a redirection, say
         _drop_output()
     print(f"tplab {arguments.command}: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _drop_output() -> None:
@@ -117,8 +122,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
         "iterations": arguments.iterations,
     }
     csv = Path(arguments.out)
-    if not csv.parent.is_dir():
-        raise ValueError(f"--out must be in an existing folder; there is no {csv.parent}")
+    if csv.suffix == ".html":
+        raise ValueError(f"--out must not end in .html, as the figure beside the rows does; got {csv}")
+    for path in (csv, csv.with_suffix(".html")):
+        cli_words.writable("--out", str(path))
     if under_torchrun():
         with attached(arguments.backend) as (rank, provenance, reports):
             points = plan_sweep(**options, backend=provenance.backend, shares_gpus=provenance.shares_gpus)
@@ -138,11 +145,19 @@ def _sweep(arguments: argparse.Namespace) -> int:
                         bar.update()
 
                 run = submit_sweep(cluster, points, on_report=on_report)
+
+                def write() -> None:
+                    _write_sweep(sweep_frame(points, run.reports, cluster.provenance), cluster.badge, csv)
+
                 try:
                     run.result()
-                finally:  # what was measured before a fault or an interrupt is written all the same
-                    frame, badge = sweep_frame(points, run.reports, cluster.provenance), cluster.badge
-                    _write_sweep(frame, badge, csv)
+                except BaseException:  # what was measured before a fault or an interrupt is written all the same
+                    try:
+                        write()
+                    except ValueError as error:
+                        print(f"tplab sweep: {error}", file=sys.stderr)
+                    raise
+                write()
             return 0
     _write_sweep(frame, badge, csv)
     return 0
@@ -154,11 +169,15 @@ def _write_sweep(frame: "pd.DataFrame", badge: str, csv: Path) -> None:
 
     if frame.empty:
         return
-    frame.to_csv(csv, index=False)
-    page = csv.with_suffix(".html")
-    latency_figure(frame, badge=badge).write_html(page, include_plotlyjs=True)
     print(explain_sweep(frame))
-    print(f"Wrote {csv} ({len(frame)} rows) and {page}.")
+    cli_words.write_csv("--out", frame, csv)
+    page = csv.with_suffix(".html")
+    try:
+        with replacing(page) as partial:
+            latency_figure(frame, badge=badge).write_html(partial, include_plotlyjs=True)
+    except OSError as error:
+        raise ValueError(f"the figure {page} cannot be written: {error.strerror}; the rows are in {csv}") from error
+    print(f"Wrote {page}.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tplab.cli_words import unsaved, writable
+from tplab.cli_words import say, unsaved, writable
 from tplab.cluster import Cluster, Report
 
 if TYPE_CHECKING:
@@ -137,5 +137,7 @@ def _box(arguments: argparse.Namespace) -> int:
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
         cases = [Case(model=arguments.model, workload=workload)]  # refuses before any rank is started
-    frames = measure_box(arguments.folder, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases)
+    frames = measure_box(
+        arguments.folder, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases, say=say
+    )
     return 0 if set(frames) == set(steps) else 1

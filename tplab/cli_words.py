@@ -6,6 +6,7 @@ here, by a table, rather than asked again before every call: the rule stays in o
 """
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -91,8 +92,22 @@ def table(frame: "pd.DataFrame") -> str:
     return str(frame.to_string(index=False, float_format=fixed, na_rep="-", line_width=width()))
 
 
+def say(text: str) -> None:
+    """Prints it, on the error output where what is printed goes to a disk that is full."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        print(text, file=sys.stderr)
+
+
 def writable(argument: str, path: str) -> Path:
     """Checked before anything is measured. Raises ``ValueError`` naming the argument."""
+    from tplab.cluster.torchrun import under_torchrun
+
+    if under_torchrun() and os.environ["RANK"] != "0":  # which does not write, and whose host may lack the folder
+        return Path(path)
     try:
         check_writable(path)
     except OSError as error:
@@ -114,10 +129,7 @@ def write_csv(argument: str, frame: "pd.DataFrame", path: Path) -> None:
 def unsaved(argument: str, error: OSError, text: str) -> ValueError:
     """Prints ``text``, which may have taken minutes to measure and could not be written to a file. Gives the error to
     raise."""
-    try:
-        print(text, flush=True)
-    except OSError:  # what is printed goes to the same full disk
-        print(text, file=sys.stderr)
+    say(text)
     return ValueError(
         f"{argument} {error.filename} cannot be written: {error.strerror}; what was to go into it is printed instead"
     )

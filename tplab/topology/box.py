@@ -1,12 +1,13 @@
 """One call on a machine with several GPUs: links, all-reduces, layers, pipeline, whole models; each with a file.
 
 Every step writes its file as soon as it is done, with provenance in its columns, so that a machine that is taken away
-loses one step and not all. The same steps run over gloo with small shapes: that is how they are tested. What
-``tplab.lab.recorded`` holds was made by this.
+loses one step and not all, and a full disk none: what cannot be written is said. The same steps run over gloo with
+small shapes: that is how they are tested. What ``tplab.lab.recorded`` holds was made by this.
 
 Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, which one launch cannot give.
 """
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import pandas as pd
 from tplab.cluster import Cluster, ClusterError
 from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
+from tplab.files import check_writable, write_text
 from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.models.config import ModelConfig
 from tplab.pipeline import build_schedule, run_schedule, simulate
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from tplab.cluster import Rank
 
 STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
-
+_PIPELINES = ("forward-only", "gpipe", "1f1b")
+_BESIDE = {"pipeline": tuple(f"pipeline-{name}.json" for name in _PIPELINES), "layouts": ("calibration.json",)}
+"""Files of a step besides its table."""
 
 _TINY = ModelConfig(
     model_type="llama",
@@ -131,7 +135,8 @@ def measure_box(
     """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv``, ``pipeline.csv`` (with
     ``pipeline-*.json`` for ui.perfetto.dev) and ``layouts.csv`` (with ``calibration.json``) into the folder ``out``.
 
-    A step that fails is said and left out; the others go on.
+    A step that fails is said and left out; the others go on. So they do when a file cannot be written: then what was
+    to go into it is said instead.
 
     Args:
         num_ranks: all of them; the sweep also takes 2, 4, ... of them.
@@ -144,6 +149,8 @@ def measure_box(
 
     Raises:
         ValueError: a step that there is not, fewer than 2 ranks, or a folder that cannot be made.
+        OSError: one of the files cannot be written. Known before anything is measured or else, as when the disk fills
+            up, raised after the last step.
     """
     for step in steps:
         if step not in STEPS:
@@ -155,6 +162,10 @@ def measure_box(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out={folder} cannot be made a folder: {error}") from error
+    files = _Files(folder, say)
+    for step in steps:
+        for name in (f"{step}.csv", *_BESIDE.get(step, ())):
+            check_writable(folder / name)
     frames: dict[str, pd.DataFrame] = {}
     with Cluster(num_ranks, backend) as cluster:
         plan = plan or (BoxPlan.large() if cluster.own_gpus else BoxPlan.small())
@@ -164,8 +175,8 @@ def measure_box(
             "links": lambda: links_step(cluster),
             "sweep": lambda: sweep_step(cluster, plan, say),
             "layers": lambda: layers_step(cluster, plan),
-            "pipeline": lambda: pipeline_step(cluster, plan, folder),
-            "layouts": lambda: layouts_step(cluster, plan, folder, say),
+            "pipeline": lambda: pipeline_step(cluster, plan, files),
+            "layouts": lambda: layouts_step(cluster, plan, files, say),
         }
         for step in steps:
             began = time.monotonic()
@@ -174,9 +185,31 @@ def measure_box(
             except (ClusterError, ValueError) as error:
                 say(f"{step}: failed after {time.monotonic() - began:.0f} s: {error}")
                 continue
-            frames[step].to_csv(folder / f"{step}.csv", index=False)
-            say(f"{step}: {len(frames[step])} rows in {time.monotonic() - began:.0f} s, {folder / f'{step}.csv'}")
+            took = f"{step}: {len(frames[step])} rows in {time.monotonic() - began:.0f} s"
+            where = files.write(f"{step}.csv", frames[step].to_csv(index=False))
+            say(took if where is None else f"{took}, {where}")
+    if files.unwritten:
+        raise files.unwritten[0]
     return frames
+
+
+class _Files:
+    """The folder's files. What cannot be written is said: it may have taken minutes on a machine that is soon gone."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.unwritten: list[OSError] = []
+
+    def write(self, name: str, text: str) -> Path | None:
+        """Where it is, if it could be written."""
+        path = self.folder / name
+        try:
+            write_text(path, text)
+        except OSError as error:
+            self.unwritten.append(error)
+            self.say(f"{path} cannot be written: {error.strerror}; this was to go into it:\n{text}")
+            return None
+        return path
 
 
 def links_step(cluster: Cluster) -> pd.DataFrame:
@@ -288,7 +321,7 @@ def layers_step(cluster: Cluster, plan: BoxPlan) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def pipeline_step(cluster: Cluster, plan: BoxPlan, folder: Path) -> pd.DataFrame:
+def pipeline_step(cluster: Cluster, plan: BoxPlan, files: _Files) -> pd.DataFrame:
     """Stages of real blocks under forward-only, GPipe and 1F1B: ``schedule``, ``makespan_ms``, ``simulated_ms`` (from
     the measured times of the actions), ``idle_over_total``, ``idle_over_work`` and the provenance.
 
@@ -297,13 +330,13 @@ def pipeline_step(cluster: Cluster, plan: BoxPlan, folder: Path) -> pd.DataFrame
     p = cluster.num_ranks
     make = _StageOfBlocks(plan)
     rows = []
-    for name in ("forward-only", "gpipe", "1f1b"):
+    for name in _PIPELINES:
         schedule = build_schedule(name, p, 2 * p)
         training = {} if schedule.is_inference else {"loss": _mean_square}
         trace = run_schedule(
             cluster, schedule, make, inputs=make.inputs, warm_ups=2, keep=False, timeout=300.0, **training
         )
-        trace.to_perfetto(folder / f"pipeline-{name}.json")
+        files.write(f"pipeline-{name}.json", json.dumps(trace.perfetto()))
         rows.append(
             {
                 "schedule": name,
@@ -343,11 +376,11 @@ class _StageOfBlocks:
         return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, self.plan.dtype))
 
 
-def layouts_step(cluster: Cluster, plan: BoxPlan, folder: Path, say: Callable[[str], None]) -> pd.DataFrame:
+def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[str], None]) -> pd.DataFrame:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
     detected = _driver(Machine.detect) if cluster.own_gpus else None
     calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
-    calibration.save(folder / "calibration.json")
+    files.write("calibration.json", calibration.to_json())
     sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None
     frame = measure_cases(cluster, plan.cases, calibration, sheet=sheet, say=say)
     say(scores(frame).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
