@@ -123,7 +123,7 @@ def test_the_error_of_another_file_keeps_its_name(tmp_path):
         ("x" * 300, OSError, r"File name too long \(give a shorter name\)"),
         ("loop", OSError, "Too many levels of symbolic links"),
         pytest.param(
-            "protected", PermissionError, r"may not be written to \(write to a folder of yours\)",
+            "protected", PermissionError, r"Permission denied \(write to a folder of yours\)",
             marks=pytest.mark.skipif(AS_ROOT, reason="root may write to anything"),
         ),
         pytest.param(

@@ -99,7 +99,9 @@ def read_text(path: str | os.PathLike[str], *, limit: int = MAX_BYTES, errors: s
     try:
         return data.decode(encoding, errors)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
+        raise ValueError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as such"
+        ) from None
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -135,8 +137,8 @@ def read_json(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
     return parse_json(read_text(path, limit=limit), str(path))
 
 
-def read_frame(path: str | os.PathLike[str], *, comment: str | None = None) -> "pd.DataFrame":
-    """The table in a CSV file; lines that begin with ``comment`` are left out.
+def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows: int | None = None) -> "pd.DataFrame":
+    """The table in a CSV file, or its first ``rows``; lines that begin with ``comment`` are left out.
 
     Raises ``ValueError`` that names the file, also where it cannot be opened.
     """
@@ -151,7 +153,7 @@ def read_frame(path: str | os.PathLike[str], *, comment: str | None = None) -> "
     if columns > MAX_COLUMNS:
         raise ValueError(f"{path} cannot be read as a table: it has {columns:,} columns, more than {MAX_COLUMNS:,}")
     try:
-        return pd.read_csv(io.StringIO(text), comment=comment)
+        return pd.read_csv(io.StringIO(text), comment=comment, nrows=rows)
     except (ValueError, OverflowError, MemoryError) as error:  # empty, or rows of unequal length
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
 
@@ -235,10 +237,10 @@ def _target(path: str | os.PathLike[str]) -> tuple[Path | None, os.stat_result |
         return target, None
     if stat.S_ISDIR(earlier.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
-    if not os.access(path, os.W_OK):  # renaming would not ask
-        raise PermissionError(errno.EACCES, "it is there already, and may not be written to")
-    in_place = not stat.S_ISREG(earlier.st_mode) or _printed_to(earlier) is not None
-    return None if in_place else Path(os.path.realpath(path)), earlier
+    if not stat.S_ISREG(earlier.st_mode):
+        return None, earlier
+    os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # may it be written to? Renaming would not ask
+    return None if _printed_to(earlier) is not None else Path(os.path.realpath(path)), earlier
 
 
 def _printed_to(file: os.stat_result) -> int | None:
