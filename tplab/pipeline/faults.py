@@ -9,6 +9,8 @@ _AROUND = 5
 """Steps shown on either side of the first fault, and ranks."""
 _LISTED = 5
 """Faults spelled out in a message."""
+MOST_FAULTS = 1000
+"""Faults that one check lists: a table may lack a million actions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,8 @@ class ScheduleError(ValueError):
         self.schedule, self.faults = schedule, tuple(faults)
         listed = [str(fault) for fault in faults[:_LISTED]]
         if len(faults) > _LISTED:
-            listed.append(f"and {len(faults) - _LISTED} more")
+            at_least = "at least " if len(faults) >= MOST_FAULTS else ""
+            listed.append(f"and {at_least}{len(faults) - _LISTED} more")
         super().__init__(f"schedule {schedule.name!r}: " + "\n  ".join(listed) + "\n\n" + grid_text(schedule, faults))
 
     def __reduce__(self) -> tuple[type["ScheduleError"], tuple[Schedule, tuple[Fault, ...]]]:

@@ -24,7 +24,8 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tplab.files import write_text
+from tplab.files import read_text, write_text
+from tplab.shown import shown
 
 
 class Op(StrEnum):
@@ -65,6 +66,16 @@ COMPUTE = frozenset({Op.F, Op.B, Op.I, Op.W})
 OPS = tuple(Op)
 """In the order of their codes: ``OPS[schedule.columns.op[i]]``."""
 CODES = {op: code for code, op in enumerate(OPS)}
+_BY_LETTERS = {op.value: op for op in OPS}
+
+MAX_RANKS = 4096
+"""Most ranks of a table."""
+MAX_PAIRS = 1 << 20
+"""Most stages times micro-batches: 64 ranks with 16 chunks each and 1,024 micro-batches."""
+MAX_CELLS = 1 << 19
+"""Most cells of a table in a file."""
+_MOST_DIGITS = 9
+_MOST_BYTES = 16 << 20
 
 _CELL = re.compile(r"(\d+)(" + "|".join(sorted(OPS, key=len, reverse=True)) + r")(\d+)", re.ASCII)
 
@@ -88,9 +99,11 @@ class Action(NamedTuple):
         if match is None:
             raise ValueError(
                 f"text must be an action such as 2F0 or 1SEND_F2, stage, op ({', '.join(OPS)}) and micro-batch; "
-                f"got {text!r}"
+                f"got {shown(text)}"
             )
-        return cls(int(match[1]), Op(match[2]), int(match[3]))
+        if max(len(match[1]), len(match[3])) > _MOST_DIGITS:
+            raise ValueError(f"ids of stages and micro-batches have at most {_MOST_DIGITS} digits; got {shown(text)}")
+        return cls(int(match[1]), _BY_LETTERS[match[2]], int(match[3]))
 
 
 class MicroBatch(NamedTuple):
@@ -149,6 +162,12 @@ class Schedule:
         if len(self.ranks) != self.num_stages:
             raise ValueError(
                 f"ranks must hold one list for each of num_stages={self.num_stages}, got {len(self.ranks)}"
+            )
+        if self.num_stages > MAX_RANKS or self.total_stages * self.num_micro_batches > MAX_PAIRS:
+            raise ValueError(
+                f"a schedule has at most {MAX_RANKS:,} ranks, and {MAX_PAIRS:,} stages times micro-batches; got "
+                f"num_stages={self.num_stages}, num_chunks={self.num_chunks} and "
+                f"num_micro_batches={self.num_micro_batches}"
             )
         if self.placement not in ("loop", "v"):
             raise ValueError(f"placement must be loop or v, got {self.placement!r}")
@@ -236,22 +255,28 @@ class Schedule:
             micro_batches: what the text does not carry of an inference schedule.
 
         Raises:
-            ValueError: a cell that is no action, with its row and column.
+            ValueError: a cell that is no action, with its row and column; a table that is too large, with the action
+                that makes it so.
         """
-        rows = tuple(_read_row(row, cells) for row, cells in enumerate(csv.reader(io.StringIO(text, newline=""))))
+        rows = _read_rows(text)
         if not any(action for row in rows for action in row):
             raise ValueError("text must hold one line of actions per rank, such as 0F0,0B0; it holds no action")
         actions = [(rank, action) for rank, row in enumerate(rows) for action in row if action is not None]
         micro_batches = tuple(micro_batches)
-        top_stage = max(action.stage for _, action in actions)
+        _, top = max(actions, key=lambda each: each[1].stage)
+        _, last = max(actions, key=lambda each: each[1].micro_batch)
+        stages, m = max(len(rows), top.stage + 1), last.micro_batch + 1
+        if stages * m > MAX_PAIRS:
+            raise ValueError(
+                f"{top if stages > m else last} makes it a table of {stages:,} stages and {m:,} micro-batches, more "
+                f"than the {MAX_PAIRS:,} pairs of the largest: is the id mistyped?"
+            )
         looped = all(rank == action.stage % len(rows) for rank, action in actions)
         bent = {
             "name": name,
             "num_stages": len(rows),
-            "num_chunks": num_chunks or top_stage // len(rows) + 1,
-            "num_micro_batches": num_micro_batches
-            or len(micro_batches)
-            or max(action.micro_batch for _, action in actions) + 1,
+            "num_chunks": num_chunks or top.stage // len(rows) + 1,
+            "num_micro_batches": num_micro_batches or len(micro_batches) or m,
             "ranks": rows,
             "micro_batches": micro_batches,
         }
@@ -269,14 +294,36 @@ class Schedule:
         num_chunks: int | None = None,
         micro_batches: Iterable[MicroBatch] = (),
     ) -> Self:
-        """The table in a file, see :meth:`from_text`; it is called as the file is unless ``name`` is given."""
+        """The table in a file, see :meth:`from_text`; it is called as the file is unless ``name`` is given.
+
+        Raises ``ValueError`` also for a file that is no text, and ``OSError`` for one that cannot be opened.
+        """
         return cls.from_text(
-            Path(path).read_text(encoding="utf-8"),
+            read_text(path, limit=_MOST_BYTES),
             name=Path(path).stem if name is None else name,
             num_micro_batches=num_micro_batches,
             num_chunks=num_chunks,
             micro_batches=micro_batches,
         )
+
+
+def _read_rows(text: str) -> tuple[tuple[Action | None, ...], ...]:
+    rows: list[tuple[Action | None, ...]] = []
+    lines, num_cells = csv.reader(io.StringIO(text, newline="")), 0
+    while True:
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:  # a cell of more than 128 KiB
+            raise ValueError(f"row {len(rows) + 1} (rank {len(rows)}): {error}") from None
+        if cells is None:
+            return tuple(rows)
+        num_cells += len(cells)
+        if len(rows) == MAX_RANKS or num_cells > MAX_CELLS:
+            raise ValueError(
+                f"row {len(rows) + 1}: the table has more than {MAX_RANKS:,} rows, or {MAX_CELLS:,} cells: one row per "
+                f"rank, one cell per action"
+            )
+        rows.append(_read_row(len(rows), cells))
 
 
 def _read_row(row: int, cells: list[str]) -> tuple[Action | None, ...]:
@@ -303,8 +350,15 @@ def _columns_of(ranks: tuple[tuple[Action | None, ...], ...]) -> Columns:
     return Columns(
         rank=rank.astype(np.int64),
         step=step.astype(np.int64),
-        stage=np.fromiter(stage, dtype=np.int64, count=n),
+        stage=_ids(stage, n),
         op=op,
-        micro_batch=np.fromiter(micro_batch, dtype=np.int64, count=n),
+        micro_batch=_ids(micro_batch, n),
         ops=frozenset(OPS[code] for code in np.flatnonzero(np.bincount(op, minlength=len(OPS)))),
     )
+
+
+def _ids(ids: Iterable[int], n: int) -> NDArray[np.int64]:
+    try:
+        return np.fromiter(ids, dtype=np.int64, count=n)
+    except OverflowError:
+        raise ValueError("ranks hold an action whose stage or micro-batch has more than 64 bits") from None

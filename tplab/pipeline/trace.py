@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tplab.files import write_text
+from tplab.files import read_json, write_text
 from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
+from tplab.shown import listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,23 +125,28 @@ class Trace:
             ValueError: a file that is no such trace, a simulation's, or one of another schedule.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
             about = dict(data["otherData"])
             name, found_badge = str(about.pop("schedule")), str(about.pop("badge"))
-            spans = [
-                Span(e["pid"], *Action.parse(e["name"]), e["ts"] * 1e-6, (e["ts"] + e["dur"]) * 1e-6)
-                for e in data["traceEvents"]
-                if e["ph"] == "X"
-            ]
+            if not all(isinstance(value, str | int) for value in about.values()):
+                raise ValueError("otherData holds more than texts and whole numbers")
+            spans = [_span(event) for event in data["traceEvents"] if event["ph"] == "X"]
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"path={path} is no trace that to_perfetto wrote: {error!r}") from error
         if found_badge == "MODEL":
             raise ValueError(f"path={path} is a simulation: simulate the schedule again instead")
         wanted = {(rank, *action) for rank, _, action in schedule.actions() if action.op.is_compute}
-        if name != schedule.name or wanted != {tuple(span[:4]) for span in spans if span.op.is_compute}:
+        outside = any(
+            not 0 <= span.rank < schedule.num_stages
+            or span.stage >= schedule.total_stages
+            or span.micro_batch >= schedule.num_micro_batches
+            for span in spans
+        )
+        computed = [tuple(span[:4]) for span in spans if span.op.is_compute]
+        if outside or name != schedule.name or wanted != set(computed) or len(wanted) != len(computed):
             raise ValueError(
-                f"path={path} is a trace of {name}, not of this {schedule.name} of {schedule.num_stages} stages and "
-                f"{schedule.num_micro_batches} micro-batches"
+                f"path={path} is a trace of {listed([name])}, not of this {schedule.name} of {schedule.num_stages} "
+                f"stages and {schedule.num_micro_batches} micro-batches"
             )
         return cls.from_spans(schedule, spans, measured=True, badge=badge or found_badge, provenance=about, zero_s=0.0)
 
@@ -320,6 +326,17 @@ class Trace:
         write_text(path, json.dumps(self.perfetto()))
 
 
+def _span(event: Mapping[str, Any]) -> Span:
+    action, rank, start, length = Action.parse(event["name"]), event["pid"], event["ts"] * 1e-6, event["dur"] * 1e-6
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise ValueError(f"pid of {action} must be a rank, got {shown(rank)}")
+    if not (abs(start) < _LONGEST_S and 0 <= length < _LONGEST_S):
+        raise ValueError(f"ts and dur of {action} must be microseconds, got {event['ts']} and {event['dur']}")
+    return Span(rank, *action, start, start + length)
+
+
+_LONGEST_S = 1e9
+"""No run lasts that long: 30 years."""
 _TRACKS = ("computations", "sends", "receives")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tplab.pipeline.faults import Fault, ScheduleError
+from tplab.pipeline.faults import MOST_FAULTS, Fault, ScheduleError
 from tplab.pipeline.progress import run_through
 from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
 from tplab.pipeline.table import NONE, Bools, Ints, Table, arrows_of, table_of
@@ -48,7 +48,8 @@ def faults(
     max_activations: float | Sequence[float] | None = None,
     blocking_sends: bool = True,
 ) -> list[Fault]:
-    """All faults, none for a schedule that is right. Waits and memory are looked at once everything else is right."""
+    """All faults, none for a schedule that is right; of each sort the first thousand. Waits and memory are looked at
+    once everything else is right."""
     table = table_of(schedule)
     found = cell_faults(schedule, table)
     if not found:
@@ -82,14 +83,14 @@ class _Finder:
 
     def add(self, kind: str, positions: Ints, text: str) -> None:
         """A fault at each position; ``text`` may name ``{action}``."""
-        for position in positions.tolist():
+        for position in positions[:MOST_FAULTS].tolist():
             action = self.action(position)
             rank, step = int(self.columns.rank[position]), int(self.columns.step[position])
             self.found.append(Fault(kind=kind, rank=rank, step=step, action=action, text=text.format(action=action)))
 
     def add_missing(self, kind: str, op: Op, where: Bools, text: str) -> None:
         """A fault for each stage and micro-batch in ``where``."""
-        for stage, micro_batch in np.argwhere(where).tolist():
+        for stage, micro_batch in np.argwhere(where)[:MOST_FAULTS].tolist():
             action = Action(stage, op, micro_batch)
             rank = int(self.table.rank_of[stage])
             self.found.append(Fault(kind=kind, rank=rank, step=None, action=action, text=text.format(action=action)))
@@ -120,7 +121,7 @@ class _Finder:
         self.add("out of range", np.flatnonzero(~table.inside), "{action} is not within " + last)
         home = table.rank_of[np.where(table.inside, columns.stage, 0)]
         lost = np.flatnonzero(table.inside & (home != columns.rank))
-        for position in lost.tolist():
+        for position in lost[:MOST_FAULTS].tolist():
             self.add("wrong rank", np.array([position]), f"{{action}} belongs on rank {home[position]}")
         self.add("duplicate", np.flatnonzero(table.again), "{action} stands here a second time")
 
