@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tplab.cli_words import in_options, option, table, width, writable, write_csv
+from tplab.files import MAX_BYTES, read_text
 from tplab.topology.constants import DEFAULT
 from tplab.topology.model_spec import ITEMSIZE
 from tplab.topology.presets import GPUS, MACHINES, MODELS
@@ -316,9 +317,12 @@ def _what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibrati
 
 def _topo(path: str) -> str:
     if path == "-":
-        return sys.stdin.read()
+        try:
+            return sys.stdin.read(MAX_BYTES)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--topo -: what came in is no text: {error.reason}") from None
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return read_text(path, errors="replace")
     except OSError as error:
         raise ValueError(f"--topo {path} cannot be read: {error.strerror}") from error
 

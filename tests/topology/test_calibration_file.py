@@ -152,7 +152,7 @@ def test_files_that_are_none(change, message, tmp_path):
 def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
     path = tmp_path / "odd.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"odd\.json: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"odd\.json is not text in UTF-8"):
         Calibration.load(path)
 
 

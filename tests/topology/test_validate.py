@@ -251,7 +251,7 @@ def test_tables_without_a_row_that_can_be_read_say_so(tmp_path, table, message):
             rows(GRID[:1]).to_csv().encode() + b"1,2" * 40,
             r"odd\.csv cannot be read as a table: .*Expected 11 fields in line 3, saw 41",
         ),
-        ("modèle,gpu\n1,2\n".encode("latin-1"), r"odd\.csv is not UTF-8 \(.*\): save it as CSV in UTF-8"),
+        ("modèle,gpu\n1,2\n".encode("latin-1"), r"odd\.csv is not text in UTF-8 \(.*\): save it"),
     ],
 )
 def test_a_file_that_is_no_table_is_named(tmp_path, content, message):

@@ -155,7 +155,7 @@ def lacking(*keys):
     ("content", "match"),
     [
         ("", "is empty"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("3", "must hold an object .* it holds a int"),
         (lacking("mean_tpot_ms", "completed"), "lacks completed, mean_tpot_ms: it is no result of vllm bench serve"),
         (result(completed=0), "0 requests came back"),

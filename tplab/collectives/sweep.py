@@ -16,12 +16,15 @@ import pandas as pd
 
 from tplab.cluster import Cluster, Provenance, Report, Run
 from tplab.collectives.cost import algbw_GBps, busbw_GBps
+from tplab.shown import shown
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4}
 MODES = ("eager", "graph")
+_MOST_BYTES = 1 << 40
+"""Of a message on the command line: beyond the memory of any rank."""
 ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
 """torch's kernels over memory that GPUs share; one GPU per rank."""
 _SYMMETRIC_BYTES = 128
@@ -132,10 +135,14 @@ def plan_sweep(
 
 def parse_bytes(argument: str, text: str) -> int:
     """``512B``, ``64KiB``, ``2MiB`` or a plain number of bytes. Raises ``ValueError`` naming ``argument``."""
-    match = re.fullmatch(r"\s*(\d+)\s*(|B|KiB|MiB|GiB)\s*", text)
-    if match is None or int(match[1]) == 0:
-        raise ValueError(f"{argument} must be a positive size such as 512B, 64KiB, 2MiB or 1GiB; got {text!r}")
-    return int(match[1]) << {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
+    match = re.fullmatch(r"\s*(\d{1,15})\s*(|B|KiB|MiB|GiB)\s*", text)
+    size = 0 if match is None else int(match[1]) << {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
+    if not 0 < size <= _MOST_BYTES:
+        raise ValueError(
+            f"{argument} must be a positive size such as 512B, 64KiB, 2MiB or 1GiB, and at most "
+            f"{_MOST_BYTES >> 30}GiB; got {shown(text)}"
+        )
+    return size
 
 
 def default_iterations(nbytes: int) -> int:

@@ -20,11 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tplab.collectives.cost import fit_line
-from tplab.files import write_text
+from tplab.files import parse_json, read_text, write_text
+from tplab.shown import listed, shown
 
 Floats = NDArray[np.float64]
 FORMAT = "tplab-calibration/1"
 LAUNCHES = ("eager", "graph")
+_MOST_BYTES = 16 << 20
+_LEAST, _MOST = 1e-9, 1e18
+"""Of times, rates and sizes: what lies beyond was not measured, and would overflow where it is multiplied."""
+_MOST_RANKS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +50,10 @@ class AllReduceTimes:
     """Which GPUs (ranks) were in it; empty: any, all groups of this size are alike."""
 
     def __post_init__(self) -> None:
-        if self.num_ranks < 2:
-            raise ValueError(f"num_ranks of an all-reduce must be at least 2, got {self.num_ranks}")
+        if not 2 <= self.num_ranks <= _MOST_RANKS:
+            raise ValueError(
+                f"num_ranks of an all-reduce must be at least 2, and at most {_MOST_RANKS:,}; got {self.num_ranks}"
+            )
         if self.launch not in LAUNCHES:
             raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {self.launch!r}")
         _curve("nbytes", self.nbytes, self.p50_us)
@@ -88,8 +95,15 @@ class MatmulTimes:
                 f"matmul times need as many tokens, params and p50_us, at least one; got {len(self.tokens)}, "
                 f"{len(self.params)} and {len(self.p50_us)}"
             )
-        for m in set(self.tokens):
-            if len({p for t, p in zip(self.tokens, self.params, strict=True) if t == m}) < 2:
+        _in_range("num_ranks", (self.num_ranks,), least=1, most=_MOST_RANKS)
+        _in_range("tokens", self.tokens, least=1)
+        _in_range("params", self.params, least=1)
+        _in_range("p50_us", self.p50_us)
+        shapes: dict[int, set[float]] = {}
+        for m, params in zip(self.tokens, self.params, strict=True):
+            shapes.setdefault(m, set()).add(params)
+        for m, different in shapes.items():
+            if len(different) < 2:
                 raise ValueError(f"matmul times need at least two shapes for {m} tokens, to tell start-up from rate")
 
 
@@ -165,13 +179,14 @@ class Calibration:
     """What the reader must know, such as ranks that share cores or links that are emulated."""
 
     def __post_init__(self) -> None:
+        _in_range("num_ranks", (self.num_ranks,), least=1, most=_MOST_RANKS)
         for key in ("copy_GBps", "kv_read_GBps", "prompt_attention_TFLOPS"):
             value = getattr(self, key)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if value is not None and not _LEAST <= value <= _MOST:
                 raise ValueError(f"{key} must be above 0 or None, got {value}")
         for key in _OVERHEADS:
             value = getattr(self, key)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
+            if value is not None and not 0 <= value <= _MOST:
                 raise ValueError(f"{key} must be finite and not negative, or None, got {value}")
 
     @property
@@ -246,13 +261,10 @@ class Calibration:
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
         """The other way. Raises ``ValueError`` for text that is no calibration (which key)."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a calibration is a JSON file, this is not JSON: {error}") from error
+        data = parse_json(text, "a calibration")
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"a calibration has format {FORMAT!r}, got {found!r}: run calibrate again")
+            raise ValueError(f"a calibration has format {FORMAT!r}, got {shown(found)}: run calibrate again")
         data = {key: value for key, value in data.items() if key != "format"}
         for key, kind in _PARTS.items():
             parts = data.get(key, [])
@@ -272,7 +284,7 @@ class Calibration:
     def load(cls, path: "str | os.PathLike[str]") -> "Calibration":
         """Reads it. Raises ``ValueError`` with the path for a file that is no calibration."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(read_text(path, limit=_MOST_BYTES))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -302,7 +314,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object, got {_said(data)}")
     if unknown := sorted(set(data) - set(known)):
-        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+        raise ValueError(f"{where} has unknown keys {listed(unknown)}: known are {', '.join(sorted(known))}")
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     if lacking := [name for name in needed if name not in data]:
         raise ValueError(f"{where} lacks {', '.join(lacking)}")
@@ -352,7 +364,13 @@ def _said(value: Any) -> str:
 def _curve(name: str, x: tuple[float, ...], us: tuple[float, ...]) -> None:
     if len(x) != len(us) or not x:
         raise ValueError(f"{name} and p50_us must be as long as each other and not empty, got {len(x)} and {len(us)}")
-    if any(b <= a for a, b in pairwise(x)) or x[0] <= 0:
-        raise ValueError(f"{name} must be above 0 and increase, got {list(x)}")
-    if any(not (t > 0 and math.isfinite(t)) for t in us):
-        raise ValueError(f"p50_us must be finite and above 0, got {list(us)}")
+    if not all(a < b for a, b in pairwise((0, *x))) or x[-1] > _MOST:
+        raise ValueError(f"{name} must be above 0 and increase, got {shown(list(x))}")
+    if not all(_LEAST <= t <= _MOST for t in us):
+        raise ValueError(f"p50_us must be finite and above 0, got {shown(list(us))}")
+
+
+def _in_range(name: str, values: Iterable[float], *, least: float = _LEAST, most: float = _MOST) -> None:
+    wrong = [value for value in values if not least <= value <= most]
+    if wrong:
+        raise ValueError(f"{name} must lie between {least:g} and {most:g}, got {shown(wrong[0])}")

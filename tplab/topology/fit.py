@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tplab.files import read_frame
 from tplab.topology.columns import columns
 from tplab.topology.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
 from tplab.topology.latency import Layouts
@@ -297,17 +298,34 @@ def report(folder: Path) -> list[str]:
         for name in names or sorted(made.engines):
             if made.engines[name] != DEFAULT.engines[name]:
                 lines.append(f"{name}: {_engine(made.engines[name])} (in use: {_engine(DEFAULT.engines[name])})")
-    for file in sorted(folder.glob("gemm_latency_*.csv")):
-        table = pd.read_csv(file, comment="#")
-        for (library, dtype), rows in table.groupby(["library", "gemm_dtype"]):
-            lines.append(f"matmul {library} {dtype}: {_rounded(fit_matmul(rows, str(dtype)))}")
-    for file in sorted(folder.glob("attention_latency_*.csv")):
-        lines.append(f"attention: {_rounded(fit_attention(pd.read_csv(file, comment='#')))}")
-    for file in sorted(folder.glob("allreduce_latency.csv")):
-        table = pd.read_csv(file, comment="#")
-        table = table[(table["source_id"] == "aic") & ((table["library"] != "nccl-tests") | table["dtype"].eq("half"))]
-        for (hardware, library, launch), rows in table.groupby(["hardware", "library", "launch_mode"]):
-            lines += _all_reduce_lines(str(hardware), str(library), str(launch), rows)
+    for pattern, lines_of in (
+        ("gemm_latency_*.csv", _matmul_lines),
+        ("attention_latency_*.csv", lambda table: [f"attention: {_rounded(fit_attention(table))}"]),
+        ("allreduce_latency.csv", _all_reduce_table),
+    ):
+        for file in sorted(folder.glob(pattern)):
+            table = read_frame(file, comment="#")
+            try:
+                lines += lines_of(table)
+            except KeyError as error:
+                raise ValueError(f"{file} lacks the column {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{file}: {error}") from None
+    return lines
+
+
+def _matmul_lines(table: pd.DataFrame) -> list[str]:
+    return [
+        f"matmul {library} {dtype}: {_rounded(fit_matmul(rows, str(dtype)))}"
+        for (library, dtype), rows in table.groupby(["library", "gemm_dtype"])
+    ]
+
+
+def _all_reduce_table(table: pd.DataFrame) -> list[str]:
+    table = table[(table["source_id"] == "aic") & ((table["library"] != "nccl-tests") | table["dtype"].eq("half"))]
+    lines = []
+    for (hardware, library, launch), rows in table.groupby(["hardware", "library", "launch_mode"]):
+        lines += _all_reduce_lines(str(hardware), str(library), str(launch), rows)
     return lines
 
 

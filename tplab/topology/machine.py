@@ -14,6 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from tplab.shown import shown
+
+MOST_GPUS = 4096
+"""Of a machine, all nodes together: layouts are tried one by one."""
 LINK_KINDS = ("nvswitch", "nvlink", "pix", "pxb", "phb", "node", "sys", "network", "host", "emulated")
 """From near to far: NVLink through switches (every GPU reaches every other at full speed) and directly; PCIe with at
 most one switch, several switches, over the CPU's host bridge, over several bridges of one NUMA node, between NUMA nodes
@@ -128,6 +132,10 @@ class Machine:
         g = self.gpus_per_node
         if g < 1 or self.nodes < 1:
             raise ValueError(f"a machine has at least one GPU in one node, got gpus_per_node={g}, nodes={self.nodes}")
+        if g > MOST_GPUS or self.nodes > MOST_GPUS or g * self.nodes > MOST_GPUS:
+            raise ValueError(
+                f"a machine has at most {MOST_GPUS:,} GPUs, got gpus_per_node={shown(g)}, nodes={shown(self.nodes)}"
+            )
         if len(self.links) != g or any(len(row) != g for row in self.links):
             shape = [len(row) for row in self.links]
             raise ValueError(f"links must be {g} rows of {g}, one per GPU of a node, got rows of {shape}")

@@ -16,6 +16,7 @@ silently. What a table does not say is assumed, here and nowhere else: a cache i
 bf16.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,11 +27,13 @@ from typing import Any
 
 import pandas as pd
 
+from tplab.files import read_frame
+from tplab.shown import listed, shown
 from tplab.topology.machine import Machine
 from tplab.topology.model_spec import ModelSpec
 from tplab.topology.presets import MODELS, gpu_preset
 from tplab.topology.sharding import Layout
-from tplab.topology.workload import EnginePolicy, Workload
+from tplab.topology.workload import MOST, EnginePolicy, Workload
 
 SERVED = frozenset({"model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms"})
 GENERATED = frozenset({"model", "impl", "tp", "pp", "batch_size", "input_len", "output_len", "latency_ms"})
@@ -45,6 +48,7 @@ _ALIASES = {
 _OF_ALL = ("output_tokens_per_s", "output_tok_s", "throughput_tok_s", "tokens_per_s", "tok_s", "throughput")
 _OF_ONE = tuple(f"{name}_per_gpu" for name in _OF_ALL) + tuple(f"{name}_gpu" for name in _OF_ALL)
 _REQUESTS = ("silicon_concurrency", "concurrency", "batch_size")
+_LARGEST = 1e15
 _SATURATING = 4096
 """Requests at a time where a saturated table does not say: more than any cache holds, or any engine takes."""
 
@@ -128,11 +132,11 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
     skipped: Counter[str] = Counter()
     known = 0
     for file in sorted(path.glob("*.csv")):
-        reader = _reader(set(_frame(file, nrows=0).columns))
+        reader = _reader({str(name) for name in read_frame(file, comment="#", rows=0).columns})
         if reader is None:
             continue
         known += 1
-        for row in _frame(file).to_dict("records"):
+        for row in read_frame(file, comment="#").to_dict("records"):
             try:
                 case = reader(file.name, {str(key): value for key, value in row.items()})
                 Layout.of(case.model, case.tp, case.pp)  # refused here, with its reason, if it cannot be
@@ -147,15 +151,6 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
     return Tables(cases=tuple(cases), skipped=dict(skipped.most_common()))
 
 
-def _frame(file: Path, nrows: int | None = None) -> pd.DataFrame:
-    try:
-        return pd.read_csv(file, comment="#", encoding="utf-8", nrows=nrows)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as CSV in UTF-8, or move it away") from error
-    except (OSError, ValueError) as error:  # empty, or rows of unequal length
-        raise ValueError(f"{file} cannot be read as a table: {str(error).strip()}") from error
-
-
 def _reader(header: set[str]) -> "Callable[[str, Mapping[str, Any]], Case] | None":
     if header >= SERVED:
         return _served
@@ -166,24 +161,26 @@ def _reader(header: set[str]) -> "Callable[[str, Mapping[str, Any]], Case] | Non
 
 
 def _served(table: str, row: Mapping[str, Any]) -> Case:
-    tp, pp = int(row["tp_size"]), int(_value(row, "pp_size") or 1)
-    if int(_value(row, "attention_dp_size") or 1) > 1:
+    tp, pp = _count(row, "tp_size"), _count(row, "pp_size", usual=1)
+    if _count(row, "attention_dp_size", usual=1) > 1:
         raise ValueError("attention is copied, not split (attention_dp_size > 1)")
     backend = str(row["backend"]).lower()
     precision = _precision(_value(row, "gemm_quant_mode") or _value(row, "precision"))
     model = _model(str(row["model_path"]), precision, _precision(_value(row, "kv_cache_dtype")))
     engine = EnginePolicy(name=_ENGINES.get(backend, "generic"))
-    asked = next((x for x in (_value(row, key) for key in _REQUESTS) if x), None)
+    asked = next((key for key in _REQUESTS if _value(row, key)), None)
     if asked is None:
         raise ValueError(f"requests in flight are missing ({', '.join(_REQUESTS)})")
-    requests = int(asked)
-    ttft = _value(row, "silicon_ttft_ms")
+    ttft = _number(row, "silicon_ttft_ms")
     return Case(
         table=table,
         model=model,
         machine=_machine(str(row["system"]), tp * pp),
         workload=Workload(
-            input_length=int(row["isl"]), output_length=int(row["osl"]), concurrency=requests, engine=engine
+            input_length=_count(row, "isl"),
+            output_length=_count(row, "osl"),
+            concurrency=_count(row, asked),
+            engine=engine,
         ),
         tp=tp,
         pp=pp,
@@ -191,15 +188,15 @@ def _served(table: str, row: Mapping[str, Any]) -> Case:
         engine=backend,
         kind="served",
         tpot_ms=_positive(row, "silicon_tpot_ms"),
-        ttft_ms=float(ttft) if ttft is not None and float(ttft) > 0 else None,
+        ttft_ms=ttft or None,
     )
 
 
 def _generated(table: str, row: Mapping[str, Any]) -> Case:
-    tp, pp, out = int(row["tp"]), int(row["pp"]), int(row["output_len"])
+    tp, pp, out = _count(row, "tp"), _count(row, "pp"), _count(row, "output_len", least=0)
     name = str(row["model"]).lower()
     if name not in _GPT_SHAPES:
-        raise ValueError(f"shape of {row['model']} is not known")
+        raise ValueError(f"shape of {shown(row['model'])} is not known")
     impl = str(row["impl"]).lower()
     engine = EnginePolicy(name=impl if impl == "fastertransformer" else "generic", chunked_prefill=None)
     tokens = max(out, 1)
@@ -208,7 +205,10 @@ def _generated(table: str, row: Mapping[str, Any]) -> Case:
         model=_gpt(name),
         machine=_machine("a100", tp * pp),
         workload=Workload(
-            input_length=int(row["input_len"]), output_length=tokens, concurrency=int(row["batch_size"]), engine=engine
+            input_length=_count(row, "input_len"),
+            output_length=tokens,
+            concurrency=_count(row, "batch_size"),
+            engine=engine,
         ),
         tp=tp,
         pp=pp,
@@ -223,11 +223,12 @@ def _saturated(table: str, row: Mapping[str, Any]) -> Case:
     named = {key: _first(row, names) for key, names in _ALIASES.items()}
     if missing := [key for key, value in named.items() if value is None]:
         raise ValueError(f"{', '.join(missing)} is missing")
-    tp, pp = int(named["tp"]), int(_first(row, ("pp", "pp_size")) or 1)
+    tp, pp = _count(named, "tp"), _count({"pp": _first(row, ("pp", "pp_size"))}, "pp", usual=1)
     precision = _precision(_first(row, ("precision", "gemm_quant_mode", "dtype", "quantization")))
     engine = str(_first(row, ("engine", "backend", "framework")) or "generic").lower()
-    total, each = _first(row, _OF_ALL), _first(row, _OF_ONE)
-    tokens_per_s = float(total) if total is not None else float(each or 0) * tp * pp
+    rates = {"of all": _first(row, _OF_ALL), "of one": _first(row, _OF_ONE)}
+    total, each = _number(rates, "of all"), _number(rates, "of one")
+    tokens_per_s = total if total is not None else (each or 0) * tp * pp
     if not tokens_per_s > 0:
         raise ValueError("tokens per second are missing or not above 0")
     return Case(
@@ -235,9 +236,11 @@ def _saturated(table: str, row: Mapping[str, Any]) -> Case:
         model=_model(str(named["model"]), precision, _precision(_value(row, "kv_cache_dtype"))),
         machine=_machine(str(named["gpu"]), tp * pp),
         workload=Workload(
-            input_length=int(named["isl"]),
-            output_length=int(named["osl"]),
-            concurrency=int(_first(row, ("concurrency", "batch_size")) or _SATURATING),
+            input_length=_count(named, "isl"),
+            output_length=_count(named, "osl"),
+            concurrency=_count(
+                {"concurrency": _first(row, ("concurrency", "batch_size"))}, "concurrency", usual=_SATURATING
+            ),
             engine=EnginePolicy(name=_ENGINES.get(engine, "generic")),
         ),
         tp=tp,
@@ -261,7 +264,7 @@ def _model(path: str, precision: str | None, cache_precision: str | None) -> Mod
         name = name.replace(word, "")
     name = name.removeprefix("meta-").replace("llama-v", "llama-")
     if name not in MODELS:
-        raise ValueError(f"model {path} is not a preset")
+        raise ValueError(f"model {listed([path])} is not a preset")
     cache_precision = cache_precision or ("fp8" if precision in ("fp8", "fp4") else None)
     return ModelSpec.from_config(name, weight_precision=precision, kv_precision=cache_precision)
 
@@ -312,7 +315,7 @@ def _precision(value: Any) -> str | None:
         return None
     found = _PRECISIONS.get(str(value).lower())
     if found is None:
-        raise ValueError(f"precision {value} is not known")
+        raise ValueError(f"precision {listed([value])} is not known")
     return found
 
 
@@ -326,8 +329,30 @@ def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((value for value in (_value(row, key) for key in keys) if value is not None), None)
 
 
-def _positive(row: Mapping[str, Any], key: str) -> float:
+def _count(row: Mapping[str, Any], key: str, *, least: int = 1, usual: int | None = None) -> int:
+    """A whole number; ``usual`` where there is none, or 0."""
+    value = _number(row, key)
+    if not value and usual is not None:
+        return usual
+    if value is None or not value.is_integer() or not least <= value <= MOST:
+        raise ValueError(f"{key} must be a whole number from {least} to {MOST:,}, got {shown(row[key])}")
+    return int(value)
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    """None where there is none."""
     value = _value(row, key)
-    if value is None or not float(value) > 0:
+    try:
+        number = None if value is None else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number is not None and not 0 <= number <= _LARGEST:
+        raise ValueError(f"{key} must be a number of at least 0 and at most {_LARGEST:g}, got {shown(value)}")
+    return number
+
+
+def _positive(row: Mapping[str, Any], key: str) -> float:
+    value = _number(row, key)
+    if not value:
         raise ValueError(f"{key} is missing or not above 0")
-    return float(value)
+    return value

@@ -15,18 +15,24 @@ seven peers at NV18 each are more links than a GPU has.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tplab.shown import listed, shown
 from tplab.topology.machine import Gpu, Link, Machine
 from tplab.topology.presets import NIC_GBPS, gpu_preset, network, nvlink, pcie_link
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\[[0-9;]*m(?=\S|\s|$)")
 _GPU = re.compile(r"GPU\d+")
-_CELL = re.compile(r"X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC")
+_CELL = re.compile(r"X|NV[1-9]\d{0,2}|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)
 _RUN_TOGETHER = re.compile(r"(?:GPU\d+|NIC\d+|mlx\d+_\d+?(?=GPU|NIC|mlx|$)|X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC)")
 _NIC_NAME = re.compile(r"\s*(NIC\d+)\s*:\s*(\S+)\s*$")
 _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
+_MOST_DEVICES = 256
+"""GPUs and network cards of one table: a rack of 72 GPUs has some 150."""
+_MOST_LINES = 10_000
+_MOST_LETTERS = 1 << 20
 _PCIE = {"PIX": "pix", "PXB": "pxb", "PHB": "phb", "NODE": "node", "SYS": "sys", "SOC": "sys"}
 
 
@@ -59,36 +65,43 @@ def parse_topo(text: str) -> TopoTable:
         ValueError: no table; a row that is cut off, a word that is none of the legend's, a GPU without a row, two
             cells of a pair that disagree. Each names the line.
     """
+    if len(text) > _MOST_LETTERS or text.count("\n") > _MOST_LINES:
+        raise ValueError(
+            f"the text has {len(text):,} characters, or {text.count(chr(10)):,} lines: give what `nvidia-smi topo -m` "
+            f"prints, which is at most {_MOST_LETTERS:,} and {_MOST_LINES:,}"
+        )
     lines = [_ESCAPE.sub("", line).replace("|", " ").lstrip("> ").rstrip() for line in text.splitlines()]
     start, devices, extras = _header(lines)
+    known = set(devices)
     gpus = [name for name in devices if _GPU.fullmatch(name)]
     rows: dict[str, list[str]] = {}
     rest: dict[str, list[str]] = {}
     at: dict[str, int] = {}
-    last = start
+    last, lacking = start, set(gpus)
     for number, line in enumerate(lines[start + 1 :], start + 1):
         words = _words(line)
         again = len(words) > 1 and _GPU.fullmatch(words[1])  # the header of another table
-        if not words or words[0] not in devices or again:
-            if all(gpu in rows for gpu in gpus) or again or (words and words[0].startswith("Legend")):
+        if not words or words[0] not in known or again:
+            if not lacking or again or (words and words[0].startswith("Legend")):
                 break
             continue
         name = words[0]
         if name in rows:
             raise ValueError(f"line {number + 1}: a second row for {name} (the first is line {at[name] + 1})")
+        lacking.discard(name)
         rows[name] = _cells(number, name, words[1:], devices)
         rest[name] = words[1 + len(devices) :]
         at[name] = last = number
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
         raise ValueError(
-            f"line {last + 1}: the table ends here, without rows for {', '.join(missing)}, which the header on line "
+            f"line {last + 1}: the table ends here, without rows for {listed(missing, 8)}, which the header on line "
             f"{start + 1} lists: is the text cut off?"
         )
     _check_symmetric(gpus, devices, rows, at)
     names = {match[1]: match[2] for line in lines if (match := _NIC_NAME.match(line))}
     column = {name: j for j, name in enumerate(devices)}
-    nics = [name for name in devices if name not in gpus]
+    nics = [name for name in devices if not _GPU.fullmatch(name)]
     return TopoTable(
         gpus=tuple(gpus),
         nics=tuple(names.get(nic, nic) for nic in nics),
@@ -186,9 +199,14 @@ def _header(lines: Sequence[str]) -> tuple[int, list[str], int]:
         devices = names[:end].split()
         if devices and devices[-1] in ("CPU", "NUMA", "GPU"):  # a header cut off in its last title
             devices.pop()
-        twice = {name for name in devices if devices.count(name) > 1}
+        if len(devices) > _MOST_DEVICES:
+            raise ValueError(
+                f"line {number + 1}: the header lists {len(devices):,} GPUs and network cards; a node has at most "
+                f"{_MOST_DEVICES}"
+            )
+        twice = [name for name, count in Counter(devices).items() if count > 1]
         if twice:
-            raise ValueError(f"line {number + 1}: the header lists {', '.join(sorted(twice))} twice")
+            raise ValueError(f"line {number + 1}: the header lists {listed(sorted(twice))} twice")
         return number, devices, sum(title in names for title in _AFFINITIES)
     raise ValueError(
         "no line of the text is the header of a topology table (GPU0 GPU1 ...): paste what `nvidia-smi topo -m` prints"
@@ -203,8 +221,8 @@ def _cells(number: int, name: str, words: Sequence[str], devices: Sequence[str])
             raise ValueError(
                 f"line {number + 1}: row {name} has {column} of {len(devices)} links: is it cut off?"
                 if short
-                else f"line {number + 1}: row {name}, column {devices[column]}: {word!r} is no link of the legend (X, "
-                f"NV#, PIX, PXB, PHB, NODE, SYS)"
+                else f"line {number + 1}: row {name}, column {devices[column]}: {shown(word)} is no link of the "
+                f"legend (X, NV#, PIX, PXB, PHB, NODE, SYS)"
             )
     if len(cells) < len(devices):
         raise ValueError(f"line {number + 1}: row {name} has {len(cells)} of {len(devices)} links: is it cut off?")

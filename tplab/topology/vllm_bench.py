@@ -8,16 +8,18 @@ as missing. Pure: no torch.
 Source of the keys: vllm/benchmarks/serve.py of github.com/vllm-project/vllm (versions 0.9 to 0.15).
 """
 
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from tplab.files import parse_json_documents, read_text
+from tplab.shown import shown
 from tplab.topology.calibration import Calibration
 from tplab.topology.constants import DEFAULT, Constants
 from tplab.topology.machine import Machine
@@ -34,6 +36,10 @@ _DEGREES = {
     "tp": ("tensor_parallel_size", "tensor-parallel-size", "tp_size", "tp"),
     "pp": ("pipeline_parallel_size", "pipeline-parallel-size", "pp_size", "pp"),
 }
+_MOST_RUNS = 10_000
+_LARGEST = 1e15
+"""Of the file's numbers: what lies beyond counts no tokens and no milliseconds."""
+_LONGEST_NAME = 200
 _FULL = 0.9
 """Share of the most that may be in flight, from which on that limit and not the arrival rate sets the load."""
 
@@ -97,27 +103,18 @@ def read_vllm(path: Source) -> list[VllmBenchmark]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    found = list(_documents(path, text))
+        text = read_text(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    found: list[Any] = []
+    for data in parse_json_documents(text, str(path), most=_MOST_RUNS):
+        found += data if isinstance(data, list) else [data]
+    if len(found) > _MOST_RUNS:
+        raise ValueError(f"{path} holds {len(found):,} runs; at most {_MOST_RUNS:,} are read")
     if not found:
         raise ValueError(f"{path} is empty: vllm bench serve writes a result with --save-result")
     names = [path.name] if len(found) == 1 else [f"{path.name}#{i}" for i in range(1, len(found) + 1)]
     return [_benchmark(name, data) for name, data in zip(names, found, strict=True)]
-
-
-def _documents(path: Path, text: str) -> Iterable[Any]:
-    decoder, at = json.JSONDecoder(), 0
-    while at < len(text):
-        if text[at].isspace():
-            at += 1
-            continue
-        try:
-            data, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        yield from data if isinstance(data, list) else [data]
 
 
 def _benchmark(name: str, data: Any) -> VllmBenchmark:
@@ -134,16 +131,21 @@ def _benchmark(name: str, data: Any) -> VllmBenchmark:
             f"{name}: {values['completed']:g} requests came back with {values['total_output_tokens']:g} tokens; there "
             f"is nothing to compare"
         )
-    rate, limit = data.get("request_rate"), data.get("max_concurrency")
+    rate, limit, model_id = data.get("request_rate"), data.get("max_concurrency"), data.get("model_id") or ""
+    if not isinstance(model_id, str):
+        raise ValueError(f"{name}: model_id must be a text, got {shown(model_id)}")
     degrees = {}
     for degree, keys in _DEGREES.items():
         for key in keys:
             if key in data:
-                degrees[degree] = int(_number(name, data, key))
+                given = _number(name, data, key)
+                if given < 1 or not given.is_integer():
+                    raise ValueError(f"{name}: {key} must be a whole number of at least 1, got {shown(data[key])}")
+                degrees[degree] = int(given)
                 break
     return VllmBenchmark(
         name=name,
-        model_id=str(data.get("model_id", "")),
+        model_id=model_id[:_LONGEST_NAME],
         num_prompts=int(values["num_prompts"]),
         completed=int(values["completed"]),
         max_concurrency=None if limit is None else int(_number(name, data, "max_concurrency")),
@@ -162,13 +164,15 @@ def _benchmark(name: str, data: Any) -> VllmBenchmark:
 
 
 def _number(name: str, data: Mapping[str, Any], key: str) -> float:
-    try:
-        value = float(data[key])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {key} must be a number, got {data[key]!r}") from error
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}: {key} must be finite and not negative, got {value}")
-    return value
+    value = data[key]
+    if isinstance(value, str):  # --metadata gives texts
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}: {key} must be a number, got {shown(value)}")
+    if not 0 <= value <= _LARGEST:
+        raise ValueError(f"{name}: {key} must be finite and not negative, and at most {_LARGEST:g}; got {value}")
+    return float(value)
 
 
 def beside_vllm(
@@ -212,7 +216,10 @@ def beside_vllm(
                 f"{run.name} does not say on how many GPUs the server ran: give tp=, or run vllm bench serve with "
                 f"--metadata tensor_parallel_size=4"
             )
-        workload = run.workload(engine)
+        try:
+            workload = run.workload(engine)
+        except ValueError as error:
+            raise ValueError(f"{run.name}: {error}") from None
         made = predict(model, machine, workload, t, p, replicas=replicas, calibration=calibration, constants=constants)
         predicted = {
             "tpot_ms": made.tpot_ms,

@@ -1,9 +1,12 @@
 """What is asked of the model, and how the engine goes about it."""
 
-import math
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
+from tplab.shown import shown
+
+MOST = 10**9
+"""Of tokens, requests, requests per second and milliseconds: beyond every server, and far from where times overflow."""
 ALL_REDUCES = ("auto", "one-shot", "two-shot", "ring", "nccl", "measured")
 
 
@@ -64,9 +67,11 @@ class Workload:
             if value is None and key == "concurrency":
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool):
-                raise ValueError(f"{key} must be a whole number of {unit}s, got {value!r}")
+                raise ValueError(f"{key} must be a whole number of {unit}s, got {shown(value)}")
             if value < 1:
-                raise ValueError(f"{key} must be at least 1 {unit}, got {value}")
+                raise ValueError(f"{key} must be at least 1 {unit}, got {shown(value)}")
+            if value > MOST:  # type: ignore[operator]  # numbers.Integral has no order for mypy
+                raise ValueError(f"{key} must be at most {MOST:,} {unit}s, got {shown(value)}")
         if (self.concurrency is None) == (self.request_rate is None):
             raise ValueError(
                 f"give either concurrency (requests in flight) or request_rate (requests per second), got "
@@ -77,9 +82,9 @@ class Workload:
             if value is None:
                 continue
             if not isinstance(value, Real) or isinstance(value, bool):
-                raise ValueError(f"{key} must be a number, got {value!r}")
-            if not (float(value) > 0 and math.isfinite(value)):
-                raise ValueError(f"{key} must be above 0, got {value}")
+                raise ValueError(f"{key} must be a number, got {shown(value)}")
+            if not 0 < value <= MOST:  # type: ignore[operator]
+                raise ValueError(f"{key} must be above 0 and at most {MOST:,}, got {shown(value)}")
 
     @property
     def context_length(self) -> int:
