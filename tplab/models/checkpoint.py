@@ -10,6 +10,7 @@ flipped bits inside a tensor are not.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -17,16 +18,16 @@ from typing import Any, Protocol
 
 import torch
 
-from tplab.files import replacing, settle
+from tplab.files import read_json, replacing, settle
 from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
 from tplab.models.errors import CheckpointError
 from tplab.models.memory import itemsize
+from tplab.shown import listed, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-_NAMES_SHOWN = 4
 
 
 class Source(Protocol):
@@ -109,14 +110,13 @@ class Checkpoint:
         index, single = self.folder / INDEX, self.folder / SINGLE
         if index.is_file():
             try:
-                found = json.loads(index.read_text())["weight_map"]
-                files = {str(name): str(file) for name, file in found.items()}
-            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-                raise CheckpointError(f"{index} is damaged: no weight_map can be read from it ({error!r})") from error
-            missing = sorted({file for file in files.values() if not (self.folder / file).is_file()})
+                files = _weight_map(read_json(index))
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{index} is damaged: no weight_map can be read from it ({error})") from error
+            missing = sorted({file for file in files.values() if not os.path.isfile(self.folder / file)})
             if missing:
                 raise CheckpointError(
-                    f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} named in {index}, but not there: the "
+                    f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} named in {index}, but not there: the "
                     f"download may be incomplete"
                 )
             return files
@@ -124,19 +124,19 @@ class Checkpoint:
             with _opened(single) as file:
                 return dict.fromkeys(file.keys(), SINGLE)
         others = sorted(path.name for path in self.folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        hint = f"; {_some(others)} would have to be converted" if others else ""
+        hint = f"; {listed(others)} would have to be converted" if others else ""
         raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}: only safetensors are read{hint}")
 
     def _check_names(self, config: ModelConfig) -> None:
         missing = [name for name in self._shapes if name not in self._file_of]
         if missing:
             raise CheckpointError(
-                f"{self.folder} lacks {_some(missing)}, which a {config.model_type} of this config has"
+                f"{self.folder} lacks {listed(missing)}, which a {config.model_type} of this config has"
             )
         extra = [name for name in self._file_of if name not in self._shapes and not self._harmless(name)]
         if extra:
             raise CheckpointError(
-                f"{self.folder} has {_some(extra)}, which a {config.model_type} of this config has no place for: "
+                f"{self.folder} has {listed(extra)}, which a {config.model_type} of this config has no place for: "
                 f"config and weights are not of the same model"
             )
 
@@ -178,6 +178,18 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
     with opened as file:
         yield file
+
+
+def _weight_map(data: Any) -> dict[str, str]:
+    """Tensor -> file. Only of the index's own folder: what was downloaded is not to choose what is opened elsewhere.
+    Links with plain names may lead out of it, as they do in Hugging Face's cache."""
+    found = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(f"weight_map must be an object, got {shown(found)}")
+    for name, file in found.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & {"/", "\\", "\0"}:
+            raise ValueError(f"{listed([name])} must be in a file of this folder, by its name alone; got {shown(file)}")
+    return found
 
 
 class RandomWeights:
@@ -280,9 +292,3 @@ def save_checkpoint(
     except Exception as error:  # safetensors has an error of its own for a full or read-only disk
         raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
     return [folder / file for file in files]
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    rest = len(names) - _NAMES_SHOWN
-    return f"{shown} and {rest} more" if rest > 0 else shown
