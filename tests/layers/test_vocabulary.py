@@ -266,7 +266,7 @@ def test_sample_takes_logits_of_any_precision(dtype: torch.dtype) -> None:
     assert tokens.tolist() == [4] * 50
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-42, 1e-50, 1e-300])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-42, 1e-50, 1e-300, 1e-320])
 def test_ever_colder_is_ever_more_the_argmax(temperature: float) -> None:
     full = 0.1 * torch.randn(200, 11, generator=torch.Generator().manual_seed(0))
     full[:, 0] = 1.0  # positive ones below the largest: they must not become as infinite as that

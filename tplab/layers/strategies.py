@@ -79,7 +79,7 @@ class Chunked(Blocking):
     def reduce_matmul(self, x_TI: torch.Tensor, w_DI: torch.Tensor, comm: Comm) -> Pending:
         x = x_TI.reshape(-1, x_TI.shape[-1])
         tokens = x.shape[0]
-        if tokens < self.num_chunks:
+        if tokens < self.num_chunks and (tokens or self.num_chunks > 1):  # one chunk may be empty, as with Blocking
             raise ValueError(
                 f"num_chunks={self.num_chunks} is more than the {tokens} tokens of this call: use at most {tokens}, or "
                 f"another strategy for steps as short as this one"

@@ -337,8 +337,9 @@ def parallel_sample(
         scores = scores.masked_fill(scores < _smallest_in_nucleus(full, temperature, top_p), -torch.inf)
     noise = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
     mine = F.pad(noise[..., vocab.start : vocab.end], (0, vocab.padding)).to(scores.device)
-    # In float64: logits over a temperature near zero are beyond float32, and infinities would tie.
-    return parallel_argmax(scores.double() / temperature + mine, vocab, comm)
+    # Below 1 the noise is shrunk instead of the scores blown up: over a temperature near zero they would be infinite,
+    # and tie. Noise that vanishes leaves the argmax, as it should.
+    return parallel_argmax(scores.double() / max(temperature, 1.0) + mine * min(temperature, 1.0), vocab, comm)
 
 
 def _kth_largest(scores: torch.Tensor, vocab: VocabShard, comm: Comm, k: int) -> torch.Tensor:
@@ -353,6 +354,7 @@ def _kth_largest(scores: torch.Tensor, vocab: VocabShard, comm: Comm, k: int) ->
 def _smallest_in_nucleus(scores: torch.Tensor, temperature: float, p: float) -> torch.Tensor:
     """(..., 1): the smallest score among the fewest tokens that together have probability p or more."""
     ordered = scores.sort(-1, descending=True).values
-    probabilities = (ordered.double() / temperature).softmax(-1)
+    # Less the largest, which stays finite over any temperature: infinities would make the softmax NaN.
+    probabilities = ((ordered - ordered[..., :1]).double() / temperature).softmax(-1)
     kept = probabilities.cumsum(-1) - probabilities < p
     return ordered.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
