@@ -107,7 +107,7 @@ def test_last_message_of_a_rank_that_is_gone():
 
 def test_half_a_message_of_a_rank_that_is_gone():
     supervisor, peer = _with_raw_peer()
-    peer.send(encode("no length before it")[:5])
+    peer.send(b"".join(encode("no length before it"))[:5])
     peer.close()
     assert supervisor.read() == ([], True)
     supervisor.close()

@@ -113,7 +113,8 @@ class TestJudge:
         assert type(error) is RankTimeout
         assert isinstance(error, TimeoutError)
         assert error.ranks == (0, 2)
-        assert error.rank == 0
+        assert error.rank == 2, "the one that could not even say where it is"
+        assert "Rank 2 did not even say where" in str(error)
         assert list(error.stacks) == [0]
         assert "x = 1 / 0" in error.stacks[0]
         for text in ("ranks 0, 2 of 3", "60 s", "work", "x = 1 / 0"):

@@ -85,6 +85,8 @@ def rank_environment(placement: Placement, rank: int, cluster_id: str) -> dict[s
     environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // placement.num_ranks)))
     # The host's name may resolve to an outside address, or to none; local ranks have no business there.
     environment["GLOO_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
+    # Connections that are made later than their group could not be checked (see ``neighbours``).
+    environment["TORCH_GLOO_LAZY_INIT"] = "0"
     # torch's stores and gloo honour proxies of neither kind; NCCL's bootstrap must stay on loopback like gloo.
     environment["NCCL_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
     environment.setdefault("NCCL_NVLS_ENABLE", "0")

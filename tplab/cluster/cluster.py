@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tplab.cluster import backends, wire
+from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.local import LocalEngine
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.run import Report, Run
@@ -67,12 +68,13 @@ class Cluster:
         _check_seconds("start_timeout", start_timeout)
         self._placement = backends.place(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._supervisor = Supervisor(
-            LocalEngine(self._placement, start_timeout=start_timeout), start_timeout=start_timeout
-        )
-        # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
-        self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
-        self._supervisor.start()
+        with interrupts_held():  # there is no thread, process or descriptor that nobody would end
+            self._supervisor = Supervisor(
+                LocalEngine(self._placement, start_timeout=start_timeout), start_timeout=start_timeout
+            )
+            # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
+            self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
+            self._supervisor.start()
 
     def run(self, fn: Callable[..., T], *args: Any, timeout: float | None = 60.0) -> list[T]:
         """Run ``fn(rank, *args)`` on every rank and return the values in rank order.
@@ -135,7 +137,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the ranks and any run. Closing twice does no harm; a closed cluster refuses to run."""
-        self._finalizer()
+        self._supervisor.close()
+        self._finalizer.detach()
 
     def _wait_ready(self) -> list[dict[str, Any]]:
         ready: Run[dict[str, Any]] = Run(self._supervisor, name="start", payload=None, timeout=None, keep_alive=self)

@@ -5,8 +5,11 @@ whom and what is killed when is the supervisor's, the same for every engine. All
 the supervisor's one thread.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from tplab.cluster.channel import Part
 
 Stream = Literal["stdout", "stderr"]
 
@@ -21,11 +24,19 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """A rank wrote a line of output."""
+    """A rank wrote a line of output, or a piece of one that is too long to be kept together."""
 
     rank: int
     stream: Stream
     line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """What a rank sent is no message; the rank is on its way out, because nothing it sends can be understood."""
+
+    rank: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,7 @@ class Exited:
     exit_code: int | None
 
 
-Event = Received | Wrote | Exited
+Event = Received | Wrote | Broke | Exited
 
 
 class Engine(Protocol):
@@ -53,7 +64,7 @@ class Engine(Protocol):
     def spawn(self) -> None:
         """Start all ranks, without waiting for them. They send ``wire.Ready`` or ``wire.Fault`` when they know."""
 
-    def send(self, rank: int, data: bytes) -> None:
+    def send(self, rank: int, parts: Sequence[Part]) -> None:
         """Send an encoded message, without waiting for the rank to take it in. To a rank that is gone: no effect."""
 
     def poll(self, timeout: float | None) -> list[Event]:
@@ -61,7 +72,8 @@ class Engine(Protocol):
         before the messages it sent after writing it."""
 
     def kill(self) -> list[Event]:
-        """End every rank and all they started, now; returns the output that was still under way. Safe to repeat."""
+        """End every rank and all that they started, whatever its session or parent, now; returns the output that was
+        still under way. Safe to repeat."""
 
     def wake(self) -> None:
         """Make ``poll`` return; from any thread."""

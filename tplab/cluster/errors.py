@@ -55,5 +55,5 @@ class RankTimeout(ClusterError, TimeoutError):
 
     @property
     def rank(self) -> int:
-        """Index of the first rank that had not answered."""
-        return self.ranks[0]
+        """Index of the first rank that could not even say where it was, or else the first that had not answered."""
+        return next((rank for rank in self.ranks if rank not in self.stacks), self.ranks[0])

@@ -1,29 +1,31 @@
 """The engine that starts ranks as subprocesses of this kernel.
 
-Fresh interpreters, never ``fork`` (a kernel that has run one threaded torch operation deadlocks its children, and CUDA
-forbids it) and never ``multiprocessing.spawn`` (it imports ``__main__``, which a notebook does not have). Each rank
-leads a session of its own, so that Jupyter's interrupt, which goes to the kernel's process group, does not reach it.
-Kernel and rank talk over a socket pair: nothing listens, so nobody else can connect.
+Fresh interpreters, never ``fork`` of the kernel (one that has run a threaded torch operation deadlocks its children,
+and CUDA forbids it) and never ``multiprocessing.spawn`` (it imports ``__main__``, which a notebook does not have). Each
+rank leads a session of its own, so that Jupyter's interrupt, which goes to the kernel's process group, does not reach
+it. Kernel and rank talk over a socket pair: nothing listens, so nobody else can connect. Between them stands a small
+process that takes everything along when the kernel dies (see ``keeper``).
 """
 
 import json
 import os
 import secrets
 import selectors
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tplab.cluster.backends import LOOPBACK, Placement, rank_environment
-from tplab.cluster.channel import SupervisorChannel, encode
-from tplab.cluster.engine import Event, Exited, Received, Stream, Wrote
+from tplab.cluster.backends import Placement, rank_environment
+from tplab.cluster.channel import ChannelBroken, Part, SupervisorChannel, encode
+from tplab.cluster.engine import Broke, Event, Exited, Received
+from tplab.cluster.output import Pipe
 from tplab.cluster.wire import Answer, import_path
 from tplab.cluster.worker import Setup
 
@@ -32,47 +34,13 @@ _BOOTSTRAP = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
     "from tplab.cluster.worker import main; main(int(sys.argv[1]))"
 )
-# In the environment of the ranks, and so of everything they start, in whatever session.
+_KEEPER = Path(__file__).with_name("keeper.py")
+# In the environment of the ranks, and so of what they start: for the case that the keeper itself was killed.
 _MARK = "TPLAB_CLUSTER"
 _READ_SIZE = 1 << 16
 _CHECK_EXITS_EVERY_S = 0.5
-
-
-@dataclass(slots=True)
-class _Pipe:
-    """One output stream of a rank, cut into lines."""
-
-    rank: int
-    stream: Stream
-    file: IO[bytes]
-    partial: bytes = b""
-    ended: bool = False
-
-    def read(self) -> Iterator[Wrote]:
-        """All complete lines there are now."""
-        for _ in range(2):  # more than a pipe holds, and not for ever when a rank writes as fast as this reads
-            if self.ended:
-                return
-            try:
-                data = os.read(self.file.fileno(), _READ_SIZE)
-            except BlockingIOError:
-                return
-            if not data:
-                self.ended = True
-                yield from self.rest()
-                return
-            *lines, self.partial = (self.partial + data).split(b"\n")
-            yield from (self._wrote(line) for line in lines)
-
-    def rest(self) -> Iterator[Wrote]:
-        """A last line without its newline."""
-        if self.partial:
-            yield self._wrote(self.partial)
-            self.partial = b""
-
-    def _wrote(self, line: bytes) -> Wrote:
-        # A progress bar rewrites its line after a carriage return: only the last state is worth a line here.
-        return Wrote(self.rank, self.stream, line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"))
+_KEEPER_START_S = 20.0
+_KEEPER_END_S = 10.0
 
 
 @dataclass(slots=True)
@@ -80,9 +48,11 @@ class _Process:
     """One rank's process and its three channels."""
 
     rank: int
-    popen: subprocess.Popen[bytes]
+    pid: int
     channel: SupervisorChannel
-    pipes: list[_Pipe]
+    pipes: list[Pipe]
+    talking: bool = True
+    """Its socket is open at both ends."""
     exited: bool = False
 
     def drain(self) -> list[Event]:
@@ -92,6 +62,77 @@ class _Process:
         return [line for pipe in self.pipes for line in pipe.rest()]
 
 
+class _Keeper:
+    """This side of the process that starts the ranks and outlives them."""
+
+    def __init__(self, job: dict[str, Any], cluster_id: str) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        self._partial = b""
+        self._cluster_id = cluster_id
+        self.ended = False
+        self.early: list[dict[str, Any]] = []
+        """What came together with the process ids."""
+        with theirs:
+            fds = [theirs.fileno(), *(fd for rank in job["ranks"] for fd in rank["fds"])]
+            self._popen = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_KEEPER), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+        try:
+            ours.settimeout(_KEEPER_START_S)
+            ours.sendall(json.dumps(job).encode() + b"\n")
+            while not (messages := self.read()) and not self.ended:
+                pass
+            if self.ended or "error" in messages[0]:
+                raise OSError(*messages[0]["error"] if messages else ("the process that starts ranks ended",))
+            self.pids: list[int] = messages[0]["pids"]
+            self.early = messages[1:]
+            ours.setblocking(False)
+        except BaseException:
+            self.end()
+            raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> list[dict[str, Any]]:
+        """What it has said: the ranks that ended."""
+        if self.early:
+            early, self.early = self.early, []
+            return early
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        self.ended = self.ended or not data
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def kill(self, rank: int) -> None:
+        with suppress(OSError):
+            self._socket.send(json.dumps({"kill": rank}).encode() + b"\n")
+
+    def end(self) -> None:
+        """Have everything below it ended, and wait for that."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        try:
+            clean = self._popen.wait(_KEEPER_END_S) == 0
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+            clean = False
+        if not clean or sys.platform != "linux":
+            _kill_marked(self._cluster_id)
+
+
 class LocalEngine:
     """Ranks as subprocesses on this machine."""
 
@@ -99,7 +140,7 @@ class LocalEngine:
         self._placement = placement
         self._start_timeout = start_timeout
         self._processes: list[_Process] = []
-        self._cluster_id = ""
+        self._keeper: _Keeper | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -112,58 +153,55 @@ class LocalEngine:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        return tuple(process.popen.pid for process in self._processes)
+        return tuple(process.pid for process in self._processes)
 
     def spawn(self) -> None:
-        assert not self._processes
-        self._cluster_id = cluster_id = secrets.token_hex(8)
-        # Bound here and handed to rank 0 as an open descriptor: a port that is only picked free can be lost again.
-        with socket.socket() as listener:
-            listener.bind((LOOPBACK, 0))
-            listener.listen(128)
+        assert self._keeper is None
+        cluster_id = secrets.token_hex(8)
+        argv = [sys.executable, "-c", _BOOTSTRAP]
+        ranks: list[dict[str, Any]] = []
+        with ExitStack() as ours, ExitStack() as theirs:  # the rank's ends are the keeper's once it runs
+            channels: list[SupervisorChannel] = []
+            pipes: list[list[Pipe]] = []
             for rank in range(self.num_ranks):
-                self._processes.append(self._start(rank, listener, cluster_id))
+                near, far = socket.socketpair()
+                channels.append(SupervisorChannel(ours.enter_context(near)))
+                theirs.enter_context(far)
+                fds = [far.fileno()]
+                pipes.append([])
+                for stream in ("stdout", "stderr"):
+                    read, write = os.pipe()
+                    theirs.callback(os.close, write)
+                    fds.append(write)
+                    os.set_blocking(read, False)
+                    pipes[rank].append(Pipe(rank, stream, ours.enter_context(os.fdopen(read, "rb", buffering=0))))
+                channels[rank].send(encode(self._setup(rank)))
+                environment = rank_environment(self._placement, rank, cluster_id) | {_MARK: cluster_id}
+                arguments = [*argv, str(far.fileno()), json.dumps(import_path()), f"rank {rank}"]
+                ranks.append({"argv": arguments, "env": environment, "fds": fds})
+            self._keeper = _Keeper({"ranks": ranks, "kernel_pid": os.getpid()}, cluster_id)
+            ours.pop_all()
+        self._selector.register(self._keeper, selectors.EVENT_READ, self._keeper)
+        for rank, pid in enumerate(self._keeper.pids):
+            process = _Process(rank, pid, channels[rank], pipes[rank])
+            self._processes.append(process)
+            self._selector.register(process.channel, selectors.EVENT_READ, process)
+            for pipe in process.pipes:
+                self._selector.register(pipe.file, selectors.EVENT_READ, pipe)
 
-    def _start(self, rank: int, listener: socket.socket, cluster_id: str) -> _Process:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            store_fd = listener.fileno() if rank == 0 else None
-            popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), json.dumps(import_path()), f"rank {rank}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()] + ([] if store_fd is None else [store_fd]),
-                env=rank_environment(self._placement, rank, cluster_id) | {_MARK: cluster_id},
-                start_new_session=True,
-            )
-        setup = Setup(
+    def _setup(self, rank: int) -> Setup:
+        return Setup(
             index=rank,
             world_size=self.num_ranks,
             backend=self._placement.backend,
             device=self._placement.devices[rank],
-            store_host=LOOPBACK,
-            store_port=listener.getsockname()[1],
-            store_fd=store_fd,
-            kernel_pid=os.getpid(),
             start_timeout=self._start_timeout,
         )
-        channel = SupervisorChannel(ours)
-        channel.send(encode(setup))
-        assert popen.stdout is not None
-        assert popen.stderr is not None
-        pipes = [_Pipe(rank, "stdout", popen.stdout), _Pipe(rank, "stderr", popen.stderr)]
-        process = _Process(rank, popen, channel, pipes)
-        self._selector.register(channel, selectors.EVENT_READ, process)
-        for pipe in pipes:
-            os.set_blocking(pipe.file.fileno(), False)
-            self._selector.register(pipe.file, selectors.EVENT_READ, pipe)
-        return process
 
-    def send(self, rank: int, data: bytes) -> None:
+    def send(self, rank: int, parts: Sequence[Part]) -> None:
         process = self._processes[rank]
-        if not process.exited:
-            process.channel.send(data)
+        if process.talking:
+            process.channel.send(parts)
             self._watch(process)
 
     def _watch(self, process: _Process) -> None:
@@ -171,12 +209,12 @@ class LocalEngine:
         self._selector.modify(process.channel, selectors.EVENT_READ | writing, process)
 
     def poll(self, timeout: float | None) -> list[Event]:
-        if self._processes:
-            timeout = _CHECK_EXITS_EVERY_S if timeout is None else min(timeout, _CHECK_EXITS_EVERY_S)
         events: list[Event] = []
+        if self._keeper is not None and self._keeper.early:
+            return self._ends(self._keeper)
         for key, ready in self._selector.select(timeout):
             match key.data:
-                case _Pipe() as pipe:
+                case Pipe() as pipe:
                     events += pipe.read()
                     if pipe.ended:
                         self._selector.unregister(pipe.file)
@@ -186,53 +224,74 @@ class LocalEngine:
                         self._watch(process)
                     if ready & selectors.EVENT_READ:
                         events += self._receive(process)
+                case _Keeper() as keeper:
+                    events += self._ends(keeper)
                 case _:
                     with suppress(BlockingIOError):
                         while self._wake_read.recv(_READ_SIZE):
                             pass
-        # A process that a rank forked can hold the rank's socket open: look at the processes themselves, too.
-        for process in self._processes:
-            if not process.exited and process.popen.poll() is not None:
-                events += self._exit(process)
         return events
 
     def _receive(self, process: _Process) -> list[Event]:
-        messages, ended = process.channel.read()
+        broke: list[Event] = []
+        messages: list[object] = []
+        try:
+            messages, ended = process.channel.read()
+        except ChannelBroken as error:
+            broke, ended = [Broke(process.rank, str(error))], True
         # Read after the messages: it holds all that the rank wrote before it sent them.
         events = process.drain()
         if any(isinstance(message, Answer) for message in messages):
             events += process.rest()  # a line that the run left without an end must not run into the next run's
         events += [Received(process.rank, message) for message in messages]
-        return events + self._exit(process) if ended else events
+        if ended:
+            self._hang_up(process)
+        return events + broke
 
-    def _exit(self, process: _Process) -> list[Event]:
-        """The rank's socket or process ended: end the rest of its session too. (A kill does not change the exit code
-        of a process that is already on its way out.)"""
-        process.exited = True
+    def _hang_up(self, process: _Process) -> None:
+        """A rank that cannot be talked to is ended, with its session; the keeper says how. (A kill does not change the
+        exit code of a process that is already on its way out.)"""
+        process.talking = False
         self._selector.unregister(process.channel)
-        _kill_session(process.popen)
-        process.popen.wait()
-        return [*process.drain(), Exited(process.rank, process.popen.returncode)]
+        if self._keeper is not None:
+            self._keeper.kill(process.rank)
+
+    def _ends(self, keeper: _Keeper) -> list[Event]:
+        """Ranks of which the keeper says that they ended; without a keeper there are no ranks."""
+        codes = {message["rank"]: message["exit"] for message in keeper.read()}
+        if keeper.ended:
+            self._selector.unregister(keeper)
+            codes = dict.fromkeys(range(self.num_ranks)) | codes
+        events: list[Event] = []
+        for rank, code in codes.items():
+            process = self._processes[rank]
+            if not process.exited:
+                process.exited = True
+                if process.talking:
+                    events += self._receive(process)
+                if process.talking:  # something it forked holds its end open
+                    self._hang_up(process)
+                events += [*process.drain(), Exited(rank, code)]
+        return events
 
     def kill(self) -> list[Event]:
         processes, self._processes = self._processes, []
-        for process in processes:
-            if not process.exited:
-                _kill_session(process.popen)
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(keeper)
+            keeper.end()
         events: list[Event] = []
         for process in processes:
-            process.popen.wait()
             events += process.drain()
             events += process.rest()
             for pipe in process.pipes:
                 with suppress(KeyError):
                     self._selector.unregister(pipe.file)
                 pipe.file.close()
-            if not process.exited:
+            if process.talking:
                 self._selector.unregister(process.channel)
             process.channel.close()
-        if processes:
-            _kill_marked(self._cluster_id)
         return events
 
     def wake(self) -> None:
@@ -245,15 +304,8 @@ class LocalEngine:
         self._wake_write.close()
 
 
-def _kill_session(popen: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the session that the rank leads. Its id stays taken while the rank is unreaped or has children left,
-    so it cannot hit anyone else."""
-    with suppress(ProcessLookupError):
-        os.killpg(popen.pid, signal.SIGKILL)
-
-
 def _kill_marked(cluster_id: str) -> None:
-    """End what ranks have started in sessions of its own, as torch.compile's workers are, wherever it hangs now."""
+    """End what ranks have started in sessions of its own, as far as it kept the ranks' environment."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(_MARK) == cluster_id:

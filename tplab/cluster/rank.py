@@ -23,6 +23,8 @@ class Rank:
         group: "ProcessGroup",
         device: "torch.device",
         send_report: Callable[[dict[str, Any]], None],
+        store: dict[Any, Any] | None = None,
+        meshes: "dict[tuple[int, int], DeviceMesh] | None" = None,
     ) -> None:
         self.index = index
         """This rank's number, 0 to ``world_size - 1``."""
@@ -32,16 +34,29 @@ class Rank:
         """Process group of all ranks; also torch's default group on this rank."""
         self.device = device
         """Where this rank's tensors belong: ``cpu`` with gloo, ``cuda:i`` with NCCL."""
-        self.store: dict[Any, Any] = {}
+        self.store: dict[Any, Any] = {} if store is None else store
         """Lives on the rank between runs: loaded weights stay loaded. Empty again after the ranks were replaced."""
         self._send_report = send_report
-        self._meshes: dict[tuple[int, int], DeviceMesh] = {}
+        self._meshes: dict[tuple[int, int], DeviceMesh] = {} if meshes is None else meshes
+
+    def in_run(self, send_report: Callable[[dict[str, Any]], None]) -> "Rank":
+        """The same rank, store and meshes, as given to one run: what it reports is that run's, also afterwards."""
+        return Rank(
+            index=self.index,
+            world_size=self.world_size,
+            group=self.group,
+            device=self.device,
+            send_report=send_report,
+            store=self.store,
+            meshes=self._meshes,
+        )
 
     def report(self, **fields: Any) -> None:
         """Send ``fields`` to the kernel while the function still runs.
 
         They arrive in ``run.reports`` and at ``submit(on_report=...)``. By convention ``phase``, ``done`` and ``total``
-        drive a progress bar; anything else is a partial result that survives a stop.
+        drive a progress bar; anything else is a partial result that survives a stop. A thread that goes on after its
+        run reports to that run, whichever runs by then. A forked process cannot report (``RuntimeError``).
         """
         self._send_report(fields)
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _run_ids = count(1)
 _OUTPUT_LINES_KEPT = 1000
+_OUTPUT_CHARACTERS_KEPT = 1 << 23
 _STOP_WAIT_S = 5.0
 
 
@@ -52,13 +53,14 @@ class Run(Future[list[T]], Generic[T]):
         self.name = name
         """The function's name."""
         self.payload = payload
-        """The pickled call; None for a run that only waits for the ranks to be ready."""
+        """The pickled call, until it is handed over; None for a run that only waits for the ranks to be ready."""
         self.timeout = timeout
         """Seconds the ranks have, from the moment they are handed the call; None: no limit."""
         self.reports: list[Report] = []
-        """What ``rank.report`` sent, in order of arrival; also of a run that failed or was stopped."""
+        """What ``rank.report`` sent, in order of arrival; also of a run that failed or was stopped, and of its threads
+        that went on afterwards."""
         self.output: deque[str] = deque(maxlen=_OUTPUT_LINES_KEPT)
-        """The last lines the ranks wrote, each with its rank in front."""
+        """The last lines the ranks wrote, each with its rank in front; also what its threads printed afterwards."""
         self.elapsed_s: float | None = None
         """From the hand-over to the ranks until the last answer was in."""
         self.rank_s: list[float] | None = None
@@ -80,10 +82,12 @@ class Run(Future[list[T]], Generic[T]):
         interrupt (Ctrl-C, the kernel's Stop button) stops the run.
         """
         __tracebackhide__ = True
-        if not self.done() and threading.current_thread() is self._supervisor.thread:
-            raise ClusterError(
-                "result() was called on the cluster's own thread (in a callback): it would wait for itself"
-            )
+        if not self.done():
+            self._supervisor.check_owner()
+            if threading.current_thread() is self._supervisor.thread:
+                raise ClusterError(
+                    "result() was called on the cluster's own thread (in a callback): it would wait for itself"
+                )
         try:
             return super().result(timeout)
         except KeyboardInterrupt as interrupt:
@@ -108,21 +112,34 @@ class Run(Future[list[T]], Generic[T]):
         return True
 
     def deliver_report(self, report: Report) -> None:
-        """Called by the supervisor."""
+        """Called by the supervisor. What comes after the end is kept, and nobody is called."""
         self.reports.append(report)
-        if self._on_report is not None:
+        if self._on_report is not None and not self.done():
             self._context.run(self._on_report, report)
 
     def deliver_output(self, rank: int, stream: Stream, line: str, *, quietly: bool = False) -> None:
         """Called by the supervisor; ``quietly`` keeps the line without printing it."""
-        text = f"[rank {rank}] {line}"
-        self.output.append(text)
+        text = self._keep(rank, line)
         if quietly:
             return
         if self._on_output is not None:
             self._context.run(self._on_output, text)
         else:
             self.say(text, stream)
+
+    def deliver_late(self, rank: int, line: str) -> None:
+        """Called by the supervisor with a line that a thread printed when the run was over."""
+        text = self._keep(rank, line)
+        if self._on_output is None:
+            self.say(text, "stdout")
+
+    def _keep(self, rank: int, line: str) -> str:
+        text = f"[rank {rank}] {line}"
+        self.output.append(text)
+        if len(text) > _OUTPUT_CHARACTERS_KEPT // _OUTPUT_LINES_KEPT:  # few lines are so long that this need be counted
+            while len(self.output) > 1 and sum(map(len, self.output)) > _OUTPUT_CHARACTERS_KEPT:
+                self.output.popleft()
+        return text
 
     def say(self, text: str, stream: Stream = "stderr") -> None:
         """Print a line where the caller's own output goes."""

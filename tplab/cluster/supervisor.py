@@ -12,8 +12,10 @@ thread that started the process.
 
 import logging
 import os
+import pickle
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -21,9 +23,11 @@ from typing import Any
 
 from tplab.cluster import wire
 from tplab.cluster.channel import encode
-from tplab.cluster.engine import Engine, Event, Exited, Received, Wrote
+from tplab.cluster.engine import Broke, Engine, Event, Exited, Received, Wrote
 from tplab.cluster.errors import ClusterClosed, ClusterError, RankError
+from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.run import Report, Run
+from tplab.cluster.store import KeyValueStore
 from tplab.cluster.verdict import Evidence, judge
 
 # How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
@@ -32,6 +36,10 @@ _GRACE_S = 0.3
 # How long ranks may take to leave the function when stopped before they are killed.
 _STOP_GRACE_S = 0.6
 _LINES_KEPT_OF_START = 200
+# How often ranks are started again when somebody else came between them.
+_STARTS = 4
+# After how many failures of its own without a success between them the supervisor gives up.
+_FAILURES_ON_END = 5
 # Gloo's C++ announces every connection on stdout, past any log level.
 _NOISE = ("[Gloo] Rank ",)
 
@@ -65,6 +73,11 @@ class Supervisor:
         self._spawned = 0.0
         self._start_output: deque[str] = deque(maxlen=_LINES_KEPT_OF_START)
         self._replaced_while_idle = ""
+        self._keys = KeyValueStore()
+        self._starts = 0
+        self._spoiled = ""
+        # Runs that are over and still in somebody's hands: what their threads say later is theirs.
+        self._past: weakref.WeakValueDictionary[int, Run[Any]] = weakref.WeakValueDictionary()
         self._owner_pid = os.getpid()
         self._door = threading.Lock()  # between a post and the closing, so that no run slips in behind the last look
         self.state = State.DOWN
@@ -74,7 +87,6 @@ class Supervisor:
         """For each start of the ranks: rank -> phase -> seconds."""
         self._watchers: list[Callable[[State], None]] = []
         self.thread = threading.Thread(target=self._loop, name="tplab-supervisor", daemon=True)
-        self.thread.start()
 
     # From any thread.
 
@@ -101,8 +113,17 @@ class Supervisor:
             run.set_exception(_closed())
 
     def start(self) -> None:
-        """Start the ranks unless they are up."""
-        self._post(lambda: self._spawn() if self.state is State.DOWN else None)
+        """Begin: from now on there is a thread, and ranks that start. To be called once, by whoever will ``close``."""
+        self._posted.append(self._begin_spawn)
+        self.thread.start()
+
+    def check_owner(self) -> None:
+        """Raise ``ClusterError`` in a forked copy of the kernel, which has no thread that would ever answer."""
+        if os.getpid() != self._owner_pid:
+            raise ClusterError(
+                f"this cluster belongs to process {self._owner_pid}, and this is a copy of it that was forked "
+                f"(process {os.getpid()}): make a Cluster of its own here, or use it where it was made"
+            )
 
     def stop(self, run: Run[Any]) -> None:
         """End a run, queued or under way."""
@@ -117,31 +138,35 @@ class Supervisor:
         if os.getpid() != self._owner_pid:
             return  # a forked child of the kernel: the ranks are not its own
         self._post(lambda: self._shut_down(_closed()))
-        if threading.current_thread() is not self.thread:
-            self.thread.join(timeout=10)
+        if threading.current_thread() is not self.thread and self.thread.ident is not None:
+            self.thread.join(timeout=10)  # an interrupt ends the waiting; the closing goes on
 
     def _post(self, action: Callable[[], None]) -> bool:
         """False when the cluster is closed."""
-        with self._door:
-            if self.state is State.CLOSED:
-                return False
-            self._posted.append(action)
-        self._engine.wake()
+        self.check_owner()
+        with interrupts_held():
+            with self._door:
+                if self.state is State.CLOSED:
+                    return False
+                self._posted.append(action)
+            self._engine.wake()
         return True
 
     # On the supervisor's thread.
 
     def _loop(self) -> None:
+        failures = 0
         try:
             while self.state is not State.CLOSED:
-                for event in self._engine.poll(self._time_left()):
-                    self._handle(event)
-                    self._check_deadline()  # printing a flood of output takes its time
-                while self._posted:
-                    self._posted.popleft()()
-                self._check_deadline()
-                self._hand_over()
-        except BaseException as error:  # a bug here must not leave callers waiting for ever
+                try:
+                    self._step()
+                    failures = 0
+                except BaseException as error:  # too little memory, say, or a bug: of this run, not of all that follow
+                    failures += 1
+                    if failures > _FAILURES_ON_END:
+                        raise
+                    self._recover(error)
+        except BaseException as error:  # callers must not wait for ever
             self._shut_down(ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster"))
             raise
         finally:
@@ -149,6 +174,31 @@ class Supervisor:
                 self._posted.popleft()()
             self._fail_all(_closed())
             self._engine.close()
+
+    def _step(self) -> None:
+        """Wait for something to happen and deal with it. What is large is held by no variable while waiting."""
+        for event in self._engine.poll(self._time_left()):
+            self._handle(event)
+            self._check_deadline()  # printing a flood of output takes its time
+        while self._posted:
+            self._posted.popleft()()
+        self._check_deadline()
+        self._hand_over()
+
+    def _recover(self, error: BaseException) -> None:
+        """Something failed that should not: the run under way, or the start, learns of it; the next one works."""
+        logger.warning("the cluster's supervisor failed and goes on", exc_info=error)
+        run = self._current or (self._queue.popleft() if self._queue and self.state is State.STARTING else None)
+        self._current = None
+        self._kill()
+        if run is not None:
+            what = f"in {run.name}()" if run.payload is not None else "while starting"
+            fault = ClusterError(
+                f"the kernel's side of the cluster failed {what}: {error!r}. "
+                "The ranks were ended; the next run starts fresh ones, with an empty rank.store."
+            )
+            fault.__cause__ = error
+            self._finish(run, fault)
 
     def _time_left(self) -> float | None:
         if self._posted:
@@ -166,6 +216,9 @@ class Supervisor:
                     self._guard(self._current.deliver_output, rank, stream, line, quietly=echo)
                 else:
                     self._start_output.append(f"[rank {rank}] {line}")
+            case Broke(rank, reason) if self.state in (State.STARTING, State.RUNNING):
+                self._evidence.broken[rank] = reason
+                self._cannot_succeed()
             case Exited(rank, exit_code):
                 self._on_exit(rank, exit_code)
             case Received(rank, message):
@@ -181,17 +234,33 @@ class Supervisor:
             case wire.Fault() as fault if self.state is State.STARTING:
                 self._evidence.start_faults[rank] = fault
                 self._cannot_succeed()
+            case wire.Spoiled(reason) if self.state is State.STARTING:
+                self._spoiled = reason
+                self._kill()
+                self._start_again()
+            case wire.StoreCall() as call:
+                for receiver, reply in self._keys.handle(rank, call):
+                    self._send([receiver], reply)
             case wire.Answer(run_id) as answer if self._current is not None and run_id == self._current.id:
                 self._evidence.answers[rank] = answer
                 if self._evidence.complete:
                     self._conclude()
                 elif answer.fault is not None:
                     self._cannot_succeed()
-            case wire.ReportMessage(run_id, fields) if self._current is not None and run_id == self._current.id:
-                run = self._current
-                self._guard(lambda: run.deliver_report(Report(rank, wire.unpack(fields))))
+            case wire.ReportMessage(run_id, fields):
+                if (run := self._run(run_id)) is not None:
+                    self._guard(_deliver_report, run, rank, fields)
+            case wire.LateLine(run_id, line):
+                if (run := self._run(run_id)) is not None:
+                    self._guard(run.deliver_late, rank, line)
             case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
                 self._evidence.stacks[rank] = frames
+
+    def _run(self, run_id: int) -> Run[Any] | None:
+        """The run under way, or one that is over and still in somebody's hands."""
+        if self._current is not None and run_id == self._current.id:
+            return self._current
+        return self._past.get(run_id)
 
     def _on_exit(self, rank: int, exit_code: int | None) -> None:
         if self.state is State.READY:
@@ -232,38 +301,44 @@ class Supervisor:
         """The run is over, or is made to be."""
         run, evidence = self._current, self._evidence
         if run is None:
-            error = judge(evidence, self._start_output)
+            error = judge(evidence, self._start_output, self._spoiled)
             self._kill()
             # Whoever waited for these ranks learns why there are none; a later run tries again.
             if self._queue:
                 self._finish(self._queue.popleft(), error)
             return
         run.elapsed_s = time.monotonic() - self._handed_over
-        outcome: list[Any] | ClusterError
-        if evidence.succeeded:
-            outcome = self._values(evidence)
+        outcome: list[Any] | ClusterError = []
+        if succeeded := evidence.succeeded:
             run.rank_s = [evidence.answers[rank].seconds for rank in range(self._engine.num_ranks)]
         else:
             outcome = judge(evidence, run.output)
-        if evidence.succeeded or evidence.in_step:
+        if succeeded or evidence.in_step:
             self._become(State.READY)
         else:
             self._kill()
+        if succeeded:
+            outcome = self._values(evidence)
         self._current = None
+        self._evidence = Evidence("", self._engine.num_ranks, None)  # the answers may be large
+        self._past[run.id] = run
         self._finish(run, outcome)
 
     def _values(self, evidence: Evidence) -> list[Any] | RankError:
         values = []
         for rank in range(self._engine.num_ranks):
-            data = evidence.answers[rank].value
+            data = evidence.answers.pop(rank).value
             assert data is not None
             try:
                 values.append(wire.unpack(data))
-            except Exception as error:
+            except BaseException as error:  # rebuilding a value may raise anything, SystemExit included
+                way_out = (
+                    "The kernel is short of memory: return less, or leave the value in rank.store"
+                    if isinstance(error, MemoryError)
+                    else "Return plain values or tensors, or make its class importable in the kernel"
+                )
                 fault = RankError(
-                    f"the value that rank {rank} returned cannot be rebuilt here: {error!r}. "
-                    "Return plain values or tensors, or make its class importable in the kernel",
-                    rank=rank,
+                    f"the value that rank {rank} returned cannot be rebuilt here: {error!r}. {way_out}", rank=rank
                 )
                 fault.__cause__ = error
                 return fault
@@ -282,7 +357,7 @@ class Supervisor:
         if not self._queue:
             return
         if self.state is State.DOWN:
-            self._spawn()
+            self._begin_spawn()
         if self.state is not State.READY:
             return
         run = self._queue.popleft()
@@ -298,16 +373,35 @@ class Supervisor:
         self._evidence = Evidence(run.name, self._engine.num_ranks, run.timeout)
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
-        self._send(range(self._engine.num_ranks), wire.Call(run.id, run.payload, tuple(wire.import_path())))
+        payload, run.payload = pickle.PickleBuffer(run.payload), b""  # a handle that is kept must not keep it, too
+        self._send(range(self._engine.num_ranks), wire.Call(run.id, payload, tuple(wire.import_path())))
 
     def _send(self, ranks: Iterable[int], message: object) -> None:
-        data = encode(message)  # once: it may be large
+        parts = encode(message)  # once: it may be large
         for rank in ranks:
-            self._engine.send(rank, data)
+            self._engine.send(rank, parts)
+
+    def _begin_spawn(self) -> None:
+        """Start the ranks, unless they are up."""
+        if self.state is State.DOWN:
+            self._starts, self._spoiled = 0, ""
+            self._spawn()
+
+    def _start_again(self) -> None:
+        """Somebody else came between the ranks while they connected: fresh ranks have other ports."""
+        if self._starts < _STARTS:
+            self._spawn()
+        elif self._queue:
+            self._finish(
+                self._queue.popleft(),
+                ClusterError(f"the ranks could not be started in {self._starts} attempts: {self._spoiled}"),
+            )
 
     def _spawn(self) -> None:
+        self._starts += 1
         self._become(State.STARTING)
         self.facts = {}
+        self._keys = KeyValueStore()
         self._start_output.clear()
         self._evidence = Evidence("", self._engine.num_ranks, self._start_timeout)
         self._spawned = time.monotonic()
@@ -335,7 +429,7 @@ class Supervisor:
             self._evidence.cause = "stop"
             self._conclude()
         self._kill()
-        self._spawn()
+        self._begin_spawn()
 
     def _kill(self) -> None:
         for event in self._engine.kill():
@@ -358,6 +452,8 @@ class Supervisor:
         return phases
 
     def _shut_down(self, reason: ClusterError) -> None:
+        if self.state is State.CLOSED:
+            return
         self._kill()
         self._become(State.CLOSED)
         self._fail_all(reason)
@@ -375,6 +471,10 @@ class Supervisor:
             callback(*args, **options)
         except BaseException as error:  # sys.exit() in a callback is no reason to end the cluster
             logger.warning("a callback of the cluster failed: %r", error)
+
+
+def _deliver_report(run: Run[Any], rank: int, fields: wire.Bulk) -> None:
+    run.deliver_report(Report(rank, wire.unpack(fields)))
 
 
 def _closed() -> ClusterClosed:

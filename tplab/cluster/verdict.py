@@ -25,6 +25,8 @@ class Evidence:
     """By rank, in order of arrival."""
     start_faults: dict[int, wire.Fault] = field(default_factory=dict)
     """Ranks that failed before they were ready, in order of arrival."""
+    broken: dict[int, str] = field(default_factory=dict)
+    """Rank -> what it sent that is no message, in order of arrival."""
     deaths: dict[int, int | None] = field(default_factory=dict)
     """Rank -> exit code, in order of arrival."""
     stacks: dict[int, tuple[wire.Frame, ...]] = field(default_factory=dict)
@@ -38,7 +40,7 @@ class Evidence:
     @property
     def missing(self) -> list[int]:
         """Ranks that have neither answered nor died."""
-        done = self.answers.keys() | self.deaths.keys() | self.start_faults.keys()
+        done = self.answers.keys() | self.deaths.keys() | self.start_faults.keys() | self.broken.keys()
         return [rank for rank in range(self.world_size) if rank not in done]
 
     @property
@@ -47,7 +49,7 @@ class Evidence:
 
     @property
     def succeeded(self) -> bool:
-        return self.complete and not self.deaths and not self.faults
+        return self.complete and not self.deaths and not self.faults and not self.broken
 
     @property
     def in_step(self) -> bool:
@@ -63,10 +65,18 @@ class Evidence:
         return all(len(seen) == 1 for seen in counts.values())
 
 
-def judge(evidence: Evidence, output: Sequence[str] = ()) -> ClusterError:
-    """The exception for a run that did not succeed; ``output``: the last lines of the ranks, each with its rank."""
+def judge(evidence: Evidence, output: Sequence[str] = (), spoiled: str = "") -> ClusterError:
+    """The exception for a run that did not succeed.
+
+    Args:
+        evidence: what is known about it.
+        output: the last lines of the ranks, each with its rank.
+        spoiled: who came between the ranks when they were started before, if anybody did.
+    """
     if evidence.cause == "stop":
         error: ClusterError = RunStopped(_compose(f"{_what(evidence)} was stopped", evidence))
+    elif evidence.broken:
+        error = _broke(evidence)
     elif evidence.deaths:
         error = _died(evidence, output)
     elif evidence.cause == "timeout" and evidence.missing:
@@ -75,7 +85,18 @@ def judge(evidence: Evidence, output: Sequence[str] = ()) -> ClusterError:
         error = _raised(evidence)
     else:
         raise AssertionError("a run without deaths, faults or missing ranks has not failed")
+    if spoiled:
+        error.add_note(f"An earlier attempt to start the ranks was given up: {spoiled}")
     return error
+
+
+def _broke(evidence: Evidence) -> RankError:
+    rank, reason = next(iter(evidence.broken.items()))
+    head = (
+        f"rank {rank} of {evidence.world_size} sent what is no message {_where(evidence)}: {reason}. "
+        "Something on that rank wrote to a file descriptor that is not its own: tplab's socket to the kernel"
+    )
+    return RankError(_compose(head, evidence), rank=rank)
 
 
 def _raised(evidence: Evidence) -> RankError:
@@ -100,10 +121,17 @@ def _died(evidence: Evidence, output: Sequence[str]) -> RankDied:
 
 def _timed_out(evidence: Evidence) -> RankTimeout:
     missing = evidence.missing
+    # A rank that does not even say where it is may well be what the others wait for.
+    silent = [rank for rank in missing if rank not in evidence.stacks]
     stacks = {rank: wire.format_frames(evidence.stacks[rank]) for rank in missing if rank in evidence.stacks}
     limit = f"{evidence.timeout:g} s"
     head = f"{ranks(missing)} of {evidence.world_size} did not answer within {limit} {_where(evidence)}"
-    if evidence.run_name:
+    if evidence.run_name and silent:
+        head += (
+            f". {ranks(silent).capitalize()} did not even say where: "
+            "compiled code holds Python's lock (the GIL) there, or the process is stopped"
+        )
+    elif evidence.run_name:
         head += (
             ". A collective that not every rank enters with the same shape waits for ever; "
             "if the work is just long, give run(..., timeout=) more seconds, or None"

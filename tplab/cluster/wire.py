@@ -22,6 +22,10 @@ Frame = tuple[str, int, str, str | None]
 """File name, line number, function name, source line (None where this process cannot see it)."""
 
 
+Bulk = bytes | bytearray | pickle.PickleBuffer
+"""Bytes that may be many: sent as a ``PickleBuffer`` they travel beside the message (see ``channel``)."""
+
+
 # From kernel to rank.
 
 
@@ -30,7 +34,7 @@ class Call:
     """Run a pickled ``(fn, args)``."""
 
     run_id: int
-    payload: bytes
+    payload: Bulk
     sys_path: tuple[str, ...]
     """The kernel's import path, so that a module beside the notebook imports on the ranks too."""
 
@@ -49,7 +53,29 @@ class AskStack:
     run_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoreReply:
+    """What a StoreCall came to."""
+
+    call_id: int
+    value: Any
+    error: str
+    """Empty when it went well."""
+
+
 # From rank to kernel.
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCall:
+    """An operation on the keys through which ranks find each other (see ``store``)."""
+
+    call_id: int
+    """0: no reply is wanted."""
+    operation: str
+    arguments: tuple[Any, ...]
+    waits: bool
+    """Answer when all keys of the first argument are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +105,7 @@ class Answer:
     """How the run ended on this rank."""
 
     run_id: int
-    value: bytes | None
+    value: Bulk | None
     """Pickled return value; None when it failed."""
     fault: Fault | None
     seconds: float
@@ -92,10 +118,25 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ReportMessage:
-    """Fields handed to ``rank.report`` while the run goes on."""
+    """Fields handed to ``rank.report``, by the run or by a thread that outlived it."""
 
     run_id: int
-    fields: bytes
+    fields: Bulk
+
+
+@dataclass(frozen=True, slots=True)
+class LateLine:
+    """A line that a thread printed after the run that started it was over."""
+
+    run_id: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """Somebody else stood between the ranks while they started: they must be started again."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +187,10 @@ def pack_value(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(data: bytes) -> Any:
-    """The value behind ``pack_call`` or ``pack_value``."""
+def unpack(data: Bulk) -> Any:
+    """The value behind ``pack_call`` or ``pack_value``. Raises ``MemoryError`` where it arrived empty."""
+    if not len(memoryview(data)):
+        raise MemoryError("no memory to receive it")
     return pickle.loads(data)
 
 
@@ -170,7 +213,7 @@ def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[
         before = describe_fault(earlier, 0, seen), link
     try:
         pickled = cloudpickle.dumps(error)
-    except Exception:
+    except BaseException:  # the exception's own __reduce__ may raise anything
         pickled = None
     frames = _frames_of(error.__traceback__)[skip_frames:]
     return Fault(
@@ -195,7 +238,7 @@ def rebuild_exception(fault: Fault) -> BaseException | None:
         return None
     try:
         error = pickle.loads(fault.pickled)
-    except Exception:
+    except BaseException:  # rebuilding it may raise anything, SystemExit included
         return None
     return error if isinstance(error, BaseException) else None
 

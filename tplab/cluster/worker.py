@@ -2,30 +2,34 @@
 
 Two threads. The main thread joins the process group and runs the functions, because signals and most libraries want
 the main thread. The control thread reads the socket, so that a rank deep in a run still answers "where are you?",
-still takes an interrupt, and still ends when the kernel is gone.
+still takes an interrupt, still hears what other ranks have put into the store, and still ends when the kernel is gone.
 """
 
-import ctypes
 import faulthandler
 import os
+import pickle
 import platform
 import queue
 import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
 from tplab.cluster.channel import RankChannel
+from tplab.cluster.late import Ledger, tag_output
 
 if TYPE_CHECKING:
     import torch
 
     from tplab.cluster.rank import Rank
+    from tplab.cluster.rank_store import KernelStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,11 +40,6 @@ class Setup:
     world_size: int
     backend: str
     device: str
-    store_host: str
-    store_port: int
-    store_fd: int | None
-    """On rank 0: the listening socket behind ``store_port``, already bound, so that no port can be lost to a race."""
-    kernel_pid: int
     start_timeout: float
 
 
@@ -49,8 +48,11 @@ class Worker:
 
     def __init__(self, channel: RankChannel) -> None:
         self._channel = channel
+        self._pid = os.getpid()
         self._send_lock = threading.Lock()  # answers come from the main thread, stacks from the control thread
         self._calls: queue.SimpleQueue[wire.Call] = queue.SimpleQueue()
+        self._store: KernelStore | None = None
+        self._ledger = Ledger()
         self._running: int | None = None
         self._sending = False  # the main thread is inside a message, which an interrupt would cut in two
         self._interrupted = False  # ... so one that came in there is raised when the message is out
@@ -59,13 +61,17 @@ class Worker:
         """Join the group, then run calls until the kernel hangs up. Never returns."""
         phases = [("interpreter", time.monotonic())]
         setup: Setup = self._channel.recv()
-        _die_with_kernel(setup.kernel_pid)
         signal.signal(signal.SIGINT, self._on_interrupt)
-        threading.Thread(target=self._listen, name="tplab-control", daemon=True).start()
+        tag_output(self._ledger, lambda run_id, line: self._send(wire.LateLine(run_id, line)))
+        control = threading.Thread(target=self._listen, name="tplab-control", daemon=True)
+        control.start()
+        self._ledger.ignore(control)
         try:
             rank = self._join(setup, phases)
         except BaseException as error:
-            self._send(wire.describe_fault(error))
+            from tplab.cluster.neighbours import Intruder
+
+            self._send(wire.Spoiled(str(error)) if isinstance(error, Intruder) else wire.describe_fault(error))
             raise
         while True:
             # An interrupt can come just as a run ends: its answer is out then, or the supervisor ends this rank.
@@ -76,26 +82,19 @@ class Worker:
         import torch
         import torch.distributed as dist
 
+        from tplab.cluster.neighbours import guard_groups
         from tplab.cluster.rank import Rank
+        from tplab.cluster.rank_store import KernelStore
 
         phases.append(("import torch", time.monotonic()))
         device = torch.device(setup.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        timeout = timedelta(seconds=setup.start_timeout)
-        listen: dict[str, Any] = {} if setup.store_fd is None else {"master_listen_fd": setup.store_fd}
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            setup.store_host,
-            setup.store_port,
-            world_size=setup.world_size,
-            is_master=setup.store_fd is not None,
-            wait_for_workers=False,
-            timeout=timeout,
-            **listen,
-        )
+        self._store = KernelStore(self._send, timedelta(seconds=setup.start_timeout))
+        guard_groups(self._store)
         dist.init_process_group(
             setup.backend,
-            store=store,
+            store=self._store,
             rank=setup.index,
             world_size=setup.world_size,
             # With a device NCCL connects now, not in the first collective: a bad link is then an error of the start.
@@ -113,35 +112,32 @@ class Worker:
             "phases": phases,
         }
         self._send(wire.Ready(facts))
-        return Rank(
-            index=setup.index,
-            world_size=setup.world_size,
-            group=group,
-            device=device,
-            send_report=self._send_report,
-        )
+        return Rank(index=setup.index, world_size=setup.world_size, group=group, device=device, send_report=_no_run)
 
     def _execute(self, rank: "Rank", call: wire.Call) -> None:
         for entry in call.sys_path:
             if entry not in sys.path:
                 sys.path.append(entry)
-        value: bytes | None = None
+        value: wire.Bulk | None = None
         fault: wire.Fault | None = None
         fit = True
         began = time.perf_counter()
         seconds = 0.0
-        self._running = call.run_id
+        self._running = run_id = call.run_id
         try:
             fn, args = wire.unpack(call.payload)
+            del call  # what came with it may be large
             began = time.perf_counter()
-            result = fn(rank, *args)
+            result = fn(rank.in_run(partial(self._send_report, run_id)), *args)
+            self._end_copy(None)
             _settle(rank)
             seconds = time.perf_counter() - began
             try:
-                value = wire.pack_value(result)
+                value = pickle.PickleBuffer(wire.pack_value(result))
             except Exception as error:
                 raise TypeError(f"the value that it returned cannot be sent to the kernel: {error}") from error
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
+            self._end_copy(error)
             seconds = seconds or time.perf_counter() - began
             fault = wire.describe_fault(error, skip_frames=1)
             fit = _settles(rank)
@@ -150,13 +146,40 @@ class Worker:
         for stream in (sys.stdout, sys.stderr):
             with suppress(ValueError):  # the function has closed it
                 stream.flush()
-        self._send(wire.Answer(call.run_id, value, fault, seconds, _sequences(), fit))
+        self._ledger.close_run(run_id)
+        self._send(wire.Answer(run_id, value, fault, seconds, _sequences(), fit))
 
-    def _send_report(self, fields: dict[str, Any]) -> None:
-        if self._running is not None:
-            self._send(wire.ReportMessage(self._running, wire.pack_value(fields)))
+    def _end_copy(self, error: BaseException | None) -> None:
+        """End a process that the function forked and that came back from it: the rank answers, not its copy."""
+        if os.getpid() == self._pid:
+            return
+        code = 0
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            traceback.print_exception(error)
+            code = 1
+        else:
+            print("tplab: a forked copy of this rank came back from the function, and was ended", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+    def _send_report(self, run_id: int, fields: dict[str, Any]) -> None:
+        """``run_id``: of the run that the reporting ``Rank`` was given to. On the main thread it is the one that runs,
+        so that an object which was made in an earlier run and keeps its ``Rank`` reports for the run that calls it."""
+        if threading.current_thread() is threading.main_thread():
+            if self._running is None:
+                return
+            run_id = self._running
+        self._send(wire.ReportMessage(run_id, pickle.PickleBuffer(wire.pack_value(fields))))
 
     def _send(self, message: object) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this process was forked from a rank and cannot speak for it: report, print and make groups on the rank"
+            )
         on_main = threading.current_thread() is threading.main_thread()
         self._sending = self._sending or on_main
         try:
@@ -170,28 +193,33 @@ class Worker:
             raise KeyboardInterrupt
 
     def _listen(self) -> None:
-        main_thread = threading.main_thread()
-        assert main_thread.ident is not None
         try:
             while True:
-                message = self._channel.recv()
-                if isinstance(message, wire.Call):
-                    self._calls.put(message)
-                elif message.run_id != self._running:
-                    continue  # the run it speaks of is over
-                elif isinstance(message, wire.Interrupt):
-                    # A real signal, not only a flag: it also wakes time.sleep and other system calls.
-                    signal.pthread_kill(main_thread.ident, signal.SIGINT)
-                else:
-                    frame = sys._current_frames()[main_thread.ident]
-                    frames = wire.stack_frames(frame)
-                    own = next((i for i, entry in enumerate(frames) if entry[2] == "_execute"), -1)
-                    self._send(wire.Stack(message.run_id, frames[own + 1 :]))
+                self._take(self._channel.recv())
         except (EOFError, OSError):
             pass
         finally:
             # The kernel hung up or died: take along whatever this rank has started (it leads its process group).
             os.killpg(0, signal.SIGKILL)
+
+    def _take(self, message: Any) -> None:
+        """A message from the kernel. In a function of its own, so that a large one is not held until the next."""
+        main_thread = threading.main_thread()
+        assert main_thread.ident is not None
+        if isinstance(message, wire.Call):
+            self._calls.put(message)
+        elif isinstance(message, wire.StoreReply):
+            if self._store is not None:
+                self._store.deliver(message)
+        elif message.run_id != self._running:
+            pass  # the run it speaks of is over
+        elif isinstance(message, wire.Interrupt):
+            # A real signal, not only a flag: it also wakes time.sleep and other system calls.
+            signal.pthread_kill(main_thread.ident, signal.SIGINT)
+        else:
+            frames = wire.stack_frames(sys._current_frames()[main_thread.ident])
+            own = next((i for i, entry in enumerate(frames) if entry[2] == "_execute"), -1)
+            self._send(wire.Stack(message.run_id, frames[own + 1 :]))
 
     def _on_interrupt(self, number: int, frame: object) -> None:
         if self._sending:
@@ -228,14 +256,8 @@ def _sequences() -> dict[str, int]:
     }
 
 
-def _die_with_kernel(kernel_pid: int) -> None:
-    """Ask Linux to kill this process when the thread that started it ends: it covers a rank whose GIL is stuck."""
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != kernel_pid:  # it ended before the request
-        os.killpg(0, signal.SIGKILL)
+def _no_run(fields: dict[str, Any]) -> None:
+    """The report of a ``Rank`` that no run was given."""
 
 
 def device_name(device: "torch.device") -> str:
@@ -255,6 +277,6 @@ def device_name(device: "torch.device") -> str:
 def main(fd: int) -> None:
     """Entry of a rank's interpreter: serve the socket on file descriptor ``fd``."""
     faulthandler.enable()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    Worker(RankChannel(fd)).serve()
+    channel = RankChannel(fd)
+    os.register_at_fork(after_in_child=channel.forsake)
+    Worker(channel).serve()

@@ -1,0 +1,66 @@
+"""Which run a thread belongs to: one that outlives its run must not print into the next.
+
+A thread that is alive when a run ends, and was not there before, was started by that run. What it prints from then on
+travels with the number of that run, beside the pipe that carries the output of the run under way. (Compiled code and
+child processes write to the pipe directly: what they write counts as output of the run that goes on at that moment.)
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from io import TextIOWrapper
+from typing import TextIO
+
+_LONGEST_LINE = 1 << 16
+
+
+class Ledger:
+    """Threads that have outlived their run, and the number of that run."""
+
+    def __init__(self) -> None:
+        self._ignored = {threading.main_thread()}
+        self._run_of: dict[threading.Thread, int] = {}
+
+    def ignore(self, thread: threading.Thread) -> None:
+        """A thread of no run."""
+        self._ignored.add(thread)
+
+    def close_run(self, run_id: int) -> None:
+        """The run is over: what is alive now and was not before is its."""
+        alive = [thread for thread in threading.enumerate() if thread not in self._ignored]
+        self._run_of = {thread: self._run_of.get(thread, run_id) for thread in alive}
+
+    def late_run(self) -> int | None:
+        """The number of the run that the calling thread has outlived, if it has."""
+        return self._run_of.get(threading.current_thread()) if self._run_of else None
+
+
+class _Tagged(TextIOWrapper):
+    """``sys.stdout`` or ``sys.stderr`` of a rank: lines of late threads go another way."""
+
+    def __init__(self, stream: TextIO, ledger: Ledger, send_line: Callable[[int, str], None]) -> None:
+        encoding, errors = stream.encoding, stream.errors
+        super().__init__(stream.detach(), encoding=encoding, errors=errors, line_buffering=True)  # type: ignore[attr-defined]
+        self._ledger = ledger
+        self._send_line = send_line
+        self._partial: dict[int, str] = {}
+
+    def write(self, text: str) -> int:
+        run_id = self._ledger.late_run()
+        if run_id is None:
+            return super().write(text)
+        thread = threading.get_ident()
+        *lines, rest = (self._partial.pop(thread, "") + text).split("\n")
+        if len(rest) > _LONGEST_LINE:
+            lines, rest = [*lines, rest], ""
+        if rest:
+            self._partial[thread] = rest
+        for line in lines:
+            self._send_line(run_id, line)
+        return len(text)
+
+
+def tag_output(ledger: Ledger, send_line: Callable[[int, str], None]) -> None:
+    """Have what late threads print sent as lines with the number of their run."""
+    sys.stdout = sys.__stdout__ = _Tagged(sys.stdout, ledger, send_line)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _Tagged(sys.stderr, ledger, send_line)  # type: ignore[misc]
