@@ -11,7 +11,7 @@ from tplab.cluster import RankError
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import EmulatedComm, as_comm
-from tplab.layers.kv_cache import GrowingCache
+from tplab.layers.kv_cache import GrowingCache, KVCache
 from tplab.layers.linear import ColumnParallelLinear, RowParallelLinear
 from tplab.layers.mlp import ParallelMLP
 from tplab.layers.plain import MLP, Attention, Block
@@ -202,6 +202,21 @@ def test_more_chunks_than_tokens(grad: bool) -> None:
         assert layer(torch.ones(4, 8)).shape == (4, 8)
         with pytest.raises(ValueError, match="num_chunks=4 is more than the 3 tokens of this call: use at most 3, or"):
             layer(torch.ones(1, 3, 8))
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)])
+def test_no_tokens_in_chunks_are_no_tokens(chunks: int, shape: tuple[int, ...]) -> None:
+    for layer in (ParallelMLP(8, 8, OF_FOUR, strategy=Chunked(chunks)), ParallelMLP(8, 8, strategy=Chunked(chunks))):
+        assert layer(torch.ones(shape)).shape == shape
+
+
+def test_a_cache_of_another_dtype() -> None:
+    cache = KVCache(1, 1, 8, 2, dtype=torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"the cache holds torch.bfloat16, the new keys and values are torch.float32: make the cache"
+    ):
+        ParallelAttention(8, 4, 4, OF_FOUR)(torch.ones(1, 3, 8), cache=cache)
 
 
 def test_more_chunks_than_tokens_on_a_rank_alone_too() -> None:

@@ -57,6 +57,11 @@ class KVCache:
                 f"the cache is for batch {self.k_BGSE.shape[0]} and {self.k_BGSE.shape[1]} key-value heads on this "
                 f"rank; got batch {k_BGSE.shape[0]} and {k_BGSE.shape[1]} heads"
             )
+        if k_BGSE.dtype is not self.k_BGSE.dtype:
+            raise ValueError(
+                f"the cache holds {self.k_BGSE.dtype}, the new keys and values are {k_BGSE.dtype}: make the cache with "
+                f"dtype={k_BGSE.dtype}"
+            )
         self.k_BGSE[:, :, self.length : end] = k_BGSE
         self.v_BGSE[:, :, self.length : end] = v_BGSE
         self.length = end

@@ -66,7 +66,7 @@ class Chunked(Blocking):
         num_chunks: how many; the first ``T mod num_chunks`` are one token longer.
 
     Raises:
-        ValueError: at the call, if there are fewer tokens than chunks.
+        ValueError: at the call, if there are fewer tokens than chunks (but some).
     """
 
     name = "chunked"
@@ -79,7 +79,7 @@ class Chunked(Blocking):
     def reduce_matmul(self, x_TI: torch.Tensor, w_DI: torch.Tensor, comm: Comm) -> Pending:
         x = x_TI.reshape(-1, x_TI.shape[-1])
         tokens = x.shape[0]
-        if tokens < self.num_chunks and (tokens or self.num_chunks > 1):  # one chunk may be empty, as with Blocking
+        if 0 < tokens < self.num_chunks:
             raise ValueError(
                 f"num_chunks={self.num_chunks} is more than the {tokens} tokens of this call: use at most {tokens}, or "
                 f"another strategy for steps as short as this one"

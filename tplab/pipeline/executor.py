@@ -25,7 +25,7 @@ from tplab.pipeline.feed import Feed
 from tplab.pipeline.job import Job, StageError, Waits, pairs_of
 from tplab.pipeline.routes import Routes, open_routes
 from tplab.pipeline.schedule import Action, Op
-from tplab.pipeline.stages import ModuleStage, Stage, Tensors, WaitingStage, num_floats
+from tplab.pipeline.stages import ModuleStage, Stage, Tensors, WaitingStage, num_floats, other_dtypes
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
@@ -199,6 +199,7 @@ class Executor:
         except Exception as error:
             raise StageError(
                 f"stage {action.stage} failed in {action} on {given}: {type(error).__name__}: {error}"
+                f"{other_dtypes(self._stages[action.stage], given)}"
             ) from error
         self._record(self._rank.index, action, start, self._clock.mark())
         if time.monotonic() - self._reported_at > _REPORT_EVERY_S:

@@ -146,6 +146,15 @@ class WaitingStage:
         sleep_until(round(due * 1e9))
 
 
+def other_dtypes(stage: Stage, given: str) -> str:
+    """`` (its weights are bfloat16)`` where ``given`` has none of their dtypes: torch's own message does not say whose
+    is whose."""
+    module = getattr(stage, "module", None)
+    weights = module.parameters() if isinstance(module, nn.Module) else ()
+    names = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+    return f" (its weights are {' and '.join(names)})" if names and not {*names} & {*given.split()} else ""
+
+
 def num_floats(num_bytes: int) -> int:
     """float32 elements that a declared message takes."""
     return -(-num_bytes // 4)
