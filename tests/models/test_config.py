@@ -90,7 +90,7 @@ def test_the_keys_of_older_files_mean_the_same() -> None:
         (LLAMA | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section is not"),
         (LLAMA | {"sliding_window": 12}, "sliding_window=12 is not a key of llama's"),
         (LLAMA | {"layer_types": ["sliding_attention"] * 32}, "must all be full_attention"),
-        (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
+        (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads=3 must divide num_attention_heads=4"),
         (LLAMA | {"hidden_size": 66}, "num_attention_heads=4 does not divide hidden_size=66"),
         (LLAMA | {"vocab_size": 0}, "vocab_size must be a whole number of at least 1, got 0"),
         (LLAMA | {"torch_dtype": "int8"}, "dtype='int8' is not supported"),

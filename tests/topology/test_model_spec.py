@@ -354,7 +354,7 @@ def test_sliding_windows_are_stated():
         ({"num_hidden_layers": 0}, r"num_hidden_layers must be a whole number of at least 1, got 0"),
         ({"num_hidden_layers": True}, r"num_hidden_layers must be a whole number"),
         ({"vocab_size": None}, r"vocab_size must be a whole number of at least 1, got None"),
-        ({"num_key_value_heads": 3}, r"num_kv_heads=3 must divide num_heads=8"),
+        ({"num_key_value_heads": 3}, r"num_key_value_heads=3 must divide num_attention_heads=8"),
         ({"num_key_value_heads": [2, 4]}, r"num_key_value_heads must be a whole number .* got \[2, 4\]"),
         ({"num_attention_heads": 7}, r"hidden_size=64 is no multiple of num_attention_heads=7"),
         ({"torch_dtype": "float8"}, r"torch_dtype must be one of .* got 'float8'"),

@@ -128,6 +128,7 @@ def _from_keys(keys: dict[str, Any], where: str) -> ModelConfig:
     sizes = {name: check.whole(full[name], name, at) for name in _SIZES}
     hidden, num_heads = sizes["hidden_size"], sizes["num_attention_heads"]
     kv_heads, head_dim = full.get("num_key_value_heads"), full.get("head_dim")
+    kv_heads = num_heads if kv_heads is None else check.whole(kv_heads, "num_key_value_heads", at)
     if head_dim is None and hidden % num_heads:
         raise ValueError(
             f"{where}: num_attention_heads={num_heads} does not divide hidden_size={hidden}; give head_dim"
@@ -140,7 +141,7 @@ def _from_keys(keys: dict[str, Any], where: str) -> ModelConfig:
         intermediate_size=sizes["intermediate_size"],
         num_layers=sizes["num_hidden_layers"],
         num_heads=num_heads,
-        num_kv_heads=num_heads if kv_heads is None else check.whole(kv_heads, "num_key_value_heads", at),
+        num_kv_heads=check.kv_heads(kv_heads, num_heads, at),
         head_dim=hidden // num_heads if head_dim is None else check.whole(head_dim, "head_dim", at),
         max_positions=sizes["max_position_embeddings"],
         norm_eps=check.number(full["rms_norm_eps"], "rms_norm_eps", at),

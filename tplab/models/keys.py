@@ -14,8 +14,9 @@ _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 16
 _MOST_WIDE = 1 << 24
 _MOST_TOKENS = 1 << 28
+_MOST_POSITIONS = 10**9
 _MOST = 10**12
-"""Of whole numbers without a limit of their own: positions and windows, in tokens."""
+"""Of whole numbers without a limit of their own: windows, lengths stretched by rope scaling, ids."""
 _LARGEST = 1e18
 """Of other numbers."""
 
@@ -24,6 +25,13 @@ LIMITS: Mapping[str, int] = {
     **dict.fromkeys(("num_heads", "num_attention_heads", "n_head", "num_kv_heads", "num_key_value_heads"), _MOST_HEADS),
     **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim"), _MOST_WIDE),
     "vocab_size": _MOST_TOKENS,
+    **dict.fromkeys(
+        (
+            *("max_position_embeddings", "original_max_position_embeddings", "n_positions", "num_positions"),
+            *("max_sequence_length", "seq_length", "max_seq_len"),
+        ),
+        _MOST_POSITIONS,
+    ),
 }
 """The most that a size may be, by its name in configurations or here."""
 
@@ -47,6 +55,13 @@ def number(value: Any, key: str, where: str = "", *, above: float = 0.0) -> floa
     if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= _LARGEST:
         raise ValueError(f"{where}{key} must be a number above {above:g} and at most {_LARGEST:g}, got {shown(value)}")
     return float(value)
+
+
+def kv_heads(value: int, heads: int, where: str = "") -> int:
+    """Raises ``ValueError`` unless every key-value head serves as many query heads."""
+    if heads % value:
+        raise ValueError(f"{where}num_key_value_heads={value} must divide num_attention_heads={heads}")
+    return value
 
 
 def flag(value: Any, key: str, where: str = "") -> bool:

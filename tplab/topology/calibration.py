@@ -55,7 +55,7 @@ class AllReduceTimes:
                 f"num_ranks of an all-reduce must be at least 2, and at most {_MOST_RANKS:,}; got {self.num_ranks}"
             )
         if self.launch not in LAUNCHES:
-            raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {self.launch!r}")
+            raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {shown(self.launch)}")
         _curve("nbytes", self.nbytes, self.p50_us)
 
 

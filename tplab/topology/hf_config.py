@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tplab.files import read_json
-from tplab.models.keys import flag, layer_types, mapping, number, text, texts, whole
+from tplab.models.keys import flag, kv_heads, layer_types, mapping, number, text, texts, whole
 from tplab.shown import check_depth, listed, shown
 from tplab.topology.model_spec import ITEMSIZE, ModelSpec
 from tplab.topology.presets import HUGGING_FACE, MODELS, nearest
@@ -160,6 +160,7 @@ _GEMMA3: Mapping[str, Any] = {
 """Gemma 3 as published leaves out whatever is the default of ``Gemma3TextConfig`` (transformers 5,
 models/gemma3/configuration_gemma3.py): the vocabulary always, of the 4B model also its heads."""
 _LONGEST_NAME = 200
+_LARGEST_STRETCH = 1000  # by rope scaling
 _USED = frozenset(
     ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "intermediate_size")
 ) | {"vocab_size"}
@@ -189,8 +190,7 @@ def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config, str |
 
 
 def _name(values: Config, key: str) -> str | None:
-    """Only a name, and not worth an error; long ones are a path's end."""
-    found = values.get(key)
+    found = values.get(key)  # only a name, and not worth an error
     return found[-_LONGEST_NAME:] if isinstance(found, str) else None
 
 
@@ -293,7 +293,7 @@ def _dtype(values: Config) -> str:
 def _kv_heads(values: Config, family: str, heads: int, usual: int | None, *, fixed: bool) -> int:
     if family == "gpt_bigcode":  # multi-query is the default of transformers' class
         return 1 if _flag(values, "multi_query", True) else heads
-    return heads if fixed else _optional(values, "num_key_value_heads") or usual or heads
+    return heads if fixed else kv_heads(_optional(values, "num_key_value_heads") or usual or heads, heads)
 
 
 def _longest(values: Config, family: str, *, learned: bool) -> int | None:
@@ -313,8 +313,8 @@ def _longest(values: Config, family: str, *, learned: bool) -> int | None:
     kind, factor = _text(rope, "rope_type") or _text(rope, "type"), rope.get("factor")
     if kind not in ("linear", "dynamic", "yarn") or factor is None:
         return configured
-    if number(factor, f"factor in {key}") < 1:
-        raise ValueError(f"factor in {key} must be a number of at least 1, got {factor}")
+    if not 1 <= number(factor, f"factor in {key}") <= _LARGEST_STRETCH:
+        raise ValueError(f"factor in {key} must be a number of at least 1, and at most 1,000; got {factor}")
     original = _optional(rope, "original_max_position_embeddings")
     if original and kind != "yarn":
         return configured

@@ -344,7 +344,7 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
     value = _value(row, key)
     try:
         number = None if value is None else float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if number is not None and not 0 <= number <= _LARGEST:
         raise ValueError(f"{key} must be a number of at least 0 and at most {_LARGEST:g}, got {shown(value)}")

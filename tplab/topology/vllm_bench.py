@@ -131,7 +131,8 @@ def _benchmark(name: str, data: Any) -> VllmBenchmark:
             f"{name}: {values['completed']:g} requests came back with {values['total_output_tokens']:g} tokens; there "
             f"is nothing to compare"
         )
-    rate, limit, model_id = data.get("request_rate"), data.get("max_concurrency"), data.get("model_id") or ""
+    rate, limit, model_id = data.get("request_rate"), data.get("max_concurrency"), data.get("model_id")
+    model_id = "" if model_id is None else model_id
     if not isinstance(model_id, str):
         raise ValueError(f"{name}: model_id must be a text, got {shown(model_id)}")
     degrees = {}

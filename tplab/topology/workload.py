@@ -83,8 +83,10 @@ class Workload:
                 continue
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise ValueError(f"{key} must be a number, got {shown(value)}")
-            if not 0 < value <= MOST:  # type: ignore[operator]
-                raise ValueError(f"{key} must be above 0 and at most {MOST:,}, got {shown(value)}")
+            if not value > 0:  # type: ignore[operator]
+                raise ValueError(f"{key} must be above 0, got {shown(value)}")
+            if value > MOST:  # type: ignore[operator]
+                raise ValueError(f"{key} must be at most {MOST:,}, got {shown(value)}")
 
     @property
     def context_length(self) -> int:
