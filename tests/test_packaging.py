@@ -31,9 +31,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # conda-forge's name for a package that PyPI calls otherwise.
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 
-# A room may import from itself and from the rooms before it. `lazy` is a doorstep of all, `cli` sees them all.
+# A room may import from itself and from the rooms before it. The first three are doorsteps of all, `cli` sees them all.
 ROOMS = [
-    *("lazy", "cluster", "collectives", "layers", "pipeline", "models", "topology", "lab"),
+    *("lazy", "shown", "files", "cluster", "collectives", "layers", "pipeline", "models", "topology", "lab"),
     *("cli_words", "cli_advise", "cli_topology", "cli"),
 ]
 
