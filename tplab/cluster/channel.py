@@ -23,8 +23,9 @@ _HEADER = struct.Struct("!4sI")
 _LENGTH = struct.Struct("!Q")
 _MAX_PARTS = 64
 _MAX_LENGTH = 1 << 42
-_PIECE = 1 << 20
-_READS_AT_ONCE = 256  # a rank that sends as fast as this reads must not hold up the supervisor's clock
+_SCRATCH = 1 << 16
+_LARGE = 1 << 16
+_READS_AT_ONCE = 64  # a rank that sends as fast as this reads must not hold up the supervisor's clock
 
 Part = bytes | memoryview
 
@@ -39,10 +40,18 @@ class _Lost(bytearray):
 
 def encode(message: object) -> list[Part]:
     """A message as it travels, in parts that several ranks may share."""
-    bulk: list[pickle.PickleBuffer] = []
-    main = pickle.dumps(message, protocol=5, buffer_callback=bulk.append)
-    parts: list[Part] = [main, *(buffer.raw() for buffer in bulk)]
-    return [_HEADER.pack(_MARK, len(parts)) + b"".join(_LENGTH.pack(len(part)) for part in parts), *parts]
+    bulk: list[memoryview] = []
+
+    def is_small(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < _LARGE:
+            return True
+        bulk.append(raw)
+        return False
+
+    main = pickle.dumps(message, protocol=5, buffer_callback=is_small)
+    lengths = b"".join(_LENGTH.pack(len(part)) for part in (main, *bulk))
+    return [_HEADER.pack(_MARK, 1 + len(bulk)) + lengths + main, *bulk]
 
 
 def _decode(parts: Sequence[Any]) -> Any:
@@ -101,6 +110,7 @@ class SupervisorChannel:
         own_socket.setblocking(False)
         self._socket = own_socket
         self._outgoing: deque[memoryview] = deque()
+        self._scratch = memoryview(bytearray(_SCRATCH))
         self._begin()
 
     def fileno(self) -> int:
@@ -134,17 +144,34 @@ class SupervisorChannel:
         messages: list[Any] = []
         try:
             for _ in range(_READS_AT_ONCE):
-                size = self._socket.recv_into(self._target())
+                left = self._wanted - self._filled
+                if left >= _SCRATCH and not isinstance(self._buffer, _Lost):
+                    size = self._socket.recv_into(memoryview(self._buffer)[self._filled :])
+                    self._take(size, messages)
+                else:
+                    size = self._socket.recv_into(self._scratch)
+                    self._sort(self._scratch[:size], messages)
                 if not size:
                     return messages, True
-                self._filled += size
-                while self._filled == self._wanted:
-                    self._advance(messages)
         except BlockingIOError:
             return messages, False
         except OSError:
             return messages, True
         return messages, False
+
+    def _sort(self, data: memoryview, messages: list[Any]) -> None:
+        """Bytes that may end one thing and begin the next."""
+        while data:
+            size = min(len(data), self._wanted - self._filled)
+            if not isinstance(self._buffer, _Lost):
+                self._buffer[self._filled : self._filled + size] = data[:size]
+            data = data[size:]
+            self._take(size, messages)
+
+    def _take(self, size: int, messages: list[Any]) -> None:
+        self._filled += size
+        while self._filled == self._wanted:
+            self._advance(messages)
 
     def _begin(self) -> None:
         """Wait for a header."""
@@ -155,12 +182,6 @@ class SupervisorChannel:
 
     def _expect(self, buffer: bytearray, wanted: int) -> None:
         self._buffer, self._wanted, self._filled = buffer, wanted, 0
-
-    def _target(self) -> memoryview:
-        left = self._wanted - self._filled
-        if isinstance(self._buffer, _Lost):
-            return memoryview(bytearray(min(left, _PIECE)))
-        return memoryview(self._buffer)[self._filled :]
 
     def _advance(self, messages: list[Any]) -> None:
         """A header, the lengths or a part is complete: go on to the next of them, or to the next message."""

@@ -8,6 +8,7 @@ process that takes everything along when the kernel dies (see ``keeper``).
 """
 
 import json
+import marshal
 import os
 import secrets
 import selectors
@@ -17,11 +18,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import psutil
 
+from tplab.cluster import keeper
 from tplab.cluster.backends import Placement, rank_environment
 from tplab.cluster.channel import ChannelBroken, Part, SupervisorChannel, encode
 from tplab.cluster.engine import Broke, Event, Exited, Received
@@ -34,7 +34,6 @@ _BOOTSTRAP = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
     "from tplab.cluster.worker import main; main(int(sys.argv[1]))"
 )
-_KEEPER = Path(__file__).with_name("keeper.py")
 # In the environment of the ranks, and so of what they start: for the case that the keeper itself was killed.
 _MARK = "TPLAB_CLUSTER"
 _READ_SIZE = 1 << 16
@@ -65,32 +64,33 @@ class _Process:
 class _Keeper:
     """This side of the process that starts the ranks and outlives them."""
 
-    def __init__(self, job: dict[str, Any], cluster_id: str) -> None:
+    def __init__(self, ranks: list[keeper.Rank], cluster_id: str) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._partial = b""
         self._cluster_id = cluster_id
         self.ended = False
-        self.early: list[dict[str, Any]] = []
-        """What came together with the process ids."""
         with theirs:
-            fds = [theirs.fileno(), *(fd for rank in job["ranks"] for fd in rank["fds"])]
             self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_KEEPER), str(theirs.fileno())],
+                [sys.executable, "-I", "-S", keeper.__file__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=fds,
+                pass_fds=[theirs.fileno(), *(fd for _, _, fds in ranks for fd in fds)],
                 start_new_session=True,
             )
         try:
             ours.settimeout(_KEEPER_START_S)
-            ours.sendall(json.dumps(job).encode() + b"\n")
-            while not (messages := self.read()) and not self.ended:
-                pass
-            if self.ended or "error" in messages[0]:
-                raise OSError(*messages[0]["error"] if messages else ("the process that starts ranks ended",))
-            self.pids: list[int] = messages[0]["pids"]
-            self.early = messages[1:]
+            job = marshal.dumps((os.getpid(), ranks))
+            ours.sendall(len(job).to_bytes(8, "big") + job)
+            while not (lines := self._lines()):
+                if self.ended:
+                    raise OSError("the process that starts the ranks ended")
+            word, *rest = lines[0].split(" ", 2)
+            if word == "error":
+                raise OSError(int(rest[0]), rest[1])
+            self.pids = [int(pid) for pid in lines[0].split()[1:]]
+            self.early = lines[1:]
+            """What came together with the process ids."""
             ours.setblocking(False)
         except BaseException:
             self.end()
@@ -99,11 +99,12 @@ class _Keeper:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def read(self) -> list[dict[str, Any]]:
-        """What it has said: the ranks that ended."""
-        if self.early:
-            early, self.early = self.early, []
-            return early
+    def exits(self) -> dict[int, int]:
+        """Rank -> exit code, of those that it says have ended since the last call."""
+        lines, self.early = self.early, []
+        return {int(rank): int(code) for _, rank, code in map(str.split, lines or self._lines())}
+
+    def _lines(self) -> list[str]:
         try:
             data = self._socket.recv(_READ_SIZE)
         except BlockingIOError:
@@ -112,11 +113,11 @@ class _Keeper:
             data = b""
         self.ended = self.ended or not data
         *lines, self._partial = (self._partial + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [line.decode() for line in lines]
 
     def kill(self, rank: int) -> None:
         with suppress(OSError):
-            self._socket.send(json.dumps({"kill": rank}).encode() + b"\n")
+            self._socket.send(f"kill {rank}\n".encode())
 
     def end(self) -> None:
         """Have everything below it ended, and wait for that."""
@@ -159,7 +160,7 @@ class LocalEngine:
         assert self._keeper is None
         cluster_id = secrets.token_hex(8)
         argv = [sys.executable, "-c", _BOOTSTRAP]
-        ranks: list[dict[str, Any]] = []
+        ranks: list[keeper.Rank] = []
         with ExitStack() as ours, ExitStack() as theirs:  # the rank's ends are the keeper's once it runs
             channels: list[SupervisorChannel] = []
             pipes: list[list[Pipe]] = []
@@ -167,19 +168,19 @@ class LocalEngine:
                 near, far = socket.socketpair()
                 channels.append(SupervisorChannel(ours.enter_context(near)))
                 theirs.enter_context(far)
-                fds = [far.fileno()]
+                ends: list[int] = []
                 pipes.append([])
                 for stream in ("stdout", "stderr"):
                     read, write = os.pipe()
                     theirs.callback(os.close, write)
-                    fds.append(write)
+                    ends.append(write)
                     os.set_blocking(read, False)
                     pipes[rank].append(Pipe(rank, stream, ours.enter_context(os.fdopen(read, "rb", buffering=0))))
                 channels[rank].send(encode(self._setup(rank)))
                 environment = rank_environment(self._placement, rank, cluster_id) | {_MARK: cluster_id}
                 arguments = [*argv, str(far.fileno()), json.dumps(import_path()), f"rank {rank}"]
-                ranks.append({"argv": arguments, "env": environment, "fds": fds})
-            self._keeper = _Keeper({"ranks": ranks, "kernel_pid": os.getpid()}, cluster_id)
+                ranks.append((arguments, environment, (far.fileno(), ends[0], ends[1])))
+            self._keeper = _Keeper(ranks, cluster_id)
             ours.pop_all()
         self._selector.register(self._keeper, selectors.EVENT_READ, self._keeper)
         for rank, pid in enumerate(self._keeper.pids):
@@ -224,8 +225,8 @@ class LocalEngine:
                         self._watch(process)
                     if ready & selectors.EVENT_READ:
                         events += self._receive(process)
-                case _Keeper() as keeper:
-                    events += self._ends(keeper)
+                case _Keeper():
+                    events += self._ends(key.data)
                 case _:
                     with suppress(BlockingIOError):
                         while self._wake_read.recv(_READ_SIZE):
@@ -256,11 +257,11 @@ class LocalEngine:
         if self._keeper is not None:
             self._keeper.kill(process.rank)
 
-    def _ends(self, keeper: _Keeper) -> list[Event]:
+    def _ends(self, watch: _Keeper) -> list[Event]:
         """Ranks of which the keeper says that they ended; without a keeper there are no ranks."""
-        codes = {message["rank"]: message["exit"] for message in keeper.read()}
-        if keeper.ended:
-            self._selector.unregister(keeper)
+        codes: dict[int, int | None] = {**watch.exits()}
+        if watch.ended:
+            self._selector.unregister(watch)
             codes = dict.fromkeys(range(self.num_ranks)) | codes
         events: list[Event] = []
         for rank, code in codes.items():
@@ -276,11 +277,11 @@ class LocalEngine:
 
     def kill(self) -> list[Event]:
         processes, self._processes = self._processes, []
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
+        watch, self._keeper = self._keeper, None
+        if watch is not None:
             with suppress(KeyError, ValueError):
-                self._selector.unregister(keeper)
-            keeper.end()
+                self._selector.unregister(watch)
+            watch.end()
         events: list[Event] = []
         for process in processes:
             events += process.drain()

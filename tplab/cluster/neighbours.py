@@ -19,6 +19,7 @@ import secrets
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from tplab.cluster.sockets import borrowed, ends_of, is_on_loopback, own_sockets, owner_of
+
 if TYPE_CHECKING:
     from tplab.cluster.rank_store import KernelStore
 
-_ESTABLISHED, _LISTENING = 1, 10
 _SO_ATTACH_FILTER = 26
-_READINGS = 4  # the system's table is not a snapshot: a line can be missing from one reading
-_CHALLENGE_S = 5.0
+_OWNER_PATIENCE_S = 0.5  # an end that is just being accepted is nobody's yet
+_CHALLENGE_S = 3.0
 _SECRET_BYTES = 16
 
 
@@ -40,82 +42,50 @@ class Intruder(RuntimeError):
     """Another user of this machine took the place of a rank, or kept one from connecting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """One TCP socket of this machine."""
+def strangers(descriptors: Sequence[int]) -> dict[int, int | None]:
+    """Of these descriptors, the connections over loopback whose other end is not this user's.
 
-    local: str
-    """Address and port, as /proc writes them."""
-    remote: str
-    state: int
-    uid: int
-    inode: int
-
-
-def connections() -> list[Connection]:
-    """Every TCP socket of this machine (of this network namespace); empty where the system does not say."""
-    found = []
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError), open(f"/proc/net/{name}") as file:
-            next(file, None)
-            for line in file:
-                _, local, remote, state, _, _, _, uid, _, inode, *_ = line.split()
-                found.append(Connection(_plain(local), _plain(remote), int(state, 16), int(uid), int(inode)))
-    return found
-
-
-def own_sockets() -> dict[int, int]:
-    """Inode -> file descriptor, of every socket of this process; empty where the system does not say."""
-    found = {}
-    with suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
-            with suppress(OSError):
-                target = os.readlink(f"/proc/self/fd/{name}")
-                if target.startswith("socket:["):
-                    found[int(target[8:-1])] = int(name)
-    return found
-
-
-def strangers(own: dict[int, int], known: dict[int, int] | None = None) -> dict[int, int | None]:
-    """Connections of this process to processes of other users of this machine.
-
-    Args:
-        own: ``own_sockets()``.
-        known: those of an earlier moment, which are left out.
-
-    Returns file descriptor -> user id of the other end; None where nobody owns it.
+    Returns descriptor -> user id of the other end; None where nobody owns it.
     """
-    look = set(own) - set(known or {})
     found: dict[int, int | None] = {}
-    for _ in range(_READINGS):
-        table = connections()
-        owner = {(one.local, one.remote): one for one in table}
-        found = {}
-        for one in table:
-            if one.inode in look and one.state == _ESTABLISHED and _on_loopback(one.remote):
-                other = owner.get((one.remote, one.local))
-                # An end that is not accepted yet, or closed already, is nobody's: it shows as root's, with no inode.
-                uid = other.uid if other is not None and other.inode else None
+    for fd in descriptors:
+        with suppress(OSError), borrowed(fd) as connection:
+            ends = ends_of(connection)
+            if ends is not None and is_on_loopback(ends[1]):
+                uid = _user_at(ends[1], ends[0])
                 if uid != os.getuid():
-                    found[own[one.inode]] = uid
-        if None not in found.values():
-            break
+                    found[fd] = uid
     return found
 
 
-def close_doors(own: dict[int, int], known: dict[int, int]) -> None:
-    """Let nobody connect any more to the listening sockets that came between ``known`` and ``own``.
+def _user_at(there: tuple[bytes, int], here: tuple[bytes, int]) -> int | None:
+    deadline = time.monotonic() + _OWNER_PATIENCE_S
+    while True:
+        owner = owner_of(there, here)
+        if owner is not None and owner.inode:
+            return owner.uid
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.005)
+
+
+def hang_up(descriptors: Sequence[int]) -> None:
+    """End these connections, and leave the descriptors to their owner."""
+    for fd in descriptors:
+        with suppress(OSError), borrowed(fd) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def close_doors(descriptors: Sequence[int]) -> None:
+    """Let nobody connect any more to those of these sockets that listen.
 
     A filter that drops what arrives, instead of closing them: they are gloo's, which must find them as it left them.
     """
-    look = set(own) - set(known)
-    if not look:
-        return
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
     program = struct.pack("HL", 1, ctypes.addressof(drop_all))
-    for one in connections():
-        if one.inode in look and one.state == _LISTENING:
-            with suppress(OSError), socket.socket(fileno=os.dup(own[one.inode])) as listener:
+    for fd in descriptors:
+        with suppress(OSError), borrowed(fd) as listener:
+            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
@@ -144,13 +114,11 @@ def guard_groups(store: "KernelStore") -> None:
         known = own_sockets()
         made = make(group_size, group_rank, members, backend, *args, **kwargs)
         meeting.exchange("connected")
-        own = own_sockets()
-        others = strangers(own, known)
-        for fd in others:
-            with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
-        seen = meeting.exchange("seen", ", ".join(map(_user, others.values())).encode())
-        close_doors(own, known)
+        new = [fd for inode, fd in own_sockets().items() if inode not in known]
+        others = strangers(new)
+        hang_up([*others])
+        seen = meeting.exchange("seen", ", ".join(sorted(map(_user, set(others.values())))).encode())
+        close_doors(new)
         if any(seen):
             _challenge(made[0], meeting, ", ".join(sorted({who.decode() for who in seen if who})))
         return made
@@ -196,16 +164,6 @@ def _challenge(group: Any, meeting: _Meeting, who: str) -> None:
 
 def _backends(backend: Any) -> str:
     return "gloo" if backend is None else str(backend).lower()
-
-
-def _plain(address: str) -> str:
-    """An IPv4 address that an IPv6 socket uses, as IPv4."""
-    return address.removeprefix("0000000000000000FFFF0000")
-
-
-def _on_loopback(address: str) -> bool:
-    host = address.partition(":")[0]
-    return (len(host) == 8 and host.endswith("7F")) or host == "0" * 24 + "01000000"
 
 
 def _user(uid: int | None) -> str:

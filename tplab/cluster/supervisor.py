@@ -127,7 +127,8 @@ class Supervisor:
 
     def stop(self, run: Run[Any]) -> None:
         """End a run, queued or under way."""
-        self._post(lambda: self._stop(run))
+        with interrupts_held():  # a second Ctrl-C comes while the first is being carried out
+            self._post(lambda: self._stop(run))
 
     def restart(self) -> None:
         """Replace the ranks once the runs posted before are done or stopped; ``rank.store`` is empty afterwards."""
@@ -137,19 +138,19 @@ class Supervisor:
         """End the ranks and every run. Safe to repeat, from any thread, and at interpreter exit."""
         if os.getpid() != self._owner_pid:
             return  # a forked child of the kernel: the ranks are not its own
-        self._post(lambda: self._shut_down(_closed()))
+        with interrupts_held():
+            self._post(lambda: self._shut_down(_closed()))
         if threading.current_thread() is not self.thread and self.thread.ident is not None:
             self.thread.join(timeout=10)  # an interrupt ends the waiting; the closing goes on
 
     def _post(self, action: Callable[[], None]) -> bool:
         """False when the cluster is closed."""
         self.check_owner()
-        with interrupts_held():
-            with self._door:
-                if self.state is State.CLOSED:
-                    return False
-                self._posted.append(action)
-            self._engine.wake()
+        with self._door:
+            if self.state is State.CLOSED:
+                return False
+            self._posted.append(action)
+        self._engine.wake()
         return True
 
     # On the supervisor's thread.
