@@ -1,6 +1,7 @@
 """The subcommands ``tplab advise`` and ``tplab validate``: thin, call ``tplab.topology``."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -219,10 +220,10 @@ def _wrapped(text: str, indent: str = _INDENT) -> str:
 def _validate(arguments: argparse.Namespace) -> int:
     csv = None if arguments.csv is None else writable("--csv", arguments.csv)
     paths = [Path(path) for path in arguments.paths]
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise ValueError(f"there is no file or folder {missing[0]}")
-    folders = [path for path in paths if path.is_dir()]
+    folders = [path for path in paths if os.path.isdir(path)]
     if folders and len(paths) > 1:
         raise ValueError(f"give one folder, or files only; got {len(paths)} paths of which {len(folders)} are folders")
     others, kind = (_OF_ONE_SERVER, "result files") if folders else (("by", "no_refit"), "a folder of tables")

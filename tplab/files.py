@@ -66,10 +66,11 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise ValueError(f"{shown(os.fspath(path))} is no path of a file: {error.strerror}") from None
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISDIR(kind):  # before fdopen, which would name the descriptor
+        os.close(fd)
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
     with os.fdopen(fd, "rb", buffering=0) as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(21, "is a folder, not a file", str(path))
         chunks: list[bytes] = []
         size = 0
         while True:

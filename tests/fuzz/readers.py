@@ -172,7 +172,7 @@ READERS: dict[str, Reader] = {
     "models": Reader(bases=_json(LLAMA, QWEN), file="config.json", read=_models),
     "advisor": Reader(bases=_json(LLAMA, QWEN, QUANTISED, OUTER, GPT2), file="config.json", read=_advisor, words=(
         *("fit on", "cannot be cut", "must be an object"),)),
-    "vllm": Reader(bases=_json(RESULT), file="result.json", words=("tp=", "input_length", "output_length"),
+    "vllm": Reader(bases=_json(RESULT), file="result.json",
                    read=lambda path: beside_vllm(read_vllm(path), MODEL, H100)),
     "calibration": Reader(bases=(CALIBRATION.to_json().encode(),), file="calibration.json", read=_calibration,
                           words=("calibration",)),

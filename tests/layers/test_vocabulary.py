@@ -275,6 +275,10 @@ def test_ever_colder_is_ever_more_the_argmax(temperature: float) -> None:
         full, VocabShard.of(11, 0, 1), None, generator=torch.Generator().manual_seed(0), temperature=temperature
     )
     assert tokens.tolist() == [7] * 200
+    nucleus = parallel_sample(
+        full, VocabShard.of(11, 0, 1), None, generator=torch.Generator(), temperature=temperature, top_p=0.9
+    )
+    assert nucleus.tolist() == [7] * 200
 
 
 def test_tokens_ruled_out_by_minus_infinity_are_never_drawn() -> None:

@@ -108,7 +108,7 @@ class Checkpoint:
 
     def _find(self) -> dict[str, str]:
         index, single = self.folder / INDEX, self.folder / SINGLE
-        if index.is_file():
+        if os.path.isfile(index):
             try:
                 files = _weight_map(read_json(index))
             except (ValueError, OSError) as error:
@@ -120,10 +120,11 @@ class Checkpoint:
                     f"download may be incomplete"
                 )
             return files
-        if single.is_file():
+        if os.path.isfile(single):
             with _opened(single) as file:
                 return dict.fromkeys(file.keys(), SINGLE)
-        others = sorted(path.name for path in self.folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        others = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf")))
         hint = f"; {listed(others)} would have to be converted" if others else ""
         raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}: only safetensors are read{hint}")
 
@@ -173,7 +174,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch or write it again"
-            if path.is_file()
+            if os.path.isfile(path)
             else f"{path} cannot be read: {error}"
         ) from error
     with opened as file:

@@ -6,6 +6,7 @@ nothing. One model at a time, because two layouts of the same model are twice th
 A fault on one rank is made known to all before any goes on: the others would wait in their first collective for ever.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,11 +45,14 @@ class Weights:
         if not isinstance(model, str | Path):
             raise ValueError(f"model must be the folder of a checkpoint, or a ModelConfig; got {model!r}")
         folder = Path(model)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # not Path's, which raises for a name that is too long
             raise CheckpointError(f"model: there is no folder {folder}")
         config = ModelConfig.from_hf(folder)
         found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        stats = [(path.name, path.stat()) for path in found]
+        try:
+            stats = [(path.name, path.stat()) for path in found]
+        except OSError as error:  # a link to nowhere
+            raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
         files = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
         return config, cls(folder=str(folder.resolve()), files=files)
 

@@ -126,7 +126,7 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
         ValueError: no such folder, no table of a known form in it, or a file that is no CSV in UTF-8 (which).
     """
     path = Path(folder)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder: give one with published tables as CSV files")
     cases: list[Case] = []
     skipped: Counter[str] = Counter()

@@ -219,9 +219,11 @@ def beside_vllm(
             )
         try:
             workload = run.workload(engine)
+            made = predict(
+                model, machine, workload, t, p, replicas=replicas, calibration=calibration, constants=constants
+            )
         except ValueError as error:
-            raise ValueError(f"{run.name}: {error}") from None
-        made = predict(model, machine, workload, t, p, replicas=replicas, calibration=calibration, constants=constants)
+            raise ValueError(f"{run.name}: {error}") from error
         predicted = {
             "tpot_ms": made.tpot_ms,
             "ttft_ms": made.ttft_ms,
