@@ -195,7 +195,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
              "sends": [{"source": 0, "target": 1, "nbytes": [float("nan")], "p50_us": [1]}]})), r"sends\[0\]: nbytes"),
     "calibration, 10^18 ranks": (
         file(Calibration.load, json.dumps({"format": "tplab-calibration/1", "machine": "", "device": "", "backend": "",
-             "num_ranks": 10**17, "created": "", "versions": {}})), "num_ranks must lie between 1 and 4096"),
+             "num_ranks": 10**17, "created": "", "versions": {}})), "num_ranks must lie between 1 and 512"),
     "trace, a rank []": (spans(pid=[]), r"pid of .* must be a rank, got \[\]"),
     "trace, a start NaN": (spans(ts=float("nan")), "ts and dur of"),
     "trace, a name 3": (spans(name=3), r"some\.json is no trace"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tplab.topology import Machine
-from tplab.topology.detect import detect, preset_of
+from tplab.topology.detect import detect, gpus_called, preset_of
 from tplab.topology.presets import DGX1_NVLINKS, GPUS
 
 MIB = 1048576
@@ -179,3 +179,8 @@ def test_without_a_gpu():
     assert "no NVIDIA driver answers (Driver Not Loaded)" in machine.notes[0]
     assert all(link is None or link.kind == "host" for row in machine.links for link in row)
     assert "lists no GPU" in detect(Driver([])).notes[0]
+
+
+@pytest.mark.parametrize("size", ["0GB", "00 GB", "9" * 5000 + "GB"])
+def test_a_name_with_a_size_that_no_memory_has_says_nothing_of_it(size):
+    assert gpus_called(f"NVIDIA H100 {size} HBM3") == gpus_called("NVIDIA H100 HBM3")

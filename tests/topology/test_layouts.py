@@ -2,6 +2,8 @@
 
 import math
 import re
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from tplab.topology import EnginePolicy, Link, Machine, ModelSpec, Workload
 from tplab.topology.layouts import all_choices, choice, feasible_choices, nothing_fits, smallest_fit, usual_fit
 from tplab.topology.memory import all_ranks
+from tplab.topology.model_spec import divisors
 from tplab.topology.presets import GPUS
 from tplab.topology.sharding import Layout
 
@@ -210,6 +213,51 @@ def test_smallest_fit_is_smallest():
     assert found.gpus_per_replica == min(tried)[0]
     assert fits(found.tp, found.pp)
     assert smallest_fit(spec, gpu, WORKLOAD, most_tp=4, most_gpus=2) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.sampled_from((4096, 5120, 8192, 16384)),
+    layers=st.sampled_from((1, 2, 7, 30, 81)),
+    kv=st.sampled_from((1, 2, 4)),
+    gpu=st.sampled_from(("l40s", "h100", "rtx-4090")),
+    tied=st.booleans(),
+    tokens=st.sampled_from((64, 4096, 200_000)),
+)
+def test_searching_by_halves_finds_what_one_by_one_would(size, layers, kv, gpu, tied, tokens):
+    spec = ModelSpec(
+        name="toy", num_layers=layers, hidden_size=size, intermediate_size=4 * size, num_heads=size // 128,
+        num_kv_heads=kv, head_dim=128, vocab_size=128256, tied_embeddings=tied,
+    )  # fmt: skip
+    workload = Workload(input_length=tokens, output_length=64, concurrency=1)
+
+    def fits(tp, pp):
+        if pp > layers or spec.num_heads % tp:
+            return False
+        return all(rank.free >= 0 for rank in all_ranks(spec, GPUS[gpu], workload, Layout.of(spec, tp, pp)))
+
+    counts = (1, 2, 4, *range(8, 65, 8))
+    usual = [(n, tp) for n in counts for tp in range(min(n, 8), 0, -1) if n % tp == 0 and fits(tp, n // tp)]
+    found = usual_fit(spec, GPUS[gpu], workload, most_gpus=64)
+    assert (found and (found.gpus_per_replica, found.tp)) == (usual[0] if usual else None)
+    smallest = [(tp * pp, pp) for tp in (1, 2, 4, 8) for pp in range(1, 64 // tp + 1) if fits(tp, pp)]
+    found = smallest_fit(spec, GPUS[gpu], workload, most_tp=8, most_gpus=64)
+    assert (found and (found.gpus_per_replica, found.pp)) == (min(smallest) if smallest else None)
+
+
+@pytest.mark.parametrize("number", [*range(1, 50), 97 * 89, 65536, 10**6])
+def test_divisors(number):
+    assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+
+
+def test_a_model_too_large_for_anything_is_said_at_once():
+    spec = replace(
+        ModelSpec.from_config("llama-3.1-8b"), num_layers=10_000, hidden_size=1 << 20, intermediate_size=1 << 20
+    )
+    began = time.process_time()
+    with pytest.raises(ValueError, match="No number of such GPUs holds it"):
+        feasible_choices(spec, Machine.preset("h100"), WORKLOAD)
+    assert time.process_time() - began < 1
 
 
 def test_one_request_too_long():

@@ -29,7 +29,7 @@ LAUNCHES = ("eager", "graph")
 _MOST_BYTES = 16 << 20
 _LEAST, _MOST = 1e-9, 1e18
 """Of times, rates and sizes: what lies beyond was not measured, and would overflow where it is multiplied."""
-_MOST_RANKS = 4096
+_MOST_RANKS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

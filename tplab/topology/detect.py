@@ -106,7 +106,7 @@ def gpus_called(name: str) -> frozenset[str]:
     if name in GPUS:
         return frozenset({name})
     found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
-    said = re.search(r"(\d+) ?GB", name)
+    said = re.search(r"(?<!\d)([1-9]\d{0,4}) ?GB", name)
     if said:
         found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}
         nearest = min((abs(gpu.memory_GB - float(said[1])) for gpu in found.values()), default=0.0)
