@@ -68,13 +68,16 @@ class Cluster:
         _check_seconds("start_timeout", start_timeout)
         self._placement = backends.place(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        with interrupts_held():  # there is no thread, process or descriptor that nobody would end
-            self._supervisor = Supervisor(
-                LocalEngine(self._placement, start_timeout=start_timeout), start_timeout=start_timeout
-            )
-            # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
-            self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
-            self._supervisor.start()
+        try:
+            with interrupts_held():  # at no moment is there a thread or a process that nobody would end
+                ranks = LocalEngine(self._placement, start_timeout=start_timeout)
+                self._supervisor = Supervisor(ranks, start_timeout=start_timeout)
+                # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
+                self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
+                self._supervisor.start()
+        except KeyboardInterrupt:
+            self.close()  # nobody gets to hold this cluster, but the traceback does
+            raise
 
     def run(self, fn: Callable[..., T], *args: Any, timeout: float | None = 60.0) -> list[T]:
         """Run ``fn(rank, *args)`` on every rank and return the values in rank order.

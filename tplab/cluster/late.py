@@ -8,6 +8,7 @@ child processes write to the pipe directly: what they write counts as output of 
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from io import TextIOWrapper
 from typing import TextIO
 
@@ -60,7 +61,9 @@ class _Tagged(TextIOWrapper):
         return len(text)
 
 
-def tag_output(ledger: Ledger, send_line: Callable[[int, str], None]) -> None:
-    """Have what late threads print sent as lines with the number of their run."""
-    sys.stdout = sys.__stdout__ = _Tagged(sys.stdout, ledger, send_line)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _Tagged(sys.stderr, ledger, send_line)  # type: ignore[misc]
+def tag_output(ledger: Ledger, send_line: Callable[[str, int, str], None]) -> None:
+    """Have what late threads print sent as lines: ``send_line(stream, number of their run, line)``."""
+    for name in ("stdout", "stderr"):
+        tagged = _Tagged(getattr(sys, name), ledger, partial(send_line, name))
+        setattr(sys, name, tagged)
+        setattr(sys, f"__{name}__", tagged)

@@ -127,11 +127,11 @@ class Run(Future[list[T]], Generic[T]):
         else:
             self.say(text, stream)
 
-    def deliver_late(self, rank: int, line: str) -> None:
+    def deliver_late(self, rank: int, stream: Stream, line: str) -> None:
         """Called by the supervisor with a line that a thread printed when the run was over."""
         text = self._keep(rank, line)
         if self._on_output is None:
-            self.say(text, "stdout")
+            self.say(text, stream)
 
     def _keep(self, rank: int, line: str) -> str:
         text = f"[rank {rank}] {line}"

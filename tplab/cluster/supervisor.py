@@ -251,9 +251,9 @@ class Supervisor:
             case wire.ReportMessage(run_id, fields):
                 if (run := self._run(run_id)) is not None:
                     self._guard(_deliver_report, run, rank, fields)
-            case wire.LateLine(run_id, line):
+            case wire.LateLine(run_id, stream, line):
                 if (run := self._run(run_id)) is not None:
-                    self._guard(run.deliver_late, rank, line)
+                    self._guard(run.deliver_late, rank, stream, line)
             case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
                 self._evidence.stacks[rank] = frames
 

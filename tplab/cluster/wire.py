@@ -129,6 +129,8 @@ class LateLine:
     """A line that a thread printed after the run that started it was over."""
 
     run_id: int
+    stream: str
+    """``stdout`` or ``stderr``."""
     line: str
 
 

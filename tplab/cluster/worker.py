@@ -62,7 +62,7 @@ class Worker:
         phases = [("interpreter", time.monotonic())]
         setup: Setup = self._channel.recv()
         signal.signal(signal.SIGINT, self._on_interrupt)
-        tag_output(self._ledger, lambda run_id, line: self._send(wire.LateLine(run_id, line)))
+        tag_output(self._ledger, lambda stream, run_id, line: self._send(wire.LateLine(run_id, stream, line)))
         control = threading.Thread(target=self._listen, name="tplab-control", daemon=True)
         control.start()
         self._ledger.ignore(control)
