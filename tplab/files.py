@@ -6,6 +6,7 @@ Writing: beside the file first, then renamed over it, so that a full disk or an 
 """
 
 import errno
+import gc
 import io
 import json
 import os
@@ -30,8 +31,11 @@ MAX_BYTES = 64 << 20
 """Largest file that is read unless a reader says otherwise: beyond every configuration, table or schedule."""
 MAX_DIGITS = 18
 """Longest whole number in a JSON file: it still fits 64 bits. No size, count or time of a machine has more digits."""
+MAX_HOLDERS = 2_000_000
+"""Most lists and objects of a JSON file: a second's worth."""
 MAX_COLUMNS = 1000
 """Most columns of a table."""
+_MOST_TABLE_BYTES = 8 << 20
 _PIPE_PATIENCE_S = 10.0
 _READ_SIZE = 1 << 20
 _BLANKS = re.compile(r"[ \t\n\r]*")
@@ -111,7 +115,7 @@ def parse_json(text: str, name: str) -> Any:
     Raises ``ValueError`` for anything that is not JSON, is nested more than 100 deep, or holds a whole number of more
     than 18 digits.
     """
-    return _parsed(name, lambda: json.loads(text, parse_int=_whole))
+    return _parsed(text, name, lambda: json.loads(text, parse_int=_whole))
 
 
 def parse_json_documents(text: str, name: str, *, most: int) -> list[Any]:
@@ -129,7 +133,7 @@ def parse_json_documents(text: str, name: str, *, most: int) -> list[Any]:
             found.append(data)
         return found
 
-    data: list[Any] = _parsed(name, documents)
+    data: list[Any] = _parsed(text, name, documents)
     return data
 
 
@@ -146,7 +150,7 @@ def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows
     import pandas as pd
 
     try:
-        text = read_text(path)
+        text = read_text(path, limit=_MOST_TABLE_BYTES)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     lines = (line for line in io.StringIO(text) if line.strip() and not (comment and line.startswith(comment)))
@@ -284,13 +288,20 @@ def _unwritten(path: str | os.PathLike[str], error: OSError) -> OSError:
     return OSError(error.errno, why if way is None else f"{why} ({way})", os.fspath(path))
 
 
-def _parsed(name: str, parse: Callable[[], Any]) -> Any:
+def _parsed(text: str, name: str, parse: Callable[[], Any]) -> Any:
+    if text.count("[") + text.count("{") > MAX_HOLDERS:
+        raise ValueError(f"{name} is not valid JSON of this kind: more than {MAX_HOLDERS:,} lists and objects")
+    collected = gc.isenabled()
+    gc.disable()  # it would look through everything that has been parsed, again and again
     try:
         data = parse()
     except RecursionError:
         raise ValueError(f"{name}: the JSON in it is nested too deep to be read") from None
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from None
+    finally:
+        if collected:
+            gc.enable()
     check_depth(data, name)
     return data
 

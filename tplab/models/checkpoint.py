@@ -27,6 +27,8 @@ from tplab.shown import listed, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MOST_INDEX_BYTES = 16 << 20
+_MOST_FILES = 10_000
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -110,7 +112,7 @@ class Checkpoint:
         index, single = self.folder / INDEX, self.folder / SINGLE
         if os.path.isfile(index):
             try:
-                files = _weight_map(read_json(index))
+                files = _weight_map(read_json(index, limit=_MOST_INDEX_BYTES))
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"{index} is damaged: no weight_map can be read from it ({error})") from error
             missing = sorted({file for file in files.values() if not os.path.isfile(self.folder / file)})
@@ -190,6 +192,8 @@ def _weight_map(data: Any) -> dict[str, str]:
     for name, file in found.items():
         if not isinstance(file, str) or file in ("", ".", "..") or set(file) & {"/", "\\", "\0"}:
             raise ValueError(f"{listed([name])} must be in a file of this folder, by its name alone; got {shown(file)}")
+    if len(files := set(found.values())) > _MOST_FILES:
+        raise ValueError(f"it names {len(files):,} files, more than {_MOST_FILES:,}")
     return found
 
 

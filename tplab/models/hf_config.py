@@ -94,7 +94,7 @@ def read_config(source: "str | Path | Mapping[str, Any]") -> ModelConfig:
     path = Path(source)
     path = path / "config.json" if os.path.isdir(path) else path
     try:
-        keys = read_json(path)
+        keys = read_json(path, limit=check.MOST_BYTES)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no config.json at {path}: give a folder with a Hugging Face checkpoint, or the file"

@@ -10,6 +10,8 @@ from typing import Any
 
 from tplab.shown import listed, shown
 
+MOST_BYTES = 4 << 20
+"""Of a configuration: thousands of labels fit in."""
 _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 16
 _MOST_WIDE = 1 << 24

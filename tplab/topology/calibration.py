@@ -26,7 +26,8 @@ from tplab.shown import listed, shown
 Floats = NDArray[np.float64]
 FORMAT = "tplab-calibration/1"
 LAUNCHES = ("eager", "graph")
-_MOST_BYTES = 16 << 20
+_MOST_BYTES = 4 << 20
+_MOST_PARTS = 5000
 _LEAST, _MOST = 1e-9, 1e18
 """Of times, rates and sizes: what lies beyond was not measured, and would overflow where it is multiplied."""
 _MOST_RANKS = 512
@@ -270,6 +271,8 @@ class Calibration:
             parts = data.get(key, [])
             if not isinstance(parts, list):
                 raise ValueError(f"calibration: {key} must be a list, each an object, got {_said(parts)}")
+            if len(parts) > _MOST_PARTS:
+                raise ValueError(f"calibration: {key} must hold at most {_MOST_PARTS:,} objects, got {len(parts):,}")
             data[key] = tuple(_read(kind, part, f"{key}[{i}]") for i, part in enumerate(parts))
         made = _read(cls, data, "calibration")
         assert isinstance(made, cls), "_read makes one of the kind it is given"

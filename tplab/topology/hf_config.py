@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tplab.files import read_json
-from tplab.models.keys import flag, kv_heads, layer_types, mapping, number, text, texts, whole
+from tplab.models.keys import MOST_BYTES, flag, kv_heads, layer_types, mapping, number, text, texts, whole
 from tplab.shown import check_depth, listed, shown
 from tplab.topology.model_spec import ITEMSIZE, ModelSpec
 from tplab.topology.presets import HUGGING_FACE, MODELS, nearest
@@ -176,7 +176,7 @@ def _load(config: "str | os.PathLike[str] | Config") -> tuple[str, Config, str |
     path = Path(config)
     path = path / "config.json" if os.path.isdir(path) else path
     try:
-        values = read_json(path)
+        values = read_json(path, limit=MOST_BYTES)
     except FileNotFoundError:
         if path.suffix == ".json" or len(path.parts) > 2:
             raise ValueError(f"there is no file {path}") from None

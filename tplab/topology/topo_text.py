@@ -31,6 +31,7 @@ _NIC_NAME = re.compile(r"\s*(NIC\d+)\s*:\s*(\S+)\s*$")
 _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 _MOST_DEVICES = 256
 """GPUs and network cards of one table: a rack of 72 GPUs has some 150."""
+_LONGEST_NAME = 64
 _MOST_LINES = 10_000
 _MOST_LETTERS = 1 << 20
 _PCIE = {"PIX": "pix", "PXB": "pxb", "PHB": "phb", "NODE": "node", "SYS": "sys", "SOC": "sys"}
@@ -204,6 +205,8 @@ def _header(lines: Sequence[str]) -> tuple[int, list[str], int]:
                 f"line {number + 1}: the header lists {len(devices):,} GPUs and network cards; a node has at most "
                 f"{_MOST_DEVICES}"
             )
+        if longest := max((len(name) for name in devices if len(name) > _LONGEST_NAME), default=0):
+            raise ValueError(f"line {number + 1}: the header has a name of {longest:,} letters: no device is called so")
         twice = [name for name, count in Counter(devices).items() if count > 1]
         if twice:
             raise ValueError(f"line {number + 1}: the header lists {listed(sorted(twice))} twice")

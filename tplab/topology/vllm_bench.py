@@ -36,7 +36,7 @@ _DEGREES = {
     "tp": ("tensor_parallel_size", "tensor-parallel-size", "tp_size", "tp"),
     "pp": ("pipeline_parallel_size", "pipeline-parallel-size", "pp_size", "pp"),
 }
-_MOST_RUNS = 10_000
+_MOST_RUNS = 500
 _LARGEST = 1e15
 """Of the file's numbers: what lies beyond counts no tokens and no milliseconds."""
 _LONGEST_NAME = 200
