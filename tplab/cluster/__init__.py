@@ -14,10 +14,10 @@ cluster     the public face
 
 from tplab.cluster.cluster import Cluster
 from tplab.cluster.errors import ClusterClosed, ClusterError, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster.launch import State
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.rank import Rank
 from tplab.cluster.run import Report, Run
-from tplab.cluster.supervisor import State
 
 __all__ = [
     "Cluster",

@@ -8,10 +8,11 @@ from typing import Any, Self, TypeVar
 
 from tplab.cluster import backends, wire
 from tplab.cluster.interrupts import interrupts_held
+from tplab.cluster.launch import State
 from tplab.cluster.local import LocalEngine
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.run import Report, Run
-from tplab.cluster.supervisor import State, Supervisor
+from tplab.cluster.supervisor import Supervisor
 
 T = TypeVar("T")
 

@@ -4,95 +4,66 @@ It hands runs to the ranks one after the other, gathers answers in whatever orde
 when a later rank raised and rank 0 sits in the collective), and ends a run as soon as it cannot succeed any more. Ranks
 stay for the next run if all of them answered and are in step; otherwise they are killed, because a rank blocked inside
 a collective cannot be interrupted, and the next run starts fresh ones.
-
-One thread and no locks on the state: callers post closures, so that two notebook threads, a widget and a garbage
-collector can use one cluster at once. The thread is long-lived also because Linux's parent-death signal follows the
-thread that started the process.
 """
 
-import logging
 import os
 import pickle
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any
 
 from tplab.cluster import wire
 from tplab.cluster.channel import encode
 from tplab.cluster.engine import Broke, Engine, Event, Exited, Received, Wrote
-from tplab.cluster.errors import ClusterClosed, ClusterError, RankError
+from tplab.cluster.errors import ClusterClosed, ClusterError
 from tplab.cluster.interrupts import interrupts_held
+from tplab.cluster.launch import Launch, State
+from tplab.cluster.own_thread import OwnThread
 from tplab.cluster.run import Report, Run
-from tplab.cluster.store import KeyValueStore
-from tplab.cluster.verdict import Evidence, judge
+from tplab.cluster.verdict import Evidence, judge, rebuild_values
 
 # How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
 # errors it causes on other ranks, short enough not to be noticed.
 _GRACE_S = 0.3
 # How long ranks may take to leave the function when stopped before they are killed.
 _STOP_GRACE_S = 0.6
-_LINES_KEPT_OF_START = 200
-# How often ranks are started again when somebody else came between them.
-_STARTS = 4
-# After how many failures of its own without a success between them the supervisor gives up.
-_FAILURES_ON_END = 5
 # Gloo's C++ announces every connection on stdout, past any log level.
 _NOISE = ("[Gloo] Rank ",)
 
 
-logger = logging.getLogger(__name__)
-
-
-class State(Enum):
-    """What the ranks of a cluster are doing."""
-
-    DOWN = "down"
-    """No processes; the next run starts them."""
-    STARTING = "starting"
-    READY = "ready"
-    RUNNING = "running"
-    CLOSED = "closed"
-
-
-class Supervisor:
+class Supervisor(OwnThread):
     """Owns an engine and its ranks. Public methods may be called from any thread."""
 
     def __init__(self, engine: Engine, *, start_timeout: float) -> None:
+        super().__init__("tplab-supervisor")
         self._engine = engine
         self._start_timeout = start_timeout
-        self._posted: deque[Callable[[], None]] = deque()
         self._queue: deque[Run[Any]] = deque()
         self._current: Run[Any] | None = None
         self._evidence = Evidence("", engine.num_ranks, start_timeout)
+        self._launch = Launch()
         self._deadline: float | None = None
         self._handed_over = 0.0
-        self._spawned = 0.0
-        self._start_output: deque[str] = deque(maxlen=_LINES_KEPT_OF_START)
         self._replaced_while_idle = ""
-        self._keys = KeyValueStore()
-        self._starts = 0
-        self._spoiled = ""
         # Runs that are over and still in somebody's hands: what their threads say later is theirs.
         self._past: weakref.WeakValueDictionary[int, Run[Any]] = weakref.WeakValueDictionary()
-        self._owner_pid = os.getpid()
-        self._door = threading.Lock()  # between a post and the closing, so that no run slips in behind the last look
         self.state = State.DOWN
-        self.facts: dict[int, dict[str, Any]] = {}
-        """Rank -> what it said of itself when it became ready."""
         self.launches: list[dict[int, dict[str, float]]] = []
         """For each start of the ranks: rank -> phase -> seconds."""
         self._watchers: list[Callable[[State], None]] = []
-        self.thread = threading.Thread(target=self._loop, name="tplab-supervisor", daemon=True)
 
     # From any thread.
 
     @property
     def pids(self) -> tuple[int, ...]:
         return self._engine.pids
+
+    @property
+    def facts(self) -> dict[int, dict[str, Any]]:
+        """Rank -> what it said of itself when it became ready."""
+        return self._launch.facts
 
     def watch(self, callback: Callable[[State], None]) -> None:
         """Call ``callback`` with the state now and at every change."""
@@ -110,20 +81,12 @@ class Supervisor:
             self._queue.append(run)
 
         if not self._post(enqueue):
-            run.set_exception(_closed())
+            run.set_exception(ClusterClosed("this cluster is closed: make a new one with Cluster(n)"))
 
     def start(self) -> None:
         """Begin: from now on there is a thread, and ranks that start. To be called once, by whoever will ``close``."""
         self._posted.append(self._begin_spawn)
         self.thread.start()
-
-    def check_owner(self) -> None:
-        """Raise ``ClusterError`` in a forked copy of the kernel, which has no thread that would ever answer."""
-        if os.getpid() != self._owner_pid:
-            raise ClusterError(
-                f"this cluster belongs to process {self._owner_pid}, and this is a copy of it that was forked "
-                f"(process {os.getpid()}): make a Cluster of its own here, or use it where it was made"
-            )
 
     def stop(self, run: Run[Any]) -> None:
         """End a run, queued or under way."""
@@ -139,67 +102,50 @@ class Supervisor:
         if os.getpid() != self._owner_pid:
             return  # a forked child of the kernel: the ranks are not its own
         with interrupts_held():
-            self._post(lambda: self._shut_down(_closed()))
-        if threading.current_thread() is not self.thread and self.thread.ident is not None:
-            self.thread.join(timeout=10)  # an interrupt ends the waiting; the closing goes on
+            self._post(self._close_door)
+        self._join()
 
-    def _post(self, action: Callable[[], None]) -> bool:
-        """False when the cluster is closed."""
-        self.check_owner()
-        with self._door:
-            if self.state is State.CLOSED:
-                return False
-            self._posted.append(action)
+    def _wake(self) -> None:
         self._engine.wake()
-        return True
 
     # On the supervisor's thread.
 
-    def _loop(self) -> None:
-        failures = 0
-        try:
-            while self.state is not State.CLOSED:
-                try:
-                    self._step()
-                    failures = 0
-                except BaseException as error:  # too little memory, say, or a bug: of this run, not of all that follow
-                    failures += 1
-                    if failures > _FAILURES_ON_END:
-                        raise
-                    self._recover(error)
-        except BaseException as error:  # callers must not wait for ever
-            self._shut_down(ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster"))
-            raise
-        finally:
-            while self._posted:  # posted before the closing: a submit among them must still learn that it is too late
-                self._posted.popleft()()
-            self._fail_all(_closed())
-            self._engine.close()
-
     def _step(self) -> None:
-        """Wait for something to happen and deal with it. What is large is held by no variable while waiting."""
+        """What is large is held by no variable while waiting."""
         for event in self._engine.poll(self._time_left()):
             self._handle(event)
             self._check_deadline()  # printing a flood of output takes its time
-        while self._posted:
-            self._posted.popleft()()
+        self._do_posted()
         self._check_deadline()
         self._hand_over()
 
     def _recover(self, error: BaseException) -> None:
-        """Something failed that should not: the run under way, or the start, learns of it; the next one works."""
-        logger.warning("the cluster's supervisor failed and goes on", exc_info=error)
+        """The run under way, or the one that waited for the start, learns of it; the next one works."""
         run = self._current or (self._queue.popleft() if self._queue and self.state is State.STARTING else None)
         self._current = None
         self._kill()
         if run is not None:
-            what = f"in {run.name}()" if run.payload is not None else "while starting"
+            where = f"in {run.name}()" if run.payload is not None else "while starting"
             fault = ClusterError(
-                f"the kernel's side of the cluster failed {what}: {error!r}. "
+                f"the kernel's side of the cluster failed {where}: {error!r}. "
                 "The ranks were ended; the next run starts fresh ones, with an empty rank.store."
             )
             fault.__cause__ = error
             self._finish(run, fault)
+
+    def _end(self, error: BaseException | None) -> None:
+        reason: ClusterError = ClusterClosed("this cluster is closed: make a new one with Cluster(n)")
+        if error is not None:
+            reason = ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster")
+        self._kill()
+        self._become(State.CLOSED)
+        self._do_posted()  # posted before the closing: a submit among them must still learn that it is too late
+        runs = [*([self._current] if self._current is not None else []), *self._queue]
+        self._current = None
+        self._queue.clear()
+        for run in runs:
+            self._finish(run, reason)
+        self._engine.close()
 
     def _time_left(self) -> float | None:
         if self._posted:
@@ -216,7 +162,7 @@ class Supervisor:
                     echo = stream == "stderr" and self._evidence.cause is not None
                     self._guard(self._current.deliver_output, rank, stream, line, quietly=echo)
                 else:
-                    self._start_output.append(f"[rank {rank}] {line}")
+                    self._launch.output.append(f"[rank {rank}] {line}")
             case Broke(rank, reason) if self.state in (State.STARTING, State.RUNNING):
                 self._evidence.broken[rank] = reason
                 self._cannot_succeed()
@@ -230,17 +176,15 @@ class Supervisor:
             case wire.Ready(facts) if self.state is State.STARTING:
                 self.facts[rank] = facts
                 if len(self.facts) == self._engine.num_ranks:
-                    self.launches.append({r: self._phases(f) for r, f in sorted(self.facts.items())})
+                    self.launches.append(self._launch.phases())
                     self._become(State.READY)
             case wire.Fault() as fault if self.state is State.STARTING:
                 self._evidence.start_faults[rank] = fault
                 self._cannot_succeed()
             case wire.Spoiled(reason) if self.state is State.STARTING:
-                self._spoiled = reason
-                self._kill()
-                self._start_again()
+                self._start_again(reason)
             case wire.StoreCall() as call:
-                for receiver, reply in self._keys.handle(rank, call):
+                for receiver, reply in self._launch.keys.handle(rank, call):
                     self._send([receiver], reply)
             case wire.Answer(run_id) as answer if self._current is not None and run_id == self._current.id:
                 self._evidence.answers[rank] = answer
@@ -302,7 +246,7 @@ class Supervisor:
         """The run is over, or is made to be."""
         run, evidence = self._current, self._evidence
         if run is None:
-            error = judge(evidence, self._start_output, self._spoiled)
+            error = judge(evidence, self._launch.output, self._launch.spoiled)
             self._kill()
             # Whoever waited for these ranks learns why there are none; a later run tries again.
             if self._queue:
@@ -319,31 +263,11 @@ class Supervisor:
         else:
             self._kill()
         if succeeded:
-            outcome = self._values(evidence)
+            outcome = rebuild_values(evidence)
         self._current = None
         self._evidence = Evidence("", self._engine.num_ranks, None)  # the answers may be large
         self._past[run.id] = run
         self._finish(run, outcome)
-
-    def _values(self, evidence: Evidence) -> list[Any] | RankError:
-        values = []
-        for rank in range(self._engine.num_ranks):
-            data = evidence.answers.pop(rank).value
-            assert data is not None
-            try:
-                values.append(wire.unpack(data))
-            except BaseException as error:  # rebuilding a value may raise anything, SystemExit included
-                way_out = (
-                    "The kernel is short of memory: return less, or leave the value in rank.store"
-                    if isinstance(error, MemoryError)
-                    else "Return plain values or tensors, or make its class importable in the kernel"
-                )
-                fault = RankError(
-                    f"the value that rank {rank} returned cannot be rebuilt here: {error!r}. {way_out}", rank=rank
-                )
-                fault.__cause__ = error
-                return fault
-        return values
 
     def _finish(self, run: Run[Any], outcome: list[Any] | BaseException) -> None:
         if run.done():
@@ -385,28 +309,22 @@ class Supervisor:
     def _begin_spawn(self) -> None:
         """Start the ranks, unless they are up."""
         if self.state is State.DOWN:
-            self._starts, self._spoiled = 0, ""
-            self._spawn()
+            self._spawn(Launch())
 
-    def _start_again(self) -> None:
-        """Somebody else came between the ranks while they connected: fresh ranks have other ports."""
-        if self._starts < _STARTS:
-            self._spawn()
+    def _start_again(self, reason: str) -> None:
+        """Somebody else came between the ranks while they connected."""
+        self._kill()
+        if not self._launch.is_last:
+            self._spawn(self._launch.again(reason))
         elif self._queue:
-            self._finish(
-                self._queue.popleft(),
-                ClusterError(f"the ranks could not be started in {self._starts} attempts: {self._spoiled}"),
-            )
+            tries = f"the ranks could not be started in {self._launch.number} attempts"
+            self._finish(self._queue.popleft(), ClusterError(f"{tries}: {reason}"))
 
-    def _spawn(self) -> None:
-        self._starts += 1
+    def _spawn(self, launch: Launch) -> None:
+        self._launch = launch
         self._become(State.STARTING)
-        self.facts = {}
-        self._keys = KeyValueStore()
-        self._start_output.clear()
         self._evidence = Evidence("", self._engine.num_ranks, self._start_timeout)
-        self._spawned = time.monotonic()
-        self._deadline = self._spawned + self._start_timeout
+        self._deadline = launch.began + self._start_timeout
         try:
             self._engine.spawn()
         except OSError as error:  # no memory, no processes or descriptors left
@@ -426,6 +344,8 @@ class Supervisor:
             self._finish(run, judge(Evidence(run.name, self._engine.num_ranks, run.timeout, cause="stop")))
 
     def _restart(self) -> None:
+        if self._closed:
+            return
         if self._current is not None:
             self._evidence.cause = "stop"
             self._conclude()
@@ -439,44 +359,11 @@ class Supervisor:
         self._become(State.DOWN)
 
     def _become(self, state: State) -> None:
-        with self._door:
-            self.state = state
+        self.state = state
         self._deadline = None
         for watcher in self._watchers:
             self._guard(watcher, state)
 
-    def _phases(self, facts: dict[str, Any]) -> dict[str, float]:
-        """Turn a rank's time stamps into durations. The monotonic clock is one for all processes of a machine."""
-        before, phases = self._spawned, {}
-        for name, at in facts["phases"]:
-            phases[name], before = at - before, at
-        return phases
-
-    def _shut_down(self, reason: ClusterError) -> None:
-        if self.state is State.CLOSED:
-            return
-        self._kill()
-        self._become(State.CLOSED)
-        self._fail_all(reason)
-
-    def _fail_all(self, reason: ClusterError) -> None:
-        runs = [*([self._current] if self._current is not None else []), *self._queue]
-        self._current = None
-        self._queue.clear()
-        for run in runs:
-            self._finish(run, reason)
-
-    def _guard(self, callback: Callable[..., None], *args: object, **options: object) -> None:
-        """Call out; what a caller's callback or a broken stdout raises must not end the supervisor."""
-        try:
-            callback(*args, **options)
-        except BaseException as error:  # sys.exit() in a callback is no reason to end the cluster
-            logger.warning("a callback of the cluster failed: %r", error)
-
 
 def _deliver_report(run: Run[Any], rank: int, fields: wire.Bulk) -> None:
     run.deliver_report(Report(rank, wire.unpack(fields)))
-
-
-def _closed() -> ClusterClosed:
-    return ClusterClosed("this cluster is closed: make a new one with Cluster(n)")

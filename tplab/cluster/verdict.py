@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tplab.cluster import wire
 from tplab.cluster.errors import ClusterError, RankDied, RankError, RankTimeout, RunStopped
@@ -99,6 +99,29 @@ def _broke(evidence: Evidence) -> RankError:
     return RankError(_compose(head, evidence), rank=rank)
 
 
+def rebuild_values(evidence: Evidence) -> list[Any] | RankError:
+    """The values of a run that succeeded, in rank order, or the error of the first that cannot be had here.
+
+    The pickled values are let go on the way: they may be large.
+    """
+    values = []
+    for rank in range(evidence.world_size):
+        data = evidence.answers.pop(rank).value
+        assert data is not None
+        try:
+            values.append(wire.unpack(data))
+        except BaseException as error:  # rebuilding a value may raise anything, SystemExit included
+            way_out = "Return plain values or tensors, or make its class importable in the kernel"
+            if isinstance(error, MemoryError):
+                way_out = "The kernel is short of memory: return less, or leave the value in rank.store"
+            fault = RankError(
+                f"the value that rank {rank} returned cannot be rebuilt here: {error!r}. {way_out}", rank=rank
+            )
+            fault.__cause__ = error
+            return fault
+    return values
+
+
 def _raised(evidence: Evidence) -> RankError:
     rank, fault = next(iter(evidence.faults.items()))
     traceback = wire.format_fault(fault, rank)
@@ -172,4 +195,4 @@ def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1] if text.strip() else ""
 
 
-__all__ = ["Cause", "Evidence", "judge", "ranks"]
+__all__ = ["Cause", "Evidence", "judge", "ranks", "rebuild_values"]
