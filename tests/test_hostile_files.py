@@ -270,6 +270,19 @@ def test_an_index_may_name_links_as_caches_have_them(tmp_path: Path) -> None:
         Checkpoint(snapshot, config)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"model": 3}'])
+def test_a_tokenizer_that_cannot_be_read(content: bytes | None, tmp_path: Path) -> None:
+    from tplab.models.generation import _tokenizer
+    from tplab.models.loading import Weights
+
+    (tmp_path / "config.json").write_text(json.dumps(BASE))
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    _, weights = Weights.of(tmp_path)
+    with pytest.raises(CheckpointError, match=f"no tokenizer can be read from {tmp_path}: "):
+        _tokenizer(weights)
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tplab.models.config import ModelConfig
+from tplab.models.errors import CheckpointError
 from tplab.models.loading import Weights, ensure_loaded, together
 from tplab.models.memory import itemsize, kv_bytes, weight_bytes
 from tplab.models.request import Request, check_prompts
 from tplab.models.result import Generation, RankResult
 from tplab.models.stages import Layout
+from tplab.shown import listed
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank, Report, Run
@@ -288,7 +290,13 @@ def _tokenizer(weights: Weights) -> Any:
             "prompts are texts: that needs transformers (pip install transformers), or token ids"
         ) from error
     assert weights.folder is not None
-    return AutoTokenizer.from_pretrained(weights.folder)
+    try:
+        return AutoTokenizer.from_pretrained(weights.folder)
+    except Exception as error:  # whatever a parser makes of files that are missing, damaged or another's
+        raise CheckpointError(
+            f"no tokenizer can be read from {weights.folder}: {type(error).__name__}: {listed([error])}. Fetch its "
+            f"files (tokenizer.json, ...) again, or give token ids"
+        ) from error
 
 
 def _degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:

@@ -363,4 +363,7 @@ def _rounded(values: dict[str, float]) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tplab.topology.fit FOLDER")
-    print("\n".join(report(Path(sys.argv[1]))))
+    try:
+        print("\n".join(report(Path(sys.argv[1]))))
+    except ValueError as error:
+        sys.exit(str(error))
