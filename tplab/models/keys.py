@@ -16,8 +16,8 @@ _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 16
 _MOST_WIDE = 1 << 24
 _MOST_TOKENS = 1 << 28
-_MOST_POSITIONS = 10**9
-_MOST = 10**12
+_MOST_POSITIONS = 10**13
+_MOST = 10**16
 """Of whole numbers without a limit of their own: windows, lengths stretched by rope scaling, ids."""
 _LARGEST = 1e18
 """Of other numbers."""
