@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _SO_ATTACH_FILTER = 26
 _OWNER_PATIENCE_S = 0.5  # an end that is just being accepted is nobody's yet
-_CHALLENGE_S = 3.0
+_CHALLENGE_S = 1.5
 _SECRET_BYTES = 16
 
 
@@ -48,25 +48,25 @@ def strangers(descriptors: Sequence[int]) -> dict[int, int | None]:
     Returns descriptor -> user id of the other end; None where nobody owns it.
     """
     found: dict[int, int | None] = {}
-    for fd in descriptors:
-        with suppress(OSError), borrowed(fd) as connection:
-            ends = ends_of(connection)
-            if ends is not None and is_on_loopback(ends[1]):
-                uid = _user_at(ends[1], ends[0])
-                if uid != os.getuid():
-                    found[fd] = uid
-    return found
-
-
-def _user_at(there: tuple[bytes, int], here: tuple[bytes, int]) -> int | None:
     deadline = time.monotonic() + _OWNER_PATIENCE_S
-    while True:
-        owner = owner_of(there, here)
-        if owner is not None and owner.inode:
-            return owner.uid
+    look = list(descriptors)
+    while look:
+        for fd in look:
+            found.pop(fd, None)
+            with suppress(OSError), borrowed(fd) as connection:
+                ends = ends_of(connection)
+                if ends is not None and is_on_loopback(ends[1]):
+                    owner = owner_of(ends[1], ends[0])
+                    if owner is None or not owner.inode:
+                        found[fd] = None
+                    elif owner.uid != os.getuid():
+                        found[fd] = owner.uid
+        look = [fd for fd, uid in found.items() if uid is None]
         if time.monotonic() > deadline:
-            return None
-        time.sleep(0.005)
+            break
+        if look:
+            time.sleep(0.005)
+    return found
 
 
 def hang_up(descriptors: Sequence[int]) -> None:

