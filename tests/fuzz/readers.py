@@ -190,7 +190,7 @@ READERS: dict[str, Reader] = {
                     read=lambda path: parse_bytes("--from-size", path.read_text("utf-8", "replace"))),
     "options": Reader(bases=(b"--gpus 8 --nodes 2 --input 1024 --output 16 --concurrency 8 --most 3 --tpot-limit-ms 9",
                              b"--input 64 --output 9 --rate 2.5 --ttft-limit-ms 1e3 --weights fp8 --kv fp8"),
-                      file="options.txt", read=_options, words=("--",)),
+                      file="options.txt", read=_options, words=("--", "does not fit on")),
 }  # fmt: skip
 
 
