@@ -19,12 +19,12 @@ from contextlib import suppress
 from typing import Any
 
 _MARK = b"tplb"
-_HEADER = struct.Struct("!4sI")
+_HEADER = struct.Struct("!4sIQ")
+"""Mark, number of parts, length of the first; the lengths of the others follow."""
 _LENGTH = struct.Struct("!Q")
 _MAX_PARTS = 64
 _MAX_LENGTH = 1 << 42
 _SCRATCH = 1 << 16
-_LARGE = 1 << 16
 _READS_AT_ONCE = 64  # a rank that sends as fast as this reads must not hold up the supervisor's clock
 
 Part = bytes | memoryview
@@ -40,18 +40,13 @@ class _Lost(bytearray):
 
 def encode(message: object) -> list[Part]:
     """A message as it travels, in parts that several ranks may share."""
-    bulk: list[memoryview] = []
-
-    def is_small(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < _LARGE:
-            return True
-        bulk.append(raw)
-        return False
-
-    main = pickle.dumps(message, protocol=5, buffer_callback=is_small)
-    lengths = b"".join(_LENGTH.pack(len(part)) for part in (main, *bulk))
-    return [_HEADER.pack(_MARK, 1 + len(bulk)) + lengths + main, *bulk]
+    bulk: list[pickle.PickleBuffer] = []
+    main = pickle.dumps(message, protocol=5, buffer_callback=bulk.append)
+    header = _HEADER.pack(_MARK, 1 + len(bulk), len(main))
+    if not bulk:
+        return [header + main]
+    raw = [buffer.raw() for buffer in bulk]
+    return [header + b"".join(_LENGTH.pack(len(part)) for part in raw) + main, *raw]
 
 
 def _decode(parts: Sequence[Any]) -> Any:
@@ -61,14 +56,19 @@ def _decode(parts: Sequence[Any]) -> Any:
         raise ChannelBroken(f"a message that cannot be read ({error!r})") from error
 
 
-def _check_header(mark: bytes, num_parts: int) -> None:
-    if mark != _MARK or not 1 <= num_parts <= _MAX_PARTS:
-        raise ChannelBroken(f"the bytes {mark!r} where a message should begin")
+def _read_header(data: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Number of parts and length of the first."""
+    mark, num_parts, length = _HEADER.unpack_from(data)
+    if mark != _MARK or not 1 <= num_parts <= _MAX_PARTS or length > _MAX_LENGTH:
+        raise ChannelBroken(f"the bytes {bytes(data[: _HEADER.size])!r} where a message should begin")
+    return num_parts, length
 
 
-def _check_lengths(lengths: Sequence[int]) -> None:
-    if max(lengths) > _MAX_LENGTH:
+def _read_lengths(data: bytes | bytearray) -> list[int]:
+    lengths = [length for (length,) in _LENGTH.iter_unpack(data)]
+    if max(lengths, default=0) > _MAX_LENGTH:
         raise ChannelBroken(f"a message of {max(lengths):,} bytes announced")
+    return lengths
 
 
 class RankChannel:
@@ -90,10 +90,8 @@ class RankChannel:
 
     def recv(self) -> Any:
         """Wait for the next message. Raises ``EOFError`` when the kernel has hung up."""
-        mark, num_parts = _HEADER.unpack(self._read(_HEADER.size))
-        _check_header(mark, num_parts)
-        lengths = [_LENGTH.unpack(self._read(_LENGTH.size))[0] for _ in range(num_parts)]
-        _check_lengths(lengths)
+        num_parts, length = _read_header(self._read(_HEADER.size))
+        lengths = [length, *_read_lengths(self._read(_LENGTH.size * (num_parts - 1)))]
         return _decode([self._read(length) for length in lengths])
 
     def _read(self, length: int) -> bytes:
@@ -162,6 +160,13 @@ class SupervisorChannel:
     def _sort(self, data: memoryview, messages: list[Any]) -> None:
         """Bytes that may end one thing and begin the next."""
         while data:
+            if self._is_between and len(data) >= _HEADER.size:  # the usual case: a small message, whole
+                num_parts, length = _read_header(data)
+                end = _HEADER.size + length
+                if num_parts == 1 and end <= len(data):
+                    messages.append(_decode([data[_HEADER.size : end]]))
+                    data = data[end:]
+                    continue
             size = min(len(data), self._wanted - self._filled)
             if not isinstance(self._buffer, _Lost):
                 self._buffer[self._filled : self._filled + size] = data[:size]
@@ -172,6 +177,11 @@ class SupervisorChannel:
         self._filled += size
         while self._filled == self._wanted:
             self._advance(messages)
+
+    @property
+    def _is_between(self) -> bool:
+        """Nothing of the next message has come."""
+        return not self._num_parts and not self._filled
 
     def _begin(self) -> None:
         """Wait for a header."""
@@ -184,17 +194,18 @@ class SupervisorChannel:
         self._buffer, self._wanted, self._filled = buffer, wanted, 0
 
     def _advance(self, messages: list[Any]) -> None:
-        """A header, the lengths or a part is complete: go on to the next of them, or to the next message."""
-        if self._lengths:
-            self._parts.append(self._buffer)
-        elif self._num_parts:
-            self._lengths = [length for (length,) in _LENGTH.iter_unpack(self._buffer)]
-            _check_lengths(self._lengths)
+        """A header, the other lengths or a part is complete: go on to the next of them, or to the next message."""
+        if not self._num_parts:
+            self._num_parts, length = _read_header(self._buffer)
+            self._lengths = [length]
+            if self._num_parts > 1:
+                others = _LENGTH.size * (self._num_parts - 1)
+                self._expect(bytearray(others), others)
+                return
+        elif len(self._lengths) < self._num_parts:
+            self._lengths += _read_lengths(self._buffer)
         else:
-            mark, self._num_parts = _HEADER.unpack(self._buffer)
-            _check_header(mark, self._num_parts)
-            self._expect(bytearray(_LENGTH.size * self._num_parts), _LENGTH.size * self._num_parts)
-            return
+            self._parts.append(self._buffer)
         if len(self._parts) < self._num_parts:
             length = self._lengths[len(self._parts)]
             self._expect(self._room(length), length)

@@ -7,7 +7,6 @@ a collective cannot be interrupted, and the next run starts fresh ones.
 """
 
 import os
-import pickle
 import time
 import weakref
 from collections import deque
@@ -265,7 +264,7 @@ class Supervisor(OwnThread):
         if succeeded:
             outcome = rebuild_values(evidence)
         self._current = None
-        self._evidence = Evidence("", self._engine.num_ranks, None)  # the answers may be large
+        evidence.answers.clear()  # they may be large
         self._past[run.id] = run
         self._finish(run, outcome)
 
@@ -298,7 +297,7 @@ class Supervisor(OwnThread):
         self._evidence = Evidence(run.name, self._engine.num_ranks, run.timeout)
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
-        payload, run.payload = pickle.PickleBuffer(run.payload), b""  # a handle that is kept must not keep it, too
+        payload, run.payload = wire.bulk(run.payload), b""  # a handle that is kept must not keep it, too
         self._send(range(self._engine.num_ranks), wire.Call(run.id, payload, tuple(wire.import_path())))
 
     def _send(self, ranks: Iterable[int], message: object) -> None:

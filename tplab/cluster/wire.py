@@ -24,6 +24,12 @@ Frame = tuple[str, int, str, str | None]
 
 Bulk = bytes | bytearray | pickle.PickleBuffer
 """Bytes that may be many: sent as a ``PickleBuffer`` they travel beside the message (see ``channel``)."""
+_MANY = 1 << 16
+
+
+def bulk(data: bytes) -> Bulk:
+    """``data`` as it is best sent."""
+    return data if len(data) < _MANY else pickle.PickleBuffer(data)
 
 
 # From kernel to rank.

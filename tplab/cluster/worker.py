@@ -7,7 +7,6 @@ still takes an interrupt, still hears what other ranks have put into the store, 
 
 import faulthandler
 import os
-import pickle
 import platform
 import queue
 import signal
@@ -133,7 +132,7 @@ class Worker:
             _settle(rank)
             seconds = time.perf_counter() - began
             try:
-                value = pickle.PickleBuffer(wire.pack_value(result))
+                value = wire.bulk(wire.pack_value(result))
             except Exception as error:
                 raise TypeError(f"the value that it returned cannot be sent to the kernel: {error}") from error
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
@@ -173,7 +172,7 @@ class Worker:
             if self._running is None:
                 return
             run_id = self._running
-        self._send(wire.ReportMessage(run_id, pickle.PickleBuffer(wire.pack_value(fields))))
+        self._send(wire.ReportMessage(run_id, wire.bulk(wire.pack_value(fields))))
 
     def _send(self, message: object) -> None:
         if os.getpid() != self._pid:
