@@ -89,6 +89,7 @@ def rank_environment(placement: Placement, rank: int, cluster_id: str) -> dict[s
     environment["TORCH_GLOO_LAZY_INIT"] = "0"
     # torch's stores and gloo honour proxies of neither kind; NCCL's bootstrap must stay on loopback like gloo.
     environment["NCCL_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
+    environment.setdefault("NCCL_RAS_ENABLE", "0")  # a port of NCCL's that would tell anybody about the job
     environment.setdefault("NCCL_NVLS_ENABLE", "0")
     environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # A warning on every rank that a send outside a batch waits its turn: here that is meant.
