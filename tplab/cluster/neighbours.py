@@ -27,7 +27,7 @@ from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from tplab.cluster.sockets import borrowed, ends_of, is_on_loopback, own_sockets, owner_of
+from tplab.cluster.sockets import borrowed, describe_user, ends_of, is_on_loopback, own_sockets, owner_of
 
 if TYPE_CHECKING:
     from tplab.cluster.rank_store import KernelStore
@@ -117,7 +117,7 @@ def guard_groups(store: "KernelStore") -> None:
         new = [fd for inode, fd in own_sockets().items() if inode not in known]
         others = strangers(new)
         hang_up([*others])
-        seen = meeting.exchange("seen", ", ".join(sorted(map(_user, set(others.values())))).encode())
+        seen = meeting.exchange("seen", ", ".join(sorted(map(describe_user, set(others.values())))).encode())
         close_doors(new)
         if any(seen):
             _challenge(made[0], meeting, ", ".join(sorted({who.decode() for who in seen if who})))
@@ -164,14 +164,3 @@ def _challenge(group: Any, meeting: _Meeting, who: str) -> None:
 
 def _backends(backend: Any) -> str:
     return "gloo" if backend is None else str(backend).lower()
-
-
-def _user(uid: int | None) -> str:
-    if uid is None:
-        return "a process that has gone"
-    try:
-        import pwd
-
-        return f"another user of this machine ({pwd.getpwuid(uid).pw_name}, uid {uid})"
-    except (ImportError, KeyError):
-        return f"another user of this machine (uid {uid})"

@@ -100,15 +100,26 @@ def _ask_kernel(here: Address, there: Address) -> Owner | None:
     return Owner(*struct.unpack_from("=II", body, 64))
 
 
+def describe_user(uid: int | None) -> str:
+    """In words; None: a process that is not there any more."""
+    if uid is None:
+        return "a process that has gone"
+    try:
+        import pwd
+
+        return f"another user of this machine ({pwd.getpwuid(uid).pw_name}, uid {uid})"
+    except (ImportError, KeyError):
+        return f"another user of this machine (uid {uid})"
+
+
 def _look_up(here: Address, there: Address) -> Owner | None:
-    with suppress(OSError):
-        for name in ("tcp", "tcp6"):
-            with open(f"/proc/net/{name}") as file:
-                next(file, None)
-                for line in file:
-                    _, local, remote, state, _, _, _, uid, _, inode, *_ = line.split()
-                    if int(state, 16) == _ESTABLISHED and (_read(local), _read(remote)) == (here, there):
-                        return Owner(int(uid), int(inode))
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError), open(f"/proc/net/{name}") as file:
+            next(file, None)
+            for line in file:
+                _, local, remote, state, _, _, _, uid, _, inode, *_ = line.split()
+                if int(state, 16) == _ESTABLISHED and (_read(local), _read(remote)) == (here, there):
+                    return Owner(int(uid), int(inode))
     return None
 
 

@@ -10,6 +10,8 @@ from tplab.cluster.errors import ClusterError, RankDied, RankError, RankTimeout,
 Cause = Literal["fault", "timeout", "stop"]
 
 _OUTPUT_LINES_SHOWN = 20
+# What gloo says when it cannot take in another connection; it ends the process then.
+_FLOODED = "accept: Too many open files"
 
 
 @dataclass(slots=True)
@@ -137,7 +139,13 @@ def _died(evidence: Evidence, output: Sequence[str]) -> RankDied:
     if exit_code == -9:
         head += " (if nobody did that on purpose: the system kills processes when memory runs out)"
     prefix = f"[rank {rank}] "
-    lines = [line.removeprefix(prefix) for line in output if line.startswith(prefix)][-_OUTPUT_LINES_SHOWN:]
+    lines = [line.removeprefix(prefix) for line in output if line.startswith(prefix)]
+    if any(_FLOODED in line for line in lines):
+        head += (
+            ": more connections came to a port of it than it may have open files (`ulimit -n`). Ranks connect once to "
+            "each other, so another program or user of this machine did that: `ss -tpe` may say who"
+        )
+    lines = lines[-_OUTPUT_LINES_SHOWN:]
     details = f"Its last output:\n{chr(10).join(lines)}" if lines else ""
     return RankDied(_compose(head, evidence, details), rank=rank, exit_code=exit_code, output=lines)
 
