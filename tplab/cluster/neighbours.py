@@ -10,7 +10,7 @@ looking. So, around the making of every group:
   rank is who it should be passes;
 - then every listening socket of the group is closed to newcomers.
 
-Linux only: elsewhere the system does not say who is at the other end, and nothing is checked.
+Where the system does not say who is at the other end (macOS, a sandbox), nothing is checked.
 """
 
 import ctypes
@@ -18,7 +18,6 @@ import os
 import secrets
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from tplab.cluster.sockets import borrowed, describe_user, ends_of, is_on_loopback, own_sockets, owner_of
+from tplab.cluster.sockets import borrowed, can_tell, describe_user, ends_of, is_on_loopback, own_sockets, owner_of
 
 if TYPE_CHECKING:
     from tplab.cluster.rank_store import KernelStore
@@ -96,7 +95,7 @@ def guard_groups(store: "KernelStore") -> None:
     """
     from torch.distributed import distributed_c10d as c10d
 
-    if sys.platform != "linux":
+    if not can_tell():
         return
     make: Callable[..., Any] = c10d._new_process_group_helper
     rounds: dict[str, int] = {}

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
@@ -69,18 +70,24 @@ def is_on_loopback(address: Address) -> bool:
 
 def owner_of(here: Address, there: Address) -> Owner | None:
     """Owner of the socket at ``here`` that is connected to ``there``; None where there is none."""
-    return _ask_kernel(here, there) if _kernel_answers() else _look_up(here, there)
+    return _ask_kernel(here, there) if _answers(_ask_kernel) else _look_up(here, there)
 
 
-@lru_cache(maxsize=1)
-def _kernel_answers() -> bool:
-    """Whether netlink knows a connection that there is: this machine's ways do not change."""
+def can_tell() -> bool:
+    """Whether this system says who owns a connection."""
+    return _answers(_ask_kernel) or _answers(_look_up)
+
+
+@lru_cache
+def _answers(ask: Callable[[Address, Address], Owner | None]) -> bool:
+    """Whether ``ask`` knows a connection that there is: what a system says does not change."""
     with suppress(OSError), socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         with socket.create_connection(listener.getsockname()) as near:
             ends = ends_of(near)
-            return ends is not None and _ask_kernel(*ends) is not None
+            owner = None if ends is None else ask(*ends)
+            return owner is not None and owner == Owner(os.getuid(), os.fstat(near.fileno()).st_ino)
     return False
 
 

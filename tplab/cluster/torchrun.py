@@ -36,6 +36,9 @@ def attached(backend: str = "auto") -> Iterator[tuple[Rank, Provenance, list[Rep
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     placement = backends.place(local_size, backend)
     device = torch.device(placement.devices[local_rank])
+    if world_size == local_size:  # all on this machine: its ports need not be seen from outside
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", backends.LOOPBACK_INTERFACE)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", backends.LOOPBACK_INTERFACE)
     if placement.shares_gpus:
         os.environ.update(backends.shared_gpu_environment(os.environ["MASTER_PORT"], index))
     if device.type == "cuda":

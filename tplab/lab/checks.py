@@ -19,6 +19,7 @@ import psutil
 
 from tplab.cluster import Cluster, ClusterError
 from tplab.cluster.backends import LOOPBACK, num_cores, num_gpus
+from tplab.cluster.sockets import can_tell
 
 T = TypeVar("T")
 Status = Literal["ok", "note", "problem"]
@@ -45,7 +46,7 @@ class Check:
 
 def preflight(*, ranks: bool = False) -> list[Check]:
     """Look at everything; ``ranks=True`` also starts two ranks and runs an all-reduce (some seconds)."""
-    checks = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), *_front_end()]
+    checks = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), _others(), *_front_end()]
     return [*checks, _all_reduce()] if ranks else checks
 
 
@@ -293,6 +294,18 @@ def _loopback() -> Check:
             meaning=f"Ranks talk over {LOOPBACK}, and that failed: {error}.",
             cure="Allow local TCP connections (a firewall or a sandbox refuses them).",
         )
+
+
+def _others() -> Check:
+    if can_tell():
+        return Check(name="other users", found="kept out of the ranks' ports")
+    return Check(
+        name="other users",
+        found="not kept out of the ranks' ports",
+        status="note",
+        meaning="This system does not say who is at the other end of a connection.",
+        cure="On a machine that you share with people you do not trust, read SECURITY.md first.",
+    )
 
 
 def _front_end() -> Iterator[Check]:
