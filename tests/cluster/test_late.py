@@ -245,7 +245,7 @@ class TestForkedRank:
 class TestForkedKernel:
     @pytest.mark.parametrize("call", ["run", "submit", "start", "restart", "watch", "result"])
     def test_is_refused_at_once(self, cluster2, call):
-        pending = cluster2.submit(lambda rank: time.sleep(1))
+        pending = cluster2.submit(lambda rank: time.sleep(0.3))
         calls = {
             "run": lambda: cluster2.run(lambda rank: 1),
             "submit": lambda: cluster2.submit(lambda rank: 1),

@@ -296,6 +296,7 @@ def soak(num_runs, seed=0):
     """Faulty runs in random order; the footprint after a tenth of them and after all, and how they ended."""
     rng = random.Random(seed)
     ended = Counter()
+    footprints = []
     with Cluster(2, "gloo") as cluster:
         for number in range(num_runs):
             name = rng.choice([*FAULTS])
@@ -304,10 +305,10 @@ def soak(num_runs, seed=0):
             ended[name, type(error).__name__ if error else "value"] += 1
             assert error is None or isinstance(error, ClusterError), repr(error)
             assert cluster.run(lambda rank: rank.index, timeout=30) == [0, 1], f"after {name}"
-            if number == num_runs // 10:
-                early = footprint()
-        late = footprint()
-    return early, late, ended
+            if number in (num_runs // 10, num_runs - 1):
+                cluster.restart()  # what runs have started lives as long as the ranks
+                footprints.append(footprint())
+    return *footprints, ended
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")

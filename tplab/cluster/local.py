@@ -220,6 +220,8 @@ class LocalEngine:
                     if pipe.ended:
                         self._selector.unregister(pipe.file)
                 case _Process() as process:
+                    if not process.talking:  # hung up on since: what came before in this batch was its end
+                        continue
                     if ready & selectors.EVENT_WRITE:
                         process.channel.flush()
                         self._watch(process)

@@ -46,7 +46,8 @@ class Check:
 
 def preflight(*, ranks: bool = False) -> list[Check]:
     """Look at everything; ``ranks=True`` also starts two ranks and runs an all-reduce (some seconds)."""
-    checks = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), _others(), *_front_end()]
+    machine = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), _others()]
+    checks = [*machine, *_front_end()]
     return [*checks, _all_reduce()] if ranks else checks
 
 
