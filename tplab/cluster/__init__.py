@@ -3,13 +3,23 @@
 errors      what can go wrong, as the caller sees it
 provenance  where a number came from, and the badge made of it
 backends    gloo or NCCL, which device each rank gets, and the environment it needs
+channel     messages over a socket
 wire        what crosses the socket between kernel and rank
+store       the keys through which ranks find each other, kept in the kernel; rank_store: the rank's side
+sockets     who owns the other end of a connection; neighbours: nobody else joins a process group
+late        what threads print after their run is over
 worker      the rank's side: a main loop in a fresh interpreter
 engine      the small protocol between the supervisor and whatever hosts the ranks
+output      an output stream of a rank, cut into lines
+keeper      the process between kernel and ranks, which outlives both
 local       the engine that starts ranks as subprocesses of this kernel
-supervisor  the fault policy: one thread that owns the ranks
+verdict     from what the ranks said to the one exception
+launch      one start of the ranks
+own_thread  a thread that owns something; supervisor: the one that owns the ranks, with the fault policy
+interrupts  Ctrl-C held back for a moment
 run         the handle of one run
 cluster     the public face
+torchrun    the same measurement where torchrun starts the ranks
 """
 
 from tplab.cluster.cluster import Cluster
