@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tplab import Cluster
 from tplab.cluster import ClusterError, RankError, launch
-from tplab.cluster.neighbours import strangers
+from tplab.cluster.neighbours import Intruder, check_all, strangers
 from tplab.cluster.sockets import own_sockets, owner_of
 
 OTHER_UID = 12345
@@ -197,6 +197,9 @@ class TestStrangers:
             far, _ = listener.accept()
             with far:
                 assert strangers([far.fileno(), listener.fileno()]) == {far.fileno(): OTHER_UID}
+                with pytest.raises(Intruder, match=r"uid 12345\) is connected to this rank"):
+                    check_all()
+                assert far.recv(1) == b"", "hung up on"
 
     def test_both_ways_to_ask_agree(self, connected, monkeypatch):
         from tplab.cluster import sockets
@@ -211,5 +214,6 @@ class TestStrangers:
         assert owner_of(there, here).inode == os.fstat(far.fileno()).st_ino
         assert owner_of(here, (there[0], 1)) is None
 
-    def test_only_connections_over_loopback_count(self):
+    def test_of_this_process_there_are_none(self):
+        check_all()
         assert strangers([*own_sockets().values()]) == {}

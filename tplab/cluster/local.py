@@ -197,6 +197,7 @@ class LocalEngine:
             backend=self._placement.backend,
             device=self._placement.devices[rank],
             start_timeout=self._start_timeout,
+            shares_gpus=self._placement.shares_gpus,
         )
 
     def send(self, rank: int, parts: Sequence[Part]) -> None:

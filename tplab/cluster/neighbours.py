@@ -68,6 +68,21 @@ def strangers(descriptors: Sequence[int]) -> dict[int, int | None]:
     return found
 
 
+def check_all() -> None:
+    """Look at every connection of this process, whenever it was made. Raises ``Intruder``.
+
+    For NCCL between ranks that share GPUs: it connects when it first needs to, through sockets that take anybody.
+    """
+    others = strangers([*own_sockets().values()])
+    if others:
+        hang_up([*others])
+        who = ", ".join(sorted(map(describe_user, set(others.values()))))
+        raise Intruder(
+            f"{who} is connected to this rank, maybe in the place of another: what came from there is not to be "
+            "trusted. Do not let ranks share GPUs on a machine with users you do not trust (SECURITY.md)"
+        )
+
+
 def hang_up(descriptors: Sequence[int]) -> None:
     """End these connections, and leave the descriptors to their owner."""
     for fd in descriptors:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tplab.cluster import wire
 from tplab.cluster.channel import RankChannel
 from tplab.cluster.late import Ledger, tag_output
+from tplab.cluster.neighbours import Intruder, check_all, guard_groups
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ class Setup:
     backend: str
     device: str
     start_timeout: float
+    shares_gpus: bool
+    """Whether NCCL goes through sockets, which are then looked at after each run."""
 
 
 class Worker:
@@ -52,6 +55,7 @@ class Worker:
         self._calls: queue.SimpleQueue[wire.Call] = queue.SimpleQueue()
         self._store: KernelStore | None = None
         self._ledger = Ledger()
+        self._shares_gpus = False
         self._running: int | None = None
         self._sending = False  # the main thread is inside a message, which an interrupt would cut in two
         self._interrupted = False  # ... so one that came in there is raised when the message is out
@@ -60,6 +64,7 @@ class Worker:
         """Join the group, then run calls until the kernel hangs up. Never returns."""
         phases = [("interpreter", time.monotonic())]
         setup: Setup = self._channel.recv()
+        self._shares_gpus = setup.shares_gpus
         signal.signal(signal.SIGINT, self._on_interrupt)
         tag_output(self._ledger, lambda stream, run_id, line: self._send(wire.LateLine(run_id, stream, line)))
         control = threading.Thread(target=self._listen, name="tplab-control", daemon=True)
@@ -68,8 +73,6 @@ class Worker:
         try:
             rank = self._join(setup, phases)
         except BaseException as error:
-            from tplab.cluster.neighbours import Intruder
-
             self._send(wire.Spoiled(str(error)) if isinstance(error, Intruder) else wire.describe_fault(error))
             raise
         while True:
@@ -81,7 +84,6 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        from tplab.cluster.neighbours import guard_groups
         from tplab.cluster.rank import Rank
         from tplab.cluster.rank_store import KernelStore
 
@@ -130,6 +132,8 @@ class Worker:
             result = fn(rank.in_run(partial(self._send_report, run_id)), *args)
             self._end_copy(None)
             _settle(rank)
+            if self._shares_gpus:
+                check_all()
             seconds = time.perf_counter() - began
             try:
                 value = wire.bulk(wire.pack_value(result))
