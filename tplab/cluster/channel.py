@@ -85,7 +85,11 @@ class RankChannel:
 
     def send(self, message: object) -> None:
         """Send, waiting until the kernel's side has taken it in."""
-        for part in encode(message):
+        self.send_parts(encode(message))
+
+    def send_parts(self, parts: Sequence[Part]) -> None:
+        """Send what is encoded already."""
+        for part in parts:
             self._socket.sendall(part)
 
     def recv(self) -> Any:

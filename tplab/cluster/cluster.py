@@ -77,7 +77,8 @@ class Cluster:
                 self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
                 self._supervisor.start()
         except KeyboardInterrupt:
-            self.close()  # nobody gets to hold this cluster, but the traceback does
+            if hasattr(self, "_finalizer"):  # else there is nothing yet
+                self.close()  # nobody gets to hold this cluster, but the traceback does
             raise
 
     def run(self, fn: Callable[..., T], *args: Any, timeout: float | None = 60.0) -> list[T]:
@@ -95,7 +96,14 @@ class Cluster:
         What the ranks print appears line by line, with the rank in front. CUDA tensors come back on the CPU.
         """
         __tracebackhide__ = True
-        return self.submit(fn, *args, timeout=timeout).result()
+        run: Run[T] | None = None
+        try:
+            run = self.submit(fn, *args, timeout=timeout)
+            return run.result()
+        except KeyboardInterrupt:
+            if run is not None:
+                run.stop()  # also where the interrupt came before result() could take it
+            raise
 
     def submit(
         self,
@@ -124,7 +132,11 @@ class Cluster:
             on_output=on_output,
             keep_alive=self,
         )
-        self._supervisor.submit(run)
+        try:
+            self._supervisor.submit(run)
+        except KeyboardInterrupt:
+            run.stop()  # nobody gets to hold it
+            raise
         return run
 
     def start(self) -> Self:

@@ -5,8 +5,10 @@ travels with the number of that run, beside the pipe that carries the output of 
 child processes write to the pipe directly: what they write counts as output of the run that goes on at that moment.)
 """
 
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
@@ -28,7 +30,12 @@ class Ledger:
 
     def close_run(self, run_id: int) -> None:
         """The run is over: what is alive now and was not before is its."""
-        alive = [thread for thread in threading.enumerate() if thread not in self._ignored]
+        # Not those of compiled code (gloo's, say), which serve every run and are only known for having called Python.
+        alive = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in self._ignored and not isinstance(thread, threading._DummyThread)
+        ]
         self._run_of = {thread: self._run_of.get(thread, run_id) for thread in alive}
 
     def late_run(self) -> int | None:
@@ -44,20 +51,21 @@ class _Tagged(TextIOWrapper):
         super().__init__(stream.detach(), encoding=encoding, errors=errors, line_buffering=True)  # type: ignore[attr-defined]
         self._ledger = ledger
         self._send_line = send_line
-        self._partial: dict[int, str] = {}
+        self._partial: weakref.WeakKeyDictionary[threading.Thread, str] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
 
     def write(self, text: str) -> int:
         run_id = self._ledger.late_run()
-        if run_id is None:
+        if run_id is None or os.getpid() != self._pid:
             return super().write(text)
-        thread = threading.get_ident()
+        thread = threading.current_thread()
         *lines, rest = (self._partial.pop(thread, "") + text).split("\n")
         if len(rest) > _LONGEST_LINE:
             lines, rest = [*lines, rest], ""
         if rest:
             self._partial[thread] = rest
         for line in lines:
-            self._send_line(run_id, line)
+            self._send_line(run_id, line.rstrip("\r").rpartition("\r")[2])  # of a progress bar, its last state
         return len(text)
 
 

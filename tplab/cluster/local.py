@@ -12,9 +12,11 @@ import marshal
 import os
 import secrets
 import selectors
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ _BOOTSTRAP = (
 _MARK = "TPLAB_CLUSTER"
 _READ_SIZE = 1 << 16
 _CHECK_EXITS_EVERY_S = 0.5
+_EXIT_S = 2.0
 _KEEPER_START_S = 20.0
 _KEEPER_END_S = 10.0
 
@@ -52,6 +55,7 @@ class _Process:
     pipes: list[Pipe]
     talking: bool = True
     """Its socket is open at both ends."""
+    hung_up_at: float = 0.0
     exited: bool = False
 
     def drain(self) -> list[Event]:
@@ -122,6 +126,7 @@ class _Keeper:
     def end(self) -> None:
         """Have everything below it ended, and wait for that."""
         with suppress(OSError):
+            self._popen.send_signal(signal.SIGCONT)  # somebody may have stopped it
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         try:
@@ -214,6 +219,9 @@ class LocalEngine:
         events: list[Event] = []
         if self._keeper is not None and self._keeper.early:
             return self._ends(self._keeper)
+        leaving = [process for process in self._processes if not process.talking and not process.exited]
+        if leaving:
+            timeout = _EXIT_S if timeout is None else min(timeout, _EXIT_S)
         for key, ready in self._selector.select(timeout):
             match key.data:
                 case Pipe() as pipe:
@@ -234,6 +242,9 @@ class LocalEngine:
                     with suppress(BlockingIOError):
                         while self._wake_read.recv(_READ_SIZE):
                             pass
+        for process in leaving:
+            if not process.exited and time.monotonic() > process.hung_up_at + _EXIT_S:
+                events += self._exit(process, None)  # the keeper does not say: somebody has stopped it
         return events
 
     def _receive(self, process: _Process) -> list[Event]:
@@ -256,6 +267,7 @@ class LocalEngine:
         """A rank that cannot be talked to is ended, with its session; the keeper says how. (A kill does not change the
         exit code of a process that is already on its way out.)"""
         process.talking = False
+        process.hung_up_at = time.monotonic()
         self._selector.unregister(process.channel)
         if self._keeper is not None:
             self._keeper.kill(process.rank)
@@ -266,17 +278,16 @@ class LocalEngine:
         if watch.ended:
             self._selector.unregister(watch)
             codes = dict.fromkeys(range(self.num_ranks)) | codes
-        events: list[Event] = []
-        for rank, code in codes.items():
-            process = self._processes[rank]
-            if not process.exited:
-                process.exited = True
-                if process.talking:
-                    events += self._receive(process)
-                if process.talking:  # something it forked holds its end open
-                    self._hang_up(process)
-                events += [*process.drain(), Exited(rank, code)]
-        return events
+        return [event for rank, code in codes.items() for event in self._exit(self._processes[rank], code)]
+
+    def _exit(self, process: _Process, code: int | None) -> list[Event]:
+        if process.exited:
+            return []
+        process.exited = True
+        events = self._receive(process) if process.talking else []
+        if process.talking:  # something that it forked holds its end open
+            self._hang_up(process)
+        return [*events, *process.drain(), Exited(process.rank, code)]
 
     def kill(self) -> list[Event]:
         processes, self._processes = self._processes, []
@@ -309,7 +320,7 @@ class LocalEngine:
 
 
 def _kill_marked(cluster_id: str) -> None:
-    """End what ranks have started in sessions of its own, as far as it kept the ranks' environment."""
+    """End what ranks have started in sessions of their own, as far as that kept the ranks' environment."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(_MARK) == cluster_id:

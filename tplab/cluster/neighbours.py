@@ -14,18 +14,28 @@ Where the system does not say who is at the other end (macOS, a sandbox), nothin
 """
 
 import ctypes
+import errno
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from tplab.cluster.sockets import borrowed, can_tell, describe_user, ends_of, is_on_loopback, own_sockets, owner_of
+from tplab.cluster.sockets import (
+    borrowed,
+    can_tell,
+    describe_user,
+    ends_of,
+    is_listening,
+    is_on_loopback,
+    own_sockets,
+    owner_of,
+)
 
 if TYPE_CHECKING:
     from tplab.cluster.rank_store import KernelStore
@@ -40,10 +50,15 @@ class Intruder(RuntimeError):
     """Another user of this machine took the place of a rank, or kept one from connecting."""
 
 
-def strangers(descriptors: Sequence[int]) -> dict[int, int | None]:
+def strangers(descriptors: Sequence[int], ports: Collection[int] | None = None) -> dict[int, int | None]:
     """Of these descriptors, the connections over loopback whose other end is not this user's.
 
-    Returns descriptor -> user id of the other end; None where nobody owns it.
+    Args:
+        descriptors: of this process.
+        ports: only connections to one of these ports of this process; None: all.
+
+    Returns descriptor -> user id of the other end; None where nobody owns it. Raises ``OSError`` where it cannot be
+    asked (no descriptor left): what was not looked at must not pass.
     """
     found: dict[int, int | None] = {}
     deadline = time.monotonic() + _OWNER_PATIENCE_S
@@ -51,9 +66,9 @@ def strangers(descriptors: Sequence[int]) -> dict[int, int | None]:
     while look:
         for fd in look:
             found.pop(fd, None)
-            with suppress(OSError), borrowed(fd) as connection:
+            with _unless_closed(), borrowed(fd) as connection:
                 ends = ends_of(connection)
-                if ends is not None and is_on_loopback(ends[1]):
+                if ends is not None and is_on_loopback(ends[1]) and (ports is None or ends[0][1] in ports):
                     owner = owner_of(ends[1], ends[0])
                     if owner is None or not owner.inode:
                         found[fd] = None
@@ -64,6 +79,26 @@ def strangers(descriptors: Sequence[int]) -> dict[int, int | None]:
             break
         if look:
             time.sleep(0.005)
+    return found
+
+
+@contextmanager
+def _unless_closed() -> Iterator[None]:
+    """Pass over a descriptor that was closed meanwhile, or is no socket any more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOTSOCK):
+            raise
+
+
+def listening_ports(descriptors: Sequence[int]) -> set[int]:
+    """The ports of those of these sockets that listen."""
+    found = set()
+    for fd in descriptors:
+        with _unless_closed(), borrowed(fd) as one:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and is_listening(one):
+                found.add(one.getsockname()[1])
     return found
 
 
@@ -98,21 +133,22 @@ def close_doors(descriptors: Sequence[int]) -> None:
     program = struct.pack("HL", 1, ctypes.addressof(drop_all))
     for fd in descriptors:
         with suppress(OSError), borrowed(fd) as listener:
-            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if is_listening(listener):
                 listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def guard_groups(store: "KernelStore") -> None:
+def guard_groups(store: "KernelStore") -> dict[str, int]:
     """Check every process group that this process makes from now on; call it before the first.
 
-    ``torch.distributed`` has one function through which all groups are made, default and new, meshes' included.
+    ``torch.distributed`` has one function through which all gloo groups are made, default and new, meshes' included.
+    Returns how often a group of each name was begun, counted on: ranks that disagree cannot make the next one.
     """
     from torch.distributed import distributed_c10d as c10d
 
-    if not can_tell():
-        return
-    make: Callable[..., Any] = c10d._new_process_group_helper
     rounds: dict[str, int] = {}
+    if not can_tell():
+        return rounds
+    make: Callable[..., Any] = c10d._new_process_group_helper
 
     @wraps(make)
     def guarded(
@@ -121,14 +157,17 @@ def guard_groups(store: "KernelStore") -> None:
         if group_rank is None or "gloo" not in _backends(backend):
             return make(group_size, group_rank, members, backend, *args, **kwargs)
         name = str(kwargs.get("group_name", args[1] if len(args) > 1 else ""))
-        rounds[name] = rounds.get(name, 0) + 1
-        meeting = _Meeting(store, f"tplab/{name}/{rounds[name]}", group_rank, group_size)
+        key = f"begun {name}"
+        rounds[key] = rounds.get(key, 0) + 1
+        meeting = _Meeting(store, f"tplab/{name}/{rounds[key]}", group_rank, group_size)
         meeting.exchange("here")
         known = own_sockets()
         made = make(group_size, group_rank, members, backend, *args, **kwargs)
-        meeting.exchange("connected")
         new = [fd for inode, fd in own_sockets().items() if inode not in known]
-        others = strangers(new)
+        meeting.exchange("connected")
+        # What connected to the new ports; where this rank connected to, it has from the kernel.
+        ports = listening_ports(new)
+        others = strangers([fd for inode, fd in own_sockets().items() if inode not in known], ports)
         hang_up([*others])
         seen = meeting.exchange("seen", ", ".join(sorted(map(describe_user, set(others.values())))).encode())
         close_doors(new)
@@ -137,6 +176,7 @@ def guard_groups(store: "KernelStore") -> None:
         return made
 
     c10d._new_process_group_helper = guarded  # type: ignore[assignment]
+    return rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +189,10 @@ class _Meeting:
     size: int
 
     def exchange(self, what: str, value: bytes = b"") -> list[bytes]:
-        """Every rank's value, once all have come."""
+        """Every rank's value, once all have come; how long that may take is the run's business."""
         keys = [f"{self.prefix}/{what}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], value)
-        return self.store.multi_get(keys)
+        return self.store.get_all(keys)
 
 
 def _challenge(group: Any, meeting: _Meeting, who: str) -> None:

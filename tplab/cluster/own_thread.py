@@ -26,7 +26,7 @@ class OwnThread(ABC):
     def __init__(self, name: str) -> None:
         self._posted: deque[Callable[[], None]] = deque()
         self._owner_pid = os.getpid()
-        self._door = threading.Lock()  # between a post and the closing, so that nothing slips in behind the last look
+        self._door = threading.RLock()  # between a post and the closing, so that nothing slips in behind the last look
         self._closed = False
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
 

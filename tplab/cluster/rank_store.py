@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from tplab.cluster.wire import StoreCall, StoreReply
 
+_SHORTEST_S = 0.05  # a wait of no time at all still asks the kernel
+
 
 class KernelStore(dist.Store):  # type: ignore[misc,name-defined]  # torch's stubs do not have it
     """A ``torch.distributed.Store`` whose keys are in the kernel (see ``store``).
@@ -34,15 +36,17 @@ class KernelStore(dist.Store):  # type: ignore[misc,name-defined]  # torch's stu
         if waiting is not None:
             waiting.put(reply)
 
-    def _ask(self, operation: str, *arguments: Any, wait_for: timedelta | None = None) -> Any:
-        call = StoreCall(next(self._call_ids), operation, arguments, waits=wait_for is not None)
+    def _ask(self, operation: str, *arguments: Any, waits: bool = False, limit: timedelta | None = None) -> Any:
+        """``limit``: on the wait for the reply; None: none."""
+        call = StoreCall(next(self._call_ids), operation, arguments, waits)
         replies = self._replies[call.call_id] = queue.SimpleQueue()
         try:
             self._send(call)
-            reply = replies.get(timeout=(wait_for or self._timeout).total_seconds())
+            reply = replies.get(timeout=None if limit is None else max(limit.total_seconds(), _SHORTEST_S))
         except queue.Empty:
-            keys = f" for {', '.join(arguments[0])}" if wait_for is not None else ""
-            seconds = (wait_for or self._timeout).total_seconds()
+            assert limit is not None
+            keys = f" for {', '.join(arguments[0])}" if waits else ""
+            seconds = limit.total_seconds()
             raise dist.DistStoreError(f"waited {seconds:g} s{keys}: not every rank has come this far") from None
         finally:
             del self._replies[call.call_id]
@@ -74,30 +78,35 @@ class KernelStore(dist.Store):  # type: ignore[misc,name-defined]  # torch's stu
         return self.multi_get([key])[0]
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
-        values: list[bytes] = self._ask("get", list(keys), wait_for=self._timeout)
+        values: list[bytes] = self._ask("get", list(keys), waits=True, limit=self._timeout)
+        return values
+
+    def get_all(self, keys: list[str]) -> list[bytes]:
+        """As ``multi_get``, for as long as it takes: a run has a time limit of its own, and can be stopped."""
+        values: list[bytes] = self._ask("get", list(keys), waits=True)
         return values
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        self._ask("wait", list(keys), wait_for=timeout or self._timeout)
+        self._ask("wait", list(keys), waits=True, limit=self._timeout if timeout is None else timeout)
 
     def add(self, key: str, amount: int) -> int:
-        return int(self._ask("add", key, amount))
+        return int(self._ask("add", key, amount, limit=self._timeout))
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
-        value: bytes = self._ask("compare_set", key, _as_bytes(expected), _as_bytes(desired))
+        value: bytes = self._ask("compare_set", key, _as_bytes(expected), _as_bytes(desired), limit=self._timeout)
         return value
 
     def check(self, keys: list[str]) -> bool:
-        return bool(self._ask("check", list(keys)))
+        return bool(self._ask("check", list(keys), limit=self._timeout))
 
     def delete_key(self, key: str) -> bool:
-        return bool(self._ask("delete_key", key))
+        return bool(self._ask("delete_key", key, limit=self._timeout))
 
     def num_keys(self) -> int:
-        return int(self._ask("num_keys"))
+        return int(self._ask("num_keys", limit=self._timeout))
 
     def list_keys(self) -> list[str]:
-        keys: list[str] = self._ask("list_keys")
+        keys: list[str] = self._ask("list_keys", limit=self._timeout)
         return keys
 
     def has_extended_api(self) -> bool:

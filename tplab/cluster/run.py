@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -21,6 +22,10 @@ _run_ids = count(1)
 _OUTPUT_LINES_KEPT = 1000
 _OUTPUT_CHARACTERS_KEPT = 1 << 23
 _STOP_WAIT_S = 5.0
+
+
+def _say(context: contextvars.Context, text: str, stream: Stream = "stderr") -> None:
+    context.run(print, text, file=getattr(sys, stream), flush=True)
 
 
 class Report(NamedTuple):
@@ -141,9 +146,19 @@ class Run(Future[list[T]], Generic[T]):
                 self.output.popleft()
         return text
 
+    @property
+    def prints(self) -> bool:
+        """Whether lines are printed, not handed to a callback."""
+        return self._on_output is None
+
+    @property
+    def printer(self) -> Callable[..., None]:
+        """``say``, without holding the run."""
+        return partial(_say, self._context)
+
     def say(self, text: str, stream: Stream = "stderr") -> None:
         """Print a line where the caller's own output goes."""
-        self._context.run(print, text, file=getattr(sys, stream), flush=True)
+        _say(self._context, text, stream)
 
     @staticmethod
     def _release(run: "Future[Any]") -> None:

@@ -36,15 +36,18 @@ class Owner(NamedTuple):
 
 
 def own_sockets() -> dict[int, int]:
-    """Inode -> file descriptor, of every socket of this process; empty where the system does not say."""
+    """Inode -> file descriptor, of every socket of this process. Raises ``OSError`` where they cannot be listed."""
     found = {}
-    with suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
-            with suppress(OSError):
-                target = os.readlink(f"/proc/self/fd/{name}")
-                if target.startswith("socket:["):
-                    found[int(target[8:-1])] = int(name)
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed meanwhile
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith("socket:["):
+                found[int(target[8:-1])] = int(name)
     return found
+
+
+def is_listening(one: socket.socket) -> bool:
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def borrowed(fd: int) -> socket.socket:

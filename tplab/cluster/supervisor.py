@@ -28,6 +28,7 @@ from tplab.cluster.verdict import Evidence, judge, rebuild_values
 _GRACE_S = 0.3
 # How long ranks may take to leave the function when stopped before they are killed.
 _STOP_GRACE_S = 0.6
+_RUNS_REMEMBERED = 100
 # Gloo's C++ announces every connection on stdout, past any log level.
 _NOISE = ("[Gloo] Rank ",)
 
@@ -48,6 +49,8 @@ class Supervisor(OwnThread):
         self._replaced_while_idle = ""
         # Runs that are over and still in somebody's hands: what their threads say later is theirs.
         self._past: weakref.WeakValueDictionary[int, Run[Any]] = weakref.WeakValueDictionary()
+        # And of the last runs that nobody holds: how to print where their output went.
+        self._say_late: dict[int, Callable[..., None]] = {}
         self.state = State.DOWN
         self.launches: list[dict[int, dict[str, float]]] = []
         """For each start of the ranks: rank -> phase -> seconds."""
@@ -110,7 +113,8 @@ class Supervisor(OwnThread):
     # On the supervisor's thread.
 
     def _step(self) -> None:
-        """What is large is held by no variable while waiting."""
+        """Wait for events, then handle them, what was posted, and the clock. (A step ends before the next one waits, so
+        that no variable of it holds a large answer meanwhile.)"""
         for event in self._engine.poll(self._time_left()):
             self._handle(event)
             self._check_deadline()  # printing a flood of output takes its time
@@ -136,7 +140,7 @@ class Supervisor(OwnThread):
         reason: ClusterError = ClusterClosed("this cluster is closed: make a new one with Cluster(n)")
         if error is not None:
             reason = ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster")
-        self._kill()
+        self._guard(self._kill)
         self._become(State.CLOSED)
         self._do_posted()  # posted before the closing: a submit among them must still learn that it is too late
         runs = [*([self._current] if self._current is not None else []), *self._queue]
@@ -147,8 +151,8 @@ class Supervisor(OwnThread):
         self._engine.close()
 
     def _time_left(self) -> float | None:
-        if self._posted:
-            return 0.0
+        if self._posted or (self._queue and self.state in (State.READY, State.DOWN)):
+            return 0.0  # there is something to do that nobody will wake this thread for
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _handle(self, event: Event) -> None:
@@ -165,6 +169,8 @@ class Supervisor(OwnThread):
             case Broke(rank, reason) if self.state in (State.STARTING, State.RUNNING):
                 self._evidence.broken[rank] = reason
                 self._cannot_succeed()
+            case Broke(rank, reason) if self.state is State.READY:
+                self._replace_while_idle(f"rank {rank} sent what is no message ({reason})")
             case Exited(rank, exit_code):
                 self._on_exit(rank, exit_code)
             case Received(rank, message):
@@ -197,6 +203,8 @@ class Supervisor(OwnThread):
             case wire.LateLine(run_id, stream, line):
                 if (run := self._run(run_id)) is not None:
                     self._guard(run.deliver_late, rank, stream, line)
+                elif (say := self._say_late.get(run_id)) is not None:
+                    self._guard(say, f"[rank {rank}] {line}", stream)
             case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
                 self._evidence.stacks[rank] = frames
 
@@ -208,17 +216,17 @@ class Supervisor(OwnThread):
 
     def _on_exit(self, rank: int, exit_code: int | None) -> None:
         if self.state is State.READY:
-            self._replaced_while_idle = (
-                f"tplab: rank {rank} {wire.describe_exit(exit_code)} between two runs; "
-                "the ranks were replaced, and rank.store is empty."
-            )
-            self._kill()
+            self._replace_while_idle(f"rank {rank} {wire.describe_exit(exit_code)}")
         elif self.state in (State.STARTING, State.RUNNING):
             self._evidence.deaths[rank] = exit_code
             if self._evidence.complete:
                 self._conclude()
             else:
                 self._cannot_succeed()
+
+    def _replace_while_idle(self, what: str) -> None:
+        self._replaced_while_idle = f"tplab: {what} between two runs; the ranks were replaced, and rank.store is empty."
+        self._kill()
 
     def _cannot_succeed(self) -> None:
         """A rank raised or died: give the others a moment to answer, then conclude."""
@@ -266,15 +274,17 @@ class Supervisor(OwnThread):
         self._current = None
         evidence.answers.clear()  # they may be large
         self._past[run.id] = run
+        if run.prints:
+            self._say_late[run.id] = run.printer
+            if len(self._say_late) > _RUNS_REMEMBERED:
+                self._say_late.pop(next(iter(self._say_late)))
         self._finish(run, outcome)
 
     def _finish(self, run: Run[Any], outcome: list[Any] | BaseException) -> None:
         if run.done():
             return
-        if isinstance(outcome, BaseException):
-            run.set_exception(outcome)
-        else:
-            run.set_result(outcome)
+        # Done callbacks are called in here, and a Future lets through what is no Exception.
+        self._guard(run.set_exception if isinstance(outcome, BaseException) else run.set_result, outcome)
 
     def _hand_over(self) -> None:
         """Give the next run to the ranks, starting them first if need be."""

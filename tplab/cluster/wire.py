@@ -100,7 +100,7 @@ class Fault:
     text: str
     """The exception's own lines, as at the end of a traceback."""
     frames: tuple[Frame, ...]
-    pickled: bytes | None
+    pickled: Bulk | None
     """The exception itself, where it can be pickled."""
     before: "tuple[Fault, str] | None" = None
     """The exception this one came from or happened in, and the sentence that says which."""
@@ -220,13 +220,22 @@ def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[
     if earlier is not None and id(earlier) not in seen and len(seen) < _CHAIN_KEPT:
         before = describe_fault(earlier, 0, seen), link
     try:
-        pickled = cloudpickle.dumps(error)
+        pickled = bulk(cloudpickle.dumps(error))
     except BaseException:  # the exception's own __reduce__ may raise anything
         pickled = None
     frames = _frames_of(error.__traceback__)[skip_frames:]
     return Fault(
         type(error).__name__, "".join(traceback.format_exception_only(error)).rstrip(), frames, pickled, before
     )
+
+
+def describe_any_fault(error: BaseException, skip_frames: int = 0) -> Fault:
+    """As ``describe_fault``, also of an exception that cannot be described: its parts may run anybody's code."""
+    try:
+        return describe_fault(error, skip_frames)
+    except BaseException as failure:
+        text = f"an exception of {object.__repr__(type(error))}, which cannot be described: {failure!r}"
+        return Fault("an exception that cannot be described", text, (), None)
 
 
 def format_fault(fault: Fault, rank: int) -> str:
@@ -245,7 +254,7 @@ def rebuild_exception(fault: Fault) -> BaseException | None:
     if fault.pickled is None:
         return None
     try:
-        error = pickle.loads(fault.pickled)
+        error = unpack(fault.pickled)
     except BaseException:  # rebuilding it may raise anything, SystemExit included
         return None
     return error if isinstance(error, BaseException) else None

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
-from tplab.cluster.channel import RankChannel
+from tplab.cluster.channel import RankChannel, encode
 from tplab.cluster.late import Ledger, tag_output
 from tplab.cluster.neighbours import Intruder, check_all, guard_groups
 
@@ -56,8 +57,10 @@ class Worker:
         self._store: KernelStore | None = None
         self._ledger = Ledger()
         self._shares_gpus = False
+        self._groups_made: dict[str, int] = {}
         self._running: int | None = None
         self._sending = False  # the main thread is inside a message, which an interrupt would cut in two
+        self._next: deque[object] = deque()  # ... and what is sent from in there follows it
         self._interrupted = False  # ... so one that came in there is raised when the message is out
 
     def serve(self) -> None:
@@ -92,7 +95,7 @@ class Worker:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self._store = KernelStore(self._send, timedelta(seconds=setup.start_timeout))
-        guard_groups(self._store)
+        self._groups_made = guard_groups(self._store)
         dist.init_process_group(
             setup.backend,
             store=self._store,
@@ -138,19 +141,20 @@ class Worker:
             try:
                 value = wire.bulk(wire.pack_value(result))
             except Exception as error:
-                raise TypeError(f"the value that it returned cannot be sent to the kernel: {error}") from error
+                reason = str(error) or repr(error)
+                raise TypeError(f"the value that it returned cannot be sent to the kernel: {reason}") from error
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
             self._end_copy(error)
             seconds = seconds or time.perf_counter() - began
-            fault = wire.describe_fault(error, skip_frames=1)
+            fault = wire.describe_any_fault(error, skip_frames=1)
             fit = _settles(rank)
         finally:
             self._running = None
         for stream in (sys.stdout, sys.stderr):
-            with suppress(ValueError):  # the function has closed it
+            with suppress(Exception):  # the function has closed it, or put something else in its place
                 stream.flush()
         self._ledger.close_run(run_id)
-        self._send(wire.Answer(run_id, value, fault, seconds, _sequences(), fit))
+        self._send(wire.Answer(run_id, value, fault, seconds, _sequences() | self._groups_made, fit))
 
     def _end_copy(self, error: BaseException | None) -> None:
         """End a process that the function forked and that came back from it: the rank answers, not its copy."""
@@ -184,13 +188,19 @@ class Worker:
                 "this process was forked from a rank and cannot speak for it: report, print and make groups on the rank"
             )
         on_main = threading.current_thread() is threading.main_thread()
+        if on_main and self._sending:  # a signal handler, or a finalizer, in the midst of a message
+            self._next.append(message)
+            return
         self._sending = self._sending or on_main
         try:
+            parts = encode(message)  # may run anybody's code, so not under the lock
             with self._send_lock:
-                self._channel.send(message)
+                self._channel.send_parts(parts)
         finally:
             if on_main:
                 self._sending = False
+        while on_main and self._next:
+            self._send(self._next.popleft())
         if on_main and self._interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
@@ -252,11 +262,12 @@ def _sequences() -> dict[str, int]:
     NCCL collectives (what else it left undone keeps the device from settling)."""
     from torch.distributed.distributed_c10d import _world
 
-    return {
+    counts = {
         name: group._get_sequence_number_for_group()
         for group, name in _world.pg_names.items()
         if hasattr(group, "_get_sequence_number_for_group")
     }
+    return counts | {"groups": _world.group_count}  # the next group's name comes from it
 
 
 def _no_run(fields: dict[str, Any]) -> None:
@@ -280,6 +291,7 @@ def device_name(device: "torch.device") -> str:
 def main(fd: int) -> None:
     """Entry of a rank's interpreter: serve the socket on file descriptor ``fd``."""
     faulthandler.enable()
+    os.set_inheritable(fd, False)  # what this rank starts must neither hold the connection open nor write to it
     channel = RankChannel(fd)
     os.register_at_fork(after_in_child=channel.forsake)
     Worker(channel).serve()
