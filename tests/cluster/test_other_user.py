@@ -90,11 +90,17 @@ SECRETS = [["secret of rank 0", "secret of rank 1"]] * 2
 
 @pytest.mark.parametrize("mode", ["store", "join", "hold", "flood"])
 def test_starts_and_groups_go_on(attack, mode):
-    """In the few milliseconds that connecting takes, a flood slows it down; nothing else shows."""
+    """In the few milliseconds that connecting takes, a flood slows it down, and hardly anybody takes a rank's place; on
+    a busy machine somebody may."""
     attacker = attack(mode)
     with Cluster(2, "gloo") as cluster:
         for _ in range(4):
-            assert cluster.run(share, timeout=60) == SECRETS
+            run = cluster.submit(share, timeout=60)
+            if (error := run.exception()) is None:
+                assert run.result() == SECRETS
+            else:
+                assert mode == "join", error
+                assert "uid 12345" in str(error)
     assert attacker.end()["ports"] > 0, "it found no port to attack"
 
 
@@ -113,8 +119,12 @@ def test_who_takes_a_ranks_place_is_named(attack):
     with Cluster(2, "gloo") as cluster:
         cluster.run(linger, 0.2)
         attacker = attack("join")
-        with pytest.raises(RankError, match=r"another user of this machine \(uid 12345\)"):
-            cluster.run(share, timeout=60)
+        for _ in range(8):  # on a busy machine it can come late
+            error = cluster.submit(share, timeout=60).exception()
+            if error is not None:
+                break
+        assert isinstance(error, RankError)
+        assert "another user of this machine (uid 12345)" in str(error)
         attacker.end()
         assert cluster.run(share) == SECRETS
 
@@ -155,7 +165,8 @@ def test_a_spoiled_start_is_tried_again(attack, tmp_path, monkeypatch, condition
     code = LINGER.format(condition=condition).replace("import os", f"flag = {str(flag)!r}\nimport os", 1)
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
-    monkeypatch.setattr(launch, "_ATTEMPTS", 2)
+    if condition == "True":
+        monkeypatch.setattr(launch, "_ATTEMPTS", 2)
     attacker = attack("join")
     with Cluster(2, "gloo") as cluster:
         if condition == "True":
