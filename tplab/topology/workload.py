@@ -86,7 +86,7 @@ class Workload:
             if not value > 0:  # type: ignore[operator]
                 raise ValueError(f"{key} must be above 0, got {shown(value)}")
             if value > MOST:  # type: ignore[operator]
-                raise ValueError(f"{key} must be at most {MOST:,}, got {shown(value)}")
+                raise ValueError(f"{key} must be above 0 and at most {MOST:,}, got {shown(value)}")
 
     @property
     def context_length(self) -> int:
