@@ -84,7 +84,9 @@ def test_matmuls_split_into_start_and_rate():
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(st.integers(1, 10**9), st.floats(0.1, 1e6)), min_size=1, max_size=8, unique_by=lambda p: p[0]))
+@given(
+    st.lists(st.tuples(st.integers(1, 10**9), st.floats(0.1, 1e6)), min_size=1, max_size=8, unique_by=lambda p: p[0])
+)
 def test_interpolation_is_exact_at_its_points(points):
     points = sorted(points)
     sizes, times = [size for size, _ in points], [us for _, us in points]
