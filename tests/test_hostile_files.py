@@ -209,7 +209,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a size of 10^15 GiB": (lambda folder: parse_bytes("--to-size", "1" * 15 + "GiB"), "--to-size .* at most 1024GiB"),
     "10^30 tokens": (lambda folder: Workload(input_length=10**30, output_length=1, concurrency=1), "input_length must"),
     "10^300 requests a second": (
-        lambda folder: Workload(input_length=1, output_length=1, request_rate=1e300), "request_rate must be above 0 and at most"),
+        lambda folder: Workload(input_length=1, output_length=1, request_rate=1e300),
+        "request_rate must be above 0 and at most",
+    ),
 }  # fmt: skip
 
 
