@@ -108,9 +108,7 @@ def test_threads_of_the_run_itself_are_its_own(cluster2):
 class TestLedger:
     def test_a_thread_that_was_there_before_belongs_to_the_run_before(self):
         ledger, stop, seen = Ledger(), threading.Event(), []
-        known = threading.enumerate()
-        for thread in known:
-            ledger.ignore(thread)
+        ledger.ignore(threading.enumerate())
 
         def look():
             stop.wait(10)

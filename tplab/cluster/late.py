@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from io import TextIOWrapper
 from typing import TextIO
@@ -24,9 +24,9 @@ class Ledger:
         self._ignored = {threading.main_thread()}
         self._run_of: dict[threading.Thread, int] = {}
 
-    def ignore(self, thread: threading.Thread) -> None:
-        """A thread of no run."""
-        self._ignored.add(thread)
+    def ignore(self, threads: Iterable[threading.Thread]) -> None:
+        """Threads of no run: they were there before the first."""
+        self._ignored.update(threads)
 
     def close_run(self, run_id: int) -> None:
         """The run is over: what is alive now and was not before is its."""

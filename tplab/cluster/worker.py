@@ -70,14 +70,13 @@ class Worker:
         self._shares_gpus = setup.shares_gpus
         signal.signal(signal.SIGINT, self._on_interrupt)
         tag_output(self._ledger, lambda stream, run_id, line: self._send(wire.LateLine(run_id, stream, line)))
-        control = threading.Thread(target=self._listen, name="tplab-control", daemon=True)
-        control.start()
-        self._ledger.ignore(control)
+        threading.Thread(target=self._listen, name="tplab-control", daemon=True).start()
         try:
             rank = self._join(setup, phases)
         except BaseException as error:
             self._send(wire.Spoiled(str(error)) if isinstance(error, Intruder) else wire.describe_fault(error))
             raise
+        self._ledger.ignore(threading.enumerate())
         while True:
             # An interrupt can come just as a run ends: its answer is out then, or the supervisor ends this rank.
             with suppress(KeyboardInterrupt):
