@@ -33,7 +33,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Broke:
-    """What a rank sent is no message; the rank is on its way out, because nothing it sends can be understood."""
+    """What a rank sent is no message. The engine ends that rank, because nothing more it sends can be understood."""
 
     rank: int
     reason: str

@@ -67,8 +67,9 @@ class KeyValueStore:
         return number
 
     def _compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
-        """As torch's stores: an absent key counts as holding the empty value, and is otherwise said to hold
-        ``expected``."""
+        """Set ``key`` if it holds ``expected``; returns what it holds then. As in torch's own stores, the empty value
+        is expected of a key that is absent, and an absent key of which something else is expected stays absent and
+        returns ``expected``."""
         now = self.values.get(key)
         if now == expected or (now is None and not expected):
             self.values[key] = now = desired
