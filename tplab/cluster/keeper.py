@@ -3,8 +3,8 @@
 Ranks start processes of their own (data loaders, compilers, profilers), in sessions of their own and with environments
 of their own, and a kernel can be killed at any moment. Nobody is then left who knows what belongs together, but the
 ancestor of all: on Linux this process is the subreaper of everything under it, so what loses its parent becomes its
-child. When the kernel hangs up or dies, it kills until it has no children left (or for 8 s: what does not die of SIGKILL
-by then is another user's, or stuck in a driver), and ends.
+child. When the kernel hangs up or dies, it kills until it has no children left, and ends; or after 8 s, for what does
+not die of SIGKILL by then is another user's, or stuck in a driver.
 
 Run as a file by a bare interpreter (``python -I -S keeper.py FD``), with few imports, to be up in 13 ms. ``FD`` is a
 socket to the kernel. First comes the job, marshalled, behind its length in 8 bytes; then lines: ``kill RANK`` from the

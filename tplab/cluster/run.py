@@ -65,7 +65,7 @@ class Run(Future[list[T]], Generic[T]):
         """What ``rank.report`` sent, in order of arrival; also of a run that failed or was stopped, and of its threads
         that went on afterwards."""
         self.output: deque[str] = deque(maxlen=_OUTPUT_LINES_KEPT)
-        """The last lines the ranks wrote, each with its rank in front; also the lines that its threads printed afterwards."""
+        """The last lines the ranks wrote, each with its rank in front; also those that its threads printed later."""
         self.elapsed_s: float | None = None
         """From the hand-over to the ranks until the last answer was in."""
         self.rank_s: list[float] | None = None
