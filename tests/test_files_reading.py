@@ -42,12 +42,13 @@ def test_too_long_a_folder_and_nothing(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path) -> None:
     path = tmp_path / "some.json"
-    path.write_text('{"a": [1, 123456789012345678, 1.5e3, null]}')
-    assert read_json(path) == {"a": [1, 123456789012345678, 1500.0, None]}
+    path.write_text('{"a": [1, 1764312345123456789, 1.5e3, null]}')
+    assert read_json(path) == {"a": [1, 1764312345123456789, 1500.0, None]}
     assert parse_json("[" * 99 + "]" * 99, "it")
     for text, message in (
         ("{", "it is not valid JSON: Expecting"),
-        ("1" * 19, "it is not valid JSON: a whole number of 19 digits, more than 18"),
+        (str(1 << 63), "it is not valid JSON: a whole number of 19 digits, more than 64 bits hold"),
+        ("9" * 20, "it is not valid JSON: a whole number of 20 digits"),
         ("-" + "1" * 5000, "it is not valid JSON: a whole number of 5000 digits"),
         ("[" * 101 + "]" * 101, "it: lists and objects in it are nested more than 100 deep"),
         ('{"a":' * 100_000, "it: the JSON in it is nested too deep"),

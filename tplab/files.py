@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 64 << 20
 """Largest file that is read unless a reader says otherwise: beyond every configuration, table or schedule."""
-MAX_DIGITS = 18
-"""Longest whole number in a JSON file: it still fits 64 bits. No size, count or time of a machine has more digits."""
+MAX_WHOLE = (1 << 63) - 1
+"""Largest whole number in a JSON file, as it fits 64 bits: so do times in nanoseconds, sizes and counts."""
 MAX_HOLDERS = 2_000_000
 """Most lists and objects of a JSON file: a second's worth."""
 MAX_COLUMNS = 1000
@@ -112,8 +112,8 @@ def read_text(path: str | os.PathLike[str], *, limit: int = MAX_BYTES, errors: s
 def parse_json(text: str, name: str) -> Any:
     """The value behind a JSON text; ``name`` says in errors where the text came from.
 
-    Raises ``ValueError`` for anything that is not JSON, is nested more than 100 deep, or holds a whole number of more
-    than 18 digits.
+    Raises ``ValueError`` for anything that is not JSON, is nested more than 100 deep, or holds a whole number that
+    64 bits cannot.
     """
     return _parsed(text, name, lambda: json.loads(text, parse_int=_whole))
 
@@ -307,6 +307,6 @@ def _parsed(text: str, name: str, parse: Callable[[], Any]) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits.lstrip('-'))} digits, more than {MAX_DIGITS}")
-    return int(digits)
+    if len(digits) > 20 or abs(value := int(digits)) > MAX_WHOLE:  # of thousands of digits, none is read
+        raise ValueError(f"a whole number of {len(digits.lstrip('-'))} digits, more than 64 bits hold")
+    return value
