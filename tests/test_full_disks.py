@@ -2,7 +2,6 @@
 is left beside it, the error names the file, and what was measured is printed."""
 
 import errno
-import resource
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.notebooks import store_outputs
+from tests.test_files_writing import no_larger_than
 from tplab import cli, cli_topology, files
 from tplab.cli import main
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
@@ -66,16 +66,6 @@ def no_kernel(monkeypatch):
 def listed(folder):
     """Everything in the folder, hidden or not."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@contextmanager
-def no_larger_than(num_bytes):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def failing(call, error):

@@ -19,7 +19,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,10 +110,9 @@ def check_all() -> None:
     others = strangers([*own_sockets().values()])
     if others:
         hang_up([*others])
-        who = ", ".join(sorted(map(describe_user, set(others.values()))))
         raise Intruder(
-            f"{who} is connected to this rank, maybe in the place of another: what came from there is not to be "
-            "trusted. Do not let ranks share GPUs on a machine with users you do not trust (SECURITY.md)"
+            f"{_names(others)} is connected to this rank, maybe in the place of another: what came from there is not to "
+            "be trusted. Do not let ranks share GPUs on a machine with users you do not trust (SECURITY.md)"
         )
 
 
@@ -169,7 +168,7 @@ def guard_groups(store: "KernelStore") -> dict[str, int]:
         ports = listening_ports(new)
         others = strangers([fd for inode, fd in own_sockets().items() if inode not in known], ports)
         hang_up([*others])
-        seen = meeting.exchange("seen", ", ".join(sorted(map(describe_user, set(others.values())))).encode())
+        seen = meeting.exchange("seen", _names(others).encode())
         close_doors(new)
         if any(seen):
             _challenge(made[0], meeting, ", ".join(sorted({who.decode() for who in seen if who})))
@@ -213,6 +212,11 @@ def _challenge(group: Any, meeting: _Meeting, who: str) -> None:
             f"{who} connected to the ports of the ranks while a process group was made, and kept ranks from finding "
             "each other. Nothing was sent to anybody else; run again, and ask that user or the administrator"
         )
+
+
+def _names(others: Mapping[int, int | None]) -> str:
+    """The users among ``strangers``, each once; empty where there are none."""
+    return ", ".join(sorted(map(describe_user, set(others.values()))))
 
 
 def _backends(backend: Any) -> str:

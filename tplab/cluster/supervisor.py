@@ -83,7 +83,7 @@ class Supervisor(OwnThread):
             self._queue.append(run)
 
         if not self._post(enqueue):
-            run.set_exception(ClusterClosed("this cluster is closed: make a new one with Cluster(n)"))
+            run.set_exception(_closed())
 
     def start(self) -> None:
         """Begin: from now on there is a thread, and ranks that start. To be called once, by whoever will ``close``."""
@@ -137,7 +137,7 @@ class Supervisor(OwnThread):
             self._finish(run, fault)
 
     def _end(self, error: BaseException | None) -> None:
-        reason: ClusterError = ClusterClosed("this cluster is closed: make a new one with Cluster(n)")
+        reason: ClusterError = _closed()
         if error is not None:
             reason = ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster")
         self._guard(self._kill)
@@ -372,6 +372,10 @@ class Supervisor(OwnThread):
         self._deadline = None
         for watcher in self._watchers:
             self._guard(watcher, state)
+
+
+def _closed() -> ClusterClosed:
+    return ClusterClosed("this cluster is closed: make a new one with Cluster(n)")
 
 
 def _deliver_report(run: Run[Any], rank: int, fields: wire.Bulk) -> None:
