@@ -33,7 +33,7 @@ def test_both_ways(ends):
     supervisor, rank = ends
     supervisor.send(encode({"to": "rank"}))
     assert rank.recv() == {"to": "rank"}
-    rank.send(["to", "supervisor"])
+    rank.send(encode(["to", "supervisor"]))
     assert supervisor.read() == ([["to", "supervisor"]], False)
 
 
@@ -44,7 +44,7 @@ def test_nothing_there(ends):
 def test_several_at_once(ends):
     supervisor, rank = ends
     for i in range(5):
-        rank.send(i)
+        rank.send(encode(i))
     assert supervisor.read() == ([0, 1, 2, 3, 4], False)
 
 
@@ -52,7 +52,7 @@ def test_several_at_once(ends):
 def test_sizes(ends, num_bytes):
     supervisor, rank = ends
     data = os.urandom(num_bytes)
-    thread = threading.Thread(target=lambda: rank.send(rank.recv()))
+    thread = threading.Thread(target=lambda: rank.send(encode(rank.recv())))
     thread.start()
     supervisor.send(encode(data))
     while supervisor.has_outgoing:
@@ -79,7 +79,7 @@ def test_sending_does_not_wait_for_the_reader(ends):
 def test_half_a_message_is_none_yet():
     ours, theirs = socket.socketpair()
     recorded = RankChannel(theirs.detach())
-    recorded.send("whole")
+    recorded.send(encode("whole"))
     data = ours.recv(1 << 16)
     ours.close()
     supervisor, peer = _with_raw_peer()
@@ -97,7 +97,7 @@ def test_half_a_message_is_none_yet():
 def test_last_message_of_a_rank_that_is_gone():
     supervisor, peer = _with_raw_peer()
     rank = RankChannel(peer.detach())
-    rank.send("last words")
+    rank.send(encode("last words"))
     del rank
     messages, ended = supervisor.read()
     assert messages == ["last words"]

@@ -83,12 +83,8 @@ class RankChannel:
         with suppress(OSError):
             os.close(self._socket.detach())
 
-    def send(self, message: object) -> None:
-        """Send, waiting until the kernel's side has taken it in."""
-        self.send_parts(encode(message))
-
-    def send_parts(self, parts: Sequence[Part]) -> None:
-        """Send what is encoded already."""
+    def send(self, parts: Sequence[Part]) -> None:
+        """Send an encoded message, waiting until the kernel's side has taken it in."""
         for part in parts:
             self._socket.sendall(part)
 

@@ -111,8 +111,8 @@ def check_all() -> None:
     if others:
         hang_up([*others])
         raise Intruder(
-            f"{_names(others)} is connected to this rank, maybe in the place of another: what came from there is not to "
-            "be trusted. Do not let ranks share GPUs on a machine with users you do not trust (SECURITY.md)"
+            f"{_names(others)} is connected to this rank, maybe in the place of another: what came from there is not "
+            "to be trusted. Do not let ranks share GPUs on a machine with users you do not trust (SECURITY.md)"
         )
 
 

@@ -194,7 +194,7 @@ class Worker:
         try:
             parts = encode(message)  # may run anybody's code, so not under the lock
             with self._send_lock:
-                self._channel.send_parts(parts)
+                self._channel.send(parts)
         finally:
             if on_main:
                 self._sending = False
