@@ -107,4 +107,5 @@ class OwnThread(ABC):
         try:
             callback(*args, **options)
         except BaseException as error:  # sys.exit() in a callback is no reason to end the cluster
-            logger.warning("a callback of the cluster failed: %r", error)
+            # Its text: a record that holds the error holds the frames of this thread, and with them a run's values.
+            logger.warning("a callback of the cluster failed: %s", repr(error))
