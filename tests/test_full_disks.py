@@ -9,17 +9,19 @@ import nbformat
 import pandas as pd
 import pytest
 
+import tplab.cli.command as cli_command
+import tplab.cli.measure as cli_measure
 from tests.notebooks import store_outputs
 from tests.test_files_writing import no_larger_than
-from tplab import cli, cli_topology, files
+from tplab import files
 from tplab.cli import main
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
 from tplab.models.config import ModelConfig
 from tplab.models.errors import CheckpointError
 from tplab.pipeline import build_schedule, simulate
-from tplab.topology import box
-from tplab.topology.calibration import AllReduceTimes, Calibration
-from tplab.topology.calibration import MatmulTimes as Matmul
+from tplab.topology.advisor.calibration import AllReduceTimes, Calibration
+from tplab.topology.advisor.calibration import MatmulTimes as Matmul
+from tplab.topology.verification import box
 
 EARLIER = "the earlier one\n"
 MADE = Calibration(
@@ -152,10 +154,10 @@ def test_a_checkpoint_over_the_one_it_is_read_from(tmp_path):
 @pytest.fixture
 def on_warm_ranks(cluster2, monkeypatch):
     """The commands' own ranks would only take longer; calibration takes half a minute."""
-    for module in (cli, cli_topology, box):
+    for module in (cli_command, cli_measure, box):
         monkeypatch.setattr(module, "Cluster", lambda *_: nullcontext(cluster2))
     monkeypatch.setattr(
-        "tplab.topology.calibrating.submit_calibrate", lambda *_, **__: SimpleNamespace(result=lambda: MADE)
+        "tplab.topology.calibration.run.submit_calibrate", lambda *_, **__: SimpleNamespace(result=lambda: MADE)
     )
 
 
@@ -279,7 +281,7 @@ def no_ranks(*_):
     ],
 )
 def test_commands_ask_before_they_measure(tmp_path, capsys, monkeypatch, words, named):
-    for module in (cli, cli_topology, box):
+    for module in (cli_command, cli_measure, box):
         monkeypatch.setattr(module, "Cluster", no_ranks)
     for name in ("page.html", "links.csv", "calibration.json"):
         (tmp_path / name).mkdir()

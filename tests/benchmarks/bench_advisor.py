@@ -19,10 +19,10 @@ from tplab.cluster import Report
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.models.config import ModelConfig
 from tplab.topology import ModelSpec, Verification, Workload, submit_calibrate, submit_verify
-from tplab.topology.calibrate_plan import plan_calibration
-from tplab.topology.calibrated import calibration_of
-from tplab.topology.verify_plan import plan_verify
-from tplab.topology.verifying import verification_of
+from tplab.topology.calibration.assemble import calibration_of
+from tplab.topology.calibration.plan import plan_calibration
+from tplab.topology.verification.plan import plan_verify
+from tplab.topology.verification.run import verification_of
 
 LINKS = {
     "fast": EmulatedLink(latency_us=200, bandwidth_GBps=1.0),

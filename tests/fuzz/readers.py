@@ -15,10 +15,10 @@ from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_check
 from tplab.models.config import ModelConfig
 from tplab.pipeline import Schedule, add_communication, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
-from tplab.topology.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
-from tplab.topology.static_batch import machine_of
-from tplab.topology.tables import read_folder
-from tplab.topology.vllm_bench import beside_vllm, read_vllm
+from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
+from tplab.topology.published.tables import read_folder
+from tplab.topology.published.vllm_bench import beside_vllm, read_vllm
+from tplab.topology.verification.static_batch import machine_of
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,

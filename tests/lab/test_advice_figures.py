@@ -28,8 +28,8 @@ from tplab.lab.words_topology import (
     explain_verification,
 )
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Verification, Workload, advise, place
-from tplab.topology.calibration import AllReduceTimes, Calibration, SendTimes
-from tplab.topology.prediction import predict
+from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, SendTimes
+from tplab.topology.advisor.prediction import predict
 
 LLAMA = ModelSpec.from_config("llama-3.1-70b")
 H100, DGX = Machine.preset("h100"), Machine.preset("dgx-1")

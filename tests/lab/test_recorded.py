@@ -4,7 +4,7 @@ import pytest
 
 from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
 from tplab.pipeline import build_schedule
-from tplab.topology.box_layouts import scores
+from tplab.topology.verification.box_layouts import scores
 
 FOUR = "4xH200-2026-11-26"
 

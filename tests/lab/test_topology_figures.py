@@ -9,8 +9,8 @@ from tplab.lab.figures import degrees_frame, memory_figure, memory_frame, shards
 from tplab.lab.panels.memory_wall import small_model
 from tplab.lab.words_topology import explain_memory, explain_shards
 from tplab.topology import Layout, Machine, ModelSpec, Workload
-from tplab.topology.measure_memory import ShardPlan, shards_frame
-from tplab.topology.memory import fullest_rank, max_requests
+from tplab.topology.advisor.memory import fullest_rank, max_requests
+from tplab.topology.verification.memory import ShardPlan, shards_frame
 
 LLAMA = ModelSpec.from_config("llama-3.1-70b")
 H100 = Machine.preset("h100").gpu

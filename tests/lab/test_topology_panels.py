@@ -13,7 +13,7 @@ from tplab.lab.panels.links import EXAMPLE_TOPO
 from tplab.lab.panels.memory_wall import small_model
 from tplab.lab.panels.verification import LINKS, all_layouts, verified_model
 from tplab.topology import Machine, ModelSpec, advise, machine_of
-from tplab.topology.presets import MACHINES
+from tplab.topology.machine.presets import MACHINES
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -90,7 +90,7 @@ def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
     from tplab.models.engine import Engine
     from tplab.models.request import Request
     from tplab.models.stages import Layout
-    from tplab.topology.rigging import Hops, comm_of, in_layout, load_random
+    from tplab.topology.calibration.rigging import Hops, comm_of, in_layout, load_random
 
     torch.manual_seed(rank.index)
     layout = Layout.of(LLAMA.num_layers, tp, pp)
@@ -116,7 +116,7 @@ def logits(rank: Any) -> bool:
     from tplab.layers.comm import Alone
     from tplab.models.padding import Padding
     from tplab.models.stages import Layout
-    from tplab.topology.rigging import load_random
+    from tplab.topology.calibration.rigging import load_random
 
     torch.manual_seed(0)
     loaded = load_random(LLAMA, Layout.of(LLAMA.num_layers), 0, Alone(), dtype="float32", device=rank.device)

@@ -4,17 +4,17 @@ from itertools import combinations
 
 import pandas as pd
 
-from tplab.topology.advisor import Advice
-from tplab.topology.calibration import Calibration
-from tplab.topology.layouts import smallest_fit
-from tplab.topology.machine import Gpu, Link, Machine, slowest
-from tplab.topology.memory import max_requests
-from tplab.topology.model_spec import ModelSpec
-from tplab.topology.placement import Placement
-from tplab.topology.sharding import Layout
-from tplab.topology.verifying import Verification
-from tplab.topology.wording import duration, fixed
-from tplab.topology.workload import Workload
+from tplab.topology.advisor.advice import Advice
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.layouts import smallest_fit
+from tplab.topology.advisor.memory import max_requests
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.advisor.wording import duration, fixed
+from tplab.topology.advisor.workload import Workload
+from tplab.topology.machine.machine import Gpu, Link, Machine, slowest
+from tplab.topology.machine.placement import Placement
+from tplab.topology.verification.run import Verification
 
 _MOST_TP = 8
 """GPUs that share layers in a usual node."""

@@ -1,6 +1,6 @@
 """Values of a Hugging Face ``config.json`` checked one by one: type, range, and the key's name in the error.
 
-For both readers of such files, ``tplab.models.hf_config`` and ``tplab.topology.hf_config``, and for the sizes that the
+For both readers of such files, ``models.hf_config`` and ``topology.advisor.hf_config``, and for the sizes that the
 two make of them. Types are as strict as transformers 5 is: a size of 4096.0, "4096" or true is refused. Ranges end far
 beyond every model, and far below where floats overflow or a loop over layers is felt. Pure: no torch.
 """

@@ -12,9 +12,9 @@ from typing import Any
 from tplab.cluster import Cluster, ClusterError
 from tplab.lab.exercises.verdict import Verdict
 from tplab.models.config import ITEMSIZES, ModelConfig
-from tplab.topology.measure_memory import ShardPlan, measure_shards
-from tplab.topology.model_spec import ModelSpec
-from tplab.topology.sharding import Layout
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.verification.memory import ShardPlan, measure_shards
 
 _BATCH, _CONTEXT = 2, 5
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from tplab.lab.exercises.verdict import Verdict
-from tplab.topology.advisor import Advice, advise
-from tplab.topology.machine import Link, Machine
-from tplab.topology.model_spec import ModelSpec
-from tplab.topology.verifying import spearman
-from tplab.topology.workload import EnginePolicy, Workload
+from tplab.topology.advisor.advice import Advice, advise
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.verification.run import spearman
 
 LEAST_CORRELATION = 0.8
 MOST_REGRET = 0.10

@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
-from tplab.topology.advisor import Advice
-from tplab.topology.machine import Link, Machine
-from tplab.topology.prediction import predict_all
-from tplab.topology.sharding import Layout
+from tplab.topology.advisor.advice import Advice
+from tplab.topology.advisor.prediction import predict_all
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.machine.machine import Link, Machine
 
 _TERM_LOOKS = {
     "weights": (style.FORWARD, ""),

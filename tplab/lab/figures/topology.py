@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
-from tplab.topology.calibration import Calibration
-from tplab.topology.machine import Link, Machine
-from tplab.topology.placement import Placement
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.machine.placement import Placement
 
 _CELLS_LABELLED = 16
 """GPUs up to which every cell has its text."""

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
-from tplab.topology.calibration import Calibration
+from tplab.topology.advisor.calibration import Calibration
 
 
 def verification_figure(
@@ -13,7 +13,7 @@ def verification_figure(
     """Predicted beside measured, a pair per layout, by setting.
 
     Args:
-        frame: of a ``Verification``, or of ``tplab.topology.box_layouts``, which also has predictions by spec sheet.
+        frame: of a ``Verification``, or of ``verify.box_layouts``, which also has predictions by spec sheet.
         measure: ``tpot_ms``, ``ttft_ms`` or ``output_tokens_per_s``.
     """
     figure = go.Figure()

@@ -23,13 +23,13 @@ from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said, wide
 from tplab.lab.panels.links import LinkPanel
 from tplab.lab.words_topology import explain_advice, explain_flips, explain_placement
-from tplab.topology.advisor import Advice, Option, advise
-from tplab.topology.calibration import Calibration
-from tplab.topology.machine import Machine
-from tplab.topology.model_spec import ModelSpec
-from tplab.topology.placement import place
-from tplab.topology.presets import MODELS
-from tplab.topology.workload import EnginePolicy, Workload
+from tplab.topology.advisor.advice import Advice, Option, advise
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.placement import place
+from tplab.topology.machine.presets import MODELS
 
 ENGINES = ("vllm", "sglang", "trtllm", "generic", "lab")
 VIEWS = ("one step", "front", "placement", "flips")

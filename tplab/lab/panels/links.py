@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from tplab.lab.figures.topology import link_figure, link_frame, placement_figure
 from tplab.lab.panels.analytic import AnalyticPanel, said, wide
 from tplab.lab.words_topology import explain_links, explain_placement
-from tplab.topology.machine import Machine
-from tplab.topology.placement import place
-from tplab.topology.presets import GPUS, MACHINES
+from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.placement import place
+from tplab.topology.machine.presets import GPUS, MACHINES
 
 SOURCES = ("preset", "detect", "paste")
 _VIEWS = ("bandwidth", "latency", "placement")

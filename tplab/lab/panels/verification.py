@@ -15,12 +15,12 @@ from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_calibration, explain_verification
 from tplab.models.config import ModelConfig
-from tplab.topology.calibrating import CalibrationRun, submit_calibrate
-from tplab.topology.calibration import Calibration
-from tplab.topology.model_spec import ModelSpec
-from tplab.topology.sharding import Layout, why_not
-from tplab.topology.verifying import Verification, VerificationRun, submit_verify
-from tplab.topology.workload import Workload
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.sharding import Layout, why_not
+from tplab.topology.advisor.workload import Workload
+from tplab.topology.calibration.run import CalibrationRun, submit_calibrate
+from tplab.topology.verification.run import Verification, VerificationRun, submit_verify
 
 LINKS: dict[str, EmulatedLink | None] = {
     "the ranks' own": None,

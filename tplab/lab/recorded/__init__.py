@@ -1,4 +1,4 @@
-"""Measurements that were made on machines most readers do not have, as ``tplab.topology.box`` wrote them.
+"""Measurements that were made on machines most readers do not have, as ``tplab.topology.verification.box`` wrote them.
 
 A folder per machine and day, ``2xH100-2026-11-24``; a file per step. Figures made from them wear a RECORDED badge.
 """
@@ -10,7 +10,7 @@ import pandas as pd
 
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.trace import Trace
-from tplab.topology.calibration import Calibration
+from tplab.topology.advisor.calibration import Calibration
 
 
 def recordings() -> list[str]:

@@ -1,0 +1,162 @@
+"""Command lines: precisions, where the checkpoint is, and shares of nodes that no flag can say."""
+
+import json
+import shlex
+
+import pytest
+
+from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
+from tplab.topology.advisor.launch_commands import ENGINES, launch_commands
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.machine.placement import place
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "vocab_size": 1000,
+}
+
+
+def commands(model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024, **engine):
+    """By engine, each command as its comments and its words."""
+    spec = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
+    where = Machine.preset(machine) if isinstance(machine, str) else machine
+    policy = EnginePolicy(name="vllm", chunked_prefill=chunked_prefill, **engine)
+    workload = Workload(input_length=input_length, output_length=256, concurrency=16, engine=policy)
+    made = launch_commands(spec, where, workload, Layout.of(spec, tp, pp, replicas), place(where, tp, pp, replicas))
+    return {engine: [split(line) for line in lines] for engine, lines in made.items()}
+
+
+def split(command):
+    *comments, line = command.split("\n")
+    assert all(comment.startswith("# ") for comment in comments)
+    return comments, shlex.split(line)
+
+
+def first(model, **more):
+    return {engine: made[0] for engine, made in commands(model, **more).items()}
+
+
+def follows(words, flag):
+    return words[words.index(flag) + 1] if flag in words else None
+
+
+@pytest.mark.parametrize(
+    ("weights", "flags", "said"),
+    [
+        ("bf16", {}, {}),
+        ("fp8", {"vllm": "fp8", "sglang": "fp8"}, {"trtllm": "# needs a checkpoint already in fp8"}),
+        ("int4", {}, dict.fromkeys(ENGINES, "# needs a checkpoint already in int4 (AWQ, GPTQ, ...)")),
+        ("int8", {}, dict.fromkeys(ENGINES, "# needs a checkpoint already in int8")),
+        ("fp4", {}, dict.fromkeys(ENGINES, "# needs a checkpoint already in fp4")),
+    ],
+)
+def test_weights_that_a_flag_makes_and_others(weights, flags, said):
+    made = first(ModelSpec.from_config("llama-3.1-8b", weight_precision=weights))
+    for engine, (comments, words) in made.items():
+        assert follows(words, "--quantization") == flags.get(engine)
+        assert [comment.startswith(said[engine]) for comment in comments] == [True] if engine in said else not comments
+
+
+def test_float32_is_asked_for():
+    made = first(SIZES | {"torch_dtype": "float32"})
+    assert follows(made["vllm"][1], "--dtype") == follows(made["sglang"][1], "--dtype") == "float32"
+    assert "dtype: float32" in made["trtllm"][0][0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}}}},
+        {"quant_method": "fp8"},
+        {"quant_method": "awq", "bits": 4},
+    ],
+)
+def test_a_quantised_checkpoint_says_so_itself(how):
+    """vLLM refuses ``--quantization fp8`` beside another method in the checkpoint's configuration."""
+    for comments, words in first(SIZES | {"quantization_config": how}).values():
+        assert not comments
+        assert "--quantization" not in words
+
+
+@pytest.mark.parametrize(
+    ("cache", "flags"),
+    [
+        ("bf16", dict.fromkeys(ENGINES)),
+        ("fp16", dict.fromkeys(ENGINES)),
+        ("fp8", {"vllm": "fp8", "sglang": "fp8_e4m3", "trtllm": "fp8"}),
+        ("fp4", {"vllm": None, "sglang": "fp4_e2m1", "trtllm": "nvfp4"}),
+        ("int4", dict.fromkeys(ENGINES)),
+        ("int8", dict.fromkeys(ENGINES)),
+    ],
+)
+def test_caches_that_a_flag_makes_and_others(cache, flags):
+    made = first(ModelSpec.from_config("llama-3.1-8b", kv_precision=cache))
+    for engine, (comments, words) in made.items():
+        flag = "--kv_cache_dtype" if engine == "trtllm" else "--kv-cache-dtype"
+        assert follows(words, flag) == flags[engine]
+        dropped = any(f"no flag makes a cache in {cache}" in comment for comment in comments)
+        assert dropped == (flags[engine] is None and cache not in ("bf16", "fp16"))
+
+
+def test_comments_on_the_model_stand_once():
+    made = commands(ModelSpec.from_config("llama-3.1-8b", weight_precision="int4"), replicas=2)
+    for both in made.values():
+        assert [len(comments) for comments, _ in both] == [1, 0]
+
+
+def test_what_is_served(tmp_path):
+    """The user's folder or the preset's repository, then the name."""
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | {"_name_or_path": "/trainer/out"}))
+    for model, path in (
+        (str(tmp_path), str(tmp_path)),
+        ("llama-3.1-70b", "meta-llama/Llama-3.1-70B"),
+        ("gpt-3-175b", "gpt-3-175b"),
+        (SIZES | {"name": "mine"}, "mine"),
+    ):
+        made = first(model, tp=8)
+        assert made["vllm"][1][:3] == ["vllm", "serve", path]
+        assert follows(made["sglang"][1], "--model-path") == path
+        assert made["trtllm"][1][:2] == ["trtllm-serve", path]
+
+
+def test_without_chunks():
+    """Left out, vLLM would chunk all the same."""
+    made = first("llama-3.1-8b", chunked_prefill=None)
+    assert "--no-enable-chunked-prefill" in made["vllm"][1]
+    assert follows(made["sglang"][1], "--chunked-prefill-size") == "-1"
+    assert "--no-enable-chunked-prefill" not in first("llama-3.1-8b")["vllm"][1]
+    assert "--enable_chunked_prefill" not in first("llama-3.1-8b")["trtllm"][1]
+    assert "--enable_chunked_prefill" in first("llama-3.1-8b", input_length=9000)["trtllm"][1]
+
+
+def test_what_trtllm_takes_from_a_file_only():
+    comments, _ = first("llama-3.1-8b", cuda_graphs=False, all_reduce="nccl")["trtllm"]
+    assert [comment.split(":")[1].strip() for comment in comments] == ["cuda_graph_config", "allreduce_strategy"]
+    assert first("llama-3.1-8b")["trtllm"][0] == []
+
+
+def test_unequal_shares_of_nodes_are_said():
+    """PP 4 as 3 + 1: engines give every node as many ranks."""
+    machine = Machine.preset("h100", gpus=3, nodes=2)
+    made = commands("llama-3.1-8b", machine=machine, tp=1, pp=4)
+    for engine, name in (("vllm", "vLLM"), ("sglang", "SGLang")):
+        (comments, _), (others, _) = made[engine]
+        assert comments[0] == f"# unequal shares per node: 3 + 1 GPUs; {name} wants as many on every node"
+        assert [comment for comment in others if "unequal" in comment] == []
+    ((comments, words),) = made["trtllm"]
+    assert any("unequal shares per node: 3 + 1 GPUs; give mpirun a hostfile" in comment for comment in comments)
+    assert any("node 0 all GPUs; node 1 CUDA_VISIBLE_DEVICES=0" in comment for comment in comments)
+    assert words[:4] == ["mpirun", "-n", "4", "trtllm-llmapi-launch"]
+
+
+def test_mpirun_exports_the_gpus_of_a_replica():
+    machine = Machine.preset("h100", gpus=3, nodes=2)  # a group of 2 on each, and one GPU idle
+    ((comments, words),) = commands("llama-3.1-8b", machine=machine, tp=2, pp=2)["trtllm"]
+    assert words[:7] == ["mpirun", "-n", "4", "--npernode", "2", "-x", "CUDA_VISIBLE_DEVICES=0,1"]
+    assert comments == ["# over nodes 0, 1"]
+    ((comments, words),) = commands("llama-3.1-8b", machine=Machine.preset("h100", nodes=2), tp=8, pp=2)["trtllm"]
+    assert words[:6] == ["mpirun", "-n", "16", "--npernode", "8", "trtllm-llmapi-launch"]
+    assert comments == ["# over nodes 0, 1"]

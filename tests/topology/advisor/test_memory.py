@@ -1,0 +1,229 @@
+"""Bytes told are bytes allocated: the advisor's arithmetic against the modules and caches of ``tplab.models``."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tplab.models.config import ModelConfig
+from tplab.models.decoder import Stage
+from tplab.models.stages import Layout as RankLayout
+from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
+from tplab.topology.advisor.memory import (
+    activation_bytes,
+    all_ranks,
+    fullest_rank,
+    kv_bytes,
+    kv_bytes_per_token,
+    kv_token_capacity,
+    max_requests,
+    rank_memory,
+    weight_bytes,
+)
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.machine.presets import GPUS
+
+BASE = {
+    "model_type": "llama",
+    "hidden_size": 48,
+    "intermediate_size": 84,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 6,
+    "vocab_size": 1009,
+    "max_position_embeddings": 256,
+    "torch_dtype": "bfloat16",
+}
+CONFIGS = {
+    "llama": BASE,
+    "kv heads that straddle cuts": BASE | {"num_key_value_heads": 2},
+    "multi-query, fp32": BASE | {"num_key_value_heads": 1, "torch_dtype": "float32"},
+    "qwen2: biases, tied": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "max_window_layers": 7},
+    "qwen3: head norms": BASE | {"model_type": "qwen3", "num_key_value_heads": 12},
+    "biases everywhere": BASE | {"attention_bias": True, "mlp_bias": True, "vocab_size": 7},
+    "gemma": BASE | {"model_type": "gemma", "num_key_value_heads": 3, "tie_word_embeddings": True},
+}
+LAYOUTS = [(1, 1), (2, 1), (3, 2), (4, 3), (6, 1), (12, 7), (1, 7), (2, 5)]
+
+
+class Place:
+    """A rank's place in a group that is not there: enough to build a stage on the meta device."""
+
+    device_types: frozenset[str] = frozenset()
+    start_all_reduce = None
+
+    def __init__(self, index, size):
+        self.index, self.size = index, size
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
+def test_as_allocated(name, tp, pp):
+    """Every rank's weights and cache, byte for byte."""
+    spec = ModelSpec.from_config(CONFIGS[name])
+    config = ModelConfig.from_hf(CONFIGS[name])
+    layout = Layout.of(spec, tp, pp)
+    ranks = RankLayout.of(config.num_layers, tp, pp)
+    assert layout.layers_of_stage == ranks.layers_of_stage
+    for rank in range(ranks.num_ranks):
+        stage, index = ranks.place(rank)
+        module = Stage(config, ranks.spec(stage), Place(index, tp), dtype=getattr(torch, config.dtype))
+        assert weight_bytes(spec, layout, stage, index) == module.weight_bytes
+        cached = sum(cache.num_bytes for cache in module.make_caches(3, 11))
+        assert kv_bytes(spec, layout, stage, index, requests=3, context=11) == cached
+        assert kv_bytes_per_token(spec, layout, stage, index) * 33 == cached
+
+
+@pytest.mark.parametrize("preset", ["llama-3.1-8b", "llama-3.1-405b", "qwen3-4b", "gemma-2-9b", "gpt-3-175b"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+def test_one_rank_holds_the_model(preset, precision):
+    """Whatever the precision: all of it on one GPU, and what layouts cut adds up to it, less what is held twice."""
+    spec = ModelSpec.from_config(preset, weight_precision=precision)
+    assert weight_bytes(spec, Layout.of(spec, 1, 1), 0, 0) == pytest.approx(spec.weight_bytes, rel=1e-12)
+    layout = Layout.of(spec, 1, 2)
+    over_stages = sum(weight_bytes(spec, layout, stage, 0) for stage in range(2))
+    twice = spec.lm_head_params * spec.activation_itemsize if spec.tied_embeddings else 0
+    assert over_stages == pytest.approx(spec.weight_bytes + twice, rel=1e-12)
+
+
+def test_quantisation_leaves_the_tables_alone():
+    """An fp8 70B checkpoint has 72.7 GB, not 70.6: embedding and lm_head stay in bf16."""
+    spec = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8")
+    assert spec.weight_bytes > spec.total_params
+    assert spec.weight_bytes == pytest.approx(spec.total_params + 2 * spec.embedding_params, rel=1e-4)
+
+
+def test_six_heads_two_kv_heads_three_ranks():
+    """The middle rank's two query heads belong to different groups: it keeps both key-value heads."""
+    spec = ModelSpec.from_config(BASE | {"num_attention_heads": 6, "num_key_value_heads": 2})
+    assert [spec.kv_heads_of_rank(rank, 3) for rank in range(3)] == [1, 2, 1]
+    assert spec.kv_heads_per_rank(3) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(group=st.integers(1, 6), kv=st.integers(1, 6), data=st.data())
+def test_distinct_kv_heads_by_counting(group, kv, data):
+    heads = group * kv
+    tp = data.draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    spec = ModelSpec.from_config(BASE | {"num_attention_heads": heads, "num_key_value_heads": kv})
+    each = heads // tp
+    counted = [len({head // group for head in range(rank * each, (rank + 1) * each)}) for rank in range(tp)]
+    assert [spec.kv_heads_of_rank(rank, tp) for rank in range(tp)] == counted
+    assert spec.kv_heads_per_rank(tp) == max(counted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    preset=st.sampled_from(["llama-3.1-8b", "qwen3-32b", "gemma-2-9b", "mistral-7b-v0.1"]),
+    gpu=st.sampled_from(["h100", "l4", "rtx-4090"]),
+    tp=st.sampled_from([1, 2, 4, 8]),
+    pp=st.integers(1, 6),
+    prompt=st.integers(1, 20_000),
+    output=st.integers(1, 4000),
+    chunk=st.none() | st.integers(64, 16_384),
+)
+def test_room_is_used_up_to_the_last_request(preset, gpu, tp, pp, prompt, output, chunk):
+    """As many requests as said fit on every rank, one more does not."""
+    spec = ModelSpec.from_config(preset)
+    engine = EnginePolicy(chunked_prefill=chunk)
+    workload = Workload(input_length=prompt, output_length=output, concurrency=1, engine=engine)
+    layout = Layout.of(spec, tp, pp)
+    most = max_requests(spec, GPUS[gpu], workload, layout)
+
+    def free(requests):
+        return min(rank.free for rank in all_ranks(spec, GPUS[gpu], workload, layout, requests=requests))
+
+    assert most == 0 or free(most) >= -1
+    assert free(most + 1) < 1
+    assert fullest_rank(spec, GPUS[gpu], workload, layout, requests=most).free == free(most)
+
+
+def test_70b_fp8_starves_for_cache_on_one_80_gb_card():
+    """Weights leave next to nothing on one card; on two there is room for many times as much as twice."""
+    spec = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8", kv_precision="fp8")
+    gpu = Machine.preset("h100").gpu
+    workload = Workload(input_length=128, output_length=2048, concurrency=64)
+    one, two = (max_requests(spec, gpu, workload, Layout.of(spec, tp, 1)) for tp in (1, 2))
+    assert 0 < one < workload.concurrency < two
+    assert two > 10 * one
+    in_tokens = [kv_token_capacity(spec, gpu, workload, Layout.of(spec, tp, 1)) for tp in (1, 2)]
+    assert in_tokens[0] // workload.context_length == one
+    assert in_tokens[1] > 10 * in_tokens[0]
+
+
+def test_copied_kv_heads_stop_the_gain():
+    """8 key-value heads on 16 ranks: cache per rank as on 8."""
+    spec = ModelSpec.from_config("llama-3.1-405b")
+    per_token = [kv_bytes_per_token(spec, Layout.of(spec, tp, 1), 0, 0) for tp in (4, 8, 16)]
+    assert per_token[0] == 2 * per_token[1]
+    assert per_token[1] == per_token[2]
+    eighth, sixteenth = (weight_bytes(spec, Layout.of(spec, tp, 1), 0, 0) for tp in (8, 16))
+    assert sixteenth > eighth / 2
+
+
+def test_windowed_layers_keep_less():
+    spec = ModelSpec.from_config("gemma-2-9b")
+    layout = Layout.of(spec, 1, 1)
+    whole = replace(spec, sliding_window=None, windowed_layers=0)
+    short, long = (kv_bytes(spec, layout, 0, 0, requests=1, context=n) for n in (4096, 8192))
+    assert short == kv_bytes(whole, layout, 0, 0, requests=1, context=4096)
+    assert long == 0.75 * kv_bytes(whole, layout, 0, 0, requests=1, context=8192)
+
+
+def test_pages():
+    spec = ModelSpec.from_config(BASE)
+    layout = Layout.of(spec, 1, 1)
+    exact, paged = (kv_bytes(spec, layout, 0, 0, requests=2, context=17, page=page) for page in (1, 16))
+    assert paged == exact / 17 * 32
+
+
+def test_activations():
+    """They grow with tokens, shrink with t inside the layer but not to 1/t, and the last stage has the logits."""
+    spec = ModelSpec.from_config("llama-3.1-8b")
+
+    def of(tp, tokens=1024, sampled=8, last=False):
+        return activation_bytes(spec, tp, tokens=tokens, sampled=sampled, last_stage=last)
+
+    assert of(1, tokens=2048) == 2 * of(1)
+    assert of(1) / 8 < of(8) < of(1)
+    assert of(1, last=True) - of(1) == 8 * spec.vocab_size * 4
+    assert of(4, last=True) - of(4) == 8 * spec.vocab_size * 4 * 1.25
+
+
+def test_stages_differ():
+    """Embedding first, lm_head last, the longest in the middle; the fullest rank is one of them."""
+    spec = ModelSpec.from_config("llama-3.1-8b")
+    workload = Workload(input_length=1000, output_length=100, concurrency=1)
+    layout = Layout.of(spec, 2, 3)
+    ranks = all_ranks(spec, GPUS["h100"], workload, layout, requests=4)
+    assert [(rank.stage, rank.index) for rank in ranks] == [(s, i) for s in range(3) for i in range(2)]
+    assert ranks[4].activations > ranks[0].activations
+    assert ranks[0].weights != ranks[2].weights
+    assert (
+        min(ranks, key=lambda rank: rank.free).free
+        == fullest_rank(spec, GPUS["h100"], workload, layout, requests=4).free
+    )
+    one = rank_memory(spec, GPUS["h100"], workload, layout, 1, 0, requests=4)
+    assert one.total == one.weights + one.kv + one.activations + one.workspace
+    assert one.room_for_kv - one.kv == pytest.approx(one.free)
+
+
+def test_a_cpu_core_has_no_cuda_context():
+    spec = ModelSpec.from_config(BASE)
+    workload = Workload(input_length=10, output_length=10, concurrency=1)
+    layout = Layout.of(spec, 1, 1)
+    core = replace(GPUS["h100"], kind="cpu")
+    on_core = rank_memory(spec, core, workload, layout, 0, 0, requests=1)
+    on_gpu = rank_memory(spec, GPUS["h100"], workload, layout, 0, 0, requests=1)
+    assert on_core.workspace < on_gpu.workspace
+
+
+def test_stages_given_by_hand():
+    spec = ModelSpec.from_config(BASE)
+    uneven = Layout.of(spec, 1, 2, layers_of_stage=[5, 2])
+    assert kv_bytes_per_token(spec, uneven, 0, 0) == 2.5 * kv_bytes_per_token(spec, uneven, 1, 0)
+    with pytest.raises(ValueError, match="add up to 7"):
+        Layout.of(spec, 1, 2, layers_of_stage=[5, 3])

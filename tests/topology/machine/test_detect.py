@@ -1,0 +1,186 @@
+"""Detection through NVML, against a driver made up for the test, and without any."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from tplab.topology import Machine
+from tplab.topology.machine.detect import detect, gpus_called, preset_of
+from tplab.topology.machine.presets import DGX1_NVLINKS, GPUS
+
+MIB = 1048576
+
+
+class Driver:
+    """As much of ``pynvml`` as is asked for. A handle is a GPU's number."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_NVLINK_DEVICE_TYPE_SWITCH = 2
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+
+    def __init__(self, names, *, mib=81559, nvlinks=None, ancestors=None, hidden=False, switches=0):
+        self.names, self.mib, self.hidden, self.switches = names, mib, hidden, switches
+        self.nvlinks = nvlinks or [[0] * len(names) for _ in names]
+        self.ancestors = ancestors or (lambda i, j: 50)
+        self.open = False
+
+    def nvmlInit(self):
+        self.open = True
+
+    def nvmlShutdown(self):
+        self.open = False
+
+    def nvmlDeviceGetCount(self):
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, i):
+        return i
+
+    def nvmlDeviceGetName(self, i):
+        return self.names[i]
+
+    def nvmlDeviceGetMemoryInfo(self, i):
+        return SimpleNamespace(total=self.mib * MIB)
+
+    def nvmlDeviceGetPciInfo(self, i):
+        return SimpleNamespace(domain=0, bus=0x10 + i, device=0, busId=b"00000000:10:00.0")
+
+    def ends(self, i):
+        """What is at the other end of each link of GPU i."""
+        direct = [j for j, count in enumerate(self.nvlinks[i]) for _ in range(count)]
+        return direct + ["switch"] * self.switches
+
+    def nvmlDeviceGetNvLinkState(self, i, link):
+        if link >= len(self.ends(i)):
+            raise self.NVMLError("Invalid Argument")
+        return 1
+
+    def nvmlDeviceGetNvLinkRemoteDeviceType(self, i, link):
+        if self.hidden:
+            raise self.NVMLError("Not Supported")
+        return 2 if self.ends(i)[link] == "switch" else 0
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, i, link):
+        return self.nvmlDeviceGetPciInfo(self.ends(i)[link])
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, i, j):
+        return self.ancestors(i, j)
+
+    def nvmlDeviceGetCudaComputeCapability(self, i):
+        return (9, 0)
+
+    def nvmlDeviceGetMemoryBusWidth(self, i):
+        return 5120
+
+    def nvmlDeviceGetMaxClockInfo(self, i, clock):
+        return {1: 1980, 2: 2619}[clock]
+
+    def nvmlDeviceGetNumGpuCores(self, i):
+        return 16896
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, i):
+        return 8
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, i):
+        return 5
+
+
+def test_through_switches():
+    driver = Driver(["NVIDIA H100 80GB HBM3"] * 8, switches=18)
+    machine = detect(driver)
+    assert machine.links == Machine.preset("h100").links
+    assert machine.gpu == GPUS["h100"]
+    assert machine.source == "NVML"
+    assert not driver.open
+
+
+def test_two_of_a_switched_node():
+    """Two H100 of a larger node, as a real one answered: 18 links each, all to switches."""
+    machine = detect(Driver(["NVIDIA H100 80GB HBM3"] * 2, switches=18))
+    assert machine.link(0, 1).bandwidth_GBps == 450
+    assert machine.link(0, 1).label == "NV18"
+
+
+def test_other_ends_hidden():
+    """Inside some virtual machines."""
+    assert detect(Driver([b"NVIDIA H200"] * 4, mib=143771, switches=18, hidden=True)).link(0, 3).label == "NV18"
+
+
+def test_dgx1():
+    driver = Driver(["Tesla V100-SXM2-32GB"] * 8, mib=32510, nvlinks=DGX1_NVLINKS)
+    assert detect(driver).links == Machine.preset("dgx-1").links
+
+
+def test_pcie():
+    levels = {(0, 1): 10, (0, 2): 20, (0, 3): 30, (1, 2): 40, (1, 3): 50, (2, 3): 0}
+    driver = Driver(["NVIDIA L40S"] * 4, mib=46068, ancestors=lambda i, j: levels[min(i, j), max(i, j)])
+    machine = detect(driver)
+    kinds = {pair: machine.link(*pair).kind for pair in levels}
+    assert kinds == {(0, 1): "pix", (0, 2): "pxb", (0, 3): "phb", (1, 2): "node", (1, 3): "sys", (2, 3): "pix"}
+
+
+def test_unknown_gpu_from_its_clocks():
+    """With an H100's clocks: its memory bandwidth exactly, its peak rate within a tenth."""
+    machine = detect(Driver(["NVIDIA Q500"] * 2, switches=18))
+    gpu = machine.gpu
+    assert gpu.name == "NVIDIA Q500"
+    assert gpu.hbm_GBps == pytest.approx(GPUS["h100"].hbm_GBps, rel=0.001)
+    assert gpu.bf16_TFLOPS == pytest.approx(GPUS["h100"].bf16_TFLOPS, rel=0.1)
+    assert gpu.num_sms == 132
+    assert gpu.pcie_GBps == 31.5
+    assert gpu.num_nvlinks == 18
+    assert any("no spec sheet here" in note for note in machine.notes)
+
+
+def test_gpus_of_another_kind_are_left_out():
+    machine = detect(Driver(["NVIDIA L4", "NVIDIA L4", "NVIDIA A2"], mib=23034))
+    assert machine.num_gpus == 2
+    assert any("left out" in note and "NVIDIA A2" in note for note in machine.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "preset"),
+    [
+        ("NVIDIA H100 80GB HBM3", 85.5, "h100"),
+        ("NVIDIA H100 PCIe", 85.5, "h100-pcie"),
+        ("NVIDIA H100 NVL", 100.5, "h100-nvl"),
+        ("NVIDIA A100-SXM4-40GB", 42.9, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 85.9, "a100"),
+        ("NVIDIA A100 80GB PCIe", 85.9, "a100-pcie"),
+        ("Tesla V100-SXM2-16GB", 16.9, "v100-16gb"),
+        ("NVIDIA B200", 192.0, "b200"),
+        ("NVIDIA L4", 24.0, "l4"),
+        ("NVIDIA L40S", 48.3, "l40s"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 102.6, "rtx-pro-6000"),
+        ("NVIDIA RTX A6000", 51.5, "rtx-a6000"),
+        ("NVIDIA RTX 6000 Ada Generation", 51.5, "rtx-6000-ada"),
+        ("NVIDIA GeForce RTX 4090", 25.7, "rtx-4090"),
+        ("Tesla V100-PCIE-32GB", 34.1, None),  # no NVLink: the sheet of the SXM module would promise one
+        ("Tesla T4", 16.0, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10.2, None),
+    ],
+)
+def test_names_of_the_driver(name, memory, preset):
+    found = preset_of(name, memory)
+    assert (found and found.name) == preset
+
+
+def test_without_a_gpu():
+    class Missing(Driver):
+        def nvmlInit(self):
+            raise self.NVMLError("Driver Not Loaded")
+
+    machine = detect(Missing([]))
+    assert machine.gpu.kind == "cpu"
+    assert machine.num_gpus == len(os.sched_getaffinity(0))
+    assert "no NVIDIA driver answers (Driver Not Loaded)" in machine.notes[0]
+    assert all(link is None or link.kind == "host" for row in machine.links for link in row)
+    assert "lists no GPU" in detect(Driver([])).notes[0]
+
+
+@pytest.mark.parametrize("size", ["0GB", "00 GB", "9" * 5000 + "GB"])
+def test_a_name_with_a_size_that_no_memory_has_says_nothing_of_it(size):
+    assert gpus_called(f"NVIDIA H100 {size} HBM3") == gpus_called("NVIDIA H100 HBM3")

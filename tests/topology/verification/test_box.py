@@ -1,0 +1,181 @@
+"""The steps for a machine with several GPUs, over gloo and small: files, frames, faults that do not stop the others."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import tplab.topology.verification.box as box
+import tplab.topology.verification.box_layouts as box_layouts
+from tplab import Cluster
+from tplab.cluster import RankDied
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.workload import Workload
+from tplab.topology.calibration.run import calibrate
+from tplab.topology.verification.box import STEPS, BoxPlan, measure_box
+from tplab.topology.verification.box_layouts import MODES, Case, measure_cases, scores
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture(scope="module")
+def measured(no_ranks_left: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, pd.DataFrame]]:
+    out = tmp_path_factory.mktemp("box") / "made"
+    return out, measure_box(out, num_ranks=3, backend="gloo", say=lambda _: None)
+
+
+def test_every_step_has_a_frame_and_a_file(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    out, frames = measured
+    assert set(frames) == set(STEPS)
+    for step, frame in frames.items():
+        stored = pd.read_csv(out / f"{step}.csv")
+        assert list(stored.columns) == list(frame.columns)
+        assert len(stored) == len(frame) > 0
+        assert {"backend", "num_ranks", "device", "torch_version"} <= set(stored.columns)
+
+
+def test_links_of_every_pair(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    links = measured[1]["links"]
+    assert len(links) == 6
+    assert (links["latency_us"] > 0).all()
+    assert (links["GBps"] > 0).all()
+
+
+def test_sweeps_of_two_ranks_and_of_all(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    sweep = measured[1]["sweep"]
+    assert set(sweep["num_ranks"]) == {2, 3}
+    assert set(sweep["algorithm"]) == {"library", "ring", "int8-two-shot"}
+    assert sweep["correct"].all()
+
+
+def test_layers_are_right_in_every_strategy(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    layers = measured[1]["layers"]
+    assert layers.groupby("tokens").size().nunique() == 1
+    int8 = layers["strategy"].str.startswith("Int8")
+    assert (layers.loc[~int8, "error"] < 1e-4).all()
+    assert (layers.loc[int8, "error"] < 0.05).all()
+
+
+def test_pipelines_take_as_long_as_simulated_or_longer(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    out, frames = measured
+    pipeline = frames["pipeline"]
+    assert pipeline["schedule"].tolist() == ["forward-only", "gpipe", "1f1b"]
+    assert (pipeline["makespan_ms"] > 0.5 * pipeline["simulated_ms"]).all()
+    for name in pipeline["schedule"]:
+        trace = json.loads((out / f"pipeline-{name}.json").read_text())
+        assert trace["otherData"]["backend"] == "gloo"
+        assert any(event.get("cat") == "forward" for event in trace["traceEvents"])
+
+
+def test_models_in_every_layout_advised_run_and_predicted_twice(
+    measured: tuple[Path, dict[str, pd.DataFrame]],
+) -> None:
+    out, frames = measured
+    layouts = frames["layouts"]
+    assert set(zip(layouts["tp"], layouts["pp"], layouts["replicas"], strict=True)) == {(3, 1, 1), (1, 3, 1), (1, 1, 3)}
+    assert sorted(layouts["advised_rank"]) == [1, 2, 3]
+    assert (layouts["layers"] == 8).all()
+    assert (layouts[["measured_tpot_ms", "predicted_tpot_ms"]] > 0).all(axis=None)
+    assert not any(column.startswith("spec_sheet") for column in layouts)  # a processor has none
+    assert scores(layouts)["prediction"].tolist() == ["calibrated"]
+    assert Calibration.load(out / "calibration.json").num_ranks == 3
+
+
+def test_models_are_halved_until_two_layouts_hold_them_and_left_out_where_none_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_ranks_left: None
+) -> None:
+    config = {
+        "model_type": "qwen2", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 4,
+    }  # fmt: skip
+    (tmp_path / "deep.json").write_text(json.dumps(config))
+    (tmp_path / "wide.json").write_text(json.dumps(config | {"vocab_size": 100_000}))
+    workload = Workload(input_length=4, output_length=3, concurrency=2)
+    deep, wide = (Case(model=str(tmp_path / name), workload=workload) for name in ("deep.json", "wide.json"))
+    a_layer = 4 * (64 * 64 + 64 * 32 * 2 + 64 * 64 + 3 * 64 * 256)
+    free = 3 * a_layer / 0.6  # half of 8 layers is too much for a rank, half of 4 is not; no vocabulary of 100,000
+    monkeypatch.setattr(box_layouts, "free_bytes", lambda rank: free)
+    said: list[str] = []
+    with Cluster(2, "gloo") as cluster:
+        calibration = calibrate(cluster, **BoxPlan.small().calibration)
+        frame = measure_cases(cluster, [wide, deep], calibration, say=said.append)
+        with pytest.raises(ValueError, match="none of the models could be run"):
+            measure_cases(cluster, [wide], calibration, say=said.append)
+    assert (frame["layers"] == 4).all()
+    assert set(frame["setting"]) == {deep.label}
+    assert said[0].startswith(f"{wide.label}: left out: ")
+
+
+def test_scores_of_predictions_that_are_known() -> None:
+    frame = pd.DataFrame(
+        {
+            "model": "a", "concurrency": 1, "input_length": 2, "output_length": 3, "layout": ["x", "y"],
+            "predicted_tpot_ms": [10.0, 20.0], "measured_tpot_ms": [10.0, 25.0], "spec_sheet_tpot_ms": [20.0, 25.0],
+            "predicted_ttft_ms": [1.0, 1.0], "measured_ttft_ms": [1.0, 2.0], "spec_sheet_ttft_ms": [1.0, 2.0],
+            "predicted_output_tokens_per_s": [100.0, 50.0], "measured_output_tokens_per_s": [100.0, 40.0],
+            "spec_sheet_output_tokens_per_s": [50.0, 60.0],
+            "tpot_ms_error_pct": [0.0, -20.0], "ttft_ms_error_pct": [0.0, -50.0],
+            "output_tokens_per_s_error_pct": [0.0, 25.0],
+        }
+    )  # fmt: skip
+    spec_sheet, calibrated = scores(frame).to_dict("records")
+    assert (spec_sheet["prediction"], calibrated["prediction"]) == MODES
+    assert spec_sheet["tpot_mape_pct"] == pytest.approx(50)
+    assert calibrated["tpot_mape_pct"] == pytest.approx(10)
+    assert (spec_sheet["ttft_mape_pct"], calibrated["ttft_mape_pct"]) == (pytest.approx(0), pytest.approx(25))
+    assert (spec_sheet["chosen"], spec_sheet["best"], spec_sheet["regret_pct"]) == ("y", "x", pytest.approx(60))
+    assert (calibrated["chosen"], calibrated["regret_pct"]) == ("x", pytest.approx(0))
+    assert (spec_sheet["spearman"], calibrated["spearman"]) == (pytest.approx(-1), pytest.approx(1))
+
+
+def test_a_step_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> pd.DataFrame:
+        raise ValueError("no such links")
+
+    monkeypatch.setattr(box, "links_step", broken)
+    said: list[str] = []
+    frames = measure_box(tmp_path, num_ranks=2, backend="gloo", steps=["links", "sweep"], say=said.append)
+    assert set(frames) == {"sweep"}
+    assert "no such links" in said[0]
+    assert "sweep.csv" in said[1]
+    assert not (tmp_path / "links.csv").exists()
+
+
+def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def sweep(cluster: object, *, algorithms: list[str], mode: str = "eager", **_: object) -> pd.DataFrame:
+        asked.append((algorithms[0], mode))
+        if algorithms[0].startswith("symmetric"):
+            raise RankDied("rank 1 died: no peer access", rank=1, exit_code=1)
+        return pd.DataFrame({"algorithm": algorithms, "launch_mode": mode})
+
+    monkeypatch.setattr(box, "sweep_all_reduce", sweep)
+    said: list[str] = []
+    gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2)
+    frame = box.sweep_step(gpus, BoxPlan.small(), said.append)
+    assert asked == [("library", "eager"), ("library", "graph"), ("ring", "eager"), ("symmetric-one-shot", "eager")]
+    assert set(frame["algorithm"]) == {"library", "ring", "int8-two-shot"}
+    assert "no symmetric memory over 2 ranks" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_ranks": 1}, "num_ranks must be at least 2"),
+        ({"num_ranks": 2, "steps": ["weather"]}, "steps must be out of links, .*got 'weather'"),
+    ],
+)
+def test_bad_input(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure_box(tmp_path, **arguments)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be made a folder"):
+        measure_box(tmp_path / "file" / "below", num_ranks=2)

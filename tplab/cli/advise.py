@@ -1,0 +1,334 @@
+"""The subcommands ``tplab advise`` and ``tplab validate``: thin, call ``tplab.topology``."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tplab.cli.words import in_options, option, table, width, writable, write_csv
+from tplab.files import MAX_BYTES, read_text
+from tplab.topology.advisor.constants import DEFAULT
+from tplab.topology.advisor.model_spec import ITEMSIZE
+from tplab.topology.advisor.wording import fixed
+from tplab.topology.machine.presets import GPUS, MACHINES, MODELS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tplab.topology.advisor.advice import Advice
+    from tplab.topology.advisor.calibration import Calibration
+    from tplab.topology.advisor.model_spec import ModelSpec
+    from tplab.topology.advisor.workload import EnginePolicy, Workload
+    from tplab.topology.machine.machine import Machine
+
+_NO_SERVER = ("fastertransformer", "lab")
+_ENGINES = ", ".join(sorted(set(DEFAULT.engines) - set(_NO_SERVER)))
+_BY = "model,gpu,engine,tp,pp"
+_CONCURRENCY = 16
+_INDENT = " " * 6
+_OF_ONE_SERVER = (
+    *("model", "weights", "kv", "machine", "gpus", "nodes", "topo", "gpu", "calibration", "engine", "eager"),
+    *("tp", "pp"),
+)
+"""What ``validate`` takes with result files; published tables say it themselves."""
+
+
+def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``advise`` to ``tplab``'s commands."""
+    parser = _with_presets(
+        commands,
+        "advise",
+        "rank tensor and pipeline layouts of a model on a machine",
+        "Predict every layout that fits and rank them: time per token, throughput, what binds, and the commands that "
+        "start the best one.",
+    )
+    _add_what(parser, engine="generic: one that nobody has measured; prints commands of all")
+    parser.add_argument("--input", type=int, default=1024, help="tokens of a prompt (default 1024)")
+    parser.add_argument("--output", type=int, default=256, help="tokens generated (default 256)")
+    parser.add_argument("--concurrency", type=int, help=f"requests in flight (default {_CONCURRENCY})")
+    parser.add_argument("--rate", type=float, help="requests per second, instead of --concurrency")
+    parser.add_argument("--ttft-limit-ms", type=float, help="longest wait for the first token (default: none)")
+    parser.add_argument("--tpot-limit-ms", type=float, help="longest time per token after it (default: none)")
+    parser.add_argument(
+        "--most", type=int, default=12, help="rows to print; 0: all, and the layouts that cannot be (default 12)"
+    )
+    parser.add_argument("--csv", help="also write the whole table here")
+    parser.set_defaults(call=_advise)
+
+
+def add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``validate``."""
+    parser = _with_presets(
+        commands,
+        "validate",
+        "the advisor's own error: on published tables, or beside a vllm bench serve result",
+        "With a folder of published tables: the scoreboard of the model's error and of its choices. With result files "
+        "of vllm bench serve --save-result: that server beside the prediction; give --model, --machine and --tp.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder of tables, or vLLM result files")
+    parser.add_argument("--by", help=f"columns to group by (folder; default {_BY})")
+    parser.add_argument("--no-refit", action="store_true", help="do not fit again without each GPU, engine, length")
+    parser.add_argument(
+        "--tp", type=int, help="GPUs of the server that share a layer (vLLM result; default: what the file says)"
+    )
+    parser.add_argument("--pp", type=int, help="its pipeline stages (vLLM result; default: what the file says, else 1)")
+    _add_what(parser, required=False, engine="vllm")
+    parser.add_argument("--csv", help="also write the table here")
+    parser.set_defaults(call=_validate)
+
+
+def _with_presets(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
+    """Whose help ends with the names that may be given, since nobody can guess them."""
+
+    def filled(text: str) -> str:
+        return textwrap.fill(text, width() - 2, subsequent_indent="  ", break_on_hyphens=False)
+
+    presets = (("--model", MODELS), ("--machine", MACHINES), ("--gpu", GPUS))
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, width() - 2),
+        epilog="\n".join(filled(f"presets of {what}: {', '.join(sorted(names))}") for what, names in presets),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_what(parser: argparse.ArgumentParser, engine: str, required: bool = True) -> None:
+    parser.add_argument("--model", required=required, help="config.json, its folder, or a preset (below)")
+    precisions = ", ".join(ITEMSIZE)
+    parser.add_argument(
+        "--weights", help=f"precision of the weights: {precisions} (default: what the configuration says)"
+    )
+    parser.add_argument(
+        "--kv", help="precision of the cache, of the same (default: what the configuration says, else as activations)"
+    )
+    parser.add_argument("--machine", help="preset (below; default: the machine this runs on)")
+    parser.add_argument("--gpus", type=int, help="GPUs per node, with --machine (default: those of a usual node)")
+    parser.add_argument("--nodes", type=int, help="with --machine or --topo (default 1)")
+    parser.add_argument(
+        "--topo", help="file with what nvidia-smi topo -m prints, or - for standard input; instead of --machine"
+    )
+    parser.add_argument("--gpu", help="which GPUs those are, with --topo: preset (below; default: a guess)")
+    parser.add_argument("--calibration", help="file written by tplab calibrate; without --machine also the machine")
+    parser.add_argument("--engine", help=f"{_ENGINES} (default {engine})")
+    parser.add_argument("--eager", action="store_true", help="the engine runs without CUDA graphs")
+
+
+def _advise(arguments: argparse.Namespace) -> int:
+    from tplab.topology.advisor.advice import advise
+    from tplab.topology.advisor.workload import Workload
+
+    csv = None if arguments.csv is None else writable("--csv", arguments.csv)
+    if arguments.concurrency is not None and arguments.rate is not None:
+        raise ValueError("--concurrency and --rate must not both be given")
+    requests = arguments.concurrency
+    if requests is None and arguments.rate is None:
+        requests = _CONCURRENCY
+    model, machine, calibration = _what(arguments)
+    workload = Workload(
+        input_length=arguments.input,
+        output_length=arguments.output,
+        concurrency=requests,
+        request_rate=arguments.rate,
+        ttft_limit_ms=arguments.ttft_limit_ms,
+        tpot_limit_ms=arguments.tpot_limit_ms,
+        engine=_engine(arguments, "generic"),
+    )
+    advice = advise(model, machine, workload, calibration=calibration)
+    print(_wrapped(_asked(model, machine, workload, calibration), indent="  "))
+    print(f"\n{advice}\n")
+    _print_table(advice, arguments.most)
+    print()
+    commands = advice.commands
+    asked = workload.engine.name
+    for engine in [asked] if asked in commands else commands:
+        print(f"{engine}:")
+        for command in commands[engine]:
+            print(textwrap.indent(command, "  "))
+    for note in advice.notes:
+        print(_wrapped(f"Note: {in_options(note, vars(arguments))}", indent="  "))
+    if csv is not None:
+        write_csv("--csv", advice.table(), csv)
+    return 0
+
+
+def _asked(model: "ModelSpec", machine: "Machine", workload: "Workload", calibration: "Calibration | None") -> str:
+    w = workload
+    load = f"{w.concurrency} in flight" if w.request_rate is None else f"{w.request_rate:g} per second"
+    limits = [
+        f"{what} within {limit:g} ms"
+        for what, limit in (("first token", w.ttft_limit_ms), ("each further token", w.tpot_limit_ms))
+        if limit is not None
+    ]
+    parts = [
+        f"Asked: {model.name} with {model.weight_precision} weights and {model.kv_precision} cache on {machine.name}",
+        f"requests of {w.input_length} tokens in and {w.output_length} out, {load}",
+        *limits,
+        f"engine {w.engine.name}{'' if w.engine.cuda_graphs else ' without CUDA graphs'}",
+        *([calibration.badge] if calibration is not None else []),
+    ]
+    return f"{'; '.join(parts)}."
+
+
+def _print_table(advice: "Advice", most: int) -> None:
+    options = advice.options if most == 0 else advice.options[:most]
+    head = ("rank", "layout", "tpot_ms", "ttft_ms", "tokens/s", "free GB/GPU")
+    rows = [
+        (
+            str(each.rank),
+            str(each.layout),
+            fixed(each.prediction.tpot_ms),
+            fixed(each.prediction.ttft_ms),
+            fixed(each.prediction.output_tokens_per_s),
+            fixed(each.prediction.memory.free / 1e9),
+        )
+        for each in options
+    ]
+    sizes = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Iterable[str]) -> str:
+        first, layout, *numbers = zip(cells, sizes, strict=True)
+        return "  ".join([first[0].rjust(first[1]), layout[0].ljust(layout[1]), *(c.rjust(n) for c, n in numbers)])
+
+    verdicts = [each.verdict for each in options]
+    beside = len(line(head)) + 2 + max(map(len, verdicts)) <= width()
+    print(line(head) + ("  verdict" if beside else ""))
+    for row, verdict in zip(rows, verdicts, strict=True):
+        print(f"{line(row)}  {verdict}" if beside else f"{line(row)}\n{_wrapped(_INDENT + verdict)}")
+    if any(each.layout.replicas > 1 for each in options):
+        print("x N: N replicas, each with its own copy of the model.")
+    more, rejected = len(advice.options) - len(options), advice.rejected
+    if most == 0 and rejected:
+        print("Cannot be:")
+        for each in rejected:
+            print(_wrapped(f"  TP {each.tp} x PP {each.pp}: {each.reason}"))
+        return
+    hidden = [f"{more} more that fit"] * (more > 0) + [f"{len(rejected)} that cannot be"] * bool(rejected)
+    if hidden:
+        print(f"({' and '.join(hidden)}: --most 0 shows them, --csv writes them to a file)")
+
+
+def _wrapped(text: str, indent: str = _INDENT) -> str:
+    return textwrap.fill(text, width(), subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    csv = None if arguments.csv is None else writable("--csv", arguments.csv)
+    paths = [Path(path) for path in arguments.paths]
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise ValueError(f"there is no file or folder {missing[0]}")
+    folders = [path for path in paths if os.path.isdir(path)]
+    if folders and len(paths) > 1:
+        raise ValueError(f"give one folder, or files only; got {len(paths)} paths of which {len(folders)} are folders")
+    others, kind = (_OF_ONE_SERVER, "result files") if folders else (("by", "no_refit"), "a folder of tables")
+    if astray := [option(dest) for dest in others if getattr(arguments, dest) not in (None, False)]:
+        raise ValueError(f"{', '.join(astray)} must come with {kind}; got {', '.join(map(str, paths))}")
+    frame = _scoreboard(arguments, folders[0]) if folders else _beside_server(arguments, paths)
+    if csv is not None:
+        write_csv("--csv", frame, csv)
+    return 0
+
+
+def _scoreboard(arguments: argparse.Namespace, folder: Path) -> "pd.DataFrame":
+    from tplab.topology.published.scoreboard import LEFT_OUT, layout_choice, predictions, score
+    from tplab.topology.published.tables import read_folder
+
+    tables = read_folder(folder)
+    rows = predictions(tables, leave_out=() if arguments.no_refit else LEFT_OUT)
+    frame = score(rows, [key.strip() for key in (arguments.by or _BY).split(",")])
+    print(table(frame))
+    choice = layout_choice(rows)
+    if not choice.empty:
+        print("\nWhat choosing by prediction costs, beside the rules that need none:")
+        print(table(choice))
+    if tables.skipped:
+        print("\nRows left out, by reason:")
+        for reason, count in tables.skipped.items():
+            print(_wrapped(f"  {count:5d}  {reason}", indent=" " * 9))
+    return frame
+
+
+def _beside_server(arguments: argparse.Namespace, paths: list[Path]) -> "pd.DataFrame":
+    from tplab.topology.published.vllm_bench import beside_vllm
+
+    if arguments.model is None:
+        raise ValueError("--model must be given with result files: they have only the model's name")
+    model, machine, calibration = _what(arguments)
+    frame = beside_vllm(
+        paths,
+        model,
+        machine,
+        tp=arguments.tp,
+        pp=arguments.pp,
+        engine=_engine(arguments, "vllm"),
+        calibration=calibration,
+    )
+    columns = ["run", "tp", "pp", "load"]
+    columns += [f"{part}_tpot_ms" for part in ("predicted", "measured")] + ["tpot_ms_error_pct", "ttft_ms_error_pct"]
+    print(table(frame[[*columns, "output_tokens_per_s_error_pct", "within"]]))
+    for run, note in zip(frame["run"], frame["note"], strict=True):
+        if note:
+            print(f"{run}: {note}")
+    return frame
+
+
+def _what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibration | None]":
+    """Model, machine and calibration that the arguments name."""
+    from tplab.topology.advisor.calibration import Calibration
+    from tplab.topology.advisor.model_spec import ModelSpec
+    from tplab.topology.machine.machine import Machine
+    from tplab.topology.verification.static_batch import machine_of
+
+    model = ModelSpec.from_config(arguments.model, weight_precision=arguments.weights, kv_precision=arguments.kv)
+    named, wired = arguments.machine is not None, arguments.topo is not None
+    if named and wired:
+        raise ValueError("--machine and --topo must not both be given")
+    if arguments.gpus is not None and not named:
+        raise ValueError("--gpus goes with --machine: which GPUs are they?")
+    if arguments.gpu is not None and not wired:
+        raise ValueError("--gpu goes with --topo, which does not say what GPUs it lists; else give --machine")
+    if arguments.nodes is not None and not (named or wired):
+        raise ValueError("--nodes goes with --machine or --topo: which nodes are they?")
+    nodes = 1 if arguments.nodes is None else arguments.nodes
+    calibration = None
+    if arguments.calibration is not None:
+        try:
+            calibration = Calibration.load(arguments.calibration)
+        except OSError as error:
+            raise ValueError(f"--calibration {arguments.calibration} cannot be read: {error.strerror}") from error
+    if named:
+        machine = Machine.preset(arguments.machine, gpus=arguments.gpus, nodes=nodes)
+    elif wired:
+        machine = Machine.from_topo(_topo(arguments.topo), gpu=arguments.gpu, nodes=nodes)
+    else:
+        machine = machine_of(calibration) if calibration is not None else Machine.detect()
+    if calibration is not None and calibration.num_ranks not in (machine.num_gpus, machine.gpus_per_node):
+        raise ValueError(
+            f"--calibration is of {calibration.num_ranks} ranks, {machine.name} has {machine.num_gpus} GPUs: calibrate "
+            f"with --ranks {machine.num_gpus}"
+        )
+    return model, machine, calibration
+
+
+def _topo(path: str) -> str:
+    if path == "-":
+        try:
+            return sys.stdin.read(MAX_BYTES)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--topo -: what came in is no text: {error.reason}") from None
+    try:
+        return read_text(path, errors="replace")
+    except OSError as error:
+        raise ValueError(f"--topo {path} cannot be read: {error.strerror}") from error
+
+
+def _engine(arguments: argparse.Namespace, usual: str) -> "EnginePolicy":
+    from tplab.topology.advisor.workload import EnginePolicy
+
+    return EnginePolicy(name=arguments.engine or usual, cuda_graphs=not arguments.eager)

@@ -1,0 +1,143 @@
+"""The subcommands ``tplab calibrate`` and ``box``, which measure: thin, call ``tplab.topology``."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from tplab.cli.words import say, unsaved, writable
+from tplab.cluster import Cluster, Report
+
+if TYPE_CHECKING:
+    from tplab.topology.advisor.calibration import Calibration
+
+
+def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``calibrate`` to ``tplab``'s commands."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure this machine's links and rates for the advisor; write a JSON file",
+        description="Measure all-reduces, messages, matmuls and the engine's overheads on local ranks, or, started by "
+        "torchrun (torchrun --nproc-per-node 8 -m tplab.cli calibrate ...), on the ranks it made. About half a minute.",
+    )
+    parser.add_argument("--ranks", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)")
+    parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    parser.add_argument("--rounds", type=int, default=4, help="more of them forgive busier machines (default 4)")
+    parser.add_argument("--latency-us", type=float, help="with --bandwidth-GBps: over an emulated link (gloo)")
+    parser.add_argument("--bandwidth-GBps", dest="bandwidth_GBps", type=float, help="of the emulated link")
+    parser.add_argument("--name", help="what to call the machine (default: ranks and device)")
+    parser.add_argument("--out", default="calibration.json", help="the file to write (default calibration.json)")
+    parser.set_defaults(call=_calibrate)
+
+
+def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``box``."""
+    parser = commands.add_parser(
+        "box",
+        help="measure everything on a machine with several GPUs, and run models in every layout",
+        description="Links, all-reduces, layers, a pipeline, and whole models in every layout of all ranks, predicted "
+        "from the spec sheet and from a calibration beside what was measured. A file per step in the folder.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="where the files go")
+    parser.add_argument("--ranks", type=int, help="how many (default: one per GPU, 2 without)")
+    parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    parser.add_argument("--steps", help="comma-separated: links, sweep, layers, pipeline, layouts (default: all)")
+    parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
+    parser.add_argument("--input", type=int, help="with --model: tokens of a prompt (default 1024)")
+    parser.add_argument("--output", type=int, help="with --model: tokens generated (default 32)")
+    parser.add_argument("--concurrency", type=int, help="with --model: requests (default 16)")
+    parser.set_defaults(call=_box)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
+    from tplab.collectives.emulated_link import EmulatedLink
+    from tplab.topology.calibration.assemble import calibration_of
+    from tplab.topology.calibration.plan import PHASES, plan_calibration
+    from tplab.topology.calibration.run import calibrate_on_rank, submit_calibrate
+
+    out = writable("--out", arguments.out)
+    if (arguments.latency_us is None) != (arguments.bandwidth_GBps is None):
+        raise ValueError("--latency-us and --bandwidth-GBps must be given together, or neither")
+    links = None
+    if arguments.latency_us is not None:
+        links = EmulatedLink(latency_us=arguments.latency_us, bandwidth_GBps=arguments.bandwidth_GBps)
+    if under_torchrun():
+        with attached(arguments.backend) as (rank, provenance, reports):
+            plan = plan_calibration(
+                rank.world_size,
+                provenance.backend,
+                num_cores=provenance.num_cores,
+                shares_gpus=provenance.shares_gpus,
+                links=links,
+                rounds=arguments.rounds,
+            )
+            calibrate_on_rank(rank, plan)
+            everything = gather_reports(rank, reports)
+        if rank.index == 0:
+            _say_calibration(calibration_of(plan, everything, provenance, machine=arguments.name), out)
+        return 0
+    with Cluster(arguments.ranks, arguments.backend) as cluster, tqdm(total=len(PHASES), disable=None) as bar:
+
+        def on_report(report: Report) -> None:
+            if report.rank == 0 and "phase" in report.fields:
+                bar.set_description(report.fields["phase"])
+                bar.update(report.fields["done"] - bar.n)
+
+        run = submit_calibrate(
+            cluster,
+            links=links,
+            machine=arguments.name,
+            rounds=arguments.rounds,
+            timeout=None,
+            on_report=on_report,
+        )
+        made = run.result()
+    _say_calibration(made, out)
+    return 0
+
+
+def _say_calibration(made: "Calibration", out: Path) -> None:
+    try:
+        made.save(out)
+    except OSError as error:
+        raise unsaved("--out", error, made.to_json()) from error
+    print(made.badge)
+    for sweep in made.all_reduce:
+        print(
+            f"all-reduce of {sweep.num_ranks} ({sweep.launch}, ranks {','.join(map(str, sweep.gpus))}): "
+            f"{sweep.p50_us[0]:.3g} us at {sweep.nbytes[0]:g} bytes, {sweep.p50_us[-1] / 1e3:.3g} ms at "
+            f"{sweep.nbytes[-1] / 1e6:.3g} MB"
+        )
+    for note in made.notes:
+        print(note)
+    print(f"Wrote {out}.")
+
+
+def _box(arguments: argparse.Namespace) -> int:
+    from tplab.cluster.backends import num_gpus
+    from tplab.topology.advisor.workload import Workload
+    from tplab.topology.verification.box import STEPS, measure_box
+    from tplab.topology.verification.box_layouts import Case
+
+    ranks = max(2, num_gpus()) if arguments.ranks is None else arguments.ranks
+    steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else STEPS
+    asked = {"--input": arguments.input, "--output": arguments.output, "--concurrency": arguments.concurrency}
+    cases = None
+    if arguments.model is None:
+        given = [name for name, value in asked.items() if value is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} must come with --model, whose requests they describe")
+    else:
+        if "layouts" not in steps:
+            raise ValueError("--model must come with the step layouts, the one that runs it")
+        prompt, new, requests = (
+            default if value is None else value for value, default in zip(asked.values(), (1024, 32, 16), strict=True)
+        )
+        workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
+        cases = [Case(model=arguments.model, workload=workload)]  # refuses before any rank is started
+    frames = measure_box(
+        arguments.folder, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases, say=say
+    )
+    return 0 if set(frames) == set(steps) else 1

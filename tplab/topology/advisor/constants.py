@@ -1,0 +1,270 @@
+"""The numbers of the latency model: physical names, one place, a source each.
+
+Three kinds. The *spec sheet* is in ``presets``. *Kernel* constants come from tables of single kernels and collectives;
+*engine* constants, the few that no kernel table can give, from tables of served models. None belongs to a model: what
+differs between Llama and Qwen is in ``ModelSpec``. ``published.fit`` computes them from a folder of published
+tables, which are not copied here; a ``Calibration`` of the user's own machine goes
+before all of them.
+
+Sources, by the letter in the comments:
+  [K] GPU kernels of AIConfigurator (github.com/ai-dynamo/aiconfigurator, commit 095f58a, Apache-2.0): matmul and
+      attention on H200, all-reduce on A100, H100, L40S, RTX PRO 6000, by vLLM, SGLang, TensorRT-LLM and nccl-tests
+  [S] its served models: Llama-3.1-70B fp8 on H100 and H200, TP 1-8, vLLM and TensorRT-LLM
+  [T] TokenWeave (github.com/microsoft/tokenweave, commit f483d1c, MIT): prefill of 70B in bf16, all-reduces deleted
+  [F] FasterTransformer (github.com/NVIDIA/FasterTransformer, commit df4a753, Apache-2.0): GPT-20B on A100, TP 1-8
+  [P] AIConfigurator, pull request 1459: Qwen3-32B on 8 H20, TP4 PP2 and TP2 PP4 against TP8, TensorRT-LLM
+  [V] Vidur and apex_plus (github.com/microsoft): send and receive on A100 and H100, between nodes too
+  [M] MSCCL++ (github.com/microsoft/mscclpp, commit 1f5f065) and NCCL issue 1244: all-reduce over two nodes
+  [L] the lab's own verification: 0.065 over 18 layouts on four H200 (recorded in tplab.lab), 0.07 over 6 on two CPU
+      cores (tests/benchmarks/bench_advisor.py), 0.18 over 12 with emulated compute on a busier machine
+  [A] an assumption; no table
+
+Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as specified.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tplab.topology.advisor.model_spec import ITEMSIZE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkConstants:
+    """How a family of links carries NCCL's all-reduce and a single send, as shares of the spec sheet."""
+
+    base_us: float = 0.0
+    """Small all-reduce (LL protocol): fixed part."""
+    step_us: float = 0.0
+    """Small all-reduce: per further rank."""
+    small_share: float = 1.0
+    """Share of B that the LL protocol reaches."""
+    bulk_base_us: float = 0.0
+    """Large all-reduce (Simple protocol): fixed part."""
+    bulk_step_us: float = 0.0
+    """Large all-reduce: per further rank."""
+    pair_share: float = 1.0
+    """Share of B in a large ring of two."""
+    ring_share: float = 1.0
+    """Share of B in a large ring of more, whose members may share what lies between them."""
+    send_us: float = 0.0
+    """Point-to-point: software on top of the link's own latency."""
+    send_share: float = 1.0
+    """Share of B that a large send reaches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CustomAllReduce:
+    """An engine's own all-reduce inside a CUDA graph, where every pair of the group is joined directly."""
+
+    one_shot_us: float
+    one_shot_step_us: float
+    """Per further rank."""
+    one_shot_share: float
+    """Share of B; every rank sends M to the n-1 others."""
+    two_shot_us: float
+    two_shot_step_us: float
+    """Per further rank."""
+    two_shot_share: float
+    """Share of B; every rank sends 2(n-1)/n·M."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConstants:
+    """What one serving engine adds to the kernels."""
+
+    step_us: float
+    """Host work and sampling that the GPU waits for, per step."""
+    sequence_us: float
+    """What every running sequence adds to that. Served tables do not tell 0 from 19: an assumption."""
+    light_kernels: float
+    """Kernels per block besides matmuls and attention: two norms with their sums, rotation, cache write, activation."""
+    fp8_kernels: float
+    """Kernels per block that turn activations into fp8, where they are not fused with their neighbours."""
+    mfu: Mapping[str, float]
+    """Share of the peak that large matmuls of a served model reach, by weight precision."""
+    small_batch_slowdown: float
+    """Time of fp8 matmuls on 17-64 tokens against the roofline: the engine's tiles for such batches waste some."""
+    all_reduce: CustomAllReduce | None
+    """None: NCCL for every size."""
+    python: bool
+    """Whether kernels without a CUDA graph are launched through Python."""
+    handoff_us: float
+    """Host work to hand a micro-batch to the next stage, or its tokens back to the first."""
+    hop_tensors: int
+    """Hidden states sent to the next stage: two where the residual travels apart."""
+    pp_fill: float
+    """Micro-batches in flight over stages, where no backlog tops them up: requests gather in a few of them."""
+    of_free_memory: bool
+    """``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
+    reserves: bool
+    """Starts a request only where its last token will fit too; if not, where its prompt fits."""
+    samples_in_turn: bool = False
+    """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
+    stage. If not, that runs beside the GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constants:
+    """All of them."""
+
+    hbm_share: float
+    """Share of the memory bandwidth that streaming weights reaches."""
+    kv_share: float
+    """The same for reading the cache."""
+    matmul_fixed_us: float
+    """What a matmul takes beyond streaming and multiplying, inside a CUDA graph: filling and draining the GPU."""
+    attention_fixed_us: float
+    """The same for attention of one token per sequence, with the joining of its parts."""
+    light_kernel_us: float
+    """A norm, rotation, activation or conversion of a few tokens, inside a CUDA graph."""
+    sharpness: float
+    """q of ``(memory^q + compute^q)^(1/q)``: a matmul that is bound by both loses against the larger."""
+    attention_share: float
+    """Share of the bf16 peak that causal attention over a long prompt reaches."""
+    launch_us: float
+    """Host time per kernel without a graph, launched from C++."""
+    python_launch_us: float
+    """The same from Python, through its dispatcher."""
+    first_wave: float
+    """Part of the requests that arrive all at once: benchmarks send about ten times as many as run at a time."""
+    links: Mapping[str, LinkConstants]
+    """By family, see ``FAMILIES``."""
+    network_step_us: float
+    """All-reduce over nodes: per doubling of their number, there and back."""
+    generation_scale: Mapping[str, float]
+    """By GPU name: how much longer fixed times are than on Hopper, whose tables they come from."""
+    engines: Mapping[str, EngineConstants]
+    """By name; ``generic`` for one that no table covers: from kernel tables and assumptions alone."""
+    residuals: Mapping[str, float]
+    """By regime: standard deviation of ln(measured / predicted) on published tables that the constants have not
+    seen."""
+
+
+FAMILIES = ("nvlink", "pcie", "sys", "network", "host", "emulated")
+"""Links that behave alike: NVLink with or without switches, PCIe inside a socket, PCIe across sockets, another node,
+gloo on one host, a declared link."""
+
+FAMILY_OF = {
+    "nvswitch": "nvlink",
+    "nvlink": "nvlink",
+    "pix": "pcie",
+    "pxb": "pcie",
+    "phb": "pcie",
+    "node": "pcie",
+    "sys": "sys",
+    "network": "network",
+    "host": "host",
+    "emulated": "emulated",
+}
+"""By ``Link.kind``."""
+
+_VLLM_AR = CustomAllReduce(
+    one_shot_us=4.25, one_shot_step_us=0.08, one_shot_share=0.59, two_shot_us=8.85, two_shot_step_us=0.0,
+    two_shot_share=0.69,
+)  # [K] H100, graph, 2-8 GPUs, up to 8 MiB: 3.4 % off on average  # fmt: skip
+_SGLANG_AR = CustomAllReduce(
+    one_shot_us=2.36, one_shot_step_us=0.15, one_shot_share=0.67, two_shot_us=3.67, two_shot_step_us=0.58,
+    two_shot_share=0.66,
+)  # [K] the same: 5.6 %  # fmt: skip
+_TRTLLM_AR = CustomAllReduce(
+    one_shot_us=2.7, one_shot_step_us=0.08, one_shot_share=0.64, two_shot_us=7.85, two_shot_step_us=1.62,
+    two_shot_share=0.53,
+)  # [K] the same: 3.6 %  # fmt: skip
+
+
+def mfu_table(bf16: float, fp8: float) -> dict[str, float]:
+    """By weight precision: int8 as fp8, int4 below bf16 for the widening of weights on the way in [A]."""
+    table = {"fp32": bf16, "bf16": bf16, "fp16": bf16, "fp8": fp8, "int8": fp8, "fp4": 0.8 * fp8, "int4": 0.8 * bf16}
+    assert table.keys() == ITEMSIZE.keys()
+    return table
+
+
+DEFAULT = Constants(
+    hbm_share=0.9,  # [S]; a copy on one H200 reached 0.88, single matmuls [K] 0.84
+    kv_share=0.83,  # [K] H200, FlashAttention 3: 9 % off on average
+    matmul_fixed_us=4.2,  # [K] H200, bf16, in a graph: 6 % off on average
+    attention_fixed_us=12.0,  # [K] H200: 12.8 alone
+    light_kernel_us=1.5,  # [A] an empty kernel in a graph takes 1-1.5; [S] would allow up to 2
+    sharpness=3.2,  # [K] 3.1-3.6 in bf16
+    attention_share=0.56,  # [K] H200, 2048 tokens and more
+    launch_us=5.0,  # [F] 110 us per block of about 20 launches
+    python_launch_us=15.0,  # [A] PyTorch's dispatcher
+    first_wave=0.1,  # [A] the usual prompts-per-concurrency of published benchmarks; see [S]'s first-token times
+    links={
+        "nvlink": LinkConstants(  # [K] H100, nccl-tests: 7 % off on average; sends [V]
+            base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4, pair_share=0.76,
+            ring_share=0.76, send_us=4.0, send_share=0.76,
+        ),
+        "pcie": LinkConstants(  # [K] RTX PRO 6000; L40S agrees for two, its box is 2-10 times slower for four and eight
+            base_us=4.9, step_us=2.5, small_share=0.36, bulk_base_us=15.3, bulk_step_us=1.3, pair_share=0.62,
+            ring_share=0.41, send_us=4.0, send_share=0.8,
+        ),
+        "sys": LinkConstants(  # [K] RTX PRO 6000, eight, as shares of 20 GB/s between sockets
+            base_us=4.9, step_us=2.8, small_share=0.45, bulk_base_us=15.3, bulk_step_us=9.0, pair_share=0.9,
+            ring_share=0.9, send_us=4.0, send_share=0.8,
+        ),
+        "network": LinkConstants(  # [V] between H100 nodes; ring [M]
+            base_us=10.0, step_us=12.0, small_share=0.35, bulk_base_us=30.0, bulk_step_us=12.0, pair_share=0.8,
+            ring_share=0.8, send_us=19.0, send_share=0.72,
+        ),
+        "host": LinkConstants(),
+        "emulated": LinkConstants(),
+    },
+    generation_scale={  # [K] all-reduce of little data on A100 against H100: 1.15 (own kernels) to 1.5 (NCCL)
+        "a100": 1.3, "a100-40gb": 1.3, "a100-pcie": 1.3, "a30": 1.3, "a40": 1.3, "a10": 1.3, "rtx-a6000": 1.3,
+        "rtx-3090": 1.3, "v100-16gb": 1.5, "v100-32gb": 1.5,
+    },
+    network_step_us=25.0,  # [M] 46 us for 16 GPUs on two nodes against 15-21 on one
+    engines={
+        "vllm": EngineConstants(  # [S], bf16 [T]
+            step_us=1550.0, sequence_us=5.0, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.62, fp8=0.49),
+            small_batch_slowdown=1.25, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
+            of_free_memory=False,
+            reserves=False,
+        ),
+        "trtllm": EngineConstants(  # [S]; handoff [P]
+            step_us=265.0, sequence_us=5.0, light_kernels=5, fp8_kernels=1, mfu=mfu_table(bf16=0.66, fp8=0.667),
+            small_batch_slowdown=1.0, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0, hop_tensors=1, pp_fill=0.5,
+            of_free_memory=True,
+            reserves=True,
+        ),
+        "sglang": EngineConstants(  # [A] between the two that are measured; all-reduce [K]
+            step_us=900.0, sequence_us=5.0, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.64, fp8=0.6),
+            small_batch_slowdown=1.1, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
+            of_free_memory=False,
+            reserves=False,
+        ),
+        "fastertransformer": EngineConstants(  # [F]
+            step_us=2320.0, sequence_us=5.0, light_kernels=30, fp8_kernels=1, mfu=mfu_table(bf16=0.62, fp8=0.5),
+            small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0, hop_tensors=1, pp_fill=1.0,
+            of_free_memory=False,
+            reserves=True,
+        ),
+        "generic": EngineConstants(  # nothing from [S], so that it can stand for an engine left out: [K] mfu, slowdown,
+            # [T] bf16; [A] step: scheduling hidden behind the GPU, sampling and one synchronisation not
+            step_us=500.0, sequence_us=5.0, light_kernels=5, fp8_kernels=3, mfu=mfu_table(bf16=0.64, fp8=0.6),
+            small_batch_slowdown=1.1, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
+            of_free_memory=False,
+            reserves=False,
+        ),
+        "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters; light kernels as traced
+            step_us=300.0, sequence_us=0.0, light_kernels=15, fp8_kernels=4, mfu=mfu_table(bf16=0.6, fp8=0.5),
+            small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_fill=1.0,
+            of_free_memory=False,
+            reserves=True,
+            samples_in_turn=True,
+        ),
+    },
+    residuals={  # the scoreboard's, with a GPU, engine or length left out; pipeline [P]; calibrated [L], rounded up
+        "served": 0.07, "other": 0.15, "pipeline": 0.25, "calibrated": 0.1,
+    },
+)  # fmt: skip
+"""In use unless another is given."""
+
+
+def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
+    """Those of engine ``name``. Raises ``ValueError`` for a name that is not known."""
+    if name not in constants.engines:
+        known = ", ".join(sorted(constants.engines))
+        raise ValueError(f"engine {name!r} is not known: use one of {known} ('generic' for any other)")
+    return constants.engines[name]

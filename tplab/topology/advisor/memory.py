@@ -1,0 +1,257 @@
+"""Bytes on every rank of a layout, and how many tokens and requests fit beside the weights.
+
+Weights and cache are exact: equal, byte for byte, to what ``tplab.models`` allocates for a model in bf16 or fp32 (the
+tests compare the two). Activations and workspace are estimates, and say what of.
+
+Per rank of stage s, tensor-parallel place r, with l layers there:
+
+    weights     l · block(r) + embedding/t on the first stage + (lm_head/t + norm) on the last
+    block(r)    h·(2·q + 2·g·d) + (3 or 2)·h·f/t, q = H·d/t, in the weights' precision; biases and norms besides
+    cache       2 · l · g · d per token: g key-value heads that the rank's query heads touch
+
+Embedding and lm_head are shared by t, not by p, with ceil(V/t) rows on each rank; where they are one tied tensor, a
+pipeline holds it twice. Key and value projections of heads that several ranks need are on each of them. Biases of
+row-cut matrices and norms are whole on every rank.
+
+Known to be wrong: engines pad head counts and vocabulary to multiples of their own, keep quantised layers' scales in
+formats of their own, and round the cache to pages (``CACHE_PAGE`` here); windowed layers are taken as spread evenly.
+
+Letters: L layers, h hidden, f intermediate, H query heads, d head size, V vocabulary, t ranks that share a layer, p
+stages.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.machine.machine import Gpu
+
+CACHE_PAGE = 16
+"""Tokens in a page of the cache: vLLM's and SGLang's usual block. A request's last page is partly empty."""
+CONTEXT_BYTES = 0.6 * 2**30
+"""CUDA context, kernels and cuBLAS workspace of one process, outside torch's allocator."""
+COLLECTIVE_BYTES = {1: 0.0, 2: 342 * 2.0**20}
+"""NCCL's buffers by group size, and for any larger group ``COLLECTIVE_BYTES_LARGE`` (NVIDIA AIConfigurator's system
+files, commit 095f58a: 342 MiB for 2 GPUs, 392 MiB for 4 and 8)."""
+COLLECTIVE_BYTES_LARGE = 392 * 2.0**20
+HOST_BYTES = 0.3e9
+"""Of a rank on a CPU core: interpreter and torch."""
+LOGITS_ITEMSIZE = 4
+"""Logits are sampled in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankMemory:
+    """What one rank holds, in bytes."""
+
+    stage: int
+    index: int
+    """Stage and place in its tensor-parallel group."""
+    weights: float
+    kv: float
+    """Cache of the requests in flight."""
+    activations: float
+    """Largest that are alive at once within one step."""
+    workspace: float
+    """Context, kernels, buffers of collectives."""
+    kv_per_token: float
+    """What one more cached token adds."""
+    usable: float
+    """What the engine may take of the GPU's memory."""
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.kv + self.activations + self.workspace
+
+    @property
+    def free(self) -> float:
+        """What is left; negative: what is missing."""
+        return self.usable - self.total
+
+    @property
+    def room_for_kv(self) -> float:
+        """What the cache may take beside everything else; negative where not even the rest fits."""
+        return self.usable - (self.total - self.kv)
+
+
+def weight_bytes(spec: ModelSpec, layout: Layout, stage: int, index: int) -> float:
+    """Weights on one rank; exact (see the table above)."""
+    matmul = block_matmul_elements(spec, layout.tp, index)
+    small = block_small_elements(spec, layout.tp, index)
+    num_layers = layout.layers_of_stage[stage]
+    table = vocab_rows(spec, layout.tp) * spec.hidden_size
+    ends = 0
+    if stage == 0:
+        ends += table + spec.num_positions * spec.hidden_size
+    if stage == layout.pp - 1:
+        ends += spec.norm_params + (0 if spec.tied_embeddings and layout.pp == 1 else table)
+    return num_layers * matmul * spec.weight_itemsize + (num_layers * small + ends) * spec.activation_itemsize
+
+
+def block_matmul_elements(spec: ModelSpec, tp: int, index: int) -> int:
+    """Numbers in one block's matrices on a rank: what a token is multiplied with there."""
+    q = spec.q_size // tp
+    kv = spec.kv_heads_of_rank(index, tp) * spec.head_dim
+    return 2 * spec.hidden_size * (q + kv) + spec.mlp_matmul_params // tp
+
+
+def block_small_elements(spec: ModelSpec, tp: int, index: int) -> int:
+    """Biases and norms of one block on a rank."""
+    kv = spec.kv_heads_of_rank(index, tp) * spec.head_dim
+    elements = spec.qkv_bias * (spec.q_size // tp + 2 * kv) + spec.out_bias * spec.hidden_size
+    if spec.mlp_bias:
+        elements += (2 if spec.gated_mlp else 1) * spec.intermediate_size // tp + spec.hidden_size
+    return elements + spec.norms_per_block * spec.norm_params + spec.qk_norm * 2 * spec.head_dim
+
+
+def vocab_rows(spec: ModelSpec, tp: int) -> int:
+    """Rows of embedding and lm_head on every rank: the last ranks' last ones are padding."""
+    return -(-spec.vocab_size // tp)
+
+
+def kv_bytes_per_token(spec: ModelSpec, layout: Layout, stage: int, index: int) -> float:
+    """Cache of one token on one rank, where no layer is windowed; exact."""
+    heads = spec.kv_heads_of_rank(index, layout.tp)
+    return 2 * layout.layers_of_stage[stage] * heads * spec.head_dim * spec.kv_itemsize
+
+
+def kv_bytes(
+    spec: ModelSpec, layout: Layout, stage: int, index: int, *, requests: float, context: int, page: int = 1
+) -> float:
+    """Cache of ``requests`` of ``context`` tokens each on one rank.
+
+    All requests of a replica: with the pipe full a stage works on one micro-batch, but keeps the cache of all p.
+
+    Args:
+        page: tokens that are allocated together; 1 for the exact size.
+    """
+    kept = math.ceil(spec.kept_tokens(context) / page) * page
+    return requests * kept * kv_bytes_per_token(spec, layout, stage, index)
+
+
+def activation_bytes(spec: ModelSpec, tp: int, *, tokens: int, sampled: int, last_stage: bool) -> float:
+    """Largest activations alive at once in one forward pass without gradients; an estimate.
+
+    The residual stream and its norm are whole on every rank, the inside of attention or MLP is cut by t; only the
+    larger of the two is alive. The last stage has the logits of the sampled tokens in fp32: each rank its part, and
+    after the gathering all of them.
+
+    Args:
+        tokens: in the pass, over all its requests.
+        sampled: tokens whose logits are wanted: one per request.
+    """
+    attention = 2 * spec.q_size / tp + 2 * spec.kv_heads_per_rank(tp) * spec.head_dim
+    mlp = (3 if spec.gated_mlp else 2) * spec.intermediate_size / tp
+    inside = 2 * spec.hidden_size + max(attention, mlp)
+    logits = sampled * (spec.vocab_size + (vocab_rows(spec, tp) if tp > 1 else 0)) * LOGITS_ITEMSIZE
+    return tokens * inside * spec.activation_itemsize + (logits if last_stage else 0)
+
+
+def workspace_bytes(gpu: Gpu, layout: Layout) -> float:
+    """What a process takes before any tensor; an estimate. CUDA graphs are not in it: engines leave them to the part of
+    memory that they do not claim (``1 - gpu_memory_utilization``)."""
+    if gpu.kind == "cpu":
+        return HOST_BYTES
+    buffers = COLLECTIVE_BYTES.get(layout.tp, COLLECTIVE_BYTES_LARGE)
+    return CONTEXT_BYTES + buffers + (COLLECTIVE_BYTES[2] if layout.pp > 1 else 0.0)
+
+
+def usable_bytes(gpu: Gpu, engine: EnginePolicy) -> float:
+    """What the engine may take of one GPU."""
+    return gpu.memory_bytes * engine.gpu_memory_utilization
+
+
+def tokens_in_step(workload: Workload, requests: float = 1) -> int:
+    """Tokens of the largest forward pass that the engine makes room for: a full chunk of prefill (engines try one when
+    they start, whether or not prompts fill it), or a whole prompt; in any case one token per request."""
+    chunk = workload.engine.chunked_prefill
+    return max(workload.input_length if chunk is None else chunk, math.ceil(requests))
+
+
+def rank_memory(
+    spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, stage: int, index: int, *, requests: float
+) -> RankMemory:
+    """One rank's memory with ``requests`` in flight on its replica, each at its full length."""
+    context = workload.context_length
+    last = stage == layout.pp - 1
+    tokens = tokens_in_step(workload, requests)
+    return RankMemory(
+        stage=stage,
+        index=index,
+        weights=weight_bytes(spec, layout, stage, index),
+        kv=kv_bytes(spec, layout, stage, index, requests=requests, context=context, page=CACHE_PAGE),
+        activations=activation_bytes(spec, layout.tp, tokens=tokens, sampled=math.ceil(requests), last_stage=last),
+        workspace=workspace_bytes(gpu, layout),
+        kv_per_token=kv_bytes_per_token(spec, layout, stage, index),
+        usable=usable_bytes(gpu, workload.engine),
+    )
+
+
+def all_ranks(
+    spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float = 1
+) -> list[RankMemory]:
+    """Every rank of one replica, stage by stage: rank = stage·t + place."""
+    return [
+        rank_memory(spec, gpu, workload, layout, stage, index, requests=requests)
+        for stage in range(layout.pp)
+        for index in range(layout.tp)
+    ]
+
+
+def fullest_rank(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float = 1) -> RankMemory:
+    """The rank with the least left."""
+    return min(_distinct_ranks(spec, gpu, workload, layout, requests), key=lambda rank: rank.free)
+
+
+def max_requests(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> int:
+    """Requests of full length that one replica has room for at once; 0 where not even one fits.
+
+    More make the engine keep them waiting, or throw out the cache of some and compute it again.
+    """
+    return fit(spec, gpu, workload, layout)[1]
+
+
+def fit(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> tuple[RankMemory, int]:
+    """``fullest_rank`` with one request and ``max_requests``, at the price of one.
+
+    On a rank the number is the n with ``fixed + n·each = usable``, where activations are those of a full chunk; past a
+    chunk's tokens every request adds one token to the pass besides.
+    """
+    none = _distinct_ranks(spec, gpu, workload, layout, requests=0)
+    one = _distinct_ranks(spec, gpu, workload, layout, requests=1)
+    tokens = tokens_in_step(workload)
+    per_token = activation_bytes(spec, layout.tp, tokens=1, sampled=0, last_stage=False)
+    most = math.inf
+    for empty, with_one in zip(none, one, strict=True):
+        each = with_one.total - empty.total
+        fitting = empty.free / each
+        if fitting > tokens:
+            fitting = (empty.free + tokens * per_token) / (each + per_token)
+        most = min(most, fitting)
+    return min(one, key=lambda rank: rank.free), max(0, math.floor(most))
+
+
+def kv_token_capacity(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> int:
+    """Tokens of cache that one replica has room for, in whole pages, where no layer is windowed."""
+    room = min(
+        rank.room_for_kv / rank.kv_per_token for rank in _distinct_ranks(spec, gpu, workload, layout, requests=1)
+    )
+    return max(0, int(room) // CACHE_PAGE * CACHE_PAGE)
+
+
+def _distinct(spec: ModelSpec, layout: Layout) -> Sequence[tuple[int, int]]:
+    """Ranks among which the fullest is, without all the equal ones: the ends and the longest stage, and in each one
+    place per number of key-value heads."""
+    longest = max(range(layout.pp), key=lambda stage: layout.layers_of_stage[stage])
+    places = {spec.kv_heads_of_rank(index, layout.tp): index for index in range(layout.tp)}
+    return [(stage, index) for stage in sorted({0, longest, layout.pp - 1}) for index in places.values()]
+
+
+def _distinct_ranks(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, requests: float) -> list[RankMemory]:
+    return [
+        rank_memory(spec, gpu, workload, layout, stage, index, requests=requests)
+        for stage, index in _distinct(spec, layout)
+    ]

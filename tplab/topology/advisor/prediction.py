@@ -1,0 +1,383 @@
+"""What one layout would do: time to the first token, time per token, throughput, memory, and what they are made of.
+
+``predict`` answers for a named layout, ``predict_all`` for many at once (which is what ``advise`` ranks). Every number
+comes with its terms, where each of them comes from, and an interval taken from how far such predictions have been from
+published measurements that the constants had not seen.
+
+Why not one number: a term can be checked against a measurement of that term, a total only argued with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tplab.topology.advisor.allreduce import OWN_KERNELS
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.calibration_check import check_calibration
+from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
+from tplab.topology.advisor.latency import TERMS, TTFT_TERMS, Floats, Layouts, Served, Server
+from tplab.topology.advisor.layout_arrays import columns
+from tplab.topology.advisor.layouts import choice
+from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.prediction_notes import calibration_notes, length_notes
+from tplab.topology.advisor.roofline import rates
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.advisor.wording import count, fixed
+from tplab.topology.advisor.workload import Workload
+from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.placement import Placement
+
+_NINETY = 1.645
+"""Standard deviations of a normal distribution that hold 90 % of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """A piece of the time per token, or to the first one."""
+
+    name: str
+    """One of ``latency.TERMS`` or ``latency.TTFT_TERMS``."""
+    ms: float
+    """What it adds."""
+    provenance: str
+    """Where it comes from: measured here, tables of kernels or of served models, spec sheet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One layout under one workload."""
+
+    model: str
+    machine: str
+    """Their names."""
+    tp: int
+    pp: int
+    replicas: int
+    ttft_ms: float
+    """Mean time to the first token, queueing included."""
+    queue_ms: float
+    """Part of it spent waiting for room in the cache, or for admission."""
+    prefill_ms: float
+    """Part of it spent on the request's own prompt."""
+    tpot_ms: float
+    """Mean time per output token after the first."""
+    output_tokens_per_s: float
+    """Over all replicas; at an arrival rate no more than arrive."""
+    requests_per_s: float
+    """The same in requests."""
+    output_length: int
+    """Tokens of a request (OSL)."""
+    terms: tuple[Term, ...]
+    """Of ``tpot_ms``, which they add up to."""
+    ttft_terms: tuple[Term, ...]
+    """Of ``ttft_ms``, which they add up to: ``latency.TTFT_TERMS``."""
+    concurrency: float
+    """Requests in flight per replica, waiting ones included; a mean, so it may be below 1."""
+    running: float
+    """Of those, how many run at once: have room in the cache, and keep the limit on the time per token."""
+    admitted: int | None
+    """How many keep that limit, where it is what bounds ``running``: what to set an engine to."""
+    micro_batches: float
+    """k: how many follow each other over the stages; 1 without a pipeline."""
+    capacity_tokens: float
+    """Tokens that the cache of one replica holds."""
+    memory: RankMemory
+    """The fullest rank, with the running requests at full length, as far as it has room for them."""
+    fits: bool
+    """Whether the engine has room for one request at all. If not, times are those it would have."""
+    reason: str | None
+    """Why it does not fit, or cannot keep up with the request rate."""
+    binding: str
+    """The constraint that a better machine or another layout would have to lift, in words: memory, the cache's room, or
+    the largest term."""
+    tpot_range_ms: tuple[float, float]
+    """Where nine of ten such predictions have had their measurement."""
+    regime: str
+    """Which residuals that is from, a key of ``Constants.residuals``."""
+    notes: tuple[str, ...]
+    """Approximations, to be shown with the result."""
+
+    @property
+    def num_gpus(self) -> int:
+        """t·p·replicas."""
+        return self.tp * self.pp * self.replicas
+
+    @property
+    def output_tokens_per_s_per_gpu(self) -> float:
+        """Throughput over the GPUs in use."""
+        return self.output_tokens_per_s / self.num_gpus
+
+    @property
+    def e2e_ms(self) -> float:
+        """Mean time of a whole request, queueing included."""
+        return self.ttft_ms + (self.output_length - 1) * self.tpot_ms
+
+    def term_ms(self, name: str) -> float:
+        """That term of the time per token. Raises ``ValueError`` for a name that is none."""
+        found = [term.ms for term in self.terms if term.name == name]
+        if not found:
+            raise ValueError(f"no term is called {name!r}: use one of {', '.join(TERMS)}")
+        return found[0]
+
+
+def predict(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    tp: int,
+    pp: int,
+    *,
+    replicas: int = 1,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+) -> Prediction:
+    """``tp`` x ``pp`` GPUs of ``machine``, times ``replicas`` that share the workload.
+
+    A layout that does not fit in memory is predicted all the same, with ``fits`` False: what it would need is part of
+    the answer.
+
+    Raises:
+        ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
+            a tensor-parallel group over two nodes, an engine that is not known, or a calibration of other GPUs.
+    """
+    layout = Layout.of(model, tp, pp, replicas)
+    if layout.num_gpus > machine.num_gpus:
+        raise ValueError(
+            f"{layout} needs {layout.num_gpus} GPUs, {machine.name} has {machine.num_gpus}: use fewer, or more nodes"
+        )
+    groups = machine.nodes * (machine.gpus_per_node // tp)
+    if tp <= machine.gpus_per_node and pp * replicas > groups:  # a larger group takes whole nodes
+        raise ValueError(
+            f"{layout} needs {pp * replicas} groups of {tp} GPUs, and {machine.name} has room for {groups}: none "
+            f"lies over two nodes of {machine.gpus_per_node}"
+        )
+    return predict_all(model, machine, workload, [layout], calibration=calibration, constants=constants)[0]
+
+
+def predict_all(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    layouts: Sequence[Layout],
+    *,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+    placements: "Sequence[Placement | None] | None" = None,
+) -> list[Prediction]:
+    """Each of ``layouts``, computed together. For the terms as arrays, see ``serve_all``."""
+    if not layouts:
+        return []
+    server, served, most = serve_all(
+        model, machine, workload, layouts, calibration=calibration, constants=constants, placements=placements
+    )
+    return predictions_of(server, served, most, machine, layouts)
+
+
+def predictions_of(
+    server: Server,
+    served: Served,
+    most: Floats | None,
+    machine: Machine,
+    layouts: Sequence[Layout],
+    columns_at: "Sequence[int] | NDArray[np.int64] | None" = None,
+) -> list[Prediction]:
+    """What ``serve_all`` gave, for people; ``columns_at`` says which column each of ``layouts`` is."""
+    at = range(len(layouts)) if columns_at is None else columns_at
+    shape = served.tpot_us.shape
+    token = {name: np.broadcast_to(served.terms[name], shape) for name in TERMS}
+    first = {name: np.broadcast_to(served.ttft_terms[name], shape) for name in TTFT_TERMS}
+    known = {tp: _provenance(server, machine, tp) for tp in {layout.tp for layout in layouts}}
+    made = []
+    for i, layout in zip(at, layouts, strict=True):
+        terms = tuple(
+            tuple(Term(name=name, ms=float(us[i]) / 1e3, provenance=known[layout.tp][name]) for name, us in of.items())
+            for of in (token, first)
+        )
+        made.append(_prediction(server, served, most, machine, layout, int(i), *terms))
+    return made
+
+
+def serve_all(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    layouts: Sequence[Layout],
+    *,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+    placements: "Sequence[Placement | None] | None" = None,
+) -> tuple[Server, Served, Floats | None]:
+    """The same as arrays of N; last, what each layout can serve at most, in requests per second (None where the
+    workload gives a concurrency)."""
+    if calibration is not None:
+        check_calibration(calibration, machine)
+    engine = engine_constants(workload.engine.name, constants)
+    measured = calibration is not None
+    table = columns(model, machine, workload, layouts, engine, constants, placements, by_gpu=measured)
+    server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
+    if workload.request_rate is not None:
+        served, most = server.at_rate(workload.request_rate)
+        return server, served, most
+    assert workload.concurrency is not None, "checked on construction"
+    return server, server.serve(float(workload.concurrency)), None
+
+
+def server_for(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    table: Layouts,
+    *,
+    calibration: Calibration | None = None,
+    constants: Constants = DEFAULT,
+) -> Server:
+    """The latency model of these layouts."""
+    engine = engine_constants(workload.engine.name, constants)
+    calibration = calibration.for_engine(workload.engine.name) if calibration else None
+    at_once = table.tp * np.minimum(table.pp * table.replicas, workload.concurrency or table.pp * table.replicas)
+    return Server(
+        model=model,
+        workload=workload,
+        layouts=table,
+        rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
+        engine=engine,
+        constants=constants,
+        calibration=calibration,
+    )
+
+
+_IN_WORDS = {
+    "lm_head": "the output head",
+    "kv_cache": "memory bandwidth of the KV cache",
+    "activations": "memory bandwidth of activations",
+    "kernels": "start-up of kernels: too little work per GPU",
+    "all_reduce": "all-reduce between the GPUs that share a layer",
+    "hops": "hops between pipeline stages",
+    "host": "the engine's host work per step",
+    "launch": "launching kernels without CUDA graphs",
+    "prefill": "prefill of other requests",
+    "bubble": "pipeline stages waiting for each other",
+}
+
+
+def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool, i: int) -> str:
+    if not fits:
+        return "memory: the weights leave no room for one request"
+    asked = server.workload.concurrency or 0
+    of = f" of {count(asked / int(server.layouts.replicas[i]))}" if asked else ""
+    if served.running[i] >= served.admitted[i]:
+        return f"the limit per token: it admits {count(float(served.admitted[i]))}{of} requests"
+    if served.queue_us[i] > 0:
+        return f"KV cache: room for {count(float(served.running[i]))}{of} requests"
+    largest = max(terms, key=lambda term: term.ms).name
+    if largest != "weights":
+        return _IN_WORDS[largest]
+    tokens = float(served.decoding[i] / served.micro_batches[i])
+    by_arithmetic = not server.rates.curves and tokens * server.rates.multiply_us > server.rates.stream_us
+    return "arithmetic of the weights" if by_arithmetic else "memory bandwidth of the weights"
+
+
+def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
+    """Which residuals are this prediction's: by what is measured of it. ``calibrated``: the products and the engine's
+    own time are."""
+    if calibrated:
+        return "calibrated"
+    if layout.pp > 1:
+        return "pipeline"
+    known = machine.gpu.name in ("h100", "h200") and model.weight_precision == "fp8"
+    if known and workload.engine.name in ("vllm", "trtllm"):
+        return "served"
+    return "other"
+
+
+def _prediction(
+    server: Server,
+    served: Served,
+    most: Floats | None,
+    machine: Machine,
+    layout: Layout,
+    i: int,
+    terms: tuple[Term, ...],
+    ttft_terms: tuple[Term, ...],
+) -> Prediction:
+    model, workload = server.model, server.workload
+    rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
+    fits, reason = True, None
+    # A cache whose pages are shared runs more requests, at their mean length, than it could hold at full length.
+    with_one, most_whole = fit(model, machine.gpu, workload, layout)
+    whole = max(1, min(math.floor(running), most_whole))
+    memory = fullest_rank(model, machine.gpu, workload, layout, requests=whole)
+    if with_one.free < 0:
+        verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
+        fits, reason = False, verdict.reason or "does not fit"
+    asked = workload.concurrency or rate * float(served.e2e_us(workload.output_length)[i]) / 1e6
+    if most is not None and workload.request_rate and most[i] < workload.request_rate:
+        reason = reason or (
+            f"cannot keep up: at most {fixed(float(most[i]))} of {count(workload.request_rate)} requests per second; "
+            f"its queue grows"
+        )
+    regime = regime_of(model, machine, workload, layout, _is_calibrated(server))
+    spread = math.exp(_NINETY * server.constants.residuals.get(regime, 0.2))
+    return Prediction(
+        model=model.name,
+        machine=machine.name,
+        tp=layout.tp,
+        pp=layout.pp,
+        replicas=layout.replicas,
+        ttft_ms=float(served.ttft_us[i]) / 1e3,
+        queue_ms=float(served.queue_us[i]) / 1e3,
+        prefill_ms=float(served.prefill_us[i]) / 1e3,
+        tpot_ms=tpot,
+        output_tokens_per_s=rate * workload.output_length,
+        requests_per_s=rate,
+        output_length=workload.output_length,
+        terms=terms,
+        ttft_terms=ttft_terms,
+        concurrency=asked / layout.replicas,
+        running=running,
+        admitted=int(running) if running >= served.admitted[i] else None,
+        micro_batches=float(served.micro_batches[i]),
+        capacity_tokens=float(server.layouts.capacity_tokens[i]),
+        memory=memory,
+        fits=fits,
+        reason=reason,
+        binding=_binding(server, served, terms, fits, i),
+        tpot_range_ms=(tpot / spread, tpot * spread),
+        regime=regime,
+        notes=(*model.notes, *length_notes(model, workload), *machine.notes, *calibration_notes(server)),
+    )
+
+
+def _is_calibrated(server: Server) -> bool:
+    c = server.calibration
+    return c is not None and bool(server.rates.curves) and c.step_overhead_us is not None
+
+
+def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
+    """Of every term, with ``tp`` ranks in a group."""
+    c, known = server.calibration, server.rates.provenance
+    reduced = f"formula on {machine.source} links (kernel tables)"
+    if c and c.all_reduce:
+        swept = tp == 1 or any(sweep.num_ranks == tp for sweep in c.all_reduce)
+        reduced = c.badge if swept else f"interpolated from other group sizes; {c.badge}"
+        e, own = server.workload.engine, server.engine.all_reduce
+        if tp > 1 and c.backend == "nccl" and own is not None and e.all_reduce in ("auto", *OWN_KERNELS):
+            reduced = f"{e.name}'s kernels by formula where it has them; {reduced}"
+    hops = f"formula on {machine.source} links (kernel tables)"
+    if c and c.sends:
+        hops = c.badge if c.handoff_us is not None else f"{c.badge}; handing over as {server.workload.engine.name} does"
+    return {
+        **known,
+        "lm_head": known["weights"],
+        "all_reduce": reduced,
+        "hops": hops,
+        "host": c.badge if c and c.step_overhead_us is not None else f"engine {server.workload.engine.name}",
+        "launch": c.badge if c and c.launch_us is not None else "assumption",
+        "prefill": known["weights"],
+        "attention": c.badge if c and c.prompt_attention_TFLOPS else "spec sheet x share of peak (kernel tables)",
+        **dict.fromkeys(("bubble", "queue", "prompts ahead", "step under way"), "follows from the other terms"),
+    }

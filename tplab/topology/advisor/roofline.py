@@ -1,0 +1,182 @@
+"""What one transformer block costs a GPU by itself: streaming, multiplying, attention, and the small change. Pure.
+
+A roofline with its corner rounded, plus a fixed time per kernel. Not the bare roofline at 100 %: that is 20-25 % too
+fast at TP 1 and off by two at TP 8, where a block's dozen kernels take longer to start and drain than to stream.
+
+  matmuls      params/t · ((e_w/(share·BW))^q + (2m/(mfu·peak))^q)^(1/q)      one product over all m tokens of a step
+  start-up     4 matmuls, attention, light kernels: a fixed time each, at any t
+  attention    cached bytes/(t·share·BW) per sequence; prompts: 4·T·context·H·d/(t·share·peak)
+  activations  bytes that norms, activations and conversions read and write per token: at TP 8 a tenth of prefill
+
+A calibration replaces start-up and rates with measured ones: ``fixed(m) + params/t·rate(m)``.
+
+Letters: m tokens in a step, t TP degree, e_w bytes per weight, H·d width of the queries, T prompt tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tplab.topology.advisor.calibration import Calibration, MatmulCurve
+from tplab.topology.advisor.constants import Constants, EngineConstants
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.machine.machine import Gpu
+
+Floats = NDArray[np.float64]
+MATMULS_PER_BLOCK = 4
+"""Query-key-value, output, gate-up, down."""
+_SMALL_BATCH = (16.0, 64.0)
+"""Tokens above and up to which ``small_batch_slowdown`` holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """A block on this GPU, in microseconds per unit; one object per prediction, so that no formula asks twice."""
+
+    params: float
+    """Parameters of a block's matmuls."""
+    head_params: float
+    """Of the lm_head."""
+    stream_us: float
+    """Per parameter of a block, read once."""
+    multiply_us: float
+    """Per parameter of a block and token."""
+    head_stream_us: float
+    """The same for the lm_head, which is not quantised."""
+    head_multiply_us: float
+    curves: tuple[MatmulCurve, ...]
+    """Measured products instead of both, for the block and the lm_head: one per number of ranks computing at once."""
+    curve_of: NDArray[np.int64]
+    """Which of ``curves`` each layout is computed with."""
+    sharpness: float
+    slowdown: float
+    """Of the weights' time between 17 and 64 tokens."""
+    kv_byte_us: float
+    """Per cached byte read."""
+    attention_us: float
+    """Of prompts: per token, context token and query width."""
+    activation_us: float
+    """Per token: what is not split over t."""
+    split_activation_us: float
+    """Per token: what is."""
+    startup_us: float
+    """Of a block's kernels."""
+    host_us: float
+    """Launching a block's kernels one by one."""
+    provenance: dict[str, str]
+    """By term."""
+
+    def block_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
+        """Matmuls of one block on ``tokens`` tokens, start-up apart."""
+        m, share = np.asarray(tokens, dtype=np.float64), self.params / np.asarray(tp, dtype=np.float64)
+        if self.curves:
+            return self._measured(m, share, MATMULS_PER_BLOCK)
+        low, high = _SMALL_BATCH
+        stream = self.stream_us * np.where((m > low) & (m <= high), self.slowdown, 1.0)
+        return np.asarray(share * _corner(stream, m * self.multiply_us, self.sharpness), dtype=np.float64)
+
+    def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
+        """The lm_head on one token of each sequence."""
+        m, share = np.asarray(tokens, dtype=np.float64), self.head_params / np.asarray(tp, dtype=np.float64)
+        if self.curves:
+            return self._measured(m, share, 1)
+        stream = np.asarray(self.head_stream_us, dtype=np.float64)
+        return np.asarray(share * _corner(stream, m * self.head_multiply_us, self.sharpness), dtype=np.float64)
+
+    def _measured(self, m: Floats, params: Floats, products: int) -> Floats:
+        times = [curve.time_us(m, params, products) for curve in self.curves]
+        if len(times) == 1:
+            return times[0]
+        which, *each = np.broadcast_arrays(self.curve_of, *times)
+        return np.asarray(np.choose(which, each), dtype=np.float64)
+
+    def activations_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
+        """Reading and writing a block's activations."""
+        m = np.asarray(tokens, dtype=np.float64)
+        return m * (self.activation_us + self.split_activation_us / np.asarray(tp, dtype=np.float64))
+
+    def prompt_attention_us(self, tokens: ArrayLike, context: ArrayLike, tp: ArrayLike) -> Floats:
+        """Attention of a block, of prompt tokens that each look at ``context`` tokens on average."""
+        work = np.asarray(tokens, dtype=np.float64) * np.asarray(context, dtype=np.float64)
+        return np.asarray(work * self.attention_us / np.asarray(tp, dtype=np.float64), dtype=np.float64)
+
+
+def _corner(memory: Floats, compute: Floats, q: float) -> Floats:
+    high, low = np.maximum(memory, compute), np.minimum(memory, compute)
+    return np.asarray(high * (1 + (low / high) ** q) ** (1 / q), dtype=np.float64)
+
+
+def light_kernels(model: ModelSpec, engine: EngineConstants) -> float:
+    """Norms, rotation with cache write, activation and conversions of a block."""
+    norms = model.norms_per_block + (1 if model.qk_norm else 0)
+    quantised = engine.fp8_kernels if model.weight_precision in ("fp8", "int8", "fp4") else 0
+    return engine.light_kernels + norms - 2 + quantised
+
+
+def rates(
+    model: ModelSpec,
+    gpu: Gpu,
+    engine: EngineConstants,
+    constants: Constants,
+    calibration: Calibration | None = None,
+    num_ranks: ArrayLike = 1,
+) -> Rates:
+    """Of ``model`` on ``gpu``; the calibration's where it has any, for each layout with as many ranks computing at once
+    as ``num_ranks`` says."""
+    k, c = constants, calibration
+    from_kernels, from_engines = "kernel tables", "served models"
+    stream = 1e-3 / (k.hbm_share * gpu.hbm_GBps)  # us per byte
+    peak, head_peak = gpu.peak_TFLOPS(model.weight_precision), gpu.peak_TFLOPS(model.activation_precision)
+    mfu, head_mfu = engine.mfu[model.weight_precision], engine.mfu[model.activation_precision]
+    at_once = np.atleast_1d(np.asarray(num_ranks, dtype=np.int64))
+    distinct = {int(n): c.matmul_curve(model.weight_precision, int(n)) if c else None for n in np.unique(at_once)}
+    curves = tuple(dict.fromkeys(curve for curve in distinct.values() if curve))
+    curve = bool(curves)
+    curve_of = np.array([curves.index(distinct[int(n)]) if curve else 0 for n in at_once], dtype=np.int64)
+    light = light_kernels(model, engine)
+    scale = k.generation_scale.get(gpu.name, 1.0)  # of what is not measured
+    light_us = c.light_kernel_us if c and c.light_kernel_us is not None else scale * k.light_kernel_us
+    fixed = c.attention_fixed_us if c and c.attention_fixed_us is not None else scale * k.attention_fixed_us
+    matmul_fixed = 0.0 if curve else MATMULS_PER_BLOCK * scale * k.matmul_fixed_us
+    startup = matmul_fixed + fixed + light * light_us
+    startup_from = from_kernels
+    if c and c.block_overhead_us is not None:
+        by_width = (c.block_overhead_per_width_us or 0.0) * model.hidden_size
+        startup, startup_from = matmul_fixed + c.block_overhead_us + by_width, c.badge
+    elif c and (c.light_kernel_us is not None or c.attention_fixed_us is not None):
+        startup_from = c.badge
+    launch = k.python_launch_us if engine.python else k.launch_us
+    if c and c.launch_us is not None:
+        launch = c.launch_us
+    copy = 1e-3 / c.copy_GBps if c and c.copy_GBps else stream
+    kv_GBps = c.kv_read_GBps if c and c.kv_read_GBps else k.kv_share * gpu.hbm_GBps
+    attention_TFLOPS = (c.prompt_attention_TFLOPS if c else None) or k.attention_share * head_peak
+    h, f, e = model.hidden_size, model.intermediate_size, model.activation_itemsize
+    quantised = model.weight_precision in ("fp8", "int8", "fp4")
+    convert = e + 1 if quantised else 0.0  # read wide, write narrow
+    flops = 4 * 1e-6  # per query width, token and context token: scores and values, in us at 1 TFLOPS
+    return Rates(
+        params=float(model.block_matmul_params),
+        head_params=float(model.lm_head_params),
+        stream_us=model.weight_itemsize * stream,
+        multiply_us=2e-6 / (mfu * peak),
+        head_stream_us=model.activation_itemsize * stream,
+        head_multiply_us=2e-6 / (head_mfu * head_peak),
+        curves=curves,
+        curve_of=curve_of,
+        sharpness=k.sharpness,
+        slowdown=engine.small_batch_slowdown if model.weight_precision == "fp8" else 1.0,
+        kv_byte_us=1e-3 / kv_GBps,
+        attention_us=flops * model.q_size / attention_TFLOPS,
+        activation_us=((4 * model.norms_per_block * e) + 2 * convert) * h * copy,
+        split_activation_us=((3 if model.gated_mlp else 2) * f * e + (model.q_size + f) * convert) * copy,
+        startup_us=startup,
+        host_us=(MATMULS_PER_BLOCK + 2 + light) * launch,
+        provenance={
+            "weights": c.badge if c and curve else f"spec sheet x share of bandwidth and peak ({from_engines})",
+            "kv_cache": c.badge if c and c.kv_read_GBps else f"spec sheet x share of bandwidth ({from_kernels})",
+            "kernels": startup_from,
+            "activations": c.badge if c and c.copy_GBps else f"spec sheet x share of bandwidth ({from_kernels})",
+        },
+    )

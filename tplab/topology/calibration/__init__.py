@@ -1,0 +1,10 @@
+"""What a machine's links, processors and the lab's engine really do, measured on the ranks of a cluster."""
+
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.calibration.run import calibrate, submit_calibrate
+
+__all__ = [
+    "Calibration",
+    "calibrate",
+    "submit_calibrate",
+]

@@ -1,0 +1,147 @@
+"""What the lab's own engine adds to kernels and messages: per block, per step, per hand-over. Runs on the ranks.
+
+From models so narrow that their arithmetic is nothing: what is left of a step is the engine. Two depths tell what a
+block costs from what a step costs; two stages, against as many layers on one rank, what a hand-over costs.
+
+On a GPU a narrow model would tell what launching costs, and nothing else. Where decode steps are replayed from CUDA
+graphs, blocks of real widths are timed by the GPU's own clock, and the engine on a model that outlasts its host's work.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from tplab.cluster import Rank
+from tplab.layers.block import run_blocks
+from tplab.layers.comm import Alone
+from tplab.models.config import ModelConfig
+from tplab.models.engine import Engine
+from tplab.models.graphed import WARM_UPS, GraphedStage
+from tplab.models.loading import Loaded
+from tplab.models.request import Request
+from tplab.models.stages import Layout
+from tplab.topology.calibration.compute import COLD_PARAMS, in_graph
+from tplab.topology.calibration.plan import (
+    BLOCK_CONTEXT,
+    BLOCK_TOKENS,
+    BLOCK_WIDTHS,
+    DEEP,
+    GPU_LAYERS,
+    SHALLOW,
+    block_params,
+    llama,
+    narrow,
+)
+from tplab.topology.calibration.rigging import Hops, graphed, in_layout, load_random
+
+if TYPE_CHECKING:
+    from tplab.topology.calibration.links import Note
+    from tplab.topology.calibration.plan import CalibrationPlan
+
+_PROMPT, _NEW = 8, 17
+
+
+def time_engine(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+    """Keys ``("step", layers)``: time per token of each model on rank 0; ``("pipeline", layers)``: of the last one in
+    two stages; ``("block launches",)`` and ``("block", hidden size)`` on a GPU."""
+    _time_launches(rank, plan, note)
+    dtype, graphs = plan.dtype, plan.cuda_graphs
+    if graphs:
+        _time_blocks(rank, plan, note)
+        models = [llama(GPU_LAYERS, BLOCK_WIDTHS[0], dtype)]
+    else:
+        models = [narrow(SHALLOW, dtype), narrow(DEEP, dtype)]
+    hops = Hops(rank, range(rank.world_size), plan.links)
+
+    def loaded(config: ModelConfig, num_stages: int) -> Loaded:
+        layout = Layout.of(config.num_layers, 1, num_stages)
+        place = rank.index if num_stages > 1 else 0
+        made = load_random(config, layout, place, Alone(), dtype=dtype, device=rank.device)
+        return graphed(made) if graphs else made
+
+    ready = [loaded(config, 1) for config in models] if rank.index == 0 else []
+    half = loaded(models[-1], 2) if plan.num_ranks > 1 and rank.index < 2 else None
+    warm_ups = WARM_UPS if graphs else 1
+    for turn in range(plan.rounds + warm_ups):
+        for config, each in zip(models, ready, strict=False):
+            times = _token_us(in_layout(rank, 0, 1, hops), each)
+            if turn >= warm_ups:
+                note(("step", config.num_layers), times)
+        dist.barrier(group=rank.group)
+        if half is not None:
+            times = _token_us(in_layout(rank, rank.index, 2, hops), half)
+            if turn >= warm_ups and rank.index == 1:  # the last stage has the tokens
+                note(("pipeline", models[-1].num_layers), times)
+        dist.barrier(group=rank.group)
+
+
+def _token_us(member: Rank, loaded: Loaded) -> list[float]:
+    """Intervals between the tokens of one generation, without the first ones."""
+    if isinstance(loaded.stage, GraphedStage):
+        loaded.stage.restart()
+        prompts = [[1] * (BLOCK_CONTEXT - _NEW)] * BLOCK_TOKENS  # as those blocks are timed
+    else:
+        prompts = [[1] * _PROMPT]
+    engine = Engine(member, loaded, Request.of(prompts, max_new_tokens=_NEW), prompts)
+    engine.run()
+    known_s = engine.token_s[0]
+    return [(after - before) * 1e6 for before, after in pairwise(known_s[2:])]
+
+
+@torch.inference_mode()
+def _time_launches(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+    """Host time to launch one block of one token without waiting for the GPU: on rank 0 of a GPU. On a CPU
+    the block's own time has it."""
+    if rank.index == 0 and rank.device.type == "cuda":
+        config = narrow(SHALLOW, plan.dtype)
+        loaded = load_random(config, Layout.of(SHALLOW), 0, Alone(), dtype=plan.dtype, device=rank.device)
+        blocks: Sequence[Any] = list(loaded.stage.layers)
+        caches = [block.self_attn.make_cache(1, 64) for block in blocks]
+        x = torch.zeros(1, 1, config.hidden_size, dtype=next(loaded.stage.parameters()).dtype, device=rank.device)
+        positions = torch.zeros(1, dtype=torch.int64, device=rank.device)
+        samples = []
+        for _ in range(8 * plan.rounds):
+            for cache in caches:
+                cache.reset()
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            for block, cache in zip(blocks, caches, strict=True):
+                x = block(x, cache=cache, positions=positions)
+            samples.append((time.perf_counter() - began) * 1e6 / len(blocks))
+        note(("block launches",), [median(samples[2:])])
+    dist.barrier(group=rank.group)
+
+
+@torch.inference_mode()
+def _time_blocks(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+    """Whole blocks of a small batch's decode step, in a graph, with cold weights: on rank 0."""
+    for width in BLOCK_WIDTHS if rank.index == 0 else ():
+        one = llama(1, width, plan.dtype)
+        config = replace(one, num_layers=max(2, -(-COLD_PARAMS // block_params(one))))
+        loaded = load_random(config, Layout.of(config.num_layers), 0, Alone(), dtype=plan.dtype, device=rank.device)
+        sample = in_graph([_blocks(loaded, rank.device)])
+        sample()
+        note(("block", width), [sample() / config.num_layers for _ in range(8 * plan.rounds)])
+    dist.barrier(group=rank.group)
+
+
+def _blocks(loaded: Loaded, device: torch.device) -> Callable[[], object]:
+    """All blocks of a stage on the next token of some sequences, as the stage calls them."""
+    blocks: list[Any] = list(loaded.stage.layers)
+    caches = loaded.stage.make_caches(BLOCK_TOKENS, BLOCK_CONTEXT)
+    shape = BLOCK_TOKENS, 1, loaded.stage.config.hidden_size
+    x = torch.randn(shape, device=device).to(next(loaded.stage.parameters()).dtype)
+    positions = torch.full((1,), BLOCK_CONTEXT - 1, device=device)
+
+    def call() -> object:
+        for cache in caches:
+            cache.length = BLOCK_CONTEXT - 1
+        return run_blocks(blocks, x, caches=caches, positions=positions)
+
+    return call

@@ -1,0 +1,243 @@
+"""What ``calibrate`` measures and how often. Pure: made in the kernel, the same on every rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.models.config import ModelConfig
+from tplab.topology.advisor.model_spec import ModelSpec
+
+PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
+"""In the order in which they are measured."""
+PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
+"""Of a torch dtype, as ``ModelSpec`` calls it."""
+HEAD_DIM = 64
+"""Of the attention that is timed."""
+SHALLOW, DEEP = 2, 8
+"""Layers of two models of almost no arithmetic, which tell what the engine costs. A pipeline of two stages has the deep
+one."""
+BLOCK_WIDTHS = 1024, 8192
+"""Hidden sizes of the blocks that are timed whole on a GPU: a norm of few rows takes as long as a row is wide."""
+BLOCK_TOKENS, BLOCK_CONTEXT = 4, 128
+"""Sequences of those blocks' decode step, and tokens in the cache of each: kernels on one token and an empty cache take
+less than ever happens."""
+GPU_LAYERS = 24
+"""Of the model that tells what the engine costs on a GPU: enough for its kernels to outlast the host's work."""
+_MIB = 1 << 20
+Block = tuple[tuple[int, int], ...]
+"""(n, k) of the weights of a block's products: query-key-value, output, gate-up, down."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationPlan:
+    """What is measured and how often; the same on every rank."""
+
+    num_ranks: int
+    backend: str
+    """Of the cluster it is for."""
+    shares_gpus: bool
+    """Whether ranks share GPUs."""
+    links: LinkTable | EmulatedLink | None
+    """Declared links between the ranks; None: the backend's own."""
+    dtype: str
+    """Of weights and messages: a name of a torch dtype."""
+    groups: tuple[tuple[int, ...], ...]
+    """Ranks of each group whose all-reduces are timed."""
+    launches: tuple[str, ...]
+    """``eager``, and on GPUs ``graph``."""
+    sizes: tuple[int, ...]
+    """Bytes of all-reduces, rising."""
+    pairs: tuple[tuple[int, int], ...]
+    """Ranks between which messages are timed."""
+    send_sizes: tuple[int, ...]
+    """Bytes of messages, rising."""
+    computing: tuple[int, ...]
+    """Numbers of ranks that compute at once: on a CPU they share its memory."""
+    tokens: tuple[int, ...]
+    """Rows of the matmuls."""
+    blocks: tuple[Block, ...]
+    """The products of a transformer block, of several sizes; one after the other is a sample."""
+    pool_bytes: int
+    """Of weights to go through, at least; more than caches hold."""
+    cache_shape: tuple[int, int, int]
+    """Sequences, key-value heads and query heads of the attention that reads a cache."""
+    cache_tokens: int
+    """Its length."""
+    prompt_tokens: int
+    """Of the prompt whose causal attention is timed."""
+    rounds: int
+    """Through everything; each adds samples."""
+    iterations: int
+    """Samples of each all-reduce."""
+    notes: tuple[str, ...]
+    """For the calibration's readers."""
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether decode steps are replayed from CUDA graphs, as the engine does where each rank has a GPU."""
+        return "graph" in self.launches
+
+    @property
+    def iterations_over_links(self) -> int:
+        """Samples of each all-reduce in one round, over emulated links."""
+        return max(2, self.iterations // self.rounds)
+
+
+def plan_calibration(
+    num_ranks: int,
+    backend: str,
+    *,
+    num_cores: int,
+    shares_gpus: bool = False,
+    links: LinkTable | EmulatedLink | None = None,
+    rounds: int = 4,
+    sizes: Sequence[int] | None = None,
+    tokens: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    model: ModelSpec | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+) -> CalibrationPlan:
+    """By default what fits a CPU or a GPU and takes about half a minute.
+
+    Args:
+        num_ranks, backend, num_cores, shares_gpus: of the cluster it is for.
+        links: declared links between the ranks, on gloo.
+        rounds: more of them take longer and forgive busier machines.
+        sizes: bytes of all-reduces and messages.
+        tokens: rows of the matmuls.
+        widths: hidden sizes of the blocks whose matmuls are timed, two at least.
+        model: time the matmuls of this model's blocks instead, as tensor parallelism cuts them.
+        shapes: time single products with weights (n, k) instead of whole blocks.
+
+    Raises:
+        ValueError: emulated links on NCCL, or an argument without what it needs.
+    """
+    if links is not None and backend != "gloo":
+        raise ValueError(f"links are emulated over gloo; the cluster runs {backend}: use Cluster(n, 'gloo')")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1; got {rounds}")
+    gpu = backend == "nccl"
+    if widths is None:
+        widths = (1024, 2048, 4096, 8192) if gpu else (256, 512, 1024, 2048)
+    if min(widths, default=0) < 8:
+        raise ValueError(f"widths must be at least 8; got {list(widths)}")
+    blocks = [llama_block(width) for width in widths] if model is None else model_blocks(model, num_ranks)
+    if model is not None and len(blocks) < 2:
+        blocks.append(llama_block(256))
+    if shapes is not None:
+        blocks = [(shape,) for shape in shapes]
+    if len({mean_params(block) for block in blocks}) < 2:
+        raise ValueError(
+            f"widths and shapes must have at least two sizes, to tell start-up from rate; got {list(shapes or widths)}"
+        )
+    if tokens is None:
+        tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096) if gpu else (1, 2, 4, 8, 16, 32, 64, 128)
+    if sizes is None:
+        sizes = [1 << power for power in range(11, 27 if gpu else 24, 2)]
+    if not tokens or min(tokens) < 1 or not sizes or min(sizes) < 4:
+        raise ValueError(f"tokens must be at least 1 and sizes at least 4 bytes; got {list(tokens)} and {list(sizes)}")
+    most = 1 if gpu else min(num_ranks, num_cores)
+    notes = []
+    if num_ranks > num_cores and not gpu:
+        notes.append(
+            f"{num_ranks} ranks share {num_cores} cores: matmuls are measured with at most {most} at once; beyond, "
+            f"compute must be emulated"
+        )
+    if shares_gpus:
+        notes.append(f"{num_ranks} ranks share GPUs: collectives go through sockets, rates are those of a GPU alone")
+    if links is not None:
+        table = links if isinstance(links, LinkTable) else LinkTable(default=links)
+        notes.append(table.badge)
+    return CalibrationPlan(
+        num_ranks=num_ranks,
+        backend=backend,
+        shares_gpus=shares_gpus,
+        links=links,
+        dtype="bfloat16" if gpu else "float32",
+        groups=groups_of(num_ranks),
+        launches=("eager", "graph") if gpu and not shares_gpus else ("eager",),
+        sizes=tuple(sorted(sizes)),
+        pairs=tuple(combinations(range(num_ranks), 2)),
+        send_sizes=tuple(sorted(sizes)),
+        computing=tuple(sorted({1, most} | {1 << i for i in range(most.bit_length()) if 1 << i < most})),
+        tokens=tuple(sorted(tokens)),
+        blocks=tuple(blocks),
+        pool_bytes=512 * _MIB if gpu else 96 * _MIB,
+        cache_shape=(16, 8, 32) if gpu else (1, 4, 8),
+        cache_tokens=4096 if gpu else 2048,
+        prompt_tokens=4096 if gpu else 512,
+        rounds=rounds,
+        iterations=8 * rounds,
+        notes=tuple(notes),
+    )
+
+
+def llama_block(hidden: int) -> Block:
+    """In Llama's proportions."""
+    wide = hidden * 11 // 4
+    return ((hidden * 3 // 2, hidden), (hidden, hidden), (2 * wide, hidden), (hidden, wide))
+
+
+def model_blocks(model: ModelSpec, num_ranks: int) -> list[Block]:
+    """Of every tensor-parallel degree that the ranks and the model allow."""
+    made: list[Block] = []
+    for t in range(1, num_ranks + 1):
+        if num_ranks % t or model.num_heads % t or model.intermediate_size % t:
+            continue
+        h, q, wide = model.hidden_size, model.q_size // t, model.intermediate_size // t
+        kv = model.kv_heads_per_rank(t) * model.head_dim
+        made.append(((q + 2 * kv, h), (h, q), ((2 if model.gated_mlp else 1) * wide, h), (h, wide)))
+    return made
+
+
+def mean_params(block: Block) -> float:
+    """Of one product."""
+    return sum(n * k for n, k in block) / len(block)
+
+
+def groups_of(num_ranks: int) -> tuple[tuple[int, ...], ...]:
+    """Neighbours, as tensor parallelism takes them: in every size that divides the ranks, or is a power of two."""
+    sizes = [n for n in range(2, num_ranks + 1) if num_ranks % n == 0 or n & (n - 1) == 0]
+    return tuple(tuple(range(first, first + n)) for n in sizes for first in range(0, num_ranks - n + 1, n))
+
+
+def narrow(num_layers: int, dtype: str) -> ModelConfig:
+    """A Llama of almost no arithmetic."""
+    kind: Any = dtype
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=64,
+        num_layers=num_layers,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_positions=64,
+        dtype=kind,
+    )
+
+
+def llama(num_layers: int, hidden: int, dtype: str) -> ModelConfig:
+    """In the proportions of ``llama_block``, with a small vocabulary."""
+    kind: Any = dtype
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_layers=num_layers,
+        num_heads=hidden // HEAD_DIM,
+        num_kv_heads=hidden // HEAD_DIM // 4,
+        head_dim=HEAD_DIM,
+        max_positions=2 * BLOCK_CONTEXT,
+        dtype=kind,
+    )
+
+
+def block_params(config: ModelConfig) -> int:
+    """Of a block's matmuls."""
+    attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
+    return attention + 3 * config.hidden_size * config.intermediate_size

@@ -1,0 +1,12 @@
+"""GPUs and the link of every pair, and which of them a layout takes."""
+
+from tplab.topology.machine.machine import Gpu, Link, Machine
+from tplab.topology.machine.placement import Placement, place
+
+__all__ = [
+    "Gpu",
+    "Link",
+    "Machine",
+    "Placement",
+    "place",
+]

@@ -1,0 +1,222 @@
+"""The machine at hand: NVIDIA GPUs through NVML, or else CPU cores with gloo between them.
+
+NVML rather than the text of ``nvidia-smi``: it is the same information without a format that changes with the driver,
+and it tells NVLink switches from bridges. Speeds are not measured here (``calibrate`` does that): they come from the
+spec sheet of the GPU's name, or for an unknown GPU from its clocks.
+"""
+
+import os
+import re
+from collections import Counter
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import psutil
+
+from tplab.topology.machine.machine import Gpu, Link, Machine
+from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.topo_text import TopoTable, machine_from_table
+
+_ANCESTOR = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+"""NVML's topology levels in ``nvidia-smi``'s words (nvml.h: nvmlGpuTopologyLevel_t)."""
+_MOST_NVLINKS = 18
+_TENSOR_FLOPS = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (8, 6): 512, (8, 9): 1024, (9, 0): 4096, (10, 0): 8192}
+"""Dense fp16 operations of one SM in one cycle with fp32 sums, by compute capability: the architecture white papers."""
+_PCIE_GBPS = {1: 4.0, 2: 8.0, 3: 15.8, 4: 31.5, 5: 63.0, 6: 121.0}
+"""Of 16 lanes, one direction, by generation."""
+
+CPU_CORE_GBPS = 8.0
+CPU_CORE_TFLOPS = 0.05
+GLOO_GBPS = 2.0
+GLOO_LATENCY_US = 60.0
+"""Orders of magnitude for one core and for gloo on the loopback device, until ``calibrate`` measures them."""
+
+
+def detect(nvml: Any = None) -> Machine:
+    """The machine this runs on.
+
+    Args:
+        nvml: stands for the module ``pynvml``; the real one by default.
+    """
+    if nvml is None:
+        try:
+            nvml = import_module("pynvml")
+        except ImportError:
+            return _cpu("pynvml is not installed")
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return _cpu(f"no NVIDIA driver answers ({error})")
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        return _gpus(nvml, handles) if handles else _cpu("the NVIDIA driver lists no GPU")
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _gpus(nvml: Any, handles: list[Any]) -> Machine:
+    names = [_text(nvml.nvmlDeviceGetName(handle)) for handle in handles]
+    kind, _ = Counter(names).most_common(1)[0]
+    others = sorted(set(names) - {kind})
+    handles = [handle for handle, name in zip(handles, names, strict=True) if name == kind]
+    gpu, notes = _gpu(nvml, handles[0], kind)
+    if others:
+        notes.append(f"left out, since layouts are for GPUs of one kind: {', '.join(others)}")
+    table = _table(nvml, handles)
+    machine = machine_from_table(table, gpu, source="NVML")
+    return Machine(
+        name=machine.name,
+        gpu=gpu,
+        gpus_per_node=machine.gpus_per_node,
+        links=machine.links,
+        source="NVML",
+        notes=(*machine.notes, *notes),
+    )
+
+
+_MEMORY_APART = 0.15
+"""Relative difference from which two sizes of memory are not one GPU's: names say GiB or GB, and leave some out."""
+
+
+def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
+    """The spec sheet for a GPU as the driver calls it: ``NVIDIA H100 80GB HBM3``, ``Tesla V100-SXM2-16GB``.
+
+    None if there is none. Names that several cards share (PCIe and SXM, 40 and 80 GB) are told apart by form and
+    memory.
+    """
+    words = set(re.split(r"[\s\-/]+", driver_name.lower()))
+    best: tuple[int, float, Gpu] | None = None
+    for gpu in GPUS.values():
+        parts = [part for part in gpu.name.split("-") if part not in ("16gb", "32gb", "40gb")]
+        if not set(parts) <= words or abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
+            continue
+        if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the sheet is that of the SXM module
+            continue
+        rank = (-len(parts), abs(gpu.memory_GB - memory_GB), gpu)
+        if best is None or rank[:2] < best[:2]:
+            best = rank
+    return best[2] if best else None
+
+
+@cache
+def gpus_called(name: str) -> frozenset[str]:
+    """Names in ``presets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where only
+    its memory would tell them apart, none where there is no such spec sheet."""
+    if name in GPUS:
+        return frozenset({name})
+    found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
+    said = re.search(r"(?<!\d)([1-9]\d{0,4}) ?GB", name)
+    if said:
+        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}
+        nearest = min((abs(gpu.memory_GB - float(said[1])) for gpu in found.values()), default=0.0)
+        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB - float(said[1])) == nearest}
+    return frozenset(found)
+
+
+def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:
+    memory_GB = nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9
+    known = preset_of(name, memory_GB)
+    if known is not None:
+        return known, [f"{name}: speeds from the spec sheet of {known.name}"]
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    bus_bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
+    memory_MHz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    sm_MHz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+    cores_per_sm = 64 if (major, minor) in ((6, 0), (7, 0), (7, 5), (8, 0)) else 128
+    num_sms = nvml.nvmlDeviceGetNumGpuCores(handle) // cores_per_sm
+    per_cycle = _TENSOR_FLOPS.get((major, minor), 1024)
+    lanes = nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
+    generation = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)
+    gpu = Gpu(
+        name=name,
+        memory_GB=round(memory_GB, 2),
+        hbm_GBps=2 * memory_MHz * bus_bits / 8e3,
+        bf16_TFLOPS=num_sms * per_cycle * sm_MHz / 1e6,
+        pcie_GBps=_PCIE_GBPS.get(generation, 31.5) * lanes / 16,
+        pcie_p2p="geforce" not in name.lower(),
+        nvlink_GBps={6: 20.0, 10: 50.0}.get(major, 25.0) if _active_nvlinks(nvml, handle) else 0.0,
+        num_nvlinks=len(_active_nvlinks(nvml, handle)),
+        num_sms=num_sms,
+    )
+    return gpu, [
+        f"{name} has no spec sheet here: memory bandwidth and peak rate follow from its clocks (compute capability "
+        f"{major}.{minor}), and want measuring"
+    ]
+
+
+def _table(nvml: Any, handles: list[Any]) -> TopoTable:
+    """The same table that ``nvidia-smi topo -m`` prints."""
+    buses = [_bus(nvml.nvmlDeviceGetPciInfo(handle)) for handle in handles]
+    nvlinks = [_peers(nvml, handle) for handle in handles]
+    rows = []
+    for i, handle in enumerate(handles):
+        row = []
+        for j, other in enumerate(handles):
+            if i == j:
+                row.append("X")
+                continue
+            through_switch = min(nvlinks[i]["switch"], nvlinks[j]["switch"])
+            count = nvlinks[i][buses[j]] or through_switch
+            row.append(f"NV{count}" if count else _ANCESTOR[nvml.nvmlDeviceGetTopologyCommonAncestor(handle, other)])
+        rows.append(tuple(row))
+    return TopoTable(
+        gpus=tuple(f"GPU{i}" for i in range(len(handles))),
+        nics=(),
+        cells=tuple(rows),
+        nic_cells=tuple(() for _ in handles),
+        numa=tuple(None for _ in handles),
+    )
+
+
+def _active_nvlinks(nvml: Any, handle: Any) -> list[int]:
+    links = []
+    for link in range(_MOST_NVLINKS):
+        try:
+            if nvml.nvmlDeviceGetNvLinkState(handle, link):
+                links.append(link)
+        except nvml.NVMLError:  # fewer links than that, or none at all
+            continue
+    return links
+
+
+def _peers(nvml: Any, handle: Any) -> Counter[str]:
+    """NVLinks by the bus address of what is at their other end; ``switch`` for all that end in switches."""
+    peers: Counter[str] = Counter()
+    for link in _active_nvlinks(nvml, handle):
+        try:
+            switch = nvml.nvmlDeviceGetNvLinkRemoteDeviceType(handle, link) == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
+            peers["switch" if switch else _bus(nvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link))] += 1
+        except nvml.NVMLError:  # inside some virtual machines the other end is hidden: switches are what is hidden
+            peers["switch"] += 1
+    return peers
+
+
+def _bus(info: Any) -> str:
+    """Domain, bus and device. Not ``busId``, whose domain has 4 or 8 digits."""
+    return f"{info.domain:x}:{info.bus:x}:{info.device:x}"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _cpu(why: str) -> Machine:
+    """Every core a GPU, gloo the link of every pair."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory_GB = psutil.virtual_memory().total / 1e9 / cores
+    gpu = Gpu(
+        name="cpu core",
+        memory_GB=round(memory_GB, 2),
+        hbm_GBps=CPU_CORE_GBPS,
+        bf16_TFLOPS=CPU_CORE_TFLOPS,
+        kind="cpu",
+    )
+    return Machine.uniform(
+        gpu,
+        cores,
+        Link(kind="host", bandwidth_GBps=GLOO_GBPS, latency_us=GLOO_LATENCY_US, label="gloo"),
+        name=f"{cores} CPU cores",
+        source="CPU",
+        notes=(f"{why}: CPU cores stand for GPUs, with gloo between them; speeds are assumed until calibrate",),
+    )

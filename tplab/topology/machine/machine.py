@@ -1,0 +1,254 @@
+"""GPUs and the links between them.
+
+A machine is one node, copied ``nodes`` times: GPUs of one kind, the link of every pair inside the node, and a network
+between nodes. GPUs are numbered over all nodes, node by node. Not a graph of switches and bridges: what layouts need to
+know is what a pair of GPUs gets, and that is what ``nvidia-smi topo -m`` prints. What it leaves out: two pairs that
+share a wire (a PCIe switch's uplink, the path between sockets) are described as if each had it alone; ``calibrate``
+measures whole groups for that reason.
+
+Bandwidths are in one direction, GB/s = 1e9 bytes per second, as specified for the narrowest piece of the path; how much
+of it a transfer reaches is the latency model's affair, or a measurement's.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from tplab.shown import shown
+
+MOST_GPUS = 4096
+"""Of a machine, all nodes together: layouts are tried one by one."""
+LINK_KINDS = ("nvswitch", "nvlink", "pix", "pxb", "phb", "node", "sys", "network", "host", "emulated")
+"""From near to far: NVLink through switches (every GPU reaches every other at full speed) and directly; PCIe with at
+most one switch, several switches, over the CPU's host bridge, over several bridges of one NUMA node, between NUMA nodes
+(``nvidia-smi topo``'s own words); another node; gloo between processes of one host; a declared link of the lab's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One accelerator's spec sheet. Dense rates, without sparsity."""
+
+    name: str
+    """As in ``presets.GPUS`` or as the driver calls it."""
+    memory_GB: float
+    """Memory that the driver shows, in GB = 1e9 bytes: an "80 GB" H100 has 81559 MiB = 85.5 GB."""
+    hbm_GBps: float
+    """Memory bandwidth."""
+    bf16_TFLOPS: float
+    """Peak of bf16 and fp16 matrix products with fp32 sums."""
+    fp8_TFLOPS: float | None = None
+    """Peak of fp8 products; None: fp8 weights are widened, and multiplied at the bf16 rate."""
+    int8_TOPS: float | None = None
+    """Peak of int8 products; None: as for fp8."""
+    fp4_TFLOPS: float | None = None
+    """Peak of fp4 products; None: as for fp8."""
+    pcie_GBps: float = 31.5
+    """Its PCIe slot in one direction: 15.8 for gen 3 x16, 31.5 for gen 4, 63 for gen 5."""
+    pcie_p2p: bool = True
+    """Whether two of them exchange data over PCIe directly. GeForce cards do not: they go through host memory."""
+    nvlink_GBps: float = 0.0
+    """One NVLink in one direction; 0 without. 20 for Pascal, 25 for Volta, Ampere and Hopper, 50 for Blackwell."""
+    num_nvlinks: int = 0
+    """NVLinks per GPU."""
+    num_sms: int | None = None
+    """Streaming multiprocessors, where known."""
+    kind: str = "gpu"
+    """``gpu``, or ``cpu`` for one core that plays the part of a GPU."""
+
+    def __post_init__(self) -> None:
+        for key in ("memory_GB", "hbm_GBps", "bf16_TFLOPS", "pcie_GBps"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} of GPU {self.name!r} must be above 0, got {getattr(self, key)}")
+        if self.kind not in ("gpu", "cpu"):
+            raise ValueError(f"kind must be 'gpu' or 'cpu', got {self.kind!r}")
+
+    @property
+    def memory_bytes(self) -> float:
+        return self.memory_GB * 1e9
+
+    def peak_TFLOPS(self, precision: str) -> float:
+        """Of products with weights in ``precision``. What the GPU cannot multiply natively runs at the bf16 rate; int4
+        always does (weights are widened on the way in), fp32 is counted at half (TF32)."""
+        native = {"fp8": self.fp8_TFLOPS, "int8": self.int8_TOPS, "fp4": self.fp4_TFLOPS, "fp32": self.bf16_TFLOPS / 2}
+        return native.get(precision) or self.bf16_TFLOPS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """What one GPU gets towards another."""
+
+    kind: str
+    """One of ``LINK_KINDS``."""
+    bandwidth_GBps: float
+    """One direction, as specified for the narrowest piece of the path."""
+    latency_us: float
+    """Time of an empty message, kernel to kernel."""
+    label: str = ""
+    """As printed where it was read, such as ``NV18`` or ``SYS``."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in LINK_KINDS:
+            raise ValueError(f"link kind {self.kind!r} is not known: use one of {', '.join(LINK_KINDS)}")
+        if not self.bandwidth_GBps > 0 or self.latency_us < 0:
+            raise ValueError(
+                f"a {self.kind} link needs bandwidth_GBps above 0 and latency_us of at least 0, got "
+                f"{self.bandwidth_GBps} and {self.latency_us}"
+            )
+
+    @property
+    def is_nvlink(self) -> bool:
+        return self.kind in ("nvswitch", "nvlink")
+
+    def __str__(self) -> str:
+        return f"{self.label or self.kind} {self.bandwidth_GBps:g} GB/s"
+
+
+def slowest(links: Iterable[Link]) -> Link:
+    """The one of least bandwidth; the longest latency decides between equals."""
+    return min(links, key=lambda link: (link.bandwidth_GBps, -link.latency_us))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """GPUs of one kind, in one or several equal nodes."""
+
+    name: str
+    """What to call it in tables."""
+    gpu: Gpu
+    gpus_per_node: int
+    nodes: int = 1
+    links: tuple[tuple[Link | None, ...], ...] = ()
+    """Row i, column j: the link of GPUs i and j of a node; None on the diagonal. Symmetric."""
+    network: Link | None = None
+    """Between nodes: what one GPU gets when all of its node send at once. None with one node."""
+    nics: tuple[str, ...] = ()
+    """Names of a node's network cards, where known."""
+    source: str = "preset"
+    """Where this comes from: ``preset``, ``nvidia-smi topo``, ``NVML``, ``declared``, ``measured``."""
+    notes: tuple[str, ...] = ()
+    """Assumptions made on the way here, one sentence each. To be shown with every result."""
+
+    def __post_init__(self) -> None:
+        g = self.gpus_per_node
+        if g < 1 or self.nodes < 1:
+            raise ValueError(f"a machine has at least one GPU in one node, got gpus_per_node={g}, nodes={self.nodes}")
+        if g > MOST_GPUS or self.nodes > MOST_GPUS or g * self.nodes > MOST_GPUS:
+            raise ValueError(
+                f"a machine has at most {MOST_GPUS:,} GPUs, got gpus_per_node={shown(g)}, nodes={shown(self.nodes)}"
+            )
+        if len(self.links) != g or any(len(row) != g for row in self.links):
+            shape = [len(row) for row in self.links]
+            raise ValueError(f"links must be {g} rows of {g}, one per GPU of a node, got rows of {shape}")
+        for i, j in combinations(range(g), 2):
+            if self.links[i][j] is None or self.links[i][j] != self.links[j][i]:
+                raise ValueError(
+                    f"the link of GPUs {i} and {j} must be given and the same both ways, got {self.links[i][j]} and "
+                    f"{self.links[j][i]}"
+                )
+        if self.nodes > 1 and self.network is None:
+            raise ValueError(f"{self.nodes} nodes need a network: give network=Link(kind='network', ...)")
+
+    @classmethod
+    def preset(cls, name: str, *, gpus: int | None = None, nodes: int = 1) -> "Machine":
+        """A usual node of the named GPU (see ``tplab.topology.machine.presets.MACHINES``).
+
+        Args:
+            name: such as ``"h100"``, ``"a100-pcie"``, ``"dgx-1"``; capitals, blanks and dashes do not matter.
+            gpus: GPUs per node; by default a usual node's.
+            nodes: how many such nodes.
+
+        Raises:
+            ValueError: unknown name (with the nearest ones), or more GPUs than such a node has.
+        """
+        from tplab.topology.machine.presets import machine_preset
+
+        return machine_preset(name, gpus=gpus, nodes=nodes)
+
+    @classmethod
+    def detect(cls) -> "Machine":
+        """The machine this runs on: its NVIDIA GPUs through NVML, or else its CPU cores with gloo between them."""
+        from tplab.topology.machine.detect import detect
+
+        return detect()
+
+    @classmethod
+    def from_topo(
+        cls, text: str, *, gpu: "Gpu | str | None" = None, nodes: int = 1, network: Link | None = None
+    ) -> "Machine":
+        """From what ``nvidia-smi topo -m`` prints.
+
+        Args:
+            text: as pasted: escape sequences, tabs or blanks, network cards, affinity columns and legend may be in it.
+            gpu: which GPUs these are, which the text does not say: a ``Gpu`` or a name of ``presets.GPUS``. By default
+                a guess by the number of NVLinks, which a note states.
+            nodes: how many such nodes.
+            network: between nodes; by default one 400 Gb/s card per listed network card, shared by the node's GPUs.
+
+        Raises:
+            ValueError: text that is not such a table or is cut off (with the line); unknown GPU.
+        """
+        from tplab.topology.machine.topo_text import machine_from_topo
+
+        return machine_from_topo(text, gpu=gpu, nodes=nodes, network=network)
+
+    @classmethod
+    def uniform(
+        cls,
+        gpu: Gpu,
+        gpus: int,
+        link: Link,
+        *,
+        nodes: int = 1,
+        network: Link | None = None,
+        name: str = "",
+        source: str = "declared",
+        notes: Sequence[str] = (),
+    ) -> "Machine":
+        """A node in which every pair has the same link."""
+        rows = tuple(tuple(None if i == j else link for j in range(gpus)) for i in range(gpus))
+        return cls(
+            name=name or f"{nodes * gpus} x {gpu.name}",
+            gpu=gpu,
+            gpus_per_node=gpus,
+            nodes=nodes,
+            links=rows,
+            network=network,
+            source=source,
+            notes=tuple(notes),
+        )
+
+    @property
+    def num_gpus(self) -> int:
+        """Over all nodes."""
+        return self.gpus_per_node * self.nodes
+
+    def node_of(self, gpu: int) -> int:
+        """The node that GPU ``gpu`` is in."""
+        self._check(gpu)
+        return gpu // self.gpus_per_node
+
+    def link(self, i: int, j: int) -> Link:
+        """Between GPUs ``i`` and ``j``, numbered over all nodes. Raises ``ValueError`` for a GPU that is not there, or
+        with itself."""
+        g = self.gpus_per_node
+        if i == j or not (0 <= i < g * self.nodes and 0 <= j < g * self.nodes):
+            self._check(i)
+            self._check(j)
+            raise ValueError(f"GPU {i} has no link to itself")
+        link = self.links[i % g][j % g] if i // g == j // g else self.network
+        assert link is not None, "checked on construction"
+        return link
+
+    def slowest_link(self, gpus: Sequence[int]) -> Link | None:
+        """The slowest among all pairs of ``gpus``: what an all-reduce of them is held up by. None for one GPU."""
+        pairs = list(combinations(gpus, 2))
+        return slowest(self.link(i, j) for i, j in pairs) if pairs else None
+
+    def bandwidths(self) -> list[list[float]]:
+        """GB/s of every pair over all nodes, 0 on the diagonal: for a heat map."""
+        n = self.num_gpus
+        return [[0.0 if i == j else self.link(i, j).bandwidth_GBps for j in range(n)] for i in range(n)]
+
+    def _check(self, gpu: int) -> None:
+        if not 0 <= gpu < self.num_gpus:
+            raise ValueError(f"GPU {gpu} is not there: {self.name} has GPUs 0 to {self.num_gpus - 1}")

@@ -1,0 +1,369 @@
+"""Computes the fitted constants from published tables: ``python -m tplab.topology.published.fit FOLDER``.
+
+What is fitted on what, and nothing else:
+
+  engines     hbm_share for all; step_us, fp8 mfu and small_batch_slowdown of each engine
+              on served tables: time per token of fp8 models
+  generated   step_us, light_kernels and mfu of FasterTransformer, the rest held
+              on generated tables
+  kernels     matmul_fixed_us and sharpness; kv_share and attention_fixed_us; attention_share
+              on gemm_latency_*.csv and attention_latency_*.csv (columns as AIConfigurator exports them), bf16
+  all-reduce  NCCL's protocols and the engines' own kernels, up to 8 MiB
+              on allreduce_latency.csv
+
+Least squares of ln(predicted / measured), flattened beyond ``_ROBUST`` so that one odd cell bends nothing. Few
+constants for many cells on purpose: one shared and three per engine for 177 cells of two GPUs, two engines, four TP
+degrees, three lengths and six loads. None per model, GPU or degree: the rest is structure. ``sequence_us`` is not among
+them: 0 to 19 fit equally well (3.3 % off), so it is an assumption. ``small_batch_slowdown`` is held under 1.25, the
+most that single matmuls show.
+
+The tables are not part of this project. ``main`` prints what comes out beside ``constants.DEFAULT``, for a person to
+judge; the scoreboard (``validate``) calls ``fit_engines`` without the part that it then predicts.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tplab.files import read_frame
+from tplab.topology.advisor.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
+from tplab.topology.advisor.latency import Layouts
+from tplab.topology.advisor.layout_arrays import columns
+from tplab.topology.advisor.prediction import server_for
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.machine.presets import gpu_preset
+from tplab.topology.published.tables import Case, read_folder
+
+Floats = NDArray[np.float64]
+_ROBUST = 0.05
+
+
+def least_squares(
+    residuals: Callable[[Floats], Floats], start: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> Floats:
+    """The parameters between ``low`` and ``high`` that make the sum of ``sqrt(r² + _ROBUST²)`` small.
+
+    Levenberg and Marquardt's method with numerical derivatives; enough for ten parameters and a good start.
+    """
+    lo, hi = np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
+    x, damping = np.clip(np.array(start, dtype=np.float64), lo, hi), 1e-2
+    r = residuals(x)
+
+    def loss(r: Floats) -> float:
+        return float(np.sum(np.sqrt(r**2 + _ROBUST**2)))
+
+    for _ in range(40):
+        slopes = np.empty((len(r), len(x)))
+        for i in range(len(x)):
+            delta = max(abs(x[i]) * 1e-3, 1e-6)
+            moved = x.copy()
+            moved[i] += delta if x[i] + delta <= hi[i] else -delta
+            slopes[:, i] = (residuals(moved) - r) / (moved[i] - x[i])
+        weighted = slopes / np.sqrt(r**2 + _ROBUST**2)[:, None]
+        normal, gradient, before = weighted.T @ slopes, weighted.T @ r, loss(r)
+        for _ in range(8):
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), -gradient)
+            candidate = np.clip(x + step, lo, hi)
+            new = residuals(candidate)
+            if loss(new) < before:
+                x, r, damping = candidate, new, damping / 4
+                break
+            damping *= 5
+        if loss(r) > before * (1 - 1e-5):
+            break
+    return x
+
+
+# --- served and generated tables -------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Cases with their layouts, grouped so that each model, GPU, engine and length is computed in one go."""
+
+    def __init__(self, cases: Sequence[Case], constants: Constants = DEFAULT) -> None:
+        self.cases = tuple(cases)
+        groups: dict[Any, list[int]] = {}
+        for i, case in enumerate(self.cases):
+            w = replace(case.workload, concurrency=1)
+            groups.setdefault((case.model, case.machine.gpu, case.machine.network, w, case.static), []).append(i)
+        self._groups = [(at, self._layouts([self.cases[i] for i in at], constants)) for at in groups.values()]
+
+    @staticmethod
+    def _layouts(cases: Sequence[Case], constants: Constants) -> Layouts:
+        parts: dict[tuple[int, int], Layouts] = {}
+        for case in cases:
+            if (case.tp, case.pp) not in parts:
+                engine = constants.engines[case.workload.engine.name]
+                layout = [Layout.of(case.model, case.tp, case.pp)]
+                parts[case.tp, case.pp] = columns(case.model, case.machine, case.workload, layout, engine, constants)
+        return Layouts.joined([parts[case.tp, case.pp] for case in cases])
+
+    def predict(self, constants: Constants) -> Floats:
+        """Rows: time per token and to the first one in ms, output tokens per second; one column per case.
+
+        Of static batches the first is the call's time over its tokens, and the second is nan.
+        """
+        made = np.full((3, len(self.cases)), np.nan)
+        for at, layouts in self._groups:
+            first = self.cases[at[0]]
+            server = server_for(first.model, first.machine, first.workload, layouts, constants=constants)
+            requests = np.array([float(self.cases[i].workload.concurrency or 1) for i in at])
+            tokens = first.workload.output_length
+            if first.static:
+                call = server.generate_us(requests)
+                made[0, at], made[2, at] = call / tokens / 1e3, requests * tokens / call * 1e6
+            else:
+                served = server.serve(requests)
+                made[:, at] = served.tpot_us / 1e3, served.ttft_us / 1e3, served.requests_per_s * tokens
+        return made
+
+
+def _fit_cases(
+    cases: Sequence[Case],
+    made: Callable[[Floats], Constants],
+    start: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    constants: Constants,
+) -> Constants:
+    measured, bench = np.array([case.tpot_ms or np.nan for case in cases]), Bench(cases, constants)
+
+    def residuals(x: Floats) -> Floats:
+        return np.asarray(np.log(bench.predict(made(x))[0] / measured), dtype=np.float64)
+
+    return made(least_squares(residuals, start, low, high))
+
+
+def fit_engines(cases: Sequence[Case], constants: Constants = DEFAULT) -> Constants:
+    """``hbm_share`` and three constants of every engine among the served fp8 ``cases``.
+
+    Engines that are not among them, ``generic`` too, keep what they have: theirs do not come from served tables.
+
+    Raises:
+        ValueError: no such case.
+    """
+    served = [case for case in cases if case.kind == "served" and case.model.weight_precision == "fp8"]
+    if not served:
+        raise ValueError(f"none of {len(cases)} cases is a served fp8 model: nothing to fit engines on")
+    names = sorted({case.workload.engine.name for case in served})
+
+    def made(x: Floats) -> Constants:
+        engines = dict(constants.engines)
+        for i, name in enumerate(names):
+            step, fp8, slowdown = (float(value) for value in x[1 + 3 * i : 4 + 3 * i])
+            old = engines[name]
+            engines[name] = replace(
+                old,
+                step_us=step,
+                mfu={**old.mfu, "fp8": fp8, "int8": fp8, "fp4": 0.8 * fp8},
+                small_batch_slowdown=slowdown,
+            )
+        return replace(constants, hbm_share=float(x[0]), engines=engines)
+
+    start = [constants.hbm_share]
+    for name in names:
+        old = constants.engines[name]
+        start += [old.step_us, old.mfu["fp8"], old.small_batch_slowdown]
+    low, high = [0.7] + [50.0, 0.2, 1.0] * len(names), [1.0] + [5000.0, 0.95, 1.25] * len(names)
+    return _fit_cases(served, made, start, low, high, constants)
+
+
+def fit_generated(cases: Sequence[Case], constants: Constants = DEFAULT) -> Constants:
+    """``step_us``, ``light_kernels`` and fp16 mfu of FasterTransformer, on its static batches.
+
+    Raises:
+        ValueError: no such case.
+    """
+    name = "fastertransformer"
+    static = [case for case in cases if case.static and case.workload.engine.name == name]
+    if not static:
+        raise ValueError(f"none of {len(cases)} cases is a static batch of {name}")
+    old = constants.engines[name]
+
+    def made(x: Floats) -> Constants:
+        step, kernels, mfu = (float(value) for value in x)
+        engine = replace(old, step_us=step, light_kernels=kernels, mfu={**old.mfu, "fp16": mfu, "bf16": mfu})
+        return replace(constants, engines={**constants.engines, name: engine})
+
+    start = [old.step_us, old.light_kernels, old.mfu["fp16"]]
+    return _fit_cases(static, made, start, [50.0, 5.0, 0.2], [5000.0, 60.0, 0.95], constants)
+
+
+# --- kernels and collectives ------------------------------------------------------------------------------------------
+
+
+def fit_matmul(table: pd.DataFrame, dtype: str = "bfloat16", gpu: str = "h200") -> dict[str, float]:
+    """Start-up, share of bandwidth, share of peak and sharpness of single matmuls of 2M to 1G parameters."""
+    params = table["n"] * table["k"]
+    rows = table[(table["gemm_dtype"] == dtype) & (params >= 2e6) & (params < 1e9)]
+    m, p = rows["m"].to_numpy(float), (rows["n"] * rows["k"]).to_numpy(float)
+    us, spec = rows["latency_us"].to_numpy(float), gpu_preset(gpu)
+    size, peak = (1.0, spec.peak_TFLOPS("fp8")) if dtype == "fp8" else (2.0, spec.bf16_TFLOPS)
+
+    def residuals(x: Floats) -> Floats:
+        memory, compute = p * size / (x[1] * spec.hbm_GBps * 1e3), 2e-6 * m * p / (x[2] * peak)
+        return np.asarray(np.log((x[0] + (memory ** x[3] + compute ** x[3]) ** (1 / x[3])) / us), dtype=np.float64)
+
+    x = least_squares(residuals, [4.0, 0.85, 0.65, 3.0], [0.0, 0.3, 0.2, 1.0], [30.0, 1.2, 1.0, 10.0])
+    names = ("matmul_fixed_us", "share", "mfu", "sharpness")
+    return dict(zip(names, map(float, x), strict=True)) | {"error": _error(residuals(x))}
+
+
+def fit_attention(table: pd.DataFrame, gpu: str = "h200") -> dict[str, float]:
+    """Start-up and share of bandwidth of decode attention; share of the peak of prompts of 2048 tokens and more."""
+    spec = gpu_preset(gpu)
+    rows = table[table["phase"] == "decode"]
+    size = rows["num_key_value_heads"] * rows["head_dim"] * 4.0
+    cached = (rows["batch_size"] * rows["context_len"] * size).to_numpy(float)
+    us = rows["latency_us"].to_numpy(float)
+
+    def decode(x: Floats) -> Floats:
+        return np.asarray(np.log((x[0] + cached / (x[1] * spec.hbm_GBps * 1e3)) / us), dtype=np.float64)
+
+    rows = table[(table["phase"] == "prefill") & (table["context_len"] >= 2048)]
+    work = rows["batch_size"] * rows["context_len"] ** 2.0 * rows["num_heads"] * rows["head_dim"]
+    flops, long_us = (2 * work).to_numpy(float), rows["latency_us"].to_numpy(float)
+
+    def prompts(x: Floats) -> Floats:
+        return np.asarray(np.log((x[0] + flops / (x[1] * spec.bf16_TFLOPS * 1e6)) / long_us), dtype=np.float64)
+
+    a = least_squares(decode, [11.0, 0.85], [0.0, 0.3], [40.0, 1.2])
+    b = least_squares(prompts, [20.0, 0.5], [0.0, 0.2], [60.0, 1.0])
+    return {
+        "attention_fixed_us": float(a[0]),
+        "kv_share": float(a[1]),
+        "error": _error(decode(a)),
+        "attention_share": float(b[1]),
+        "prompt_error": _error(prompts(b)),
+    }
+
+
+def fit_nccl(n: Floats, nbytes: Floats, us: Floats, bandwidth_GBps: float) -> tuple[LinkConstants, float]:
+    """Both of NCCL's protocols on one family of links, and the mean error."""
+
+    def time(x: Floats) -> Floats:
+        wire = 2 * (1 - 1 / n) * nbytes * 1e-3 / bandwidth_GBps
+        bulk_share = np.where(n == 2, x[5], x[6])
+        small = x[0] + x[1] * (n - 1) + wire / np.minimum(x[2], bulk_share)
+        return np.asarray(np.minimum(small, x[3] + x[4] * (n - 1) + wire / bulk_share), dtype=np.float64)
+
+    def residuals(x: Floats) -> Floats:
+        return np.asarray(np.log(time(x) / us), dtype=np.float64)
+
+    start, high = [5.0, 1.5, 0.3, 15.0, 1.0, 0.7, 0.7], [50.0, 10.0, 1.0, 100.0, 10.0, 1.2, 1.2]
+    x = least_squares(residuals, start, [0.0, 0.0, 0.005, 0.0, 0.0, 0.005, 0.005], high)
+    names = ("base_us", "step_us", "small_share", "bulk_base_us", "bulk_step_us", "pair_share", "ring_share")
+    return LinkConstants(**dict(zip(names, map(float, x), strict=True))), _error(residuals(x))
+
+
+def fit_custom(n: Floats, nbytes: Floats, us: Floats, bandwidth_GBps: float) -> tuple[CustomAllReduce, float]:
+    """One-shot and two-shot kernels of an engine, and the mean error."""
+
+    def residuals(x: Floats) -> Floats:
+        size = nbytes * 1e-3 / bandwidth_GBps
+        one = x[0] + x[1] * (n - 1) + (n - 1) * size / x[2]
+        two = x[3] + x[4] * (n - 1) + 2 * (1 - 1 / n) * size / x[5]
+        return np.asarray(np.log(np.minimum(one, two) / us), dtype=np.float64)
+
+    low, high = [0.0, 0.0, 0.05, 0.0, 0.0, 0.05], [50.0, 10.0, 1.0, 100.0, 10.0, 1.2]
+    x = least_squares(residuals, [4.0, 0.2, 0.6, 7.0, 0.5, 0.7], low, high)
+    names = ("one_shot_us", "one_shot_step_us", "one_shot_share", "two_shot_us", "two_shot_step_us", "two_shot_share")
+    return CustomAllReduce(**dict(zip(names, map(float, x), strict=True))), _error(residuals(x))
+
+
+def _error(residuals: Floats) -> float:
+    return float(np.mean(np.abs(np.expm1(residuals))))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(folder: Path) -> list[str]:
+    """One line per fitted group, beside what ``constants.DEFAULT`` has. Groups whose table is missing are left out."""
+    lines = []
+    tables = read_folder(folder)
+    for fitted, names in ((fit_engines, None), (fit_generated, ["fastertransformer"])):
+        try:
+            made = fitted(tables.cases)
+        except ValueError as error:
+            lines.append(f"left out: {error}")
+            continue
+        lines.append(f"hbm_share {made.hbm_share:.3f} (in use: {DEFAULT.hbm_share})")
+        for name in names or sorted(made.engines):
+            if made.engines[name] != DEFAULT.engines[name]:
+                lines.append(f"{name}: {_engine(made.engines[name])} (in use: {_engine(DEFAULT.engines[name])})")
+    for pattern, lines_of in (
+        ("gemm_latency_*.csv", _matmul_lines),
+        ("attention_latency_*.csv", lambda table: [f"attention: {_rounded(fit_attention(table))}"]),
+        ("allreduce_latency.csv", _all_reduce_table),
+    ):
+        for file in sorted(folder.glob(pattern)):
+            table = read_frame(file, comment="#")
+            try:
+                lines += lines_of(table)
+            except KeyError as error:
+                raise ValueError(f"{file} lacks the column {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{file}: {error}") from None
+    return lines
+
+
+def _matmul_lines(table: pd.DataFrame) -> list[str]:
+    return [
+        f"matmul {library} {dtype}: {_rounded(fit_matmul(rows, str(dtype)))}"
+        for (library, dtype), rows in table.groupby(["library", "gemm_dtype"])
+    ]
+
+
+def _all_reduce_table(table: pd.DataFrame) -> list[str]:
+    table = table[(table["source_id"] == "aic") & ((table["library"] != "nccl-tests") | table["dtype"].eq("half"))]
+    lines = []
+    for (hardware, library, launch), rows in table.groupby(["hardware", "library", "launch_mode"]):
+        lines += _all_reduce_lines(str(hardware), str(library), str(launch), rows)
+    return lines
+
+
+def _all_reduce_lines(hardware: str, library: str, launch: str, rows: pd.DataFrame) -> list[str]:
+    gpu = gpu_preset(hardware.replace("_sxm", "").replace("_server", "").replace("_", "-"))
+    nvlink = gpu.nvlink_GBps * gpu.num_nvlinks
+    name = f"all-reduce {hardware} {library}"
+    n, nbytes, us = (rows[key].to_numpy(float) for key in ("num_gpus", "bytes", "latency_us"))
+    if library == "nccl-tests":
+        link, error = fit_nccl(n, nbytes, us, nvlink or gpu.pcie_GBps)
+        return [f"{name}: {link} error {error:.3f}"]
+    if launch == "cuda_graph" and nvlink:
+        small = nbytes <= 8 * 2**20
+        kernel, error = fit_custom(n[small], nbytes[small], us[small], nvlink)
+        return [f"{name}: {kernel} error {error:.3f}"]
+    return []
+
+
+def _engine(engine: EngineConstants) -> str:
+    values = {
+        "step_us": engine.step_us,
+        "sequence_us": engine.sequence_us,
+        "light_kernels": engine.light_kernels,
+        "fp8 mfu": engine.mfu["fp8"],
+        "fp16 mfu": engine.mfu["fp16"],
+        "small_batch_slowdown": engine.small_batch_slowdown,
+    }
+    return _rounded(values)
+
+
+def _rounded(values: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.3g}" for key, value in values.items())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tplab.topology.published.fit FOLDER")
+    try:
+        print("\n".join(report(Path(sys.argv[1]))))
+    except ValueError as error:
+        sys.exit(str(error))

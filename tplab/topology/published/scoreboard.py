@@ -1,0 +1,202 @@
+"""The scoreboard: how far the model is from published measurements, and whether it would have chosen well.
+
+Two questions. *How wrong* is a prediction: mean absolute percentage error by model, GPU, engine and TP degree, once
+with the constants in use and once for each GPU, engine and length with constants fitted without it (an engine left out
+is predicted as ``generic``). *How costly* is a choice made by it: among the measured TP degrees, take the one predicted
+to give most tokens per second per GPU within a limit on the time per token, look up what it really gave, and compare
+with the best one and with the two rules that need no model, always the largest TP and always the smallest.
+
+The tables are read from a folder and never kept; their forms are described in ``tables``.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from tplab.topology.advisor.constants import DEFAULT, Constants
+from tplab.topology.advisor.prediction import regime_of
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.published.fit import Bench, fit_engines
+from tplab.topology.published.tables import Case, Tables, read_folder
+
+IN_USE = "constants in use"
+LEFT_OUT = ("gpu", "engine", "length")
+LIMITS_MS = (8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0, 40.0, 60.0, 100.0)
+"""Limits on the time per token under which layouts are chosen."""
+RULES = ("advisor", "largest TP", "smallest TP")
+
+
+def validate(
+    folder: "str | os.PathLike[str]",
+    *,
+    constants: Constants = DEFAULT,
+    by: Sequence[str] = ("model", "gpu", "engine", "tp", "pp"),
+    leave_out: Sequence[str] = LEFT_OUT,
+) -> pd.DataFrame:
+    """The scoreboard of the tables in ``folder``: one row per split and group.
+
+    Columns: ``split`` (``constants in use``, ``without gpu h100``, ...), ``seen`` (whether the constants were fitted on
+    such cells), those of ``by``, ``num_cases``, ``tpot_mape_pct``, ``tpot_bias_pct`` (mean signed error: above 0
+    predicts too long), ``tpot_max_pct``, ``ttft_median_pct`` (median absolute error), ``tok_s_mape_pct`` (of output
+    tokens per second, where that is what was measured); nan where nothing was.
+
+    Args:
+        by: what to group by, of the columns of ``predictions``.
+        leave_out: of ``LEFT_OUT``; each costs a fit per value.
+
+    Raises:
+        ValueError: no folder, no table of a known form in it, or none whose rows can be read (with the reasons).
+    """
+    return score(predictions(read_folder(folder), constants=constants, leave_out=leave_out), by)
+
+
+def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Sequence[str] = LEFT_OUT) -> pd.DataFrame:
+    """One row per case and split: what it is, measured and predicted.
+
+    Raises:
+        ValueError: a name in ``leave_out`` that is none of ``LEFT_OUT``, or tables without a row that can be read.
+    """
+    if unknown := set(leave_out) - set(LEFT_OUT):
+        raise ValueError(f"leave_out may name {', '.join(LEFT_OUT)}; got {', '.join(sorted(unknown))}")
+    if not tables.cases:
+        raise ValueError(f"nothing to score: {tables.skipped_in_words or 'the tables have no rows'}")
+    frames = [_rows(tables.cases, constants, IN_USE)]
+    fitted = [case for case in tables.cases if case.kind == "served" and case.model.weight_precision == "fp8"]
+    for what in leave_out:
+        name: Callable[[Case], str] = {
+            "gpu": lambda case: case.gpu,
+            "engine": lambda case: case.engine,
+            "length": lambda case: case.length,
+        }[what]
+        values = sorted({name(case) for case in fitted})
+        for value in values if len(values) > 1 else []:
+            rest = fit_engines([case for case in fitted if name(case) != value], constants)
+            out = [case for case in fitted if name(case) == value]
+            if what == "engine":
+                out = [_as_generic(case) for case in out]
+            frames.append(_rows(out, rest, f"without {what} {value}"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def score(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """``predictions`` summed up: see ``validate``.
+
+    Raises:
+        ValueError: a column that is not there.
+    """
+    if unknown := [key for key in by if key not in rows.columns]:
+        raise ValueError(f"by may name {', '.join(map(str, rows.columns))}; got {', '.join(unknown)}")
+    grouped = rows.groupby(list(dict.fromkeys(["split", "seen", *by])), sort=False, dropna=False)
+    error = {
+        "num_cases": grouped.size(),
+        "tpot_mape_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().mean()),
+        "tpot_bias_pct": grouped["tpot_error_pct"].mean(),
+        "tpot_max_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().max()),
+        "ttft_median_pct": grouped["ttft_error_pct"].apply(lambda e: e.abs().median()),
+        "tok_s_mape_pct": grouped["tok_s_error_pct"].apply(lambda e: e.abs().mean()),
+    }
+    return pd.DataFrame(error).reset_index()
+
+
+def layout_choice(rows: pd.DataFrame, limits_ms: Sequence[float] = LIMITS_MS) -> pd.DataFrame:
+    """What choosing TP by prediction costs, beside the two trivial rules; one row per split and rule.
+
+    For every model, GPU, engine, length and limit under which some measured degree meets the limit: a rule names a
+    degree, which then runs at the best of its measured loads within the limit. Regret is the part of the best degree's
+    tokens per second per GPU that is lost; all of it where no load of the degree meets the limit.
+
+    Columns: ``split``, ``rule``, ``num_choices``, ``mean_regret_pct``, ``within_5pct`` (share of choices that lose at
+    most that), ``missed_limit_pct``.
+
+    Args:
+        rows: of ``predictions``; only served cases without a pipeline count.
+    """
+    served = rows[(rows["kind"] == "served") & (rows["pp"] == 1)]
+    found = []
+    for key, group in served.groupby(["split", "model", "gpu", "engine", "length"], sort=False):
+        if group["tp"].nunique() < 2:
+            continue
+        for limit in limits_ms:
+            really = _best_by_tp(group, "measured_tpot_ms", "measured_tok_s_gpu", limit)
+            if really.max() <= 0:
+                continue
+            guess = _best_by_tp(group, "predicted_tpot_ms", "predicted_tok_s_gpu", limit)
+            fastest = group.groupby("tp")["predicted_tpot_ms"].min()
+            picks = (guess.idxmax() if guess.max() > 0 else fastest.idxmin(), really.index.max(), really.index.min())
+            for rule, tp in zip(RULES, picks, strict=True):
+                found.append((key[0], rule, 100 * (1 - really[tp] / really.max())))
+    regret = pd.DataFrame(found, columns=["split", "rule", "regret_pct"])
+    grouped = regret.groupby(["split", "rule"], sort=False)["regret_pct"]
+    summary = {
+        "num_choices": grouped.size(),
+        "mean_regret_pct": grouped.mean(),
+        "within_5pct": grouped.apply(lambda r: 100 * (r <= 5).mean()),
+        "missed_limit_pct": grouped.apply(lambda r: 100 * (r >= 100).mean()),
+    }
+    return pd.DataFrame(summary).reset_index()
+
+
+def residual_spread(rows: pd.DataFrame) -> dict[str, float]:
+    """Standard deviation of ln(measured / predicted) by regime, about zero, over cells that the constants have not
+    seen: what ``Constants.residuals`` holds."""
+    unseen = rows[~rows["seen"] & rows["measured_tpot_ms"].notna()]
+    log = np.log(unseen["measured_tpot_ms"].to_numpy(float) / unseen["predicted_tpot_ms"].to_numpy(float))
+    squares = pd.DataFrame({"regime": unseen["regime"].to_numpy(), "square": log**2}).groupby("regime")["square"]
+    return {str(regime): float(np.sqrt(value)) for regime, value in squares.mean().items()}
+
+
+def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFrame:
+    made = []
+    for case, (time, first, rate) in zip(cases, Bench(cases, constants).predict(constants).T, strict=True):
+        regime = regime_of(case.model, case.machine, case.workload, Layout.of(case.model, case.tp, case.pp), False)
+        tpot, ttft, tok_s = (np.nan if x is None else x for x in (case.tpot_ms, case.ttft_ms, case.output_tokens_per_s))
+        made.append(
+            {
+                "split": split,
+                "seen": split == IN_USE and regime == "served" and case.kind == "served",
+                "regime": "served" if split != IN_USE and "engine" not in split else regime,
+                "table": case.table,
+                "kind": case.kind,
+                "model": case.model.name,
+                "precision": case.model.weight_precision,
+                "gpu": case.gpu,
+                "engine": case.engine,
+                "tp": case.tp,
+                "pp": case.pp,
+                "length": case.length,
+                "concurrency": case.workload.concurrency,
+                "measured_tpot_ms": tpot,
+                "predicted_tpot_ms": time,
+                "tpot_error_pct": 100 * (time / tpot - 1),
+                "measured_ttft_ms": ttft,
+                "predicted_ttft_ms": first,
+                "ttft_error_pct": 100 * (first / ttft - 1),
+                "measured_tok_s": tok_s,
+                "predicted_tok_s": rate,
+                "tok_s_error_pct": 100 * (rate / tok_s - 1),
+                "measured_tok_s_gpu": _throughput(case, tpot, ttft),
+                "predicted_tok_s_gpu": _throughput(case, time, first),
+            }
+        )
+    return pd.DataFrame(made)
+
+
+def _throughput(case: Case, tpot_ms: float, ttft_ms: float) -> float:
+    """Tokens per second and GPU of a closed loop; without a time to the first token, of decoding alone."""
+    w = case.workload
+    first = ttft_ms if np.isfinite(ttft_ms) else tpot_ms
+    total = first + tpot_ms * (w.output_length - 1)
+    return (w.concurrency or 1) * w.output_length / total * 1e3 / (case.tp * case.pp)
+
+
+def _best_by_tp(group: pd.DataFrame, tpot: str, value: str, limit: float) -> "pd.Series[float]":
+    within = group.assign(value=np.where(group[tpot] <= limit, group[value], 0.0))
+    return within.groupby("tp")["value"].max()
+
+
+def _as_generic(case: Case) -> Case:
+    engine = replace(case.workload.engine, name="generic")
+    return replace(case, workload=replace(case.workload, engine=engine))

@@ -1,0 +1,397 @@
+"""One call on a machine with several GPUs: links, all-reduces, layers, pipeline, whole models; each with a file.
+
+Every step writes its file as soon as it is done, with provenance in its columns, so that a machine that is taken away
+loses one step and not all, and a full disk none: what cannot be written is said. The same steps run over gloo with
+small shapes: that is how they are tested. What ``tplab.lab.recorded`` holds was made by this.
+
+Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, which one launch cannot give.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from tplab.cluster import Cluster, ClusterError
+from tplab.collectives.point_to_point import measure_point_to_point
+from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
+from tplab.files import check_writable, write_text
+from tplab.layers.overlap import StackPlan, measure_strategies
+from tplab.models.config import ModelConfig
+from tplab.pipeline import build_schedule, run_schedule, simulate
+from tplab.pipeline.costs import measured_costs
+from tplab.topology.advisor.workload import Workload
+from tplab.topology.calibration.run import calibrate
+from tplab.topology.machine.machine import Machine
+from tplab.topology.verification.box_layouts import Case, measure_cases, scores
+
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
+
+STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
+_PIPELINES = ("forward-only", "gpipe", "1f1b")
+_BESIDE = {"pipeline": tuple(f"pipeline-{name}.json" for name in _PIPELINES), "layouts": ("calibration.json",)}
+"""Files of a step besides its table."""
+
+_TINY = ModelConfig(
+    model_type="llama",
+    vocab_size=256,
+    hidden_size=96,
+    intermediate_size=96,
+    num_layers=8,
+    num_heads=24,
+    num_kv_heads=24,
+    head_dim=4,
+    max_positions=64,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxPlan:
+    """How large the steps are."""
+
+    sizes: tuple[int, ...]
+    """Bytes of the all-reduces."""
+    own_up_to: int
+    """Largest message for algorithms of our own, which are made of many small kernels."""
+    dtype: str
+    """Of messages, weights and activations."""
+    tokens: tuple[int, ...]
+    """Of the layers' steps."""
+    hidden: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate: int
+    """Shape of a block."""
+    depth: int
+    """Blocks per stack, and per pipeline stage."""
+    micro_batch_tokens: int
+    """Of a pipeline's micro-batches, m = 2p of them."""
+    iterations: int
+    """Samples of each layer strategy."""
+    cases: tuple[Case, ...]
+    """Models that are run in every layout, and on what."""
+    calibration: Mapping[str, Any]
+    """Settings of the ``calibrate`` that goes before."""
+
+    @classmethod
+    def large(cls) -> "BoxPlan":
+        """For GPUs: messages to 1 GiB, blocks of Llama-3.1 70B's shape."""
+        return cls(
+            sizes=tuple(1 << power for power in range(10, 31)),
+            own_up_to=1 << 25,
+            dtype="bfloat16",
+            tokens=(1024, 4096, 16384),
+            hidden=8192,
+            num_heads=64,
+            num_kv_heads=8,
+            intermediate=28672,
+            depth=2,
+            micro_batch_tokens=4096,
+            iterations=7,
+            cases=tuple(
+                Case(model=model, workload=Workload(input_length=prompt, output_length=new, concurrency=requests))
+                for model in ("llama-3.1-8b", "llama-3.1-70b")
+                for prompt, new, requests in ((128, 32, 8), (2048, 32, 32))  # decode counts; prompts count
+            ),
+            calibration={},
+        )
+
+    @classmethod
+    def small(cls) -> "BoxPlan":
+        """For processors: seconds in all; heads and features divide over 2, 3, 4, 6 and 8 ranks."""
+        return cls(
+            sizes=(1 << 10, 1 << 16),
+            own_up_to=1 << 16,
+            dtype="float32",
+            tokens=(16, 64),
+            hidden=96,
+            num_heads=24,
+            num_kv_heads=8,
+            intermediate=144,
+            depth=1,
+            micro_batch_tokens=16,
+            iterations=2,
+            cases=(Case(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=6)),),
+            calibration={"rounds": 1, "sizes": (1 << 12, 1 << 16), "tokens": (1, 4, 16), "widths": (64, 128)},
+        )
+
+
+def measure_box(
+    out: "str | Path",
+    *,
+    num_ranks: int,
+    backend: str = "auto",
+    steps: Sequence[str] = STEPS,
+    plan: BoxPlan | None = None,
+    cases: Sequence[Case] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, pd.DataFrame]:
+    """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv``, ``pipeline.csv`` (with
+    ``pipeline-*.json`` for ui.perfetto.dev) and ``layouts.csv`` (with ``calibration.json``) into the folder ``out``.
+
+    A step that fails is said and left out; the others go on. So they do when a file cannot be written: then what was
+    to go into it is said instead.
+
+    Args:
+        num_ranks: all of them; the sweep also takes 2, 4, ... of them.
+        steps: which of ``STEPS``.
+        plan: by default large on GPUs of their own, small elsewhere.
+        cases: instead of the plan's.
+        say: is told what goes on.
+
+    Returns the frames by step, without those that failed.
+
+    Raises:
+        ValueError: a step that there is not, fewer than 2 ranks, or a folder that cannot be made.
+        OSError: one of the files cannot be written. Known before anything is measured or else, as when the disk fills
+            up, raised after the last step.
+    """
+    for step in steps:
+        if step not in STEPS:
+            raise ValueError(f"steps must be out of {', '.join(STEPS)}; got {step!r}")
+    if num_ranks < 2:
+        raise ValueError(f"num_ranks must be at least 2: one rank has no links; got {num_ranks}")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={folder} cannot be made a folder: {error}") from error
+    files = _Files(folder, say)
+    for step in steps:
+        for name in (f"{step}.csv", *_BESIDE.get(step, ())):
+            check_writable(folder / name)
+    frames: dict[str, pd.DataFrame] = {}
+    with Cluster(num_ranks, backend) as cluster:
+        plan = plan or (BoxPlan.large() if cluster.own_gpus else BoxPlan.small())
+        if cases is not None:
+            plan = replace(plan, cases=tuple(cases))
+        calls: dict[str, Callable[[], pd.DataFrame]] = {
+            "links": lambda: links_step(cluster),
+            "sweep": lambda: sweep_step(cluster, plan, say),
+            "layers": lambda: layers_step(cluster, plan),
+            "pipeline": lambda: pipeline_step(cluster, plan, files),
+            "layouts": lambda: layouts_step(cluster, plan, files, say),
+        }
+        for step in steps:
+            began = time.monotonic()
+            try:
+                frames[step] = calls[step]()
+            except (ClusterError, ValueError) as error:
+                say(f"{step}: failed after {time.monotonic() - began:.0f} s: {error}")
+                continue
+            took = f"{step}: {len(frames[step])} rows in {time.monotonic() - began:.0f} s"
+            where = files.write(f"{step}.csv", frames[step].to_csv(index=False))
+            say(took if where is None else f"{took}, {where}")
+    if files.unwritten:
+        raise files.unwritten[0]
+    return frames
+
+
+class _Files:
+    """The folder's files. What cannot be written is said: it may have taken minutes on a machine that is soon gone."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.unwritten: list[OSError] = []
+
+    def write(self, name: str, text: str) -> Path | None:
+        """Where it is, if it could be written."""
+        path = self.folder / name
+        try:
+            write_text(path, text)
+        except OSError as error:
+            self.unwritten.append(error)
+            self.say(f"{path} cannot be written: {error.strerror}; this was to go into it:\n{text}")
+            return None
+        return path
+
+
+def links_step(cluster: Cluster) -> pd.DataFrame:
+    """A row per ordered pair: ``detected`` and ``topo`` (kind of link, by the driver's library and by the text of
+    ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a small message and ``GBps`` of a large
+    one, with the provenance."""
+    pairs = measure_point_to_point(cluster)
+    detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
+    small, large = pairs["bytes"].min(), pairs["bytes"].max()
+    rows = []
+    for src, dst in sorted({*zip(pairs["src"].tolist(), pairs["dst"].tolist(), strict=True)}):
+        of_pair = pairs[(pairs["src"] == src) & (pairs["dst"] == dst)]
+        kinds = [_kind(machine, src, dst) for machine in (detected, from_text)]
+        rows.append(
+            {
+                "src": src,
+                "dst": dst,
+                "detected": kinds[0],
+                "topo": kinds[1],
+                "agree": kinds[0] == kinds[1],
+                "latency_us": float(of_pair.loc[of_pair["bytes"] == small, "p50_us"].iloc[0]),
+                "GBps": float(of_pair.loc[of_pair["bytes"] == large, "GBps"].iloc[0]),
+                **cluster.provenance.columns(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _driver(make: Callable[[], Machine]) -> Machine | None:
+    try:
+        return make()
+    except (ValueError, OSError, subprocess.SubprocessError):
+        return None
+
+
+def _topo_text() -> str:
+    return subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def _kind(machine: Machine | None, src: int, dst: int) -> str:
+    if machine is None or max(src, dst) >= machine.num_gpus:
+        return ""
+    link = machine.link(src, dst)
+    return "" if link is None else str(link.kind)
+
+
+def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> pd.DataFrame:
+    """All-reduces of 2, 4, ... and all ranks: the library's, eager and in a CUDA graph, symmetric memory's where ranks
+    have GPUs of their own, our ring and int8 up to a size; rows as ``sweep_frame`` has them.
+
+    GPUs that cannot reach each other's memory have no rows of symmetric memory; that is said.
+    """
+    frames = []
+    for clustered in _clusters(cluster):
+        modes = ("eager", "graph") if clustered.own_gpus else ("eager",)
+        own: dict[str, Any] = {
+            "algorithms": ["ring", "int8-two-shot"],
+            "sizes": [size for size in plan.sizes if size <= plan.own_up_to],
+        }
+        runs = [*({"algorithms": ["library"], "sizes": plan.sizes, "mode": mode} for mode in modes), own]
+        frames += [sweep_all_reduce(clustered, dtypes=[plan.dtype], **run) for run in runs]
+        for mode in modes if clustered.own_gpus else ():
+            try:
+                frames.append(
+                    sweep_all_reduce(
+                        clustered, dtypes=[plan.dtype], algorithms=ON_SYMMETRIC_MEMORY, sizes=plan.sizes, mode=mode
+                    )
+                )
+            except ClusterError as error:
+                say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: {error}")
+                break
+    return pd.concat(frames, ignore_index=True)
+
+
+def _clusters(cluster: Cluster) -> Iterator[Cluster]:
+    """Of 2, 4, ... ranks, and the one of all."""
+    size = 2
+    while size < cluster.num_ranks:
+        with Cluster(size, cluster.backend) as smaller:
+            yield smaller
+        size *= 2
+    yield cluster
+
+
+def layers_step(cluster: Cluster, plan: BoxPlan) -> pd.DataFrame:
+    """A stack of blocks by number of tokens and strategy: rows of ``measure_strategies`` with ``tokens``.
+
+    ``compute_us`` is the stack with all its communication deleted: the bound of every way of hiding it.
+    """
+    from tplab.layers import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
+
+    ways = [Blocking(), Chunked(2), Chunked(4), Chunked(8), BatchSplit(2), SequenceParallel(), Int8()]
+    frames = []
+    for tokens in plan.tokens:
+        stack = StackPlan(
+            batch=1,
+            seq=tokens,
+            hidden=plan.hidden,
+            num_heads=plan.num_heads,
+            num_kv_heads=plan.num_kv_heads,
+            intermediate=plan.intermediate,
+            depth=plan.depth,
+            dtype=plan.dtype,
+            iterations=plan.iterations,
+        )
+        frame = measure_strategies(cluster, ways, stack)
+        frame.insert(0, "tokens", tokens)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def pipeline_step(cluster: Cluster, plan: BoxPlan, files: _Files) -> pd.DataFrame:
+    """Stages of real blocks under forward-only, GPipe and 1F1B: ``schedule``, ``makespan_ms``, ``simulated_ms`` (from
+    the measured times of the actions), ``idle_over_total``, ``idle_over_work`` and the provenance.
+
+    Each trace is also written as ``pipeline-<schedule>.json``.
+    """
+    p = cluster.num_ranks
+    make = _StageOfBlocks(plan)
+    rows = []
+    for name in _PIPELINES:
+        schedule = build_schedule(name, p, 2 * p)
+        training = {} if schedule.is_inference else {"loss": _mean_square}
+        trace = run_schedule(
+            cluster, schedule, make, inputs=make.inputs, warm_ups=2, keep=False, timeout=300.0, **training
+        )
+        files.write(f"pipeline-{name}.json", json.dumps(trace.perfetto()))
+        rows.append(
+            {
+                "schedule": name,
+                "micro_batches": 2 * p,
+                "makespan_ms": trace.makespan_s * 1e3,
+                "simulated_ms": simulate(schedule, measured_costs(trace)).makespan_s * 1e3,
+                "idle_over_total": trace.idle_over_total,
+                "idle_over_work": trace.idle_over_work,
+                **cluster.provenance.columns(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class _StageOfBlocks:
+    """Makes a stage: blocks with weights by seed, on the rank that holds it."""
+
+    def __init__(self, plan: BoxPlan) -> None:
+        self.plan = plan
+
+    def __call__(self, rank: "Rank", index: int) -> Any:
+        import torch
+
+        from tplab.layers.counting import plain_block
+
+        plan = self.plan
+        shape = plan.hidden, plan.num_heads, plan.num_kv_heads, plan.intermediate
+        blocks = [plain_block(rank, *shape, seed=10 * index + place) for place in range(plan.depth)]
+        return torch.nn.Sequential(*blocks).to(getattr(torch, plan.dtype))
+
+    def inputs(self, rank: "Rank", micro_batch: int) -> Any:
+        import torch
+
+        # Drawn where it is used, while the run goes on: a processor would take longer for it than the stage does.
+        shape = 1, self.plan.micro_batch_tokens, self.plan.hidden
+        generator = torch.Generator(rank.device).manual_seed(micro_batch)
+        return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, self.plan.dtype))
+
+
+def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[str], None]) -> pd.DataFrame:
+    """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
+    detected = _driver(Machine.detect) if cluster.own_gpus else None
+    calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
+    files.write("calibration.json", calibration.to_json())
+    sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None
+    frame = measure_cases(cluster, plan.cases, calibration, sheet=sheet, say=say)
+    say(scores(frame).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    return frame
+
+
+def _first_gpus(machine: Machine, num_ranks: int) -> Machine:
+    """Those that the ranks have."""
+    links = tuple(row[:num_ranks] for row in machine.links[:num_ranks])
+    return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
+
+
+def _mean_square(output: Any) -> Any:
+    return output.float().square().mean()

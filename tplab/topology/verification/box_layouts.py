@@ -1,0 +1,200 @@
+"""Whole models on all GPUs of a machine in every layout: advised before, measured, and predicted again once calibrated.
+
+What an advisor is worth on a machine it has never seen, and what half a minute of calibration adds: the same terms for
+the same batch, once by spec sheet and once by what was measured here, beside what the lab's engine then does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from tplab.cluster import Cluster, ClusterError
+from tplab.models.config import ModelConfig
+from tplab.topology.advisor.advice import advise
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.advisor.workload import Workload
+from tplab.topology.machine.machine import Machine
+from tplab.topology.verification.plan import fits, in_precision
+from tplab.topology.verification.run import MEASURES, Verification, free_bytes, verify
+from tplab.topology.verification.static_batch import LAB, batch_of, machine_of, predict_batch, runnable
+
+MODES = ("spec sheet", "calibrated")
+"""What a prediction was made from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A model and what is asked of it."""
+
+    model: str | ModelConfig
+    """A ``config.json``, its folder, a preset's name, or a model of one's own."""
+    workload: Workload
+
+    def __post_init__(self) -> None:
+        if self.workload.output_length < 2:
+            raise ValueError(f"output_length must be at least 2, to time tokens; got {self.workload.output_length}")
+        batch_of(self.workload, 1)
+        runnable(self.spec, 1, self.workload.context_length, "float32")
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's sizes."""
+        return ModelSpec.from_config(self.model if isinstance(self.model, str) else self.model.to_hf())
+
+    @property
+    def label(self) -> str:
+        """What tells it apart from other cases."""
+        w = self.workload
+        return f"{self.spec.name}, {w.concurrency} x {w.input_length} in, {w.output_length} out"
+
+
+def measure_cases(
+    cluster: Cluster,
+    cases: Sequence[Case],
+    calibration: Calibration,
+    *,
+    sheet: Machine | None = None,
+    repeats: int = 3,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Run each case in every layout that takes all ranks and fits.
+
+    Rows as ``verify`` has them, ``setting`` the case's label, with ``model`` and the workload's ``input_length``,
+    ``output_length`` and ``concurrency`` in front; ``advised_rank`` (by ``advise``, for a server whose requests come
+    and go; 1 is best); and, with ``sheet``, for each of ``MEASURES`` ``spec_sheet_...``, the same prediction of the
+    batch without the calibration.
+
+    A model that does not fit in two layouts at least is run with half of its layers, or a quarter, ...; ``layers`` says
+    so. A case that fails is said and left out.
+
+    Args:
+        calibration: of this cluster.
+        sheet: the machine as its driver and spec sheet have it, a GPU per rank.
+        repeats: generations of each layout.
+        say: is told notes and failures.
+
+    Raises:
+        ValueError: no case could be run.
+    """
+    frames = []
+    for case in cases:
+        try:
+            frames.append(_measure(cluster, case, calibration, sheet, repeats, say))
+        except (ClusterError, ValueError) as error:
+            say(f"{case.label}: left out: {error}")
+    if not frames:
+        raise ValueError("none of the models could be run, for the reasons above")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _measure(
+    cluster: Cluster,
+    case: Case,
+    calibration: Calibration,
+    sheet: Machine | None,
+    repeats: int,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    asked = case.workload.engine
+    workload = replace(case.workload, engine=replace(LAB, pp_micro_batches=asked.pp_micro_batches))
+    whole, notes = in_precision(case.spec, calibration)
+    spec, layouts = _advised(cluster, whole, sheet or machine_of(calibration), workload)
+    made = verify(
+        cluster,
+        layouts,
+        spec,
+        workload,
+        calibration=calibration,
+        cuda_graphs=None if asked.cuda_graphs else False,
+        tokens=workload.output_length,
+        rounds=1,
+        repeats=repeats,
+        timeout=400.0,
+    )
+    for note in dict.fromkeys((*notes, *made.notes)):
+        say(f"{case.label}: {note}")
+    frame = made.frame.assign(setting=case.label)
+    about: dict[str, Any] = {
+        "model": case.spec.name,
+        "input_length": workload.input_length,
+        "output_length": workload.output_length,
+        "concurrency": workload.concurrency,
+        "advised_rank": frame["layout"].map({str(layout): place for place, layout in enumerate(layouts, 1)}),
+    }
+    for place, (name, value) in enumerate(about.items()):
+        frame.insert(place, name, value)
+    if sheet is not None:
+        run = spec.with_layers(int(frame["layers"].iloc[0]))
+        graphs = (frame["launch_mode"] == "graph").all()
+        before = predict_batch(run, sheet, workload, layouts, calibration=None, cuda_graphs=bool(graphs))
+        by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
+        for measure in MEASURES:
+            frame[f"spec_sheet_{measure}"] = [getattr(by_layout[layout], measure) for layout in frame["layout"]]
+    return frame
+
+
+def _advised(cluster: Cluster, spec: ModelSpec, machine: Machine, workload: Workload) -> tuple[ModelSpec, list[Layout]]:
+    """The model with as many layers as two layouts hold, and the layouts to run, in the advisor's order."""
+    free = cluster.run(free_bytes)
+    depth = spec.num_layers
+    why: ValueError | None = None
+    while depth:
+        shallow = spec.with_layers(depth)
+        try:
+            options = advise(shallow, machine, workload).options
+        except ValueError as error:  # nothing fits
+            why, options = error, ()
+        chosen = [
+            option.layout
+            for option in options
+            if option.layout.num_gpus == cluster.num_ranks and fits(shallow, option.layout, workload, free)
+        ]
+        if len(chosen) > 1:
+            return shallow, chosen
+        depth //= 2
+    raise why or ValueError(f"fewer than two layouts of {cluster.num_ranks} ranks hold a layer of {spec.name}")
+
+
+def scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the predictions were worth, a row per case and kind of prediction.
+
+    ``model``, ``concurrency``, ``input_length``, ``output_length``, ``prediction`` (one of ``MODES``), ``layouts``,
+    ``tpot_mape_pct``, ``ttft_mape_pct``, ``spearman`` (tokens per second), ``chosen``, ``best`` and ``regret_pct``.
+    Without predictions by spec sheet there are no rows of them.
+    """
+    rows = []
+    keys = ["model", "concurrency", "input_length", "output_length"]
+    for key, group in frame.groupby(keys, sort=False):
+        for mode in MODES if "spec_sheet_tpot_ms" in frame else MODES[1:]:
+            columns = _predicted(group, mode)
+            whole = Verification(frame=columns.assign(setting=""), notes=(), badge="")
+            (choice,) = whole.choices().to_dict("records")
+            rows.append(
+                dict(zip(keys, key, strict=True))
+                | {
+                    "prediction": mode,
+                    "layouts": len(group),
+                    "tpot_mape_pct": whole.mape_pct("tpot_ms"),
+                    "ttft_mape_pct": whole.mape_pct("ttft_ms"),
+                    "spearman": whole.spearman,
+                    "chosen": choice["advised"],
+                    "best": choice["best"],
+                    "regret_pct": choice["regret_pct"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _predicted(group: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """The frame as if that kind of prediction were the only one."""
+    if mode == "calibrated":
+        return group
+    made = group.copy()
+    for measure in MEASURES:
+        made[f"predicted_{measure}"] = group[f"spec_sheet_{measure}"]
+        made[f"{measure}_error_pct"] = 100 * (group[f"spec_sheet_{measure}"] / group[f"measured_{measure}"] - 1)
+    return made

@@ -1,0 +1,158 @@
+"""Layouts of a model, run for real on the ranks: a batch prefilled and decoded by the lab's engine. Runs on the ranks.
+
+Layouts take turns and each is made anew for its turn: one at a time is held, whatever the memory, and a busy spell of
+the machine does not fall on one layout alone.
+"""
+
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from tplab.cluster import Rank
+from tplab.layers.comm import Comm
+from tplab.models.engine import Engine
+from tplab.models.graphed import WARM_UPS, GraphedStage
+from tplab.models.loading import Loaded
+from tplab.models.padding import Padding
+from tplab.models.request import Request
+from tplab.models.sampling import Sampler
+from tplab.topology.calibration.rigging import (
+    Hops,
+    Silent,
+    StageTimes,
+    comm_of,
+    graphed,
+    in_layout,
+    load_random,
+    waiting,
+)
+
+if TYPE_CHECKING:
+    from tplab.topology.verification.plan import LayoutRun, VerifyPlan
+
+_DECODE_STEPS = 7
+
+
+def run_layouts(rank: Rank, plan: "VerifyPlan") -> None:
+    """Every layout of the plan in every round; reports ``row``, ``turn``, ``replica``, ``start_s``, ``first_s`` and
+    ``last_s`` of every generation, from each replica's ranks that know."""
+    total = plan.rounds * len(plan.runs)
+    for turn in range(plan.rounds):
+        for row, run in enumerate(plan.runs):
+            _run(rank, plan, run, row, turn)
+            rank.report(phase="layouts", done=turn * len(plan.runs) + row + 1, total=total)
+
+
+def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) -> None:
+    comms: dict[int, Comm] = {}
+    seat: tuple[int, int, int] | None = None
+    for replica, stages in enumerate(run.groups):  # every rank makes every group: that is a collective
+        for stage, ranks in enumerate(stages):
+            comm = comm_of(rank, ranks, plan.links)
+            if comm is not None:
+                comms[replica], seat = comm, (replica, stage, sorted(ranks).index(rank.index))
+    replica, stage, index = seat if seat is not None else (-1, 0, 0)
+    mine = replica >= 0 and replica < len(run.batches)
+    place = stage * run.layout.tp + index
+    loaded: Loaded | None = None
+    if mine and not plan.emulated_compute:
+        loaded = _load(rank, plan, run, place, comms[replica])
+        if plan.cuda_graphs:
+            loaded = graphed(loaded)
+    elif plan.emulated_compute:
+        times = _timed_stages(rank, plan, run, seat)
+        if mine:
+            bare = _load(rank, plan, run, place, Silent(index, run.layout.tp), meta=True)
+            loaded = waiting(bare, times[stage], comms[replica], rank.device)
+    # Sorted like the groups: a rank's index in its group is its place in the stage.
+    ranks_of_place = [each for ranks in run.groups[replica] for each in sorted(ranks)] if mine else []
+    hops = Hops(rank, ranks_of_place or [0], plan.links)
+    for repeat in range(-WARM_UPS if plan.cuda_graphs else -1, plan.repeats):
+        dist.barrier(group=rank.group)
+        if loaded is None:
+            continue
+        if isinstance(loaded.stage, GraphedStage):
+            loaded.stage.restart()
+        engine = _generate(in_layout(rank, place, len(ranks_of_place), hops), plan, loaded, run.batches[replica])
+        if repeat < 0:
+            continue
+        rank.report(
+            row=row,
+            turn=turn * plan.repeats + repeat,
+            replica=replica,
+            start_s=engine.start_s,
+            first_s=max(known[0] for known in engine.token_s),
+            last_s=max(known[-1] for known in engine.token_s),
+        )
+    dist.barrier(group=rank.group)
+
+
+def _load(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", place: int, comm: Comm, *, meta: bool = False) -> Loaded:
+    """``meta``: shapes only."""
+    return load_random(
+        plan.config,
+        run.layout,
+        place,
+        comm,
+        dtype=plan.config.dtype,
+        device=torch.device("meta") if meta else rank.device,
+    )
+
+
+def _generate(member: Rank, plan: "VerifyPlan", loaded: Loaded, batch: int) -> Engine:
+    prompts = [[(7 * i + j) % plan.config.vocab_size for j in range(plan.input_length)] for i in range(batch)]
+    in_flight = min(loaded.layout.pp, batch, plan.micro_batches or batch)
+    request = Request.of(prompts, max_new_tokens=plan.output_length, num_micro_batches=in_flight)
+    engine = Engine(member, loaded, request, prompts)
+    engine.run()
+    return engine
+
+
+def _timed_stages(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", seat: tuple[int, int, int] | None) -> list[Any]:
+    """What each stage takes, timed alone on the first rank that holds it while all others wait; known to all."""
+    mine: StageTimes | None = None
+    for stage in range(run.layout.pp):
+        dist.barrier(group=rank.group)
+        if seat == (0, stage, 0):
+            mine = _alone(rank, plan, run, stage)
+    every: list[Any] = [None] * rank.world_size
+    dist.all_gather_object(every, (seat, mine), group=rank.group)
+    found = {where[1]: times for where, times in every if where is not None and times is not None}
+    return [found[stage] for stage in range(run.layout.pp)]
+
+
+@torch.inference_mode()
+def _alone(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", stage: int) -> StageTimes:
+    loaded = _load(rank, plan, run, stage * run.layout.tp, Silent(0, run.layout.tp))
+    module, config = loaded.stage, plan.config
+    batch = -(-run.batches[0] // min(run.layout.pp, run.batches[0], plan.micro_batches or run.batches[0]))
+    prompts = [[i % config.vocab_size for i in range(plan.input_length)]] * batch
+    request = Request.of(prompts, max_new_tokens=_DECODE_STEPS + 2)
+    sampler = Sampler(request, 0, batch, module.vocab, loaded.comm) if module.spec.last else None
+
+    def step(x: torch.Tensor, padding: Padding, caches: Any) -> float:
+        began = time.perf_counter()
+        y = module(x, padding=padding, caches=caches)
+        if sampler is not None:
+            sampler(y)
+        if rank.device.type == "cuda":
+            torch.cuda.synchronize(rank.device)
+        return time.perf_counter() - began
+
+    def input_of(length: int) -> torch.Tensor:
+        if module.spec.first:
+            return torch.zeros(batch, length, dtype=torch.int64, device=rank.device)
+        like = next(module.parameters())
+        return like.new_zeros(batch, length, config.hidden_size)
+
+    prefills, decodes = [], []
+    for _ in range(3):
+        length = plan.input_length + _DECODE_STEPS + 1
+        padding = Padding([plan.input_length] * batch, length, rank.device)
+        caches = module.make_caches(batch, length)
+        prefills.append(step(input_of(plan.input_length), padding, caches))
+        decodes += [step(input_of(1), padding, caches) for _ in range(_DECODE_STEPS)][1:]
+    return StageTimes(prefill_s=median(prefills[1:]), decode_s=median(decodes))

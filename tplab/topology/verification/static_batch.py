@@ -1,0 +1,253 @@
+"""What the model says of one static batch through the lab's own engine: what ``verify`` can measure. Pure.
+
+``predict`` is for a server, whose requests come and go. The lab's engine takes a batch, prefills all of it and decodes
+until all are done; the same terms, put together for that. Two collectives come on top with tensor parallelism, which
+serving engines fuse or hide and the latency model leaves out: the sum of the embedding, and the sampler's gathering.
+
+Also here: the machine that a calibration describes, and a model that the lab can run in the shapes of one it cannot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import median
+
+import numpy as np
+
+from tplab.collectives.cost import AlphaBeta, fit_line
+from tplab.models.config import ModelConfig
+from tplab.topology.advisor.allreduce import all_reduce_us
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
+from tplab.topology.advisor.latency import TERMS, Floats, Server, without_prompts
+from tplab.topology.advisor.layout_arrays import columns
+from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.topology.advisor.prediction import server_for
+from tplab.topology.advisor.sharding import Layout
+from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.machine.detect import gpus_called, preset_of
+from tplab.topology.machine.machine import Gpu, Link, Machine
+from tplab.topology.machine.placement import Placement
+from tplab.topology.machine.presets import GPUS
+
+LAB = EnginePolicy(name="lab", cuda_graphs=False, chunked_prefill=None)
+"""How the lab's own engine runs a step."""
+_CPU_MEMORY_GB = 1e3
+_SMALL_BYTES, _LARGE_BYTES = 1 << 15, 1 << 22
+_APART = 2.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchTimes:
+    """Of one layout."""
+
+    ttft_ms: float
+    """Until every request has its first token."""
+    tpot_ms: float
+    """From then on, between tokens of a request."""
+    output_tokens_per_s: float
+    """Over everything, all replicas."""
+    terms_ms: dict[str, float]
+    """Of ``tpot_ms``: ``latency.TERMS`` and ``ends``."""
+
+
+def batch_of(workload: Workload, replicas: int) -> list[int]:
+    """Requests of each replica, the first ones one more; replicas without any are left out.
+
+    Raises:
+        ValueError: a workload given by its request rate.
+    """
+    if workload.concurrency is None:
+        raise ValueError(
+            "a batch needs a workload with concurrency (requests in flight); this one has a request rate instead"
+        )
+    each, more = divmod(workload.concurrency, replicas)
+    return [each + (i < more) for i in range(replicas) if each + (i < more)]
+
+
+def predict_batch(
+    model: ModelSpec,
+    machine: Machine,
+    workload: Workload,
+    layouts: Sequence[Layout],
+    *,
+    calibration: Calibration | None,
+    placements: "Sequence[Placement | None] | None" = None,
+    alone: bool = False,
+    cuda_graphs: bool = False,
+    constants: Constants = DEFAULT,
+) -> list[BatchTimes]:
+    """Each layout on a static batch of ``workload.concurrency`` requests over its replicas.
+
+    Args:
+        calibration: of this machine; None: by the spec sheet and the constants.
+        placements: where ranks are, for links that differ.
+        alone: every rank computes as if the others did not, as with emulated compute.
+        cuda_graphs: decode steps are replayed from graphs; prompts never are.
+    """
+    if alone and calibration is not None:
+        calibration = replace(calibration, matmuls=tuple(m for m in calibration.matmuls if m.num_ranks == 1))
+    policy = replace(LAB, pp_micro_batches=workload.engine.pp_micro_batches, cuda_graphs=cuda_graphs)
+    workload = replace(workload, engine=policy)
+    table = columns(
+        model,
+        machine,
+        workload,
+        layouts,
+        engine_constants(LAB.name, constants),
+        constants,
+        placements,
+        by_gpu=True,
+    )
+    server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
+    batch = np.array([float(batch_of(workload, layout.replicas)[0]) for layout in layouts])
+    return _times(server, batch, layouts)
+
+
+def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[BatchTimes]:
+    workload, model = server.workload, server.model
+    osl, isl = workload.output_length, workload.input_length
+    eager = replace(server, workload=replace(workload, engine=replace(workload.engine, cuda_graphs=False)))
+    first = eager.prompts_us(batch)
+    terms, k = server._token(batch)
+    step = without_prompts(terms)
+    width = model.hidden_size * model.activation_itemsize
+    ends = _ends_us(server, batch / k * width, batch / k)
+    ttft = first + _ends_us(eager, batch / k * isl * width, batch / k)
+    tpot = step + ends if osl > 1 else np.zeros_like(first)
+    total = ttft + (osl - 1) * tpot
+    made = []
+    for i in range(len(layouts)):
+        at = {name: float(np.broadcast_to(terms[name], batch.shape)[i]) / 1e3 for name in TERMS if name != "prefill"}
+        made.append(
+            BatchTimes(
+                ttft_ms=float(ttft[i]) / 1e3,
+                tpot_ms=float(tpot[i]) / 1e3,
+                output_tokens_per_s=(workload.concurrency or 1) * osl / float(total[i]) * 1e6,
+                terms_ms={**at, "ends": float(ends[i]) / 1e3},
+            )
+        )
+    return made
+
+
+def _ends_us(server: Server, embedded_bytes: Floats, sampled: Floats) -> Floats:
+    """The embedding's sum, and the sampler's gathering of a logit and a token (16 bytes) of every rank."""
+    groups = server.layouts.groups
+
+    def reduce_us(nbytes: Floats) -> Floats:
+        return all_reduce_us(
+            nbytes,
+            groups,
+            kernel=server.workload.engine.all_reduce,
+            graph=server.workload.engine.cuda_graphs,
+            custom=None,
+            constants=server.constants,
+            calibration=server.calibration,
+        )
+
+    # In a ring a sum goes round twice, a gathering by direct exchange takes one message.
+    gathering = reduce_us(16.0 * sampled) / np.maximum(2.0 * (groups.size - 1), 1.0)
+    return np.asarray(reduce_us(embedded_bytes) + gathering, dtype=np.float64)
+
+
+def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> Machine:
+    """The machine that was calibrated, as ``advise`` and ``predict`` take one: links and rates as measured.
+
+    Args:
+        memory_GB: of each rank; by default the GPU's by its name, and more than enough on a CPU or an unknown GPU.
+    """
+    c = calibration
+    gpu = _gpu_called(c.device, memory_GB) if c.backend == "nccl" else None
+    if gpu is None:
+        peak = _peak_TFLOPS(c)
+        gpu = Gpu(
+            name=c.device,
+            memory_GB=memory_GB or _CPU_MEMORY_GB,
+            hbm_GBps=c.copy_GBps or 10.0,
+            bf16_TFLOPS=peak,
+            kind="gpu" if c.backend == "nccl" else "cpu",
+        )
+    kind = "emulated" if any("emulated link" in note for note in c.notes) else "host"
+    found = {(s.source, s.target): fit_line(s.nbytes, s.p50_us) for s in c.sends if len(s.nbytes) > 1}
+    lines = _told_apart(found)
+    rows: list[list[Link | None]] = [[None] * c.num_ranks for _ in range(c.num_ranks)]
+    for i, j in combinations(range(c.num_ranks), 2):
+        line = lines.get((i, j), AlphaBeta(alpha_us=100.0, beta_GBps=1.0))
+        rows[i][j] = rows[j][i] = Link(
+            kind=kind, bandwidth_GBps=min(line.beta_GBps, 1e4), latency_us=line.alpha_us, label=kind
+        )
+    return Machine(
+        name=c.machine,
+        gpu=gpu,
+        gpus_per_node=c.num_ranks,
+        links=tuple(map(tuple, rows)),
+        source="measured",
+        notes=(c.badge,),
+    )
+
+
+def _gpu_called(name: str, memory_GB: float | None) -> Gpu | None:
+    """By the driver's name, with the spec sheet's memory unless given; None for one without a sheet."""
+    if memory_GB:
+        return preset_of(name, memory_GB)
+    called = gpus_called(name)
+    return next((gpu for gpu in GPUS.values() if gpu.name in called), None)
+
+
+def _told_apart(lines: dict[tuple[int, int], AlphaBeta]) -> dict[tuple[int, int], AlphaBeta]:
+    """The same for all pairs where they differ by no more than a busy machine makes them: else layouts would be placed
+    by noise."""
+    if not lines:
+        return {}
+    small, large = ([line.time_us(nbytes) for line in lines.values()] for nbytes in (_SMALL_BYTES, _LARGE_BYTES))
+    if max(small) > _APART * min(small) or max(large) > _APART * min(large):
+        return lines
+    same = AlphaBeta(
+        alpha_us=median(line.alpha_us for line in lines.values()),
+        beta_GBps=median(line.beta_GBps for line in lines.values()),
+    )
+    return dict.fromkeys(lines, same)
+
+
+def _peak_TFLOPS(c: Calibration) -> float:
+    """bf16; fp32 counts as half of it (``Gpu.peak_TFLOPS``)."""
+    rates = [2e-6 * p * t / us for m in c.matmuls for t, p, us in zip(m.tokens, m.params, m.p50_us, strict=True)]
+    return max(rates, default=0.05) * (2 if c.backend != "nccl" else 1)
+
+
+def runnable(spec: ModelSpec, num_layers: int, max_positions: int, dtype: str) -> ModelConfig:
+    """A model of the same shapes that ``tplab.models`` runs, with so many layers.
+
+    Raises:
+        ValueError: shapes it has no layers for, by name.
+    """
+    for found, what in (
+        (not spec.gated_mlp, "an MLP without a gate"),
+        (spec.parallel_residual, "attention and MLP side by side"),
+        (spec.num_positions > 0, "learned positions"),
+    ):
+        if found:
+            raise ValueError(f"{spec.name} has {what}, which tplab.models does not run: verify a Llama of its sizes")
+    n = spec.windowed_layers
+    windows = tuple(
+        spec.sliding_window if (i + 1) * n // spec.num_layers > i * n // spec.num_layers else None
+        for i in range(num_layers)
+    )
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_layers=num_layers,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        max_positions=max_positions,
+        qkv_bias=spec.qkv_bias,
+        out_bias=spec.out_bias,
+        mlp_bias=spec.mlp_bias,
+        qk_norm=spec.qk_norm,
+        tied=spec.tied_embeddings,
+        windows=windows if n and spec.sliding_window else (),
+        dtype=dtype,  # type: ignore[arg-type]
+    )
