@@ -4,6 +4,7 @@ A message that prints what it refuses must not fail over it in turn: ``repr`` en
 lists in lists, refuses whole numbers of 5,000 digits, and prints all of a megabyte.
 """
 
+import difflib
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,13 @@ def listed(names: Iterable[object], most: int = 4) -> str:
     texts = list(map(str, names))
     first = ", ".join(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..." for text in texts[:most])
     return f"{first} and {len(texts) - most:,} more" if len(texts) > most else first
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say about a name that is not known: the nearest ones, or all."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [k for k in names if name and name in k][:3]
+    return f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(sorted(names))}"
 
 
 def check_depth(value: Any, name: str) -> None:

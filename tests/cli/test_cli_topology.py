@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 from tplab.cli import main
+from tplab.models.presets import MODELS
+from tplab.models.spec import ITEMSIZE, ModelSpec
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
-from tplab.topology.advisor.model_spec import ITEMSIZE, ModelSpec
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.machine.presets import GPUS, MACHINES, MODELS
+from tplab.topology.machine.presets import GPUS, MACHINES
 
 TOPO = """\
         GPU0    GPU1    CPU Affinity    NUMA Affinity

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 from tplab.cli.words import in_options, option, table, width, writable, write_csv
 from tplab.files import MAX_BYTES, read_text
+from tplab.models.presets import MODELS
+from tplab.models.spec import ITEMSIZE
 from tplab.topology.advisor.constants import DEFAULT
-from tplab.topology.advisor.model_spec import ITEMSIZE
 from tplab.topology.advisor.wording import fixed
-from tplab.topology.machine.presets import GPUS, MACHINES, MODELS
+from tplab.topology.machine.presets import GPUS, MACHINES
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tplab.models.spec import ModelSpec
     from tplab.topology.advisor.advice import Advice
     from tplab.topology.advisor.calibration import Calibration
-    from tplab.topology.advisor.model_spec import ModelSpec
     from tplab.topology.advisor.workload import EnginePolicy, Workload
     from tplab.topology.machine.machine import Machine
 
@@ -280,8 +281,8 @@ def _beside_server(arguments: argparse.Namespace, paths: list[Path]) -> "pd.Data
 
 def _what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibration | None]":
     """Model, machine and calibration that the arguments name."""
+    from tplab.models.spec import ModelSpec
     from tplab.topology.advisor.calibration import Calibration
-    from tplab.topology.advisor.model_spec import ModelSpec
     from tplab.topology.machine.machine import Machine
     from tplab.topology.verification.static_batch import machine_of
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tplab.models.generation import submit_generate as submit_generate
     from tplab.models.result import Generation as Generation
     from tplab.models.result import compare as compare
+    from tplab.models.spec import ModelSpec as ModelSpec
     from tplab.models.stages import Layout as Layout
 
 _HOME_OF = {
@@ -39,6 +40,7 @@ _HOME_OF = {
     "Generation": "result",
     "Layout": "stages",
     "ModelConfig": "config",
+    "ModelSpec": "spec",
     "compare": "result",
     "generate": "generation",
     "submit_generate": "generation",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine

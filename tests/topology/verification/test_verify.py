@@ -14,10 +14,10 @@ from tplab.cluster import Provenance, Report
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models import memory
 from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelSpec
 from tplab.models.stages import Layout as RankLayout
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.verification.plan import fits, plan_verify

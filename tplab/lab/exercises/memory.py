@@ -12,7 +12,7 @@ from typing import Any
 from tplab.cluster import Cluster, ClusterError
 from tplab.lab.exercises.verdict import Verdict
 from tplab.models.config import ITEMSIZES, ModelConfig
-from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.verification.memory import ShardPlan, measure_shards
 

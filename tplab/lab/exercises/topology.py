@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tplab.lab.exercises.verdict import Verdict
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, advise
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.verification.run import spearman

@@ -23,13 +23,13 @@ from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said, wide
 from tplab.lab.panels.links import LinkPanel
 from tplab.lab.words_topology import explain_advice, explain_flips, explain_placement
+from tplab.models.presets import MODELS
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, Option, advise
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
-from tplab.topology.machine.presets import MODELS
 
 ENGINES = ("vllm", "sglang", "trtllm", "generic", "lab")
 VIEWS = ("one step", "front", "placement", "flips")

@@ -14,10 +14,11 @@ from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_memory, explain_shards
 from tplab.models.config import ModelConfig
-from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.models.presets import MODELS
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.machine.presets import GPUS, MODELS
+from tplab.topology.machine.presets import GPUS
 from tplab.topology.verification.memory import ShardPlan, shards_frame, submit_shards
 
 WEIGHTS = ("bf16", "fp8", "int8", "int4")

@@ -1,10 +1,10 @@
 """What a layout of a model costs on a machine, which layout to run, and why. Pure: no torch, no process group."""
 
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, advise
 from tplab.topology.advisor.article import CommunicationTopology
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layouts import Choice, all_choices, feasible_choices
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.prediction import Prediction, predict
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import EnginePolicy, Workload

@@ -80,7 +80,7 @@ class MatmulTimes:
     """Products of (tokens, k) and (k, n), with cold weights, over tokens and shapes."""
 
     precision: str
-    """Of the weights, a key of ``model_spec.ITEMSIZE``."""
+    """Of the weights, a key of ``models.spec.ITEMSIZE``."""
     num_ranks: int = 1
     """How many ranks computed at once: on CPUs they share the memory."""
     tokens: tuple[int, ...]

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor import pipeline_fill
 from tplab.topology.advisor.admission import most_within
 from tplab.topology.advisor.allreduce import Groups, Ints, all_reduce_us, hop_us
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import Constants, EngineConstants
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.roofline import Rates
 from tplab.topology.advisor.workload import Workload
 

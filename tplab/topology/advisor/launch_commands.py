@@ -13,7 +13,7 @@ import math
 import shlex
 from collections.abc import Mapping
 
-from tplab.topology.advisor.model_spec import ITEMSIZE, ModelSpec
+from tplab.models.spec import ITEMSIZE, ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
+from tplab.models.spec import ITEMSIZE, ModelSpec
 from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
-from tplab.topology.advisor.model_spec import ITEMSIZE, ModelSpec
 from tplab.topology.advisor.sharding import Layout, engine_note, why_not
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu, Machine

@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Gpu

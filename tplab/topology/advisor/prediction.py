@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
@@ -22,7 +23,6 @@ from tplab.topology.advisor.latency import TERMS, TTFT_TERMS, Floats, Layouts, S
 from tplab.topology.advisor.layout_arrays import columns
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.prediction_notes import calibration_notes, length_notes
 from tplab.topology.advisor.roofline import rates
 from tplab.topology.advisor.sharding import Layout

@@ -1,7 +1,7 @@
 """What must be said beside a prediction: requests the model was not made for, and what a calibration leaves open."""
 
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.latency import Server
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.workload import Workload
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import Calibration, MatmulCurve
 from tplab.topology.advisor.constants import Constants, EngineConstants
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.machine.machine import Gpu
 
 Floats = NDArray[np.float64]

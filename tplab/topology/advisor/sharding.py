@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tplab.models.spec import ModelSpec, divisors
 from tplab.models.stages import Layout as RankLayout
-from tplab.topology.advisor.model_spec import ModelSpec, divisors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

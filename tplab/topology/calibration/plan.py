@@ -7,7 +7,7 @@ from typing import Any
 
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.config import ModelConfig
-from tplab.topology.advisor.model_spec import ModelSpec
+from tplab.models.spec import ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
 """In the order in which they are measured."""

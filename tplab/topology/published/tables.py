@@ -28,12 +28,13 @@ from typing import Any
 import pandas as pd
 
 from tplab.files import read_frame
+from tplab.models.presets import MODELS
+from tplab.models.spec import ModelSpec
 from tplab.shown import listed, shown
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import MOST, EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.machine.presets import MODELS, gpu_preset
+from tplab.topology.machine.presets import gpu_preset
 
 SERVED = frozenset({"model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms"})
 GENERATED = frozenset({"model", "impl", "tp", "pp", "batch_size", "input_len", "output_len", "latency_ms"})

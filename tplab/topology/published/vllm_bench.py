@@ -19,10 +19,10 @@ from typing import Any
 import pandas as pd
 
 from tplab.files import parse_json_documents, read_text
+from tplab.models.spec import ModelSpec
 from tplab.shown import shown
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine

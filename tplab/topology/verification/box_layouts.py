@@ -12,9 +12,9 @@ import pandas as pd
 
 from tplab.cluster import Cluster, ClusterError
 from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine

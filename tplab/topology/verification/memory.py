@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.memory import kv_bytes, weight_bytes
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.config import ModelConfig
 from tplab.models.memory import kv_bytes, weight_bytes
+from tplab.models.spec import ModelSpec
 from tplab.models.stages import Layout as RankLayout
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layout_arrays import links_alike
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.plan import PRECISION

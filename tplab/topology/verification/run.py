@@ -19,8 +19,8 @@ import pandas as pd
 from tplab.cluster import Provenance, Report
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.verification.plan import Target, VerifyPlan, plan_verify
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from tplab.collectives.cost import AlphaBeta, fit_line
 from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.allreduce import all_reduce_us
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
 from tplab.topology.advisor.latency import TERMS, Floats, Server, without_prompts
 from tplab.topology.advisor.layout_arrays import columns
-from tplab.topology.advisor.model_spec import ModelSpec
 from tplab.topology.advisor.prediction import server_for
 from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import EnginePolicy, Workload

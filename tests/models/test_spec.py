@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from tplab.models.config import ModelConfig
+from tplab.models.presets import HUGGING_FACE, MODELS
+from tplab.models.spec import ITEMSIZE
 from tplab.topology import EnginePolicy, ModelSpec, Workload
-from tplab.topology.advisor.model_spec import ITEMSIZE
-from tplab.topology.machine.presets import HUGGING_FACE, MODELS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

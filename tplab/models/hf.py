@@ -15,9 +15,9 @@ from typing import Any
 
 from tplab.files import read_json
 from tplab.models.keys import MOST_BYTES, flag, kv_heads, layer_types, mapping, number, text, texts, whole
-from tplab.shown import check_depth, listed, shown
-from tplab.topology.advisor.model_spec import ITEMSIZE, ModelSpec
-from tplab.topology.machine.presets import HUGGING_FACE, MODELS, nearest
+from tplab.models.presets import HUGGING_FACE, MODELS
+from tplab.models.spec import ITEMSIZE, ModelSpec
+from tplab.shown import check_depth, listed, nearest, shown
 
 Config = Mapping[str, Any]
 

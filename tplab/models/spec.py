@@ -118,7 +118,7 @@ class ModelSpec:
         """From a Hugging Face ``config.json`` (its path or its folder's), the dict in it, or the name of a preset.
 
         Args:
-            config: path, dict, or a name such as ``"llama-3.1-70b"`` (see ``tplab.topology.machine.presets.MODELS``).
+            config: path, dict, or a name such as ``"llama-3.1-70b"`` (see ``tplab.models.presets.MODELS``).
             weight_precision: of the blocks' matrices; by default what the configuration says, else bf16. A float32
                 configuration stays fp32 unless another is given here: then activations and cache have 16 bits.
             kv_precision: of the cache; by default that of the activations.
@@ -128,7 +128,7 @@ class ModelSpec:
                 (which), or an architecture the advisor has no model of (mixture of experts, latent attention, state
                 space, encoder-decoder, encoder).
         """
-        from tplab.topology.advisor.hf_config import read_config
+        from tplab.models.hf import read_config
 
         return read_config(config, weight_precision=weight_precision, kv_precision=kv_precision)
 
