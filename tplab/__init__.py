@@ -7,6 +7,7 @@ also imported the widgets would start half a second later.
 from typing import TYPE_CHECKING
 
 from tplab.lazy import lazy_names
+from tplab.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster as Cluster
@@ -47,3 +48,5 @@ _HOME_OF = {
 __all__ = sorted([*_HOME_OF, "__version__"])
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+
+find_moved_modules()
