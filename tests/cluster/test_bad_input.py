@@ -43,7 +43,7 @@ class TestCluster:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU: nccl can run")
     def test_nccl_without_gpu(self):
-        with pytest.raises(ValueError, match=r"backend.*nccl.*GPU.*gloo"):
+        with pytest.raises(ValueError, match=r"backend.*gloo.*GPU.*nccl"):
             Cluster(2, backend="nccl")
 
     @pytest.mark.parametrize("engine", ["mpi", "", None, 1])

@@ -249,18 +249,18 @@ def test_numpy_integers_do_not_overflow() -> None:
     [
         (lambda: sent_bytes("all-to-all", "ring", 1, 2), r"collective must be one of all-reduce, .*got 'all-to-all'"),
         (lambda: sent_bytes("all-gather", "tree", 1, 2), r"algorithm of all-gather .*ring, direct; got 'tree'"),
-        (lambda: sent_bytes("all-reduce", "ring", -5, 2), r"nbytes must be at least 0, got -5"),
-        (lambda: sent_bytes("all-reduce", "ring", 1, 0), r"n must be at least 1, got 0"),
-        (lambda: sent_bytes("all-reduce", "ring", 1, 2.5), r"n must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: sent_bytes("all-reduce", "ring", -5, 2), r"nbytes must be a whole number of at least 0; got -5"),
+        (lambda: sent_bytes("all-reduce", "ring", 1, 0), r"n must be a whole number of at least 1; got 0"),
+        (lambda: sent_bytes("all-reduce", "ring", 1, 2.5), r"n must be a whole number of at least 1; got 2.5"),  # type: ignore[arg-type]
         (lambda: lower_bound_bytes("gather", 1, 2), r"got 'gather'"),
-        (lambda: payload_bytes("all-gather", -1, 2), r"input_bytes must be at least 0, got -1"),
-        (lambda: ring_sent_bytes(4, 10, 4, 4), r"rank=4 with n=4"),
-        (lambda: ring_sent_bytes(-1, 10, 4, 4), r"rank must be at least 0, got -1"),
-        (lambda: ring_sent_bytes(0, 10, 0, 4), r"itemsize must be at least 1, got 0"),
-        (lambda: chunk_lengths(-3, 4), r"num_elements must be at least 0, got -3"),
-        (lambda: tp_forward_bytes(1, -2, 8, 1), r"seq must be at least 0, got -2"),
-        (lambda: pp_forward_bytes(1, 2, 8, 0), r"num_stages must be at least 1, got 0"),
-        (lambda: tp_over_pp(80, 1), r"num_stages must be at least 2, got 1"),
+        (lambda: payload_bytes("all-gather", -1, 2), r"input_bytes must be a whole number of at least 0; got -1"),
+        (lambda: ring_sent_bytes(4, 10, 4, 4), r"rank must be a whole number from 0 to 3; got 4"),
+        (lambda: ring_sent_bytes(-1, 10, 4, 4), r"rank must be a whole number from 0 to 3; got -1"),
+        (lambda: ring_sent_bytes(0, 10, 0, 4), r"itemsize must be a whole number of at least 1; got 0"),
+        (lambda: chunk_lengths(-3, 4), r"num_elements must be a whole number of at least 0; got -3"),
+        (lambda: tp_forward_bytes(1, -2, 8, 1), r"seq must be a whole number of at least 0; got -2"),
+        (lambda: pp_forward_bytes(1, 2, 8, 0), r"num_stages must be a whole number of at least 1; got 0"),
+        (lambda: tp_over_pp(80, 1), r"num_stages must be a whole number of at least 2; got 1"),
     ],
 )
 def test_bad_input_names_the_argument_and_the_number(call: object, words: str) -> None:

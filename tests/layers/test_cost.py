@@ -93,7 +93,9 @@ def test_chunks_are_of_all_tokens_as_torch_cuts_them(tokens: int, data: st.DataO
 
 @pytest.mark.parametrize("k", [0, -1, 18])
 def test_a_chunk_count_over_the_tokens_is_named(k: int) -> None:
-    with pytest.raises(ValueError, match=r"num_chunks must be (1 to tokens=17; got (0|18)|at least 0, got -1)"):
+    with pytest.raises(
+        ValueError, match=r"num_chunks must be (1 to tokens=17; got (0|18)|a whole number of at least 0; got -1)"
+    ):
         chunked_us(17, k, float, float)
 
 
@@ -159,11 +161,11 @@ def test_one_rank_communicates_nothing(strategy: str) -> None:
     ("change", "message"),
     [
         ({"strategy": "int8"}, "strategy must be one of blocking, chunked, batch split, sequence parallel; got 'int8'"),
-        ({"tokens": -1}, "tokens must be at least 0"),
-        ({"hidden": 0}, "hidden must be at least 1"),
+        ({"tokens": -1}, "tokens must be a whole number of at least 0"),
+        ({"hidden": 0}, "hidden must be a whole number of at least 1"),
         ({"itemsize": 0.5}, "itemsize must be a whole number"),
-        ({"n": 0}, "n must be at least 1"),
-        ({"parts": 0}, "parts must be at least 1"),
+        ({"n": 0}, "n must be a whole number of at least 1"),
+        ({"parts": 0}, "parts must be a whole number of at least 1"),
     ],
 )
 def test_sizes_that_cannot_be_are_named(change: dict[str, object], message: str) -> None:

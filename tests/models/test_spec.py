@@ -350,24 +350,24 @@ def test_sliding_windows_are_stated():
         ({"is_encoder_decoder": True}, r"an encoder beside its decoder"),
         ({"block_configs": [{}]}, r"blocks that differ from each other"),
         ({"layer_types": ["full_attention", "linear_attention"]}, r"layer_types: \['linear_attention'\]"),
-        ({"hidden_size": "4096"}, r"hidden_size must be a whole number of at least 1, got '4096'"),
-        ({"num_hidden_layers": 0}, r"num_hidden_layers must be a whole number of at least 1, got 0"),
+        ({"hidden_size": "4096"}, r"hidden_size must be a whole number from 1 to 16,777,216; got '4096'"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers must be a whole number from 1 to 10,000; got 0"),
         ({"num_hidden_layers": True}, r"num_hidden_layers must be a whole number"),
-        ({"vocab_size": None}, r"vocab_size must be a whole number of at least 1, got None"),
+        ({"vocab_size": None}, r"vocab_size must be a whole number from 1 to 268,435,456; got None"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads=3 must divide num_attention_heads=8"),
         ({"num_key_value_heads": [2, 4]}, r"num_key_value_heads must be a whole number .* got \[2, 4\]"),
         ({"num_attention_heads": 7}, r"hidden_size=64 is no multiple of num_attention_heads=7"),
         ({"torch_dtype": "float8"}, r"torch_dtype must be one of .* got 'float8'"),
-        ({"quantization_config": "fp8"}, r"quantization_config must be an object, got 'fp8'"),
+        ({"quantization_config": "fp8"}, r"quantization_config must be an object; got 'fp8'"),
         ({"quantization_config": {"config_groups": [1]}}, r"config_groups in quantization_config must be an object"),
         ({"quantization_config": {"config_groups": {"g": 8}}}, r"config_groups in .* must hold objects .* got g: 8"),
         ({"quantization_config": {"config_groups": {"g": {"weights": 8}}}}, r"config_groups .* \{'weights': 8\}"),
         ({"quantization_config": {"quant_method": "fp8", "ignore": "lm_head"}}, r"ignore in .* must be a list"),
-        ({"text_config": 3}, r"text_config must be an object, got 3"),
+        ({"text_config": 3}, r"text_config must be an object; got 3"),
         ({"architectures": ["BertModel"]}, r"does not generate text \(architectures=\['BertModel'\]"),
         ({"architectures": "BertForMaskedLM"}, r"architectures=\['BertForMaskedLM'\]"),
-        ({"architectures": 3}, r"architectures must be a list of names, got 3"),
-        ({"rope_scaling": "yarn"}, r"rope_scaling must be an object, got 'yarn'"),
+        ({"architectures": 3}, r"architectures must be a list of names; got 3"),
+        ({"rope_scaling": "yarn"}, r"rope_scaling must be an object; got 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, r"factor in rope_scaling must be a number .* '4'"),
     ],
 )
@@ -463,7 +463,7 @@ def test_precision_names():
 
 
 def test_sizes_given_by_hand():
-    with pytest.raises(ValueError, match="num_layers must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_layers must be a whole number from 1 to 10,000; got 0"):
         replace(ModelSpec.from_config("qwen3-8b"), num_layers=0)
     with pytest.raises(ValueError, match=r"windowed_layers=40 must lie in 0..num_layers=36"):
         replace(ModelSpec.from_config("qwen3-8b"), windowed_layers=40)

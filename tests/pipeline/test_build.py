@@ -184,11 +184,11 @@ def test_a_v_shape_sends_nothing_at_its_turn() -> None:
     ("arguments", "message"),
     [
         (("zb-v", 4, 8), "name must be one of gpipe, 1f1b, interleaved, zb-h1, forward-only.*got 'zb-v'"),
-        (("1f1b", 0, 8), "num_stages must be at least 1, got 0"),
-        (("1f1b", 4, 0), "num_micro_batches must be at least 1, got 0"),
-        (("1f1b", 4, 2.5), r"num_micro_batches must be a whole number, got 2\.5"),
+        (("1f1b", 0, 8), "num_stages must be a whole number of at least 1; got 0"),
+        (("1f1b", 4, 0), "num_micro_batches must be a whole number of at least 1; got 0"),
+        (("1f1b", 4, 2.5), r"num_micro_batches must be a whole number of at least 1; got 2\.5"),
         (("1f1b", 4, 8, 2), "num_chunks must be 1 for 1f1b, got 2"),
-        (("interleaved", 4, 8, 0), "num_chunks must be at least 1, got 0"),
+        (("interleaved", 4, 8, 0), "num_chunks must be a whole number of at least 1; got 0"),
         (("interleaved", 4, 3, 2), "num_micro_batches=3 is below num_stages=4: .*take at least 4, or 1f1b"),
         (("interleaved", 4, 10, 2), "num_micro_batches=10 is not a multiple of num_stages=4.*take 8 or 12"),
     ],
@@ -203,5 +203,5 @@ def test_arguments_without_use_are_refused() -> None:
         build_schedule("1f1b", 4, 8, num_in_flight=4)
     with pytest.raises(ValueError, match="num_prefill_chunks is for prefill-decode, not for decode-ring"):
         build_schedule("decode-ring", 4, 8, num_prefill_chunks=4)
-    with pytest.raises(ValueError, match="num_in_flight must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_in_flight must be a whole number of at least 1; got 0"):
         build_schedule("decode-ring", 4, 8, num_in_flight=0)

@@ -8,6 +8,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+from tplab.checks import ArgumentError, check_one_of
+
 BACKENDS = ("auto", "gloo", "nccl")
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
@@ -62,13 +64,12 @@ def place(num_ranks: int, backend: str) -> Placement:
 
     Raises ``ValueError`` for an unknown backend, or for ``nccl`` where it cannot run.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    gpus = 0 if backend == "gloo" else num_gpus()
+    gpus = 0 if check_one_of("backend", backend, BACKENDS) == "gloo" else num_gpus()
     if backend == "nccl" and gpus == 0:
-        raise ValueError(
-            "backend='nccl' needs at least one CUDA GPU that torch can use, and there is none here: "
-            "use backend='gloo', or 'auto' to let tplab choose (`tplab doctor` says what it sees)"
+        raise ArgumentError(
+            "backend",
+            backend,
+            "must be gloo or auto where torch can use no CUDA GPU (`tplab doctor` says what it sees)",
         )
     if gpus == 0:
         return Placement(backend="gloo", devices=("cpu",) * num_ranks)

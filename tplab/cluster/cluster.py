@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tplab.checks import ArgumentError, check_count, check_number, check_one_of
 from tplab.cluster import backends, wire
 from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.launch import State
@@ -58,15 +59,10 @@ class Cluster:
         *,
         start_timeout: float = 120.0,
     ) -> None:
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
-        if engine == "ipyparallel":
-            raise ValueError("engine='ipyparallel' is not built yet: use engine='local', the ranks of this machine")
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise ValueError(f"n must be the number of ranks, as in Cluster(2); got {n!r}")
-        if not 1 <= n <= MAX_LOCAL_RANKS:
-            raise ValueError(f"n must be 1 to {MAX_LOCAL_RANKS} ranks on one machine; got {n}")
-        _check_seconds("start_timeout", start_timeout)
+        if check_one_of("engine", engine, ENGINES) == "ipyparallel":
+            raise ArgumentError("engine", engine, "must be 'local', the ranks of this machine: no other is built yet")
+        n = check_count("n", n, least=1, most=MAX_LOCAL_RANKS)  # type: ignore[arg-type]  # None is refused
+        check_number("start_timeout", start_timeout, above=0, most=_LONGEST_S)
         self._placement = backends.place(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:
@@ -122,7 +118,7 @@ class Cluster:
         if not callable(fn):
             raise TypeError(f"fn must be a function that takes a rank first; got {fn!r}")
         if timeout is not None:
-            _check_seconds("timeout", timeout)
+            check_number("timeout", timeout, above=0, most=_LONGEST_S)
         run: Run[T] = Run(
             self._supervisor,
             name=getattr(fn, "__name__", type(fn).__name__),
@@ -242,8 +238,3 @@ class Cluster:
 
     def __reduce__(self) -> str:
         raise TypeError("a Cluster lives in the kernel and cannot be sent to its ranks; pass values, not the cluster")
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST_S:
-        raise ValueError(f"{name} must be a positive number of seconds, at most {_LONGEST_S:.0e}; got {value!r}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tplab.checks import check_count
 from tplab.cluster.hello import all_reduce_hello
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def measure_calls(cluster: "Cluster", num_calls: int = 30) -> pd.DataFrame:
     Returns one row per ``call``: ``call_ms``, from the call until the values are in the kernel; ``function_ms``, what
     the function took on the slowest rank; ``overhead_ms``, the difference; and the provenance columns.
     """
-    if num_calls < 1:
-        raise ValueError(f"num_calls must be at least 1; got {num_calls}")
+    num_calls = check_count("num_calls", num_calls, least=1)
     cluster.run(all_reduce_hello)  # warm
     rows: list[dict[str, object]] = []
     columns = cluster.provenance.columns()

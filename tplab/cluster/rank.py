@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tplab.checks import check_count
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
@@ -67,8 +69,8 @@ class Rank:
         same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size.
         """
         for name, size in (("tp", tp), ("pp", pp)):
-            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-                raise ValueError(f"{name} must be a positive integer; got {size!r}")
+            if size is not None:
+                check_count(name, size, least=1)
         shape = ((pp or self.world_size // (tp or self.world_size)), (tp or self.world_size // (pp or 1)))
         if shape[0] * shape[1] != self.world_size:
             asked = ", ".join(f"{name}={size}" for name, size in (("tp", tp), ("pp", pp)) if size is not None)

@@ -21,7 +21,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tplab.collectives.volumes import ALGORITHMS, check_algorithm, check_count, lower_bound_bytes, sent_bytes
+from tplab.checks import check_count, check_number
+from tplab.collectives.volumes import ALGORITHMS, check_algorithm, lower_bound_bytes, sent_bytes
 
 Floats = NDArray[np.float64]
 _BYTES_PER_US = 1e3  # at 1 GB/s
@@ -48,7 +49,7 @@ def busbw_factor(collective: str, n: int) -> float:
 
 def algbw_GBps(nbytes: float, us: float) -> float:
     """Algorithm bandwidth S/t in GB/s; S as in ``volumes``."""
-    return _number("nbytes", nbytes) / (_positive("us", us) * _BYTES_PER_US)
+    return check_number("nbytes", nbytes, least=0) / (check_number("us", us, above=0, most=math.inf) * _BYTES_PER_US)
 
 
 def busbw_GBps(collective: str, nbytes: float, us: float, n: int) -> float:
@@ -66,15 +67,15 @@ class AlphaBeta:
     """Bandwidth reached by an endless one: GB/s, not the inverse that papers call beta. Infinite if size is free."""
 
     def __post_init__(self) -> None:
-        _number("alpha_us", self.alpha_us)
-        _positive("beta_GBps", self.beta_GBps)
+        check_number("alpha_us", self.alpha_us, least=0)
+        check_number("beta_GBps", self.beta_GBps, above=0, most=math.inf)
 
     def time_us(self, nbytes: float) -> float:
         return self.alpha_us + self.transfer_us(nbytes)
 
     def transfer_us(self, nbytes: float) -> float:
         """What the bytes add to the latency."""
-        return _number("nbytes", nbytes) / (self.beta_GBps * _BYTES_PER_US)
+        return check_number("nbytes", nbytes, least=0) / (self.beta_GBps * _BYTES_PER_US)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,7 @@ class Piecewise:
     """As many as ``starts``."""
 
     def time_us(self, nbytes: float) -> float:
-        return self.lines[bisect_right(self.starts, _number("nbytes", nbytes)) - 1].time_us(nbytes)
+        return self.lines[bisect_right(self.starts, check_number("nbytes", nbytes, least=0)) - 1].time_us(nbytes)
 
 
 @dataclass(frozen=True, init=False, slots=True)
@@ -116,7 +117,7 @@ class Curve:
         object.__setattr__(self, "times_us", tuple(t.tolist()))
 
     def time_us(self, nbytes: float) -> float:
-        if _number("nbytes", nbytes) <= self.sizes[0]:
+        if check_number("nbytes", nbytes, least=0) <= self.sizes[0]:
             return self.times_us[0]
         if nbytes > self.sizes[-1]:
             return self.times_us[-1] * math.exp(self._last_slope * math.log(nbytes / self.sizes[-1]))
@@ -161,8 +162,7 @@ def fit_piecewise(sizes: Iterable[float], times_us: Iterable[float], num_segment
 
     All ways to cut are tried. A line holds from the geometric mean of the sizes on both sides of the cut.
     """
-    if not 1 <= check_count("num_segments", num_segments) <= 3:
-        raise ValueError(f"num_segments must be 1, 2 or 3, got {num_segments}")
+    check_count("num_segments", num_segments, least=1, most=3)
     x, t = _points(sizes, times_us, least=_LEAST_IN_SEGMENT)
     if len(np.unique(x)) != len(x):
         raise ValueError(f"each size must come once, got {x.tolist()}")
@@ -282,15 +282,3 @@ def _points(sizes: Iterable[float], times_us: Iterable[float], least: int) -> tu
         raise ValueError(f"times_us must be finite and above 0, got {t.tolist()}")
     order = np.argsort(x, kind="stable")
     return x[order], t[order]
-
-
-def _number(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return float(value)
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
-    return float(value)

@@ -10,9 +10,9 @@ Why not count on the wire and leave it at that: the lab does count, and this is 
 """
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+
+from tplab.checks import check_count, check_one_of
 
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "all-reduce": ("ring", "tree", "recursive-doubling", "one-shot", "two-shot"),
@@ -42,7 +42,7 @@ class Traffic:
 
 def payload_bytes(collective: str, input_bytes: int, n: int) -> int:
     """S, from what one rank hands to the call: ``input_bytes``, except for an all-gather, whose output is n inputs."""
-    check_collective(collective)
+    check_one_of("collective", collective, COLLECTIVES)
     n = check_count("n", n, least=1)
     input_bytes = check_count("input_bytes", input_bytes)
     return input_bytes * n if collective == "all-gather" else input_bytes
@@ -139,7 +139,7 @@ def lower_bound_bytes(collective: str, nbytes: int, n: int) -> float:
     (n-1)/n·S, since n-1 ranks lack a share, or all of it. Point-to-point: S/n. With a switch that reduces
     (NVLS, SHARP) ranks send less.
     """
-    check_collective(collective)
+    check_one_of("collective", collective, COLLECTIVES)
     n = check_count("n", n, least=1)
     nbytes = check_count("nbytes", nbytes)
     if n == 1:
@@ -162,9 +162,7 @@ def ring_sent_bytes(rank: int, num_elements: int, itemsize: int, n: int) -> int:
     n-1 steps that is every chunk but (r + 1) mod n, then every chunk but (r + 2) mod n.
     """
     lengths = chunk_lengths(num_elements, n)
-    rank = check_count("rank", rank)
-    if rank >= len(lengths):
-        raise ValueError(f"rank must be below n, got rank={rank} with n={n}")
+    rank = check_count("rank", rank, most=len(lengths) - 1)
     kept = lengths[(rank + 1) % n] + lengths[(rank + 2) % n]
     return (2 * operator.index(num_elements) - kept) * check_count("itemsize", itemsize, least=1)
 
@@ -177,9 +175,7 @@ def int8_sent_bytes(rank: int, num_elements: int, n: int, scale_group: int) -> i
     """
     scale_group = check_count("scale_group", scale_group, least=1)
     messages = [length + 4 * -(-length // scale_group) for length in chunk_lengths(num_elements, n)]
-    rank = check_count("rank", rank)
-    if rank >= n:
-        raise ValueError(f"rank must be below n, got rank={rank} with n={n}")
+    rank = check_count("rank", rank, most=len(messages) - 1)
     return sum(messages) - messages[rank] + (n - 1) * messages[rank]
 
 
@@ -231,26 +227,6 @@ def log2_ceil(n: int) -> int:
     return (n - 1).bit_length()
 
 
-def check_count(name: str, value: SupportsIndex, least: int = 0) -> int:
-    """``value`` as an ``int`` (also from numpy, which would overflow), at least ``least``."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}")
-    return count
-
-
-def check_collective(collective: str) -> None:
-    _check_choice("collective", collective, COLLECTIVES)
-
-
 def check_algorithm(collective: str, algorithm: str) -> None:
-    check_collective(collective)
-    _check_choice(f"algorithm of {collective}", algorithm, ALGORITHMS[collective])
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    check_one_of("collective", collective, COLLECTIVES)
+    check_one_of(f"algorithm of {collective}", algorithm, ALGORITHMS[collective])

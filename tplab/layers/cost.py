@@ -9,7 +9,8 @@ both are here, and notebook 04 draws them together.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tplab.collectives.volumes import check_count, chunk_lengths, sent_bytes
+from tplab.checks import check_count
+from tplab.collectives.volumes import chunk_lengths, sent_bytes
 
 STRATEGIES = ("blocking", "chunked", "batch split", "sequence parallel")
 """Those whose bytes follow from the formulas here; int8's are ``int8_sent_bytes``."""

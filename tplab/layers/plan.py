@@ -35,8 +35,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tplab.checks import check_count
 from tplab.collectives.cost import time_us
-from tplab.collectives.volumes import check_count, sent_bytes
+from tplab.collectives.volumes import sent_bytes
 
 Choice: TypeAlias = Literal["column", "row", "replicated"]
 Layout: TypeAlias = Literal["replicated", "split", "partial"]

@@ -8,7 +8,8 @@ beyond every model, and far below where floats overflow or a loop over layers is
 from collections.abc import Mapping
 from typing import Any
 
-from tplab.shown import listed, shown
+from tplab.checks import ArgumentError, check_count, check_flag, check_number, check_text
+from tplab.shown import listed
 
 MOST_BYTES = 4 << 20
 """Of a configuration: thousands of labels fit in."""
@@ -44,19 +45,12 @@ def whole(value: Any, key: str, where: str = "", *, least: int = 1) -> int:
     Args:
         where: what stands before the key in errors, ``"config.json: "``.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{where}{key} must be a whole number of at least {least}, got {shown(value)}")
-    most = LIMITS.get(key, _MOST)
-    if value > most:
-        raise ValueError(f"{where}{key} must be at most {most:,}, got {shown(value)}")
-    return value
+    return check_count(f"{where}{key}", value, least, LIMITS.get(key, _MOST))
 
 
 def number(value: Any, key: str, where: str = "", *, above: float = 0.0) -> float:
     """A number more than ``above``. Raises ``ValueError`` for any other, beyond 10^18 or not finite included."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= _LARGEST:
-        raise ValueError(f"{where}{key} must be a number above {above:g} and at most {_LARGEST:g}, got {shown(value)}")
-    return float(value)
+    return float(check_number(f"{where}{key}", value, above=above, most=_LARGEST))
 
 
 def kv_heads(value: int, heads: int, where: str = "") -> int:
@@ -68,29 +62,25 @@ def kv_heads(value: int, heads: int, where: str = "") -> int:
 
 def flag(value: Any, key: str, where: str = "") -> bool:
     """Raises ``ValueError`` for anything but true and false: the text "false" would count as true."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{where}{key} must be true or false, got {shown(value)}")
-    return value
+    return check_flag(f"{where}{key}", value)
 
 
 def text(value: Any, key: str, where: str = "") -> str:
     """Raises ``ValueError`` for what is no text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{where}{key} must be a text, got {shown(value)}")
-    return value
+    return check_text(f"{where}{key}", value)
 
 
 def mapping(value: Any, key: str, where: str = "") -> Mapping[str, Any]:
     """Raises ``ValueError`` for what is no object whose keys are texts."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{where}{key} must be an object, got {shown(value)}")
+        raise ArgumentError(f"{where}{key}", value, "must be an object")
     return value
 
 
 def texts(value: Any, key: str, where: str = "") -> list[str]:
     """Raises ``ValueError`` for what is no list of texts."""
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise ValueError(f"{where}{key} must be a list of names, got {shown(value)}")
+        raise ArgumentError(f"{where}{key}", value, "must be a list of names")
     return list(value)
 
 

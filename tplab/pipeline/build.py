@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tplab.collectives.volumes import check_count
+from tplab.checks import check_count
 from tplab.pipeline import inference, training
 from tplab.pipeline.schedule import MicroBatch, Schedule
 

@@ -11,7 +11,7 @@ stage. ``tplab.pipeline.simulate`` knows better, and the tests hold these agains
 import math
 from collections.abc import Sequence
 
-from tplab.collectives.volumes import check_count
+from tplab.checks import check_count
 
 BALANCED = ("gpipe", "1f1b", "interleaved", "zb-h1", "forward-only")
 """Schedules that have a formula for alike stages."""
