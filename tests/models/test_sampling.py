@@ -61,3 +61,22 @@ def test_a_generator_per_row_draws_as_each_would_alone() -> None:
     assert len({draw[0].item() for draw in draws}) > 5
     with pytest.raises(ValueError, match=r"generator: 4 of them for logits of shape \(3, 50\); one per row"):
         parallel_sample(logits[:3], vocab, None, generator=generators())
+
+
+def test_a_row_draws_by_its_place_in_the_request_whatever_its_micro_batch() -> None:
+    from tplab.layers.comm import Alone
+    from tplab.models.request import Request
+    from tplab.models.sampling import Sampler
+
+    vocab = VocabShard.of(50, 0, 1)
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(1)).expand(4, 50)
+    request = Request.of([[1]] * 4, max_new_tokens=20, temperature=1.0, seed=5)
+
+    def draws(start: int, end: int) -> list[list[int]]:
+        sampler = Sampler(request, start, end, vocab, Alone())
+        steps = [sampler(logits[: end - start])[0].tolist() for _ in range(20)]
+        return [[step[row] for step in steps] for row in range(end - start)]
+
+    together = draws(0, 4)
+    assert len({tuple(row) for row in together}) == 4, "the same logits, and each row draws its own tokens"
+    assert draws(0, 2) + draws(2, 4) == together

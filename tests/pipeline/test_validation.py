@@ -395,6 +395,30 @@ def test_peaks_of_the_order_are_those_of_the_trace(schedule: Schedule) -> None:
     assert simulate(schedule).peak_activations_per_rank == pytest.approx(peak_activations(schedule))
 
 
+@pytest.mark.parametrize("blocking_sends", [True, False])
+@pytest.mark.parametrize(
+    ("message", "computation", "says"),
+    [
+        ("1RECV_F2", "1F2", r"1F2 comes before the receive of its input"),
+        ("1RECV_B2", "1B2", r"1B2 comes before the receive of its gradient"),
+        ("1SEND_F2", "1F2", r"1SEND_F2 comes before the forward whose output it sends"),
+        ("1SEND_B2", "1B2", r"1SEND_B2 comes before the backward whose gradient it sends"),
+    ],
+)
+def test_a_message_on_the_wrong_side_of_its_computation(
+    message: str, computation: str, says: str, blocking_sends: bool
+) -> None:
+    schedule = add_communication(build_schedule("1f1b", 3, 4))
+    rows = [list(row) for row in schedule.ranks]
+    edit = _moved(computation, before=message) if "RECV" in message else _moved(message, before=computation)
+    edit(rows)
+    wrong = replace(schedule, ranks=tuple(map(tuple, rows)))
+    found = faults(wrong, blocking_sends=blocking_sends)
+    assert [fault.kind for fault in found] == ["order"]
+    with pytest.raises(ScheduleError, match=says):
+        validate(wrong, blocking_sends=blocking_sends)
+
+
 def test_a_cap_for_all_ranks_and_a_wrong_one() -> None:
     schedule = build_schedule("zb-h1", 4, 8)
     validate(schedule, max_activations=4)
