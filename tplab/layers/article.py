@@ -1,4 +1,4 @@
-"""The article's two layers, with its signatures and right results.
+"""The article's two layers (S1 and S3, see docs/article.md), with its signatures and right results.
 
 They take a rank and a world size where the lab's own layers take a group, and make their collectives on torch's default
 process group unless ``group=`` is given. What the article's code did instead is in ``tplab.layers.mistakes``.

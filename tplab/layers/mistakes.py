@@ -1,9 +1,9 @@
 """Tensor parallelism done wrong, in the ways that tutorials do it: each mistake runs, and an equality test catches it.
 
 For notebook 03 and for the tests, never to be used. The mistakes are those of the article (its systems S1 and S3, see
-``tplab.layers.article`` for what is right), written anew and as small as they can be. Most have the right shapes, and
-some are right for one token or on one rank, which is why layers are compared with the unsharded module on several
-tokens and several ranks.
+docs/article.md; ``tplab.layers.article`` has what is right), written anew and as small as they can be. Most have the
+right shapes, and some are right for one token or on one rank, which is why layers are compared with the unsharded
+module on several tokens and several ranks.
 
 Legend: B batch, S sequence, D hidden, H heads of this rank, E head dimension, O output features; n ranks.
 """
@@ -34,7 +34,7 @@ class Mistake:
     """A wrong way to shard one plain module."""
 
     system: str
-    """The article's system, as numbered in the lab."""
+    """The article's system, by its code in docs/article.md."""
     name: str
     """What is done."""
     why: str

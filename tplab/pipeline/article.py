@@ -1,7 +1,8 @@
-"""The article's pipeline scheduler, with its names and right results: what one stage does, as a list of dicts.
+"""The article's pipeline scheduler (S5 and S6, see docs/article.md), with its names and right results.
 
-What the article's code did instead is in ``tplab.pipeline.mistakes``. For anything but reading the order, the table of
-``tplab.pipeline.build_schedule`` is the better thing to have: it knows all ranks.
+What one stage does is a list of dicts. What the article's code did instead is in ``tplab.pipeline.mistakes``. For
+anything but reading the order, the table of ``tplab.pipeline.build_schedule`` is the better thing to have: it knows all
+ranks.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Pipelines in closed form: what the article's claims C10 to C14 and C19 should say. Numbers in, numbers out.
+"""Pipelines in closed form: what the article's claims C10 to C14 and C19 should say (see docs/article.md).
+
+Pure: numbers in, numbers out.
 
 Letters: p ranks, m micro-batches, v chunks per rank, k micro-batches in flight; F, I, W seconds of one rank's share of
 one micro-batch, B = I + W; t_s seconds of stage s. A bubble has two names: idle over total (a fraction of the makespan)

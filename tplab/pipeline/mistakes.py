@@ -1,7 +1,7 @@
 """Pipeline schedules done wrong, in the ways that tutorials do it, for notebook 05 and the tests; never to be used.
 
-The mistakes are those of the article (its system S6), written anew. Both tables run and compute the right gradients,
-which is why nothing but a look at the memory, or at the table, finds them.
+The mistakes are those of the article (its system S6, see docs/article.md), written anew. Both tables run and compute
+the right gradients, which is why nothing but a look at the memory, or at the table, finds them.
 """
 
 from typing import TYPE_CHECKING

@@ -2,7 +2,7 @@
 
 Three questions, each a plan for ``measure_serving``, or for ``submit_serving`` and ``serving_frame`` in a panel:
 
-- *prefill*: how long do m micro-batches take, if stages are uneven? (article, C13)
+- *prefill*: how long do m micro-batches take, if stages are uneven? (C13, see docs/article.md)
 - *chunked prefill*: into how many chunks should one prompt be cut? Later chunks take longer, each pays an overhead.
 - *decode*: how many micro-batches must be in flight, and what happens below? With C requests and fewer of them than
   stages, each is a micro-batch of its own, k = C, and C/p of the machine is all that can work: the cliff.

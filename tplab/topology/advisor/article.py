@@ -1,4 +1,4 @@
-"""The article's advisor, with its signature and right answers.
+"""The article's advisor (S7, see docs/article.md), with its signature and right answers.
 
 It knows four numbers: how many GPUs, how large they and the model are, how fast the links. So it can say no more than a
 rule of thumb; ``advise`` knows the model, the requests and the link of every pair. What the article's code did instead:
