@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from tplab import Cluster
-from tplab.cluster import ClusterError, Provenance, RankError, Report, Run
+from tplab.cluster import ClusterError, Provenance, RankError, Report, Run, RunStopped
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -373,6 +373,47 @@ class TestHandle:
         cluster2.submit(lambda rank: time.sleep(0.1)).add_done_callback(callback)
         cluster2.run(lambda rank: 1, timeout=10)
         assert len(errors) == 1
+
+
+class TestDerivedRun:
+    """What is made of a run: a handle like the run's own."""
+
+    def test_result_is_made_of_the_run(self, cluster2):
+        run = cluster2.submit(lambda rank: rank.index)
+        derived = run.map(lambda run: sum(run.result()))
+        assert derived.run is run
+        assert derived.result(20) == 1
+        assert concurrent.futures.wait([derived], timeout=20).done == {derived}
+        assert run.map(lambda run: run.result()[1]).result() == 1  # of a run that is over
+
+    def test_partial_is_made_of_the_reports_so_far_also_after_a_stop(self, cluster2):
+        arrived = threading.Event()
+
+        def work(rank):
+            rank.report(done=rank.index)
+            time.sleep(30)
+
+        run = cluster2.submit(work, on_report=lambda report: arrived.set())
+        derived = run.map(lambda run: [report.fields["done"] for report in run.reports])
+        assert arrived.wait(20)
+        assert set(derived.partial()) <= {0, 1}
+        with pytest.raises(TimeoutError):
+            derived.result(timeout=0.05)
+        assert not derived.done()
+        derived.stop()
+        with pytest.raises(RunStopped):
+            derived.result(20)
+        assert isinstance(derived.exception(20), RunStopped)
+        assert derived.partial()
+
+    def test_faults(self, cluster2):
+        def build(run):
+            raise KeyError("made of nothing")
+
+        with pytest.raises(RankError, match="division by zero"):
+            cluster2.submit(lambda rank: 1 / 0).map(len).result(20)
+        with pytest.raises(KeyError, match="made of nothing"):
+            cluster2.submit(lambda rank: 1).map(build).result(20)
 
 
 class TestReports:

@@ -17,7 +17,7 @@ verdict     from what the ranks said to the one exception
 launch      one start of the ranks
 own_thread  a thread that owns something; supervisor: the one that owns the ranks, with the fault policy
 interrupts  Ctrl-C held back for a moment
-run         the handle of one run
+run         the handle of one run, and of what is made of it
 cluster     the public face
 torchrun    the same measurement where torchrun starts the ranks
 """
@@ -27,12 +27,13 @@ from tplab.cluster.errors import ClusterClosed, ClusterError, RankDied, RankErro
 from tplab.cluster.launch import State
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.rank import Rank
-from tplab.cluster.run import Report, Run
+from tplab.cluster.run import DerivedRun, Report, Run
 
 __all__ = [
     "Cluster",
     "ClusterClosed",
     "ClusterError",
+    "DerivedRun",
     "Provenance",
     "Rank",
     "RankDied",

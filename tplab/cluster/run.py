@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tplab.cluster.supervisor import Supervisor
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _run_ids = count(1)
 _OUTPUT_LINES_KEPT = 1000
@@ -116,6 +117,10 @@ class Run(Future[list[T]], Generic[T]):
         self.stop()
         return True
 
+    def map(self, build: "Callable[[Run[T]], R]") -> "DerivedRun[R]":
+        """A handle whose result is ``build(run)``, once this run is over without a fault."""
+        return DerivedRun(self, build)
+
     def deliver_report(self, report: Report) -> None:
         """Called by the supervisor. What comes after the end is kept, and nobody is called."""
         self.reports.append(report)
@@ -164,3 +169,39 @@ class Run(Future[list[T]], Generic[T]):
     def _release(run: "Future[Any]") -> None:
         assert isinstance(run, Run)
         run._keep_alive = None
+
+
+class DerivedRun(Future[R], Generic[R]):
+    """A run whose values or reports become one result, under way or done: a ``Future`` of that result."""
+
+    def __init__(self, run: Run[Any], build: Callable[[Run[Any]], R]) -> None:
+        super().__init__()
+        self.run = run
+        """The run on the cluster: ``reports``, ``output``, ``elapsed_s``."""
+        self._build = build
+        run.add_done_callback(self._follow)
+
+    def result(self, timeout: float | None = None) -> R:
+        """What was made of the run. Raises the run's fault. An interrupt stops the run."""
+        __tracebackhide__ = True
+        self.run.result(timeout)
+        return super().result(timeout)
+
+    def partial(self) -> R:
+        """What can be made of the reports so far; also of a run that was stopped. (Of values there are none yet.)"""
+        return self._build(self.run)
+
+    def stop(self) -> None:
+        """End it, without waiting for it to end."""
+        self.run.stop()
+
+    def _follow(self, run: Future[list[Any]]) -> None:
+        try:
+            fault = run.exception()
+            if fault is not None:
+                raise fault
+            made = self.partial()
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(made)

@@ -4,11 +4,11 @@ No torch at import: the notebook's kernel calls this, and the work is on the ran
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tplab.cluster.run import DerivedRun
 from tplab.models.config import ModelConfig
 from tplab.models.errors import CheckpointError
 from tplab.models.loading import Weights, ensure_loaded, together
@@ -128,70 +128,39 @@ def submit_generate(
             raise ValueError("prompts are texts, but a model made up by seed has no tokenizer: give token ids")
     else:
         check_prompts(request.prompts, config, max_new_tokens)  # type: ignore[arg-type]
-    handle = GenerationRun(len(request.prompts), on_token, on_report)
-    run = cluster.submit(
-        generate_on_rank, config, weights, layout, dtype, request, timeout=timeout, on_report=handle._deliver
-    )
-    handle._follow(run, cluster, layout, request)
-    return handle
+    tokens: list[list[int]] = [[] for _ in request.prompts]
+
+    def deliver(report: "Report") -> None:
+        for sequence, token in report.fields.get("tokens", ()):
+            tokens[sequence].append(token)
+            if on_token is not None:
+                on_token(sequence, token)
+        if on_report is not None:
+            on_report(report)
+
+    def build(run: "Run[RankResult]") -> Generation:
+        return Generation.of(
+            run.result(),
+            layout=layout,
+            num_micro_batches=request.num_micro_batches,
+            stop_tokens=request.stop_tokens,
+            badge=cluster.provenance.badge,
+            provenance=cluster.provenance.columns(),
+        )
+
+    run = cluster.submit(generate_on_rank, config, weights, layout, dtype, request, timeout=timeout, on_report=deliver)
+    return GenerationRun(run, build, tokens)
 
 
-class GenerationRun(Future[Generation]):
+class GenerationRun(DerivedRun[Generation]):
     """A generation under way: a ``concurrent.futures.Future`` of the :class:`Generation`."""
 
     def __init__(
-        self, num_sequences: int, on_token: OnToken | None, on_report: "Callable[[Report], None] | None"
+        self, run: "Run[RankResult]", build: "Callable[[Run[RankResult]], Generation]", tokens: list[list[int]]
     ) -> None:
-        super().__init__()
-        self.tokens: list[list[int]] = [[] for _ in range(num_sequences)]
+        super().__init__(run, build)
+        self.tokens = tokens
         """What has come so far of each sequence, where ``on_token`` was given; also of a run that was stopped."""
-        self.run: Run[RankResult] | None = None
-        """The run on the cluster: ``reports``, ``output``, ``elapsed_s``."""
-        self._on_token, self._on_report = on_token, on_report
-
-    def result(self, timeout: float | None = None) -> Generation:
-        """The generation. Raises the run's fault. An interrupt stops the run."""
-        __tracebackhide__ = True
-        assert self.run is not None
-        self.run.result(timeout)
-        return super().result(timeout)
-
-    def stop(self) -> None:
-        """End it, without waiting for it to end."""
-        assert self.run is not None
-        self.run.stop()
-
-    def _deliver(self, report: "Report") -> None:
-        for sequence, token in report.fields.get("tokens", ()):
-            self.tokens[sequence].append(token)
-            if self._on_token is not None:
-                self._on_token(sequence, token)
-        if self._on_report is not None:
-            self._on_report(report)
-
-    def _follow(self, run: "Run[RankResult]", cluster: "Cluster", layout: Layout, request: Request) -> None:
-        self.run = run
-
-        def done(finished: "Future[list[RankResult]]") -> None:
-            fault = finished.exception()
-            if fault is not None:
-                self.set_exception(fault)
-                return
-            try:
-                generation = Generation.of(
-                    finished.result(),
-                    layout=layout,
-                    num_micro_batches=request.num_micro_batches,
-                    stop_tokens=request.stop_tokens,
-                    badge=cluster.provenance.badge,
-                    provenance=cluster.provenance.columns(),
-                )
-            except Exception as error:
-                self.set_exception(error)
-            else:
-                self.set_result(generation)
-
-        run.add_done_callback(done)
 
 
 def generate_on_rank(

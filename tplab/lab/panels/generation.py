@@ -149,7 +149,6 @@ class GenerationPanel(RunPanel):
             on_report=self.on_report,
         )
         self._key = (work, cluster.backend), tp, cluster.num_ranks // tp, settings["micro_batches"]
-        assert self._handle.run is not None
         return self._handle.run
 
     def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:

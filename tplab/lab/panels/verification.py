@@ -5,7 +5,7 @@ from typing import Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Run
+from tplab.cluster import Cluster, DerivedRun, Run
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.lab.figures.topology import link_figure, measured_links_frame
 from tplab.lab.figures.verification import calibration_figure, verification_figure
@@ -19,8 +19,8 @@ from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.sharding import Layout, why_not
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.calibration.run import CalibrationRun, submit_calibrate
-from tplab.topology.verification.run import Verification, VerificationRun, submit_verify
+from tplab.topology.calibration.run import submit_calibrate
+from tplab.topology.verification.run import Verification, submit_verify
 
 LINKS: dict[str, EmulatedLink | None] = {
     "the ranks' own": None,
@@ -71,7 +71,7 @@ class CalibrationPanel(_SettingsPanel):
         }
         self._look = widgets.ToggleButtons(options=["pairs", "all-reduces"])
         self._look.observe(lambda _: self.redraw(), names="value")
-        self._handle: CalibrationRun | None = None
+        self._handle: DerivedRun[Calibration] | None = None
         self.calibration: Calibration | None = None
         self.link: EmulatedLink | None = None
         super().__init__(pool, title="Calibrate", controls=list(self._named.values()), views=self._look, height=440)
@@ -81,7 +81,6 @@ class CalibrationPanel(_SettingsPanel):
         self.link = LINKS[settings["link"]]
         effort = _QUICK if settings["effort"] == "quick" else _THOROUGH
         self._handle = submit_calibrate(cluster, links=self.link, on_report=self.on_report, **effort)
-        assert self._handle.run is not None
         return self._handle.run
 
     def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
@@ -115,7 +114,7 @@ class VerifyPanel(_SettingsPanel):
         }
         self._look = widgets.ToggleButtons(options=["per token", "first token", "tokens/s"])
         self._look.observe(lambda _: self.redraw(), names="value")
-        self._handle: VerificationRun | None = None
+        self._handle: DerivedRun[Verification] | None = None
         self._all: dict[str, Verification] = {}
         super().__init__(
             calibrated.pool, title="Verify", controls=list(self._named.values()), views=self._look, height=460
@@ -125,7 +124,7 @@ class VerifyPanel(_SettingsPanel):
     @property
     def verification(self) -> Verification | None:
         """What the last run has measured."""
-        return None if self._handle is None or self._handle.run is None else self._handle.partial()
+        return None if self._handle is None else self._handle.partial()
 
     @property
     def joined(self) -> Verification:
@@ -148,7 +147,6 @@ class VerifyPanel(_SettingsPanel):
             repeats=1,
             on_report=self.on_report,
         )
-        assert self._handle.run is not None
         return self._handle.run
 
     def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:

@@ -8,17 +8,16 @@ No torch here: the notebook's kernel plans and puts together; the ranks measure 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from tplab.cluster import Provenance, Report
+from tplab.cluster import Report
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.calibration.assemble import calibration_of
 from tplab.topology.calibration.plan import PHASES, CalibrationPlan, plan_calibration
 
 if TYPE_CHECKING:
-    from tplab.cluster import Cluster, Rank, Run
+    from tplab.cluster import Cluster, DerivedRun, Rank
 
 
 def calibrate(
@@ -61,7 +60,7 @@ def submit_calibrate(
     timeout: float | None = 600.0,
     on_report: Callable[[Report], None] | None = None,
     **settings: Any,
-) -> "CalibrationRun":
+) -> "DerivedRun[Calibration]":
     """Like :func:`calibrate`, without waiting: a handle with ``result()``, ``stop()`` and ``partial()``.
 
     Args:
@@ -76,54 +75,9 @@ def submit_calibrate(
         links=links,
         **settings,
     )
-    handle = CalibrationRun(plan, cluster.provenance, machine)
-    handle.follow(cluster.submit(calibrate_on_rank, plan, timeout=timeout, on_report=on_report))
-    return handle
-
-
-class CalibrationRun(Future[Calibration]):
-    """A calibration under way."""
-
-    def __init__(self, plan: CalibrationPlan, provenance: Provenance, machine: str | None) -> None:
-        super().__init__()
-        self.run: Run[None] | None = None
-        """The run on the cluster: ``reports``, ``output``, ``elapsed_s``."""
-        self._made_of = plan, provenance, machine
-
-    def result(self, timeout: float | None = None) -> Calibration:
-        """The calibration. Raises the run's fault. An interrupt stops the run."""
-        __tracebackhide__ = True
-        assert self.run is not None
-        self.run.result(timeout)
-        return super().result(timeout)
-
-    def partial(self) -> Calibration:
-        """What has been measured so far; also of a run that was stopped."""
-        assert self.run is not None
-        plan, provenance, machine = self._made_of
-        return calibration_of(plan, self.run.reports, provenance, machine=machine)
-
-    def stop(self) -> None:
-        """End it, without waiting for it to end."""
-        assert self.run is not None
-        self.run.stop()
-
-    def follow(self, run: "Run[None]") -> None:
-        """Take the result of ``run`` when it is there."""
-        self.run = run
-
-        def done(finished: "Future[list[None]]") -> None:
-            fault = finished.exception()
-            try:
-                if fault is not None:
-                    raise fault
-                made = self.partial()
-            except BaseException as error:
-                self.set_exception(error)
-            else:
-                self.set_result(made)
-
-        run.add_done_callback(done)
+    provenance = cluster.provenance
+    run = cluster.submit(calibrate_on_rank, plan, timeout=timeout, on_report=on_report)
+    return run.map(lambda run: calibration_of(plan, run.reports, provenance, machine=machine))
 
 
 def calibrate_on_rank(rank: "Rank", plan: CalibrationPlan) -> None:

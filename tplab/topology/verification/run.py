@@ -9,7 +9,6 @@ declared, so that a laptop shows where the best layout flips.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from tplab.topology.advisor.workload import Workload
 from tplab.topology.verification.plan import Target, VerifyPlan, plan_verify
 
 if TYPE_CHECKING:
-    from tplab.cluster import Cluster, Rank, Run
+    from tplab.cluster import Cluster, DerivedRun, Rank
 
 MEASURES = ("tpot_ms", "ttft_ms", "output_tokens_per_s")
 
@@ -159,7 +158,7 @@ def submit_verify(
     timeout: float | None = 1200.0,
     on_report: Callable[[Report], None] | None = None,
     **settings: Any,
-) -> "VerificationRun":
+) -> "DerivedRun[Verification]":
     """Like :func:`verify`, without waiting: a handle with ``result()``, ``stop()`` and ``partial()``.
 
     Args:
@@ -177,54 +176,9 @@ def submit_verify(
         links=links,
         **settings,
     )
-    handle = VerificationRun(plan, cluster.provenance)
-    handle.follow(cluster.submit(verify_on_rank, plan, timeout=timeout, on_report=on_report))
-    return handle
-
-
-class VerificationRun(Future[Verification]):
-    """A verification under way."""
-
-    def __init__(self, plan: VerifyPlan, provenance: Provenance) -> None:
-        super().__init__()
-        self.plan = plan
-        self.run: Run[None] | None = None
-        """The run on the cluster: ``reports``, ``output``, ``elapsed_s``."""
-        self._provenance = provenance
-
-    def result(self, timeout: float | None = None) -> Verification:
-        """The verification. Raises the run's fault. An interrupt stops the run."""
-        __tracebackhide__ = True
-        assert self.run is not None
-        self.run.result(timeout)
-        return super().result(timeout)
-
-    def partial(self) -> Verification:
-        """What has been measured so far; also of a run that was stopped."""
-        assert self.run is not None
-        return verification_of(self.plan, self.run.reports, self._provenance)
-
-    def stop(self) -> None:
-        """End it, without waiting for it to end."""
-        assert self.run is not None
-        self.run.stop()
-
-    def follow(self, run: "Run[None]") -> None:
-        """Take the result of ``run`` when it is there."""
-        self.run = run
-
-        def done(finished: "Future[list[None]]") -> None:
-            fault = finished.exception()
-            try:
-                if fault is not None:
-                    raise fault
-                made = self.partial()
-            except BaseException as error:
-                self.set_exception(error)
-            else:
-                self.set_result(made)
-
-        run.add_done_callback(done)
+    provenance = cluster.provenance
+    run = cluster.submit(verify_on_rank, plan, timeout=timeout, on_report=on_report)
+    return run.map(lambda run: verification_of(plan, run.reports, provenance))
 
 
 def verify_on_rank(rank: "Rank", plan: VerifyPlan) -> None:
