@@ -32,7 +32,7 @@ MAX_BYTES = 64 << 20
 MAX_WHOLE = (1 << 63) - 1
 """Largest whole number in a JSON file, as it fits 64 bits: so do times in nanoseconds, sizes and counts."""
 MAX_HOLDERS = 2_000_000
-"""Most lists and objects of a JSON file: a second's worth."""
+"""Most lists and objects in a JSON file; parsing as many takes about a second."""
 MAX_COLUMNS = 1000
 """Most columns of a table."""
 _MOST_TABLE_BYTES = 8 << 20
@@ -166,7 +166,7 @@ def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Ask whether a file can be written there, before minutes are spent on what is to go into it.
 
-    A few bytes are written to a file without a name in the same folder: permissions alone do not tell of a disk that is
+    A few bytes are written to a file without a name in the same folder: permissions alone do not show a disk that is
     full already, nor of what a server says. A pipe or a device is not touched.
 
     Raises ``OSError`` like :func:`replacing`.

@@ -1,5 +1,7 @@
 """Ranks behind a notebook kernel: start them, run a function on every one, stop them, survive their faults.
 
+In this room "kernel" is always the notebook kernel.
+
 errors      what can go wrong, as the caller sees it
 provenance  where a number came from, and the badge made of it
 backends    gloo or NCCL, which device each rank gets, and the environment it needs

@@ -202,7 +202,7 @@ class Cluster:
 
     @property
     def provenance(self) -> Provenance:
-        """Where this cluster's measurements come from. Waits until the ranks are ready."""
+        """The origin of this cluster's measurements, as columns and badge. Waits until the ranks are ready."""
         facts = self._supervisor.facts
         if len(facts) < self.num_ranks:
             self._wait_ready()

@@ -38,7 +38,7 @@ class RankDied(ClusterError):
         self.rank = rank
         """Index of the rank whose process ended."""
         self.exit_code = exit_code
-        """As ``subprocess.Popen.returncode``: negative is the number of the signal. None: unknown."""
+        """The exit code as ``subprocess.Popen.returncode`` has it: negative for a signal's number; None if unknown."""
         self.output = tuple(output)
         """The last lines the rank wrote."""
 

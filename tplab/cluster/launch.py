@@ -25,10 +25,10 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Launch:
-    """From the moment the processes are started until they are replaced."""
+    """One start of the ranks: the time from starting their processes until they are replaced."""
 
     number: int = 1
-    """Which attempt this is: ranks are started again when somebody else came between them."""
+    """Which attempt this is, from 1: ranks are started again when another user came between them."""
     spoiled: str = ""
     """Why the attempt before was given up."""
     began: float = field(default_factory=time.monotonic)

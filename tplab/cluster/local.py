@@ -54,7 +54,7 @@ class _Process:
     channel: SupervisorChannel
     pipes: list[Pipe]
     talking: bool = True
-    """Its socket is open at both ends."""
+    """Whether the rank's socket is open at both ends."""
     hung_up_at: float = 0.0
     exited: bool = False
 

@@ -51,7 +51,7 @@ class Intruder(RuntimeError):
 
 
 def strangers(descriptors: Sequence[int], ports: Collection[int] | None = None) -> dict[int, int | None]:
-    """Of these descriptors, the connections over loopback whose other end is not this user's.
+    """The connections over loopback, among these descriptors, whose other end is not this user's.
 
     Args:
         descriptors: of this process.

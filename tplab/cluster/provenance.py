@@ -23,10 +23,10 @@ class Provenance:
     """CPU cores the ranks may use, together."""
     torch_version: str
     nccl_version: str
-    """Empty with gloo."""
+    """Version of NCCL; empty with gloo."""
     python_version: str
     started_at: str
-    """When the ranks started, UTC, ISO 8601."""
+    """Time at which the ranks started, in UTC, as ISO 8601."""
 
     @property
     def shares_gpus(self) -> bool:

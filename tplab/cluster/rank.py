@@ -35,9 +35,10 @@ class Rank:
         self.group = group
         """Process group of all ranks; also torch's default group on this rank."""
         self.device = device
-        """Where this rank's tensors belong: ``cpu`` with gloo, ``cuda:i`` with NCCL."""
+        """The device for this rank's tensors: ``cpu`` with gloo, ``cuda:i`` with NCCL."""
         self.store: dict[Any, Any] = {} if store is None else store
-        """Lives on the rank between runs: loaded weights stay loaded. Empty again after the ranks were replaced."""
+        """A dict that lives on the rank between runs, so that loaded weights stay loaded; empty once ranks were
+        replaced."""
         self._send_report = send_report
         self._meshes: dict[tuple[int, int], DeviceMesh] = {} if meshes is None else meshes
 

@@ -82,7 +82,7 @@ class KernelStore(dist.Store):  # type: ignore[misc,name-defined]  # torch's stu
         return values
 
     def get_all(self, keys: list[str]) -> list[bytes]:
-        """As ``multi_get``, for as long as it takes: a run has a time limit of its own, and can be stopped."""
+        """Like ``multi_get``, but without a time limit: a run has one of its own, and can be stopped."""
         values: list[bytes] = self._ask("get", list(keys), waits=True)
         return values
 

@@ -68,9 +68,9 @@ class Run(Future[list[T]], Generic[T]):
         self.output: deque[str] = deque(maxlen=_OUTPUT_LINES_KEPT)
         """The last lines the ranks wrote, each with its rank in front; also those that its threads printed later."""
         self.elapsed_s: float | None = None
-        """From the hand-over to the ranks until the last answer was in."""
+        """Seconds from the hand-over to the ranks until the last answer arrived; None before that."""
         self.rank_s: list[float] | None = None
-        """What the function itself took on each rank."""
+        """Seconds that the function itself took on each rank; None unless the run succeeded."""
         self._supervisor = supervisor
         self._on_report = on_report
         self._on_output = on_output

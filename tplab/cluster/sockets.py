@@ -28,11 +28,11 @@ Address = tuple[bytes, int]
 
 
 class Owner(NamedTuple):
-    """Of one end of a connection."""
+    """The owner of one end of a connection."""
 
     uid: int
     inode: int
-    """0: nobody's yet (not accepted), or no more."""
+    """Inode of the socket; 0 if no process has it: not accepted yet, or closed."""
 
 
 def own_sockets() -> dict[int, int]:
@@ -111,7 +111,7 @@ def _ask_kernel(here: Address, there: Address) -> Owner | None:
 
 
 def describe_user(uid: int | None) -> str:
-    """In words; None: a process that is not there any more."""
+    """The owner in words; ``uid`` None means a process that has ended."""
     if uid is None:
         return "a process that has gone"
     try:

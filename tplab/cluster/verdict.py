@@ -24,7 +24,7 @@ class Evidence:
     cause: Cause | None = None
     """Why the run ends before every rank has answered well."""
     answers: dict[int, wire.Answer] = field(default_factory=dict)
-    """By rank, in order of arrival."""
+    """Rank -> its answer, in order of arrival."""
     start_faults: dict[int, wire.Fault] = field(default_factory=dict)
     """Ranks that failed before they were ready, in order of arrival."""
     broken: dict[int, str] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Evidence:
     deaths: dict[int, int | None] = field(default_factory=dict)
     """Rank -> exit code, in order of arrival."""
     stacks: dict[int, tuple[wire.Frame, ...]] = field(default_factory=dict)
-    """Where the ranks that had not answered were."""
+    """Rank -> its stack, of ranks that had not answered."""
 
     @property
     def faults(self) -> dict[int, wire.Fault]:

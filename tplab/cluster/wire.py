@@ -66,7 +66,7 @@ class StoreReply:
     call_id: int
     value: Any
     error: str
-    """Empty when it went well."""
+    """What went wrong; empty if nothing did."""
 
 
 # From rank to kernel.
@@ -77,11 +77,11 @@ class StoreCall:
     """An operation on the keys through which ranks find each other (see ``store``)."""
 
     call_id: int
-    """0: no reply is wanted."""
+    """Number that the reply repeats; 0 if no reply is wanted."""
     operation: str
     arguments: tuple[Any, ...]
     waits: bool
-    """Answer when all keys of the first argument are there."""
+    """Whether to answer only once all keys of the first argument exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ class Answer:
 
     run_id: int
     value: Bulk | None
-    """Pickled return value; None when it failed."""
+    """The pickled return value; None if the function failed."""
     fault: Fault | None
     seconds: float
-    """What the function itself took."""
+    """Seconds that the function itself took."""
     sequences: dict[str, int]
     """How many operations each process group has been handed so far: ranks that disagree are out of step."""
     fit: bool = True
@@ -230,7 +230,8 @@ def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[
 
 
 def describe_any_fault(error: BaseException, skip_frames: int = 0) -> Fault:
-    """As ``describe_fault``, also of an exception that cannot be described: its parts may run anybody's code."""
+    """Like ``describe_fault``, but also for an exception that fails when it is described: its parts may run any
+    code."""
     try:
         return describe_fault(error, skip_frames)
     except BaseException as failure:
@@ -266,7 +267,8 @@ def stack_frames(frame: FrameType) -> tuple[Frame, ...]:
 
 
 def format_frames(frames: Sequence[Frame]) -> str:
-    """As a traceback shows them. Source lines of notebook cells, which only the kernel has, are looked up here."""
+    """The frames as a traceback shows them. Source lines of notebook cells, which only the notebook kernel has, are
+    looked up here."""
     summaries = [
         traceback.FrameSummary(file, number, name, line=line or linecache.getline(file, number).strip() or None)
         for file, number, name, line in frames

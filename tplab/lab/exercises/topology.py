@@ -21,9 +21,9 @@ from tplab.topology.verification.run import spearman
 
 LEAST_CORRELATION = 0.8
 MOST_REGRET = 0.10
-"""Of means over all machines."""
+"""Largest accepted regret, as a fraction, in the mean over all machines."""
 MOST_ON_ONE = 0.35
-"""Regret on any of them."""
+"""Largest accepted regret, as a fraction, on any one machine."""
 SCORED_MODEL = "llama-3.1-70b"
 
 Score = Callable[[int, int, Machine, Workload], float]

@@ -237,7 +237,8 @@ def flip_frame(advice: Advice, *, spread: float = 32.0, points: int = 21) -> pd.
 
 
 def reference_GBps(advice: Advice) -> float:
-    """Of the link that holds up the recommended layout, or the fastest, if none does: what flips are told in."""
+    """Bandwidth of the link that limits the recommended layout, else of the fastest link; flips are given relative to
+    it."""
     place = advice.placement
     link = place.slowest_ring_link or place.slowest_hop_link
     if link is not None:

@@ -11,9 +11,9 @@ from tplab.pipeline.schedule import CODES, OPS, Op
 from tplab.pipeline.trace import KINDS, Trace
 
 _LABELLED = 64
-"""Actions per lane up to which they are labelled."""
+"""Most actions per lane for which bars get labels."""
 _SPELLED = 20
-"""Up to which the label has the letter, besides the micro-batch."""
+"""Most actions per lane for which a label has the letter of the action besides the micro-batch."""
 
 _LOOK = {
     "forward": (style.FORWARD, ""),
@@ -24,21 +24,21 @@ _LOOK = {
     "point-to-point": (style.POINT_TO_POINT, ""),
 }
 _LATER_CHUNK = {style.FORWARD: style.DECODE, style.BACKWARD: "#FFE79A", style.WEIGHT_GRADIENT: "#7FC4AE"}
-"""What the colours of a kind go towards from the first chunk to the last."""
+"""Colour of a kind's last chunk; the chunks between go from the kind's own colour towards it."""
 _DARK = {"forward", "weight gradient"}
 
 PLOT_WIDTH_PX = 700
-"""Of the narrowest plot that labels are made for; a figure does not know its page."""
+"""Width of the narrowest plot that labels are made for; a figure does not know its page."""
 _CHARACTER_PX = 7
 _LINE_PX = 10
 
 
 class Scale(NamedTuple):
-    """Of the time axis, and of a rank's lanes."""
+    """Scale of the time axis and of a rank's lanes, in pixels."""
 
     unit: str
     factor: float
-    """From seconds to ``unit``."""
+    """How many ``unit`` make one second."""
     px_per_s: float
     lane_px: float
 

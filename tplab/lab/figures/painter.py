@@ -18,7 +18,7 @@ from tplab.lab import style
 from tplab.layers.plan import Plan, Step
 
 WIDTH, HEIGHT = 665.0, 620.0
-"""Of the drawing, in its own units: about pixels at 700 px wide."""
+"""Size of the drawing in its own units, which are about pixels where it is 700 px wide."""
 _LONGEST = 165.0  # the longest side of a matrix
 _GAP, _BOX, _OUT = 58.0, 24.0, 34.0  # arrow between two elements, an operation's height, the last arrow
 _TOP = 22.0
@@ -40,7 +40,7 @@ class _Part:
     width: float
     height: float
     copied: bool = False
-    """Held by several ranks, though the matrix is split."""
+    """Whether several ranks hold this part although the matrix is split."""
 
 
 def painter_figure(plan: Plan, *, badge: str = "MODEL") -> go.Figure:
@@ -74,13 +74,13 @@ def painter_figure(plan: Plan, *, badge: str = "MODEL") -> go.Figure:
 
 
 def rank_colour(rank: int, n: int) -> str:
-    """From dark to light blue over the ranks."""
+    """The colour of a rank: from dark blue for the first to light blue for the last."""
     ends = [f"rgb{hex_to_rgb(colour)}" for colour in (style.FORWARD, style.DECODE)]
     return str(find_intermediate_color(*ends, rank / max(1, n - 1), colortype="rgb"))
 
 
 def short_bytes(nbytes: float) -> str:
-    """As ``style.bytes_text``, to three digits."""
+    """The bytes as ``style.bytes_text`` writes them, but with three digits."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while nbytes >= 1000 and len(units) > 1:
         nbytes, units = nbytes / 1024, units[1:]
@@ -286,7 +286,7 @@ def _arrow_heads(figure: go.Figure) -> None:
 
 
 def _elbow(figure: go.Figure, left_end: float) -> None:
-    """From below the attention to above the MLP."""
+    """Draw the arrow from below the attention to above the MLP."""
     down, up = left_end + 18, 8.0
     points = [(_LEFT_AXIS, left_end), (_LEFT_AXIS, down), (_MIDDLE, down), (_MIDDLE, up), (_RIGHT_AXIS, up)]
     for (x0, y0), (x1, y1) in pairwise([*points, (_RIGHT_AXIS, _TOP)]):

@@ -39,8 +39,8 @@ def link_frame(machine: Machine) -> pd.DataFrame:
 
 
 def measured_links_frame(calibration: Calibration) -> pd.DataFrame:
-    """The same of what ``calibrate`` measured: the smallest message's time as latency, the largest one's bytes over its
-    time as bandwidth. Both directions of a pair are one measurement."""
+    """The columns of :func:`link_frame` from what ``calibrate`` measured: the smallest message's time is the latency,
+    the largest one's bytes over its time the bandwidth. Both directions of a pair are one measurement."""
     rows = []
     for sends in calibration.sends:
         for i, j in ((sends.source, sends.target), (sends.target, sends.source)):

@@ -24,13 +24,14 @@ _MOST_NVLINKS = 18
 _TENSOR_FLOPS = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (8, 6): 512, (8, 9): 1024, (9, 0): 4096, (10, 0): 8192}
 """Dense fp16 operations of one SM in one cycle with fp32 sums, by compute capability: the architecture white papers."""
 _PCIE_GBPS = {1: 4.0, 2: 8.0, 3: 15.8, 4: 31.5, 5: 63.0, 6: 121.0}
-"""Of 16 lanes, one direction, by generation."""
+"""PCIe generation -> bandwidth of 16 lanes in one direction, in GB/s."""
 
 CPU_CORE_GBPS = 8.0
 CPU_CORE_TFLOPS = 0.05
 GLOO_GBPS = 2.0
 GLOO_LATENCY_US = 60.0
-"""Orders of magnitude for one core and for gloo on the loopback device, until ``calibrate`` measures them."""
+"""Orders of magnitude: memory bandwidth and arithmetic of one core, bandwidth and latency of gloo over loopback. They
+hold until ``calibrate`` measures them."""
 
 
 def detect(nvml: Any = None) -> Machine:
@@ -76,7 +77,7 @@ def _gpus(nvml: Any, handles: list[Any]) -> Machine:
 
 
 _MEMORY_APART = 0.15
-"""Relative difference from which two sizes of memory are not one GPU's: names say GiB or GB, and leave some out."""
+"""Relative difference from which two memory sizes are not the same GPU's: names give GiB or GB, and round."""
 
 
 def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
@@ -91,7 +92,7 @@ def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
         parts = [part for part in gpu.name.split("-") if part not in ("16gb", "32gb", "40gb")]
         if not set(parts) <= words or abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
             continue
-        if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the sheet is that of the SXM module
+        if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the spec sheet is that of the SXM module
             continue
         rank = (-len(parts), abs(gpu.memory_GB - memory_GB), gpu)
         if best is None or rank[:2] < best[:2]:
@@ -146,7 +147,7 @@ def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:
 
 
 def _table(nvml: Any, handles: list[Any]) -> TopoTable:
-    """The same table that ``nvidia-smi topo -m`` prints."""
+    """The link of every pair, as the table of ``nvidia-smi topo -m`` has it."""
     buses = [_bus(nvml.nvmlDeviceGetPciInfo(handle)) for handle in handles]
     nvlinks = [_peers(nvml, handle) for handle in handles]
     rows = []

@@ -17,11 +17,12 @@ from itertools import combinations
 from tplab.shown import shown
 
 MOST_GPUS = 4096
-"""Of a machine, all nodes together: layouts are tried one by one."""
+"""Most GPUs of a machine, all nodes together: layouts are tried one by one."""
 LINK_KINDS = ("nvswitch", "nvlink", "pix", "pxb", "phb", "node", "sys", "network", "host", "emulated")
-"""From near to far: NVLink through switches (every GPU reaches every other at full speed) and directly; PCIe with at
-most one switch, several switches, over the CPU's host bridge, over several bridges of one NUMA node, between NUMA nodes
-(``nvidia-smi topo``'s own words); another node; gloo between processes of one host; a declared link of the lab's."""
+"""Kinds of links from near to far: NVLink through switches (every GPU reaches every other at full speed) and directly;
+PCIe with at most one switch, several switches, over the CPU's host bridge, over several bridges of one NUMA node,
+between NUMA nodes (``nvidia-smi topo``'s own words); another node; gloo between processes of one host; a declared link
+of the lab's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,29 +30,30 @@ class Gpu:
     """One accelerator's spec sheet. Dense rates, without sparsity."""
 
     name: str
-    """As in ``presets.GPUS`` or as the driver calls it."""
+    """Name as in ``presets.GPUS``, or as the driver has it."""
     memory_GB: float
     """Memory that the driver shows, in GB = 1e9 bytes: an "80 GB" H100 has 81559 MiB = 85.5 GB."""
     hbm_GBps: float
-    """Memory bandwidth."""
+    """Memory bandwidth, in GB/s."""
     bf16_TFLOPS: float
-    """Peak of bf16 and fp16 matrix products with fp32 sums."""
+    """Dense peak of bf16 and fp16 GEMMs with fp32 sums, in TFLOP/s."""
     fp8_TFLOPS: float | None = None
-    """Peak of fp8 products; None: fp8 weights are widened, and multiplied at the bf16 rate."""
+    """Dense peak of fp8 GEMMs, in TFLOP/s; None: fp8 weights are widened, and multiplied at the bf16 rate."""
     int8_TOPS: float | None = None
-    """Peak of int8 products; None: as for fp8."""
+    """Dense peak of int8 GEMMs, in TOP/s; None as for fp8."""
     fp4_TFLOPS: float | None = None
-    """Peak of fp4 products; None: as for fp8."""
+    """Dense peak of fp4 GEMMs, in TFLOP/s; None as for fp8."""
     pcie_GBps: float = 31.5
-    """Its PCIe slot in one direction: 15.8 for gen 3 x16, 31.5 for gen 4, 63 for gen 5."""
+    """Bandwidth of its PCIe slot in one direction, in GB/s: 15.8 for gen 3 x16, 31.5 for gen 4, 63 for gen 5."""
     pcie_p2p: bool = True
     """Whether two of them exchange data over PCIe directly. GeForce cards do not: they go through host memory."""
     nvlink_GBps: float = 0.0
-    """One NVLink in one direction; 0 without. 20 for Pascal, 25 for Volta, Ampere and Hopper, 50 for Blackwell."""
+    """Bandwidth of one NVLink in one direction, in GB/s; 0 without NVLink. 20 for Pascal, 25 for Volta, Ampere and
+    Hopper, 50 for Blackwell."""
     num_nvlinks: int = 0
-    """NVLinks per GPU."""
+    """Number of NVLinks of one GPU."""
     num_sms: int | None = None
-    """Streaming multiprocessors, where known."""
+    """Number of streaming multiprocessors; None if unknown."""
     kind: str = "gpu"
     """``gpu``, or ``cpu`` for one core that plays the part of a GPU."""
 
@@ -67,8 +69,8 @@ class Gpu:
         return self.memory_GB * 1e9
 
     def peak_TFLOPS(self, precision: str) -> float:
-        """Of products with weights in ``precision``. What the GPU cannot multiply natively runs at the bf16 rate; int4
-        always does (weights are widened on the way in), fp32 is counted at half (TF32)."""
+        """Peak of GEMMs with weights in ``precision``. What the GPU cannot multiply natively runs at the bf16 rate;
+        int4 always does (weights are widened on the way in), fp32 is counted at half (TF32)."""
         native = {"fp8": self.fp8_TFLOPS, "int8": self.int8_TOPS, "fp4": self.fp4_TFLOPS, "fp32": self.bf16_TFLOPS / 2}
         return native.get(precision) or self.bf16_TFLOPS
 
@@ -80,11 +82,11 @@ class Link:
     kind: str
     """One of ``LINK_KINDS``."""
     bandwidth_GBps: float
-    """One direction, as specified for the narrowest piece of the path."""
+    """Bandwidth in one direction, in GB/s, as specified for the narrowest piece of the path."""
     latency_us: float
-    """Time of an empty message, kernel to kernel."""
+    """Time of an empty message from one CUDA kernel to another, in us."""
     label: str = ""
-    """As printed where it was read, such as ``NV18`` or ``SYS``."""
+    """What the source printed for this link, such as ``NV18`` or ``SYS``."""
 
     def __post_init__(self) -> None:
         if self.kind not in LINK_KINDS:
@@ -120,11 +122,11 @@ class Machine:
     links: tuple[tuple[Link | None, ...], ...] = ()
     """Row i, column j: the link of GPUs i and j of a node; None on the diagonal. Symmetric."""
     network: Link | None = None
-    """Between nodes: what one GPU gets when all of its node send at once. None with one node."""
+    """Link between nodes: what one GPU gets when all GPUs of its node send at once. None with one node."""
     nics: tuple[str, ...] = ()
     """Names of a node's network cards, where known."""
     source: str = "preset"
-    """Where this comes from: ``preset``, ``nvidia-smi topo``, ``NVML``, ``declared``, ``measured``."""
+    """Origin of the description: ``preset``, ``nvidia-smi topo``, ``NVML``, ``declared``, ``measured``."""
     notes: tuple[str, ...] = ()
     """Assumptions made on the way here, one sentence each. To be shown with every result."""
 
@@ -175,7 +177,7 @@ class Machine:
     def from_topo(
         cls, text: str, *, gpu: "Gpu | str | None" = None, nodes: int = 1, network: Link | None = None
     ) -> "Machine":
-        """From what ``nvidia-smi topo -m`` prints.
+        """A machine from the text that ``nvidia-smi topo -m`` prints.
 
         Args:
             text: as pasted: escape sequences, tabs or blanks, network cards, affinity columns and legend may be in it.

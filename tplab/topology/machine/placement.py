@@ -25,7 +25,7 @@ Group = tuple[int, ...]
 Key = tuple[float, float]
 
 EXACT_UP_TO = 8
-"""GPUs of a node up to which every choice is tried; beyond, groups are grown one by one and improved by swaps."""
+"""Most GPUs of a node for which every choice is tried; beyond, groups are grown one by one and improved by swaps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +38,12 @@ class Placement:
     tp_links: tuple[tuple[Link | None, ...], ...]
     """``tp_links[replica][stage]``: slowest link of all pairs in the group; None with t = 1."""
     ring_links: tuple[tuple[Link | None, ...], ...]
-    """The same of the group's best ring: never slower, and what NCCL's ring is held up by."""
+    """``ring_links[replica][stage]``: slowest link of the group's best ring, which limits NCCL's ring; never slower
+    than the one of ``tp_links``."""
     hop_links: tuple[tuple[Link, ...], ...]
     """``hop_links[replica][boundary]``: slowest link from a place to the same place of the next stage."""
     idle: tuple[int, ...]
-    """GPUs without work."""
+    """GPUs that the layout leaves idle."""
     exact: bool
     """Whether every choice was tried."""
 
@@ -156,7 +157,7 @@ class _Node:
         return pair, min(self.keys[a][b] for a, b in pairwise([*order, order[0]]))
 
     def _hop(self, a: Group, b: Group) -> Key:
-        """From each GPU of ``a`` to one of ``b``, matched as well as can be."""
+        """Links from each GPU of ``a`` to one of ``b``, matched so that the slowest is as fast as can be."""
         if len(a) > 4:
             return max(min(self.keys[i][j] for i, j in zip(a, b, strict=True)) for b in (b, b[::-1]))
         return max(min(self.keys[i][j] for i, j in zip(a, order, strict=True)) for order in permutations(b))

@@ -4,13 +4,13 @@ GPU figures are the makers' dense rates (without sparsity) and bandwidths in one
 sheets and architecture white papers of V100, A100, A30, A10, A40, RTX A6000, H100, H20, H200, B200, L4, L40S, RTX 6000
 Ada, RTX PRO 6000 Blackwell, GeForce RTX 3090, 4090 and 5090; those of A100, A30, H100, H200, B200, GB200, L4, L40S and
 RTX PRO 6000 checked against the system files of NVIDIA AIConfigurator (github.com/ai-dynamo/aiconfigurator, commit
-095f58a, Apache-2.0), whose memory bandwidth is used for B200 (7700 GB/s, not the sheet's 8000). GeForce rates are those
-with fp32 sums. Memory is what the driver shows, which is less than the name says.
+095f58a, Apache-2.0), whose memory bandwidth is used for B200 (7700 GB/s, not the spec sheet's 8000). GeForce rates are
+those with fp32 sums. Memory is what the driver shows, which is less than the name says.
 
-Latencies of links are those of one empty message between two kernels. NVLink 2 us, PCIe 3-5, network 6: between the
-hardware latencies of NCCL's tuner (src/graph/tuning.cc: 0.6-3.4 NVLink, 1.0-5.7 PCIe, 2.7-14 network, by protocol) and
-send-receive tests (6 us between two H100, software included). The launch of the kernels themselves comes on top, in the
-latency model.
+Latencies of links are those of one empty message between two CUDA kernels. NVLink 2 us, PCIe 3-5, network 6: between
+the hardware latencies of NCCL's tuner (src/graph/tuning.cc: 0.6-3.4 NVLink, 1.0-5.7 PCIe, 2.7-14 network, by protocol)
+and send-receive tests (6 us between two H100, software included). The launch of the kernels themselves comes on top, in
+the latency model.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ GPUS: Mapping[str, Gpu] = {
         _gpu("rtx-5090", 32607, 1792, 209.5, fp8_TFLOPS=419, int8_TOPS=838, fp4_TFLOPS=1676, **_GDDR7 | _GEFORCE),
     )
 }
-"""By name."""
+"""Name -> GPU."""
 
 _GPU_ALIASES = {
     "a100-80gb": "a100", "a100-sxm": "a100", "a100-sxm4-80gb": "a100", "a100-sxm4-40gb": "a100-40gb",
@@ -75,10 +75,10 @@ NVLINK_LATENCY_US = 2.0
 PCIE_LATENCY_US = {"pix": 3.0, "pxb": 3.5, "phb": 4.0, "node": 4.5, "sys": 5.0}
 NETWORK_LATENCY_US = 6.0
 SYS_GBPS = 20.0
-"""Between sockets, per GPU: what UPI or Infinity Fabric leaves of a PCIe slot. NCCL's topology code counts 16-40 GB/s,
-by CPU, for all that crosses (src/graph/topo.h: its constants for QPI, UPI and AMD)."""
+"""Bandwidth between sockets per GPU, in GB/s: what UPI or Infinity Fabric leaves of a PCIe slot. NCCL's topology code
+counts 16-40 GB/s, by CPU, for all that crosses (src/graph/topo.h: its constants for QPI, UPI and AMD)."""
 NIC_GBPS = 50.0
-"""A 400 Gb/s network card, one direction."""
+"""Bandwidth of a 400 Gb/s network card in one direction, in GB/s."""
 
 
 def gpu_preset(name: "str | Gpu") -> Gpu:

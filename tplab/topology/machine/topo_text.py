@@ -30,7 +30,7 @@ _RUN_TOGETHER = re.compile(r"(?:GPU\d+|NIC\d+|mlx\d+_\d+?(?=GPU|NIC|mlx|$)|X|NV\
 _NIC_NAME = re.compile(r"\s*(NIC\d+)\s*:\s*(\S+)\s*$")
 _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 _MOST_DEVICES = 256
-"""GPUs and network cards of one table: a rack of 72 GPUs has some 150."""
+"""Most GPUs and network cards of one table: a rack of 72 GPUs has some 150."""
 _LONGEST_NAME = 64
 _MOST_LINES = 10_000
 _MOST_LETTERS = 1 << 20
@@ -44,11 +44,11 @@ class TopoTable:
     gpus: tuple[str, ...]
     """``GPU0``, ... in the order of the columns."""
     nics: tuple[str, ...]
-    """Network cards in the order of the columns; by their real names where the text has the legend of cards."""
+    """Network cards in the order of the columns, under their real names where the text has the legend of cards."""
     cells: tuple[tuple[str, ...], ...]
-    """Row per GPU, column per GPU: ``X``, ``NV18``, ``SYS``."""
+    """One row per GPU and one column per GPU: ``X``, ``NV18``, ``SYS``."""
     nic_cells: tuple[tuple[str, ...], ...]
-    """Row per GPU, column per network card."""
+    """One row per GPU and one column per network card."""
     numa: tuple[str | None, ...]
     """NUMA node of each GPU, None where the text does not say."""
 
@@ -190,7 +190,7 @@ def _words(line: str) -> list[str]:
 
 
 def _header(lines: Sequence[str]) -> tuple[int, list[str], int]:
-    """Its line, the devices it lists, and how many columns of affinity follow them."""
+    """The header's line, the devices it lists, and how many columns of affinity follow them."""
     for number, line in enumerate(lines):
         words = _words(line)
         if not words or not _GPU.fullmatch(words[0]) or (len(words) > 1 and _CELL.fullmatch(words[1])):

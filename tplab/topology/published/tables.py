@@ -51,7 +51,7 @@ _OF_ONE = tuple(f"{name}_per_gpu" for name in _OF_ALL) + tuple(f"{name}_gpu" for
 _REQUESTS = ("silicon_concurrency", "concurrency", "batch_size")
 _LARGEST = 1e15
 _SATURATING = 4096
-"""Requests at a time where a saturated table does not say: more than any cache holds, or any engine takes."""
+"""Requests in flight where a saturated table does not say: more than any cache holds or any engine admits."""
 
 _PRECISIONS = {
     "fp8": "fp8", "fp8_block": "fp8", "fp8_static": "fp8", "fp16": "fp16", "float16": "fp16", "half": "fp16",
@@ -72,7 +72,7 @@ class Case:
     """One measurement."""
 
     table: str
-    """File it is from."""
+    """Name of the file that the row is from."""
     model: ModelSpec
     machine: Machine
     """The GPUs in use, in whole nodes if they need more than one."""
@@ -81,13 +81,13 @@ class Case:
     pp: int
     gpu: str
     engine: str
-    """As published."""
+    """Name of the engine, as published."""
     kind: str
     """``served``, ``generated`` (``tpot_ms`` is then the call's time over its tokens) or ``saturated``."""
     tpot_ms: float | None = None
     ttft_ms: float | None = None
     output_tokens_per_s: float | None = None
-    """What was measured: None where it was not."""
+    """Measured throughput in output tokens per second; None if not measured."""
 
     @property
     def static(self) -> bool:
@@ -106,7 +106,7 @@ class Tables:
 
     cases: tuple[Case, ...]
     skipped: Mapping[str, int]
-    """Rows left out, by reason, the most frequent one first."""
+    """Reason -> number of rows left out, the most frequent reason first."""
 
     @property
     def skipped_in_words(self) -> str:

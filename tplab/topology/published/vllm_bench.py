@@ -38,7 +38,7 @@ _DEGREES = {
 }
 _MOST_RUNS = 500
 _LARGEST = 1e15
-"""Of the file's numbers: what lies beyond counts no tokens and no milliseconds."""
+"""Largest number accepted from a file: beyond it nothing counts tokens or milliseconds."""
 _LONGEST_NAME = 200
 _FULL = 0.9
 """Share of the most that may be in flight, from which on that limit and not the arrival rate sets the load."""
@@ -49,31 +49,31 @@ class VllmBenchmark:
     """One run of ``vllm bench serve``."""
 
     name: str
-    """File, and which of its runs where there are several."""
+    """Name of the file, and the number of the run where it holds several."""
     model_id: str
-    """What the server was asked for."""
+    """The model that the server was asked for."""
     num_prompts: int
-    """Requests sent."""
+    """Number of requests sent."""
     completed: int
-    """Of those, how many came back whole."""
+    """Number of requests that were answered completely."""
     max_concurrency: int | None
-    """Most in flight; None: no limit."""
+    """Most requests in flight; None without a limit."""
     request_rate: float | None
-    """Requests per second; None: all at once, or as fast as ``max_concurrency`` lets them."""
+    """Requests sent per second; None: all at once, or as fast as ``max_concurrency`` allows."""
     input_length: float
-    """Mean tokens of a prompt."""
+    """Mean length of a prompt, in tokens."""
     output_length: float
-    """Mean tokens generated."""
+    """Mean number of tokens generated per request."""
     ttft_ms: float
-    """Mean time to first token."""
+    """Mean time to the first token, in ms."""
     tpot_ms: float
-    """Mean time per output token after the first."""
+    """Mean time per output token after the first, in ms."""
     output_tokens_per_s: float
     requests_per_s: float
     medians_ms: Mapping[str, float] = field(default_factory=dict)
-    """``ttft`` and ``tpot``, where the file has them."""
+    """Medians in ms, of ``ttft`` and ``tpot``, where the file has them."""
     degrees: Mapping[str, int] = field(default_factory=dict)
-    """``tp`` and ``pp``, where the file's metadata has them."""
+    """Degrees ``tp`` and ``pp``, where the file's metadata has them."""
 
     @property
     def in_flight(self) -> float:
