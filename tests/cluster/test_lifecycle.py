@@ -4,7 +4,6 @@ import gc
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -406,14 +405,3 @@ class TestScript:
         assert exit_code == 0
         assert before == after == pids
         assert one.finish()[0] == 0
-
-
-def test_the_kernel_imports_no_torch_for_it():
-    """Importing torch costs the kernel more than starting its ranks; it is not needed for running functions there."""
-    script = (
-        "import sys; from tplab import Cluster\n"
-        "with Cluster(1, 'gloo') as cluster:\n"
-        "    assert cluster.run(lambda rank: rank.index) == [0] and cluster.provenance.torch_version\n"
-        "    assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

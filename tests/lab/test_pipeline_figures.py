@@ -1,8 +1,6 @@
 """Gantt charts and curves of pipelines: what is drawn is what the traces say."""
 
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -365,13 +363,6 @@ def test_nothing_measured_yet_is_an_empty_card() -> None:
     assert not decode_figure(pd.DataFrame(), badge="LIVE").data
     assert not prefill_figure(pd.DataFrame(), badge="LIVE").data
     assert bubble_figure(bubble_frame(4, [])).layout.title.text
-
-
-def test_figures_need_no_torch() -> None:
-    code = (
-        "import sys, tplab.lab.figures.pipeline, tplab.lab.figures.pipeline_curves; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_table_from_text_is_drawn_like_any_other() -> None:

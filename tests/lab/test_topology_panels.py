@@ -1,7 +1,5 @@
 """The panels of notebooks 01 and 07 without a browser: what a control or a click does, through the same methods."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -390,13 +388,3 @@ class TestMeasuring:
             (2, 2),
             (4, 1),
         ]
-
-
-def test_the_panels_need_no_torch():
-    code = (
-        "import sys; from tplab.lab import *; from tplab.lab import AdvisorPanel, LinkPanel, VerifyPanel;"
-        "pool = Pool(2, backend='gloo'); MemoryWall().show(tp=8); ShardsPanel(pool); links = LinkPanel();"
-        "links.show(source='detect'); AdvisorPanel(links).show(view='flips'); VerifyPanel(CalibrationPanel(pool));"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
