@@ -19,9 +19,9 @@ class PipelineConfig:
     """What to schedule. Unlike the lab's other dataclasses it takes positions, as the article's does."""
 
     num_stages: int = 4
-    """p: ranks in the pipeline."""
+    """p, ranks in the pipeline."""
     num_micro_batches: int = 8
-    """m."""
+    """m, micro-batches."""
     pipeline_schedule: str = "1f1b"
     """``1f1b``, ``gpipe`` or ``interleaved``."""
     num_chunks: int | None = None

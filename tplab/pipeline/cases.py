@@ -41,7 +41,7 @@ def run_cases(rank: "Rank", jobs: list[Job], rounds: int) -> None:
 
 
 def case_traces(plans: Sequence[RunPlan], reports: Sequence[Any], provenance: Any) -> list[list[MeasuredTrace]]:
-    """For each plan, the traces of its complete rounds so far."""
+    """The traces of each plan's complete rounds so far."""
     groups: dict[tuple[int, int], list[Any]] = {}
     for report in list(reports):
         if "case" in report.fields:

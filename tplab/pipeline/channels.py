@@ -1,10 +1,10 @@
-"""Messages between the stages of a pipeline: started in the order of the table, shapes told once.
+"""Messages between the stages of a pipeline: started in the order of the table, shapes announced once.
 
 A directed pair of ranks is a queue. The sender starts its messages in the order of its table and never waits for one
 before the end of the run; the receiver posts its receives in the order of its own table, which a valid table makes the
 same. So a rank only ever waits for data that it is about to use, and no message is too large for that. (A blocking send
 waits for the peer, which may be sending, too.) What has been sent is kept in memory until the run ends: gloo does not
-tell when it is out, short of waiting for it.
+say when it is out, short of waiting for it.
 
 The receiver learns shapes and dtypes from a header in front of the first message of each boundary between two stages,
 not from a trial run: a stage may keep state, which a trial would spoil.
@@ -76,7 +76,7 @@ def header_of(metas: Metas, sender: str) -> torch.Tensor:
 
 
 def metas_in(header: torch.Tensor) -> Metas:
-    """What :func:`header_of` wrote."""
+    """Tensor metadata from a header that :func:`header_of` wrote."""
     numbers = header.tolist()
     metas = []
     for at in range(1, 1 + numbers[0] * (3 + _MAX_DIMS), 3 + _MAX_DIMS):
@@ -121,14 +121,14 @@ class Channels:
         self._kept: list[tuple[Handle, Any]] = []
 
     def know(self, boundary: Boundary, metas: Metas) -> None:
-        """What will arrive, where this rank knows it without being told; the sender does not tell it either."""
+        """Set the metadata of messages that this rank knows beforehand; the sender announces nothing for them."""
         if boundary not in self._known:
             self._known[boundary] = metas
             for src in self._queues:
                 self._start(src)
 
     def agree(self, boundary: Boundary, metas: Metas) -> None:
-        """The shapes of a boundary, where all ranks know them from the beginning."""
+        """Set the shapes of a boundary that all ranks know from the beginning."""
         self._known[boundary] = self._told[boundary] = metas
 
     def send(self, dst: int, boundary: Boundary, tensors: Sequence[torch.Tensor], metas: Metas, sender: str) -> None:
@@ -147,11 +147,11 @@ class Channels:
             self._kept.append((route.payload.exchange(messages, []), messages))
 
     def told(self, boundary: Boundary) -> Metas | None:
-        """What the receiver believes; None before the first message."""
+        """Tensor metadata last announced to the receiver; None before the first message."""
         return self._told.get(boundary)
 
     def post(self, src: int, key: Key, boundary: Boundary) -> None:
-        """Be ready for the next message from ``src``."""
+        """Post a receive for the next message from ``src``."""
         expected = _Expected(key, boundary)
         self._queues[src].append(expected)
         self._posted[key] = src, expected

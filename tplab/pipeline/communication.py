@@ -80,7 +80,7 @@ class Messages:
 
 
 def add_communication(schedule: Schedule) -> Schedule:
-    """The same computations with every send and receive written down; empty cells go.
+    """Return the schedule with every send and receive written down, and without empty cells.
 
     A result is sent as soon as it is made, and the receiver is given the receive at that moment of an imagined run in
     which ranks take turns. As that run is one in which every receive follows its send, the table cannot deadlock,
@@ -127,7 +127,7 @@ def _ready(schedule: Schedule, messages: Messages, action: Action, done: set[Act
 
 
 def drop_communication(schedule: Schedule) -> Schedule:
-    """The same table without sends, receives and empty cells."""
+    """Return the schedule without sends, receives and empty cells."""
     return replace(schedule, ranks=tuple(tuple(_computations(row)) for row in schedule.ranks))
 
 

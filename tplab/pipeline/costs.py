@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Cost: TypeAlias = (
     float | Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64] | Callable[[int, int], float]
 )
-"""A number; by stage; by stage and micro-batch; or ``cost(stage, micro_batch)``."""
+"""One number, or one by stage, or by stage and micro-batch, or a function ``cost(stage, micro_batch)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,19 +29,20 @@ class Costs:
     stage, as it is."""
 
     forward_s: Cost = 1.0
-    """F, seconds."""
+    """F: seconds of a forward."""
     input_grad_s: Cost = 1.0
-    """I, seconds. A whole backward B takes I + W."""
+    """I: seconds of the input's gradient. A whole backward B takes I + W."""
     weight_grad_s: Cost = 1.0
-    """W, seconds."""
+    """W: seconds of the weights' gradients."""
     hop_s: float | Sequence[Sequence[float]] | NDArray[np.float64] = 0.0
     """Latency of a message between ranks, seconds; or a (p, p) table, from row to column."""
     bandwidth_Bps: float | Sequence[Sequence[float]] | NDArray[np.float64] = np.inf
     """Bytes per second of the link between two ranks, each direction one link; or a (p, p) table."""
     message_bytes: Cost = 0.0
-    """Of what a stage sends on, and of its gradient on the way back. A number is the message's, whatever v."""
+    """Bytes of what a stage sends on, and of the gradient that comes back. A number is that of each message, whatever
+    v."""
     token_bytes: Cost = 0.0
-    """Of what the last stage of a decoding ring sends back to the first: token ids, not activations."""
+    """Bytes of what the last stage of a decoding ring sends back to the first: token ids, not activations."""
     overlap: bool = True
     """A rank goes on while what it sends travels. If not, it waits until the message has arrived, which is what a
     blocking send of a large message does."""

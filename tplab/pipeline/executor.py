@@ -38,7 +38,7 @@ def run_job(rank: "Rank", job: Job, **tags: Any) -> dict[str, Any]:
     micro-batch), ``losses`` and ``gradients`` (by stage and name).
 
     Args:
-        tags: fields of every report, where the caller runs several jobs; their progress is then the caller's to tell.
+        tags: fields of every report, where the caller runs several jobs; the caller then reports their progress.
     """
     executor = Executor(rank, job, tags)
     with _no_collection(), open_routes(rank, pairs_of(job.schedule), job.links) as routes:
@@ -82,7 +82,7 @@ class Executor:
         self._waits = isinstance(job.stage, Waits)
         on_gpu = rank.device.type == "cuda"
         self._clock = CudaClock(rank.device) if on_gpu and not self._waits else HostClock()
-        # Progress is told by one rank: by the one that ends last.
+        # One rank reports progress: the one that ends last.
         self._tells = not tags and rank.index == schedule.stage_to_rank(0 if self._training else self._last)
         self._stages: dict[int, Stage] = {
             index: self._make_stage(index)
@@ -234,7 +234,7 @@ class Executor:
         assert recv is not None
         key = Key(action.stage, Op.F if action.op is Op.SEND_F else Op.B, action.micro_batch)
         tensors, metas = self._made.pop(key)
-        if self._routes.emulated is None:  # an emulated link tells the receiver when the message left
+        if self._routes.emulated is None:  # with an emulated link the receiver knows when the message left
             self._record(self._rank.index, action, self._clock.mark(), None)
         dst = self._schedule.stage_to_rank(recv.stage)
         self._channels.send(dst, self._boundary(key), tensors, metas, f"the output of stage {action.stage}")
@@ -247,7 +247,7 @@ class Executor:
         return self._schedule.stage_to_rank(send.stage), key
 
     def _post(self, src: int, num_receives: int) -> None:
-        """In the order of the table, however far ahead of it."""
+        """Post receives in the order of the table, however far ahead of it."""
         queue = self._to_post[src]
         for _ in range(min(num_receives, len(queue))):
             self._channels.post(src, *queue.popleft())
@@ -282,7 +282,7 @@ class Executor:
         return tensors, metas
 
     def _boundary(self, key: Key) -> Boundary:
-        """In inference prefills and decodes differ in shape."""
+        """The boundary of a message: in inference prefills and decodes differ in shape."""
         if self._job.dynamic_shapes:
             return key.op, key.stage, key.micro_batch
         described = self._schedule.micro_batches

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from tplab.pipeline.schedule import Action, Schedule
 
 _AROUND = 5
-"""Steps shown on either side of the first fault, and ranks."""
+"""Steps, and ranks, that are shown on either side of the first fault."""
 _LISTED = 5
-"""Faults spelled out in a message."""
+"""Most faults spelled out in one message."""
 MOST_FAULTS = 1000
-"""Faults that one check lists: a table may lack a million actions."""
+"""Most faults that one check lists: a table may lack a million actions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +18,13 @@ class Fault:
     """One thing that is wrong."""
 
     kind: str
-    """Such as ``duplicate``, the same for all faults of a sort."""
+    """Short name of the sort of fault, such as ``duplicate``."""
     rank: int
-    """Where: the rank."""
+    """Rank on which the fault is."""
     step: int | None
     """Position in the rank's list; None for an action that is missing."""
     action: Action
-    """The one that is wrong, or missing."""
+    """The action that is wrong or missing."""
     text: str
     """What is wrong, in a sentence."""
 

@@ -1,6 +1,6 @@
-"""What the kernel hands to the ranks for one run of a table, and the error that a stage's failure becomes.
+"""What the notebook kernel hands to the ranks for one run of a table, and the error that a stage's failure becomes.
 
-Apart from ``tplab.pipeline.executor``, since the kernel does without torch.
+Apart from ``tplab.pipeline.executor``, since the notebook kernel does without torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class Waits(NamedTuple):
     durations: Mapping[Action, float]
     """Computation -> seconds."""
     message_bytes: Sequence[Sequence[int]]
-    """By stage and micro-batch: size of the output, and of its gradient; rounded up to float32."""
+    """Bytes by stage and micro-batch: size of the output and of its gradient, rounded up to whole float32 numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +36,26 @@ class Job:
     """One table, with communication, and what its stages compute."""
 
     schedule: Schedule
-    """Says when to send and to receive."""
+    """The table, with its sends and receives."""
     stage: Callable[[Any, int], Any] | Waits
     """``stage(rank, index)`` makes the module of stage ``index``; or waiting instead."""
     inputs: Any = None
     """One tensor to be split, one per micro-batch, or a function of rank and micro-batch."""
     targets: Any = None
-    """Likewise, for the loss."""
+    """Targets for the loss, in the forms that ``inputs`` has."""
     loss: Callable[..., Any] | None = None
-    """Of output and target, or of the output where there are no targets."""
+    """The loss, as a function of output and target, or of the output alone where there are no targets."""
     links: "LinkTable | EmulatedLink | None" = None
     """Emulated links between the ranks; None: the backend's own."""
     recv_ahead: int = 0
     """Receives that a rank posts before their place in the table, per link. A message without a receive waits until its
-    sender has been told of one, which a busy machine does late."""
+    sender has heard of one, which takes long on a busy machine."""
     dynamic_shapes: bool = False
-    """Tell shapes with every message."""
+    """Whether shapes are announced with every message."""
     warm_ups: int = 0
     """Runs of the table before the one that counts."""
     keep: bool = True
-    """Send outputs and gradients to the kernel."""
+    """Whether to send outputs and gradients to the notebook kernel."""
 
 
 def pairs_of(schedule: Schedule) -> list[tuple[int, int]]:

@@ -22,13 +22,13 @@ class Progress:
     """Where every rank stopped, and when its actions ran."""
 
     reached: list[int]
-    """Per rank: position of the action it could not start; beyond its last one if it ran them all."""
+    """Position of the action that each rank could not start; beyond its last one if it ran them all."""
     start_s: Seconds
     end_s: Seconds
     sent_s: Seconds
-    """Of the action's message: start on the link."""
+    """Time at which the action's message starts on the link, in seconds."""
     arrived_s: Seconds
-    """Of the action's message; of an action without one, its end."""
+    """Time at which the action's message arrives, in seconds; the action's end where it sends none."""
 
     def stuck(self, arrows: Arrows) -> list[int]:
         """Ranks that did not get to the end of their list."""

@@ -65,7 +65,7 @@ class Routes:
     outgoing: dict[int, Route]
     incoming: dict[int, Route]
     emulated: EmulatedGroup | None = None
-    """Knows when each message left and arrived."""
+    """The emulated group, which knows when each message left and arrived; None without emulated links."""
 
 
 @contextmanager

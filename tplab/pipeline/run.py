@@ -30,11 +30,11 @@ class MeasuredTrace(Trace):
     """The trace of a run, and what the run computed."""
 
     outputs: tuple[Any, ...] | None = None
-    """Per micro-batch, what the last stage returned: a tensor, or a tuple of them. None with emulated compute."""
+    """What the last stage returned for each micro-batch: a tensor or a tuple of them. None with emulated compute."""
     losses: tuple[float, ...] | None = None
-    """Per micro-batch; None in inference."""
+    """Loss of each micro-batch; None in inference."""
     gradients: Mapping[int, Mapping[str, Any]] | None = None
-    """Stage -> name of a parameter -> gradient of the mean of the losses; None in inference."""
+    """Stage -> name of a parameter -> gradient of the mean loss; None in inference."""
 
     @property
     def loss(self) -> float | None:
@@ -51,24 +51,25 @@ class RunPlan:
     stage: Callable[[Any, int], Any] | Costs
     """``stage(rank, index)`` makes the module of stage ``index`` on the rank that holds it, once per run; to keep
     weights between runs it puts them in ``rank.store``. Its gradients start from none. A module whose ``forward`` has a
-    parameter ``micro_batch`` is told the number. Costs instead: no modules, each computation waits its time."""
+    parameter ``micro_batch`` is passed the number. Costs instead: no modules, each computation waits its time."""
     inputs: Any = None
-    """Of stage 0: one tensor, split into m micro-batches; or a sequence with a tensor (or tuple) for each; or a
+    """Inputs of stage 0: one tensor, split into m micro-batches; or a sequence with a tensor (or tuple) for each; or a
     function ``inputs(rank, micro_batch)``."""
     targets: Any = None
-    """For the loss, likewise."""
+    """Targets of the loss, in the same forms."""
     loss: Callable[..., Any] | None = None
     """``loss(output, target)``, on the last stage; ``loss(output)`` without targets. By default the last stage returns
     its loss itself."""
     links: LinkTable | EmulatedLink | None = None
     """Emulated links between the ranks. By default those that the costs declare, else the backend's own."""
     dynamic_shapes: bool = False
-    """Tell shapes with every message, instead of once: for micro-batches that differ, as the last chunk of a prompt."""
+    """Whether shapes are announced with every message instead of once: for micro-batches that differ in shape, as the
+    last chunk of a prompt does."""
     warm_ups: int = 0
     """Runs of the table before the one that counts, for modules whose first call is slow. Not for stages with a state
     that they would spoil, such as a KV cache."""
     keep: bool = True
-    """Bring outputs and gradients to the kernel."""
+    """Whether to bring outputs and gradients to the notebook kernel."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.stage, Costs) and not callable(self.stage):
@@ -90,7 +91,7 @@ class RunPlan:
         return isinstance(self.stage, Costs)
 
     def badge(self, cluster_badge: str) -> str:
-        """With what was emulated."""
+        """The cluster's badge with what was emulated after it."""
         links = _links_of(self)
         table = LinkTable(default=links) if isinstance(links, EmulatedLink) else links
         parts = [cluster_badge, "emulated compute" if self.emulates else "", table.badge if table else ""]
@@ -164,10 +165,10 @@ def make_job(cluster: "Cluster", plan: RunPlan) -> Job:
         targets=plan.targets,
         loss=plan.loss,
         links=links,
-        # A table that says when to receive is taken at its word. On a GPU a receive is a kernel that waits, and what
-        # waits for the device (loading a kernel, allocating) waits for it: it must not depend on what comes after.
+        # A table that says when to receive is taken at its word. On a GPU a receive is a CUDA kernel that waits, and
+        # what waits for the device (loading code, allocating) waits for it: it must not depend on what comes after.
         recv_ahead=_RECV_AHEAD if cluster.backend == "gloo" and not schedule.has_communication else 0,
-        # With costs, sizes that differ between micro-batches are declared, and told to nobody.
+        # With costs, sizes that differ between micro-batches are declared, and not announced.
         dynamic_shapes=plan.dynamic_shapes or plan.emulates,
         warm_ups=plan.warm_ups,
         keep=plan.keep,
@@ -190,7 +191,7 @@ def _waits(schedule: Schedule, costs: Costs) -> Waits:
 
 
 def _links_of(plan: RunPlan) -> LinkTable | EmulatedLink | None:
-    """Those of the plan, else those of its costs where messages take time there."""
+    """Links of the plan, else those of its costs where messages take time there."""
     if plan.links is not None or not isinstance(plan.stage, Costs):
         return plan.links
     hop, inverse_bandwidth = link_costs(plan.schedule, plan.stage)

@@ -64,7 +64,7 @@ class Op(StrEnum):
 
 COMPUTE = frozenset({Op.F, Op.B, Op.I, Op.W})
 OPS = tuple(Op)
-"""In the order of their codes: ``OPS[schedule.columns.op[i]]``."""
+"""All ops in the order of their codes: ``OPS[schedule.columns.op[i]]``."""
 CODES = {op: code for code, op in enumerate(OPS)}
 _BY_LETTERS = {op.value: op for op in OPS}
 
@@ -84,10 +84,10 @@ class Action(NamedTuple):
     """One thing a rank does, for one stage and one micro-batch."""
 
     stage: int
-    """0 to p·v - 1."""
+    """Stage, 0 to p·v - 1."""
     op: Op
     micro_batch: int
-    """0 to m - 1."""
+    """Micro-batch id, 0 to m - 1."""
 
     def __str__(self) -> str:
         return f"{self.stage}{self.op.value}{self.micro_batch}"
@@ -127,7 +127,7 @@ class Columns(NamedTuple):
     """Index into ``OPS``."""
     micro_batch: NDArray[np.int64]
     ops: frozenset[Op]
-    """Those that occur."""
+    """Ops that occur in the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,13 +139,13 @@ class Schedule:
     """
 
     name: str
-    """Such as ``1f1b``."""
+    """Name of the schedule, such as ``1f1b``."""
     num_stages: int
     """p, the number of ranks, each of which holds v of the p·v stages. (The article's word.)"""
     num_micro_batches: int
     """m: micro-batch ids are 0 to m - 1. A decoding ring gives every step of a batch an id of its own."""
     num_chunks: int = 1
-    """v."""
+    """v, chunks per rank."""
     ranks: tuple[tuple[Action | None, ...], ...]
     """One list per rank. ``None`` is a cell left empty, which means nothing: ranks go on when they can."""
     placement: Literal["loop", "v"] = "loop"

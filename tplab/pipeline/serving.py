@@ -82,13 +82,13 @@ class PrefillPlan:
     stage_s: tuple[float, ...]
     """Forward time of each stage for one micro-batch, seconds."""
     micro_batches: tuple[int, ...] = (1, 2, 4, 8)
-    """m to try."""
+    """Numbers of micro-batches m to try."""
     hop_s: float = 0.0
     """Latency of a message from stage to stage, seconds, by an emulated link."""
     message_bytes: int = 4096
-    """What a stage sends on. On the emulated link it takes no time."""
+    """Bytes that a stage sends on. On the emulated link they take no time beyond the latency."""
     rounds: int = 1
-    """Runs of each m."""
+    """How often each m is run."""
 
     def __post_init__(self) -> None:
         _check_stages(self.stage_s, self.hop_s)
@@ -121,23 +121,23 @@ class ChunkedPrefillPlan:
     """
 
     num_stages: int
-    """p."""
+    """Number of stages p."""
     tokens: int = 4096
-    """Of the prompt."""
+    """Length of the prompt, in tokens."""
     chunks: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Numbers of chunks to try."""
     per_token_s: float = 2e-5
-    """Seconds of one stage for a token, without attention to others."""
+    """Seconds that one stage takes for a token, without attention to others."""
     per_pair_s: float = 4e-9
-    """Seconds of one stage for a token's attention to one before it."""
+    """Seconds that one stage takes for a token's attention to one token before it."""
     overhead_s: float = 2e-3
-    """Seconds of one stage for every chunk, whatever its length: launches, and weights read once more."""
+    """Seconds that one stage takes for a chunk of any length: launches, and weights read once more."""
     hop_s: float = 0.0
-    """As in :class:`PrefillPlan`."""
+    """The same as in :class:`PrefillPlan`."""
     message_bytes: int = 4096
-    """As in :class:`PrefillPlan`."""
+    """The same as in :class:`PrefillPlan`."""
     rounds: int = 1
-    """Runs of each."""
+    """How often each number of chunks is run."""
 
     def __post_init__(self) -> None:
         _check_stages((self.overhead_s, self.per_token_s, self.per_pair_s), self.hop_s)
@@ -188,17 +188,17 @@ class DecodePlan:
     stage_s: tuple[float, ...]
     """Time of each stage for one step, seconds."""
     in_flight: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
-    """k to try."""
+    """Numbers of micro-batches in flight k to try."""
     steps: int = 6
-    """Tokens of each batch; the first third, while the ring fills, and the last one are left out."""
+    """Tokens that each batch decodes; the first third, while the ring fills, and the last one are not measured."""
     hop_s: float = 0.0
     """Latency of every message, the sampled token's too, seconds, by an emulated link."""
     message_bytes: int = 4096
-    """Hidden state of one step."""
+    """Bytes of one step's hidden state."""
     token_bytes: int = 64
-    """Token ids of one step, on the back edge."""
+    """Bytes of one step's token ids, on the back edge."""
     rounds: int = 1
-    """Runs of each k."""
+    """How often each k is run."""
 
     def __post_init__(self) -> None:
         _check_stages(self.stage_s, self.hop_s)

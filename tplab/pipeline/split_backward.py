@@ -28,11 +28,12 @@ class WeightHalf:
     """What W of one stage and micro-batch still has to do; holds the graph and its activations until then."""
 
     groups: list[tuple[list[torch.Tensor], list[Node], list[tuple[GradientEdge, torch.Tensor | None]]]]
-    """Weights, the nodes on the path that they hang at, and outputs that they reach without the path."""
+    """Groups of parameters, the on-path nodes where their gradients branch off, and the outputs they reach off the
+    path."""
     noted: dict[Node, Gradients]
     """Node -> the gradients that arrived there in I."""
     outputs: Sequence[torch.Tensor] = field(default_factory=list)
-    """They own the graph."""
+    """Outputs of the stage, kept because they own the graph."""
 
     def run(self) -> None:
         """Add the gradients of the weights to their ``.grad``; once only."""

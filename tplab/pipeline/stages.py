@@ -38,7 +38,7 @@ class ModuleStage:
 
     Args:
         module: called with the tensors of the stage before, or with the pipeline's input; returns a tensor or a tuple
-            of tensors. Where it has a parameter ``micro_batch``, it is told the number.
+            of tensors. Where it has a parameter ``micro_batch``, the number is passed.
         loss: on the last stage, of the output and the micro-batch, to a scalar; backward starts there.
         training: whether the schedule has backwards.
     """
@@ -52,7 +52,7 @@ class ModuleStage:
         self._held: dict[int, tuple[Tensors, Tensors]] = {}
         self._half_done: dict[int, WeightHalf] = {}
         self.losses: dict[int, torch.Tensor] = {}
-        """Micro-batch -> its loss, not divided by their number."""
+        """Micro-batch -> its loss, not divided by the number of micro-batches."""
 
     def start_over(self) -> None:
         """Forget gradients, losses and micro-batches."""
@@ -63,7 +63,7 @@ class ModuleStage:
         self._half_done.clear()
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """By name, of the parameters that have one."""
+        """Name of a parameter -> its gradient, for those that have one."""
         if not isinstance(self.module, nn.Module):
             return {}
         return {name: w.grad for name, w in self.module.named_parameters() if w.grad is not None}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tplab.pipeline.schedule import CODES, OPS, Op, Schedule
 
 NONE = -1
-"""In arrays of positions: no such action."""
+"""Marks, in arrays of positions, that there is no such action."""
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -23,22 +23,22 @@ class Table:
     """Positions by op, stage and micro-batch, and which messages the schedule calls for."""
 
     at: dict[Op, Ints]
-    """By op, (p·v, m): position of the action, the first of them if there are several."""
+    """Op -> array (p·v, m) of the action's position, the first one if there are several."""
     inside: Bools
-    """Per action: its stage and micro-batch are in range. The others are not in ``at``."""
+    """Whether the stage and micro-batch of each action are in range. The others are not in ``at``."""
     again: Bools
-    """Per action: the same one stands earlier."""
+    """Whether the same action stands earlier, for each action."""
     rank_of: Ints
-    """Per stage."""
+    """Rank of each stage."""
     token_from: Ints
-    """Per micro-batch: whose sampled tokens it takes in."""
+    """The micro-batch whose sampled tokens each micro-batch takes in; ``NONE`` without one."""
     next_step: Ints
-    """Per micro-batch: who takes in its sampled tokens; the inverse of ``token_from``."""
+    """The micro-batch that takes in each one's sampled tokens: the inverse of ``token_from``."""
     kv_from: Ints
-    """Per micro-batch: whose keys and values come just before."""
+    """The micro-batch whose keys and values come just before each one's; ``NONE`` without one."""
 
     trains: bool
-    """There are backwards, so gradients are messages too."""
+    """Whether there are backwards, so that gradients are messages too."""
 
     @property
     def backward(self) -> Ints:
@@ -105,7 +105,7 @@ def table_of(schedule: Schedule) -> Table:
 
 
 def _ids(ids: list[int | None], m: int) -> Ints:
-    """Ids as an array; none, and those out of range, as ``NONE``."""
+    """Ids as an array; a missing id, or one out of range, is ``NONE``."""
     values = np.array([NONE if i is None or not 0 <= i < m else i for i in ids], dtype=np.int64)
     return values if len(values) else np.full(m, NONE, dtype=np.int64)
 
@@ -115,11 +115,11 @@ class Arrows:
     """Per action: what it waits for, and which link it puts a message on."""
 
     first: list[int]
-    """Position of each rank's first action, and the number of actions at the end."""
+    """Position of each rank's first action; the last entry is the number of all actions."""
     waits_for: Ints
-    """Position of the action that must be done before, or whose message must have arrived; ``NONE``."""
+    """Position of the action that must end, or whose message must arrive, before each action; ``NONE`` without one."""
     link: Ints
-    """``from·p + to`` of the message that leaves when the action ends; ``NONE``."""
+    """Link ``from·p + to`` of the message that leaves when each action ends; ``NONE`` without one."""
 
 
 def arrows_of(schedule: Schedule, table: Table, *, rendezvous: bool) -> Arrows:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("forward", "decode", "backward", "input gradient", "weight gradient", "point-to-point")
-"""What figures colour by. ``backward`` is the whole one, B; ``decode`` a forward of a decoding micro-batch."""
+"""Kinds that figures colour by. ``backward`` is the whole one, B; ``decode`` a forward of a decoding micro-batch."""
 
 _KIND_OF_OP = {Op.F: "forward", Op.B: "backward", Op.I: "input gradient", Op.W: "weight gradient"}
 _B, _W, _FIRST_COMM = CODES[Op.B], CODES[Op.W], CODES[Op.SEND_F]
@@ -50,7 +50,7 @@ class Trace:
     """
 
     schedule: Schedule
-    """What was simulated or run."""
+    """The schedule that was simulated or run."""
     rank: NDArray[np.int64]
     stage: NDArray[np.int64]
     op: NDArray[np.int64]
@@ -59,13 +59,13 @@ class Trace:
     start_s: NDArray[np.float64]
     end_s: NDArray[np.float64]
     measured: bool
-    """From a run on real ranks, rather than simulated."""
+    """Whether the trace is of a run on real ranks, rather than simulated."""
     badge: str = "MODEL"
-    """Where it came from, as figures show it."""
+    """Badge that says where the trace comes from, as figures show it."""
     provenance: Mapping[str, str | int] = field(default_factory=dict)
     """Columns of the run's provenance; empty for a simulation."""
     activation_bytes: tuple[float, ...] | None = None
-    """What one micro-batch leaves behind on each of the p·v stages until its backward; None: not known."""
+    """Bytes that one micro-batch leaves on each of the p·v stages until its backward; None if not known."""
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in self._arrays()}
@@ -168,25 +168,25 @@ class Trace:
 
     @property
     def is_compute(self) -> NDArray[np.bool_]:
-        """Per span: F, B, I or W."""
+        """Whether each span is a computation: F, B, I or W."""
         return self.op < _FIRST_COMM
 
     @property
     def makespan_s(self) -> float:
-        """From the start of the first computation on any rank to the end of the last."""
+        """Seconds from the start of the first computation on any rank to the end of the last."""
         compute = self.is_compute
         return float(self.end_s[compute].max() - self.start_s[compute].min()) if compute.any() else 0.0
 
     @property
     def work_s(self) -> NDArray[np.float64]:
-        """Per rank: the time it computes."""
+        """Seconds that each rank computes."""
         compute = self.is_compute
         length = (self.end_s - self.start_s)[compute]
         return np.bincount(self.rank[compute], weights=length, minlength=self.num_ranks).astype(np.float64)
 
     @property
     def idle_s(self) -> NDArray[np.float64]:
-        """Per rank: makespan less work."""
+        """Seconds that each rank does not compute: makespan less work."""
         return self.makespan_s - self.work_s
 
     @property
@@ -199,12 +199,12 @@ class Trace:
 
     @property
     def idle_over_total(self) -> float:
-        """Of all ranks together: a fraction between 0 and 1."""
+        """Idle time over the makespan of all ranks together: a fraction between 0 and 1."""
         return float(_ratio(self.idle_s.sum(), self.makespan_s * self.num_ranks))
 
     @property
     def idle_over_work(self) -> float:
-        """Of all ranks together: Megatron's bubble ratio, which may pass 1."""
+        """Idle time over work of all ranks together: Megatron's bubble ratio, which may pass 1."""
         return float(_ratio(self.idle_s.sum(), self.work_s.sum()))
 
     def activations(self, rank: int, *, in_bytes: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -246,7 +246,7 @@ class Trace:
 
     @property
     def peak_activations_per_rank(self) -> tuple[float, ...]:
-        """In micro-batches."""
+        """Most micro-batches whose activations each rank holds at once."""
         return self._peaks(in_bytes=False)
 
     def _shares(self, in_bytes: bool) -> NDArray[np.float64]:
@@ -257,7 +257,7 @@ class Trace:
         return np.asarray(self.activation_bytes, dtype=np.float64)
 
     def kinds(self) -> list[str]:
-        """Per span, one of ``KINDS``."""
+        """The kind of each span, one of ``KINDS``."""
         decodes = {i for i, micro_batch in enumerate(self.schedule.micro_batches) if micro_batch.phase == "decode"}
         by_code = [_KIND_OF_OP.get(op, "point-to-point") for op in OPS]
         forward = CODES[Op.F]
@@ -336,7 +336,7 @@ def _span(event: Mapping[str, Any]) -> Span:
 
 
 _LONGEST_S = 1e9
-"""No run lasts that long: 30 years."""
+"""Longest time of a trace in seconds, 30 years: no run lasts that long."""
 _TRACKS = ("computations", "sends", "receives")
 
 

@@ -26,7 +26,7 @@ def validate(
     max_activations: float | Sequence[float] | None = None,
     blocking_sends: bool = True,
 ) -> None:
-    """Return if ``schedule`` runs to its end and computes everything once, in an order that is right.
+    """Raise ``ScheduleError`` unless ``schedule`` is complete, in a right order, and free of deadlocks.
 
     Args:
         max_activations: the most micro-batches a rank may hold (one for all ranks, or one each); a chunk's count 1/v.
@@ -243,7 +243,7 @@ def held(schedule: Schedule) -> NDArray[np.float64]:
 
 
 def peak_activations(schedule: Schedule) -> tuple[float, ...]:
-    """Per rank, the most micro-batches it holds, as :func:`held` counts."""
+    """Most micro-batches that each rank holds, as :func:`held` counts."""
     most = np.zeros(schedule.num_stages)
     np.maximum.at(most, schedule.columns.rank, held(schedule))
     return tuple(float(value) for value in most)
