@@ -10,18 +10,17 @@ from tplab import Cluster
 from tplab.cluster import RankError
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, run_blocks
-from tplab.layers.comm import EmulatedComm, as_comm
+from tplab.layers.comm import EmulatedComm, NullComm, as_comm
 from tplab.layers.kv_cache import GrowingCache, KVCache
 from tplab.layers.linear import ColumnParallelLinear, RowParallelLinear
 from tplab.layers.mlp import ParallelMLP
 from tplab.layers.plain import MLP, Attention, Block
-from tplab.layers.probes import DeletedComm
 from tplab.layers.sequence import gather_tokens
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
 
 # One rank's part of four that never talk: what is wrong with sizes shows without ranks.
-OF_FOUR = DeletedComm(1, 4)
+OF_FOUR = NullComm(1, 4)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,7 @@ def test_what_is_no_group(group: Any) -> None:
         as_comm(group)
 
 
-class OnGPUs(DeletedComm):
+class OnGPUs(NullComm):
     device_types = frozenset({"cuda"})
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tplab import Cluster
 from tplab.cluster import RankError
-from tplab.layers.comm import Alone
+from tplab.layers.comm import NullComm
 from tplab.layers.shards import VocabShard
 from tplab.layers.vocabulary import (
     ParallelLMHead,
@@ -262,7 +262,7 @@ def test_each_row_has_noise_of_its_own_and_settings_do_not_change_how_much_is_dr
 def test_sample_takes_logits_of_any_precision(dtype: torch.dtype) -> None:
     full = torch.full((50, 9), -100.0, dtype=dtype)
     full[:, 4] = 0
-    tokens = parallel_sample(full, VocabShard.of(9, 0, 1), Alone(), generator=torch.Generator().manual_seed(0))
+    tokens = parallel_sample(full, VocabShard.of(9, 0, 1), NullComm(), generator=torch.Generator().manual_seed(0))
     assert tokens.tolist() == [4] * 50
 
 

@@ -113,13 +113,13 @@ def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
 
 def logits(rank: Any) -> bool:
     """Whether two replays of every step give the eager logits, bitwise, padded prompts included."""
-    from tplab.layers.comm import Alone
+    from tplab.layers.comm import NullComm
     from tplab.models.padding import Padding
     from tplab.models.stages import Layout
     from tplab.topology.calibration.rigging import load_random
 
     torch.manual_seed(0)
-    loaded = load_random(LLAMA, Layout.of(LLAMA.num_layers), 0, Alone(), dtype="float32", device=rank.device)
+    loaded = load_random(LLAMA, Layout.of(LLAMA.num_layers), 0, NullComm(), dtype="float32", device=rank.device)
     graphed = GraphedStage(loaded.stage)
     lengths = [len(prompt) for prompt in PROMPTS]
     ids = torch.randint(LLAMA.vocab_size, (NEW, len(PROMPTS), 1), device=rank.device)

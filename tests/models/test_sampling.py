@@ -64,7 +64,7 @@ def test_a_generator_per_row_draws_as_each_would_alone() -> None:
 
 
 def test_a_row_draws_by_its_place_in_the_request_whatever_its_micro_batch() -> None:
-    from tplab.layers.comm import Alone
+    from tplab.layers.comm import NullComm
     from tplab.models.request import Request
     from tplab.models.sampling import Sampler
 
@@ -73,7 +73,7 @@ def test_a_row_draws_by_its_place_in_the_request_whatever_its_micro_batch() -> N
     request = Request.of([[1]] * 4, max_new_tokens=20, temperature=1.0, seed=5)
 
     def draws(start: int, end: int) -> list[list[int]]:
-        sampler = Sampler(request, start, end, vocab, Alone())
+        sampler = Sampler(request, start, end, vocab, NullComm())
         steps = [sampler(logits[: end - start])[0].tolist() for _ in range(20)]
         return [[step[row] for step in steps] for row in range(end - start)]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Message: TypeAlias = tuple[torch.Tensor, int]
 """A contiguous tensor and the peer (index in the group) that it goes to or comes from."""
+_TAG = 0
 
 
 class Handle(Protocol):
@@ -51,6 +52,8 @@ class Transport(Protocol):
 
 
 class _Works:
+    __slots__ = ("_works",)
+
     def __init__(self, works: "list[dist.Work]") -> None:
         self._works = works
 
@@ -60,21 +63,29 @@ class _Works:
 
 
 class ProcessGroupTransport:
-    """Messages as ``torch.distributed`` point-to-point calls, in one batch per exchange.
+    """Point-to-point messages of a process group, one by one or in one batch per exchange.
 
-    With NCCL, warm the group up with any collective first: NCCL connects on the first batch, and then wants all ranks
-    in it, which the fold of recursive doubling does not give.
+    gloo's go one by one, through the group's own methods: ``batch_isend_irecv`` does the same in twice the time (110
+    instead of 60 us until the rank can go on). NCCL runs the messages of a group one after the other, so those that
+    cross need a batch. Warm the group up with any collective first: NCCL connects on the first batch, and then wants
+    all ranks in it, which the fold of recursive doubling does not give.
+
+    Args:
+        batched: the messages of an exchange are one batch; by default with NCCL only. Both ends must do the same:
+            NCCL's messages outside of a batch have a connection per pair of ranks.
     """
 
-    def __init__(self, group: "ProcessGroup") -> None:
+    def __init__(self, group: "ProcessGroup", *, batched: bool | None = None) -> None:
         self._group = group
         self._index = dist.get_rank(group)
         if self._index < 0:
             raise ValueError("group: this rank is not a member of it; call only on the ranks that are")
         self._size = dist.get_world_size(group)
+        backend = dist.get_backend(group)
+        self._batched = backend == "nccl" if batched is None else batched
         # P2POp wants global ranks: in a subgroup they are not the indices.
         self._global_ranks = [dist.get_global_rank(group, index) for index in range(self._size)]
-        self._device_types = _DEVICE_TYPES.get(dist.get_backend(group), frozenset[str]())
+        self._device_types = _DEVICE_TYPES.get(backend, frozenset[str]())
 
     @property
     def index(self) -> int:
@@ -90,6 +101,9 @@ class ProcessGroupTransport:
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Handle:
         # Receives first: gloo can then push the data of a send straight from the calling thread of the peer.
+        if not self._batched:
+            works = [self._group.recv([tensor], peer, _TAG) for tensor, peer in recvs]
+            return _Works([*works, *(self._group.send([tensor], peer, _TAG) for tensor, peer in sends)])
         operations = [self._operation(dist.irecv, *message) for message in recvs]
         operations += [self._operation(dist.isend, *message) for message in sends]
         return _Works(dist.batch_isend_irecv(operations) if operations else [])
@@ -102,16 +116,16 @@ class ProcessGroupTransport:
 _DEVICE_TYPES = {"gloo": frozenset({"cpu"}), "nccl": frozenset({"cuda"})}
 
 
-class _Alone:
-    """A group of one, without a process group."""
+class NullTransport:
+    """A place in a group whose other ranks are not there: nothing is sent, and what is received is what was in the
+    buffer. By default a group of one, where that is right."""
 
-    index = 0
-    size = 1
     device_types: frozenset[str] = frozenset()
 
+    def __init__(self, index: int = 0, size: int = 1) -> None:
+        self.index, self.size = index, size
+
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Handle:
-        assert not sends
-        assert not recvs
         return _Works([])
 
 
@@ -127,7 +141,7 @@ def as_transport(group: "ProcessGroup | Transport | None") -> Transport:
                 f"group must be given: there are {dist.get_world_size()} ranks, and None stands for a rank alone; "
                 f"pass rank.group"
             )
-        return _Alone()
+        return NullTransport()
     if isinstance(group, dist.ProcessGroup):
         return ProcessGroupTransport(group)
     if hasattr(group, "exchange"):  # isinstance with a Protocol takes longer than a small message

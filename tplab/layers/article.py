@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tplab.layers.attention import ParallelAttention
-from tplab.layers.comm import Alone, Comm, as_comm
+from tplab.layers.comm import Comm, NullComm, as_comm
 from tplab.layers.linear import ColumnParallelLinear
 from tplab.layers.plain import Attention
 from tplab.layers.strategies import Blocking
@@ -105,7 +105,7 @@ def group_of(tp_rank: int, tp_world_size: int, group: "ProcessGroup | Comm | Non
     if tp_world_size < 1 or not 0 <= tp_rank < tp_world_size:
         raise ValueError(f"tp_rank must be 0 to tp_world_size - 1; got tp_rank={tp_rank} of {tp_world_size}")
     if group is None and tp_world_size == 1:
-        return Alone()
+        return NullComm()
     if group is None and dist.is_initialized():
         group = dist.group.WORLD
     elif group is None:

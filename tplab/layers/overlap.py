@@ -142,9 +142,8 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
     import torch
     from torch import nn
 
-    from tplab.layers.comm import as_comm
+    from tplab.layers.comm import NullComm, as_comm
     from tplab.layers.linear import RowParallelLinear
-    from tplab.layers.probes import DeletedComm
     from tplab.layers.strategies import Chunked
 
     comm = linked_comm(rank, plan.link)
@@ -154,7 +153,7 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
     start = rank.index * plan.in_features // rank.world_size
     mine = x[:, start : start + plan.in_features // rank.world_size].contiguous().to(rank.device)
     layer = RowParallelLinear.from_module(full.to(rank.device), comm)
-    deleted = DeletedComm(rank.index, rank.world_size)
+    deleted = NullComm(rank.index, rank.world_size)
     works: dict[tuple[str, int], Callable[[], Any]] = {}
 
     def total(k: int) -> Callable[[], Any]:
@@ -296,14 +295,13 @@ def time_strategies(
     import torch
 
     from tplab.layers.block import ParallelBlock, run_blocks
-    from tplab.layers.comm import as_comm
-    from tplab.layers.probes import DeletedComm
+    from tplab.layers.comm import NullComm, as_comm
     from tplab.layers.strategies import set_strategy
 
     plain = plain_stack(rank, plan)
     x = torch.randn(plan.batch, plan.seq, plan.hidden, generator=torch.Generator().manual_seed(4))
     x = x.to(device=rank.device, dtype=getattr(torch, plan.dtype))
-    comms = [DeletedComm(rank.index, rank.world_size), linked_comm(rank, plan.link)]
+    comms = [NullComm(rank.index, rank.world_size), linked_comm(rank, plan.link)]
     silent, linked = ([ParallelBlock.from_module(block, comm) for block in plain] for comm in comms)
     timer = step_timer(rank, as_comm(rank.group))
     times: list[list[float]] = [[] for _ in range(1 + len(strategies))]

@@ -99,8 +99,7 @@ def time_phases(rank: "Rank", plan: PhasePlan) -> None:
     import torch
 
     from tplab.layers.block import ParallelBlock
-    from tplab.layers.comm import as_comm
-    from tplab.layers.probes import DeletedComm
+    from tplab.layers.comm import NullComm, as_comm
 
     shape = StackPlan(
         hidden=plan.hidden,
@@ -110,7 +109,7 @@ def time_phases(rank: "Rank", plan: PhasePlan) -> None:
         depth=1,
     )
     plain = plain_stack(rank, shape)[0]
-    comms = linked_comm(rank, plan.link), DeletedComm(rank.index, rank.world_size)
+    comms = linked_comm(rank, plan.link), NullComm(rank.index, rank.world_size)
     blocks = [ParallelBlock.from_module(plain, comm) for comm in comms]
     generator = torch.Generator().manual_seed(5)
     past = torch.randn(1, plan.context, plan.hidden, generator=generator).to(rank.device)

@@ -1,8 +1,6 @@
-"""Stand-ins for a layer's collectives that measure: one that deletes them, one that writes down when they ran.
+"""A layer's collectives with when they ran written down.
 
-A layer with its communication deleted computes the wrong numbers in exactly the time that its computation takes: the
-bound that no way of hiding can beat. Not a profiler: torch's does not know that a wait inside a collective is waiting,
-and sees nothing of an emulated link.
+Not a profiler: torch's does not know that a wait inside a collective is waiting, and sees nothing of an emulated link.
 """
 
 import threading
@@ -14,52 +12,7 @@ from typing import Any
 import torch
 
 from tplab.collectives.transport import Handle, Message, Transport
-from tplab.layers.comm import Comm, Done, Pending
-
-
-class DeletedComm:
-    """The place of a rank in a group that it never talks to: sums are what the rank had."""
-
-    device_types: frozenset[str] = frozenset()
-
-    def __init__(self, index: int, size: int) -> None:
-        self.index = index
-        self.size = size
-
-    @property
-    def transport(self) -> Transport:
-        return _Silence(self.index, self.size)
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def start_all_reduce(self, x: torch.Tensor) -> Pending:
-        return Done(x)
-
-    def start_all_gather(self, x: torch.Tensor) -> Pending:
-        return Done(x.repeat(self.size, *[1] * (x.dim() - 1)))
-
-    def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
-        return Done(x[: x.shape[0] // self.size])
-
-
-class _Silence:
-    """Messages that are never sent; what is received is what was in the buffer."""
-
-    device_types: frozenset[str] = frozenset()
-
-    def __init__(self, index: int, size: int) -> None:
-        self.index = index
-        self.size = size
-
-    def exchange(self, sends: object, recvs: object) -> "_Silence":
-        return self
-
-    def wait(self) -> None:
-        return
+from tplab.layers.comm import Comm, Pending
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,14 +113,15 @@ def unload(rank: "Rank") -> None:
 
 def tensor_parallel_comm(rank: "Rank", layout: Layout) -> "Comm":
     """Collectives of the ranks of this stage."""
-    from tplab.layers.comm import Alone, as_comm
-    from tplab.models.one_shot import OneShotComm, fits
+    import torch.distributed as dist
+
+    from tplab.layers.comm import NullComm, OneShotComm, ProcessGroupComm
     from tplab.models.recorder import TimedComm
 
     if layout.tp == 1:
-        return Alone()
+        return NullComm()
     group = rank.mesh(tp=layout.tp, pp=layout.pp).get_group("tp")
-    return TimedComm(OneShotComm(group) if fits(group) else as_comm(group))
+    return TimedComm((OneShotComm if dist.get_backend(group) == "gloo" else ProcessGroupComm)(group))
 
 
 def _load(

@@ -7,7 +7,7 @@ the rank: NCCL runs the messages of a group one after the other, so that two ran
 wait for ever, and two messages on their way from different ranks would wait for each other.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from tplab.collectives.emulated import EmulatedGroup
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.collectives.transport import Message, ProcessGroupTransport
+from tplab.collectives.transport import ProcessGroupTransport
 from tplab.pipeline.channels import Route
 
 if TYPE_CHECKING:
@@ -25,37 +25,8 @@ if TYPE_CHECKING:
 
     from tplab.cluster import Rank
 
-_TAG = 0
 Pair = tuple[int, int]
 """Source and destination."""
-
-
-class GlooTransport:
-    """Messages by the group's own methods. ``batch_isend_irecv`` does the same for gloo, one after the other, in twice
-    the time: 110 instead of 60 us before the rank can go on, twice for every computation."""
-
-    device_types = frozenset({"cpu"})
-
-    def __init__(self, group: "ProcessGroup") -> None:
-        self._group = group
-        self.index = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
-
-    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> "Works":
-        works = [self._group.recv([tensor], peer, _TAG) for tensor, peer in recvs]
-        works += [self._group.send([tensor], peer, _TAG) for tensor, peer in sends]
-        return Works(works)
-
-
-@dataclass(frozen=True, slots=True)
-class Works:
-    """Messages under way."""
-
-    works: "list[dist.Work]"
-
-    def wait(self) -> None:
-        for work in self.works:
-            work.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +50,7 @@ def open_routes(rank: "Rank", pairs: Iterable[Pair], links: LinkTable | Emulated
     else:
         group = dist.new_group(list(range(rank.world_size)), backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
-        plain = GlooTransport(group)
+        plain = ProcessGroupTransport(group)
         emulated = None if links is None else EmulatedGroup(group, links)
         # Headers pass beside the emulated links: they are our business, not the pipeline's.
         ways = {peer: Route(emulated or plain, plain, peer) for pair in ordered for peer in pair}

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tplab.cluster import Rank
 from tplab.collectives.emulated import EmulatedGroup, sleep_until
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.layers.comm import Alone, Comm, Done, EmulatedComm, Pending, ProcessGroupComm
+from tplab.layers.comm import Comm, EmulatedComm, NullComm, ProcessGroupComm
 from tplab.layers.shards import VocabShard
 from tplab.models.checkpoint import torch_dtype
 from tplab.models.config import ModelConfig
@@ -62,7 +62,7 @@ def table_of(links: "LinkTable | EmulatedLink", ranks: Sequence[int]) -> LinkTab
 def comm_of(rank: Rank, ranks: Sequence[int], links: Links) -> Comm | None:
     """Collectives of these ranks, as layers use them; None on the others. To be called by every rank."""
     if len(ranks) == 1:
-        return Alone() if rank.index in ranks else None
+        return NullComm() if rank.index in ranks else None
     group = subgroup(rank, ranks)
     if group is None:
         return None
@@ -182,34 +182,6 @@ class _NoCache:
 
     def __init__(self) -> None:
         self.length = 0
-
-
-class Silent:
-    """A place in a group whose others are not there: shapes as with them, nothing is sent. For timing a stage alone."""
-
-    device_types: frozenset[str] = frozenset()
-
-    def __init__(self, index: int, size: int) -> None:
-        self.index, self.size = index, size
-
-    @property
-    def transport(self) -> Any:
-        raise AssertionError("nothing is sent")
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def start_all_reduce(self, x: torch.Tensor) -> Pending:
-        return Done(x)
-
-    def start_all_gather(self, x: torch.Tensor) -> Pending:
-        return Done(x.repeat(self.size, *[1] * (x.dim() - 1)))
-
-    def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
-        return Done(x[: x.shape[0] // self.size])
 
 
 def waiting(loaded: Loaded, times: StageTimes, comm: Comm, device: torch.device) -> Loaded:

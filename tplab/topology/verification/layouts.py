@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tplab.cluster import Rank
-from tplab.layers.comm import Comm
+from tplab.layers.comm import Comm, NullComm
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
@@ -21,7 +21,6 @@ from tplab.models.request import Request
 from tplab.models.sampling import Sampler
 from tplab.topology.calibration.rigging import (
     Hops,
-    Silent,
     StageTimes,
     comm_of,
     graphed,
@@ -65,7 +64,7 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) 
     elif plan.emulated_compute:
         times = _timed_stages(rank, plan, run, seat)
         if mine:
-            bare = _load(rank, plan, run, place, Silent(index, run.layout.tp), meta=True)
+            bare = _load(rank, plan, run, place, NullComm(index, run.layout.tp), meta=True)
             loaded = waiting(bare, times[stage], comms[replica], rank.device)
     # Sorted like the groups: a rank's index in its group is its place in the stage.
     ranks_of_place = [each for ranks in run.groups[replica] for each in sorted(ranks)] if mine else []
@@ -126,7 +125,7 @@ def _timed_stages(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", seat: tuple[
 
 @torch.inference_mode()
 def _alone(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", stage: int) -> StageTimes:
-    loaded = _load(rank, plan, run, stage * run.layout.tp, Silent(0, run.layout.tp))
+    loaded = _load(rank, plan, run, stage * run.layout.tp, NullComm(0, run.layout.tp))
     module, config = loaded.stage, plan.config
     batch = -(-run.batches[0] // min(run.layout.pp, run.batches[0], plan.micro_batches or run.batches[0]))
     prompts = [[i % config.vocab_size for i in range(plan.input_length)]] * batch

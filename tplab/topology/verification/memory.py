@@ -146,18 +146,10 @@ def measure_on_rank(rank: "Rank", plan: ShardPlan) -> None:
     """Builds this rank's share of the places, one at a time, and reports the bytes of each."""
     import torch
 
+    from tplab.layers.comm import NullComm
     from tplab.models.checkpoint import torch_dtype
     from tplab.models.decoder import Stage
     from tplab.models.stages import Layout as RankLayout
-
-    class Elsewhere:
-        """A place in a group whose others are not there: enough to build a stage, which sends nothing."""
-
-        device_types: frozenset[str] = frozenset()
-        start_all_reduce = None
-
-        def __init__(self, index: int, size: int) -> None:
-            self.index, self.size = index, size
 
     def allocated(tensors: "Sequence[torch.Tensor]") -> int:
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -168,7 +160,7 @@ def measure_on_rank(rank: "Rank", plan: ShardPlan) -> None:
     for done, (number, place) in enumerate(mine):
         rank.report(phase="build", done=done, total=len(mine))
         layout = RankLayout.of(config.num_layers, place.layout.tp, place.layout.pp, place.layout.layers_of_stage)
-        comm: Any = Elsewhere(place.index, place.layout.tp)
+        comm = NullComm(place.index, place.layout.tp)
         stage = Stage(config, layout.spec(place.stage), comm, dtype=torch_dtype(config.dtype))
         for name, weight in list(stage.named_parameters()):
             if not (name == "head.weight" and stage.shares_table):

@@ -11,10 +11,8 @@ SHAPES = [(1,), (3, 5), (1, 1, 768), (0,), (16_384,), (16_385,), (200_003,)]
 
 
 def sums(rank: Rank, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    from tplab.layers.comm import as_comm
-    from tplab.models.one_shot import OneShotComm, fits
+    from tplab.layers.comm import OneShotComm, as_comm
 
-    assert fits(rank.group)
     ours, theirs = OneShotComm(rank.group), as_comm(rank.group)
     out = []
     for number, shape in enumerate(SHAPES):
