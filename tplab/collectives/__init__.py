@@ -5,9 +5,9 @@ What it is:
   ring, two_shot, one_shot, recursive_doubling   all-reduces built from point-to-point calls
   direct               all-gather and reduce-scatter in one round
   emulated             links of declared latency and bandwidth (emulated_link) over gloo
-  symmetric            torch's one-kernel all-reduces over memory that GPUs share
+  symmetric            torch's all-reduces in one CUDA kernel, over memory that GPUs share
   quantised            two-shot in int8 messages
-  counter              what a rank really hands to collectives and point-to-point calls
+  counter              the collective and point-to-point calls a rank issues, and their payload bytes
 What it should cost (pure: no process group, no cluster):
   volumes              bytes, by collective and algorithm
   cost                 time: alpha-beta line, curve, formulas, lower bound

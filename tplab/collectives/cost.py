@@ -62,9 +62,10 @@ class AlphaBeta:
     """The line t = a + M/B, Hockney's model of one message; over a whole collective, the teaching model."""
 
     alpha_us: float
-    """Time of an empty message."""
+    """Time of an empty message, in us."""
     beta_GBps: float
-    """Bandwidth reached by an endless one: GB/s, not the inverse that papers call beta. Infinite if size is free."""
+    """Bandwidth that an endless message reaches, in GB/s; papers call its inverse beta. Infinite if size costs
+    nothing."""
 
     def __post_init__(self) -> None:
         check_number("alpha_us", self.alpha_us, least=0)
@@ -83,9 +84,9 @@ class Piecewise:
     """One line per range of sizes. Time jumps where the lines change, as it does where a library changes algorithm."""
 
     starts: tuple[float, ...]
-    """Size from which each line holds; the first is 0."""
+    """Size in bytes from which each line holds; the first is 0."""
     lines: tuple[AlphaBeta, ...]
-    """As many as ``starts``."""
+    """One line for each of ``starts``."""
 
     def time_us(self, nbytes: float) -> float:
         return self.lines[bisect_right(self.starts, check_number("nbytes", nbytes, least=0)) - 1].time_us(nbytes)
@@ -104,9 +105,9 @@ class Curve:
     """
 
     sizes: tuple[float, ...]
-    """Bytes, increasing, above 0."""
+    """Measured sizes in bytes, increasing, above 0."""
     times_us: tuple[float, ...]
-    """One per size, above 0."""
+    """Time at each size in us, above 0."""
 
     def __init__(self, sizes: Iterable[float], times_us: Iterable[float]) -> None:
         """Points in any order."""

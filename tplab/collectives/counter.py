@@ -1,4 +1,4 @@
-"""Count what a rank really hands to collectives and point-to-point calls.
+"""Count the collective and point-to-point calls a rank issues, and their payload bytes.
 
 A dispatch mode, like torch's ``CommDebugMode``, and not a wrapper around ``torch.distributed``'s functions: it sees the
 calls whoever makes them, a backward pass and DTensor included. Not ``CommDebugMode`` itself, because that counts calls
@@ -23,11 +23,11 @@ class CommRecord:
     """``all-reduce``, ``all-gather``, ``reduce-scatter``, ``broadcast``, ``reduce``, ``gather``, ``scatter``,
     ``all-to-all``, ``send``, ``recv`` or ``barrier``."""
     num_bytes: int
-    """The payload, see :class:`CommCounter`."""
+    """Bytes of the payload, see :class:`CommCounter`."""
     dtype: torch.dtype
-    """Of the payload; of its first tensor, should there be several."""
+    """Dtype of the payload; of its first tensor if there are several."""
     group_size: int
-    """How many ranks the group has."""
+    """Number of ranks in the group."""
     peer: int | None = None
     """The other rank's index in the group, for ``send`` and ``recv``; None where it can be any."""
     op: str
@@ -41,9 +41,9 @@ class CommTotal:
     """Several calls together."""
 
     num_calls: int
-    """How many."""
+    """Number of calls."""
     num_bytes: int
-    """Their payloads."""
+    """Bytes of their payloads together."""
 
 
 class CommCounter:
@@ -135,8 +135,8 @@ class CommCounter:
 
 
 Payload = Callable[[dict[str, Any], Any, int], Any]
-"""From the arguments by name, the result and the group size: the tensors whose bytes count. A factor on one side is
-expressed by repeating the tensor."""
+"""A function of the arguments by name, the result and the group size, to the tensors whose bytes count. A factor on one
+side is expressed by repeating the tensor."""
 
 
 def _argument(*names: str) -> Payload:
@@ -205,7 +205,7 @@ _OPERATORS = {
 _NATIVE_NAMES = frozenset(f"c10d::{name}" for name in _NATIVE)  # functional ones give peers as global ranks
 _BATCHES = tuple(f"{space}::batch_p2p_ops" for space in _FUNCTIONAL_NAMESPACES)
 KINDS = tuple(dict.fromkeys(kind for kind, _ in _OPERATORS.values()))
-"""What a call can be."""
+"""All kinds of calls."""
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -2,7 +2,8 @@
 
 So that slow links, the ratios between NVLink, PCIe and InfiniBand, and the hiding of communication behind computation
 can be felt on one laptop. Not a simulation: the data really moves, the waiting is real, and whatever computes meanwhile
-really computes. Not ``tc netem`` either, which does this in the kernel but needs root and slows the whole loopback.
+really computes. Not ``tc netem`` either, which does this in the system's kernel but needs root and slows the whole
+loopback.
 
 The model of a directed link, one per ordered pair of ranks, each a queue of its own::
 
@@ -67,18 +68,18 @@ class Delivery:
     src: int
     """Index of the sender in the group."""
     num_bytes: int
-    """Its payload."""
+    """Bytes of the message."""
     sent_s: float
-    """When the send was called."""
+    """Time at which the send was called, in seconds of the host's monotonic clock, as all times here."""
     start_s: float
-    """When the link was free for it."""
+    """Time at which the link was free for the message."""
     due_s: float
-    """When it arrives by the model."""
+    """Time at which the message arrives by the model."""
     done_s: float
-    """When ``wait`` returned."""
+    """Time at which ``wait`` returned."""
     late_us: float
-    """By how much ``wait`` overran: the arrival, or its own call where that came later. More than some 20 us: gloo, or
-    the machine's load, was slower than the declared link."""
+    """Microseconds by which ``wait`` overran: the arrival, or its own call where that came later. More than some 20 us:
+    gloo, or the machine's load, was slower than the declared link."""
 
 
 class _Link:
@@ -88,7 +89,7 @@ class _Link:
         self._link = link
         self._free_ns = 0
         self.unstamped: deque[_Receive] = deque()
-        """At the receiving end: messages whose stamp has not been read, in the order in which they were sent."""
+        """Messages whose stamp has not been read at the receiving end, in the order in which they were sent."""
 
     def pass_through(self, sent_ns: int, num_bytes: int) -> tuple[int, int, int]:
         """Start, end of transmission and arrival of the next message."""
@@ -103,7 +104,7 @@ class EmulatedHandle:
     def __init__(self, parts: "Sequence[_Send | _Receive]") -> None:
         self._parts = parts
         self.late_us: float | None = None
-        """Once waited for: the worst :attr:`Delivery.late_us` among the received messages, 0 for sends."""
+        """The worst :attr:`Delivery.late_us` among the received messages, 0 for sends; None until waited for."""
 
     def wait(self) -> None:
         """Return when all of it has left (sends) and arrived (receives), by the model and in fact.
@@ -124,7 +125,7 @@ class EmulatedGroup:
     """The ranks of a gloo group, joined by emulated links. Made on every rank, without communication.
 
     Peers are indices in the group. It is a :class:`~tplab.collectives.transport.Transport`, so every algorithm of this
-    room runs over it unchanged: ``ring_all_reduce(x, emulated)``.
+    package runs over it unchanged: ``ring_all_reduce(x, emulated)``.
 
     Args:
         group: a process group with gloo; what else it is used for does not pass the emulated links.

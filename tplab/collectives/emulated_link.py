@@ -1,6 +1,6 @@
 """Links that are declared: a latency and a bandwidth per direction and pair. Data only; ``emulated`` makes them felt.
 
-A module of its own, because notebooks and panels declare links and the kernel they run in does without torch.
+A module of its own, because notebooks and panels declare links, and the notebook kernel does without torch.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class EmulatedLink:
     latency_us: float
     """Microseconds from the last byte leaving until it has arrived; paid by every message."""
     bandwidth_GBps: float
-    """10^9 bytes per second; ``float("inf")`` for a link of latency only."""
+    """Bandwidth in one direction, in 1e9 bytes per second; ``float("inf")`` for a link of latency only."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.latency_us < float("inf"):
@@ -31,7 +31,7 @@ class EmulatedLink:
         return round(num_bytes / self.bandwidth_GBps)
 
     def message_us(self, num_bytes: int) -> float:
-        """From the send to the arrival of a message alone on the link."""
+        """Microseconds from the send to the arrival of a message that is alone on the link."""
         return self.latency_us + num_bytes / self.bandwidth_GBps / 1e3
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class LinkTable:
     """The link of every ordered pair of ranks."""
 
     default: EmulatedLink
-    """Between all pairs that are not named."""
+    """The link of all pairs that are not named."""
     overrides: Mapping[tuple[int, int], EmulatedLink] = field(default_factory=dict)
     """``(source, destination)``, as indices in the group -> link. One direction each."""
 
@@ -58,7 +58,7 @@ class LinkTable:
 
     @property
     def badge(self) -> str:
-        """For every figure made over these links."""
+        """Badge for every figure made over these links."""
         others = f", {len(self.overrides)} pairs differ" if self.overrides else ""
         return f"emulated link {self.default}{others}"
 

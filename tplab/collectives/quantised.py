@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 SCALE_GROUP = 64
-"""Elements per scale: 4 bytes of scale on 64 of numbers."""
+"""Elements per scale: 4 bytes of scale for 64 bytes of numbers."""
 _LEVELS = 127  # -128 is left out: the range is symmetric, and so is the error
 
 
@@ -141,7 +141,7 @@ def error_bound(
 
 
 def _group_max(x_N: torch.Tensor, scale_group: int) -> torch.Tensor:
-    """For each element, the largest absolute value in its group."""
+    """The largest absolute value in each element's group."""
     padded = torch.nn.functional.pad(x_N.abs(), (0, -x_N.numel() % scale_group)).view(-1, scale_group)
     return padded.amax(1).repeat_interleave(scale_group)[: x_N.numel()]
 

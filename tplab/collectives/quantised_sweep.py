@@ -25,7 +25,7 @@ def compare_quantised(
 ) -> pd.DataFrame:
     """All-reduce the partial sums of a row-parallel layer in float32, bfloat16, int8, and int8 added up as int8.
 
-    The partial sums are those of a random (4·hidden -> hidden) layer cut over the ranks, whose inputs have some
+    The partial sums are those of a random (4·hidden -> hidden) layer sharded over the ranks, whose inputs have some
     features ten times as large as the rest, as activations of language models do. Exact is their sum in float64.
 
     Returns one row per ``method``: ``sent_bytes`` (counted, by the rank that sends most), ``ratio_to_bf16``,

@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4}
 MODES = ("eager", "graph")
 _MOST_BYTES = 1 << 40
-"""Of a message on the command line: beyond the memory of any rank."""
+"""Most bytes of a message on the command line: beyond the memory of any rank."""
 ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
-"""torch's kernels over memory that GPUs share; one GPU per rank."""
+"""torch's CUDA kernels over memory that GPUs share; they need one GPU per rank."""
 _SYMMETRIC_BYTES = 128
-"""Those kernels move 16 bytes at once, of every rank's part, and a host has up to 8 GPUs."""
+"""Bytes that sizes are a multiple of for those kernels: they move 16 bytes of every rank's part, and a host has up to
+8 GPUs."""
 ALGORITHMS = (
     *("library", "ring", "two-shot", "one-shot", "recursive-doubling", "int8-two-shot"),
     *ON_SYMMETRIC_MEMORY,
 )
-"""The backend's own choice, ours, and torch's symmetric-memory kernels."""
+"""Names of all-reduces: the backend's own choice, ours, and torch's symmetric-memory kernels."""
 _DTYPES_OF = {
     "int8-two-shot": ("float32", "bfloat16", "float16", "float64"),
     **dict.fromkeys(ON_SYMMETRIC_MEMORY, ("bfloat16", "float32")),
 }
-"""Of algorithms that do not take all."""
+"""Dtypes of the algorithms that do not take all."""
 DEFAULT_SIZES = tuple(1 << power for power in range(10, 27))
-"""1 KiB to 64 MiB in powers of two."""
+"""Sizes in bytes: 1 KiB to 64 MiB in powers of two."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +53,9 @@ class Point:
     dtype: str
     """Name of a torch dtype."""
     num_elements: int
-    """Length of the message."""
+    """Elements of the message."""
     iterations: int
-    """Samples."""
+    """Number of samples."""
     mode: str
     """``eager`` or ``graph``."""
 
@@ -151,7 +152,7 @@ def default_iterations(nbytes: int) -> int:
 
 
 def time_points(rank: "Rank", points: list[Point]) -> None:
-    """Runs on the ranks. Imported only there: the kernel that plans a sweep does without torch."""
+    """Runs on the ranks. Imported only there: the notebook kernel, which plans a sweep, does without torch."""
     from tplab.collectives import timing
 
     timing.time_points(rank, points)

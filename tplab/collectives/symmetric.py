@@ -1,4 +1,4 @@
-"""All-reduces in one kernel over symmetric memory: every GPU reads and writes its peers' buffers over NVLink.
+"""All-reduces in one CUDA kernel over symmetric memory: every GPU reads and writes its peers' buffers over NVLink.
 
 torch's own kernels, behind the lab's names. What they save is NCCL's protocol: for the messages of a decode step the
 time is two or three NVLink round trips. Not the ``multimem`` ones, which need NVLink multicast: it stays off here.

@@ -45,7 +45,7 @@ class Transport(Protocol):
 
     @property
     def device_types(self) -> frozenset[str]:
-        """Where tensors may lie: ``cpu``, ``cuda``; empty: anywhere."""
+        """Device types that tensors may be on: ``cpu``, ``cuda``; empty if any."""
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Handle:
         """Start all messages. Messages between the same two ranks arrive in the order in which they were started."""

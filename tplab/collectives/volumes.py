@@ -21,7 +21,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "broadcast": ("ring", "tree", "flat"),
     "point-to-point": ("direct",),
 }
-"""By collective; what each of them does is in the docstring of ``sent_bytes``."""
+"""Collective -> names of its algorithms; the docstring of ``sent_bytes`` says what each does."""
 
 COLLECTIVES = tuple(ALGORITHMS)
 

@@ -1,4 +1,5 @@
-"""Self-attention cut over ranks by heads: column-parallel q, k and v, row-parallel output projection, one all-reduce.
+"""Self-attention sharded over ranks by heads: column-parallel q, k and v, row-parallel output projection, one
+all-reduce.
 
 Heads do not mix before the output projection, so a rank attends with its own and communicates nothing. What needs
 care is *which* rows of the weights those heads are, above all where there are fewer key-value heads than ranks.
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class ParallelAttention(nn.Module):
-    """MHA, GQA or MQA with the heads cut over the ranks; rotary positions, causal, with a key-value cache.
+    """MHA, GQA or MQA with the heads sharded over the ranks; rotary positions, causal, with a key-value cache.
 
     ==================  ===================  ===============================================
     on rank r           shape                what

@@ -34,7 +34,8 @@ Steps: TypeAlias = Generator[None, None, torch.Tensor]
 
 
 class ParallelBlock(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with heads and intermediate features cut over the ranks.
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with heads and intermediate features sharded over
+    the ranks.
 
     ==========================  ===========  ==========================================
     on rank r                   shape        what

@@ -50,7 +50,7 @@ class Comm(Protocol):
 
     @property
     def device_types(self) -> frozenset[str]:
-        """Where tensors may lie; empty: anywhere."""
+        """Device types that tensors may be on; empty if any."""
 
     @property
     def transport(self) -> Transport:

@@ -13,7 +13,7 @@ from tplab.checks import check_count
 from tplab.collectives.volumes import chunk_lengths, sent_bytes
 
 STRATEGIES = ("blocking", "chunked", "batch split", "sequence parallel")
-"""Those whose bytes follow from the formulas here; int8's are ``int8_sent_bytes``."""
+"""Strategies whose bytes follow from the formulas here; those of int8 are ``int8_sent_bytes``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,11 +21,11 @@ class Expected:
     """The collectives of one layer in one forward pass."""
 
     layer: str
-    """Its name in a block, such as ``mlp.down``."""
+    """Name of the layer in a block, such as ``mlp.down``."""
     kind: str
     """``all-reduce``, ``all-gather`` or ``reduce-scatter``."""
     num_calls: int
-    """How many."""
+    """Number of calls."""
     payload_bytes: int
     """S of all calls together, see ``tplab.collectives.volumes``."""
 
@@ -110,11 +110,11 @@ class Overlap:
     """What became of the communication of a layer, from three measured times."""
 
     compute_us: float
-    """C: with the communication deleted."""
+    """C: time with the communication deleted, in us."""
     comm_us: float
-    """M: without the computation."""
+    """M: time of the communication alone, in us."""
     total_us: float
-    """Of the layer as it runs."""
+    """Time of the layer as it runs, in us."""
 
     @property
     def exposed_us(self) -> float:

@@ -37,7 +37,7 @@ class KVCache:
 
     @property
     def max_length(self) -> int:
-        """Tokens there is room for."""
+        """Capacity of the cache, in tokens."""
         return self.k_BGSE.shape[2]
 
     @property
@@ -68,7 +68,7 @@ class KVCache:
         return self.k_BGSE[:, :, :end], self.v_BGSE[:, :, :end]
 
     def check_room(self, num_tokens: int) -> None:
-        """Raises ``ValueError`` unless there is room for ``num_tokens`` more."""
+        """Raises ``ValueError`` unless the capacity suffices for ``num_tokens`` more."""
         if self.length + num_tokens > self.max_length:
             raise ValueError(
                 f"the cache has room for {self.max_length} tokens; {self.length} are in it and {num_tokens} more "

@@ -1,4 +1,4 @@
-"""Linear layers cut over ranks: by columns (output features) or by rows (input features).
+"""Linear layers sharded over ranks: by columns (output features) or by rows (input features).
 
 The names follow the mathematics y = x A with A of shape (in, out); torch stores the transpose, ``weight`` (out, in), so
 "column-parallel" cuts its dim 0. A column-parallel layer followed by a row-parallel one needs a single sum over the
@@ -76,7 +76,7 @@ class _ParallelLinear(nn.Module):
 
 
 class ColumnParallelLinear(_ParallelLinear):
-    """y = x A + b with the columns of A cut over the ranks: each computes its own output features.
+    """y = x A + b with the columns of A sharded over the ranks: each computes its own output features.
 
     ==============  ===============  ====================================================
     on rank r       shape            what
@@ -226,7 +226,8 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
 
 
 class RowParallelLinear(_ParallelLinear):
-    """y = x A + b with the rows of A cut over the ranks: each multiplies its own input features, and the sums meet.
+    """y = x A + b with the rows of A sharded over the ranks: each computes a partial product, and an all-reduce adds
+    them.
 
     ==============  ===============  ====================================================
     on rank r       shape            what

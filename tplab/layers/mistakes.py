@@ -36,7 +36,7 @@ class Mistake:
     system: str
     """The article's system, by its code in docs/article.md."""
     name: str
-    """What is done."""
+    """Short name of what is done."""
     why: str
     """What is wrong with it, in a sentence."""
     plain: str
@@ -181,7 +181,7 @@ def demonstrate(cluster: "Cluster") -> "pd.DataFrame":
 
 
 TOLERANCE = 1e-5
-"""Of the equality test, in units of the largest element: float32, sums in another order."""
+"""Tolerance of the equality test, in units of the largest element: float32, sums in another order."""
 
 
 def equality_test(got: torch.Tensor, want: torch.Tensor) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""The MLP of a transformer block, cut over ranks: column-parallel in, row-parallel out, one all-reduce.
+"""The MLP of a transformer block, sharded over ranks: column-parallel in, row-parallel out, one all-reduce.
 
 Not two sharded layers that each gather: the activation works feature by feature, so what the first leaves sharded the
 second takes as it is.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ParallelMLP(nn.Module):
-    """SwiGLU, GeGLU or GELU with the intermediate features cut over the ranks.
+    """SwiGLU, GeGLU or GELU with the intermediate features sharded over the ranks.
 
     ==================  ===============  ===================================================
     on rank r           shape            what

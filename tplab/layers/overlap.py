@@ -30,17 +30,17 @@ class ChunkPlan:
     """What :func:`measure_chunks` measures: a row-parallel linear layer, float32, at several chunk counts."""
 
     tokens: int = 512
-    """T."""
+    """T, tokens of the input."""
     in_features: int = 2048
-    """I of the full layer, cut over the ranks."""
+    """I, input features of the full layer, sharded over the ranks."""
     out_features: int = 1024
-    """D; the all-reduce has T·D·4 bytes."""
+    """D, output features; the all-reduce has T·D·4 bytes."""
     chunks: tuple[int, ...] = (1, 2, 4, 8)
     """Chunk counts to try; the first is 1, the blocking layer."""
     link: "EmulatedLink | None" = None
-    """Link between every two ranks; None: the backend's own."""
+    """Emulated link between every two ranks; None for the backend's own."""
     iterations: int = 9
-    """Samples of each."""
+    """Number of samples of each time."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "in_features", "out_features", "iterations"):
@@ -249,13 +249,13 @@ class StackPlan:
     intermediate: int = 1024
     """Shape of the input and of each block."""
     depth: int = 2
-    """Blocks in the stack."""
+    """Number of blocks in the stack."""
     dtype: str = "float32"
-    """Of weights and activations."""
+    """Name of the torch dtype of weights and activations."""
     link: "EmulatedLink | None" = None
-    """Link between every two ranks; None: the backend's own."""
+    """Emulated link between every two ranks; None for the backend's own."""
     iterations: int = 7
-    """Samples of each."""
+    """Number of samples of each time."""
 
 
 def measure_strategies(cluster: "Cluster", strategies: "Sequence[Blocking]", plan: StackPlan) -> pd.DataFrame:

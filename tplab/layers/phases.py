@@ -24,7 +24,7 @@ class PhasePlan:
     """What :func:`measure_phases` measures: one transformer block, float32, at several step sizes."""
 
     tokens: tuple[int, ...] = (1, 16, 128, 512)
-    """Tokens of each step, one sequence. 1 is a decode step, with ``context`` tokens in the cache."""
+    """Tokens of each step, of one sequence. 1 is a decode step, with ``context`` tokens in the cache."""
     context: int = 256
     """Tokens that a decode step attends to."""
     hidden: int = 512
@@ -33,9 +33,9 @@ class PhasePlan:
     intermediate: int = 1536
     """Shape of the block."""
     link: "EmulatedLink | None" = None
-    """Link between every two ranks; None: the backend's own."""
+    """Emulated link between every two ranks; None for the backend's own."""
     iterations: int = 9
-    """Samples of each."""
+    """Number of samples of each step."""
 
     def __post_init__(self) -> None:
         if not self.tokens or any(not isinstance(t, int) or t < 1 for t in self.tokens):

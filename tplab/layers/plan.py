@@ -44,10 +44,10 @@ Layout: TypeAlias = Literal["replicated", "split", "partial"]
 Conversion: TypeAlias = Literal["all-reduce", "all-gather", "reduce-scatter", "slice"]
 
 MATRICES: tuple[str, ...] = ("qkv", "out", "up", "down")
-"""In the order of the block. ``qkv`` and ``up`` are fused: query, key, value; gate, up."""
+"""The weight matrices in the order of the block. ``qkv`` and ``up`` are fused: query, key, value; gate, up."""
 CHOICES: tuple[Choice, ...] = ("column", "row", "replicated")
 CANONICAL: dict[str, Choice] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
-"""Megatron-LM's: each pair starts by column and ends by row, so that only the two ends need a sum."""
+"""Megatron-LM's choice: each pair starts by column and ends by row, so that only the two ends need a sum."""
 
 _CONVERSIONS: dict[tuple[Layout, Layout], Conversion] = {
     ("partial", "replicated"): "all-reduce",
@@ -82,21 +82,21 @@ class Step:
     input_layout: Layout
     """Layout in which this step takes its input."""
     output_layout: Layout
-    """Layout in which it leaves its output."""
+    """Layout in which this step leaves its output."""
     in_features: int
-    """Of the full input, over all ranks."""
+    """Features of the full input, over all ranks."""
     out_features: int
-    """Of the full output, over all ranks."""
+    """Features of the full output, over all ranks."""
     activation_bytes: int
-    """Output held on the rank that holds most. A partial sum is as large as the whole."""
+    """Bytes of output on the rank that holds most. A partial sum is as large as the whole."""
     payload_bytes: int
-    """S of the collective before it: bytes of the full tensor. 0 without one."""
+    """S, payload of the collective before this step: bytes of the full tensor. 0 without one."""
     sent_bytes: float
-    """Sent per rank by that collective as a ring, averaged over the ranks."""
+    """Bytes that this collective sends per rank as a ring, averaged over the ranks."""
     weight_bytes: int
-    """Of the matrix, on the rank that holds most; 0 for an operation."""
+    """Bytes of the matrix on the rank that holds most; 0 for an operation."""
     flops: int
-    """Of the matrix, on that rank: 2 per weight and token."""
+    """Operations of the GEMM on that rank: 2 per weight and token."""
     why: str
     """Why the conversion is forced, in one sentence; empty without one."""
 
@@ -111,7 +111,7 @@ class Plan:
     """A block on n ranks, forward: its steps, what they force, and the totals per block."""
 
     choices: dict[str, Choice]
-    """By matrix, in the order of the block."""
+    """Matrix -> choice, in the order of the block."""
     hidden: int
     """Features of the residual stream."""
     intermediate: int
@@ -121,15 +121,15 @@ class Plan:
     num_kv_heads: int
     """G, key-value heads."""
     head_dim: int
-    """Features of a head."""
+    """E, features of a head."""
     tokens: int
     """Tokens of the pass: batch times sequence in prefill, sequences in a decode step."""
     itemsize: int
     """Bytes of an element, of weights and activations alike."""
     n: int
-    """Ranks."""
+    """Number of ranks."""
     steps: tuple[Step, ...]
-    """In the order in which they run."""
+    """Steps of the block in the order in which they run."""
 
     @property
     def forced(self) -> tuple[Step, ...]:
@@ -158,12 +158,12 @@ class Plan:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the four matrices, on the rank that holds most."""
+        """Bytes of the four matrices on the rank that holds most."""
         return sum(step.weight_bytes for step in self.steps)
 
     @property
     def flops(self) -> int:
-        """Of the four matrices, on that rank."""
+        """Operations of the four GEMMs on that rank."""
         return sum(step.flops for step in self.steps)
 
     @property
@@ -255,11 +255,11 @@ class _Width:
     """Features of an activation."""
 
     full: int
-    """Without copies."""
+    """Features without copies."""
     most: int | None
-    """Of the rank that holds most, when split; None where it cannot be split."""
+    """Features on the rank that holds most, when split; None where they cannot be split."""
     total: int | None
-    """Over all ranks when split: more than ``full`` where key-value heads are copied."""
+    """Features over all ranks when split: more than ``full`` where key-value heads are copied."""
 
     def on_rank(self, layout: Layout) -> int:
         if layout != "split":

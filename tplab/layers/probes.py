@@ -22,7 +22,7 @@ class Span:
     kind: str
     """``computation``, ``communication``, or ``waiting``: the computing thread in a collective's ``wait``."""
     name: str
-    """The layer, or the collective."""
+    """Name of the layer or of the collective."""
     start_s: float
     end_s: float
 

@@ -1,6 +1,6 @@
 """Which rows of a tensor, tokens of a vocabulary and attention heads a rank holds: the arithmetic of sharding alone.
 
-Pure: no torch, so that memory can be told where there are no ranks.
+Pure: no torch, so that memory can be computed where there are no ranks.
 
 Legend: n ranks, r this rank; H query heads, G key-value heads; V vocabulary.
 """
@@ -31,7 +31,7 @@ class VocabShard:
     """V, the true vocabulary."""
     start: int
     end: int
-    """First token, and the one after the last; equal where a rank has padding only."""
+    """``start`` is the first token, ``end`` the one after the last; they are equal where a rank has padding only."""
     rows: int
     """Rows of the shard, padding included: the same on every rank."""
 
@@ -57,12 +57,12 @@ class HeadShard:
 
     q_start: int
     q_end: int
-    """Query heads, the one after the last."""
+    """Query heads ``q_start`` to ``q_end - 1``."""
     kv_start: int
     kv_end: int
-    """Key-value heads, the one after the last."""
+    """Key-value heads ``kv_start`` to ``kv_end - 1``."""
     kv_of_q: tuple[int, ...]
-    """For each query head of this rank, its key-value head, counted from ``kv_start``."""
+    """The key-value head of each query head of this rank, counted from ``kv_start``."""
     replicated: bool
     """Whether any key-value head lies on more than one rank: then their gradients are summed over the ranks."""
 

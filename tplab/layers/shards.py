@@ -27,12 +27,12 @@ class Shard:
     source: str
     """Name of the full tensor, such as ``q_proj.weight``."""
     dim: int | None = None
-    """The dimension that is cut; None: the whole tensor."""
+    """The dimension that is cut; None for the whole tensor."""
     start: int = 0
     end: int = 0
-    """First row (or column) of the slice, and the one after the last."""
+    """``start`` is the first row (or column) of the slice, ``end`` the one after the last."""
     padding: int = 0
-    """Rows of zeros that follow."""
+    """Number of rows of zeros that follow."""
 
     def take(self, full: Any) -> torch.Tensor:
         """The slice of ``full``: a tensor, or anything that slices like one (a safetensors slice)."""

@@ -1,7 +1,7 @@
 """The matmul of a few tokens, as in a decode step of a small batch.
 
 Not ``F.linear`` there: for 2 to 8 tokens in float32 it has MKL multiply with the long side as rows, and reaches half of
-the memory's speed. The other way round the same product takes 0.5 to 0.8 of the time where there are more output than
+the memory's speed. The other way round the same GEMM takes 0.5 to 0.8 of the time where there are more output than
 input features (AMD EPYC, AVX2, one thread, torch 2.13, matrices of 1 to 50 MB). With fewer, with one token and with
 more than eight there is no gain, or a loss.
 

@@ -1,4 +1,4 @@
-"""Vocabularies cut over ranks: embedding, output head, and what is done with the sharded logits.
+"""Vocabularies sharded over ranks: embedding, output head, and what is done with the sharded logits.
 
 Cross-entropy, argmax and sampling work on the shards and send a few numbers per token. Gathering the logits first
 would send T·V of them: at 128,000 tokens of vocabulary more than all layers of a small model together.
@@ -33,7 +33,7 @@ def _vocab_plan(vocab: VocabShard, names: list[str]) -> Plan:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Embedding with the vocabulary cut over the ranks; any vocabulary size.
+    """Embedding with the vocabulary sharded over the ranks; any vocabulary size.
 
     ==========  ===========  =========================================================
     on rank r   shape        what
@@ -118,7 +118,7 @@ def _exact(strategy: Blocking) -> Blocking:
 
 
 class ParallelLMHead(ColumnParallelLinear):
-    """Output projection with the vocabulary cut over the ranks; any vocabulary size.
+    """Output projection with the vocabulary sharded over the ranks; any vocabulary size.
 
     ==========  ===========  =========================================================
     on rank r   shape        what

@@ -15,7 +15,7 @@ _METHODS = ("forward", "start", "finish")
 
 @contextmanager
 def watch_layers(module: nn.Module) -> Iterator[Callable[[], str]]:
-    """Within the block, the function it gives tells the innermost layer at work, by its name in ``module``.
+    """Within the block, the function it gives returns the innermost layer at work, by its name in ``module``.
 
     ``""`` outside of any. Layers are those that have a strategy, that is, those that communicate, and norms.
     """
