@@ -1,4 +1,4 @@
-"""A ``Calibration`` out of what ranks have reported, and the machine it describes. Pure."""
+"""A ``Calibration`` out of what ranks have reported. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -100,7 +100,7 @@ def _sends(plan: CalibrationPlan, times: Times) -> tuple[SendTimes, ...]:
 
 
 def _matmuls(plan: CalibrationPlan, times: Times, precision: str) -> tuple[MatmulTimes, ...]:
-    """Times of one product, the mean of a block's."""
+    """Times of one GEMM, the mean over a block's."""
     made = []
     order = sorted(range(len(plan.blocks)), key=lambda place: mean_params(plan.blocks[place]))
     for at_once in plan.computing:
@@ -161,7 +161,7 @@ def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: s
 
 
 def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
-    """From blocks in graphs, and a model of many."""
+    """Overheads on a GPU: from blocks in CUDA graphs, and from a model of many blocks."""
     more: dict[str, float] = {}
     curve = bare.matmul_curve(precision)
     if curve is None or any(("block", width) not in times for width in BLOCK_WIDTHS):

@@ -1,6 +1,6 @@
-"""What computing costs here: matmuls with cold weights, copies, attention over a long cache, light kernels.
+"""What computing costs here: matmuls with cold weights, copies, attention over a long cache, light CUDA kernels.
 
-Runs on the ranks. Weights are cold as in a decode step: each product takes the next part of a buffer that is larger
+Runs on the ranks. Weights are cold as in a decode step: each GEMM takes the next part of a buffer that is larger
 than any cache, since a block's weights are gone from the caches before its next turn. On a GPU everything is timed
 inside CUDA graphs, so that launches are not in it; they are a term of their own.
 """
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from tplab.topology.calibration.plan import Block, CalibrationPlan
 
 Sample = Callable[[], float]
-"""One time in microseconds per call."""
+"""A function that returns one time in microseconds per call."""
 _TIMED_PARAMS = 1 << 22
-"""About so many parameters are multiplied in a sample, if a block has fewer: to be more than what the clock costs."""
+"""Parameters multiplied in one sample, about, where a block has fewer: enough to outweigh reading the clock."""
 COLD_PARAMS = 64 << 20
 _CACHES = 4
 _PROMPT_TOKENS = 1024
-"""From so many on products are limited by arithmetic, and a GPU by its power."""
+"""Tokens from which on GEMMs are limited by arithmetic, and a GPU by its power."""
 _SUSTAINED_S = 0.2
 _MOST_POOL_BYTES = 1 << 30
 
 
 @torch.inference_mode()
 def time_matmuls(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
-    """A block's products, mean of one: keys ``("matmul", ranks at once, tokens, which block)``.
+    """Time a block's GEMMs, mean of one: keys ``("matmul", ranks at once, tokens, which block)``.
 
     By the function that the layers use, which treats few tokens and tall weights differently. In rounds over all of
     them, so that a busy spell spoils a few samples of many. With several ranks at once they start each sample together.
@@ -62,8 +62,8 @@ def time_matmuls(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
 
 
 def _warm_up(rank: Rank, sample: Sample, tokens: int) -> None:
-    """Once. Of a prompt's products so many that a GPU has come down to the clock it can hold at its power limit: the
-    first milliseconds are a quarter faster than the rest of a long prefill."""
+    """Sample once. GEMMs of a prompt are repeated until a GPU has come down to the clock that it can hold at its power
+    limit: the first milliseconds are a quarter faster than the rest of a long prefill."""
     sample()
     if rank.device.type != "cuda" or tokens < _PROMPT_TOKENS:
         return
@@ -73,7 +73,7 @@ def _warm_up(rank: Rank, sample: Sample, tokens: int) -> None:
 
 
 def _last_level_cache_bytes() -> int:
-    """Of all cores together, as Linux tells; 0 elsewhere."""
+    """Bytes of the last-level caches of all cores together, as Linux reports them; 0 elsewhere."""
     found = {}
     for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
         try:
@@ -107,7 +107,7 @@ class _Pool:
 
 
 def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
-    """One product after the other as in a block, each with the next weights of the pool; microseconds of one."""
+    """One GEMM after the other as in a block, each with the next weights of the pool; microseconds of one."""
     numbers = pool.numbers
     # Random, not ones: on equal numbers few bits switch, and a GPU at its power limit is a third faster on them.
     inputs = {k: torch.randn(tokens, k, device=numbers.device).to(numbers.dtype) for _, k in block}
@@ -133,7 +133,7 @@ def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
 
 @torch.inference_mode()
 def time_kernels(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
-    """On rank 0 alone: keys ``("copy", bytes)``, ``("attention", cached bytes)`` twice, ``("light",)``, ``("prompt
+    """Time on rank 0 alone; keys ``("copy", bytes)``, ``("attention", cached bytes)`` twice, ``("light",)``, ``("prompt
     attention", tokens)``."""
     if rank.index == 0:
         for key, sample in _kernels(rank, plan).items():

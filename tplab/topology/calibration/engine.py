@@ -1,9 +1,10 @@
-"""What the lab's own engine adds to kernels and messages: per block, per step, per hand-over. Runs on the ranks.
+"""What the lab's own engine adds to GEMMs and messages: per block, per step, per hand-over. Runs on the ranks.
 
-From models so narrow that their arithmetic is nothing: what is left of a step is the engine. Two depths tell what a
-block costs from what a step costs; two stages, against as many layers on one rank, what a hand-over costs.
+Measured with models so narrow that their GEMMs are negligible: what is left of a step is the engine. Two depths
+separate the cost of a block from that of a step; two stages, beside as many layers on one rank, give the cost of a
+hand-over.
 
-On a GPU a narrow model would tell what launching costs, and nothing else. Where decode steps are replayed from CUDA
+On a GPU a narrow model would measure launches, and nothing else. Where decode steps are replayed from CUDA
 graphs, blocks of real widths are timed by the GPU's own clock, and the engine on a model that outlasts its host's work.
 """
 

@@ -1,8 +1,8 @@
 """What links cost here: all-reduces in groups of ranks, messages between pairs. Runs on the ranks.
 
 As layers and stages use them: all-reduces through the sweep's own samplers (over emulated links through the ``Comm`` of
-the layers), messages by the calls of the pipeline's engine. Counts are fixed; the kernel takes the slowest rank of
-every sample, then medians.
+the layers), messages by the calls of the pipeline's engine. Counts are fixed; the notebook kernel takes the slowest
+rank of every sample, then medians.
 """
 
 import time
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tplab.topology.calibration.plan import CalibrationPlan
 
 Note = Callable[..., None]
-"""``note(key, us)``: samples in microseconds of what ``key`` names."""
+"""A function ``note(key, us)`` that takes samples in microseconds of what ``key`` names."""
 _WARM_UPS = 2
 
 

@@ -1,4 +1,4 @@
-"""What ``calibrate`` measures and how often. Pure: made in the kernel, the same on every rank."""
+"""What ``calibrate`` measures and how often. Pure: made in the notebook kernel, the same on every rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from tplab.models.config import ModelConfig
 from tplab.models.spec import ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
-"""In the order in which they are measured."""
+"""What is measured, in that order."""
 PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
-"""Of a torch dtype, as ``ModelSpec`` calls it."""
+"""Torch dtype -> precision, as ``ModelSpec`` calls it."""
 HEAD_DIM = 64
-"""Of the attention that is timed."""
+"""Head dimension of the attention that is timed."""
 SHALLOW, DEEP = 2, 8
-"""Layers of two models of almost no arithmetic, which tell what the engine costs. A pipeline of two stages has the deep
-one."""
+"""Layers of two tiny models whose GEMMs are negligible: their steps are engine overhead. A pipeline of two stages has
+the deep one."""
 BLOCK_WIDTHS = 1024, 8192
 """Hidden sizes of the blocks that are timed whole on a GPU: a norm of few rows takes as long as a row is wide."""
 BLOCK_TOKENS, BLOCK_CONTEXT = 4, 128
-"""Sequences of those blocks' decode step, and tokens in the cache of each: kernels on one token and an empty cache take
-less than ever happens."""
+"""Sequences of those blocks' decode step, and tokens in the cache of each: on one token and an empty cache CUDA
+kernels take less time than they ever do in use."""
 GPU_LAYERS = 24
-"""Of the model that tells what the engine costs on a GPU: enough for its kernels to outlast the host's work."""
+"""Layers of the model that measures the engine on a GPU: enough for its CUDA kernels to outlast the host's work."""
 _MIB = 1 << 20
 Block = tuple[tuple[int, int], ...]
-"""(n, k) of the weights of a block's products: query-key-value, output, gate-up, down."""
+"""Shapes (n, k) of the weights of a block's GEMMs: query-key-value, output, gate-up, down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,43 +36,43 @@ class CalibrationPlan:
 
     num_ranks: int
     backend: str
-    """Of the cluster it is for."""
+    """Backend of the cluster that the plan is for."""
     shares_gpus: bool
     """Whether ranks share GPUs."""
     links: LinkTable | EmulatedLink | None
-    """Declared links between the ranks; None: the backend's own."""
+    """Declared links between the ranks; None for the backend's own."""
     dtype: str
-    """Of weights and messages: a name of a torch dtype."""
+    """Name of the torch dtype of weights and messages."""
     groups: tuple[tuple[int, ...], ...]
     """Ranks of each group whose all-reduces are timed."""
     launches: tuple[str, ...]
-    """``eager``, and on GPUs ``graph``."""
+    """Launch modes: ``eager``, and on GPUs ``graph``."""
     sizes: tuple[int, ...]
-    """Bytes of all-reduces, rising."""
+    """Sizes of the all-reduces in bytes, rising."""
     pairs: tuple[tuple[int, int], ...]
-    """Ranks between which messages are timed."""
+    """Pairs of ranks between which messages are timed."""
     send_sizes: tuple[int, ...]
-    """Bytes of messages, rising."""
+    """Sizes of the messages in bytes, rising."""
     computing: tuple[int, ...]
-    """Numbers of ranks that compute at once: on a CPU they share its memory."""
+    """Numbers of ranks that compute at once: on a CPU they share its memory bandwidth."""
     tokens: tuple[int, ...]
-    """Rows of the matmuls."""
+    """Numbers of tokens, the rows of the GEMMs."""
     blocks: tuple[Block, ...]
-    """The products of a transformer block, of several sizes; one after the other is a sample."""
+    """GEMMs of transformer blocks of several sizes; those of one block, one after the other, are a sample."""
     pool_bytes: int
-    """Of weights to go through, at least; more than caches hold."""
+    """Least bytes of weights to go through; more than caches hold."""
     cache_shape: tuple[int, int, int]
     """Sequences, key-value heads and query heads of the attention that reads a cache."""
     cache_tokens: int
-    """Its length."""
+    """Length of that cache, in tokens."""
     prompt_tokens: int
-    """Of the prompt whose causal attention is timed."""
+    """Length of the prompt whose causal attention is timed, in tokens."""
     rounds: int
-    """Through everything; each adds samples."""
+    """Rounds through everything; each adds samples."""
     iterations: int
-    """Samples of each all-reduce."""
+    """Number of samples of each all-reduce."""
     notes: tuple[str, ...]
-    """For the calibration's readers."""
+    """Sentences for whoever reads the calibration."""
 
     @property
     def cuda_graphs(self) -> bool:
@@ -99,7 +99,7 @@ def plan_calibration(
     model: ModelSpec | None = None,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> CalibrationPlan:
-    """By default what fits a CPU or a GPU and takes about half a minute.
+    """Plan a calibration; by default one that suits a CPU or a GPU and takes about half a minute.
 
     Args:
         num_ranks, backend, num_cores, shares_gpus: of the cluster it is for.
@@ -109,7 +109,7 @@ def plan_calibration(
         tokens: rows of the matmuls.
         widths: hidden sizes of the blocks whose matmuls are timed, two at least.
         model: time the matmuls of this model's blocks instead, as tensor parallelism cuts them.
-        shapes: time single products with weights (n, k) instead of whole blocks.
+        shapes: time single GEMMs with weights (n, k) instead of whole blocks.
 
     Raises:
         ValueError: emulated links on NCCL, or an argument without what it needs.
@@ -175,13 +175,13 @@ def plan_calibration(
 
 
 def llama_block(hidden: int) -> Block:
-    """In Llama's proportions."""
+    """The GEMMs of one block of hidden size ``hidden``, in Llama's proportions."""
     wide = hidden * 11 // 4
     return ((hidden * 3 // 2, hidden), (hidden, hidden), (2 * wide, hidden), (hidden, wide))
 
 
 def model_blocks(model: ModelSpec, num_ranks: int) -> list[Block]:
-    """Of every tensor-parallel degree that the ranks and the model allow."""
+    """The GEMMs of one block of ``model``, for every tensor-parallel degree that ranks and model allow."""
     made: list[Block] = []
     for t in range(1, num_ranks + 1):
         if num_ranks % t or model.num_heads % t or model.intermediate_size % t:
@@ -193,7 +193,7 @@ def model_blocks(model: ModelSpec, num_ranks: int) -> list[Block]:
 
 
 def mean_params(block: Block) -> float:
-    """Of one product."""
+    """Mean number of parameters of one GEMM of the block."""
     return sum(n * k for n, k in block) / len(block)
 
 
@@ -204,7 +204,7 @@ def groups_of(num_ranks: int) -> tuple[tuple[int, ...], ...]:
 
 
 def narrow(num_layers: int, dtype: str) -> ModelConfig:
-    """A Llama of almost no arithmetic."""
+    """A tiny Llama whose GEMMs are negligible: a step's time is engine overhead."""
     kind: Any = dtype
     return ModelConfig(
         model_type="llama",
@@ -221,7 +221,7 @@ def narrow(num_layers: int, dtype: str) -> ModelConfig:
 
 
 def llama(num_layers: int, hidden: int, dtype: str) -> ModelConfig:
-    """In the proportions of ``llama_block``, with a small vocabulary."""
+    """A Llama with the proportions of ``llama_block`` and a small vocabulary."""
     kind: Any = dtype
     return ModelConfig(
         model_type="llama",
@@ -238,6 +238,6 @@ def llama(num_layers: int, hidden: int, dtype: str) -> ModelConfig:
 
 
 def block_params(config: ModelConfig) -> int:
-    """Of a block's matmuls."""
+    """Number of parameters of a block's GEMMs."""
     attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
     return attention + 3 * config.hidden_size * config.intermediate_size

@@ -134,7 +134,7 @@ def load_random(
 
 
 class StageTimes(NamedTuple):
-    """What a stage's computation takes, without communication, in seconds."""
+    """Seconds that a stage's computation takes, without communication."""
 
     prefill_s: float
     decode_s: float
@@ -176,7 +176,7 @@ class WaitingStage:
 
 
 class _NoCache:
-    """Only how far a sequence has come."""
+    """A cache without memory: it counts only how far a sequence has come."""
 
     num_bytes = 0
 
@@ -185,13 +185,13 @@ class _NoCache:
 
 
 def waiting(loaded: Loaded, times: StageTimes, comm: Comm, device: torch.device) -> Loaded:
-    """The same place, whose weights may be on the meta device, waiting instead of computing."""
+    """The stage with waiting in the place of computation; its weights may be on the meta device."""
     stage: Any = WaitingStage(loaded.stage, times, comm, device)
     return _loaded(stage, comm, loaded.layout)
 
 
 def graphed(loaded: Loaded) -> Loaded:
-    """The same place, with decode steps replayed from CUDA graphs: ``restart`` its stage before each generation."""
+    """The stage with decode steps replayed from CUDA graphs: ``restart`` it before each generation."""
     stage: Any = GraphedStage(loaded.stage)  # the engine calls it as it calls a stage
     return replace(loaded, stage=stage)
 

@@ -1,8 +1,8 @@
 """``calibrate``: what a machine's links and processors really do, in about half a minute, for the advisor.
 
 All-reduces in groups of every size and messages between every pair; matmuls with cold weights, alone and with several
-ranks at once; copies, reading the cache, light kernels; and what the lab's engine adds per block, step and hand-over.
-Not the spec sheet: gloo and NCCL miss it by different factors at different sizes, and a CPU has none.
+ranks at once; copies, reading the cache, light CUDA kernels; and what the lab's engine adds per block, step and
+hand-over. Not the spec sheet: gloo and NCCL miss it by different factors at different sizes, and a CPU has none.
 
 No torch here: the notebook's kernel plans and puts together; the ranks measure (``links``, ``compute``, ``engine``).
 """

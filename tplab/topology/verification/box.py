@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
 _PIPELINES = ("forward-only", "gpipe", "1f1b")
 _BESIDE = {"pipeline": tuple(f"pipeline-{name}.json" for name in _PIPELINES), "layouts": ("calibration.json",)}
-"""Files of a step besides its table."""
+"""Step -> files that it writes besides its table."""
 
 _TINY = ModelConfig(
     model_type="llama",
@@ -56,32 +56,32 @@ class BoxPlan:
     """How large the steps are."""
 
     sizes: tuple[int, ...]
-    """Bytes of the all-reduces."""
+    """Sizes of the all-reduces in bytes."""
     own_up_to: int
-    """Largest message for algorithms of our own, which are made of many small kernels."""
+    """Largest message in bytes for algorithms of our own, which are made of many small CUDA kernels."""
     dtype: str
-    """Of messages, weights and activations."""
+    """Name of the torch dtype of messages, weights and activations."""
     tokens: tuple[int, ...]
-    """Of the layers' steps."""
+    """Tokens of the steps in which layers are timed."""
     hidden: int
     num_heads: int
     num_kv_heads: int
     intermediate: int
     """Shape of a block."""
     depth: int
-    """Blocks per stack, and per pipeline stage."""
+    """Number of blocks per stack, and per pipeline stage."""
     micro_batch_tokens: int
-    """Of a pipeline's micro-batches, m = 2p of them."""
+    """Tokens of each micro-batch of a pipeline, which has m = 2p of them."""
     iterations: int
-    """Samples of each layer strategy."""
+    """Number of samples of each layer strategy."""
     cases: tuple[Case, ...]
-    """Models that are run in every layout, and on what."""
+    """Models that are run in every layout, each with its workload."""
     calibration: Mapping[str, Any]
-    """Settings of the ``calibrate`` that goes before."""
+    """Arguments of the ``calibrate`` that runs before the layouts."""
 
     @classmethod
     def large(cls) -> "BoxPlan":
-        """For GPUs: messages to 1 GiB, blocks of Llama-3.1 70B's shape."""
+        """A plan for GPUs: messages up to 1 GiB, blocks of Llama-3.1 70B's shape."""
         return cls(
             sizes=tuple(1 << power for power in range(10, 31)),
             own_up_to=1 << 25,
@@ -104,7 +104,7 @@ class BoxPlan:
 
     @classmethod
     def small(cls) -> "BoxPlan":
-        """For processors: seconds in all; heads and features divide over 2, 3, 4, 6 and 8 ranks."""
+        """A plan for CPUs, of some seconds in all; heads and features divide over 2, 3, 4, 6 and 8 ranks."""
         return cls(
             sizes=(1 << 10, 1 << 16),
             own_up_to=1 << 16,
@@ -143,7 +143,7 @@ def measure_box(
         steps: which of ``STEPS``.
         plan: by default large on GPUs of their own, small elsewhere.
         cases: instead of the plan's.
-        say: is told what goes on.
+        say: called with lines about what goes on.
 
     Returns the frames by step, without those that failed.
 
@@ -201,7 +201,7 @@ class _Files:
         self.unwritten: list[OSError] = []
 
     def write(self, name: str, text: str) -> Path | None:
-        """Where it is, if it could be written."""
+        """Write a file; its path, or None if it could not be written."""
         path = self.folder / name
         try:
             write_text(path, text)
@@ -285,7 +285,7 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
 
 
 def _clusters(cluster: Cluster) -> Iterator[Cluster]:
-    """Of 2, 4, ... ranks, and the one of all."""
+    """Yield clusters of 2, 4, ... ranks, then the full cluster."""
     size = 2
     while size < cluster.num_ranks:
         with Cluster(size, cluster.backend) as smaller:
@@ -388,7 +388,7 @@ def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[
 
 
 def _first_gpus(machine: Machine, num_ranks: int) -> Machine:
-    """Those that the ranks have."""
+    """The machine cut down to the GPUs that the ranks have."""
     links = tuple(row[:num_ranks] for row in machine.links[:num_ranks])
     return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
 

@@ -23,7 +23,7 @@ from tplab.topology.verification.run import MEASURES, Verification, free_bytes, 
 from tplab.topology.verification.static_batch import LAB, batch_of, machine_of, predict_batch, runnable
 
 MODES = ("spec sheet", "calibrated")
-"""What a prediction was made from."""
+"""What predictions were made from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Case:
     """A model and what is asked of it."""
 
     model: str | ModelConfig
-    """A ``config.json``, its folder, a preset's name, or a model of one's own."""
+    """The model: path of a ``config.json`` or of its folder, a preset's name, or a description."""
     workload: Workload
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """What tells it apart from other cases."""
+        """Words that distinguish this case from others."""
         w = self.workload
         return f"{self.spec.name}, {w.concurrency} x {w.input_length} in, {w.output_length} out"
 
@@ -75,7 +75,7 @@ def measure_cases(
         calibration: of this cluster.
         sheet: the machine as its driver and spec sheet have it, a GPU per rank.
         repeats: generations of each layout.
-        say: is told notes and failures.
+        say: called with notes and failures.
 
     Raises:
         ValueError: no case could be run.

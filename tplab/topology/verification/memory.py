@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tplab.cluster import Cluster, Provenance, Rank, Report, Run
 
 _MOST_BYTES = 2e9
-"""Of one place: shards are for looking at, not for filling the machine."""
+"""Most bytes of one place: shards are built to be looked at, not to fill the machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +31,11 @@ class ShardPlan:
 
     config: ModelConfig
     layouts: tuple[Layout, ...]
-    """Each with all its places; replicas are alike, so one is built."""
+    """Layouts to build, each with all its places; replicas are alike, so one is built."""
     batch: int = 1
-    """Sequences in the cache."""
+    """Number of sequences in the cache."""
     context: int = 16
-    """Tokens of each."""
+    """Tokens of each sequence."""
 
     def __post_init__(self) -> None:
         for key in ("batch", "context"):
@@ -53,7 +53,7 @@ class ShardPlan:
 
     @property
     def spec(self) -> ModelSpec:
-        """The same model as the formulas know it."""
+        """The model as the formulas take it."""
         return ModelSpec.from_config(self.config.to_hf())
 
     @property
@@ -84,7 +84,7 @@ class Place:
     rank: int
     stage: int
     index: int
-    """rank = stage·t + index."""
+    """Place in the tensor-parallel group: rank = stage·t + index."""
     told_weight_bytes: float
     told_kv_bytes: float
 

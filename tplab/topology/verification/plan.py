@@ -1,4 +1,5 @@
-"""What ``verify`` runs: layouts, a model that fits, how often. Pure: made in the kernel, the same on every rank."""
+"""What ``verify`` runs: layouts, a model that fits, how often. Pure: made in the notebook kernel, the same on every
+rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,25 +20,25 @@ from tplab.topology.verification.static_batch import BatchTimes, batch_of, machi
 
 COMPUTE = ("auto", "real", "emulated")
 _SHARE_OF_MEMORY = 0.6
-"""Of what is free, for weights and caches: activations, buffers and the notebook need the rest."""
+"""Share of the free memory for weights and caches: activations, buffers and the notebook need the rest."""
 Groups = tuple[tuple[tuple[int, ...], ...], ...]
 Target = Advice | Sequence[Layout | tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayoutRun:
-    """One layout, and where."""
+    """One layout, and the ranks that it runs on."""
 
     layout: RankLayout
-    """Of one replica."""
+    """Layout of one replica, as the ranks build it."""
     sharding: Layout
-    """With its replicas."""
+    """Layout with its replicas, as the advisor has it."""
     groups: Groups
-    """``[replica][stage]``: ranks that share that stage's layers."""
+    """``groups[replica][stage]``: ranks that share that stage's layers."""
     batches: tuple[int, ...]
-    """Requests of each replica that has any."""
+    """Number of requests of each replica that has any."""
     predicted: BatchTimes
-    """Of the model that is run."""
+    """Predicted times of the model that is run."""
     scale: float
     """Predicted time per token of the whole model over that of the layers that are run."""
 
@@ -49,20 +50,20 @@ class VerifyPlan:
     config: ModelConfig
     """The model that is run."""
     model: ModelSpec
-    """The one it stands for, in the precision it is run in."""
+    """The model it stands for, in the precision in which it is run."""
     runs: tuple[LayoutRun, ...]
     input_length: int
     output_length: int
     micro_batches: int | None
-    """Most in flight; None: one per stage."""
+    """Most micro-batches in flight; None for one per stage."""
     links: LinkTable | EmulatedLink | None
-    """Declared links; None: the backend's own."""
+    """Declared links between the ranks; None for the backend's own."""
     emulated_compute: bool
-    """Stages wait instead of computing."""
+    """Whether stages wait instead of computing."""
     cuda_graphs: bool
-    """Decode steps are replayed from CUDA graphs."""
+    """Whether decode steps are replayed from CUDA graphs."""
     rounds: int
-    """Turns of every layout."""
+    """Number of turns of every layout."""
     repeats: int
     """Generations in one turn, after one to warm up, or ``graphed.WARM_UPS``."""
     notes: tuple[str, ...]
@@ -233,7 +234,7 @@ def _in_order(one: Layout) -> Groups:
 def _depth(
     spec: ModelSpec, layouts: Sequence[Layout], workload: Workload, free_bytes: Sequence[float], layers: int | None
 ) -> tuple[int, list[str]]:
-    """As many layers as fit on every rank in every layout."""
+    """The most layers that fit on every rank in every layout, and notes on it."""
     least = max(one.pp for one in layouts)
     if layers is not None and not least <= layers <= spec.num_layers:
         raise ValueError(

@@ -38,7 +38,7 @@ class Verification:
     ``layers``; for each of ``MEASURES`` ``predicted_...``, ``measured_...`` and ``..._error_pct``; ``scaled_tpot_ms``
     (measured, scaled up to all layers), ``samples``; ``badge`` and the provenance."""
     notes: tuple[str, ...]
-    """To be shown with it."""
+    """Sentences to be shown with the result."""
     badge: str
 
     def mape_pct(self, measure: str = "tpot_ms") -> float:
@@ -57,7 +57,8 @@ class Verification:
         return float(self.choices()["regret_pct"].mean())
 
     def choices(self) -> pd.DataFrame:
-        """By setting: ``setting``, ``advised`` (the best by prediction), ``best`` (as measured), ``regret_pct``."""
+        """A row per setting: ``setting``, ``advised`` (the best by prediction), ``best`` (as measured),
+        ``regret_pct``."""
         rows = []
         for setting, group in self.frame.groupby("setting", sort=False):
             measured = group["measured_output_tokens_per_s"].to_numpy(float)
@@ -189,7 +190,7 @@ def verify_on_rank(rank: "Rank", plan: VerifyPlan) -> None:
 
 
 def free_bytes(rank: "Rank") -> float:
-    """Of this rank's device, for it alone."""
+    """Free memory of this rank's device, in bytes, divided among the ranks that share the device."""
     if rank.device.type == "cuda":
         import torch
 

@@ -31,7 +31,7 @@ from tplab.topology.machine.placement import Placement
 from tplab.topology.machine.presets import GPUS
 
 LAB = EnginePolicy(name="lab", cuda_graphs=False, chunked_prefill=None)
-"""How the lab's own engine runs a step."""
+"""Policy of the lab's own engine."""
 _CPU_MEMORY_GB = 1e3
 _SMALL_BYTES, _LARGE_BYTES = 1 << 15, 1 << 22
 _APART = 2.5
@@ -39,16 +39,16 @@ _APART = 2.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchTimes:
-    """Of one layout."""
+    """Predicted times of one batch in one layout."""
 
     ttft_ms: float
-    """Until every request has its first token."""
+    """Time until every request has its first token, in ms."""
     tpot_ms: float
-    """From then on, between tokens of a request."""
+    """Time between later tokens of a request, in ms."""
     output_tokens_per_s: float
-    """Over everything, all replicas."""
+    """Output tokens per second, prefill included, of all replicas."""
     terms_ms: dict[str, float]
-    """Of ``tpot_ms``: ``latency.TERMS`` and ``ends``."""
+    """Terms of ``tpot_ms`` in ms: ``latency.TERMS`` and ``ends``."""
 
 
 def batch_of(workload: Workload, replicas: int) -> list[int]:
@@ -187,7 +187,7 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
 
 
 def _gpu_called(name: str, memory_GB: float | None) -> Gpu | None:
-    """By the driver's name, with the spec sheet's memory unless given; None for one without a sheet."""
+    """The GPU of a driver's name, with the spec sheet's memory unless given; None for one without a spec sheet."""
     if memory_GB:
         return preset_of(name, memory_GB)
     called = gpus_called(name)
@@ -195,8 +195,8 @@ def _gpu_called(name: str, memory_GB: float | None) -> Gpu | None:
 
 
 def _told_apart(lines: dict[tuple[int, int], AlphaBeta]) -> dict[tuple[int, int], AlphaBeta]:
-    """The same for all pairs where they differ by no more than a busy machine makes them: else layouts would be placed
-    by noise."""
+    """The lines of all pairs; one common line if they differ by no more than a busy machine makes them, since layouts
+    would otherwise be placed by noise."""
     if not lines:
         return {}
     small, large = ([line.time_us(nbytes) for line in lines.values()] for nbytes in (_SMALL_BYTES, _LARGE_BYTES))
@@ -210,7 +210,7 @@ def _told_apart(lines: dict[tuple[int, int], AlphaBeta]) -> dict[tuple[int, int]
 
 
 def _peak_TFLOPS(c: Calibration) -> float:
-    """bf16; fp32 counts as half of it (``Gpu.peak_TFLOPS``)."""
+    """Peak of bf16 GEMMs in TFLOP/s; fp32 counts as half of it (``Gpu.peak_TFLOPS``)."""
     rates = [2e-6 * p * t / us for m in c.matmuls for t, p, us in zip(m.tokens, m.params, m.p50_us, strict=True)]
     return max(rates, default=0.05) * (2 if c.backend != "nccl" else 1)
 
