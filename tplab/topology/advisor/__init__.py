@@ -1,4 +1,7 @@
-"""What a layout of a model costs on a machine, which layout to run, and why. Pure: no torch, no process group."""
+"""What a layout of a model costs on a machine, which layout to run, and why. Pure: no torch, no process group.
+
+In this room "kernel" is always a CUDA kernel.
+"""
 
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, advise

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _TRIED = 64
-"""Numbers of requests that are tried, before the one that just keeps the limit is narrowed down."""
+"""How many numbers of requests are tried before the one that just keeps the limit is narrowed down."""
 
 
 def most_within(tpot_us: Callable[[Floats], Floats], running: Floats, limit_us: float) -> Floats:

@@ -40,13 +40,13 @@ class Option:
     """A layout that fits, with its prediction."""
 
     rank: int
-    """1 is best."""
+    """Rank of the layout; 1 is best."""
     layout: Layout
     prediction: Prediction
     choice: Choice
-    """What ``layouts`` says of it: idle GPUs, room for requests, notes."""
+    """The layout as ``layouts`` found it, with idle GPUs, capacity for requests and notes."""
     misses: tuple[str, ...]
-    """Limits that it misses, in words; empty: within all."""
+    """Limits that it misses, in words; empty if it keeps them all."""
     verdict: str
     """Why it is not the best one: limits it misses, or how much it loses and by which terms; or that it is."""
 
@@ -61,15 +61,15 @@ class Advice:
     options: tuple[Option, ...]
     """Layouts that fit, best first; at least one."""
     rejected: tuple[Choice, ...]
-    """The others, each with its reason."""
+    """Layouts that cannot be, each with its reason."""
     placement: Placement
-    """GPUs of the best one."""
+    """GPUs that the best layout takes."""
     close: tuple[Option, ...]
-    """Others whose difference from the best is smaller than the model's own error: measure before choosing."""
+    """Layouts that differ from the best by less than the model's own error: measure before choosing."""
     find_flips: Callable[[], tuple[Flip, ...]]
-    """``flips``, computed when first asked for."""
+    """Function that computes ``flips`` when first called."""
     find_front: Callable[[], pd.DataFrame]
-    """``front``, computed when first asked for."""
+    """Function that computes ``front`` when first called."""
     notes: tuple[str, ...]
     """Approximations and assumptions, to be shown with the result."""
 
@@ -97,7 +97,7 @@ class Advice:
 
     @property
     def commands(self) -> Mapping[str, tuple[str, ...]]:
-        """By engine, to start the best one; see ``launch_commands`` for a checkpoint's path."""
+        """Engine -> commands that start the best layout; see ``launch_commands`` for a checkpoint's path."""
         lay, workload, admitted = self.best.layout, self.workload, self.best.prediction.admitted
         if admitted is not None:
             workload = replace(workload, concurrency=admitted * lay.replicas, request_rate=None)
@@ -324,7 +324,8 @@ def _front(server: Server, layouts: Sequence[Layout]) -> pd.DataFrame:
 
 
 def on_front(cost: Floats, value: Floats) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Of points with a cost and a value, those that no other one beats in one without losing in the other."""
+    """Which points with a cost and a value are on the front: no other point is better in one and no worse in the
+    other."""
     order = np.lexsort((-value, cost))
     best = np.maximum.accumulate(np.concatenate([[-np.inf], value[order][:-1]]))
     made = np.zeros(len(cost), dtype=np.bool_)

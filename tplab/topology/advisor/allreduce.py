@@ -35,7 +35,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Members = tuple[int, ...]
 OWN_KERNELS = ("one-shot", "two-shot")
-"""Of engines, as ``EnginePolicy.all_reduce`` names them; ``auto`` takes the faster one where it is faster than NCCL."""
+"""Engines' own kernels, as ``EnginePolicy.all_reduce`` names them; ``auto`` takes the faster one where it beats
+NCCL."""
 _US = 1e-3  # microseconds per byte at 1 GB/s
 
 
@@ -44,25 +45,25 @@ class Groups:
     """The all-reduce group of each of N layouts: arrays of N."""
 
     size: Ints
-    """n; 1 where nothing is reduced."""
+    """n, ranks of the group; 1 where nothing is reduced."""
     nodes: Ints
-    """Over how many nodes."""
+    """Number of nodes that the group spans."""
     family: Ints
     """Index into ``FAMILIES`` of the slowest link of the group's ring inside a node."""
     bandwidth_GBps: Floats
-    """Its bandwidth."""
+    """Bandwidth of that link in one direction, in GB/s."""
     latency_us: Floats
-    """Its latency; used for declared links only, the formulas of the others contain it."""
+    """Latency of that link in us; used for declared links only, since the formulas of the others contain it."""
     direct: NDArray[np.bool_]
     """Whether NVLink joins every pair: engines' own kernels ask for that."""
     network_GBps: float = 1.0
-    """Between nodes, per GPU."""
+    """Bandwidth between nodes per GPU, in GB/s."""
     scale: float = 1.0
-    """Of fixed times, by generation of the GPU (``Constants.generation_scale``)."""
+    """Factor on fixed times, by generation of the GPU (``Constants.generation_scale``)."""
     width: float = 1.0
-    """How many times as wide as measured: a sweep is then read at M/width. For "what if"."""
+    """Factor on the bandwidth that was measured, for "what if": a sweep is then read at M/width."""
     members: tuple[frozenset[Members], ...] = ()
-    """The GPUs of all groups of each layout, for sweeps of those very groups; empty: any group is like any other."""
+    """GPUs of all groups of each layout, for sweeps of those very groups; empty if all groups are alike."""
 
     @classmethod
     def of(
@@ -76,7 +77,7 @@ class Groups:
         scale: float = 1.0,
         members: "tuple[frozenset[Members], ...]" = (),
     ) -> "Groups":
-        """From the slowest link of each group's ring (None for one rank)."""
+        """Groups from the slowest link of each one's ring (None for one rank)."""
         filler = Link(kind="host", bandwidth_GBps=1.0, latency_us=0.0)
         each = [link or filler for link in links]
         return cls(
@@ -127,7 +128,7 @@ def all_reduce_us(
         return np.where(groups.size > 1, _formula_us(M, groups, kernel, own, constants), 0.0)
 
     time, _ = _nccl_measured(M, groups, graph, constants, calibration)
-    if own is not None:  # by what the links fall short of their sheet, the engine's own kernels do
+    if own is not None:  # by what the links fall short of their spec sheet, the engine's own kernels do
         large = np.asarray(groups.width * max(sweep.nbytes[-1] for sweep in calibration.all_reduce))
         measured, formula = _nccl_measured(large, groups, graph, constants, calibration)
         reached = np.minimum(1.0, np.divide(formula, measured, out=np.ones_like(measured), where=groups.size > 1))

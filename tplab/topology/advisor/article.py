@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 USABLE_FRACTION = 0.7
-"""Part of a card that is for weights; cache, activations and workspace take the rest."""
+"""Part of a card's memory that is for weights; cache, activations and workspace take the rest."""
 TP_LEAST_GBPS = 300.0
-"""Slowest link over which the article shares layers: NVLink 3 and later, in one direction."""
+"""Least bandwidth in GB/s over which the article shares layers: NVLink 3 and later, in one direction."""
 _EXACT = 1e-9  # 0.7 · 24 is a hair under 16.8: a fit that is exact on paper is one
 
 

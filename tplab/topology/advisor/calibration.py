@@ -29,7 +29,7 @@ LAUNCHES = ("eager", "graph")
 _MOST_BYTES = 4 << 20
 _MOST_PARTS = 5000
 _LEAST, _MOST = 1e-9, 1e18
-"""Of times, rates and sizes: what lies beyond was not measured, and would overflow where it is multiplied."""
+"""Range of times, rates and sizes: what lies beyond was not measured, and would overflow when multiplied."""
 _MOST_RANKS = 512
 
 
@@ -38,17 +38,17 @@ class AllReduceTimes:
     """One sweep of all-reduces over sizes, in one group."""
 
     num_ranks: int
-    """n."""
+    """n, ranks of the group."""
     launch: str = "eager"
     """One of ``LAUNCHES``: called one by one, or replayed from a CUDA graph."""
     nbytes: tuple[float, ...]
-    """Sizes of the full tensor, increasing."""
+    """Sizes of the full tensor in bytes, increasing."""
     p50_us: tuple[float, ...]
-    """One per size."""
+    """Median time of each size, in us."""
     link: str = ""
     """What joins the group, in words."""
     gpus: tuple[int, ...] = ()
-    """Which GPUs (ranks) were in it; empty: any, all groups of this size are alike."""
+    """GPUs (ranks) of the group; empty if all groups of this size are alike."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_ranks <= _MOST_RANKS:
@@ -67,9 +67,9 @@ class SendTimes:
     source: int
     target: int
     nbytes: tuple[float, ...]
-    """Increasing."""
+    """Sizes of the messages in bytes, increasing."""
     p50_us: tuple[float, ...]
-    """One per size."""
+    """Median time of each size, in us."""
 
     def __post_init__(self) -> None:
         _curve("nbytes", self.nbytes, self.p50_us)
@@ -77,18 +77,18 @@ class SendTimes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatmulTimes:
-    """Products of (tokens, k) and (k, n), with cold weights, over tokens and shapes."""
+    """Times of GEMMs (tokens, k) x (k, n), with cold weights, over tokens and shapes."""
 
     precision: str
-    """Of the weights, a key of ``models.spec.ITEMSIZE``."""
+    """Precision of the weights, a key of ``models.spec.ITEMSIZE``."""
     num_ranks: int = 1
-    """How many ranks computed at once: on CPUs they share the memory."""
+    """Number of ranks that computed at once: on CPUs they share the memory bandwidth."""
     tokens: tuple[int, ...]
-    """One per product; at least two shapes for every number of tokens."""
+    """Tokens of each GEMM; at least two shapes for every number of tokens."""
     params: tuple[float, ...]
-    """n·k of each."""
+    """Parameters n·k of each GEMM."""
     p50_us: tuple[float, ...]
-    """Time of each."""
+    """Median time of each GEMM, in us."""
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.params) == len(self.p50_us) > 0:
@@ -117,7 +117,7 @@ class MatmulCurve:
     us_per_param: tuple[float, ...]
 
     def fixed(self, tokens: ArrayLike) -> Floats:
-        """Start-up of one product."""
+        """Fixed overhead of one GEMM on so many tokens, in us."""
         return np.asarray(np.interp(self._log(tokens), np.log(self.tokens), self.fixed_us), dtype=np.float64)
 
     def per_param(self, tokens: ArrayLike) -> Floats:
@@ -127,7 +127,7 @@ class MatmulCurve:
         return np.asarray(inside * np.exp(np.maximum(x - last, 0.0)), dtype=np.float64)
 
     def time_us(self, tokens: ArrayLike, params: ArrayLike, products: int = 1) -> Floats:
-        """Of ``products`` products with ``params`` parameters together."""
+        """Time of ``products`` GEMMs with ``params`` parameters together, in us."""
         size = np.asarray(params, dtype=np.float64)
         return np.asarray(products * self.fixed(tokens) + size * self.per_param(tokens), dtype=np.float64)
 
@@ -145,37 +145,38 @@ class Calibration:
     device: str
     """Model of GPU or CPU, as the driver says."""
     backend: str
-    """``nccl``, ``gloo``."""
+    """``nccl`` or ``gloo``."""
     num_ranks: int
-    """Ranks that took part."""
+    """Number of ranks that took part."""
     created: str
-    """When: ISO 8601."""
+    """Time of the measurement, ISO 8601."""
     versions: Mapping[str, str]
-    """torch, NCCL, driver, ... by name."""
+    """Name -> version, of torch, NCCL, the driver, ..."""
     all_reduce: tuple[AllReduceTimes, ...] = ()
     sends: tuple[SendTimes, ...] = ()
     matmuls: tuple[MatmulTimes, ...] = ()
     copy_GBps: float | None = None
-    """Read plus written, of a large copy."""
+    """Bandwidth of a large copy, bytes read plus written, in GB/s."""
     kv_read_GBps: float | None = None
-    """Rate at which attention of one token per sequence reads a long cache."""
+    """Bandwidth at which decode attention reads a long KV cache, in GB/s."""
     attention_fixed_us: float | None = None
-    """The same with an empty cache: its start-up."""
+    """Fixed cost of decode attention with an empty KV cache, in us."""
     prompt_attention_TFLOPS: float | None = None
-    """Rate of causal attention over a long prompt."""
+    """Rate of causal attention over a long prompt, in TFLOP/s."""
     light_kernel_us: float | None = None
-    """A norm, rotation or activation of one token, as a decode step runs it."""
+    """Time of a norm, rotation or activation of one token in a decode step, in us."""
     launch_us: float | None = None
-    """Host time per kernel launched without a graph."""
+    """Host time per kernel launched without a CUDA graph, in us."""
     block_overhead_us: float | None = None
     """A transformer block's decode step, less its matmuls and reading the cache: attention's start-up, norms, rotation,
     activation. One token on a CPU, a small batch on a GPU. Replaces ``attention_fixed_us`` and ``light_kernel_us``."""
     block_overhead_per_width_us: float | None = None
-    """What comes to it per element of the hidden size: on a GPU a norm of few rows takes as long as a row is wide."""
+    """What each element of the hidden size adds to that, in us: on a GPU a norm of few rows takes as long as a row is
+    wide."""
     step_overhead_us: float | None = None
-    """A decode step's time outside its blocks and the lm_head: embedding, sampling, the loop itself."""
+    """Time of a decode step outside its blocks and the lm_head, in us: embedding, sampling, the loop itself."""
     handoff_us: float | None = None
-    """Handing a micro-batch to the next stage, beyond the message's own time."""
+    """Time of handing a micro-batch to the next stage, beyond the message's own, in us."""
     notes: tuple[str, ...] = ()
     """What the reader must know, such as ranks that share cores or links that are emulated."""
 
@@ -192,14 +193,14 @@ class Calibration:
 
     @property
     def badge(self) -> str:
-        """Where these numbers come from, for terms and figures."""
+        """Badge that says where these numbers come from, for terms and figures."""
         return f"measured: {self.backend}, {self.num_ranks} x {self.device}, {self.created[:10]}"
 
     def for_engine(self, name: str) -> "Calibration":
         """What of it holds for that engine: the machine's part for a server on GPUs, all of it otherwise.
 
-        The links, products and memory rates are the machine's. The loop, the kernels between the products and their
-        launches are those of this lab, and a server brings its own: with the lab's, 70B on H200 comes out 9 (TP 1) to
+        The links, GEMMs and memory rates are the machine's. The loop, the kernels between the GEMMs and their launches
+        are those of this lab, and a server brings its own: with the lab's, 70B on H200 comes out 9 (TP 1) to
         40 % (TP 4) too slow beside published TensorRT-LLM runs, without them 2 to 4 %.
         """
         if name == "lab" or self.backend != "nccl":
@@ -233,8 +234,8 @@ class Calibration:
         return np.asarray(np.max([interpolate(nbytes, s.nbytes, s.p50_us) for s in measured], axis=0), dtype=np.float64)
 
     def matmul_curve(self, precision: str, num_ranks: int = 1) -> MatmulCurve | None:
-        """Of weights in ``precision`` with ``num_ranks`` computing at once (else the nearest number measured); bf16
-        stands for fp16, and the other way round. None: not measured.
+        """Curve of GEMMs with weights in ``precision`` and ``num_ranks`` computing at once (else the nearest number
+        measured); bf16 stands for fp16, and the other way round. None: not measured.
 
         For every number of tokens, ``fixed + params·rate`` with the smallest relative squares.
         """

@@ -33,21 +33,21 @@ class LinkConstants:
     """How a family of links carries NCCL's all-reduce and a single send, as shares of the spec sheet."""
 
     base_us: float = 0.0
-    """Small all-reduce (LL protocol): fixed part."""
+    """Fixed time of a small all-reduce (LL protocol), in us."""
     step_us: float = 0.0
-    """Small all-reduce: per further rank."""
+    """Time that each further rank adds to a small all-reduce, in us."""
     small_share: float = 1.0
     """Share of B that the LL protocol reaches."""
     bulk_base_us: float = 0.0
-    """Large all-reduce (Simple protocol): fixed part."""
+    """Fixed time of a large all-reduce (Simple protocol), in us."""
     bulk_step_us: float = 0.0
-    """Large all-reduce: per further rank."""
+    """Time that each further rank adds to a large all-reduce, in us."""
     pair_share: float = 1.0
     """Share of B in a large ring of two."""
     ring_share: float = 1.0
     """Share of B in a large ring of more, whose members may share what lies between them."""
     send_us: float = 0.0
-    """Point-to-point: software on top of the link's own latency."""
+    """Time of point-to-point software on top of the link's own latency, in us."""
     send_share: float = 1.0
     """Share of B that a large send reaches."""
 
@@ -58,12 +58,12 @@ class CustomAllReduce:
 
     one_shot_us: float
     one_shot_step_us: float
-    """Per further rank."""
+    """Time that each further rank adds, in us."""
     one_shot_share: float
     """Share of B; every rank sends M to the n-1 others."""
     two_shot_us: float
     two_shot_step_us: float
-    """Per further rank."""
+    """Time that each further rank adds, in us."""
     two_shot_share: float
     """Share of B; every rank sends 2(n-1)/n·M."""
 
@@ -73,9 +73,9 @@ class EngineConstants:
     """What one serving engine adds to the kernels."""
 
     step_us: float
-    """Host work and sampling that the GPU waits for, per step."""
+    """Host work and sampling that the GPU waits for in each step, in us."""
     sequence_us: float
-    """What every running sequence adds to that. Served tables do not tell 0 from 19: an assumption."""
+    """Time that each running sequence adds to that, in us. 0 to 19 fit the served tables alike: an assumption."""
     light_kernels: float
     """Kernels per block besides matmuls and attention: two norms with their sums, rotation, cache write, activation."""
     fp8_kernels: float
@@ -85,19 +85,19 @@ class EngineConstants:
     small_batch_slowdown: float
     """Time of fp8 matmuls on 17-64 tokens against the roofline: the engine's tiles for such batches waste some."""
     all_reduce: CustomAllReduce | None
-    """None: NCCL for every size."""
+    """The engine's own all-reduce kernels; None if it uses NCCL for every size."""
     python: bool
     """Whether kernels without a CUDA graph are launched through Python."""
     handoff_us: float
-    """Host work to hand a micro-batch to the next stage, or its tokens back to the first."""
+    """Host work to hand a micro-batch to the next stage, or its tokens back to the first, in us."""
     hop_tensors: int
     """Hidden states sent to the next stage: two where the residual travels apart."""
     pp_fill: float
     """Micro-batches in flight over stages, where no backlog tops them up: requests gather in a few of them."""
     of_free_memory: bool
-    """``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
+    """Whether ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
     reserves: bool
-    """Starts a request only where its last token will fit too; if not, where its prompt fits."""
+    """Whether a request starts only where its last token will fit too; if not, it starts where its prompt fits."""
     samples_in_turn: bool = False
     """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
     stage. If not, that runs beside the GPU."""
@@ -110,33 +110,34 @@ class Constants:
     hbm_share: float
     """Share of the memory bandwidth that streaming weights reaches."""
     kv_share: float
-    """The same for reading the cache."""
+    """Share of the memory bandwidth that reading the cache reaches."""
     matmul_fixed_us: float
-    """What a matmul takes beyond streaming and multiplying, inside a CUDA graph: filling and draining the GPU."""
+    """Fixed overhead of a GEMM inside a CUDA graph, in us: filling and draining the GPU."""
     attention_fixed_us: float
-    """The same for attention of one token per sequence, with the joining of its parts."""
+    """Fixed overhead of attention of one token per sequence, with the joining of its parts, in us."""
     light_kernel_us: float
-    """A norm, rotation, activation or conversion of a few tokens, inside a CUDA graph."""
+    """Time of a norm, rotation, activation or conversion of a few tokens inside a CUDA graph, in us."""
     sharpness: float
     """q of ``(memory^q + compute^q)^(1/q)``: a matmul that is bound by both loses against the larger."""
     attention_share: float
     """Share of the bf16 peak that causal attention over a long prompt reaches."""
     launch_us: float
-    """Host time per kernel without a graph, launched from C++."""
+    """Host time per kernel launched from C++ without a CUDA graph, in us."""
     python_launch_us: float
-    """The same from Python, through its dispatcher."""
+    """Host time per kernel launched from Python, through its dispatcher, in us."""
     first_wave: float
     """Part of the requests that arrive all at once: benchmarks send about ten times as many as run at a time."""
     links: Mapping[str, LinkConstants]
-    """By family, see ``FAMILIES``."""
+    """Family of links, see ``FAMILIES`` -> constants."""
     network_step_us: float
-    """All-reduce over nodes: per doubling of their number, there and back."""
+    """Time that each doubling of the nodes adds to an all-reduce, there and back, in us."""
     generation_scale: Mapping[str, float]
-    """By GPU name: how much longer fixed times are than on Hopper, whose tables they come from."""
+    """GPU name -> how many times as long fixed times are as on Hopper, whose tables they come from."""
     engines: Mapping[str, EngineConstants]
-    """By name; ``generic`` for one that no table covers: from kernel tables and assumptions alone."""
+    """Name of an engine -> constants; ``generic``, from kernel tables and assumptions alone, where no table covers
+    it."""
     residuals: Mapping[str, float]
-    """By regime: standard deviation of ln(measured / predicted) on published tables that the constants have not
+    """Regime -> standard deviation of ln(measured / predicted) on published tables that the constants have not
     seen."""
 
 
@@ -156,7 +157,7 @@ FAMILY_OF = {
     "host": "host",
     "emulated": "emulated",
 }
-"""By ``Link.kind``."""
+"""``Link.kind`` -> family."""
 
 _VLLM_AR = CustomAllReduce(
     one_shot_us=4.25, one_shot_step_us=0.08, one_shot_share=0.59, two_shot_us=8.85, two_shot_step_us=0.0,
@@ -173,7 +174,8 @@ _TRTLLM_AR = CustomAllReduce(
 
 
 def mfu_table(bf16: float, fp8: float) -> dict[str, float]:
-    """By weight precision: int8 as fp8, int4 below bf16 for the widening of weights on the way in [A]."""
+    """Weight precision -> share of the peak: int8 as fp8, int4 below bf16 for the widening of weights on the way in
+    [A]."""
     table = {"fp32": bf16, "bf16": bf16, "fp16": bf16, "fp8": fp8, "int8": fp8, "fp4": 0.8 * fp8, "int4": 0.8 * bf16}
     assert table.keys() == ITEMSIZE.keys()
     return table
@@ -259,11 +261,11 @@ DEFAULT = Constants(
         "served": 0.07, "other": 0.15, "pipeline": 0.25, "calibrated": 0.1,
     },
 )  # fmt: skip
-"""In use unless another is given."""
+"""Constants that are used unless others are given."""
 
 
 def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
-    """Those of engine ``name``. Raises ``ValueError`` for a name that is not known."""
+    """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
     if name not in constants.engines:
         known = ", ".join(sorted(constants.engines))
         raise ValueError(f"engine {name!r} is not known: use one of {known} ('generic' for any other)")

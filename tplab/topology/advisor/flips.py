@@ -29,13 +29,14 @@ class Flip:
     quantity: str
     """``link bandwidth`` (of all links inside a node) or ``concurrency``."""
     at: float
-    """Where: GB/s of the link that holds up the recommended layout (or the fastest, if none does), or requests."""
+    """Value at which it changes: GB/s of the link that limits the recommended layout (else of the fastest), or
+    requests."""
     below: Layout
-    """Best below."""
+    """Best layout below that value."""
     above: Layout
-    """Best above."""
+    """Best layout above that value."""
     here: float | None = None
-    """What it is now, in the same unit."""
+    """Present value, in the same unit; None if unknown."""
 
     def __str__(self) -> str:
         wide = self.quantity == "link bandwidth"
@@ -45,7 +46,7 @@ class Flip:
 
 
 Preference = Callable[[Served], Floats]
-"""Larger is better; one value per layout on the last axis."""
+"""A function to values on whose last axis there is one per layout; larger is better."""
 
 
 def bandwidth_flips(
@@ -55,7 +56,8 @@ def bandwidth_flips(
     reference_GBps: float,
     spread: float = 64.0,
 ) -> list[Flip]:
-    """From ``reference_GBps / spread`` to ``reference_GBps · spread``, with all links inside nodes scaled alike."""
+    """Flips from ``reference_GBps / spread`` to ``reference_GBps · spread``, with all links inside nodes scaled
+    alike."""
 
     def best(scales: Floats) -> list[int]:
         return [int(np.argmax(preference(_load(scaled(server, float(scale)))))) for scale in scales]
@@ -67,7 +69,7 @@ def bandwidth_flips(
 def concurrency_flips(
     server: Server, layouts: Sequence[Layout], preference: Preference, most: int = 4096
 ) -> list[Flip]:
-    """From 1 to ``most`` requests in flight."""
+    """Flips from 1 to ``most`` requests in flight."""
 
     def best(loads: Floats) -> list[int]:
         served = server.serve(np.asarray(loads, dtype=np.float64)[:, None])

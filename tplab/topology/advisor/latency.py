@@ -4,7 +4,7 @@ Every layout is a column: all arithmetic is on arrays of N layouts, so that all 
 What a token costs is a sum of named terms (``TERMS``); nothing is left over and nothing is scaled afterwards.
 
 Serving is a closed loop: C requests are in flight, each waits for its first token (queue and prefill), then decodes.
-While it decodes, the prompts of others are prefilled in between; a step that carries a chunk of prompt is *one* product
+While it decodes, the prompts of others are prefilled in between; a step that carries a chunk of prompt is *one* GEMM
 over prompt and decode tokens, so the prompt costs what it adds to the step. Per token of one request that is
 
     (running - 1)/OSL prompts · what a prompt adds to a step
@@ -50,7 +50,7 @@ TERMS = (
     "prefill",
     "bubble",
 )
-"""Of the time per token: the blocks' matmuls, the last one, reading the cache, reading and writing activations,
+"""Terms of the time per token: the blocks' matmuls, the last one, reading the cache, reading and writing activations,
 starting and draining kernels, tensor-parallel communication, pipeline communication, the engine's own work, launches
 without CUDA graphs, the prompts of others in between, stages waiting for the slowest one."""
 
@@ -68,8 +68,8 @@ TTFT_TERMS = (
     "hops",
     "host",
 )
-"""Of the time to the first token: waiting for room in the cache or for admission, for prompts that came at the same
-time, for the step that is running; from ``weights`` on, the request's own prompt."""
+"""Terms of the time to the first token: waiting for capacity in the cache or for admission, for prompts that came at
+the same time, for the step that is running; from ``weights`` on, the request's own prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +88,9 @@ class Layouts:
     capacity_tokens: Floats
     """Tokens that the cache of one replica holds."""
     kv_heads: Floats
-    """Distinct key-value heads per rank."""
+    """Number of distinct key-value heads per rank."""
     hop_pairs: tuple[frozenset[tuple[int, int]], ...] = ()
-    """Pairs of GPUs that send to each other, of each layout; empty: any pair is like any other."""
+    """Pairs of GPUs that send to each other in each layout; empty if all pairs are alike."""
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -125,24 +125,24 @@ class Served:
     tpot_us: Floats
     ttft_us: Floats
     queue_us: Floats
-    """Part of ``ttft_us`` spent waiting for room in the cache, or for admission."""
+    """Part of ``ttft_us`` spent waiting for capacity in the cache or for admission."""
     prefill_us: Floats
     """Part of ``ttft_us`` spent on the request's own prompt."""
     requests_per_s: Floats
-    """Over all replicas."""
+    """Requests per second over all replicas."""
     running: Floats
-    """Requests per replica that have room in the cache and are admitted."""
+    """Requests per replica that are admitted and that the cache has capacity for."""
     admitted: Floats
     """How many of them may run at once, so that the limit on the time per token is kept; inf where nothing is capped:
     without a limit, where all keep it, where no number does, and where the others would wait past the limit on the
     first token for it, by more."""
     decoding: Floats
-    """Of those, how many decode at a time."""
+    """Mean number of running requests in the decode phase."""
     micro_batches: Floats
     terms: dict[str, Floats]
-    """By ``TERMS``; they add up to ``tpot_us``."""
+    """Name of ``TERMS`` -> us; they add up to ``tpot_us``."""
     ttft_terms: dict[str, Floats]
-    """By ``TTFT_TERMS``; they add up to ``ttft_us``."""
+    """Name of ``TTFT_TERMS`` -> us; they add up to ``ttft_us``."""
 
     def e2e_us(self, output_length: int) -> Floats:
         """Mean time of a whole request of so many output tokens, queueing included."""
@@ -162,7 +162,7 @@ class Server:
     calibration: Calibration | None = None
 
     def serve(self, requests: "Floats | float") -> Served:
-        """With ``requests`` in flight over all replicas: a number, or an array that broadcasts against N layouts."""
+        """Serve ``requests`` in flight over all replicas: a number, or an array that broadcasts against N layouts."""
         everything, w = self._serve(requests, np.inf), self.workload
         if w.tpot_limit_ms is None:
             return everything
@@ -221,7 +221,7 @@ class Server:
         )
 
     def at_rate(self, requests_per_s: float, loads: int = 48, most: float = 65536.0) -> tuple[Served, Floats]:
-        """With so many requests arriving per second: the load at which as many leave, by Little's law.
+        """Serve so many requests arriving per second: the load at which as many leave, by Little's law.
 
         Tried at ``loads`` concurrencies and interpolated. The second value is what the layout can serve at most: where
         it is below the rate, queues grow without end and what is given is at ``most`` requests in flight.
@@ -352,7 +352,7 @@ class Server:
         if w.engine.chunked_prefill is None:  # a step of its own: weights are streamed and kernels started once more
             mixed = sum(self._pass(chunk, chunk, context).values(), nothing)
             mixed = mixed + self.model.num_layers * self.rates.startup_us
-        else:  # one product over both, so it costs what it adds to the step
+        else:  # one GEMM over both, so it costs what it adds to the step
             mixed = sum(self._pass(chunk + b, chunk, context).values(), nothing)
             mixed = mixed - sum(self._pass(b, nothing, nothing).values(), nothing)
         share = pipeline_fill.prefill_share(lay.pp, k, chunks)

@@ -34,7 +34,7 @@ def launch_commands(
     *,
     path: str | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """By engine: one command per replica; of a replica over several nodes, one per node (``# node 1`` in front).
+    """Engine -> one command per replica; of a replica over several nodes, one per node (``# node 1`` in front).
 
     Lines that begin with ``#`` are comments, for the shell, too; those about the model stand before the first command.
 
@@ -169,7 +169,7 @@ _COMMENTS = {
     "int4": "needs a checkpoint already in int4 (AWQ, GPTQ, ...)",
     "fp32": "in float32 only with dtype: float32 in the file of --extra_llm_api_options",
 }
-"""On weights that no flag makes."""
+"""Comments on weights that no flag makes."""
 
 
 def _precision_words(engine: str, model: ModelSpec) -> list[str]:

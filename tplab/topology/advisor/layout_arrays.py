@@ -1,4 +1,5 @@
-"""Layouts of a machine as the arrays that ``latency`` computes on: their groups' links, hops, and room for the cache.
+"""Layouts of a machine as the arrays that ``latency`` computes on: their groups' links, hops, and capacity of the
+cache.
 
 Where all links of a node are alike, GPUs are taken in order, as engines number their ranks: those that share a layer
 are neighbours, then come the stages, then the replicas. Where links differ, ``placement`` chooses, and layouts are

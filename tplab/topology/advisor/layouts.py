@@ -20,9 +20,9 @@ from tplab.topology.machine.machine import Gpu, Machine
 from tplab.topology.machine.presets import GPUS
 
 _MOST_GPUS_TRIED = 4096
-"""How far to look for a cluster that would hold the model."""
+"""Most GPUs of a cluster that is tried for a model that does not fit."""
 _USUAL_NODE = 8
-"""GPUs of the nodes that most clusters are made of."""
+"""GPUs of a node in most clusters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,19 +32,19 @@ class Choice:
     tp: int
     pp: int
     layout: Layout | None
-    """With replicas and layers per stage; None if the model cannot be cut so."""
+    """The layout, with replicas and layers per stage; None if the model cannot be cut so."""
     idle: int
-    """GPUs left over."""
+    """Number of GPUs left over."""
     reason: str | None
-    """Why not; None if it can be."""
+    """Why the layout cannot be; None if it can."""
     missing_bytes: float = 0.0
-    """What the fullest rank lacks for a single request, where that is the reason."""
+    """Bytes that the fullest rank lacks for a single request, where that is the reason."""
     fullest: RankMemory | None = None
     """The rank with the least left at one request; None if the model cannot be cut so."""
     max_requests: int = 0
-    """Requests of full length that one replica has room for."""
+    """Capacity of one replica, in requests of full length."""
     notes: tuple[str, ...] = ()
-    """To be shown with it."""
+    """Sentences to be shown with the layout."""
 
     @property
     def feasible(self) -> bool:

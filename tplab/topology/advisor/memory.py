@@ -32,15 +32,15 @@ from tplab.topology.machine.machine import Gpu
 CACHE_PAGE = 16
 """Tokens in a page of the cache: vLLM's and SGLang's usual block. A request's last page is partly empty."""
 CONTEXT_BYTES = 0.6 * 2**30
-"""CUDA context, kernels and cuBLAS workspace of one process, outside torch's allocator."""
+"""Bytes of one process's CUDA context, kernels and cuBLAS workspace, outside torch's allocator."""
 COLLECTIVE_BYTES = {1: 0.0, 2: 342 * 2.0**20}
-"""NCCL's buffers by group size, and for any larger group ``COLLECTIVE_BYTES_LARGE`` (NVIDIA AIConfigurator's system
-files, commit 095f58a: 342 MiB for 2 GPUs, 392 MiB for 4 and 8)."""
+"""Bytes of NCCL's buffers by group size, and for any larger group ``COLLECTIVE_BYTES_LARGE`` (NVIDIA AIConfigurator's
+system files, commit 095f58a: 342 MiB for 2 GPUs, 392 MiB for 4 and 8)."""
 COLLECTIVE_BYTES_LARGE = 392 * 2.0**20
 HOST_BYTES = 0.3e9
-"""Of a rank on a CPU core: interpreter and torch."""
+"""Bytes of a rank on a CPU core: interpreter and torch."""
 LOGITS_ITEMSIZE = 4
-"""Logits are sampled in fp32."""
+"""Bytes per logit: they are sampled in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +52,15 @@ class RankMemory:
     """Stage and place in its tensor-parallel group."""
     weights: float
     kv: float
-    """Cache of the requests in flight."""
+    """KV cache of the requests in flight."""
     activations: float
-    """Largest that are alive at once within one step."""
+    """Largest activations that are alive at once within one step."""
     workspace: float
-    """Context, kernels, buffers of collectives."""
+    """CUDA context, kernels, buffers of collectives."""
     kv_per_token: float
-    """What one more cached token adds."""
+    """Bytes that one more cached token adds."""
     usable: float
-    """What the engine may take of the GPU's memory."""
+    """Bytes of the GPU's memory that the engine may take."""
 
     @property
     def total(self) -> float:

@@ -42,9 +42,9 @@ class Term:
     name: str
     """One of ``latency.TERMS`` or ``latency.TTFT_TERMS``."""
     ms: float
-    """What it adds."""
+    """Time that the term adds, in ms."""
     provenance: str
-    """Where it comes from: measured here, tables of kernels or of served models, spec sheet."""
+    """Source of the term: measured here, tables of kernels or of served models, spec sheet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,51 +53,52 @@ class Prediction:
 
     model: str
     machine: str
-    """Their names."""
+    """Names of the model and the machine."""
     tp: int
     pp: int
     replicas: int
     ttft_ms: float
-    """Mean time to the first token, queueing included."""
+    """Mean time to the first token in ms, queueing included."""
     queue_ms: float
-    """Part of it spent waiting for room in the cache, or for admission."""
+    """Part of ``ttft_ms`` spent waiting for capacity in the cache or for admission."""
     prefill_ms: float
-    """Part of it spent on the request's own prompt."""
+    """Part of ``ttft_ms`` spent on the request's own prompt."""
     tpot_ms: float
-    """Mean time per output token after the first."""
+    """Mean time per output token after the first, in ms."""
     output_tokens_per_s: float
-    """Over all replicas; at an arrival rate no more than arrive."""
+    """Output tokens per second over all replicas; at an arrival rate no more than arrive."""
     requests_per_s: float
-    """The same in requests."""
+    """Requests per second over all replicas."""
     output_length: int
     """Tokens of a request (OSL)."""
     terms: tuple[Term, ...]
-    """Of ``tpot_ms``, which they add up to."""
+    """Terms of ``tpot_ms``, which they add up to."""
     ttft_terms: tuple[Term, ...]
-    """Of ``ttft_ms``, which they add up to: ``latency.TTFT_TERMS``."""
+    """Terms of ``ttft_ms``, which they add up to: ``latency.TTFT_TERMS``."""
     concurrency: float
     """Requests in flight per replica, waiting ones included; a mean, so it may be below 1."""
     running: float
-    """Of those, how many run at once: have room in the cache, and keep the limit on the time per token."""
+    """Requests that run at once: those that the cache has capacity for and that keep the limit on the time per
+    token."""
     admitted: int | None
-    """How many keep that limit, where it is what bounds ``running``: what to set an engine to."""
+    """Number of requests that keep that limit, where it bounds ``running``: what to set an engine to. Else None."""
     micro_batches: float
     """k: how many follow each other over the stages; 1 without a pipeline."""
     capacity_tokens: float
     """Tokens that the cache of one replica holds."""
     memory: RankMemory
-    """The fullest rank, with the running requests at full length, as far as it has room for them."""
+    """The fullest rank, with the running requests at full length, as far as its capacity goes."""
     fits: bool
-    """Whether the engine has room for one request at all. If not, times are those it would have."""
+    """Whether a single request fits at all. If not, the times are those it would have."""
     reason: str | None
-    """Why it does not fit, or cannot keep up with the request rate."""
+    """Why the layout does not fit, or cannot keep up with the request rate; None if neither."""
     binding: str
-    """The constraint that a better machine or another layout would have to lift, in words: memory, the cache's room, or
-    the largest term."""
+    """The constraint that a better machine or another layout would have to lift, in words: memory, the cache's
+    capacity, or the largest term."""
     tpot_range_ms: tuple[float, float]
-    """Where nine of ten such predictions have had their measurement."""
+    """Interval of ``tpot_ms`` in which nine of ten such predictions have had their measurement."""
     regime: str
-    """Which residuals that is from, a key of ``Constants.residuals``."""
+    """Regime whose residuals the interval is from, a key of ``Constants.residuals``."""
     notes: tuple[str, ...]
     """Approximations, to be shown with the result."""
 
@@ -117,7 +118,7 @@ class Prediction:
         return self.ttft_ms + (self.output_length - 1) * self.tpot_ms
 
     def term_ms(self, name: str) -> float:
-        """That term of the time per token. Raises ``ValueError`` for a name that is none."""
+        """Milliseconds of that term of the time per token. Raises ``ValueError`` for a name that is none."""
         found = [term.ms for term in self.terms if term.name == name]
         if not found:
             raise ValueError(f"no term is called {name!r}: use one of {', '.join(TERMS)}")
@@ -185,7 +186,8 @@ def predictions_of(
     layouts: Sequence[Layout],
     columns_at: "Sequence[int] | NDArray[np.int64] | None" = None,
 ) -> list[Prediction]:
-    """What ``serve_all`` gave, for people; ``columns_at`` says which column each of ``layouts`` is."""
+    """Convert the arrays of ``serve_all`` into ``Prediction`` objects; ``columns_at`` says which column each layout
+    is."""
     at = range(len(layouts)) if columns_at is None else columns_at
     shape = served.tpot_us.shape
     token = {name: np.broadcast_to(served.terms[name], shape) for name in TERMS}
@@ -211,8 +213,8 @@ def serve_all(
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
 ) -> tuple[Server, Served, Floats | None]:
-    """The same as arrays of N; last, what each layout can serve at most, in requests per second (None where the
-    workload gives a concurrency)."""
+    """Serve the workload in all layouts, as arrays of N. Third, the most that each layout can serve in requests per
+    second (None where the workload gives a concurrency)."""
     if calibration is not None:
         check_calibration(calibration, machine)
     engine = engine_constants(workload.engine.name, constants)
@@ -282,7 +284,7 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
 
 
 def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
-    """Which residuals are this prediction's: by what is measured of it. ``calibrated``: the products and the engine's
+    """Which residuals are this prediction's: by what is measured of it. ``calibrated``: the GEMMs and the engine's
     own time are."""
     if calibrated:
         return "calibrated"
@@ -358,7 +360,7 @@ def _is_calibrated(server: Server) -> bool:
 
 
 def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
-    """Of every term, with ``tp`` ranks in a group."""
+    """Source of every term, with ``tp`` ranks in a group."""
     c, known = server.calibration, server.rates.provenance
     reduced = f"formula on {machine.source} links (kernel tables)"
     if c and c.all_reduce:

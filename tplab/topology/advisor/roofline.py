@@ -3,7 +3,7 @@
 A roofline with its corner rounded, plus a fixed time per kernel. Not the bare roofline at 100 %: that is 20-25 % too
 fast at TP 1 and off by two at TP 8, where a block's dozen kernels take longer to start and drain than to stream.
 
-  matmuls      params/t · ((e_w/(share·BW))^q + (2m/(mfu·peak))^q)^(1/q)      one product over all m tokens of a step
+  matmuls      params/t · ((e_w/(share·BW))^q + (2m/(mfu·peak))^q)^(1/q)      one GEMM over all m tokens of a step
   start-up     4 matmuls, attention, light kernels: a fixed time each, at any t
   attention    cached bytes/(t·share·BW) per sequence; prompts: 4·T·context·H·d/(t·share·peak)
   activations  bytes that norms, activations and conversions read and write per token: at TP 8 a tenth of prefill
@@ -25,9 +25,9 @@ from tplab.topology.machine.machine import Gpu
 
 Floats = NDArray[np.float64]
 MATMULS_PER_BLOCK = 4
-"""Query-key-value, output, gate-up, down."""
+"""Number of GEMMs in a block: query-key-value, output, gate-up, down."""
 _SMALL_BATCH = (16.0, 64.0)
-"""Tokens above and up to which ``small_batch_slowdown`` holds."""
+"""``small_batch_slowdown`` holds above the first and up to the second number of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,37 +35,38 @@ class Rates:
     """A block on this GPU, in microseconds per unit; one object per prediction, so that no formula asks twice."""
 
     params: float
-    """Parameters of a block's matmuls."""
+    """Number of parameters of a block's GEMMs."""
     head_params: float
-    """Of the lm_head."""
+    """Number of parameters of the lm_head."""
     stream_us: float
-    """Per parameter of a block, read once."""
+    """Time to read one parameter of a block."""
     multiply_us: float
-    """Per parameter of a block and token."""
+    """Time to multiply one parameter of a block with one token."""
     head_stream_us: float
-    """The same for the lm_head, which is not quantised."""
+    """Time to read one parameter of the lm_head, which is not quantised."""
     head_multiply_us: float
     curves: tuple[MatmulCurve, ...]
-    """Measured products instead of both, for the block and the lm_head: one per number of ranks computing at once."""
+    """Measured GEMMs in the place of both rates, for block and lm_head: one curve per number of ranks computing at
+    once."""
     curve_of: NDArray[np.int64]
-    """Which of ``curves`` each layout is computed with."""
+    """Index of the curve that each layout is computed with."""
     sharpness: float
     slowdown: float
-    """Of the weights' time between 17 and 64 tokens."""
+    """Factor on the weights' time between 17 and 64 tokens."""
     kv_byte_us: float
-    """Per cached byte read."""
+    """Time to read one cached byte."""
     attention_us: float
-    """Of prompts: per token, context token and query width."""
+    """Time of a prompt's attention per token, context token and unit of query width."""
     activation_us: float
-    """Per token: what is not split over t."""
+    """Time per token of activations that are not split over t."""
     split_activation_us: float
-    """Per token: what is."""
+    """Time per token of activations that are split over t."""
     startup_us: float
-    """Of a block's kernels."""
+    """Fixed overhead of a block's kernels."""
     host_us: float
-    """Launching a block's kernels one by one."""
+    """Host time to launch a block's kernels one by one."""
     provenance: dict[str, str]
-    """By term."""
+    """Term -> where its rate comes from."""
 
     def block_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
         """Matmuls of one block on ``tokens`` tokens, start-up apart."""
@@ -122,8 +123,8 @@ def rates(
     calibration: Calibration | None = None,
     num_ranks: ArrayLike = 1,
 ) -> Rates:
-    """Of ``model`` on ``gpu``; the calibration's where it has any, for each layout with as many ranks computing at once
-    as ``num_ranks`` says."""
+    """Rates of ``model`` on ``gpu``; the calibration's where it has any, for each layout with as many ranks computing
+    at once as ``num_ranks`` says."""
     k, c = constants, calibration
     from_kernels, from_engines = "kernel tables", "served models"
     stream = 1e-3 / (k.hbm_share * gpu.hbm_GBps)  # us per byte

@@ -31,7 +31,8 @@ class Layout:
     def of(
         cls, spec: ModelSpec, tp: int, pp: int, replicas: int = 1, layers_of_stage: Sequence[int] | None = None
     ) -> "Layout":
-        """With the layers split as ``tplab.models`` splits them: evenly, what is left over to the middle stages.
+        """A layout with its layers split as ``tplab.models`` splits them: evenly, what is left over to the middle
+        stages.
 
         Raises:
             ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, or stages that do not add up.

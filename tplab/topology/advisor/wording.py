@@ -12,10 +12,10 @@ def fixed(value: float) -> str:
 
 
 def count(number: float) -> str:
-    """Of requests: whole where it is."""
+    """Format a request count: integer if whole, else three significant digits."""
     return f"{number:,.0f}" if number == round(number) else fixed(number)
 
 
 def duration(ms: float) -> str:
-    """In milliseconds, from a second on in seconds."""
+    """Format a time given in milliseconds: in milliseconds below a second, else in seconds."""
     return f"{fixed(ms)} ms" if ms < 1000 else f"{fixed(ms / 1e3)} s"

@@ -6,7 +6,8 @@ from numbers import Integral, Real
 from tplab.shown import shown
 
 MOST = 10**9
-"""Of tokens, requests, requests per second and milliseconds: beyond every server, and far from where times overflow."""
+"""Largest number of tokens, requests, requests per second and milliseconds: beyond every server, and far from where
+times overflow."""
 ALL_REDUCES = ("auto", "one-shot", "two-shot", "ring", "nccl", "measured")
 
 
@@ -59,7 +60,7 @@ class Workload:
     tpot_limit_ms: float | None = None
     """Longest time per output token after the first that is still acceptable."""
     engine: EnginePolicy = field(default_factory=EnginePolicy)
-    """How the engine runs it."""
+    """Policy of the engine that runs it."""
 
     def __post_init__(self) -> None:
         for key, unit in (("input_length", "token"), ("output_length", "token"), ("concurrency", "request")):
