@@ -4,7 +4,7 @@ A rank opens the files that hold its tensors, one tensor at a time, and copies i
 their place: what it has touched of a file leaves its memory when the tensor is done. So its peak is its own shard and
 one tensor. Not ``torch.load`` or a state dict, which would bring every tensor in whole.
 
-A file whose header is damaged or whose end is missing is told from its lengths; safetensors has no check sums, so
+A file whose header is damaged or whose end is missing is recognised by its lengths; safetensors has no check sums, so
 flipped bits inside a tensor are not.
 """
 
@@ -144,7 +144,8 @@ class Checkpoint:
             )
 
     def _harmless(self, name: str) -> bool:
-        """Stored by older versions: frequencies, which the config tells; the head of a tied model, a copy."""
+        """Tensors that older versions stored: frequencies, which follow from the config; the head of a tied model, a
+        copy."""
         return name.endswith(".rotary_emb.inv_freq") or name == "lm_head.weight"
 
     @contextmanager

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 class PlainRMSNorm(nn.RMSNorm):
-    """RMSNorm for inference. On the CPU torch's own is nine kernels in a row; in a decode step that is a tenth of the
-    time, and these five are half of it. Elsewhere, and in narrow dtypes, torch's."""
+    """RMSNorm for inference. On the CPU torch's own is nine operations in a row; in a decode step that is a tenth of
+    the time, and these five are half of it. Elsewhere, and in narrow dtypes, torch's."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu" or x.dtype is not torch.float32:

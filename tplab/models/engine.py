@@ -2,8 +2,8 @@
 
 The batch is cut into k micro-batches. Each goes through the stages, and its tokens come back from the last stage to all
 others: to the first as its next input, to the rest because then every rank knows by itself which sequences have ended
-and goes on with the same micro-batches, without being told. With k of them in flight stage 0 works on the next while
-the tokens of this one are on their way: the decode ring, full when k is at least the number of stages.
+and goes on with the same micro-batches, without a message about it. With k of them in flight stage 0 works on the next
+while the tokens of this one are on their way: the decode ring, full when k is at least the number of stages.
 
 Messages between two ranks keep their order and a receiver takes them in the order in which they are sent, so there are
 no tags; sends are not waited for until their micro-batch comes round again, so no rank stands still with work to do.
@@ -64,7 +64,7 @@ class Engine:
         layout = loaded.layout
         self._index, tp_index = layout.place(rank.index)
         self._peers = [stage * layout.tp + tp_index for stage in range(layout.pp)]
-        """The rank of each stage that this one exchanges messages with."""
+        """Rank of each stage with which this one exchanges messages."""
         self._last = layout.pp - 1
         self._dtype = next(loaded.stage.parameters()).dtype
         self._comm = loaded.comm

@@ -1,4 +1,7 @@
-"""What can go wrong with a model, as the caller sees it. No torch: the kernel rebuilds a rank's exception from here."""
+"""What can go wrong with a model, as the caller sees it.
+
+No torch: the notebook kernel rebuilds a rank's exception from here.
+"""
 
 
 class CheckpointError(ValueError):

@@ -95,7 +95,7 @@ def submit_generate(
         stop_tokens: the config's by default; ``()`` for none.
         num_micro_batches: k; by default one per stage, or per prompt if there are fewer.
         dtype: of weights, keys and values; the config's by default.
-        margins: also tell how far ahead the likeliest token was.
+        margins: also return how far ahead the likeliest token was.
         strategy: how the layers communicate in prefill, from ``tplab.layers``.
         on_token: called with each token as rank 0 learns it, on the cluster's own thread: it must be quick.
         on_report: called with each report of a rank: ``phase`` is ``load`` or ``generate``, with ``done`` and
@@ -107,7 +107,7 @@ def submit_generate(
     dtype = dtype or config.dtype
     itemsize(dtype)
     for rank in range(layout.num_ranks):
-        weight_bytes(config, layout, rank, dtype)  # sizes that do not divide are told here
+        weight_bytes(config, layout, rank, dtype)  # raises for sizes that do not divide
     request = Request.of(
         prompts,
         max_new_tokens=max_new_tokens,

@@ -1,6 +1,6 @@
 """Decode steps replayed from CUDA graphs: one launch instead of some ten per layer.
 
-A decode step of one token launches so many small kernels that the host cannot keep up: eagerly, a layer takes some
+A decode step of one token launches so many small CUDA kernels that the host cannot keep up: eagerly, a layer takes some
 0.3 ms of host time whatever its weights, and tensor parallelism has nothing to win. Serving engines replay graphs, and
 so must whoever wants to measure what a layout is worth to them.
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 WARM_UPS = 3
-"""Generations until everything is replayed: one as it is, one that captures, and the first replay."""
+"""Number of generations until everything is replayed: one as it is, one that captures, and the first replay."""
 
 
 class _Step(NamedTuple):
@@ -32,11 +32,11 @@ class _Step(NamedTuple):
 
     graph: torch.cuda.CUDAGraph
     x: torch.Tensor
-    """What it reads."""
+    """Tensor that the step reads."""
     y: torch.Tensor
-    """What it writes."""
+    """Tensor that the step writes."""
     padding: Padding
-    """Memory that it reads, too: to be held."""
+    """Padding whose memory the step reads too, so that it must be held."""
 
 
 class GraphedStage:
@@ -45,7 +45,7 @@ class GraphedStage:
     The first generation runs eagerly, the second captures as it goes, the third and later ones replay. Call
     :meth:`restart` before each: its caches are the same memory every time, since graphs write there.
 
-    Results are those of the stage, bitwise: the same kernels in the same order. There is no ``every_position``.
+    Results are those of the stage, bitwise: the same CUDA kernels in the same order. There is no ``every_position``.
 
     Raises:
         ValueError: a model that scales its embedding by a number from the host (Gemma): a graph cannot hold that.
@@ -83,7 +83,8 @@ class GraphedStage:
         self._handed_out = 0
 
     def make_caches(self, batch: int, max_length: int) -> "list[KVCache]":
-        """As the stage makes them; the i-th call after :meth:`restart` gives the i-th ones there are, emptied."""
+        """Caches as the stage makes them; the i-th call after :meth:`restart` gives the i-th ones there are,
+        emptied."""
         shape, place = (batch, max_length), self._handed_out
         if place < len(self._caches) and self._caches[place][0] != shape:
             raise ValueError(
@@ -98,7 +99,7 @@ class GraphedStage:
         return caches
 
     def __call__(self, x: torch.Tensor, *, padding: Padding, caches: "list[KVCache]") -> torch.Tensor:
-        """As the stage's, for the last position. The output is overwritten by the next replay of the same step."""
+        """The stage's output for the last position. It is overwritten by the next replay of the same step."""
         past = caches[0].length
         key = (id(caches), past, padding.lengths)
         if past == 0 or x.shape[1] > 1 or key not in self._seen:

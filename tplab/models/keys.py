@@ -12,16 +12,16 @@ from tplab.checks import ArgumentError, check_count, check_flag, check_number, c
 from tplab.shown import listed
 
 MOST_BYTES = 4 << 20
-"""Of a configuration: thousands of labels fit in."""
+"""Most bytes of a configuration: thousands of labels fit in."""
 _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 16
 _MOST_WIDE = 1 << 24
 _MOST_TOKENS = 1 << 28
 _MOST_POSITIONS = 10**13
 _MOST = 10**16
-"""Of whole numbers without a limit of their own: windows, lengths stretched by rope scaling, ids."""
+"""Largest whole number where a key has no limit of its own: windows, lengths stretched by rope scaling, ids."""
 _LARGEST = 1e18
-"""Of other numbers."""
+"""Largest of other numbers."""
 
 LIMITS: Mapping[str, int] = {
     **dict.fromkeys(("num_layers", "num_hidden_layers", "n_layer", "max_window_layers"), _MOST_LAYERS),
@@ -36,7 +36,7 @@ LIMITS: Mapping[str, int] = {
         _MOST_POSITIONS,
     ),
 }
-"""The most that a size may be, by its name in configurations or here."""
+"""Name of a size, in configurations or here -> the most that it may be."""
 
 
 def whole(value: Any, key: str, where: str = "", *, least: int = 1) -> int:

@@ -28,14 +28,14 @@ _KEY = "tplab.models"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Where a model's weights come from. Made in the kernel, used on the ranks."""
+    """The source of a model's weights. Made in the notebook kernel, used on the ranks."""
 
     folder: str | None = None
-    """Of a checkpoint."""
+    """Folder of the checkpoint; None for random weights."""
     files: tuple[tuple[str, int, int], ...] = ()
-    """Its files with bytes and time of change: a checkpoint that was written anew is another one."""
+    """Files of the checkpoint with bytes and time of change: one that was written anew is another one."""
     seed: int | None = None
-    """Without a folder: made up by this seed."""
+    """Seed of random weights; None for a checkpoint."""
 
     @classmethod
     def of(cls, model: "str | Path | ModelConfig", seed: int = 0) -> "tuple[ModelConfig, Weights]":
@@ -62,14 +62,14 @@ class LoadReport:
     """What loading cost on one rank."""
 
     load_s: float
-    """Seconds, 0 when the model was there already."""
+    """Seconds that loading took; 0 if the model was there already."""
     read_bytes: int
-    """Taken from the checkpoint, in its dtype; 0 when the model was there already."""
+    """Bytes taken from the checkpoint, in its dtype; 0 if the model was there already."""
     weight_bytes: int
-    """Held by the weights."""
+    """Bytes of the weights that the rank holds."""
     peak_bytes: int | None
-    """How much the process grew while loading, at its highest, mapped file pages included; on a GPU, the device's
-    memory. None where the system does not tell."""
+    """Bytes by which the process grew at most while loading, mapped file pages included; on a GPU, bytes of the
+    device's memory. None where the system does not report it."""
 
 
 @dataclass(kw_only=True, slots=True)

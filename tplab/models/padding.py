@@ -1,10 +1,10 @@
 """Prompts of different lengths in one batch: padding on the left, positions and masks that make it invisible.
 
 On the left, because then all sequences write their next token at the same place of the cache: one slice, static shapes,
-and the last position of a prefill is every prompt's last token. (On the right, each sequence would write elsewhere.)
-It costs nothing in exactness: positions count from a prompt's own first token, and a masked key has the weight
-exp(-inf) = 0 exactly, so padding adds zeros to the sums of attention. What remains is the order in which kernels add,
-as between any two batch sizes.
+and the last position of a prefill is every prompt's last token. (On the right, each sequence would write elsewhere.) It
+costs nothing in exactness: positions count from a prompt's own first token, and a masked key has the weight exp(-inf) =
+0 exactly, so padding adds zeros to the sums of attention. What remains is the order in which kernels (of CPU or GPU)
+add, as between any two batch sizes.
 
 Legend: B batch, S sequence, T places of the cache.
 """

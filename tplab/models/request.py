@@ -1,4 +1,7 @@
-"""What is asked of a model: prompts, how long, how tokens are chosen. Pure: checked in the kernel, used on ranks."""
+"""What is asked of a model: prompts, how long, how tokens are chosen.
+
+Pure: checked in the notebook kernel, used on the ranks.
+"""
 
 import math
 from collections.abc import Sequence
@@ -22,23 +25,23 @@ class Request:
     prompts: tuple[tuple[int, ...], ...] | tuple[str, ...]
     """Token ids of each sequence, or texts."""
     max_new_tokens: int
-    """A sequence ends after so many, or with a stop token."""
+    """Most new tokens of a sequence, which ends earlier with a stop token."""
     temperature: float = 0.0
-    """0: the likeliest token. More: a draw from the softmax of logits / temperature."""
+    """0 takes the likeliest token; more draws from the softmax of logits / temperature."""
     top_k: int | None = None
-    """Only from the likeliest so many."""
+    """Draw only from so many of the likeliest tokens; None for all."""
     top_p: float | None = None
-    """Only from the fewest that together have this probability."""
+    """Draw only from the fewest tokens that together have this probability; None for all."""
     seed: int = 0
-    """Of the draws; each sequence has its own from it, whatever batch it is in."""
+    """Seed of the draws; each sequence has one of its own from it, whatever batch it is in."""
     stop_tokens: tuple[int, ...] = ()
-    """Any of these ends a sequence, and is its last token."""
+    """Tokens that end a sequence, as its last token."""
     num_micro_batches: int = 1
     """k: the batch goes through the stages in so many parts, each decoding while others are elsewhere."""
     margins: bool = False
-    """Also tell by how much the likeliest token beat the second, in logits."""
+    """Whether to return by how much the likeliest token beat the second, in logits."""
     stream: bool = False
-    """Report every token as it comes."""
+    """Whether to report every token as it comes."""
     strategy: "Blocking | None" = None
     """How the layers communicate in prefill; decode steps are too short for anything but blocking."""
 

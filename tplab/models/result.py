@@ -1,4 +1,4 @@
-"""What a generation gave and what it cost. Pure: no torch; made in the kernel from what the ranks send."""
+"""What a generation gave and what it cost. Pure: made in the notebook kernel from what the ranks send."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tplab.pipeline.trace import Trace
 
 KINDS = ("prefill", "decode", "collective", "wait")
-"""Of spans: a stage's work on a micro-batch, of which collectives between the ranks of the stage are a part; and
+"""Kinds of spans: a stage's work on a micro-batch, of which collectives between the ranks of the stage are a part; and
 waiting for a message from another stage."""
 
 
@@ -23,7 +23,7 @@ class Span(NamedTuple):
 
     kind: str
     step: int
-    """0: prefill. Step s computes new token s of each sequence, counted from 0."""
+    """Step s computes new token s of each sequence, counted from 0; step 0 is the prefill."""
     micro_batch: int
     start_s: float
     end_s: float
@@ -36,19 +36,19 @@ class RankResult:
     tokens: list[list[int]]
     """New tokens of each sequence; the same on all ranks."""
     margins: list[list[float]] | None
-    """Only from the last stage."""
+    """Margins of the tokens in logits, from the last stage only; else None."""
     token_s: list[list[float]]
-    """When this rank knew each of them."""
+    """Time at which this rank knew each token, in seconds of the machine's monotonic clock."""
     start_s: float
-    """When it began, weights loaded and caches there."""
+    """Time at which the rank began, with weights loaded and caches made."""
     spans: list[Span]
     load: LoadReport
     kv_bytes: int
-    """Of the caches it allocated."""
+    """Bytes of the KV caches that the rank allocated."""
     prompts: list[list[int]]
-    """As token ids."""
+    """Prompts as token ids."""
     texts: list[str] | None
-    """What the tokens say; only from rank 0, and only where the prompts were texts."""
+    """New tokens as text, from rank 0 only, and only where the prompts were texts; else None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,26 +62,27 @@ class Generation:
     texts: list[str] | None
     """The new tokens as text, where the prompts were texts."""
     prompts: list[list[int]]
-    """As token ids."""
+    """Prompts as token ids."""
     margins: list[list[float]] | None
-    """If asked for: by how much the logit of each token beat the second likeliest's."""
+    """By how much the logit of each token beat the second likeliest's; None unless asked for."""
     ttft_s: list[float]
-    """Time to first token of each sequence: from the start of the prefill, weights loaded, until its token is known."""
+    """Seconds to each sequence's first token: from the start of the prefill, weights loaded, until the token is
+    known."""
     tpot_s: list[float]
-    """Time per output token after the first, of each sequence; 0 where there is no second."""
+    """Seconds per output token of each sequence after its first; 0 where there is no second."""
     total_s: float
-    """From the start of the prefill to the last token."""
+    """Seconds from the start of the prefill to the last token."""
     layout: Layout
     num_micro_batches: int
-    """k."""
+    """k, micro-batches in flight."""
     spans: list[list[Span]]
-    """Of each rank."""
+    """What each rank did, and when."""
     loads: list[LoadReport]
-    """Of each rank."""
+    """What loading cost on each rank."""
     kv_bytes: list[int]
-    """Keys and values on each rank."""
+    """Bytes of keys and values on each rank."""
     badge: str
-    """Where it came from, as figures show it."""
+    """Badge that says where the numbers come from, as figures show it."""
     provenance: Mapping[str, str | int]
     """Columns of the run's provenance."""
 
@@ -136,7 +137,7 @@ class Generation:
         return count / after if count and after > 0 else 0.0
 
     def shares(self) -> list[dict[str, float]]:
-        """Of each rank, which part of the whole time went into ``collective`` (between the ranks of a stage, waiting
+        """Which part of the whole time each rank spent in ``collective`` (between the ranks of a stage, waiting
         for the slowest included), ``wait`` (for messages of other stages: bubbles and hops) and ``compute`` (its work
         less collectives). What is left of 1 is bookkeeping, and on a GPU whatever overlapped."""
         shares = []
@@ -246,15 +247,15 @@ class Agreement:
     """Greedy tokens beside a reference's: how far they agree, and how close the calls were where they part."""
 
     agreeing: int
-    """Tokens before each sequence's first difference, over all sequences."""
+    """Number of tokens before each sequence's first difference, over all sequences."""
     total: int
-    """Tokens of the reference."""
+    """Number of tokens of the reference."""
     partings: list[tuple[int, int, float]]
     """Where a sequence first differs: (sequence, token, margin there in logits; NaN without margins)."""
     near_ties: int
-    """Tokens whose margin is within ``tie``: another order of adding could have chosen otherwise."""
+    """Number of tokens whose margin is within ``tie``: another order of adding could have chosen otherwise."""
     tie: float
-    """In logits."""
+    """Largest margin of a near tie, in logits."""
 
     @property
     def share(self) -> float:

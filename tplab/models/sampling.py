@@ -1,4 +1,4 @@
-"""The next token from logits cut over ranks, the same whatever the layout.
+"""The next token from logits sharded over ranks, the same whatever the layout.
 
 A sequence has a generator of its own, keyed by the seed and its place in the request: what it draws does not depend on
 which other sequences are in its micro-batch, nor on how many ranks or stages there are.
