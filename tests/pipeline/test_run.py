@@ -28,8 +28,8 @@ from tplab.pipeline import (
     simulate,
     validate,
 )
-from tplab.pipeline.job import StageError
-from tplab.pipeline.run import MeasuredTrace, RunPlan, run_schedule, run_trace, submit_schedule
+from tplab.pipeline.job import RunPlan, StageError
+from tplab.pipeline.run import MeasuredTrace, run_schedule, run_trace, submit_schedule
 
 WIDTH = 6
 

@@ -14,7 +14,7 @@ What it should cost (pure: no process group, no cluster, no torch):
   formulas      the same in closed form, where there is one
 What it does cost (on a cluster):
   run           any table on real ranks, or on ranks that only wait; job is what they are handed
-  executor      one rank's row, interpreted; stages, feed and clock are its parts
+  executor      one rank's row, interpreted; stages and clock are its parts
   channels      messages in the table's order, over routes
   split_backward  I and W, from one graph
   cases         several tables in one run
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from tplab.pipeline.faults import Fault as Fault
     from tplab.pipeline.faults import ScheduleError as ScheduleError
     from tplab.pipeline.faults import grid_text as grid_text
+    from tplab.pipeline.job import RunPlan as RunPlan
     from tplab.pipeline.job import StageError as StageError
     from tplab.pipeline.run import MeasuredTrace as MeasuredTrace
-    from tplab.pipeline.run import RunPlan as RunPlan
     from tplab.pipeline.run import run_schedule as run_schedule
     from tplab.pipeline.run import run_trace as run_trace
     from tplab.pipeline.run import submit_schedule as submit_schedule
@@ -76,7 +76,7 @@ _HOME_OF = {
     "PipelineConfig": "article",
     "PipelineScheduler": "article",
     "PrefillPlan": "serving",
-    "RunPlan": "run",
+    "RunPlan": "job",
     "SCHEDULES": "build",
     "Schedule": "schedule",
     "ScheduleError": "faults",

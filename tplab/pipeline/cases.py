@@ -7,8 +7,8 @@ a busy spell of the machine spoils a sample of many tables and not most samples 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tplab.pipeline.job import Job
-from tplab.pipeline.run import MeasuredTrace, RunPlan, make_job, run_trace
+from tplab.pipeline.job import Job, RunPlan, make_job
+from tplab.pipeline.run import MeasuredTrace, run_trace
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank, Run

@@ -20,12 +20,19 @@ import torch.distributed as dist
 
 from tplab.pipeline.channels import Boundary, Channels, Key, Meta, Metas, describe, text_of
 from tplab.pipeline.clock import CudaClock, HostClock
-from tplab.pipeline.communication import Messages, source
-from tplab.pipeline.feed import Feed
-from tplab.pipeline.job import Job, StageError, Waits, pairs_of
+from tplab.pipeline.job import Job, StageError
 from tplab.pipeline.routes import Routes, open_routes
 from tplab.pipeline.schedule import Action, Op
-from tplab.pipeline.stages import ModuleStage, Stage, Tensors, WaitingStage, num_floats, other_dtypes
+from tplab.pipeline.stages import (
+    MicroBatchFeed,
+    ModuleStage,
+    RunnableStage,
+    Tensors,
+    WaitingStage,
+    num_floats,
+    other_dtypes,
+)
+from tplab.pipeline.table import Flow
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
@@ -41,10 +48,11 @@ def run_job(rank: "Rank", job: Job, **tags: Any) -> dict[str, Any]:
         tags: fields of every report, where the caller runs several jobs; the caller then reports their progress.
     """
     executor = Executor(rank, job, tags)
-    with _no_collection(), open_routes(rank, pairs_of(job.schedule), job.links) as routes:
-        for turn in range(job.warm_ups + 1):
+    plan = job.plan
+    with _no_collection(), open_routes(rank, executor.flow.links(plan.schedule), plan.links) as routes:
+        for turn in range(plan.warm_ups + 1):
             dist.barrier(group=rank.group)
-            executor.run(routes, counts=turn == job.warm_ups)
+            executor.run(routes, counts=turn == plan.warm_ups)
     return executor.results()
 
 
@@ -65,38 +73,39 @@ class Executor:
 
     def __init__(self, rank: "Rank", job: Job, tags: Mapping[str, Any]) -> None:
         self._rank = rank
-        self._job = job
+        self._job, self._plan, self._waits = job, job.plan, job.waits
         self._tags = tags
-        self._schedule = schedule = job.schedule
+        self._schedule = schedule = job.plan.schedule
         self._row = [action for action in schedule.ranks[rank.index] if action is not None]
         self._training = not schedule.is_inference
-        self._messages = Messages(schedule)
+        self.flow = flow = Flow(schedule)
         self._wanted_here = {
             made
-            for made in (source(schedule, action) for action in self._row if action.op.is_compute)
+            for made in (flow.maker(action) for action in self._row if action.op.is_compute)
             if made is not None and schedule.stage_to_rank(made.stage) == rank.index
         }
         self._last = schedule.total_stages - 1
-        self._inputs = Feed("inputs", job.inputs, rank, schedule.num_micro_batches, uneven=job.dynamic_shapes)
-        self._targets = Feed("targets", job.targets, rank, schedule.num_micro_batches, uneven=job.dynamic_shapes)
-        self._waits = isinstance(job.stage, Waits)
+        m, uneven = schedule.num_micro_batches, job.plan.dynamic_shapes
+        self._inputs = MicroBatchFeed("inputs", job.plan.inputs, rank, m, uneven=uneven)
+        self._targets = MicroBatchFeed("targets", job.plan.targets, rank, m, uneven=uneven)
         on_gpu = rank.device.type == "cuda"
-        self._clock = CudaClock(rank.device) if on_gpu and not self._waits else HostClock()
+        self._clock = CudaClock(rank.device) if on_gpu and self._waits is None else HostClock()
         # One rank reports progress: the one that ends last.
         self._tells = not tags and rank.index == schedule.stage_to_rank(0 if self._training else self._last)
-        self._stages: dict[int, Stage] = {
+        self._stages: dict[int, RunnableStage] = {
             index: self._make_stage(index)
             for index in sorted({action.stage for action in self._row if action.op.is_compute})
         }
         self.outputs: dict[int, Tensors] = {}
 
-    def _make_stage(self, index: int) -> Stage:
-        stage = self._job.stage
-        if isinstance(stage, Waits):
-            sizes = [num_floats(num_bytes) for num_bytes in stage.message_bytes[index]]
+    def _make_stage(self, index: int) -> RunnableStage:
+        waits, stage = self._waits, self._plan.stage
+        if waits is not None:
+            sizes = [num_floats(num_bytes) for num_bytes in waits.message_bytes[index]]
             output = torch.rand(max(sizes), device=self._rank.device)
             outputs = [output[:size].requires_grad_(self._training) for size in sizes]
-            return WaitingStage(index, stage.durations, outputs, self._report_while)
+            return WaitingStage(index, waits.durations, outputs, self._report_while)
+        assert callable(stage)
         try:
             module = stage(self._rank, index)
         except Exception as error:
@@ -107,8 +116,8 @@ class Executor:
         return ModuleStage(module, self._loss if ends else None, training=self._training)
 
     def _loss(self, output: Any, micro_batch: int) -> torch.Tensor:
-        loss: Callable[..., Any] = self._job.loss or (lambda y: y)
-        return loss(output) if self._job.targets is None else loss(output, *self._targets(micro_batch))  # type: ignore[no-any-return]
+        loss: Callable[..., Any] = self._plan.loss or (lambda y: y)
+        return loss(output) if self._plan.targets is None else loss(output, *self._targets(micro_batch))  # type: ignore[no-any-return]
 
     def run(self, routes: Routes, *, counts: bool) -> None:
         """Work off the row once; ``counts``: and report what ran when."""
@@ -151,9 +160,9 @@ class Executor:
 
     def _forward(self, action: Action) -> None:
         stage, _, micro_batch = action
-        made = source(self._schedule, action)
+        made = self.flow.maker(action)
         if made is None:
-            inputs = () if self._waits else self._inputs(micro_batch)
+            inputs = () if self._waits is not None else self._inputs(micro_batch)
             metas, origin = describe(inputs), "from inputs"
         else:
             inputs, metas = self._take(made, Action(stage, Op.RECV_F, micro_batch))
@@ -163,15 +172,15 @@ class Executor:
         outputs = self._compute(
             action, lambda: self._stages[stage].forward(micro_batch, inputs), f"{text_of(describe(inputs))} {origin}"
         )
-        if stage == self._last and not self._waits and self._job.keep:
+        if stage == self._last and self._waits is None and self._plan.keep:
             self.outputs[micro_batch] = tuple(y.detach() for y in outputs)
         self._hand_on(action, action, outputs)
 
     def _backward(self, action: Action) -> None:
         stage, op, micro_batch = action
-        made = source(self._schedule, action)
+        made = self.flow.maker(action)
         if made is None:
-            grads: Tensors = () if self._waits else self._of_mean(micro_batch)
+            grads: Tensors = () if self._waits is not None else self._of_mean(micro_batch)
             origin = "of the loss"
         else:
             grads, _ = self._take(made, Action(stage, Op.RECV_B, micro_batch))
@@ -213,7 +222,7 @@ class Executor:
         if key in self._wanted_here:
             self._local[key] = message
             return
-        if self._messages.send_after(action) is None:
+        if self.flow.message(action) is None:
             return
         self._made[key] = message
         told = self._channels.told(self._boundary(key))
@@ -230,21 +239,17 @@ class Executor:
             )
 
     def _send(self, action: Action) -> None:
-        recv = self._messages.recv_of(action)
-        assert recv is not None
-        key = Key(action.stage, Op.F if action.op is Op.SEND_F else Op.B, action.micro_batch)
+        key = self.flow.made(action)
         tensors, metas = self._made.pop(key)
         if self._routes.emulated is None:  # with an emulated link the receiver knows when the message left
             self._record(self._rank.index, action, self._clock.mark(), None)
-        dst = self._schedule.stage_to_rank(recv.stage)
+        dst = self._schedule.stage_to_rank(self.flow.recv_of(action).stage)
         self._channels.send(dst, self._boundary(key), tensors, metas, f"the output of stage {action.stage}")
 
     def _message_of(self, recv: Action) -> tuple[int, Key]:
         """The rank that it comes from, and what it is."""
-        send = self._messages.send_of(recv)
-        assert send is not None
-        key = Key(send.stage, Op.F if send.op is Op.SEND_F else Op.B, send.micro_batch)
-        return self._schedule.stage_to_rank(send.stage), key
+        key = self.flow.made(recv)
+        return self._schedule.stage_to_rank(key.stage), key
 
     def _post(self, src: int, num_receives: int) -> None:
         """Post receives in the order of the table, however far ahead of it."""
@@ -253,9 +258,8 @@ class Executor:
             self._channels.post(src, *queue.popleft())
 
     def _agree_on_waits(self) -> None:
-        waits = self._job.stage
-        if isinstance(waits, Waits):
-            for stage, sizes in enumerate(waits.message_bytes):
+        if self._waits is not None:
+            for stage, sizes in enumerate(self._waits.message_bytes):
                 for micro_batch, num_bytes in enumerate(sizes):
                     meta = Meta(torch.float32, self._training, (num_floats(num_bytes),))
                     for key in (Key(stage, Op.F, micro_batch), Key(stage + 1, Op.B, micro_batch)):
@@ -267,7 +271,7 @@ class Executor:
             return self._local.pop(key)
         start = self._clock.mark()
         tensors, metas = self._channels.take(key)
-        if self._waits and self._rank.device.type == "cuda":
+        if self._waits is not None and self._rank.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         self._record(self._rank.index, recv, start, self._clock.mark())
         if self._routes.emulated is not None and tensors:
@@ -283,7 +287,7 @@ class Executor:
 
     def _boundary(self, key: Key) -> Boundary:
         """The boundary of a message: in inference prefills and decodes differ in shape."""
-        if self._job.dynamic_shapes:
+        if self._plan.dynamic_shapes:
             return key.op, key.stage, key.micro_batch
         described = self._schedule.micro_batches
         return key.op, key.stage, described[key.micro_batch].phase if described else ""
@@ -304,8 +308,8 @@ class Executor:
         if self._counts and (final or self._clock.is_immediate):
             marks, self._records = self._records, []
             fields["records"] = [
-                (rank, a.stage, a.op.value, a.micro_batch, start, end)
-                for (rank, a, _, _), (start, end) in zip(marks, self._clock.resolve(marks), strict=True)
+                (rank, action, start, end)
+                for (rank, action, _, _), (start, end) in zip(marks, self._clock.resolve(marks), strict=True)
             ]
         if self._tells:
             fields |= {"phase": "run" if self._counts else "warm-up", "done": self._done, "total": len(self._row)}
@@ -319,6 +323,6 @@ class Executor:
             "outputs": self.outputs,
             "losses": {} if last is None else {i: float(loss) for i, loss in last.losses.items()},
             "gradients": {i: stage.gradients() for i, stage in modules.items()}
-            if self._training and self._job.keep
+            if self._training and self._plan.keep
             else {},
         }

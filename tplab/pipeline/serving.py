@@ -23,7 +23,7 @@ from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.cases import case_traces, submit_cases
 from tplab.pipeline.costs import Costs
-from tplab.pipeline.run import RunPlan
+from tplab.pipeline.job import RunPlan
 from tplab.pipeline.schedule import CODES, Op, Schedule
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace

@@ -1,4 +1,4 @@
-"""A stage at work on its rank: a module with autograd, or one that only waits.
+"""A stage at work on its rank, a module with autograd or one that only waits, and the micro-batches fed to it.
 
 ``ModuleStage`` keeps, per micro-batch, what the backward needs: its input as a leaf and its output with the graph.
 ``WaitingStage`` computes nothing: where ranks outnumber cores they would take the cores from each other, and the run
@@ -8,7 +8,7 @@ would show the machine's shortage instead of the schedule. It waits as long as t
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -17,10 +17,13 @@ from tplab.collectives.emulated import sleep_until
 from tplab.pipeline.schedule import Action, Op
 from tplab.pipeline.split_backward import WeightHalf, input_half
 
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
+
 Tensors = tuple[torch.Tensor, ...]
 
 
-class Stage(Protocol):
+class RunnableStage(Protocol):
     """What the executor asks of a stage. Each call is one action."""
 
     def forward(self, micro_batch: int, inputs: Tensors) -> Tensors:
@@ -146,7 +149,43 @@ class WaitingStage:
         sleep_until(round(due * 1e9))
 
 
-def other_dtypes(stage: Stage, given: str) -> str:
+class MicroBatchFeed:
+    """Gives the tensors of a micro-batch, on the rank's device.
+
+    Args:
+        name: of the argument, for errors.
+        source: a tensor, split along its first dimension; a sequence with a tensor (or tuple of tensors) for each
+            micro-batch; or a function of rank and micro-batch that makes them where they are needed.
+        uneven: whether the parts of a split may differ in length.
+
+    Raises:
+        ValueError: a tensor that does not divide, a sequence of another length, nothing where something is needed.
+    """
+
+    def __init__(self, name: str, source: Any, rank: "Rank", num_micro_batches: int, *, uneven: bool) -> None:
+        self._name = name
+        self._rank = rank
+        m = num_micro_batches
+        if isinstance(source, torch.Tensor):
+            length = source.shape[0] if source.dim() else 0
+            if length < m or (length % m and not uneven):
+                raise ValueError(
+                    f"{name} of shape {tuple(source.shape)} cannot be split into {m} micro-batches of equal length; "
+                    f"make the first dimension a multiple of {m}, or pass one tensor for each micro-batch"
+                )
+            source = source.tensor_split(m)
+        elif source is not None and not callable(source) and len(source) != m:
+            raise ValueError(f"{name} must have one entry for each of the {m} micro-batches; got {len(source)}")
+        self._source = source
+
+    def __call__(self, micro_batch: int) -> Tensors:
+        if self._source is None:
+            raise ValueError(f"{self._name} must be given: a tensor, one per micro-batch, or a function of them")
+        found = self._source(self._rank, micro_batch) if callable(self._source) else self._source[micro_batch]
+        return tuple(x.detach().to(self._rank.device) for x in as_tensors(found))
+
+
+def other_dtypes(stage: RunnableStage, given: str) -> str:
     """`` (its weights are bfloat16)`` where ``given`` has none of their dtypes: torch's own message does not say whose
     is whose."""
     module = getattr(stage, "module", None)

@@ -92,7 +92,7 @@ class _Finder:
         """A fault for each stage and micro-batch in ``where``."""
         for stage, micro_batch in np.argwhere(where)[:MOST_FAULTS].tolist():
             action = Action(stage, op, micro_batch)
-            rank = int(self.table.rank_of[stage])
+            rank = int(self.table.flow.rank_of[stage])
             self.found.append(Fault(kind=kind, rank=rank, step=None, action=action, text=text.format(action=action)))
 
     def action(self, position: int) -> Action:
@@ -119,7 +119,7 @@ class _Finder:
         schedule, table, columns = self.schedule, self.table, self.columns
         last = f"stages 0 to {schedule.total_stages - 1}, micro-batches 0 to {schedule.num_micro_batches - 1}"
         self.add("out of range", np.flatnonzero(~table.inside), "{action} is not within " + last)
-        home = table.rank_of[np.where(table.inside, columns.stage, 0)]
+        home = table.flow.rank_of[np.where(table.inside, columns.stage, 0)]
         lost = np.flatnonzero(table.inside & (home != columns.rank))
         for position in lost[:MOST_FAULTS].tolist():
             self.add("wrong rank", np.array([position]), f"{{action}} belongs on rank {home[position]}")

@@ -20,7 +20,8 @@ from tplab.lab.panels.pool import Pool
 from tplab.lab.words import explain_pipeline, explain_serving
 from tplab.pipeline.build import SCHEDULES, build_schedule
 from tplab.pipeline.costs import Costs
-from tplab.pipeline.run import MeasuredTrace, RunPlan, run_trace, submit_schedule
+from tplab.pipeline.job import RunPlan
+from tplab.pipeline.run import MeasuredTrace, run_trace, submit_schedule
 from tplab.pipeline.serving import (
     ChunkedPrefillPlan,
     DecodePlan,
