@@ -52,7 +52,13 @@ def check_count(name: str, value: SupportsIndex, least: int = 0, most: int | Non
 def check_number(
     name: str, value: float, *, least: float | None = None, above: float | None = None, most: float | None = None
 ) -> float:
-    """``value``, at least ``least``, above ``above`` and at most ``most``; finite unless ``most`` is infinite."""
+    """``value``, at least ``least``, above ``above`` and at most ``most``; finite unless ``most`` is infinite.
+
+    Args:
+        name: the argument's name, for the error.
+        value: what is checked.
+        least, above, most: bounds; None for none. ``least`` and ``most`` may be reached, ``above`` may not.
+    """
     if (
         not isinstance(value, int | float | Real)
         or isinstance(value, bool)

@@ -15,6 +15,13 @@ class Rank:
     """First argument of every function that runs on a cluster.
 
     Not a dataclass: it lives as long as the rank and caches its meshes, because building one is itself a collective.
+
+    Args:
+        index, world_size: this rank's number and how many there are.
+        group: process group of all ranks.
+        device: the device for this rank's tensors.
+        send_report: called with the fields of every report.
+        store, meshes: those of the rank, where a run is given a ``Rank`` of its own; new ones by default.
     """
 
     def __init__(

@@ -41,6 +41,15 @@ class Run(Future[list[T]], Generic[T]):
 
     Everything a Future does works: ``done()``, ``add_done_callback()``, ``asyncio.wrap_future(run)``. Callbacks are
     called on the cluster's own thread: they must be quick, and must not wait for a run.
+
+    Args:
+        supervisor: the thread that owns the ranks.
+        name: the function's name, for messages.
+        payload: the pickled call; None to wait for the ranks only.
+        timeout: seconds the ranks have; None: no limit.
+        on_report: called with each :class:`Report`.
+        on_output: called with each line that ranks write, instead of printing it.
+        keep_alive: held until the run is over, as the cluster that it runs on.
     """
 
     def __init__(

@@ -227,6 +227,13 @@ def time_us(
     broadcast is pipelined. Taken for granted: both directions of a link at once, at B each, and nobody else's bytes on
     it; B is all that a rank sends, to one peer or many; sums are free; M splits evenly.
 
+    Args:
+        algorithm, collective: names as in ``volumes.ALGORITHMS``.
+        nbytes: M, bytes of the full tensor.
+        n: ranks.
+        alpha_us: a, latency of one message.
+        beta_GBps: B, bandwidth of one rank in one direction.
+
     Sources: Thakur, Rabenseifner and Gropp 2005 (recursive doubling and the a, B notation); Patarasuk and Yuan 2009
     (ring); Sanders, Speck and Träff 2009 (two trees). One-shot and two-shot are sums of their sends.
     """
@@ -248,6 +255,13 @@ def lower_bound_us(nbytes: float, n: int, alpha_us: float, beta_GBps: float, por
 
     The larger of the two, not the sum: each is proven alone, and latency can hide under another message's transfer.
 
+    Args:
+        nbytes: M, bytes of the full tensor.
+        n: ranks.
+        alpha_us: a, latency of one message.
+        beta_GBps: B, bandwidth of one rank in one direction.
+        ports: messages that a rank has under way at a time.
+
     Sources: Chan, Heimlich, Purkayastha and van de Geijn 2007 (both bounds); Patarasuk and Yuan 2009 (bandwidth).
     Wrong with sums made in the switch.
     """
@@ -263,6 +277,13 @@ def best_algorithm(
     nbytes: float, n: int, alpha_us: float, beta_GBps: float, algorithms: Sequence[str] | None = None
 ) -> str:
     """The fastest all-reduce of ``algorithms`` (default: all) by formula; the first of them, if equal.
+
+    Args:
+        nbytes: M, bytes of the full tensor.
+        n: ranks.
+        alpha_us: a, latency of one message.
+        beta_GBps: B, bandwidth of one rank in one direction.
+        algorithms: names to choose from; None for all.
 
     Known to be wrong: by these formulas two-shot never loses to the ring. Give only what the links allow.
     """

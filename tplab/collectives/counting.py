@@ -38,7 +38,15 @@ def count_sent_bytes(
 
 
 def formula_bytes(algorithm: str, rank: int, num_elements: int, n: int, itemsize: int = 4) -> float:
-    """What ``rank`` must have sent."""
+    """What ``rank`` must have sent.
+
+    Args:
+        algorithm: name of the all-reduce, one of the lab's own.
+        rank: index of the rank.
+        num_elements: length of the tensor.
+        n: ranks.
+        itemsize: bytes of an element.
+    """
     if algorithm == "ring":
         return ring_sent_bytes(rank, num_elements, itemsize, n)
     if algorithm == "two-shot":

@@ -23,6 +23,13 @@ def measure_emulated(
 ) -> pd.DataFrame:
     """All-reduce float32 tensors of ``sizes`` bytes over ``link`` between every two ranks.
 
+    Args:
+        cluster: ranks that speak gloo.
+        link: link between every two of them.
+        sizes: bytes of the tensors.
+        algorithms: names as in ``emulated.ALGORITHMS``.
+        iterations: samples of each size.
+
     Returns one row per ``algorithm`` and ``bytes``: ``p50_us`` of the slowest rank, ``formula_us`` of the same
     algorithm with the link's alpha and beta (whole chunks), ``error_pct``, ``correct``, and the provenance, whose
     ``link`` is the declared one.

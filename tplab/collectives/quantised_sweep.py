@@ -28,6 +28,12 @@ def compare_quantised(
     The partial sums are those of a random (4·hidden -> hidden) layer sharded over the ranks, whose inputs have some
     features ten times as large as the rest, as activations of language models do. Exact is their sum in float64.
 
+    Args:
+        cluster: at least two ranks.
+        tokens, hidden: shape of the sums.
+        scale_groups: elements per scale to try.
+        link: emulated link between every two ranks; None for the backend's own.
+
     Returns one row per ``method``: ``sent_bytes`` (counted, by the rank that sends most), ``ratio_to_bf16``,
     ``error_pct`` (RMS of the error over RMS of the exact sum), ``worst_pct`` (largest error over the largest exact
     sum), ``worst_over_bound`` (largest error in units of its bound; only for int8, where at most 1 is promised),

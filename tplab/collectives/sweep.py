@@ -174,6 +174,14 @@ def sweep_all_reduce(
     """Measure all-reduce on ``cluster``: one row per algorithm, dtype and size, see :func:`sweep_frame`.
 
     Arguments as in :func:`plan_sweep`. Raises its ``ValueError``, and the cluster's faults.
+
+    Args:
+        cluster: the ranks.
+        sizes: bytes of the messages.
+        dtypes: names of torch dtypes.
+        algorithms: names of all-reduces, as in ``ALGORITHMS``.
+        mode: ``eager``, or ``graph`` on GPUs.
+        iterations: samples per size; by default fewer for large messages.
     """
     points = plan_sweep(
         sizes=sizes,

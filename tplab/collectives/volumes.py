@@ -188,6 +188,13 @@ def tp_forward_bytes(
     sequence parallelism each becomes a reduce-scatter and an all-gather of the same S. Prefill has s = prompt length,
     a decode step s = 1. What goes over the wire: ``sent_bytes`` of it, for it is linear in S.
 
+    Args:
+        batch, seq: b and s: sequences, and tokens of each in this pass.
+        hidden: h, features of the residual stream.
+        num_layers: L.
+        itemsize: bytes of an element.
+        all_reduces_per_layer: 2, or 1 with a parallel residual.
+
     Known to be wrong: leaves out the embedding's all-reduce and the gathering of logits.
     """
     message = _message_bytes(batch, seq, hidden, itemsize)
@@ -202,6 +209,13 @@ def pp_forward_bytes(
 
     Engines that pass hidden state and residual apart have two ``tensors_per_boundary``. How many micro-batches the
     batch is cut into does not matter; v chunks per stage (interleaved) make p·v stages here.
+
+    Args:
+        batch, seq: b and s: sequences, and tokens of each in this pass.
+        hidden: h, features of the residual stream.
+        num_stages: p, or p·v with chunks.
+        itemsize: bytes of an element.
+        tensors_per_boundary: 2 where the residual is passed apart.
 
     Known to be wrong: with TP inside a stage, engines send either a slice per TP rank or the whole from each.
     """

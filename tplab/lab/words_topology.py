@@ -21,7 +21,12 @@ _MOST_TP = 8
 
 
 def explain_memory(frame: pd.DataFrame, spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> str:
-    """Whether a layout holds the batch, or why not and what would (``memory_frame`` of every rank)."""
+    """Whether a layout holds the batch, or why not and what would (``memory_frame`` of every rank).
+
+    Args:
+        frame: rows of ``memory_frame``.
+        spec, gpu, workload, layout: what it was made from.
+    """
     fullest = frame.iloc[int(frame["free_GB"].argmin())]
     batch, context = workload.concurrency or 1, workload.context_length
     most = max_requests(spec, gpu, workload, layout)

@@ -39,6 +39,14 @@ def block_collectives(
     or split into ``parts``, each is so many calls on as many tokens; under sequence parallelism each is a
     reduce-scatter, with an all-gather before the next column-parallel layer, on T rounded up to a multiple of n.
 
+    Args:
+        tokens: T.
+        hidden: D.
+        itemsize: bytes of an element.
+        n: ranks.
+        strategy: one of ``STRATEGIES``.
+        parts: chunks of a chunked layer, or parts of a split batch.
+
     Source: Megatron-LM (2019), section 3; Korthikanti and others (2022), section 4.2.2.
     """
     tokens, hidden = check_count("tokens", tokens), check_count("hidden", hidden, least=1)

@@ -83,6 +83,12 @@ def count_block(
 ) -> pd.DataFrame:
     """Run one transformer block (float32) per strategy on ``cluster`` and count its collectives by layer.
 
+    Args:
+        cluster: the ranks.
+        strategies: how the block communicates, one run each.
+        hidden, num_heads, num_kv_heads, intermediate: shape of the block.
+        batch, seq: shape of the input.
+
     Returns the rows of :func:`layer_table` of rank 0, with ``strategy``, ``formula_calls`` and ``formula_bytes`` of
     ``block_collectives`` (empty where there is no formula: int8), ``error`` (largest difference from the unsharded
     block, in units of its largest element), ``agrees`` (whether all ranks counted the same), and the provenance.
@@ -156,7 +162,14 @@ def example_block(
     strategy: "Blocking | None" = None,
     seed: int = 1,
 ) -> tuple[Any, Any]:
-    """A plain block with random weights by seed, the same on every rank, and this rank's part of it."""
+    """A plain block with random weights by seed, the same on every rank, and this rank's part of it.
+
+    Args:
+        rank: this rank.
+        hidden, num_heads, num_kv_heads, intermediate: shape of the block.
+        strategy: how its layers communicate; None: blocking.
+        seed: seed of the weights.
+    """
     from tplab.layers.block import ParallelBlock
 
     block = plain_block(rank, hidden, num_heads, num_kv_heads, intermediate, seed=seed)
@@ -167,7 +180,13 @@ def plain_block(
     rank: "Rank", hidden: int, num_heads: int, num_kv_heads: int, intermediate: int, *, seed: int = 1
 ) -> Any:
     """A plain block with random weights by seed, the same on every rank; made where it belongs, for a processor takes
-    ten seconds to draw the weights of a large one."""
+    ten seconds to draw the weights of a large one.
+
+    Args:
+        rank: this rank, for its device.
+        hidden, num_heads, num_kv_heads, intermediate: shape of the block.
+        seed: seed of the weights.
+    """
     import torch
 
     from tplab.layers.plain import MLP, Attention, Block

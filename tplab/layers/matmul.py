@@ -21,7 +21,15 @@ from tplab.layers.strategies import Blocking
 def column_matmul(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, comm: Comm, strategy: Blocking
 ) -> torch.Tensor:
-    """``x @ weight.T + bias`` where all ranks share ``x`` and each has its own weight: its gradient is summed."""
+    """``x @ weight.T + bias`` where all ranks share ``x`` and each has its own weight: its gradient is summed.
+
+    Args:
+        x: input, (T, I), the same on all ranks (token shards under sequence parallelism).
+        weight: this rank's rows, (O/n, I).
+        bias: this rank's part, (O/n,); None for none.
+        comm: the ranks.
+        strategy: how the input is gathered and its gradient summed.
+    """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y: torch.Tensor = _ColumnMatmul.apply(x, weight, bias, comm, strategy)  # type: ignore[no-untyped-call]
         return y

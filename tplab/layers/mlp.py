@@ -42,6 +42,14 @@ class ParallelMLP(nn.Module):
 
     Communication: forward one all-reduce of S = T·D·itemsize, backward another; see ``RowParallelLinear``.
 
+    Args:
+        hidden_size, intermediate_size: D and I of the full layer; n must divide I.
+        group: process group or ``Comm``.
+        activation: ``swiglu``, ``geglu`` or ``gelu``.
+        bias: whether the matrices have biases.
+        strategy: how the layer communicates; None: blocking.
+        device, dtype: of the weights.
+
     Source: Shoeybi and others, "Megatron-LM" (2019), section 3; gate and up in one matmul as everywhere since.
     """
 

@@ -49,6 +49,12 @@ class VocabParallelEmbedding(nn.Module):
 
     Communication: forward one all-reduce of S = T·D·itemsize; backward none.
 
+    Args:
+        num_embeddings, embedding_dim: V and D of the full table.
+        group: process group or ``Comm``.
+        strategy: how the sum communicates; None: blocking.
+        device, dtype: of the weights.
+
     Raises:
         ValueError: an embedding with ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
         IndexError: an id outside the vocabulary (on the CPU; a GPU would have to wait to see it).
@@ -211,6 +217,14 @@ def parallel_cross_entropy(
 
     ``loss = max + log(sum exp(logit - max)) - logit[target]``, in float32. Communication: a max of T numbers and a sum
     of 2·T, both all-reduces; backward none. Gradients go to the shards, ``softmax - onehot``.
+
+    Args:
+        logits: this rank's, (..., v).
+        targets: ids of the right tokens, (...), the same on every rank.
+        vocab: which tokens the logits are of.
+        group: process group or ``Comm``.
+        ignore_index: targets with this id count nothing.
+        reduction: ``mean``, ``sum`` or ``none``.
 
     Source: Shoeybi and others, "Megatron-LM" (2019), section 3.
     """

@@ -39,6 +39,11 @@ def idle_s(
     forward-only    ``(p - 1)F``
     ==============  ======================================================================================
 
+    Args:
+        name: a schedule of ``BALANCED``.
+        p, m, v: ranks, micro-batches, chunks per rank.
+        forward_s, input_grad_s, weight_grad_s: F, I and W: seconds of one rank's share of one micro-batch.
+
     Sources: Huang and others 2019; Narayanan and others 2021, section 2.2; Qi and others 2023, table 1.
 
     Raises ``ValueError`` outside what a formula holds for.
@@ -67,7 +72,13 @@ def makespan_s(
     input_grad_s: float = 1.0,
     weight_grad_s: float = 1.0,
 ) -> float:
-    """Work plus :func:`idle_s`."""
+    """Work plus :func:`idle_s`.
+
+    Args:
+        name: a schedule of ``BALANCED``.
+        p, m, v: ranks, micro-batches, chunks per rank.
+        forward_s, input_grad_s, weight_grad_s: F, I and W: seconds of one rank's share of one micro-batch.
+    """
     idle = idle_s(name, p, m, v, forward_s=forward_s, input_grad_s=input_grad_s, weight_grad_s=weight_grad_s)
     work = forward_s if name == "forward-only" else forward_s + input_grad_s + weight_grad_s
     return m * work + idle
@@ -94,6 +105,11 @@ def peak_activations(name: str, p: int, m: int, v: int = 1, *, rank: int = 0) ->
 
     gpipe m; 1f1b ``min(m, p - r)``; interleaved ``min(m, p + (p - 1 - 2r)/v)``, on rank 0 ``p + (p-1)/v``, for one
     more chunk is held than its warm-up of ``(v-1)p + 2(p-1-r)``; zb-h1 ``min(m, p)`` on every rank; forward-only 1.
+
+    Args:
+        name: a schedule of ``BALANCED``.
+        p, m, v: ranks, micro-batches, chunks per rank.
+        rank: r, the rank that is asked about.
     """
     _check(name, p, m, v)
     if not 0 <= rank < p:

@@ -48,7 +48,14 @@ def run_through(arrows: Arrows, duration_s: Seconds, wire_s: Seconds, latency_s:
 
 
 def run_by_rank(arrows: Arrows, duration_s: Seconds, wire_s: Seconds, latency_s: Seconds, *, overlap: bool) -> Progress:
-    """One rank at a time, as far as it gets, in plain Python: some 1 us per action."""
+    """One rank at a time, as far as it gets, in plain Python: some 1 us per action.
+
+    Args:
+        arrows: what each action waits for.
+        duration_s: time of each action.
+        wire_s, latency_s: time of each action's message on its link, and until it has arrived.
+        overlap: whether a rank goes on while what it sends travels.
+    """
     first, n = arrows.first, len(duration_s)
     waits_for, link = arrows.waits_for.tolist(), arrows.link.tolist()
     duration, wire, latency = duration_s.tolist(), wire_s.tolist(), latency_s.tolist()
@@ -96,7 +103,14 @@ def run_in_waves(
     arrows: Arrows, duration_s: Seconds, wire_s: Seconds, latency_s: Seconds, *, overlap: bool
 ) -> Progress:
     """All ranks at once, an action of each that can go on, in numpy: some 20 us per wave, which pays from about 16
-    ranks. The same numbers to the last bit, for they are the same sums and maxima."""
+    ranks. The same numbers to the last bit, for they are the same sums and maxima.
+
+    Args:
+        arrows: what each action waits for.
+        duration_s: time of each action.
+        wire_s, latency_s: time of each action's message on its link, and until it has arrived.
+        overlap: whether a rank goes on while what it sends travels.
+    """
     n, p = len(duration_s), len(arrows.first) - 1
     last, at = np.array(arrows.first[1:]), np.array(arrows.first[:-1])
     no_link = p * p

@@ -296,6 +296,12 @@ class Schedule:
     ) -> Self:
         """The table in a file, see :meth:`from_text`; it is called as the file is unless ``name`` is given.
 
+        Args:
+            path: the file.
+            name: name of the schedule; by default the file's.
+            num_micro_batches, num_chunks: m and v; by default what the table shows.
+            micro_batches: in inference, what each needs of others: the text form has no word for it.
+
         Raises ``ValueError`` also for a file that is no text, and ``OSError`` for one that cannot be opened.
         """
         return cls.from_text(

@@ -219,7 +219,15 @@ def memory_of(
     end_s: float,
     max_activations: float | None,
 ) -> list[dict[str, Any]]:
-    """A strip per rank, all to one scale; the first trace filled, the others as lines; the peaks as text."""
+    """A strip per rank, all to one scale; the first trace filled, the others as lines; the peaks as text.
+
+    Args:
+        traces, names: what is drawn, and the names in the legend.
+        axis: plotly's name of the vertical axis.
+        unit, factor: unit of the time axis, and how many of it make a second.
+        end_s: end of the time axis in seconds.
+        max_activations: a limit to draw, in micro-batches; None for none.
+    """
     p = traces[0].num_ranks
     top = max([trace.peak_activations() for trace in traces] + [max_activations or 0.0, 1.0])
     scale = 0.86 / top

@@ -24,7 +24,13 @@ _LABELLED = 32
 
 def memory_frame(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float) -> pd.DataFrame:
     """One row per rank of one replica: ``label``, ``stage``, ``index``, ``layers``, ``weights_GB``, ``kv_GB``,
-    ``activations_GB``, ``workspace_GB``, ``total_GB``, ``free_GB``, ``usable_GB`` and ``card_GB``."""
+    ``activations_GB``, ``workspace_GB``, ``total_GB``, ``free_GB``, ``usable_GB`` and ``card_GB``.
+
+    Args:
+        spec, gpu, workload: the model, the card, and what is asked of it.
+        layout: how the model is cut.
+        requests: requests in flight per replica.
+    """
     ranks = all_ranks(spec, gpu, workload, layout, requests=requests)
     several = layout.tp > 1 and layout.pp > 1
     labels = [
@@ -37,7 +43,14 @@ def degrees_frame(
     spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, along: str, requests: float
 ) -> pd.DataFrame:
     """The fullest rank at each degree of ``tp`` or ``pp`` (1, 2, 4, 8, 16, and ``layout``'s own) with the other degree
-    as in ``layout``; columns as in :func:`memory_frame`. Degrees that the model cannot be cut by are left out."""
+    as in ``layout``; columns as in :func:`memory_frame`. Degrees that the model cannot be cut by are left out.
+
+    Args:
+        spec, gpu, workload: the model, the card, and what is asked of it.
+        layout: the layout whose other degree is kept.
+        along: ``tp`` or ``pp``.
+        requests: requests in flight per replica.
+    """
     degrees = sorted({1, 2, 4, 8, 16, layout.tp if along == "tp" else layout.pp})
     labels, ranks = [], []
     for degree in degrees:

@@ -29,6 +29,13 @@ class RunPanel(widgets.VBox):
     """Controls, Run, Stop, progress, ribbon, error area and figure; a subclass says what runs and how it is drawn.
 
     ``run()`` is what the Run button does, then waits; ``stop()`` is the Stop button. ``figure`` is the last figure.
+
+    Args:
+        pool: the ranks that it runs on.
+        title: heading of the panel.
+        controls: widgets of the left column.
+        views: a widget above the figure, to choose what is drawn; None for none.
+        height: height of the figure in pixels.
     """
 
     def __init__(

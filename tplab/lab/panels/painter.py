@@ -121,7 +121,15 @@ class ShardPainter(widgets.VBox):
         model: str | None = None,
         link: str | None = None,
     ) -> "ShardPainter":
-        """Set controls; what is not given stays. ``ValueError`` for what is not offered or cannot work together."""
+        """Set controls; what is not given stays. ``ValueError`` for what is not offered or cannot work together.
+
+        Args:
+            qkv, out, up, down: ``column``, ``row`` or ``replicated``, by matrix.
+            ranks: number of ranks.
+            tokens: tokens of the pass.
+            model: name of the shapes.
+            link: name of the link whose speed prices the collectives.
+        """
         given = {"qkv": qkv, "out": out, "up": up, "down": down, "ranks": ranks, "tokens": tokens}
         given |= {"model": model, "link": link}
         wanted = {name: value for name, value in given.items() if value is not None}

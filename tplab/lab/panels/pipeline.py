@@ -154,7 +154,14 @@ class ServingPanel(_PipelinePanel):
 
 def serving_plan(num_ranks: int, what: str, stage_ms: float, last_ms: float, hop_ms: float) -> ServingPlan:
     """The plan for a panel's settings. In a chunked prefill the stages are alike, and ``stage_ms`` is the whole
-    prompt's."""
+    prompt's.
+
+    Args:
+        num_ranks: stages.
+        what: name of the question, as the panel offers it.
+        stage_ms, last_ms: time of a stage, and of the last one.
+        hop_ms: latency of a message.
+    """
     stage_s = (*[stage_ms * 1e-3] * (num_ranks - 1), last_ms * 1e-3)
     hop_s = hop_ms * 1e-3
     if what == "prefill":

@@ -206,7 +206,16 @@ class Machine:
         source: str = "declared",
         notes: Sequence[str] = (),
     ) -> "Machine":
-        """A node in which every pair has the same link."""
+        """A node in which every pair has the same link.
+
+        Args:
+            gpu, gpus: kind and number of the node's GPUs.
+            link: link of every pair.
+            nodes: copies of the node.
+            network: link between nodes; needed for several.
+            name: what to call the machine; by default GPU and number.
+            source, notes: as the fields.
+        """
         rows = tuple(tuple(None if i == j else link for j in range(gpus)) for i in range(gpus))
         return cls(
             name=name or f"{nodes * gpus} x {gpu.name}",

@@ -150,7 +150,15 @@ def machine_from_table(
     table: TopoTable, gpu: Gpu, *, nodes: int = 1, between: Link | None = None, source: str
 ) -> Machine:
     """The machine with that table's links. Raises ``ValueError`` where the GPU cannot have so many NVLinks, or for
-    several nodes without any network card."""
+    several nodes without any network card.
+
+    Args:
+        table: what was read.
+        gpu: kind of the GPUs.
+        nodes: copies of the node.
+        between: link between nodes; by default from the table's network cards.
+        source: origin of the table.
+    """
     count = len(table.gpus)
     notes = [f"links read from {source}, their speeds from the specifications of {gpu.name}"]
     switched = _is_switched(table.cells, gpu)
