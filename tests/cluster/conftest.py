@@ -6,6 +6,7 @@ the modules they are in.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,15 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(request.module)
     yield
     cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture(autouse=True)
+def interrupts_arrive() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, here and in scripts started from here, also where pytest was started with it
+    ignored, as ``nohup pytest &`` is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def total(rank: Any) -> list[float]:

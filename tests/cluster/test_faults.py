@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from tplab import Cluster
-from tplab.cluster import ClusterError, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster import ClusterError, RankDied, RankError, RankTimeout, RunStopped, State
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -474,13 +474,20 @@ class TestBetweenRuns:
         assert_works(cluster)
         assert "store" not in "".join(capsys.readouterr()), "said twice"
 
-    def test_run_right_after_the_kill(self, cluster, assert_works):
-        """The supervisor may not have noticed yet: then the run is told, and the next one works."""
-        os.kill(cluster.pids[1], signal.SIGKILL)
-        try:
+    def test_run_right_after_the_kill(self, cluster, assert_works, assert_gone):
+        """Dead before it gets the run, and nobody has noticed yet: the run is told, and the next one works."""
+        pids = cluster.pids
+
+        def kill(state):
+            if state is State.RUNNING and cluster.pids == pids:  # chosen for the run, which is sent next
+                os.kill(pids[1], signal.SIGKILL)
+                assert_gone(pids[1:])
+
+        cluster.watch(kill)
+        with pytest.raises(RankDied) as caught:
             cluster.run(lambda rank: rank.index)
-        except RankDied as error:
-            assert error.rank == 1  # noqa: PT017  # both outcomes are fine
+        assert caught.value.rank == 1
+        assert_gone(pids)
         assert_works(cluster)
 
 

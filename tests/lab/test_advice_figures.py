@@ -168,7 +168,9 @@ class TestAdvice:
         frame = flip_frame(advice, points=41)
         here = reference_GBps(advice)
         assert here == 450.0
-        for flip in [flip for flip in advice.flips if flip.quantity == "link bandwidth" and flip.at > 450 / 32]:
+        drawn = [flip for flip in advice.flips if flip.quantity == "link bandwidth" and flip.at > 450 / 32]
+        assert drawn
+        for flip in drawn:
             below, above = (
                 frame[frame["layout"] == str(each)].set_index("link_GBps") for each in (flip.below, flip.above)
             )

@@ -208,6 +208,7 @@ def test_flips_are_where_the_winner_changes():
             )
             assert advise(LLAMA, machine, asked(64)).best.layout == expected, (flip, factor)
     requests = [flip for flip in made.flips if flip.quantity == "concurrency"]
+    assert requests
     for flip in requests:
         below, above = max(1, int(flip.at * 0.97)), int(flip.at * 1.03) + 1
         assert advise(LLAMA, H100, asked(below)).best.layout == flip.below
