@@ -15,9 +15,8 @@ Where a layout does not fit, the cheapest conversion to one that does comes befo
 all-reduce, split to replicated an all-gather, partial to split a reduce-scatter, replicated to split a local slice,
 which is free. No conversion makes a partial sum, and nothing nonlinear takes one: f(a) + f(b) is not f(a + b).
 
-The attention core is split by heads: a rank holds its H/n query heads and every key-value head that they need, so that
-key-value heads are copied where they do not divide (as ``HeadShard`` in ``shards``). Biases cost nothing here: split
-with the columns of a column matrix, added once, on one rank or after the sum, for a row matrix.
+The attention core is split by heads: a rank holds its H/n query heads and every key-value head that they need, copied
+where these do not divide (``HeadShard``). Biases cost nothing: split with a column matrix, added once for a row matrix.
 
 Why not a lookup table of known schemes: all 81 choices work, and it is by pricing the bad ones that one sees why
 everybody uses the same. Not torch's DTensor either: it would find the same conversions, but needs ranks to do so.
@@ -27,7 +26,6 @@ all-reduce where key-value heads are copied; sequence parallelism (a split by to
 here. Memory and operations are those of the four matrices: without norms, biases, and the attention core itself.
 
 Sources: Shoeybi et al. 2019 (Megatron-LM), section 3; layouts as DTensor's ``Replicate``, ``Shard`` and ``Partial``.
-
 Letters: n ranks; H query heads, G key-value heads; S bytes of the full tensor (``collectives.volumes``).
 """
 
@@ -48,7 +46,6 @@ MATRICES: tuple[str, ...] = ("qkv", "out", "up", "down")
 CHOICES: tuple[Choice, ...] = ("column", "row", "replicated")
 CANONICAL: dict[str, Choice] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
 """Megatron-LM's choice: each pair starts by column and ends by row, so that only the two ends need a sum."""
-
 _CONVERSIONS: dict[tuple[Layout, Layout], Conversion] = {
     ("partial", "replicated"): "all-reduce",
     ("split", "replicated"): "all-gather",
@@ -208,10 +205,13 @@ def plan_block(
     itemsize: int,
     n: int,
 ) -> Plan:
-    """The steps of one block under ``choices``, one of ``CHOICES`` for each of ``MATRICES``, as a mapping or in order.
+    """The steps of one block. On one rank every choice is the same, and there are no collectives.
 
-    On one rank every choice is the same, and there are no collectives. Sizes must divide by n where, and only where,
-    the choice splits them; ``ValueError`` otherwise. ``head_dim`` defaults to hidden / num_heads.
+    Args:
+        choices: one of ``CHOICES`` for each of ``MATRICES``, as a mapping or in order.
+        hidden, intermediate, num_heads, num_kv_heads: sizes of the block; n must divide what is split (``ValueError``).
+        head_dim: E, by default hidden / num_heads.
+        tokens, itemsize, n: tokens of the pass, bytes of an element, ranks.
     """
     chosen = _checked(choices)
     given = {"hidden": hidden, "intermediate": intermediate, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
