@@ -17,8 +17,8 @@ from tplab import Machine, ModelSpec, Workload, advise
 from tplab.cli import main
 from tplab.collectives.sweep import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint
-from tplab.models.config import ModelConfig
 from tplab.models.errors import CheckpointError
+from tplab.models.spec import ModelConfig
 from tplab.pipeline import Action, Op, Schedule, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import Calibration
@@ -141,12 +141,12 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rope_scaling []": (models(rope_scaling=[]), r"rope_scaling must be an object; got \[\]"),
     "rope_type {}": (models(rope_scaling={"rope_type": {}}), "rope_type of rope_scaling must be a text"),
     "factor NaN": (models(rope_scaling={"type": "linear", "factor": float("nan")}), "factor of rope_scaling must be"),
-    "factor 10^300": (advisor(rope_scaling={"type": "yarn", "factor": 1e300}), "factor in rope_scaling must be"),
+    "factor 10^300": (advisor(rope_scaling={"type": "yarn", "factor": 1e300}), "factor of rope_scaling must be"),
     "rope_theta as text": (models(rope_theta="1e4"), "rope_theta must be a number"),
     "eos_token_id {}": (models(eos_token_id={}), "eos_token_id must be a whole number"),
     "eos_token_id [[1]]": (models(eos_token_id=[[1]]), "eos_token_id must be a whole number"),
     "10^18 layers": (models(model_type="mistral", num_hidden_layers=10**18), "layers must be .* from 1 to 10,000"),
-    "torch_dtype 7, models": (models(torch_dtype=7), "torch_dtype=7 is not supported"),
+    "torch_dtype 7, models": (models(torch_dtype=7), "torch_dtype must be a text"),
     "torch_dtype 7, advisor": (advisor(torch_dtype=7), "torch_dtype must be a text"),
     "tie_word_embeddings as text, models": (models(tie_word_embeddings="false"), "tie_word_embeddings must be true"),
     "tie_word_embeddings as text, advisor": (advisor(tie_word_embeddings="false"), "tie_word_embeddings must be true"),

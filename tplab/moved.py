@@ -53,7 +53,7 @@ MODULES: Mapping[str, str] = {
     "tplab.topology.rigging": "tplab.topology.calibration.rigging",
     "tplab.topology.roofline": "tplab.topology.advisor.roofline",
     "tplab.topology.scoreboard": "tplab.topology.published.scoreboard",
-    "tplab.topology.sharding": "tplab.topology.advisor.sharding",
+    "tplab.topology.sharding": "tplab.models.shards",
     "tplab.topology.static_batch": "tplab.topology.verification.static_batch",
     "tplab.topology.tables": "tplab.topology.published.tables",
     "tplab.topology.topo_text": "tplab.topology.machine.topo_text",

@@ -17,7 +17,7 @@ from typing import Any
 from tplab import Cluster
 from tplab.cluster import Report
 from tplab.collectives.emulated_link import EmulatedLink
-from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelConfig
 from tplab.topology import ModelSpec, Verification, Workload, submit_calibrate, submit_verify
 from tplab.topology.calibration.assemble import calibration_of
 from tplab.topology.calibration.plan import plan_calibration

@@ -27,9 +27,8 @@ import cloudpickle
 
 from tplab import Cluster
 from tplab.cluster import Rank
-from tplab.models.config import ModelConfig
-from tplab.models.memory import checkpoint_bytes, weight_bytes
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout, weight_bytes
+from tplab.models.spec import ModelConfig
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 4001},
@@ -62,11 +61,11 @@ def ours(rank: Rank, folder: str, batch: int) -> Callable[[int], list[list[int]]
     from tplab.models.request import Request
 
     config, weights = Weights.of(folder)
-    layout = Layout.of(config.num_layers, rank.world_size)
+    layout = Layout.of(config, rank.world_size)
 
     def call(num_tokens: int) -> list[list[int]]:
         request = Request.of(prompts_of(batch), max_new_tokens=num_tokens)
-        return generate_on_rank(rank, config, weights, layout, "float32", request).tokens
+        return generate_on_rank(rank, config, weights, layout, request).tokens
 
     return call
 
@@ -193,7 +192,7 @@ def load_once(rank: Rank, folder: str, layout: Layout) -> Any:
 
     torch.set_num_threads(1)
     config, weights = Weights.of(folder)
-    report = ensure_loaded(rank, config, weights, layout, config.dtype)[1]
+    report = ensure_loaded(rank, config, weights, layout)[1]
     unload(rank)
     return report
 
@@ -209,16 +208,16 @@ def loading(gigabytes: float, folder: Path, small: Path) -> list[dict[str, float
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     rows = []
     for n in (1, 2, 4):
-        layout, few = Layout.of(layers, n), Layout.of(SIZES["small"]["num_hidden_layers"], n)
+        layout, few = Layout.of(config, n), Layout.of(ModelConfig.from_hf(small), n)
         with Cluster(n, "gloo") as cluster:
             cluster.run(load_once, str(small), few, timeout=300)  # imports, and what is allocated once
             reports = [cluster.run(load_once, str(folder), layout, timeout=300) for _ in range(3)]
         rows.append(
             {
                 "ranks": n,
-                "checkpoint_bytes": checkpoint_bytes(config),
+                "checkpoint_bytes": config.weight_bytes,
                 "load_s": statistics.median(max(report.load_s for report in each) for each in reports),
-                "weight_bytes": max(weight_bytes(config, layout, rank) for rank in range(n)),
+                "weight_bytes": max(weight_bytes(config, layout, 0, index) for index in range(n)),
                 "peak_bytes": max(report.peak_bytes for each in reports for report in each),
             }
         )

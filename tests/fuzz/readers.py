@@ -12,7 +12,7 @@ from tplab import Machine, ModelSpec, Workload, advise, predict
 from tplab.cli import main
 from tplab.collectives.sweep import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
-from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelConfig
 from tplab.pipeline import Schedule, add_communication, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes

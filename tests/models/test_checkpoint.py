@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tplab.models.checkpoint import INDEX, SINGLE, Checkpoint, RandomWeights, fill, save_checkpoint
-from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
 from tplab.models.errors import CheckpointError
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig
 
 LAYOUTS = [(1, 1, None), (2, 1, None), (4, 1, None), (1, 3, None), (2, 2, (1, 3)), (1, 2, (3, 1)), (4, 4, None)]
 
@@ -55,9 +55,9 @@ def test_every_rank_has_its_slices_of_the_full_tensors(
     save_checkpoint(tmp_path, config, RandomWeights(config, 1), max_shard_bytes=60_000)
     full = full_tensors(tmp_path)
     tp, pp, stages = layout
-    cut = Layout.of(config.num_layers, tp, pp, stages)
+    cut = Layout.of(config, tp, pp, layers_of_stage=stages)
     seen = {key: torch.zeros(tensor.shape, dtype=torch.bool) for key, tensor in full.items()}
-    for rank in range(cut.num_ranks):
+    for rank in range(cut.gpus_per_replica):
         stage = stage_of(config, cut, rank)
         fill(stage, Checkpoint(tmp_path, config))
         drawn = stage_of(config, cut, rank)
@@ -107,16 +107,16 @@ def test_what_transformers_writes_is_read(families: dict[str, dict[str, Any]], t
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "first", dtype=torch.float32)
         model.save_pretrained(tmp_path / name, max_shard_size="100KB")
         again = ModelConfig.from_hf(tmp_path / name)
-        stage = stage_of(again, Layout.of(again.num_layers), 0)
+        stage = stage_of(again, Layout.of(again), 0)
         fill(stage, Checkpoint(tmp_path / name, again))
-        drawn = stage_of(config, Layout.of(config.num_layers), 0)
+        drawn = stage_of(config, Layout.of(config), 0)
         fill(drawn, RandomWeights(config, 2))
         assert all(torch.equal(a, b) for a, b in zip(stage.parameters(), drawn.parameters(), strict=True)), name
 
 
 def test_another_dtype_is_the_rounding(qwen: tuple[ModelConfig, Path]) -> None:
     config, folder = qwen
-    layout = Layout.of(config.num_layers)
+    layout = Layout.of(config)
     full, half = stage_of(config, layout, 0), stage_of(config, layout, 0, torch.bfloat16)
     source = Checkpoint(folder, config)
     fill(full, source)
@@ -137,8 +137,8 @@ def test_two_tensors_of_a_seed_differ_and_two_seeds_differ(families: dict[str, d
 def test_only_the_own_slices_are_taken(qwen: tuple[ModelConfig, Path]) -> None:
     config, folder = qwen
     source = Checkpoint(folder, config)
-    whole = fill(stage_of(config, Layout.of(config.num_layers), 0), source)
-    layout = Layout.of(config.num_layers, 2, 2)
+    whole = fill(stage_of(config, Layout.of(config), 0), source)
+    layout = Layout.of(config, 2, 2)
     for rank in range(4):
         stage = stage_of(config, layout, rank)
         taken = fill(stage, source)
@@ -164,7 +164,7 @@ VICTIM = "model.layers.2.self_attn.k_proj.weight"
 
 
 def load_all(config: ModelConfig, folder: Path) -> None:
-    fill(stage_of(config, Layout.of(config.num_layers), 0), Checkpoint(folder, config))
+    fill(stage_of(config, Layout.of(config), 0), Checkpoint(folder, config))
 
 
 def file_of(folder: Path, name: str = VICTIM) -> Path:

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from tplab.models.config import ModelConfig, RopeScaling
 from tplab.models.rotary import make_rotary
+from tplab.models.spec import ModelConfig, RopeScaling
 
 CLASSES = {
     "llama": transformers.LlamaConfig,
@@ -29,7 +29,7 @@ def test_what_transformers_writes_is_read_with_its_values(name: str, families: d
     assert ours == ModelConfig.from_hf(families[name])
     assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim if "head_dim" in
             theirs.to_dict() else theirs.hidden_size // theirs.num_attention_heads)  # fmt: skip
-    assert ours.tied == theirs.tie_word_embeddings
+    assert ours.tied_embeddings == theirs.tie_word_embeddings
     assert ours.norm_eps == theirs.rms_norm_eps
 
 

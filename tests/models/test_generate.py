@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from tplab.cluster import Rank, RunStopped
 from tplab.models.checkpoint import RandomWeights, save_checkpoint
-from tplab.models.config import ModelConfig
 from tplab.models.generation import generate, submit_generate
-from tplab.models.memory import kv_bytes, weight_bytes
 from tplab.models.result import compare
+from tplab.models.shards import kv_bytes, weight_bytes
+from tplab.models.spec import ModelConfig
 
 NEW = 12
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4)]
@@ -104,10 +104,10 @@ def every_logit(rank: Rank, folder: str, steps: list[list[int]]) -> torch.Tensor
     from tplab.models.checkpoint import Checkpoint, fill
     from tplab.models.decoder import Stage
     from tplab.models.padding import Padding
-    from tplab.models.stages import Layout
+    from tplab.models.shards import Layout
 
     config = ModelConfig.from_hf(folder)
-    layout = Layout.of(config.num_layers, rank.world_size)
+    layout = Layout.of(config, rank.world_size)
     stage = Stage(config, layout.spec(0), as_comm(rank.group), dtype=torch.float32)
     fill(stage, Checkpoint(folder, config))
     padding = Padding([len(prompt) for prompt in PROMPTS], 40, rank.device)
@@ -199,12 +199,14 @@ def test_uneven_stages_and_micro_batches(stages: tuple[int, int], k: int, judge:
     )  # fmt: skip
     assert got.tokens == want
     config = ModelConfig.from_hf(judge.keys("qwen3"))
-    assert [load.weight_bytes for load in got.loads] == [weight_bytes(config, got.layout, rank) for rank in range(4)]
+    assert [load.weight_bytes for load in got.loads] == [
+        weight_bytes(config, got.layout, *got.layout.place(rank)) for rank in range(4)
+    ]
     ends = [(0, 5)] if k == 1 else [(0, 2), (2, 4), (4, 5)] if k == 3 else [(i, i + 1) for i in range(5)]
     lengths = [max(len(prompt) for prompt in PROMPTS[start:end]) + NEW - 1 for start, end in ends]
     for rank in range(4):
         told = [
-            kv_bytes(config, got.layout, rank, batch=end - start, max_length=length)
+            kv_bytes(config, got.layout, *got.layout.place(rank), requests=end - start, context=length)
             for (start, end), length in zip(ends, lengths, strict=True)
         ]
         assert got.kv_bytes[rank] == sum(told)

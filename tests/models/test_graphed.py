@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tplab import Cluster
-from tplab.models.config import ModelConfig
 from tplab.models.graphed import GraphedStage
+from tplab.models.spec import ModelConfig
 
 LLAMA = ModelConfig(
     model_type="llama",
@@ -89,15 +89,15 @@ def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
     """Tokens of an eager generation and of four graphed ones, and the number of graphs after each."""
     from tplab.models.engine import Engine
     from tplab.models.request import Request
-    from tplab.models.stages import Layout
+    from tplab.models.shards import Layout
     from tplab.topology.calibration.rigging import Hops, comm_of, in_layout, load_random
 
     torch.manual_seed(rank.index)
-    layout = Layout.of(LLAMA.num_layers, tp, pp)
+    layout = Layout.of(LLAMA, tp, pp)
     comms = [comm_of(rank, range(stage * tp, (stage + 1) * tp), None) for stage in range(pp)]
     comm = comms[rank.index // tp]
     assert comm is not None
-    loaded = load_random(LLAMA, layout, rank.index, comm, dtype="float32", device=rank.device)
+    loaded = load_random(LLAMA, layout, rank.index, comm, device=rank.device)
     graphed = GraphedStage(loaded.stage)
     made, counts = [], []
     for stage in (loaded.stage, *[graphed] * 4):
@@ -115,11 +115,11 @@ def logits(rank: Any) -> bool:
     """Whether two replays of every step give the eager logits, bitwise, padded prompts included."""
     from tplab.layers.comm import NullComm
     from tplab.models.padding import Padding
-    from tplab.models.stages import Layout
+    from tplab.models.shards import Layout
     from tplab.topology.calibration.rigging import load_random
 
     torch.manual_seed(0)
-    loaded = load_random(LLAMA, Layout.of(LLAMA.num_layers), 0, NullComm(), dtype="float32", device=rank.device)
+    loaded = load_random(LLAMA, Layout.of(LLAMA), 0, NullComm(), device=rank.device)
     graphed = GraphedStage(loaded.stage)
     lengths = [len(prompt) for prompt in PROMPTS]
     ids = torch.randint(LLAMA.vocab_size, (NEW, len(PROMPTS), 1), device=rank.device)

@@ -10,12 +10,11 @@ import pytest
 
 from tplab.cluster import Rank, RankError
 from tplab.models.checkpoint import INDEX, RandomWeights, save_checkpoint
-from tplab.models.config import ModelConfig
 from tplab.models.errors import CheckpointError
 from tplab.models.generation import generate, submit_generate
 from tplab.models.loading import Weights, ensure_loaded, unload
-from tplab.models.memory import weight_bytes
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout, weight_bytes
+from tplab.models.spec import ModelConfig
 
 PROMPTS = [[1, 2, 3], [4]]
 
@@ -84,7 +83,7 @@ def test_a_second_generate_does_not_load_again(checkpoint: Path, clusters: Any) 
 
 def load_and_tell(rank: Rank, folder: str, layout: Layout) -> tuple[int, int | None, int]:
     config, weights = Weights.of(folder)
-    loaded, report = ensure_loaded(rank, config, weights, layout, "float32")
+    loaded, report = ensure_loaded(rank, config, weights, layout)
     loaded.stage.cpu()
     unload(rank)
     return report.weight_bytes, report.peak_bytes, report.read_bytes
@@ -104,10 +103,10 @@ def test_peak_memory_is_the_shard_and_one_tensor(
     largest = 8009 * 1024 * 4
     slack = 12 << 20  # threads, buffers of the first collective, the allocator
     for tp, pp in ((1, 1), (2, 1), (4, 1), (2, 2)):
-        layout = Layout.of(config.num_layers, tp, pp)
+        layout = Layout.of(config, tp, pp)
         clusters[tp * pp].run(load_and_tell, str(tmp_path), layout)  # whatever is imported or allocated once
         for rank, (held, peak, read) in enumerate(clusters[tp * pp].run(load_and_tell, str(tmp_path), layout)):
-            assert held == weight_bytes(config, layout, rank)
+            assert held == weight_bytes(config.in_dtype("float32"), layout, *layout.place(rank))
             assert abs(read - held) <= 8 * 1024 * 4, "the rows of the vocabulary's padding at most"
             assert peak is not None
             assert peak <= held + largest + slack, (tp, pp, rank, held, peak)
@@ -188,7 +187,7 @@ def test_sizes_that_do_not_divide_and_folders_that_are_not_there(
     families: dict[str, dict[str, Any]], tmp_path: Path, clusters: Any
 ) -> None:
     config = ModelConfig.from_hf(families["llama"] | {"intermediate_size": 90})
-    with pytest.raises(ValueError, match="intermediate_size=90 does not divide over 4 ranks"):
+    with pytest.raises(ValueError, match="tp=4 does not divide its intermediate_size=90: use 1 or 2"):
         generate(clusters[4], config, PROMPTS)
     with pytest.raises(CheckpointError, match="there is no folder"):
         generate(clusters[2], tmp_path / "nowhere", PROMPTS)

@@ -1,5 +1,6 @@
 """Which layers a stage has, and bytes told beforehand: equal to what the modules and caches then are."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tplab.layers.kv_cache import KVCache
-from tplab.models.config import ITEMSIZES, ModelConfig
 from tplab.models.decoder import Stage
-from tplab.models.memory import checkpoint_bytes, kv_bytes, weight_bytes
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout, kv_bytes, weight_bytes
+from tplab.models.spec import PRECISIONS, ModelConfig, itemsize
 
 
 class Place:
@@ -23,6 +23,11 @@ class Place:
         self.index, self.size = index, size
 
     start_all_reduce = None
+
+
+def deep(layers: int) -> ModelConfig:
+    sizes: dict[str, Any] = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_heads"), 4)
+    return ModelConfig(**sizes, num_kv_heads=4, head_dim=2, num_layers=layers)
 
 
 @st.composite
@@ -46,37 +51,38 @@ def models(draw: st.DrawFn) -> tuple[ModelConfig, Layout]:
         out_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
-        tied=draw(st.booleans()),
-        dtype=draw(st.sampled_from([*ITEMSIZES])),
+        tied_embeddings=draw(st.booleans()),
+        dtype=draw(st.sampled_from([*PRECISIONS])),
     )
-    return config, Layout.of(layers, tp, pp)
+    return config, Layout.of(config, tp, pp)
 
 
 @given(models(), st.integers(1, 3), st.integers(1, 7))
 def test_bytes_told_are_the_bytes_allocated(model: tuple[ModelConfig, Layout], batch: int, length: int) -> None:
     config, layout = model
-    for rank in range(layout.num_ranks):
+    for rank in range(layout.gpus_per_replica):
         stage_index, index = layout.place(rank)
         comm: Any = Place(index, layout.tp)
         stage = Stage(config, layout.spec(stage_index), comm, dtype=getattr(torch, config.dtype))
-        assert stage.weight_bytes == weight_bytes(config, layout, rank)
+        assert stage.weight_bytes == weight_bytes(config, layout, stage_index, index)
         caches = stage.make_caches(batch, length)
         assert all(isinstance(cache, KVCache) for cache in caches)
-        told = kv_bytes(config, layout, rank, batch=batch, max_length=length)
+        told = kv_bytes(config, layout, stage_index, index, requests=batch, context=length)
         assert sum(cache.num_bytes for cache in caches) == told
 
 
 @given(models())
 def test_one_rank_holds_what_the_checkpoint_has(model: tuple[ModelConfig, Layout]) -> None:
     config, _ = model
-    assert weight_bytes(config, Layout.of(config.num_layers), 0) == checkpoint_bytes(config)
-    assert checkpoint_bytes(config, "float32") * 2 == checkpoint_bytes(config, "bfloat16") * 4
+    elements = sum(math.prod(shape) for shape in config.tensor_shapes().values())
+    assert config.total_params == elements
+    assert weight_bytes(config, Layout.of(config), 0, 0) == config.weight_bytes == elements * itemsize(config.dtype)
 
 
 @given(st.integers(1, 40), st.data())
 def test_stages_cover_the_layers_evenly(layers: int, data: st.DataObject) -> None:
     pp = data.draw(st.integers(1, layers))
-    layout = Layout.of(layers, 1, pp)
+    layout = Layout.of(deep(layers), 1, pp)
     covered = [layer for stage in range(pp) for layer in range(layout.spec(stage).start, layout.spec(stage).end)]
     assert covered == list(range(layers))
     assert max(layout.layers_of_stage) - min(layout.layers_of_stage) <= 1
@@ -85,8 +91,8 @@ def test_stages_cover_the_layers_evenly(layers: int, data: st.DataObject) -> Non
 
 
 def test_spare_layers_go_to_the_middle() -> None:
-    assert Layout.of(9, 1, 4).layers_of_stage == (2, 2, 3, 2)
-    assert Layout.of(6, 1, 4).layers_of_stage == (1, 2, 2, 1)
+    assert Layout.of(deep(9), 1, 4).layers_of_stage == (2, 2, 3, 2)
+    assert Layout.of(deep(6), 1, 4).layers_of_stage == (1, 2, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +100,26 @@ def test_spare_layers_go_to_the_middle() -> None:
     [
         ({"tp": 0}, "tp must be a positive whole number; got 0"),
         ({"pp": True}, "pp must be a positive whole number; got True"),
-        ({"pp": 5}, "pp=5 stages need a layer each, and the model has 4"),
-        ({"pp": 2, "stages": (1, 2)}, r"add up to 4; got \[1, 2\]"),
-        ({"pp": 2, "stages": (0, 4)}, r"stages must be 2 positive numbers .* got \[0, 4\]"),
-        ({"pp": 2, "stages": (4,)}, r"got \[4\]"),
+        ({"pp": 5}, "pp=5 stages need a layer each, and it has 4"),
+        ({"pp": 2, "layers_of_stage": (1, 2)}, r"add up to 4; got \[1, 2\]"),
+        ({"pp": 2, "layers_of_stage": (0, 4)}, r"stages must be 2 positive numbers .* got \[0, 4\]"),
+        ({"pp": 2, "layers_of_stage": (4,)}, r"got \[4\]"),
     ],
 )
 def test_layouts_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Layout.of(4, **arguments)
+        Layout.of(deep(4), **arguments)
 
 
 def test_sizes_that_do_not_divide(families: dict[str, dict[str, Any]]) -> None:
     config = ModelConfig.from_hf(families["llama"])
+    with pytest.raises(ValueError, match="tp=3 does not divide its 8 query heads: use 1, 2, 4 or 8"):
+        Layout.of(config, 3)
     with pytest.raises(ValueError, match="num_heads=8 does not divide over 3 ranks"):
-        weight_bytes(config, Layout.of(4, 3), 0)
+        config.kv_heads_of_rank(0, 3)
     with pytest.raises(ValueError, match="rank must be 0 to 3"):
-        weight_bytes(config, Layout.of(4, 2, 2), 4)
+        Layout.of(config, 2, 2).place(4)
     with pytest.raises(ValueError, match="dtype must be one of"):
-        weight_bytes(config, Layout.of(4), 0, "int8")
+        config.in_dtype("int8")
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16; got None"):
+        weight_bytes(config, Layout.of(config), 0, 0)

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tplab.models.config import ModelConfig
 from tplab.models.presets import HUGGING_FACE, MODELS
-from tplab.models.spec import ITEMSIZE
+from tplab.models.spec import ITEMSIZE, ModelConfig
 from tplab.topology import EnginePolicy, ModelSpec, Workload
 
 LLAMA = {
@@ -73,7 +72,7 @@ def test_parts_add_up(name):
     head = 0 if spec.tied_embeddings else spec.lm_head_params
     parts = spec.num_layers * spec.block_params + spec.embedding_params + head + spec.norm_params
     assert spec.total_params == parts
-    assert spec.block_params == spec.block_matmul_params + spec.block_small_params
+    assert spec.block_params_of_rank(0, 1) == (spec.block_matmul_params, spec.block_params - spec.block_matmul_params)
     assert spec.weight_bytes == spec.total_params * 2
     assert spec.name == name
 
@@ -356,8 +355,8 @@ def test_sliding_windows_are_stated():
         ({"vocab_size": None}, r"vocab_size must be a whole number from 1 to 268,435,456; got None"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads=3 must divide num_attention_heads=8"),
         ({"num_key_value_heads": [2, 4]}, r"num_key_value_heads must be a whole number .* got \[2, 4\]"),
-        ({"num_attention_heads": 7}, r"hidden_size=64 is no multiple of num_attention_heads=7"),
-        ({"torch_dtype": "float8"}, r"torch_dtype must be one of .* got 'float8'"),
+        ({"num_attention_heads": 7}, r"num_attention_heads=7 does not divide hidden_size=64; give head_dim"),
+        ({"torch_dtype": "float8"}, r"torch_dtype='float8' is not supported; float32, bfloat16, float16 are"),
         ({"quantization_config": "fp8"}, r"quantization_config must be an object; got 'fp8'"),
         ({"quantization_config": {"config_groups": [1]}}, r"config_groups in quantization_config must be an object"),
         ({"quantization_config": {"config_groups": {"g": 8}}}, r"config_groups in .* must hold objects .* got g: 8"),
@@ -368,7 +367,7 @@ def test_sliding_windows_are_stated():
         ({"architectures": "BertForMaskedLM"}, r"architectures=\['BertForMaskedLM'\]"),
         ({"architectures": 3}, r"architectures must be a list of names; got 3"),
         ({"rope_scaling": "yarn"}, r"rope_scaling must be an object; got 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": "4"}}, r"factor in rope_scaling must be a number .* '4'"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, r"factor of rope_scaling must be a number .* '4'"),
     ],
 )
 def test_what_is_refused_names_the_key(extra, message):
@@ -428,7 +427,7 @@ def test_broken_files(tmp_path):
     with pytest.raises(ValueError, match="is not valid JSON"):
         ModelSpec.from_config(path)
     path.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="a JSON list, not an object"):
+    with pytest.raises(ValueError, match="must hold a JSON object; it holds a list"):
         ModelSpec.from_config(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not valid JSON"):
@@ -465,9 +464,9 @@ def test_precision_names():
 def test_sizes_given_by_hand():
     with pytest.raises(ValueError, match="num_layers must be a whole number from 1 to 10,000; got 0"):
         replace(ModelSpec.from_config("qwen3-8b"), num_layers=0)
-    with pytest.raises(ValueError, match=r"windowed_layers=40 must lie in 0..num_layers=36"):
-        replace(ModelSpec.from_config("qwen3-8b"), windowed_layers=40)
-    with pytest.raises(ValueError, match=r"tp=3 does not divide num_heads=32: use one of 1, 2, 4, 8, 16, 32"):
+    with pytest.raises(ValueError, match=r"windows must be one per layer: 36; got 40"):
+        replace(ModelSpec.from_config("qwen3-8b"), windows=(4096,) * 40)
+    with pytest.raises(ValueError, match=r"num_heads=32 does not divide over 3 ranks .*: use 1, 2, 4, 8 ranks"):
         ModelSpec.from_config("qwen3-8b").kv_heads_of_rank(0, 3)
 
 

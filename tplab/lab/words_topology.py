@@ -4,12 +4,12 @@ from itertools import combinations
 
 import pandas as pd
 
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layouts import smallest_fit
 from tplab.topology.advisor.memory import max_requests
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.wording import duration, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu, Link, Machine, slowest

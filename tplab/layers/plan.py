@@ -36,6 +36,7 @@ from typing import Literal, TypeAlias
 from tplab.checks import check_count
 from tplab.collectives.cost import time_us
 from tplab.collectives.volumes import sent_bytes
+from tplab.layers.ranges import kv_heads_by_rank
 
 Choice: TypeAlias = Literal["column", "row", "replicated"]
 Layout: TypeAlias = Literal["replicated", "split", "partial"]
@@ -167,7 +168,7 @@ class Plan:
     def kv_heads_per_rank(self) -> int:
         """Key-value heads whose cache the rank with most must keep: all G, unless attention is split by heads."""
         split = next(step for step in self.steps if step.name == "attention").input_layout == "split"
-        return max(_kv_heads(self.num_heads, self.num_kv_heads, self.n)) if split else self.num_kv_heads
+        return max(kv_heads_by_rank(self.num_heads, self.num_kv_heads, self.n)) if split else self.num_kv_heads
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -225,7 +226,7 @@ def plan_block(
     head_dim = hidden // num_heads if head_dim is None else check_count("head_dim", head_dim, least=1)
     _check_divides(chosen, sizes, n)
 
-    kv_heads = _kv_heads(num_heads, num_kv_heads, n) if num_heads % n == 0 else []
+    kv_heads = kv_heads_by_rank(num_heads, num_kv_heads, n) if num_heads % n == 0 else ()
     x, heads = _even(hidden, n), _even(num_heads * head_dim, n, num_heads)
     fused = (num_heads + 2 * num_kv_heads) * head_dim
     qkv = _Width(
@@ -361,12 +362,6 @@ def _why(name: str, choice: Choice | None, conversion: Conversion, width: _Width
         )
         return f"{partial}, which {_NEEDS[name]} cannot take; {cause}, so every rank gets the whole sum."
     return f"{partial}, but {_NEEDS[name]} needs the whole sum on every rank."
-
-
-def _kv_heads(num_heads: int, num_kv_heads: int, n: int) -> list[int]:
-    """Key-value heads that each rank's query heads need."""
-    each, group = num_heads // n, num_heads // num_kv_heads
-    return [((rank + 1) * each - 1) // group - rank * each // group + 1 for rank in range(n)]
 
 
 def _checked(choices: Mapping[str, str] | Sequence[str]) -> dict[str, Choice]:

@@ -5,13 +5,21 @@ Pure: no torch, so that memory can be computed where there are no ranks.
 Legend: n ranks, r this rank; H query heads, G key-value heads; V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+
+
+def divisors(number: int) -> list[int]:
+    """In order. Looks no further than the square root."""
+    low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return low + [number // n for n in reversed(low) if n * n != number]
 
 
 def even_range(what: str, size: int, index: int, n: int) -> tuple[int, int]:
     """The part of ``size`` that rank ``index`` of ``n`` holds. Raises ``ValueError`` unless n divides the size."""
     if size % n:
-        fitting = [ranks for ranks in range(1, size + 1) if size % ranks == 0 and ranks <= 4 * n]
+        fitting = [ranks for ranks in divisors(size) if ranks <= 4 * n]
         below, above = size - size % n, size + n - size % n
         nearest = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
@@ -20,6 +28,11 @@ def even_range(what: str, size: int, index: int, n: int) -> tuple[int, int]:
         )
     each = size // n
     return index * each, (index + 1) * each
+
+
+def vocab_rows(size: int, n: int) -> int:
+    """Rows of a vocabulary of ``size`` on each of ``n`` ranks: the last ones of the last ranks are padding."""
+    return -(-size // n)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +51,7 @@ class VocabShard:
     @classmethod
     def of(cls, size: int, index: int, n: int) -> "VocabShard":
         """What rank ``index`` of ``n`` holds of a vocabulary of ``size``."""
-        rows = -(-size // n)
+        rows = vocab_rows(size, n)
         return cls(size=size, start=min(index * rows, size), end=min((index + 1) * rows, size), rows=rows)
 
     @property
@@ -47,12 +60,33 @@ class VocabShard:
         return self.rows - (self.end - self.start)
 
 
+def kv_ranges(num_heads: int, num_kv_heads: int, n: int) -> tuple[tuple[int, int], ...]:
+    """Key-value heads that the query heads of each of ``n`` ranks use: the first, and the one after the last.
+
+    6 heads with 2 key-value heads on 3 ranks give the middle rank a query head of each group, so both key-value heads.
+    Raises ``ValueError`` for head counts that cannot be cut.
+    """
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}: every key-value head serves as many "
+            f"query heads"
+        )
+    group = num_heads // num_kv_heads
+    cuts = (even_range("num_heads", num_heads, rank, n) for rank in range(n))
+    return tuple((start // group, (end - 1) // group + 1) for start, end in cuts)
+
+
+@lru_cache(maxsize=4096)
+def kv_heads_by_rank(num_heads: int, num_kv_heads: int, n: int) -> tuple[int, ...]:
+    """How many key-value heads each rank holds. Kept, because the advisor asks for every layout."""
+    return tuple(end - start for start, end in kv_ranges(num_heads, num_kv_heads, n))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadShard:
     """The attention heads of a rank. Query heads are cut evenly; a rank holds every key-value head that they need.
 
-    With fewer key-value heads than ranks, or groups that straddle a cut, several ranks hold the same one: 6 heads with
-    2 key-value heads on 3 ranks give the middle rank one query head of each group, so both key-value heads.
+    With fewer key-value heads than ranks, or groups that straddle a cut, several ranks hold the same one.
     """
 
     q_start: int
@@ -69,16 +103,10 @@ class HeadShard:
     @classmethod
     def of(cls, num_heads: int, num_kv_heads: int, index: int, n: int) -> "HeadShard":
         """What rank ``index`` of ``n`` holds. Raises ``ValueError`` for head counts that cannot be cut."""
-        if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}: every key-value head serves as many "
-                f"query heads"
-            )
-        per_group = num_heads // num_kv_heads
-        cuts = [even_range("num_heads", num_heads, rank, n) for rank in range(n)]
-        needs = [(start // per_group, (end - 1) // per_group + 1) for start, end in cuts]
-        q_start, q_end = cuts[index]
+        needs = kv_ranges(num_heads, num_kv_heads, n)
+        q_start, q_end = even_range("num_heads", num_heads, index, n)
         kv_start, kv_end = needs[index]
+        per_group = num_heads // num_kv_heads
         return cls(
             q_start=q_start,
             q_end=q_end,

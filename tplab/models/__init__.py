@@ -1,12 +1,13 @@
 """Decoder-only models from Hugging Face checkpoints, tensor and pipeline parallel.
 
 What it is (pure: no torch, for the notebook's kernel):
-  config        a model as numbers; what is read from a config.json, and what is refused
-  stages        which layers and which slices a rank holds
+  spec          a model as numbers, and as an engine serves it
+  hf, keys      what is read from a config.json, and what is refused
+  served, presets   the same for the advisor: by name, precisions of quantised checkpoints
   request       what is asked of it
   errors        what can go wrong with a checkpoint
 What it should cost (pure):
-  memory        bytes of weights, keys and values per rank
+  shards        which layers and which slices a rank holds; bytes of weights, keys and values there
 On the ranks:
   rotary, padding, decoder   one rank's part of the model
   checkpoint    safetensors read by slices, made up by seed, written
@@ -26,20 +27,20 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tplab.models.config import ModelConfig as ModelConfig
     from tplab.models.errors import CheckpointError as CheckpointError
     from tplab.models.generation import generate as generate
     from tplab.models.generation import submit_generate as submit_generate
     from tplab.models.result import Generation as Generation
     from tplab.models.result import compare as compare
+    from tplab.models.shards import Layout as Layout
+    from tplab.models.spec import ModelConfig as ModelConfig
     from tplab.models.spec import ModelSpec as ModelSpec
-    from tplab.models.stages import Layout as Layout
 
 _HOME_OF = {
     "CheckpointError": "errors",
     "Generation": "result",
-    "Layout": "stages",
-    "ModelConfig": "config",
+    "Layout": "shards",
+    "ModelConfig": "spec",
     "ModelSpec": "spec",
     "compare": "result",
     "generate": "generation",

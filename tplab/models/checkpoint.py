@@ -19,10 +19,9 @@ from typing import Any, Protocol
 import torch
 
 from tplab.files import read_json, replacing, settle
-from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
 from tplab.models.errors import CheckpointError
-from tplab.models.memory import itemsize
+from tplab.models.spec import ModelConfig, itemsize
 from tplab.shown import listed, shown
 
 INDEX = "model.safetensors.index.json"
@@ -39,10 +38,10 @@ class Source(Protocol):
         """What slices like the full tensor, while the context lasts."""
 
 
-def torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str | None) -> torch.dtype:
     """``float32`` -> ``torch.float32``. Raises ``ValueError`` for one that models here do not come in."""
     itemsize(name)
-    dtype: torch.dtype = getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, str(name))
     return dtype
 
 
@@ -148,6 +147,12 @@ class Checkpoint:
         copy."""
         return name.endswith(".rotary_emb.inv_freq") or name == "lm_head.weight"
 
+    @property
+    def dtype(self) -> str:
+        """Type of the embedding, as torch calls it, for a config that names none; float64 is read as float32."""
+        with self.open("model.embed_tokens.weight") as full:
+            return {"BF16": "bfloat16", "F16": "float16"}.get(full.get_dtype(), "float32")
+
     @contextmanager
     def open(self, name: str) -> Iterator[Any]:
         path = self.folder / self._file_of[name]
@@ -243,7 +248,7 @@ def save_checkpoint(
 
     Args:
         source: of the tensors: ``RandomWeights``, or another ``Checkpoint`` to write again.
-        dtype: the config's by default.
+        dtype: by default the config's, and float32 where it names none.
         max_shard_bytes: of tensors per file; a larger tensor has a file of its own.
 
     Raises:
@@ -251,7 +256,8 @@ def save_checkpoint(
     """
     from safetensors.torch import save_file
 
-    folder, kind = Path(folder), torch_dtype(dtype or config.dtype)
+    folder, dtype = Path(folder), dtype or config.dtype or "float32"
+    kind = torch_dtype(dtype)
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be positive; got {max_shard_bytes}")
     parts: list[list[str]] = [[]]
@@ -274,7 +280,7 @@ def save_checkpoint(
             def beside(file: str) -> Path:
                 return renamed_last_first.enter_context(replacing(folder / file))
 
-            keys = config.to_hf() | {"torch_dtype": dtype or config.dtype}
+            keys = config.to_hf() | {"torch_dtype": dtype}
             beside("config.json").write_text(json.dumps(keys, indent=2))
             if len(parts) > 1:
                 weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}

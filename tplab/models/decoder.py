@@ -22,10 +22,10 @@ from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.shards import Plan, Shard, VocabShard
 from tplab.layers.strategies import Blocking, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
-from tplab.models.config import ModelConfig
 from tplab.models.padding import Padding
 from tplab.models.rotary import make_rotary
-from tplab.models.stages import StageSpec
+from tplab.models.shards import StageSpec
+from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -127,7 +127,7 @@ class Stage(nn.Module):
         if spec.last:
             self.norm = self._norm(kind, config.hidden_size)
             head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, **kind)
-            self.head = ParallelLMHead.from_module(head, comm, tied=self.embed if config.tied else None)
+            self.head = ParallelLMHead.from_module(head, comm, tied=self.embed if config.tied_embeddings else None)
         # Neighbours with the same window share their mask, and go through as one stack.
         windows = [(config.window(layer), layer - spec.start) for layer in range(spec.start, spec.end)]
         self._runs = [
@@ -156,17 +156,18 @@ class Stage(nn.Module):
         if self.norm is not None:
             plan["norm.weight"] = (Shard(source="model.norm.weight"),)
         if self.head is not None and not self.shares_table:
-            plan |= _renamed(self.head.plan, "head.", "model.embed_tokens." if self.config.tied else "lm_head.")
+            there = "model.embed_tokens." if self.config.tied_embeddings else "lm_head."
+            plan |= _renamed(self.head.plan, "head.", there)
         return plan
 
     @property
     def shares_table(self) -> bool:
         """Whether embedding and head are one tensor on this rank."""
-        return self.config.tied and self.spec.first and self.spec.last
+        return self.config.tied_embeddings and self.spec.first and self.spec.last
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights; ``memory.weight_bytes`` tells it beforehand."""
+        """Memory of the weights; ``shards.weight_bytes`` tells it beforehand."""
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
     def set(self, name: str, value: torch.Tensor) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster.run import DerivedRun
-from tplab.models.config import ModelConfig
 from tplab.models.errors import CheckpointError
-from tplab.models.loading import Weights, ensure_loaded, together
-from tplab.models.memory import itemsize, kv_bytes, weight_bytes
+from tplab.models.loading import Weights, ensure_loaded, in_own_dtype, together
 from tplab.models.request import Request, check_prompts
 from tplab.models.result import Generation, RankResult
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout, kv_bytes
+from tplab.models.spec import ModelConfig
 from tplab.shown import listed
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def submit_generate(
             every layout (in float32: rounding may decide otherwise between layouts in narrower dtypes).
         stop_tokens: the config's by default; ``()`` for none.
         num_micro_batches: k; by default one per stage, or per prompt if there are fewer.
-        dtype: of weights, keys and values; the config's by default.
+        dtype: of weights, keys and values; by default the config's, and where it names none, that of the tensors.
         margins: also return how far ahead the likeliest token was.
         strategy: how the layers communicate in prefill, from ``tplab.layers``.
         on_token: called with each token as rank 0 learns it, on the cluster's own thread: it must be quick.
@@ -103,11 +102,9 @@ def submit_generate(
     """
     tp, pp = _degrees(cluster.num_ranks, tp, pp)
     config, weights = Weights.of(model, weights_seed)
-    layout = Layout.of(config.num_layers, tp, pp, stages)
-    dtype = dtype or config.dtype
-    itemsize(dtype)
-    for rank in range(layout.num_ranks):
-        weight_bytes(config, layout, rank, dtype)  # raises for sizes that do not divide
+    if dtype is not None:
+        config = config.in_dtype(dtype)
+    layout = Layout.of(config, tp, pp, layers_of_stage=stages)
     request = Request.of(
         prompts,
         max_new_tokens=max_new_tokens,
@@ -148,7 +145,7 @@ def submit_generate(
             provenance=cluster.provenance.columns(),
         )
 
-    run = cluster.submit(generate_on_rank, config, weights, layout, dtype, request, timeout=timeout, on_report=deliver)
+    run = cluster.submit(generate_on_rank, config, weights, layout, request, timeout=timeout, on_report=deliver)
     return GenerationRun(run, build, tokens)
 
 
@@ -164,14 +161,16 @@ class GenerationRun(DerivedRun[Generation]):
 
 
 def generate_on_rank(
-    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, dtype: str, request: Request
+    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, request: Request
 ) -> RankResult:
     """What every rank does. Also for ``torchrun``, with a ``Rank`` from ``tplab.cluster.torchrun.attached``."""
     import torch.distributed as dist
 
     prompts = _prompts_of(rank, config, weights, request)
-    loaded, load = ensure_loaded(rank, config, weights, layout, dtype)
-    engine = together(rank, lambda: _make_engine(rank, loaded, config, dtype, request, prompts))
+    if config.dtype is None:
+        config = together(rank, lambda: in_own_dtype(config, weights))
+    loaded, load = ensure_loaded(rank, config, weights, layout)
+    engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
     if rank.world_size > 1:
         dist.barrier(group=rank.group)  # all start together, and NCCL has connected
     engine.run()
@@ -189,9 +188,7 @@ def generate_on_rank(
     )
 
 
-def _make_engine(
-    rank: "Rank", loaded: "Loaded", config: ModelConfig, dtype: str, request: Request, prompts: list[list[int]]
-) -> Any:
+def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> Any:
     """The engine with its caches, after a look whether they fit."""
     from tplab.models.engine import Engine
 
@@ -201,9 +198,9 @@ def _make_engine(
     ]
     layout = loaded.layout
     # Ranks on the CPU share the machine's memory; on GPUs each is asked for its own.
-    asked = range(layout.num_ranks) if rank.device.type == "cpu" else [rank.index]
+    asked = range(layout.gpus_per_replica) if rank.device.type == "cpu" else [rank.index]
     needed = sum(
-        kv_bytes(config, layout, each, batch=batch, max_length=length, dtype=dtype)
+        kv_bytes(loaded.stage.config, layout, *layout.place(each), requests=batch, context=length)
         for each in asked
         for batch, length in shapes
     )

@@ -1,8 +1,7 @@
-"""Values of a Hugging Face ``config.json`` checked one by one: type, range, and the key's name in the error.
+"""The keys of a Hugging Face ``config.json``: which are known, what is meant where one is left out, what it may hold.
 
-For both readers of such files, ``models.hf_config`` and ``topology.advisor.hf_config``, and for the sizes that the
-two make of them. Types are as strict as transformers 5 is: a size of 4096.0, "4096" or true is refused. Ranges end far
-beyond every model, and far below where floats overflow or a loop over layers is felt. Pure: no torch.
+Types are as strict as transformers 5 is: a size of 4096.0, "4096" or true is refused. Ranges end far beyond every
+model, and far below where floats overflow or a loop over layers is felt. Errors give the key's name. Pure: no torch.
 """
 
 from collections.abc import Mapping
@@ -11,6 +10,117 @@ from typing import Any
 from tplab.checks import ArgumentError, check_count, check_flag, check_number, check_text
 from tplab.shown import listed
 
+Config = Mapping[str, Any]
+
+INERT = frozenset(
+    """
+    architectures auto_map attention_dropout bos_token_id pad_token_id sep_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id initializer_range model_type transformers_version use_cache torch_dtype
+    dtype _name_or_path name_or_path _commit_hash attn_implementation _attn_implementation _attn_implementation_autoset
+    return_dict output_hidden_states output_attentions chunk_size_feed_forward id2label label2id num_labels
+    pretraining_tp problem_type task_specific_params tokenizer_class prefix finetuning_task is_encoder_decoder
+    torchscript max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
+    num_beams num_beam_groups diversity_penalty early_stopping no_repeat_ngram_size num_return_sequences
+    encoder_no_repeat_ngram_size bad_words_ids remove_invalid_values unsloth_version unsloth_fixed
+    """.split()  # noqa: SIM905
+)
+"""Keys that change nothing in the forward pass of inference. (``is_encoder_decoder`` true would be another model, and
+another ``model_type``.)"""
+HONOURED = frozenset(
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters attention_bias mlp_bias
+    tie_word_embeddings sliding_window use_sliding_window max_window_layers layer_types hidden_act hidden_activation
+    eos_token_id partial_rotary_factor use_bidirectional_attention original_max_position_embeddings
+    """.split()  # noqa: SIM905
+)
+"""Keys that ``tplab.models`` computes by."""
+SIZED = frozenset(
+    """
+    _sliding_window_pattern activation_function add_cross_attention attention_multiplier attention_probs_dropout_prob
+    attention_softmax_in_fp32 attn_logit_softcapping attn_pdrop bias cache_implementation classifier_dropout embd_pdrop
+    embedding_multiplier final_logit_softcapping finetuned_from gradient_checkpointing hidden_dropout
+    hidden_dropout_prob inference_runner is_decoder layer_norm_eps layer_norm_epsilon logits_scaling max_batch_size
+    max_seq_len max_sequence_length multi_query mup_width_multiplier n_ctx n_embd n_head n_inner n_layer n_positions
+    name norm_eps pad_key_length parallel_attn pre_allocate_kv_cache qk_norm quantization_config query_pre_attn_scalar
+    reorder_and_upcast_attn resid_pdrop residual_multiplier rope_local_base_freq rotary_emb_base rotary_pct
+    router_aux_loss_coef scale_attention_softmax_in_fp32 scale_attn_by_inverse_layer_idx scale_attn_weights seq_length
+    sliding_window_pattern summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj text_config unk_token_id use_parallel_residual use_qk_norm validate_runner_input
+    """.split()  # noqa: SIM905
+)
+"""Keys of models that are only sized: read here, or of no effect on sizes and times."""
+REFUSED = {
+    "a mixture of experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "ffn_config"),
+    "latent attention (MLA)": ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
+    "state-space or linear-attention layers": (
+        *("ssm_cfg", "mamba_d_state", "mamba_d_ssm", "state_size", "linear_num_key_heads", "full_attention_interval"),
+        *("hybrid_override_pattern", "attn_layer_period", "rwkv_version"),
+    ),
+    "an encoder beside its decoder": ("is_encoder_decoder", "encoder_layers"),
+    "cross-attention to images": ("cross_attention_layers",),
+    "blocks that differ from each other": ("block_configs", "num_kv_shared_layers", "layers_block_type"),
+}
+"""What cannot be sized, and the keys that betray it unless they are null, 0, 1, false or empty."""
+KINDS = {
+    "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "dbrx", "gpt_oss", "llama4"),
+    "multi-head latent attention": ("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3"),
+}
+"""Families that are asked for most, by what they would need."""
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
+    "head_dim": None, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048,
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
+}  # fmt: skip
+_QWEN: dict[str, Any] = {
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+    "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
+_GEMMA: dict[str, Any] = {
+    "vocab_size": 256000, "head_dim": 256, "max_position_embeddings": 8192, "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True, "eos_token_id": 1, "attention_bias": False,
+}  # fmt: skip
+_GEMMA2 = _GEMMA | {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "sliding_window": 4096, "sliding_window_pattern": 2,
+}  # fmt: skip
+_GPT: dict[str, Any] = {"n_positions": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+FAMILIES: Mapping[str, Config] = {
+    "llama": {"attention_bias": False, "mlp_bias": False, "eos_token_id": 2},
+    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+                "sliding_window": 4096, "eos_token_id": 2},
+    "qwen2": _QWEN,
+    "qwen3": _QWEN | {"head_dim": 128, "attention_bias": False},
+    "gemma": _GEMMA | {"hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
+                       "num_attention_heads": 16, "num_key_value_heads": 16},
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2 | {"vocab_size": 262208, "max_position_embeddings": 131072, "sliding_window_pattern": 6,
+                              "rope_theta": 1e6},
+    "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "gpt_neox": {"attention_bias": True, "rms_norm_eps": 1e-5},
+    "granite": {"attention_bias": False, "mlp_bias": False},
+    "phi3": {"max_position_embeddings": 4096, "sliding_window": None, "rms_norm_eps": 1e-5},
+}  # fmt: skip
+"""What transformers' classes take for a key that is left out, where it is not ``COMMON``'s. ``attention_bias``,
+``mlp_bias`` and ``sliding_window`` do nothing in the files of a family that does not list them here. Parameters are
+counted exactly for these families: the tests compare with transformers' own modules."""
+CORE = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
+"""Sizes that the advisor does not make up: a dict written by hand that lacks one is a slip. (Gemma 3 as published
+leaves out whatever is the default of its class.)"""
+ALSO: Mapping[str, tuple[str, ...]] = {
+    "hidden_size": ("n_embd",),
+    "num_attention_heads": ("n_head",),
+    "num_hidden_layers": ("n_layer",),
+    "max_position_embeddings": ("n_positions", "max_sequence_length", "seq_length", "max_seq_len"),
+    "rms_norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
+    "rope_theta": ("rotary_emb_base",),
+    "sliding_window_pattern": ("_sliding_window_pattern",),
+}
+"""Other names of the same key."""
+NULLABLE = ("sliding_window", "eos_token_id", "num_key_value_heads", "head_dim", "max_position_embeddings")
+"""Null is a setting of its own here (no window, no stop token, as many as query heads, D/H, no limit)."""
 MOST_BYTES = 4 << 20
 """Most bytes of a configuration: thousands of labels fit in."""
 _MOST_LAYERS = 10_000

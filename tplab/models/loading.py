@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tplab.models.config import ModelConfig
 from tplab.models.errors import CheckpointError
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig, ModelSpec
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
@@ -40,7 +40,7 @@ class Weights:
     @classmethod
     def of(cls, model: "str | Path | ModelConfig", seed: int = 0) -> "tuple[ModelConfig, Weights]":
         """A folder with a checkpoint, or a configuration whose weights are made up by ``seed``."""
-        if isinstance(model, ModelConfig):
+        if isinstance(model, ModelConfig) and not isinstance(model, ModelSpec):  # that is for other engines
             return model, cls(seed=seed)
         if not isinstance(model, str | Path):
             raise ValueError(f"model must be the folder of a checkpoint, or a ModelConfig; got {model!r}")
@@ -83,14 +83,12 @@ class Loaded:
     report: LoadReport
 
 
-def ensure_loaded(
-    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, dtype: str
-) -> tuple[Loaded, LoadReport]:
+def ensure_loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout) -> tuple[Loaded, LoadReport]:
     """This rank's stage, loaded unless it is there already; and what that cost this time. Runs on every rank.
 
     Raises on every rank what any rank met: see :func:`together`.
     """
-    key = (config, weights, layout, dtype)
+    key = (config, weights, layout)
     held: Loaded | None = rank.store.get(_KEY)
     # A rank that failed last time has nothing while others have: they agree on whether to load.
     fits = held is not None and held.key == key
@@ -101,9 +99,18 @@ def ensure_loaded(
     del held
     rank.store.pop(_KEY, None)  # before the next one is allocated
     comm = tensor_parallel_comm(rank, layout)
-    loaded = together(rank, lambda: _load(rank, config, weights, layout, dtype, comm, key))
+    loaded = together(rank, lambda: _load(rank, config, weights, layout, comm, key))
     rank.store[_KEY] = loaded
     return loaded, loaded.report
+
+
+def in_own_dtype(config: ModelConfig, weights: Weights) -> ModelConfig:
+    """A model whose configuration names no type, in that of its tensors."""
+    if weights.folder is None:
+        return config.in_dtype("float32")  # as they are drawn
+    from tplab.models.checkpoint import Checkpoint
+
+    return config.in_dtype(Checkpoint(weights.folder, config).dtype)
 
 
 def unload(rank: "Rank") -> None:
@@ -124,9 +131,7 @@ def tensor_parallel_comm(rank: "Rank", layout: Layout) -> "Comm":
     return TimedComm((OneShotComm if dist.get_backend(group) == "gloo" else ProcessGroupComm)(group))
 
 
-def _load(
-    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, dtype: str, comm: "Comm", key: object
-) -> Loaded:
+def _load(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, comm: "Comm", key: object) -> Loaded:
     from tplab.models.checkpoint import Checkpoint, RandomWeights, Source, fill, torch_dtype
     from tplab.models.decoder import Stage
 
@@ -139,7 +144,7 @@ def _load(
     else:
         assert weights.seed is not None
         source = RandomWeights(config, weights.seed)
-    stage = Stage(config, layout.spec(stage_index), comm, dtype=torch_dtype(dtype))
+    stage = Stage(config, layout.spec(stage_index), comm, dtype=torch_dtype(config.dtype))
 
     def progress(done: int, total: int) -> None:
         if done % 10 == 0 or done == total:

@@ -27,7 +27,7 @@ def _qwen3(h: int, layers: int, heads: int, f: int, tied: bool = False) -> dict[
 
 
 _GEMMA2 = {"model_type": "gemma2", "sliding_window": 4096, "tie_word_embeddings": True, "max_position_embeddings": 8192}
-_MISTRAL = {"model_type": "mistral", "head_dim": 128, "max_position_embeddings": 32768}
+_MISTRAL = {"model_type": "mistral", "head_dim": 128, "max_position_embeddings": 32768, "sliding_window": None}
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama-2-7b": _llama(4096, 32, 32, 32, 11008, 32000, max_position_embeddings=4096, torch_dtype="float16"),
@@ -48,9 +48,9 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "qwen3-14b": _qwen3(5120, 40, 40, 17408),
     "qwen3-32b": _qwen3(5120, 64, 64, 25600),
     "mistral-7b": _llama(4096, 32, 32, 8, 14336, 32768, **_MISTRAL),
-    "mistral-7b-v0.1": _llama(4096, 32, 32, 8, 14336, 32000, **_MISTRAL, sliding_window=4096),
+    "mistral-7b-v0.1": _llama(4096, 32, 32, 8, 14336, 32000, **_MISTRAL | {"sliding_window": 4096}),
     "mistral-small-24b": _llama(5120, 40, 32, 8, 32768, 131072, **_MISTRAL),
-    "mistral-large-123b": _llama(12288, 88, 96, 8, 28672, 32768, model_type="mistral", head_dim=128),
+    "mistral-large-123b": _llama(12288, 88, 96, 8, 28672, 32768, **_MISTRAL | {"max_position_embeddings": 131072}),
     "gemma-2-9b": _llama(3584, 42, 16, 8, 14336, 256000, head_dim=256) | _GEMMA2,
     "gemma-2-27b": _llama(4608, 46, 32, 16, 36864, 256000, head_dim=128) | _GEMMA2,
     "gpt-3-175b": {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
     from tplab.layers.strategies import Blocking
@@ -106,7 +106,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new
             wrong = low if low < 0 else high
             raise ValueError(f"prompt {place} has the token {wrong}; tokens are 0 to {config.vocab_size - 1}")
         total = len(prompt) + max_new_tokens
-        if total > config.max_positions:
+        if config.max_positions is not None and total > config.max_positions:
             raise ValueError(
                 f"prompt {place} has {len(prompt)} tokens, with max_new_tokens={max_new_tokens} that makes {total}; "
                 f"the model takes {config.max_positions}: shorten the prompt, or ask for fewer"

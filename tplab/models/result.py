@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tplab.models.loading import LoadReport
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import math
 import torch
 
 from tplab.layers.rope import RotaryEmbedding
-from tplab.models.config import ModelConfig, RopeScaling
+from tplab.models.spec import ModelConfig, RopeScaling
 
 
 class SharedRotary(RotaryEmbedding):
@@ -50,6 +50,7 @@ def scale(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     """
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    assert scaling.original_max_positions is not None
     turns = scaling.original_max_positions / (2 * math.pi / frequencies)  # within the trained context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

@@ -1,21 +1,30 @@
-"""A dense decoder as the advisor sees it: sizes and precisions, and what follows from them.
+"""What a decoder-only model is, as numbers, and how an engine serves it. One description for everybody.
 
-No weights and no torch: seven sizes and a few yes-or-no questions settle how many parameters there are, how many bytes
-of keys and values a token leaves behind, and how many numbers each collective moves. ``tplab.models`` builds the real
-thing; ``tplab.topology.advisor.memory`` says what a rank of any layout holds of it.
+``generate`` builds a model from it, ``shards`` cuts one over ranks, ``advise`` sizes one. Seven sizes and a few
+yes-or-no questions settle how many parameters there are, how many bytes of keys and values a token leaves behind, and
+how many numbers each collective moves; a dozen more settle the mathematics.
 
-Letters: L layers, h hidden size, f intermediate size, H query heads, K key-value heads, d head size, V vocabulary, t
-ranks that share a layer. Bytes are bytes; GB is 1e9 of them.
+Not transformers' own configuration classes: importing them takes seconds and torch, which the notebook's kernel does
+without, and they carry a hundred keys of which two dozen matter. Pure: no torch.
+
+Letters, the same in all of tplab: L layers, D hidden size, I intermediate size; H query heads, G key-value heads, E
+size of a head; V vocabulary; t ranks that share a layer, p pipeline stages. Bytes are bytes; GB is 1e9 of them.
 """
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeAlias
 
+from tplab.layers.ranges import kv_heads_by_rank
 from tplab.models.keys import whole
 
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+"""Values of ``model_type`` in a config.json that ``tplab.models`` runs; the advisor sizes others too."""
+
+DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""torch's names of the types that models are computed in, and the advisor's."""
 ITEMSIZE: Mapping[str, float] = {
     "fp32": 4.0,
     "bf16": 2.0,
@@ -27,32 +36,60 @@ ITEMSIZE: Mapping[str, float] = {
 }
 """Bytes per number. fp8 and int8 leave out their scales (one per channel or tensor: under 0.1 %). fp4 counts one 8-bit
 scale per 16 numbers (NVFP4), int4 a 16-bit scale and a 4-bit zero point per 128 (AWQ's and GPTQ's usual group)."""
+_SIZES = (
+    *("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"),
+    "norms_per_block",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSpec:
-    """Sizes of a dense decoder-only transformer, and the precision of its weights and its cache."""
+class RopeScaling:
+    """How the rotary frequencies of a longer context are made from the trained ones."""
 
-    name: str
-    """What to call it in tables."""
+    kind: str
+    """``rope_type`` of the config.json. ``linear`` divides all frequencies by ``factor``, ``llama3`` the low ones, with
+    a smooth passage; ``tplab.models`` computes these two."""
+    factor: float = 1.0
+    """By how much the context is stretched."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    """Wavelengths above ``original_max_positions`` / low are stretched, those below the same / high are not."""
+    original_max_positions: int | None = None
+    """Context the model was trained with, in tokens; ``llama3`` needs it. None: not given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A decoder-only transformer: its sizes and its mathematics.
+
+    Raises:
+        ValueError: sizes that contradict each other.
+    """
+
+    model_type: str = "llama"
+    """Whose class transformers would use."""
+    vocab_size: int
+    """V, true size; padding comes with the layout."""
+    hidden_size: int
+    """D, width of the residual stream."""
+    intermediate_size: int
+    """I, width inside the MLP."""
     num_layers: int
     """L, transformer blocks."""
-    hidden_size: int
-    """h, width of the residual stream."""
-    intermediate_size: int
-    """f, width inside the MLP."""
     num_heads: int
     """H, query heads."""
     num_kv_heads: int
-    """K, key-value heads; divides H."""
+    """G, key-value heads; divides H."""
     head_dim: int
-    """d, width of one head. H·d need not be h."""
-    vocab_size: int
-    """V, true size; padding comes with the layout."""
-    tied_embeddings: bool = False
-    """Whether the lm_head is the embedding. A pipeline's first and last stage then both hold it."""
-    gated_mlp: bool = True
-    """Gate, up and down (SwiGLU, GeGLU), or up and down only."""
+    """E, width of one head. H·E need not be D."""
+    max_positions: int | None = None
+    """Longest sequence before any stretch by rope scaling, prompt and new tokens together; None: not known."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every norm."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """None: the rotary frequencies are not scaled."""
     qkv_bias: bool = False
     """Bias on the query, key and value projections."""
     out_bias: bool = False
@@ -60,34 +97,33 @@ class ModelSpec:
     mlp_bias: bool = False
     """Bias on every matrix of the MLP."""
     qk_norm: bool = False
-    """A norm of d weights on each query and key head (Qwen3, Gemma 3)."""
+    """A norm of E weights over each query and key head (Qwen3, Gemma 3)."""
+    tied_embeddings: bool = False
+    """Whether the output head is the embedding. A pipeline's first and last stage then both hold it."""
+    windows: tuple[int | None, ...] = ()
+    """Per layer, how many tokens back a token sees, itself included; None: all. Empty: None everywhere."""
+    gate: Literal["silu", "gelu_tanh"] = "silu"
+    """What is applied to the gate of the MLP."""
+    gated_mlp: bool = True
+    """Gate, up and down (SwiGLU, GeGLU), or up and down only."""
+    norm_offset: float = 0.0
+    """Added to the weights of every norm: 1 in Gemma, whose checkpoints hold the difference from 1."""
     norms_per_block: int = 2
-    """Norms of h weights: before attention and before the MLP; Gemma 2 and 3 also have one after each."""
+    """Norms of D weights: before attention and before the MLP; Gemma 2 and 3 also have one after each."""
     norm_bias: bool = False
     """LayerNorm with weight and bias instead of RMSNorm."""
     num_positions: int = 0
     """Rows of a learned position embedding (GPT-2, GPT-3); 0 with rotary positions."""
     parallel_residual: bool = False
-    """Attention and MLP side by side (GPT-J, Falcon): one all-reduce per block instead of two."""
-    sliding_window: int | None = None
-    """Tokens that a windowed layer looks back on; None: every layer sees all."""
-    windowed_layers: int = 0
-    """Layers with that window. Taken as spread evenly over the depth, so every stage has its share."""
-    max_length: int | None = None
-    """Longest context the model was made for in tokens, rope scaling included, where the configuration says so."""
-    weight_precision: str = "bf16"
-    """Of the blocks' matrices, a key of ``ITEMSIZE``. Embedding, lm_head, norms and biases stay in
-    ``activation_precision``, as in published fp8, AWQ and GPTQ checkpoints."""
-    kv_precision: str = "bf16"
-    """Of cached keys and values."""
-    activation_precision: str = "bf16"
-    """Of activations, so of the messages; and of the weights that are not quantised."""
-    source: str | None = None
-    """What an engine is to load: the folder that the configuration was read from, or a preset's id on Hugging Face."""
-    quant_method: str | None = None
-    """How the checkpoint itself is quantised (``quant_method`` of its ``quantization_config``: "awq", "fp8", ...)."""
-    notes: tuple[str, ...] = ()
-    """Approximations made on the way here, one sentence each. To be shown with every result."""
+    """Attention and MLP side by side (GPT-NeoX, Falcon): one all-reduce per block instead of two."""
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied by it: √D in Gemma."""
+    dtype: DType | None = "float32"
+    """Type of the checkpoint's numbers, in which it should run; None: its configuration does not say."""
+    stop_tokens: tuple[int, ...] = ()
+    """A sequence ends with any of these."""
+    name: str = "model"
+    """What to call it in tables."""
 
     def __post_init__(self) -> None:
         for key in _SIZES:
@@ -97,20 +133,231 @@ class ModelSpec:
                 f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}: every key-value head serves "
                 f"as many query heads"
             )
+        if self.dtype is not None:
+            itemsize(self.dtype)
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ValueError(f"windows must be one per layer: {self.num_layers}; got {len(self.windows)}")
+        for key, value in (("max_positions", self.max_positions), *(("sliding_window", w) for w in set(self.windows))):
+            if value is not None:
+                whole(value, key)
+        whole(self.num_positions, "num_positions", least=0)
+
+    @classmethod
+    def from_hf(cls, source: "str | os.PathLike[str] | Mapping[str, Any]") -> "ModelConfig":
+        """A model that ``tplab.models`` runs, from a Hugging Face ``config.json``: its path, its folder's, or its
+        contents.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: another architecture, or a key that changes the mathematics in a way not supported here; both
+                are named, with what is supported.
+        """
+        from tplab.models.hf import read_config
+
+        return read_config(source)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a ``config.json`` that transformers, and :meth:`from_hf`, read as this model."""
+        from tplab.models.hf import config_json
+
+        return config_json(self)
+
+    def in_dtype(self, dtype: str) -> "ModelConfig":
+        """The model as ``tplab.models`` runs it: all of it in this type."""
+        return ModelConfig(**{each.name: getattr(self, each.name) for each in fields(ModelConfig)} | {"dtype": dtype})
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back a token of this layer sees; None: all."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that a windowed layer looks back on; None: every layer sees all."""
+        return next((window for window in self.windows if window is not None), None)
+
+    @property
+    def windowed_layers(self) -> int:
+        """Layers with a window."""
+        return len(self.windows) - self.windows.count(None)
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest context in tokens, stretched by rope scaling as vLLM does it (``_get_and_verify_max_len``).
+
+        ``max_position_embeddings`` already has the stretch in it with llama3 and longrope scaling, in Gemma 3, and
+        where the original length is named beside. YaRN: the larger of it and original x factor, since those who switch
+        it on as Qwen's model cards say leave ``max_position_embeddings`` as it was.
+        """
+        most, rope = self.max_positions, self.rope_scaling
+        if most is None or rope is None or rope.kind not in ("linear", "dynamic", "yarn"):
+            return most
+        original = rope.original_max_positions
+        if self.model_type == "gemma3_text" or (original and rope.kind != "yarn"):
+            return most
+        return max(most, int((original or most) * rope.factor))
+
+    @property
+    def weight_itemsize(self) -> float:
+        """Bytes per parameter of the blocks' matrices."""
+        return itemsize(self.dtype)
+
+    @property
+    def kv_itemsize(self) -> float:
+        """Bytes per cached number."""
+        return itemsize(self.dtype)
+
+    @property
+    def activation_itemsize(self) -> float:
+        """Bytes per activation, and per parameter of embedding, head, norms and biases."""
+        return itemsize(self.dtype)
+
+    @property
+    def q_size(self) -> int:
+        """H·E."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """G·E: width of the keys, and of the values."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def all_reduces_per_block(self) -> int:
+        """In a forward pass under tensor parallelism."""
+        return 1 if self.parallel_residual else 2
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of one block's MLP."""
+        return 3 if self.gated_mlp else 2
+
+    @property
+    def norm_params(self) -> int:
+        """Parameters of one norm over the hidden size."""
+        return self.hidden_size * (2 if self.norm_bias else 1)
+
+    @property
+    def block_matmul_params(self) -> int:
+        """What a token multiplies with in one block, and what quantisation shrinks."""
+        return self.block_params_of_rank(0, 1)[0]
+
+    @property
+    def block_params(self) -> int:
+        """All parameters of one block."""
+        return sum(self.block_params_of_rank(0, 1))
+
+    def block_params_of_rank(self, index: int, t: int) -> tuple[int, int]:
+        """Parameters of one block that tensor-parallel rank ``index`` of ``t`` holds: in its matrices,
+        ``2·D·(h+g)·E + (3 or 2)·D·I/t``, and in its norms and biases. Biases that are added after the sum over the
+        ranks, and norms, are whole on every rank."""
+        q, kv = self.q_size // t, self.kv_heads_of_rank(index, t) * self.head_dim
+        inner = self.intermediate_size // t
+        biases = self.qkv_bias * (q + 2 * kv) + self.out_bias * self.hidden_size
+        biases += self.mlp_bias * ((self.mlp_matrices - 1) * inner + self.hidden_size)
+        norms = self.norms_per_block * self.norm_params + self.qk_norm * 2 * self.head_dim
+        return 2 * self.hidden_size * (q + kv) + self.mlp_matrices * self.hidden_size * inner, biases + norms
+
+    @property
+    def embedding_params(self) -> int:
+        """Token embedding, and learned positions if any."""
+        return (self.vocab_size + self.num_positions) * self.hidden_size
+
+    @property
+    def lm_head_params(self) -> int:
+        """Parameters of the last matmul, whether or not its weights are the embedding's."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def total_params(self) -> int:
+        """All parameters, a tied head counted once."""
+        head = 0 if self.tied_embeddings else self.lm_head_params
+        return self.num_layers * self.block_params + self.embedding_params + head + self.norm_params
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the weights of the whole model on one GPU."""
+        matmul = self.num_layers * self.block_matmul_params
+        return matmul * self.weight_itemsize + (self.total_params - matmul) * self.activation_itemsize
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token over all layers on one GPU: 2·L·G·E numbers."""
+        return 2 * self.num_layers * self.kv_size * self.kv_itemsize
+
+    def kv_heads_of_rank(self, index: int, t: int) -> int:
+        """Distinct key-value heads that the query heads of rank ``index`` of ``t`` use: every rank keeps the keys and
+        values of all of them. Raises ``ValueError`` where ``t`` does not divide the query heads."""
+        return kv_heads_by_rank(self.num_heads, self.num_kv_heads, t)[index]
+
+    def kv_heads_per_rank(self, t: int) -> int:
+        """The most that any rank of ``t`` holds: it sets the cache's size, since all ranks hold as many tokens."""
+        return max(kv_heads_by_rank(self.num_heads, self.num_kv_heads, t))
+
+    def kept_tokens(self, context: float) -> float:
+        """Of ``context`` tokens, how many an average layer keeps and looks at: fewer where some layers are windowed."""
+        window = self.sliding_window
+        if window is None:
+            return context
+        share = self.windowed_layers / self.num_layers
+        return (1 - share) * context + share * min(context, window)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a checkpoint of a model that ``tplab.models`` runs: Hugging Face's name -> full shape."""
+        hidden, wide = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for layer in range(self.num_layers):
+            block = f"model.layers.{layer}."
+            shapes[f"{block}input_layernorm.weight"] = (hidden,)
+            for name, rows, columns, bias in (
+                ("self_attn.q_proj", self.q_size, hidden, self.qkv_bias),
+                ("self_attn.k_proj", self.kv_size, hidden, self.qkv_bias),
+                ("self_attn.v_proj", self.kv_size, hidden, self.qkv_bias),
+                ("self_attn.o_proj", hidden, self.q_size, self.out_bias),
+                ("mlp.gate_proj", wide, hidden, self.mlp_bias),
+                ("mlp.up_proj", wide, hidden, self.mlp_bias),
+                ("mlp.down_proj", hidden, wide, self.mlp_bias),
+            ):
+                shapes[f"{block}{name}.weight"] = (rows, columns)
+                if bias:
+                    shapes[f"{block}{name}.bias"] = (rows,)
+            if self.qk_norm:
+                shapes |= {f"{block}self_attn.{name}.weight": (self.head_dim,) for name in ("q_norm", "k_norm")}
+            shapes[f"{block}post_attention_layernorm.weight"] = (hidden,)
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tied_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec(ModelConfig):
+    """A model as an engine serves it: a description of it, and the precision of its weights and its cache."""
+
+    dtype: DType | None = None
+    weight_precision: str = "bf16"
+    """Precision of the blocks' matrices, a key of ``ITEMSIZE``. Embedding, head, norms and biases stay in
+    ``activation_precision``, as in published fp8, AWQ and GPTQ checkpoints."""
+    kv_precision: str = "bf16"
+    """Precision of cached keys and values."""
+    activation_precision: str = "bf16"
+    """Precision of activations, so of the messages; and of the weights that are not quantised."""
+    source: str | None = None
+    """What an engine is to load: the folder that the configuration was read from, or a preset's id on Hugging Face."""
+    quant_method: str | None = None
+    """How the checkpoint itself is quantised (``quant_method`` of its ``quantization_config``: "awq", "fp8", ...)."""
+    notes: tuple[str, ...] = ()
+    """Approximations made on the way here, one sentence each. To be shown with every result."""
+
+    def __post_init__(self) -> None:
+        ModelConfig.__post_init__(self)
         for key in ("weight_precision", "kv_precision", "activation_precision"):
             if getattr(self, key) not in ITEMSIZE:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not known: use one of {', '.join(ITEMSIZE)}")
-        if not 0 <= self.windowed_layers <= self.num_layers:
-            raise ValueError(f"windowed_layers={self.windowed_layers} must lie in 0..num_layers={self.num_layers}")
-        for key in ("sliding_window", "max_length"):
-            if getattr(self, key) is not None:
-                whole(getattr(self, key), key)
-        whole(self.num_positions, "num_positions", least=0)
 
     @classmethod
     def from_config(
         cls,
-        config: "str | os.PathLike[str] | Mapping[str, Any]",
+        config: "str | os.PathLike[str] | Mapping[str, Any] | ModelConfig",
         *,
         weight_precision: str | None = None,
         kv_precision: str | None = None,
@@ -118,7 +365,8 @@ class ModelSpec:
         """From a Hugging Face ``config.json`` (its path or its folder's), the dict in it, or the name of a preset.
 
         Args:
-            config: path, dict, or a name such as ``"llama-3.1-70b"`` (see ``tplab.models.presets.MODELS``).
+            config: path, dict, a name such as ``"llama-3.1-70b"`` (see ``tplab.models.presets.MODELS``), or a
+                ``ModelConfig``.
             weight_precision: of the blocks' matrices; by default what the configuration says, else bf16. A float32
                 configuration stays fp32 unless another is given here: then activations and cache have 16 bits.
             kv_precision: of the cache; by default that of the activations.
@@ -128,146 +376,31 @@ class ModelSpec:
                 (which), or an architecture the advisor has no model of (mixture of experts, latent attention, state
                 space, encoder-decoder, encoder).
         """
-        from tplab.models.hf import read_config
+        from tplab.models.served import read_spec
 
-        return read_config(config, weight_precision=weight_precision, kv_precision=kv_precision)
+        return read_spec(config, weight_precision=weight_precision, kv_precision=kv_precision)
 
     def with_layers(self, num_layers: int) -> "ModelSpec":
-        """As deep as that, with the same share of windowed layers, rounded down."""
-        windowed = self.windowed_layers * num_layers // self.num_layers
-        return replace(self, num_layers=num_layers, windowed_layers=windowed)
+        """As deep as that, with the same share of windowed layers, rounded down and spread evenly."""
+        n, deep, window = self.windowed_layers, self.num_layers, self.sliding_window
+        windows = tuple(window if (i + 1) * n // deep > i * n // deep else None for i in range(num_layers))
+        return replace(self, num_layers=num_layers, windows=windows if any(windows) else ())
 
     @property
     def weight_itemsize(self) -> float:
-        """Bytes per parameter of the blocks' matrices."""
         return ITEMSIZE[self.weight_precision]
 
     @property
     def kv_itemsize(self) -> float:
-        """Bytes per cached number."""
         return ITEMSIZE[self.kv_precision]
 
     @property
     def activation_itemsize(self) -> float:
-        """Bytes per activation: e of the collectives' ``b·h·e``."""
         return ITEMSIZE[self.activation_precision]
 
-    @property
-    def q_size(self) -> int:
-        """H·d."""
-        return self.num_heads * self.head_dim
 
-    @property
-    def kv_size(self) -> int:
-        """K·d: width of the keys, and of the values."""
-        return self.num_kv_heads * self.head_dim
-
-    @property
-    def all_reduces_per_block(self) -> int:
-        """In a forward pass under tensor parallelism."""
-        return 1 if self.parallel_residual else 2
-
-    @property
-    def attention_matmul_params(self) -> int:
-        """Query, key, value and output projections of one block."""
-        return 2 * self.hidden_size * (self.q_size + self.kv_size)
-
-    @property
-    def mlp_matmul_params(self) -> int:
-        """Matrices of one block's MLP."""
-        return (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
-
-    @property
-    def block_matmul_params(self) -> int:
-        """What a token multiplies with in one block, and what quantisation shrinks."""
-        return self.attention_matmul_params + self.mlp_matmul_params
-
-    @property
-    def block_small_params(self) -> int:
-        """Norms and biases of one block."""
-        biases = self.qkv_bias * (self.q_size + 2 * self.kv_size) + self.out_bias * self.hidden_size
-        if self.mlp_bias:
-            biases += (2 if self.gated_mlp else 1) * self.intermediate_size + self.hidden_size
-        norms = self.norms_per_block * self.norm_params + self.qk_norm * 2 * self.head_dim
-        return biases + norms
-
-    @property
-    def norm_params(self) -> int:
-        """Of one norm over the hidden size."""
-        return self.hidden_size * (2 if self.norm_bias else 1)
-
-    @property
-    def block_params(self) -> int:
-        """All parameters of one block."""
-        return self.block_matmul_params + self.block_small_params
-
-    @property
-    def embedding_params(self) -> int:
-        """Token embedding, and learned positions if any."""
-        return (self.vocab_size + self.num_positions) * self.hidden_size
-
-    @property
-    def lm_head_params(self) -> int:
-        """Of the last matmul, whether or not its weights are the embedding's."""
-        return self.vocab_size * self.hidden_size
-
-    @property
-    def total_params(self) -> int:
-        """All parameters, a tied lm_head counted once."""
-        head = 0 if self.tied_embeddings else self.lm_head_params
-        return self.num_layers * self.block_params + self.embedding_params + head + self.norm_params
-
-    @property
-    def weight_bytes(self) -> float:
-        """Of the whole model on one GPU."""
-        matmul = self.num_layers * self.block_matmul_params
-        return matmul * self.weight_itemsize + (self.total_params - matmul) * self.activation_itemsize
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """Keys and values of one token over all layers on one GPU: 2·L·K·d·e. See ``kv_heads_per_rank`` for t > 1."""
-        return 2 * self.num_layers * self.kv_size * self.kv_itemsize
-
-    def kv_heads_of_rank(self, rank: int, tp: int) -> int:
-        """Distinct key-value heads that the query heads of rank ``rank`` of ``tp`` use.
-
-        Every rank keeps the keys and values of all of them: 6 query heads with 2 key-value heads on 3 ranks give the
-        middle rank one query head of either group, so both key-value heads.
-
-        Raises:
-            ValueError: ``tp`` does not divide the query heads.
-        """
-        if tp < 1 or self.num_heads % tp:
-            fitting = ", ".join(map(str, divisors(self.num_heads)))
-            raise ValueError(f"tp={tp} does not divide num_heads={self.num_heads}: use one of {fitting}")
-        each, group = self.num_heads // tp, self.num_heads // self.num_kv_heads
-        return ((rank + 1) * each - 1) // group - rank * each // group + 1
-
-    def kv_heads_per_rank(self, tp: int) -> int:
-        """The most that any rank of ``tp`` holds: it sets the cache's size, since all ranks hold as many tokens."""
-        return max(self.kv_heads_of_rank(rank, tp) for rank in range(tp))
-
-    def kept_tokens(self, context: float) -> float:
-        """Of ``context`` tokens, how many an average layer keeps and looks at: fewer where some layers are windowed."""
-        if self.sliding_window is None:
-            return context
-        share = self.windowed_layers / self.num_layers
-        return (1 - share) * context + share * min(context, self.sliding_window)
-
-
-def divisors(number: int) -> list[int]:
-    """In order. Looks no further than the square root."""
-    low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return low + [number // n for n in reversed(low) if n * n != number]
-
-
-_SIZES = (
-    "num_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-    "norms_per_block",
-)
+def itemsize(dtype: str | None) -> int:
+    """Bytes per number. Raises ``ValueError`` for a type that ``tplab.models`` does not compute in."""
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}; got {dtype!r}")
+    return int(ITEMSIZE[PRECISIONS[str(dtype)]])

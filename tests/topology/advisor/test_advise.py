@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.advice import advise, on_front
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration
@@ -16,7 +17,6 @@ from tplab.topology.advisor.flips import scaled
 from tplab.topology.advisor.launch_commands import ENGINES, as_text, launch_commands
 from tplab.topology.advisor.layouts import all_choices
 from tplab.topology.advisor.prediction import predict, serve_all
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.placement import place
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.allreduce import Groups, all_reduce_us, hop_us
 from tplab.topology.advisor.constants import DEFAULT, FAMILIES, engine_constants
@@ -18,7 +19,6 @@ from tplab.topology.advisor.memory import kv_token_capacity
 from tplab.topology.advisor.pipeline_fill import full_from, micro_batches, prefill_share, prefill_us, round_us
 from tplab.topology.advisor.prediction import serve_all
 from tplab.topology.advisor.roofline import light_kernels, rates
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.presets import nvlink, pcie_link
 

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
+from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.launch_commands import ENGINES, launch_commands
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.placement import place
 
 SIZES = {

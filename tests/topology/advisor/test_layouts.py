@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tplab.models.spec import divisors
+from tplab.layers.ranges import divisors
+from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Link, Machine, ModelSpec, Workload
 from tplab.topology.advisor.layouts import all_choices, choice, feasible_choices, nothing_fits, smallest_fit, usual_fit
 from tplab.topology.advisor.memory import all_ranks
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.presets import GPUS
 
 WORKLOAD = Workload(input_length=1024, output_length=256, concurrency=8)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
-from tplab.models.stages import Layout as RankLayout
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.memory import (
     activation_bytes,
@@ -22,7 +22,6 @@ from tplab.topology.advisor.memory import (
     rank_memory,
     weight_bytes,
 )
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.presets import GPUS
 
 BASE = {
@@ -66,11 +65,9 @@ def test_as_allocated(name, tp, pp):
     spec = ModelSpec.from_config(CONFIGS[name])
     config = ModelConfig.from_hf(CONFIGS[name])
     layout = Layout.of(spec, tp, pp)
-    ranks = RankLayout.of(config.num_layers, tp, pp)
-    assert layout.layers_of_stage == ranks.layers_of_stage
-    for rank in range(ranks.num_ranks):
-        stage, index = ranks.place(rank)
-        module = Stage(config, ranks.spec(stage), Place(index, tp), dtype=getattr(torch, config.dtype))
+    for rank in range(layout.gpus_per_replica):
+        stage, index = layout.place(rank)
+        module = Stage(config, layout.spec(stage), Place(index, tp), dtype=getattr(torch, config.dtype))
         assert weight_bytes(spec, layout, stage, index) == module.weight_bytes
         cached = sum(cache.num_bytes for cache in module.make_caches(3, 11))
         assert kv_bytes(spec, layout, stage, index, requests=3, context=11) == cached
@@ -167,17 +164,23 @@ def test_copied_kv_heads_stop_the_gain():
 def test_windowed_layers_keep_less():
     spec = ModelSpec.from_config("gemma-2-9b")
     layout = Layout.of(spec, 1, 1)
-    whole = replace(spec, sliding_window=None, windowed_layers=0)
-    short, long = (kv_bytes(spec, layout, 0, 0, requests=1, context=n) for n in (4096, 8192))
-    assert short == kv_bytes(whole, layout, 0, 0, requests=1, context=4096)
-    assert long == 0.75 * kv_bytes(whole, layout, 0, 0, requests=1, context=8192)
+    whole = replace(spec, windows=())
+    workload = Workload(input_length=1, output_length=1, concurrency=1)
+    kept = {
+        (model, n): rank_memory(model, GPUS["h100"], replace(workload, input_length=n - 1), layout, 0, 0, requests=1).kv
+        for model in (spec, whole)
+        for n in (4096, 8192)
+    }
+    assert kept[spec, 4096] == kept[whole, 4096] == kv_bytes(whole, layout, 0, 0, requests=1, context=4096)
+    assert kept[spec, 8192] == 0.75 * kept[whole, 8192]
 
 
 def test_pages():
     spec = ModelSpec.from_config(BASE)
     layout = Layout.of(spec, 1, 1)
-    exact, paged = (kv_bytes(spec, layout, 0, 0, requests=2, context=17, page=page) for page in (1, 16))
-    assert paged == exact / 17 * 32
+    workload = Workload(input_length=16, output_length=1, concurrency=1)
+    paged = rank_memory(spec, GPUS["h100"], workload, layout, 0, 0, requests=2).kv
+    assert paged == kv_bytes(spec, layout, 0, 0, requests=2, context=32)
 
 
 def test_activations():

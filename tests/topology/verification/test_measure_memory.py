@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tplab.cluster import Cluster
-from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelConfig
 from tplab.topology import Layout, ModelSpec
 from tplab.topology.verification.memory import ShardPlan, measure_shards
 
@@ -38,7 +38,7 @@ MODELS = {
     "grouped": model(),
     "one for all": model(num_kv_heads=1, vocab_size=7),
     "every head its own, fp32": model(num_kv_heads=12, dtype="float32"),
-    "biases, tied": model(model_type="qwen2", qkv_bias=True, tied=True),
+    "biases, tied": model(model_type="qwen2", qkv_bias=True, tied_embeddings=True),
     "norms of heads": model(model_type="qwen3", qk_norm=True, head_dim=6),
     "biases everywhere": model(qkv_bias=True, out_bias=True, mlp_bias=True, num_layers=7),
 }
@@ -46,8 +46,7 @@ LAYOUTS = [(1, 1), (2, 1), (3, 2), (1, 6), (12, 1), (4, 3)]
 
 
 def layouts(config, cuts):
-    spec = ModelSpec.from_config(config.to_hf())
-    return tuple(Layout.of(spec, *cut) for cut in cuts)
+    return tuple(Layout.of(config, *cut) for cut in cuts)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,13 +12,10 @@ import pytest
 from tplab import Cluster
 from tplab.cluster import Provenance, Report
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.models import memory
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
-from tplab.models.stages import Layout as RankLayout
+from tplab.models.shards import Layout, kv_bytes, weight_bytes
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.verification.plan import fits, plan_verify
 from tplab.topology.verification.run import Verification, spearman, verification_of, verify
@@ -178,9 +175,9 @@ def test_a_layout_fits_with_all_of_its_layers_or_not():
     whole = Layout.of(spec, 1, 2)
     config = runnable(spec, 4, LOAD.context_length + 1, "float32")
     most = max(
-        memory.weight_bytes(config, RankLayout.of(4, 1, 2), rank)
-        + memory.kv_bytes(config, RankLayout.of(4, 1, 2), rank, batch=3, max_length=LOAD.context_length)
-        for rank in (0, 1)
+        weight_bytes(config, whole, stage, 0)
+        + kv_bytes(config, whole, stage, 0, requests=3, context=LOAD.context_length)
+        for stage in (0, 1)
     )
     spec = replace(spec, **dict.fromkeys(PRECISIONS, "fp32"))
     assert fits(spec, whole, LOAD, [most / 0.6 + 1] * 2)
@@ -201,10 +198,10 @@ def test_shapes_of_a_model_survive_but_for_its_depth():
     spec = ModelSpec.from_config("qwen3-0.6b")
     config = runnable(spec, 3, 64, "float32")
     assert config.num_layers == 3
-    assert config.tied == spec.tied_embeddings
+    assert config.tied_embeddings == spec.tied_embeddings
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "qk_norm"):
         assert getattr(config, name) == getattr(spec, name)
-    weights = memory.weight_bytes(config, RankLayout.of(3), 0)
+    weights = weight_bytes(config, Layout.of(config), 0, 0)
     as_run = replace(spec, num_layers=3, **dict.fromkeys(PRECISIONS, "fp32"))
     assert weights == as_run.weight_bytes
     with pytest.raises(ValueError, match=r"an MLP without a gate, which tplab\.models does not run"):
@@ -213,7 +210,7 @@ def test_shapes_of_a_model_survive_but_for_its_depth():
 
 def test_windows_are_kept():
     spec = ModelSpec.from_config("gemma-2-9b")
-    half = runnable(replace(spec, num_layers=4, windowed_layers=2), 4, 64, "float32")
+    half = runnable(replace(spec, num_layers=4, windows=(4096, None) * 2), 4, 64, "float32")
     assert sorted(map(str, half.windows)) == ["4096", "4096", "None", "None"]
 
 

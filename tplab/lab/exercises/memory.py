@@ -11,9 +11,8 @@ from typing import Any
 
 from tplab.cluster import Cluster, ClusterError
 from tplab.lab.exercises.verdict import Verdict
-from tplab.models.config import ITEMSIZES, ModelConfig
-from tplab.models.spec import ModelSpec
-from tplab.topology.advisor.sharding import Layout
+from tplab.models.shards import Layout
+from tplab.models.spec import PRECISIONS, ModelConfig, ModelSpec, itemsize
 from tplab.topology.verification.memory import ShardPlan, measure_shards
 
 _BATCH, _CONTEXT = 2, 5
@@ -94,7 +93,7 @@ def check_kv_bytes(
 
 def allocated(cluster: Cluster, cfg: CacheConfig, tp: int, *, timeout: float = 60.0) -> list[float]:
     """What the ranks allocate, in bytes per token and rank."""
-    dtype: Any = next(name for name, size in ITEMSIZES.items() if size == cfg.bytes_per_number)
+    dtype: Any = next(name for name in PRECISIONS if itemsize(name) == cfg.bytes_per_number)
     config = ModelConfig(
         model_type="llama",
         vocab_size=16,

@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.models.shards import Layout
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.prediction import predict_all
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.machine import Link, Machine
 
 _TERM_LOOKS = {

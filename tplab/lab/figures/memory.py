@@ -4,9 +4,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.models.shards import Layout, why_not
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.memory import RankMemory, all_ranks, fullest_rank
-from tplab.topology.advisor.sharding import Layout, why_not
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu
 

@@ -13,9 +13,9 @@ from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
-from tplab.models.config import ModelConfig
 from tplab.models.generation import GenerationRun, submit_generate
 from tplab.models.result import Generation
+from tplab.models.spec import ModelConfig
 
 _SIZES: dict[str, dict[str, int]] = {
     "tiny (4 layers of 256)": {"hidden_size": 256, "intermediate_size": 768, "num_layers": 4, "num_heads": 8},

@@ -13,10 +13,9 @@ from tplab.lab.panels.analytic import AnalyticPanel, check_offered, said, wide
 from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_memory, explain_shards
-from tplab.models.config import ModelConfig
 from tplab.models.presets import MODELS
-from tplab.models.spec import ModelSpec
-from tplab.topology.advisor.sharding import Layout
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.presets import GPUS
 from tplab.topology.verification.memory import ShardPlan, shards_frame, submit_shards

@@ -14,10 +14,9 @@ from tplab.lab.panels.analytic import check_offered, wide
 from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_calibration, explain_verification
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
+from tplab.models.shards import Layout, why_not
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.sharding import Layout, why_not
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import submit_calibrate
 from tplab.topology.verification.run import Verification, submit_verify

@@ -3,13 +3,13 @@
 In this room "kernel" is always a CUDA kernel.
 """
 
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, advise
 from tplab.topology.advisor.article import CommunicationTopology
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layouts import Choice, all_choices, feasible_choices
 from tplab.topology.advisor.prediction import Prediction, predict
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 
 __all__ = [

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
@@ -26,7 +27,6 @@ from tplab.topology.advisor.launch_commands import launch_commands
 from tplab.topology.advisor.layout_arrays import links_alike
 from tplab.topology.advisor.layouts import Choice, all_choices, nothing_fits
 from tplab.topology.advisor.prediction import Prediction, predictions_of, serve_all
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.wording import duration, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import FAMILIES
 from tplab.topology.advisor.latency import Floats, Layouts, Served, Server
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.wording import count, fixed
 from tplab.topology.advisor.workload import Workload
 

@@ -13,12 +13,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.allreduce import Groups
 from tplab.topology.advisor.constants import DEFAULT, FAMILIES, FAMILY_OF, Constants, EngineConstants
 from tplab.topology.advisor.latency import Layouts
 from tplab.topology.advisor.memory import kv_token_capacity
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import Placement, place

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
+from tplab.models.shards import Layout, why_not
 from tplab.models.spec import ITEMSIZE, ModelSpec
 from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
-from tplab.topology.advisor.sharding import Layout, engine_note, why_not
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu, Machine
 from tplab.topology.machine.presets import GPUS
@@ -97,7 +97,9 @@ def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp
     layout = Layout.of(spec, tp, pp, groups // pp)
     fullest, most_requests = fit(spec, machine.gpu, workload, layout)
     idle = machine.num_gpus - layout.num_gpus
-    notes = [note for note in (engine_note(spec, tp),) if note]
+    notes, kv = [], spec.num_kv_heads
+    if tp % kv and kv % tp:  # split evenly, or copied evenly
+        notes.append(f"vLLM, SGLang and TensorRT-LLM refuse tp={tp} with {kv} key-value heads; tplab.models runs it")
     if idle:
         notes.append(f"{idle} of {machine.num_gpus} GPUs are left over")
     if len(set(layout.layers_of_stage)) > 1:

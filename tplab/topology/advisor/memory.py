@@ -1,31 +1,20 @@
-"""Bytes on every rank of a layout, and how many tokens and requests fit beside the weights.
+"""Memory of every rank of a layout, and how many tokens and requests fit beside the weights.
 
-Weights and cache are exact: equal, byte for byte, to what ``tplab.models`` allocates for a model in bf16 or fp32 (the
-tests compare the two). Activations and workspace are estimates, and say what of.
-
-Per rank of stage s, tensor-parallel place r, with l layers there:
-
-    weights     l · block(r) + embedding/t on the first stage + (lm_head/t + norm) on the last
-    block(r)    h·(2·q + 2·g·d) + (3 or 2)·h·f/t, q = H·d/t, in the weights' precision; biases and norms besides
-    cache       2 · l · g · d per token: g key-value heads that the rank's query heads touch
-
-Embedding and lm_head are shared by t, not by p, with ceil(V/t) rows on each rank; where they are one tied tensor, a
-pipeline holds it twice. Key and value projections of heads that several ranks need are on each of them. Biases of
-row-cut matrices and norms are whole on every rank.
+Weights and cache are exact (``tplab.models.shards``). Activations and workspace are estimates, and say what of.
 
 Known to be wrong: engines pad head counts and vocabulary to multiples of their own, keep quantised layers' scales in
 formats of their own, and round the cache to pages (``CACHE_PAGE`` here); windowed layers are taken as spread evenly.
 
-Letters: L layers, h hidden, f intermediate, H query heads, d head size, V vocabulary, t ranks that share a layer, p
-stages.
+Letters as in ``tplab.models.spec``.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tplab.layers.ranges import kv_heads_by_rank, vocab_rows
+from tplab.models.shards import Layout, kv_bytes, kv_bytes_per_token, weight_bytes
 from tplab.models.spec import ModelSpec
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Gpu
 
@@ -77,61 +66,6 @@ class RankMemory:
         return self.usable - (self.total - self.kv)
 
 
-def weight_bytes(spec: ModelSpec, layout: Layout, stage: int, index: int) -> float:
-    """Weights on one rank; exact (see the table above)."""
-    matmul = block_matmul_elements(spec, layout.tp, index)
-    small = block_small_elements(spec, layout.tp, index)
-    num_layers = layout.layers_of_stage[stage]
-    table = vocab_rows(spec, layout.tp) * spec.hidden_size
-    ends = 0
-    if stage == 0:
-        ends += table + spec.num_positions * spec.hidden_size
-    if stage == layout.pp - 1:
-        ends += spec.norm_params + (0 if spec.tied_embeddings and layout.pp == 1 else table)
-    return num_layers * matmul * spec.weight_itemsize + (num_layers * small + ends) * spec.activation_itemsize
-
-
-def block_matmul_elements(spec: ModelSpec, tp: int, index: int) -> int:
-    """Numbers in one block's matrices on a rank: what a token is multiplied with there."""
-    q = spec.q_size // tp
-    kv = spec.kv_heads_of_rank(index, tp) * spec.head_dim
-    return 2 * spec.hidden_size * (q + kv) + spec.mlp_matmul_params // tp
-
-
-def block_small_elements(spec: ModelSpec, tp: int, index: int) -> int:
-    """Biases and norms of one block on a rank."""
-    kv = spec.kv_heads_of_rank(index, tp) * spec.head_dim
-    elements = spec.qkv_bias * (spec.q_size // tp + 2 * kv) + spec.out_bias * spec.hidden_size
-    if spec.mlp_bias:
-        elements += (2 if spec.gated_mlp else 1) * spec.intermediate_size // tp + spec.hidden_size
-    return elements + spec.norms_per_block * spec.norm_params + spec.qk_norm * 2 * spec.head_dim
-
-
-def vocab_rows(spec: ModelSpec, tp: int) -> int:
-    """Rows of embedding and lm_head on every rank: the last ranks' last ones are padding."""
-    return -(-spec.vocab_size // tp)
-
-
-def kv_bytes_per_token(spec: ModelSpec, layout: Layout, stage: int, index: int) -> float:
-    """Cache of one token on one rank, where no layer is windowed; exact."""
-    heads = spec.kv_heads_of_rank(index, layout.tp)
-    return 2 * layout.layers_of_stage[stage] * heads * spec.head_dim * spec.kv_itemsize
-
-
-def kv_bytes(
-    spec: ModelSpec, layout: Layout, stage: int, index: int, *, requests: float, context: int, page: int = 1
-) -> float:
-    """Cache of ``requests`` of ``context`` tokens each on one rank.
-
-    All requests of a replica: with the pipe full a stage works on one micro-batch, but keeps the cache of all p.
-
-    Args:
-        page: tokens that are allocated together; 1 for the exact size.
-    """
-    kept = math.ceil(spec.kept_tokens(context) / page) * page
-    return requests * kept * kv_bytes_per_token(spec, layout, stage, index)
-
-
 def activation_bytes(spec: ModelSpec, tp: int, *, tokens: int, sampled: int, last_stage: bool) -> float:
     """Largest activations alive at once in one forward pass without gradients; an estimate.
 
@@ -144,10 +78,16 @@ def activation_bytes(spec: ModelSpec, tp: int, *, tokens: int, sampled: int, las
         sampled: tokens whose logits are wanted: one per request.
     """
     attention = 2 * spec.q_size / tp + 2 * spec.kv_heads_per_rank(tp) * spec.head_dim
-    mlp = (3 if spec.gated_mlp else 2) * spec.intermediate_size / tp
+    mlp = spec.mlp_matrices * spec.intermediate_size / tp
     inside = 2 * spec.hidden_size + max(attention, mlp)
-    logits = sampled * (spec.vocab_size + (vocab_rows(spec, tp) if tp > 1 else 0)) * LOGITS_ITEMSIZE
+    logits = sampled * (spec.vocab_size + (vocab_rows(spec.vocab_size, tp) if tp > 1 else 0)) * LOGITS_ITEMSIZE
     return tokens * inside * spec.activation_itemsize + (logits if last_stage else 0)
+
+
+def cached_tokens(spec: ModelSpec, context: int) -> int:
+    """Tokens that a request of ``context`` tokens takes room for in an average layer: whole pages, no more than the
+    window in layers that have one."""
+    return math.ceil(spec.kept_tokens(context) / CACHE_PAGE) * CACHE_PAGE
 
 
 def workspace_bytes(gpu: Gpu, layout: Layout) -> float:
@@ -182,7 +122,7 @@ def rank_memory(
         stage=stage,
         index=index,
         weights=weight_bytes(spec, layout, stage, index),
-        kv=kv_bytes(spec, layout, stage, index, requests=requests, context=context, page=CACHE_PAGE),
+        kv=kv_bytes(spec, layout, stage, index, requests=requests, context=cached_tokens(spec, context)),
         activations=activation_bytes(spec, layout.tp, tokens=tokens, sampled=math.ceil(requests), last_stage=last),
         workspace=workspace_bytes(gpu, layout),
         kv_per_token=kv_bytes_per_token(spec, layout, stage, index),
@@ -246,7 +186,8 @@ def _distinct(spec: ModelSpec, layout: Layout) -> Sequence[tuple[int, int]]:
     """Ranks among which the fullest is, without all the equal ones: the ends and the longest stage, and in each one
     place per number of key-value heads."""
     longest = max(range(layout.pp), key=lambda stage: layout.layers_of_stage[stage])
-    places = {spec.kv_heads_of_rank(index, layout.tp): index for index in range(layout.tp)}
+    heads = kv_heads_by_rank(spec.num_heads, spec.num_kv_heads, layout.tp)
+    places = {count: index for index, count in enumerate(heads)}
     return [(stage, index) for stage in sorted({0, longest, layout.pp - 1}) for index in places.values()]
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
@@ -25,7 +26,6 @@ from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
 from tplab.topology.advisor.prediction_notes import calibration_notes, length_notes
 from tplab.topology.advisor.roofline import rates
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.wording import count, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine

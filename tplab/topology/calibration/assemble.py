@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tplab.cluster import Provenance, Report
-from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.roofline import MATMULS_PER_BLOCK

@@ -21,12 +21,12 @@ import torch.distributed as dist
 from tplab.cluster import Rank
 from tplab.layers.block import run_blocks
 from tplab.layers.comm import NullComm
-from tplab.models.config import ModelConfig
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.request import Request
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig
 from tplab.topology.calibration.compute import COLD_PARAMS, in_graph
 from tplab.topology.calibration.plan import (
     BLOCK_CONTEXT,
@@ -61,9 +61,9 @@ def time_engine(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
     hops = Hops(rank, range(rank.world_size), plan.links)
 
     def loaded(config: ModelConfig, num_stages: int) -> Loaded:
-        layout = Layout.of(config.num_layers, 1, num_stages)
+        layout = Layout.of(config, 1, num_stages)
         place = rank.index if num_stages > 1 else 0
-        made = load_random(config, layout, place, NullComm(), dtype=dtype, device=rank.device)
+        made = load_random(config, layout, place, NullComm(), device=rank.device)
         return graphed(made) if graphs else made
 
     ready = [loaded(config, 1) for config in models] if rank.index == 0 else []
@@ -101,7 +101,7 @@ def _time_launches(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
     the block's own time has it."""
     if rank.index == 0 and rank.device.type == "cuda":
         config = narrow(SHALLOW, plan.dtype)
-        loaded = load_random(config, Layout.of(SHALLOW), 0, NullComm(), dtype=plan.dtype, device=rank.device)
+        loaded = load_random(config, Layout.of(config), 0, NullComm(), device=rank.device)
         blocks: Sequence[Any] = list(loaded.stage.layers)
         caches = [block.self_attn.make_cache(1, 64) for block in blocks]
         x = torch.zeros(1, 1, config.hidden_size, dtype=next(loaded.stage.parameters()).dtype, device=rank.device)
@@ -125,7 +125,7 @@ def _time_blocks(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
     for width in BLOCK_WIDTHS if rank.index == 0 else ():
         one = llama(1, width, plan.dtype)
         config = replace(one, num_layers=max(2, -(-COLD_PARAMS // block_params(one))))
-        loaded = load_random(config, Layout.of(config.num_layers), 0, NullComm(), dtype=plan.dtype, device=rank.device)
+        loaded = load_random(config, Layout.of(config), 0, NullComm(), device=rank.device)
         sample = in_graph([_blocks(loaded, rank.device)])
         sample()
         note(("block", width), [sample() / config.num_layers for _ in range(8 * plan.rounds)])

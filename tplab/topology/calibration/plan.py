@@ -6,8 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
+from tplab.models.spec import ModelConfig, ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
 """What is measured, in that order."""

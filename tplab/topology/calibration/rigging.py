@@ -22,11 +22,11 @@ from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.layers.comm import Comm, EmulatedComm, NullComm, ProcessGroupComm
 from tplab.layers.shards import VocabShard
 from tplab.models.checkpoint import torch_dtype
-from tplab.models.config import ModelConfig
 from tplab.models.decoder import Stage
 from tplab.models.graphed import GraphedStage
 from tplab.models.loading import Loaded, LoadReport
-from tplab.models.stages import Layout
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -111,16 +111,15 @@ def in_layout(rank: Rank, place: int, num_places: int, hops: Hops) -> Rank:
     )
 
 
-def load_random(
-    config: ModelConfig, layout: Layout, place: int, comm: Comm, *, dtype: str, device: torch.device
-) -> Loaded:
+def load_random(config: ModelConfig, layout: Layout, place: int, comm: Comm, *, device: torch.device) -> Loaded:
     """This place's stage with random weights, of a spread that keeps activations finite.
 
     The same million numbers over and over: drawing billions would take longer than what is measured.
     """
     index, _ = layout.place(place)
-    stage = Stage(config, layout.spec(index), comm, dtype=torch_dtype(dtype))
-    drawn = torch.empty(1_000_003, dtype=torch_dtype(dtype), device=device).normal_()  # prime: rows differ
+    dtype = torch_dtype(config.dtype)
+    stage = Stage(config, layout.spec(index), comm, dtype=dtype)
+    drawn = torch.empty(1_000_003, dtype=dtype, device=device).normal_()  # prime: rows differ
     for name, weight in list(stage.named_parameters()):
         if name == "head.weight" and stage.shares_table:
             continue

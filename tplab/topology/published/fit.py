@@ -32,11 +32,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tplab.files import read_frame
+from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
 from tplab.topology.advisor.latency import Layouts
 from tplab.topology.advisor.layout_arrays import columns
 from tplab.topology.advisor.prediction import server_for
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.machine.presets import gpu_preset
 from tplab.topology.published.tables import Case, read_folder
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.prediction import regime_of
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.published.fit import Bench, fit_engines
 from tplab.topology.published.tables import Case, Tables, read_folder
 

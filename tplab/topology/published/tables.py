@@ -29,9 +29,9 @@ import pandas as pd
 
 from tplab.files import read_frame
 from tplab.models.presets import MODELS
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.shown import listed, shown
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import MOST, EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.presets import gpu_preset

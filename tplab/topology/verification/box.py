@@ -22,7 +22,7 @@ from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
 from tplab.files import check_writable, write_text
 from tplab.layers.overlap import StackPlan, measure_strategies
-from tplab.models.config import ModelConfig
+from tplab.models.spec import ModelConfig
 from tplab.pipeline import build_schedule, run_schedule, simulate
 from tplab.pipeline.costs import measured_costs
 from tplab.topology.advisor.workload import Workload

@@ -11,11 +11,10 @@ from typing import Any
 import pandas as pd
 
 from tplab.cluster import Cluster, ClusterError
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.verification.plan import fits, in_precision

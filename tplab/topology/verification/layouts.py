@@ -96,7 +96,6 @@ def _load(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", place: int, comm: Co
         run.layout,
         place,
         comm,
-        dtype=plan.config.dtype,
         device=torch.device("meta") if meta else rank.device,
     )
 

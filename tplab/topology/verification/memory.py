@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
-from tplab.topology.advisor.memory import kv_bytes, weight_bytes
-from tplab.topology.advisor.sharding import Layout
+from tplab.models.shards import Layout, kv_bytes, weight_bytes
+from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Provenance, Rank, Report, Run
@@ -52,25 +50,22 @@ class ShardPlan:
                 )
 
     @property
-    def spec(self) -> ModelSpec:
-        """The model as the formulas take it."""
-        return ModelSpec.from_config(self.config.to_hf())
-
-    @property
     def places(self) -> "list[Place]":
         """Every rank of every layout, with what the formulas say of it."""
-        spec, made = self.spec, []
+        made = []
         for layout in self.layouts:
             for number in range(layout.gpus_per_replica):
-                stage, index = divmod(number, layout.tp)
+                stage, index = layout.place(number)
                 made.append(
                     Place(
                         layout=layout,
                         rank=number,
                         stage=stage,
                         index=index,
-                        told_weight_bytes=weight_bytes(spec, layout, stage, index),
-                        told_kv_bytes=kv_bytes(spec, layout, stage, index, requests=self.batch, context=self.context),
+                        told_weight_bytes=weight_bytes(self.config, layout, stage, index),
+                        told_kv_bytes=kv_bytes(
+                            self.config, layout, stage, index, requests=self.batch, context=self.context
+                        ),
                     )
                 )
         return made
@@ -149,7 +144,6 @@ def measure_on_rank(rank: "Rank", plan: ShardPlan) -> None:
     from tplab.layers.comm import NullComm
     from tplab.models.checkpoint import torch_dtype
     from tplab.models.decoder import Stage
-    from tplab.models.stages import Layout as RankLayout
 
     def allocated(tensors: "Sequence[torch.Tensor]") -> int:
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -159,9 +153,8 @@ def measure_on_rank(rank: "Rank", plan: ShardPlan) -> None:
     mine = list(enumerate(places))[rank.index :: rank.world_size]
     for done, (number, place) in enumerate(mine):
         rank.report(phase="build", done=done, total=len(mine))
-        layout = RankLayout.of(config.num_layers, place.layout.tp, place.layout.pp, place.layout.layers_of_stage)
         comm = NullComm(place.index, place.layout.tp)
-        stage = Stage(config, layout.spec(place.stage), comm, dtype=torch_dtype(config.dtype))
+        stage = Stage(config, place.layout.spec(place.stage), comm, dtype=torch_dtype(config.dtype))
         for name, weight in list(stage.named_parameters()):
             if not (name == "head.weight" and stage.shares_table):
                 stage.set(name, torch.empty(weight.shape, dtype=weight.dtype, device=rank.device).normal_(std=0.02))

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.models.config import ModelConfig
-from tplab.models.memory import kv_bytes, weight_bytes
-from tplab.models.spec import ModelSpec
-from tplab.models.stages import Layout as RankLayout
+from tplab.models.shards import Layout, kv_bytes, weight_bytes
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layout_arrays import links_alike
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.plan import PRECISION
 from tplab.topology.machine.placement import place
@@ -29,7 +26,7 @@ Target = Advice | Sequence[Layout | tuple[int, ...]]
 class LayoutRun:
     """One layout, and the ranks that it runs on."""
 
-    layout: RankLayout
+    layout: Layout
     """Layout of one replica, as the ranks build it."""
     sharding: Layout
     """Layout with its replicas, as the advisor has it."""
@@ -166,7 +163,7 @@ def plan_verify(
     )
     runs = tuple(
         LayoutRun(
-            layout=RankLayout.of(depth, one.tp, one.pp),
+            layout=Layout.of(run_spec, one.tp, one.pp),
             sharding=one,
             groups=where,
             batches=tuple(batch_of(workload, one.replicas)),
@@ -196,7 +193,7 @@ _DTYPE = {precision: dtype for dtype, precision in PRECISION.items()}
 
 def in_precision(model: ModelSpec | ModelConfig, calibration: Calibration) -> tuple[ModelSpec, list[str]]:
     """The model in the precision that was calibrated, and a note where that is another one."""
-    spec = ModelSpec.from_config(model.to_hf()) if isinstance(model, ModelConfig) else model
+    spec = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     wanted = calibration.matmuls[0].precision if calibration.matmuls else "fp32"
     changed = dict.fromkeys(("weight_precision", "kv_precision", "activation_precision"), wanted)
     notes = [] if spec.weight_precision == wanted else [f"run in {wanted} instead of {spec.weight_precision}"]
@@ -264,9 +261,10 @@ def fits(spec: ModelSpec, layout: Layout, workload: Workload, free_bytes: Sequen
 def _bytes(spec: ModelSpec, depth: int, one: Layout, workload: Workload) -> float:
     context = workload.input_length + workload.output_length
     config = runnable(spec, depth, context + 1, _DTYPE[spec.activation_precision])
-    layout = RankLayout.of(depth, one.tp, one.pp)
+    layout = Layout.of(config, one.tp, one.pp)
     batch = batch_of(workload, one.replicas)[0]
+    places = [layout.place(rank) for rank in range(layout.gpus_per_replica)]
     return max(
-        weight_bytes(config, layout, rank) + kv_bytes(config, layout, rank, batch=batch, max_length=context)
-        for rank in range(layout.num_ranks)
+        weight_bytes(config, layout, *place) + kv_bytes(config, layout, *place, requests=batch, context=context)
+        for place in places
     )

@@ -17,8 +17,7 @@ import pandas as pd
 
 from tplab.cluster import Provenance, Report
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.verification.plan import Target, VerifyPlan, plan_verify
@@ -213,7 +212,7 @@ def verification_of(plan: VerifyPlan, reports: Iterable[Report], provenance: Pro
     rows = []
     for row, turns in sorted(by_row.items()):
         run = plan.runs[row]
-        members = len(run.batches) * run.layout.num_ranks
+        members = len(run.batches) * run.layout.gpus_per_replica
         samples = [_sample(plan, run.batches, fields) for fields in turns.values() if len(fields) == members]
         if samples:
             measured = dict(zip(MEASURES, np.median(samples, axis=0).tolist(), strict=True))

@@ -15,15 +15,14 @@ from statistics import median
 import numpy as np
 
 from tplab.collectives.cost import AlphaBeta, fit_line
-from tplab.models.config import ModelConfig
-from tplab.models.spec import ModelSpec
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.allreduce import all_reduce_us
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
 from tplab.topology.advisor.latency import TERMS, Floats, Server, without_prompts
 from tplab.topology.advisor.layout_arrays import columns
 from tplab.topology.advisor.prediction import server_for
-from tplab.topology.advisor.sharding import Layout
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.detect import gpus_called, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
@@ -228,26 +227,13 @@ def runnable(spec: ModelSpec, num_layers: int, max_positions: int, dtype: str) -
     ):
         if found:
             raise ValueError(f"{spec.name} has {what}, which tplab.models does not run: verify a Llama of its sizes")
-    n = spec.windowed_layers
-    windows = tuple(
-        spec.sliding_window if (i + 1) * n // spec.num_layers > i * n // spec.num_layers else None
-        for i in range(num_layers)
-    )
-    return ModelConfig(
-        model_type="llama",
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_layers=num_layers,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        max_positions=max_positions,
-        qkv_bias=spec.qkv_bias,
-        out_bias=spec.out_bias,
-        mlp_bias=spec.mlp_bias,
-        qk_norm=spec.qk_norm,
-        tied=spec.tied_embeddings,
-        windows=windows if n and spec.sliding_window else (),
-        dtype=dtype,  # type: ignore[arg-type]
-    )
+    shapes = {each: getattr(spec, each) for each in _SHAPES}
+    windows = spec.with_layers(num_layers).windows
+    return ModelConfig(**shapes, num_layers=num_layers, max_positions=max_positions, windows=windows).in_dtype(dtype)
+
+
+_SHAPES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim"),
+    *("qkv_bias", "out_bias", "mlp_bias", "qk_norm", "tied_embeddings"),
+)
+"""What a model is run with in place of another; the rest of its mathematics is a Llama's."""

@@ -1,0 +1,176 @@
+"""How a model is cut over ranks, and the bytes of weights, keys and values on each, before anything is allocated.
+
+The same arithmetic places weights on ranks, tells ``generate`` what they take, and sizes layouts for the advisor. It is
+exact: equal, byte for byte, to what ``tplab.models`` then allocates (the tests compare the two). What it leaves out:
+activations, the buffers of collectives, and what torch and the allocator take. Pure: no torch.
+
+Per rank of stage s, place r in its tensor-parallel group, with l layers there:
+
+    weights     l · block(r) + embedding/t on the first stage + (head/t + norm) on the last
+    block(r)    D·(2·h·E + 2·g·E) + (3 or 2)·D·I/t, h = H/t, in the weights' precision; biases and norms besides
+    cache       2 · l · g · E numbers per token: g key-value heads that the rank's query heads use
+
+Embedding and head are shared by t, not by p, with ceil(V/t) rows on each rank; where they are one tied tensor, a
+pipeline holds it twice. Key and value projections of heads that several ranks need are on each of them. Biases of
+row-cut matrices and norms are whole on every rank.
+
+Letters as in ``spec``; p pipeline stages, t ranks that share a layer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tplab.layers.ranges import divisors, vocab_rows
+from tplab.models.spec import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """The layers of one pipeline stage, and whether the two ends of the model belong to it."""
+
+    start: int
+    end: int
+    """First layer, and the one after the last."""
+    first: bool
+    """Holds the embedding."""
+    last: bool
+    """Holds the last norm and the output head."""
+
+    @property
+    def num_layers(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """TP x PP x replicas: a model on tp x pp ranks, where neighbouring ranks share a stage, as in ``rank.mesh``."""
+
+    tp: int
+    """t, ranks that share every layer of a stage."""
+    pp: int
+    """p, stages."""
+    replicas: int = 1
+    """Copies of the model, each on t·p ranks, that share the requests."""
+    layers_of_stage: tuple[int, ...]
+    """Layers of each stage; they need not be equal."""
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelConfig,
+        tp: int = 1,
+        pp: int = 1,
+        replicas: int = 1,
+        layers_of_stage: Sequence[int] | None = None,
+    ) -> "Layout":
+        """A layout that the model can be cut to.
+
+        Args:
+            model: the model, for its heads and layers.
+            tp, pp: ranks that share a layer, and stages.
+            replicas: copies of the model.
+            layers_of_stage: by default as even as possible, the longer ones in the middle, because the ends have the
+                embedding and the output head besides.
+
+        Raises:
+            ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, or stages that do not add up.
+        """
+        for name, size in (("tp", tp), ("pp", pp)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive whole number; got {size!r}")
+        reason = why_not(model, tp, pp)
+        if reason:
+            raise ValueError(f"{model.name} cannot be cut tp={tp} x pp={pp}: {reason}")
+        if replicas < 1:
+            raise ValueError(f"replicas must be at least 1, got {replicas}")
+        if layers_of_stage is None:
+            counts = [model.num_layers // pp] * pp
+            from_middle = sorted(range(pp), key=lambda stage: (abs(2 * stage - (pp - 1)), -stage))
+            for stage in from_middle[: model.num_layers % pp]:
+                counts[stage] += 1
+        else:
+            counts = list(layers_of_stage)
+            whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts)
+            if len(counts) != pp or not whole or sum(counts) != model.num_layers:
+                raise ValueError(
+                    f"stages must be {pp} positive numbers of layers (pp={pp}) that add up to {model.num_layers}; got "
+                    f"{counts}"
+                )
+        return cls(tp=tp, pp=pp, replicas=replicas, layers_of_stage=tuple(counts))
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """t·p."""
+        return self.tp * self.pp
+
+    @property
+    def num_gpus(self) -> int:
+        """t·p·replicas."""
+        return self.gpus_per_replica * self.replicas
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Stage of a rank of one replica, and its place in its tensor-parallel group."""
+        if not 0 <= rank < self.gpus_per_replica:
+            raise ValueError(f"rank must be 0 to {self.gpus_per_replica - 1} (tp={self.tp}, pp={self.pp}); got {rank}")
+        return divmod(rank, self.tp)
+
+    def spec(self, stage: int) -> StageSpec:
+        """The layers of a stage."""
+        start = sum(self.layers_of_stage[:stage])
+        end = start + self.layers_of_stage[stage]
+        return StageSpec(start=start, end=end, first=stage == 0, last=stage == self.pp - 1)
+
+    def __str__(self) -> str:
+        return f"TP {self.tp} x PP {self.pp}" + (f" x {self.replicas}" if self.replicas > 1 else "")
+
+
+def why_not(model: ModelConfig, tp: int, pp: int) -> str | None:
+    """Why the model cannot be cut so, and what would do; None if it can."""
+    if tp < 1 or pp < 1:
+        return f"tp and pp must be at least 1, got {tp} and {pp}"
+    if model.num_heads % tp:
+        return f"tp={tp} does not divide its {model.num_heads} query heads: use {_either(divisors(model.num_heads))}"
+    if model.intermediate_size % tp:
+        both = divisors(math.gcd(model.num_heads, model.intermediate_size))
+        return f"tp={tp} does not divide its intermediate_size={model.intermediate_size}: use {_either(both)}"
+    if pp > model.num_layers:
+        return f"pp={pp} stages need a layer each, and it has {model.num_layers}: use pp of at most {model.num_layers}"
+    return None
+
+
+def _either(numbers: Sequence[int]) -> str:
+    words = [str(n) for n in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def weight_bytes(model: ModelConfig, layout: Layout, stage: int, index: int) -> float:
+    """Bytes of the weights on rank ``index`` of a stage; exact (see the table above)."""
+    matmul, small = model.block_params_of_rank(index, layout.tp)
+    num_layers = layout.layers_of_stage[stage]
+    table = vocab_rows(model.vocab_size, layout.tp) * model.hidden_size
+    ends = 0
+    if stage == 0:
+        ends += table + model.num_positions * model.hidden_size
+    if stage == layout.pp - 1:
+        ends += model.norm_params + (0 if model.tied_embeddings and layout.pp == 1 else table)
+    return num_layers * matmul * model.weight_itemsize + (num_layers * small + ends) * model.activation_itemsize
+
+
+def kv_bytes_per_token(model: ModelConfig, layout: Layout, stage: int, index: int) -> float:
+    """Cache of one token on one rank, in bytes, where no layer is windowed; exact."""
+    heads = model.kv_heads_of_rank(index, layout.tp)
+    return 2 * layout.layers_of_stage[stage] * heads * model.head_dim * model.kv_itemsize
+
+
+def kv_bytes(model: ModelConfig, layout: Layout, stage: int, index: int, *, requests: float, context: float) -> float:
+    """Bytes of the cache of ``requests`` sequences of ``context`` tokens each on one rank.
+
+    Args:
+        model, layout: what is cut, and how.
+        stage, index: which rank.
+        requests: all of a replica: with the pipe full a stage works on one micro-batch, but keeps the cache of all p.
+        context: tokens kept of each. In a static batch the longest prompt plus the new tokens less one: the last is
+            never an input. Micro-batches are padded each to its own longest prompt: add them up.
+    """
+    return requests * context * kv_bytes_per_token(model, layout, stage, index)
