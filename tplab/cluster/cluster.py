@@ -121,6 +121,7 @@ class Cluster:
             check_number("timeout", timeout, above=0, most=_LONGEST_S)
         run: Run[T] = Run(
             self._supervisor,
+            self._supervisor.stop,
             name=getattr(fn, "__name__", type(fn).__name__),
             payload=wire.pack_call(fn, args),
             timeout=timeout,
@@ -153,7 +154,9 @@ class Cluster:
         self._finalizer.detach()
 
     def _wait_ready(self) -> list[dict[str, Any]]:
-        ready: Run[dict[str, Any]] = Run(self._supervisor, name="start", payload=None, timeout=None, keep_alive=self)
+        ready: Run[dict[str, Any]] = Run(
+            self._supervisor, self._supervisor.stop, name="start", payload=None, timeout=None, keep_alive=self
+        )
         self._supervisor.submit(ready)
         return ready.result()
 

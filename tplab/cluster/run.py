@@ -8,13 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tplab.cluster.engine import Stream
 from tplab.cluster.errors import ClusterError
-
-if TYPE_CHECKING:
-    from tplab.cluster.supervisor import Supervisor
+from tplab.cluster.own_thread import OwnThread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,7 +41,8 @@ class Run(Future[list[T]], Generic[T]):
     called on the cluster's own thread: they must be quick, and must not wait for a run.
 
     Args:
-        supervisor: the thread that owns the ranks.
+        owner: the thread that owns the ranks.
+        stop: called with the run to end it.
         name: the function's name, for messages.
         payload: the pickled call; None to wait for the ranks only.
         timeout: seconds the ranks have; None: no limit.
@@ -54,7 +53,8 @@ class Run(Future[list[T]], Generic[T]):
 
     def __init__(
         self,
-        supervisor: "Supervisor",
+        owner: OwnThread,
+        stop: "Callable[[Run[Any]], None]",
         *,
         name: str,
         payload: bytes | None,
@@ -80,7 +80,7 @@ class Run(Future[list[T]], Generic[T]):
         """Seconds from the hand-over to the ranks until the last answer arrived; None before that."""
         self.rank_s: list[float] | None = None
         """Seconds that the function itself took on each rank; None unless the run succeeded."""
-        self._supervisor = supervisor
+        self._owner, self._stop = owner, stop
         self._on_report = on_report
         self._on_output = on_output
         # A background thread has no cell: printing in the caller's context puts lines under the caller's cell.
@@ -98,8 +98,8 @@ class Run(Future[list[T]], Generic[T]):
         """
         __tracebackhide__ = True
         if not self.done():
-            self._supervisor.check_owner()
-            if threading.current_thread() is self._supervisor.thread:
+            self._owner.check_owner()
+            if threading.current_thread() is self._owner.thread:
                 raise ClusterError(
                     "result() was called on the cluster's own thread (in a callback): it would wait for itself"
                 )
@@ -117,7 +117,7 @@ class Run(Future[list[T]], Generic[T]):
 
     def stop(self) -> None:
         """End the run, without waiting for it to end. Ranks that are inside a collective are replaced."""
-        self._supervisor.stop(self)
+        self._stop(self)
 
     def cancel(self) -> bool:
         """Future's name for ``stop``; False when the run was over."""
