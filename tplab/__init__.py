@@ -27,26 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME_OF = {
-    "Cluster": "cluster",
-    "Machine": "topology",
-    "ModelSpec": "topology",
-    "Workload": "topology",
-    "advise": "topology",
-    "calibrate": "topology",
-    "generate": "models",
-    "predict": "topology",
-    "verify": "topology",
-    # As the article calls them.
-    "CommunicationTopology": "topology",
-    "PipelineConfig": "pipeline",
-    "PipelineScheduler": "pipeline",
-    "TensorParallelAttention": "layers",
-    "TensorParallelLinear": "layers",
-}
-
-__all__ = sorted([*_HOME_OF, "__version__"])
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__, __all__ = lazy_names(__name__)
+__all__ += ["__version__"]
 
 find_moved_modules()

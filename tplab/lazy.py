@@ -1,25 +1,37 @@
 """Public names of a package that load on first use.
 
 Every rank imports the packages before torch, and the notebook's kernel does without torch: a package that imported all
-that it offers would cost both of them seconds. Not ``lazy_loader`` from PyPI, which wants stub files beside the code.
+that it offers would cost both of them seconds. Not ``lazy_loader`` from PyPI, which reads the names from a stub file
+beside the code: here they are read from the block that type checkers read, so that they are written down once.
 """
 
-from collections.abc import Callable, Mapping
+import ast
+import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str, home_of: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` for a package whose public names live in modules below it.
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` for a package of what it imports under ``if TYPE_CHECKING:``.
 
     ::
 
-        __getattr__, __dir__ = lazy_names(__name__, {"Cluster": "cluster"})
+        if TYPE_CHECKING:
+            from tplab.cluster.cluster import Cluster as Cluster
+
+        __getattr__, __dir__, __all__ = lazy_names(__name__)
     """
+    source = Path(str(sys.modules[package].__file__)).read_text("utf-8")
+    blocks = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    imports = (node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom))
+    home_of = {alias.name: str(node.module) for node in imports for alias in node.names}
+    names = sorted(home_of)
 
     def find(name: str) -> Any:
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{home_of[name]}"), name)
+        return getattr(import_module(home_of[name]), name)
 
-    return find, lambda: sorted(home_of)
+    return find, lambda: names, names

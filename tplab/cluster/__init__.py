@@ -22,27 +22,29 @@ interrupts  Ctrl-C held back for a moment
 run         the handle of one run, and of what is made of it
 cluster     the public face
 torchrun    the same measurement where torchrun starts the ranks
+
+Public names load on first use.
 """
 
-from tplab.cluster.cluster import Cluster
-from tplab.cluster.errors import ClusterClosed, ClusterError, RankDied, RankError, RankTimeout, RunStopped
-from tplab.cluster.launch import State
-from tplab.cluster.provenance import Provenance
-from tplab.cluster.rank import Rank
-from tplab.cluster.run import DerivedRun, Report, Run
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Cluster",
-    "ClusterClosed",
-    "ClusterError",
-    "DerivedRun",
-    "Provenance",
-    "Rank",
-    "RankDied",
-    "RankError",
-    "RankTimeout",
-    "Report",
-    "Run",
-    "RunStopped",
-    "State",
-]
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.cluster.cluster import Cluster as Cluster
+    from tplab.cluster.errors import ClusterClosed as ClusterClosed
+    from tplab.cluster.errors import ClusterError as ClusterError
+    from tplab.cluster.errors import RankDied as RankDied
+    from tplab.cluster.errors import RankError as RankError
+    from tplab.cluster.errors import RankTimeout as RankTimeout
+    from tplab.cluster.errors import RunStopped as RunStopped
+    from tplab.cluster.latency import measure_calls as measure_calls
+    from tplab.cluster.latency import measure_launch as measure_launch
+    from tplab.cluster.launch import State as State
+    from tplab.cluster.provenance import Provenance as Provenance
+    from tplab.cluster.rank import Rank as Rank
+    from tplab.cluster.run import DerivedRun as DerivedRun
+    from tplab.cluster.run import Report as Report
+    from tplab.cluster.run import Run as Run
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

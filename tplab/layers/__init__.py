@@ -34,39 +34,29 @@ if TYPE_CHECKING:
     from tplab.layers.attention import ParallelAttention as ParallelAttention
     from tplab.layers.block import ParallelBlock as ParallelBlock
     from tplab.layers.comm import EmulatedComm as EmulatedComm
+    from tplab.layers.cost import pipelined_us as pipelined_us
+    from tplab.layers.counting import count_block as count_block
     from tplab.layers.kv_cache import KVCache as KVCache
     from tplab.layers.linear import ColumnParallelLinear as ColumnParallelLinear
     from tplab.layers.linear import RowParallelLinear as RowParallelLinear
+    from tplab.layers.mistakes import demonstrate as demonstrate
     from tplab.layers.mlp import ParallelMLP as ParallelMLP
+    from tplab.layers.overlap import StackPlan as StackPlan
+    from tplab.layers.overlap import measure_strategies as measure_strategies
+    from tplab.layers.phases import PhasePlan as PhasePlan
+    from tplab.layers.phases import measure_phases as measure_phases
+    from tplab.layers.plan import CHOICES as CHOICES
+    from tplab.layers.plan import MATRICES as MATRICES
+    from tplab.layers.plan import plan_block as plan_block
     from tplab.layers.strategies import BatchSplit as BatchSplit
     from tplab.layers.strategies import Blocking as Blocking
     from tplab.layers.strategies import Chunked as Chunked
     from tplab.layers.strategies import Int8 as Int8
     from tplab.layers.strategies import SequenceParallel as SequenceParallel
     from tplab.layers.strategies import set_strategy as set_strategy
+    from tplab.layers.timeline import overlap_ratio as overlap_ratio
+    from tplab.layers.timeline import record_timeline as record_timeline
     from tplab.layers.vocabulary import ParallelLMHead as ParallelLMHead
     from tplab.layers.vocabulary import VocabParallelEmbedding as VocabParallelEmbedding
 
-_HOME_OF = {
-    "BatchSplit": "strategies",
-    "Blocking": "strategies",
-    "Chunked": "strategies",
-    "ColumnParallelLinear": "linear",
-    "EmulatedComm": "comm",
-    "Int8": "strategies",
-    "KVCache": "kv_cache",
-    "ParallelAttention": "attention",
-    "ParallelBlock": "block",
-    "ParallelLMHead": "vocabulary",
-    "ParallelMLP": "mlp",
-    "RowParallelLinear": "linear",
-    "SequenceParallel": "strategies",
-    "TensorParallelAttention": "article",
-    "TensorParallelLinear": "article",
-    "VocabParallelEmbedding": "vocabulary",
-    "set_strategy": "strategies",
-}
-
-__all__ = sorted(_HOME_OF)
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

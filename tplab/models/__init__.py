@@ -36,17 +36,4 @@ if TYPE_CHECKING:
     from tplab.models.spec import ModelConfig as ModelConfig
     from tplab.models.spec import ModelSpec as ModelSpec
 
-_HOME_OF = {
-    "CheckpointError": "errors",
-    "Generation": "result",
-    "Layout": "shards",
-    "ModelConfig": "spec",
-    "ModelSpec": "spec",
-    "compare": "result",
-    "generate": "generation",
-    "submit_generate": "generation",
-}
-
-__all__ = sorted(_HOME_OF)
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -39,11 +39,20 @@ if TYPE_CHECKING:
     from tplab.pipeline.communication import add_communication as add_communication
     from tplab.pipeline.communication import drop_communication as drop_communication
     from tplab.pipeline.costs import Costs as Costs
+    from tplab.pipeline.costs import measured_costs as measured_costs
     from tplab.pipeline.faults import Fault as Fault
     from tplab.pipeline.faults import ScheduleError as ScheduleError
     from tplab.pipeline.faults import grid_text as grid_text
+    from tplab.pipeline.formulas import best_num_micro_batches as best_num_micro_batches
+    from tplab.pipeline.formulas import claimed_gpipe_bubble as claimed_gpipe_bubble
+    from tplab.pipeline.formulas import decode_in_flight_needed as decode_in_flight_needed
+    from tplab.pipeline.formulas import idle_over_total as idle_over_total
+    from tplab.pipeline.formulas import makespan_s as makespan_s
+    from tplab.pipeline.formulas import prefill_makespan_s as prefill_makespan_s
     from tplab.pipeline.job import RunPlan as RunPlan
     from tplab.pipeline.job import StageError as StageError
+    from tplab.pipeline.mistakes import interleaved_in_name_only as interleaved_in_name_only
+    from tplab.pipeline.mistakes import one_micro_batch_too_many as one_micro_batch_too_many
     from tplab.pipeline.run import MeasuredTrace as MeasuredTrace
     from tplab.pipeline.run import run_schedule as run_schedule
     from tplab.pipeline.run import run_trace as run_trace
@@ -64,42 +73,4 @@ if TYPE_CHECKING:
     from tplab.pipeline.trace import Trace as Trace
     from tplab.pipeline.validation import validate as validate
 
-_HOME_OF = {
-    "Action": "schedule",
-    "ChunkedPrefillPlan": "serving",
-    "Costs": "costs",
-    "DecodePlan": "serving",
-    "Fault": "faults",
-    "MeasuredTrace": "run",
-    "MicroBatch": "schedule",
-    "Op": "schedule",
-    "PipelineConfig": "article",
-    "PipelineScheduler": "article",
-    "PrefillPlan": "serving",
-    "RunPlan": "job",
-    "SCHEDULES": "build",
-    "Schedule": "schedule",
-    "ScheduleError": "faults",
-    "Span": "trace",
-    "StageError": "job",
-    "Trace": "trace",
-    "add_communication": "communication",
-    "batch_of": "serving",
-    "build_schedule": "build",
-    "case_traces": "cases",
-    "drop_communication": "communication",
-    "grid_text": "faults",
-    "measure_serving": "serving",
-    "run_schedule": "run",
-    "run_trace": "run",
-    "serving_frame": "serving",
-    "simulate": "simulation",
-    "submit_cases": "cases",
-    "submit_schedule": "run",
-    "submit_serving": "serving",
-    "validate": "validation",
-}
-
-__all__ = sorted(_HOME_OF)
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -45,38 +45,4 @@ if TYPE_CHECKING:
     from tplab.topology.verification import submit_verify as submit_verify
     from tplab.topology.verification import verify as verify
 
-_HOME_OF = {
-    "Advice": "advisor",
-    "Calibration": "advisor",
-    "Choice": "advisor",
-    "CommunicationTopology": "advisor",
-    "EnginePolicy": "advisor",
-    "Gpu": "machine",
-    "Layout": "advisor",
-    "Link": "machine",
-    "Machine": "machine",
-    "ModelSpec": "advisor",
-    "Placement": "machine",
-    "Prediction": "advisor",
-    "Verification": "verification",
-    "Workload": "advisor",
-    "advise": "advisor",
-    "all_choices": "advisor",
-    "beside_vllm": "published",
-    "calibrate": "calibration",
-    "feasible_choices": "advisor",
-    "layout_choice": "published",
-    "machine_of": "verification",
-    "place": "machine",
-    "predict": "advisor",
-    "predict_batch": "verification",
-    "read_vllm": "published",
-    "submit_calibrate": "calibration",
-    "submit_verify": "verification",
-    "validate": "published",
-    "verify": "verification",
-}
-
-__all__ = sorted(_HOME_OF)
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__, __all__ = lazy_names(__name__)
