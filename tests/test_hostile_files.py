@@ -180,7 +180,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "9,000 lines after 200 columns": (topology(" ".join(f"GPU{i}" for i in range(200)) + "\nx" * 9000), "without rows"),
     "a bond of 10^5000": (topology("GPU0 GPU1\nGPU0 X NV" + "9" * 5000 + "\nGPU1 NV1 X"), "line 2: .* no link"),
     "a bond of none": (topology("GPU0 GPU1\nGPU0 X NV0\nGPU1 NV0 X"), "line 2: .*'NV0' is no link"),
-    "10^9 nodes": (lambda folder: Machine.preset("h100", nodes=10**9), "nodes=1000000000"),
+    "10^9 nodes": (lambda _: Machine.preset("h100", nodes=10**9), "nodes must be .* from 1 to 512; got 1000000000"),
     # Results, calibrations, traces, tables.
     "result, a list for a number": (result(mean_ttft_ms=[1]), r"mean_ttft_ms must be a number, got \[1\]"),
     "result, true for a number": (result(mean_ttft_ms=True), "mean_ttft_ms must be a number, got True"),
@@ -210,7 +210,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "10^30 tokens": (lambda folder: Workload(input_length=10**30, output_length=1, concurrency=1), "input_length must"),
     "10^300 requests a second": (
         lambda folder: Workload(input_length=1, output_length=1, request_rate=1e300),
-        "request_rate must be above 0 and at most",
+        "request_rate must be a number above 0 and at most",
     ),
 }  # fmt: skip
 

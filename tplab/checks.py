@@ -68,7 +68,7 @@ def check_number(
     ):
         kind = "a finite number" if most is None else "a number"
         bounds = (("of at least", least), ("above", above), ("at most", None if most == math.inf else most))
-        said = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+        said = " and ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
         raise ArgumentError(name, value, f"must be {kind} {said}")
     return value
 

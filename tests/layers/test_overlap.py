@@ -157,7 +157,7 @@ def test_what_a_cluster_cannot_do_is_named_before_it_starts(clusters: dict[int, 
         lambda: measure_emulated(nccl, SLOW),
     ):
         with pytest.raises(
-            ValueError, match=r"link: emulated links carry gloo messages; this cluster runs nccl: Cluster\(n"
+            ValueError, match=r"backend must be gloo for emulated links, as of Cluster\(n, 'gloo'\); got 'nccl'"
         ):
             start()
 

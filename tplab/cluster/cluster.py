@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 ENGINES = ("local", "ipyparallel")
 MAX_LOCAL_RANKS = 64
-_LONGEST_S = 1e8  # three years; the operating system's clocks overflow somewhere beyond
+_LONGEST_S = 10**8  # three years; the operating system's clocks overflow somewhere beyond
 
 
 class Cluster:

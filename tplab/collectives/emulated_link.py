@@ -3,8 +3,11 @@
 A module of its own, because notebooks and panels declare links, and the notebook kernel does without torch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from tplab.checks import ArgumentError, check_number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,10 +20,8 @@ class EmulatedLink:
     """Bandwidth in one direction, in 1e9 bytes per second; ``float("inf")`` for a link of latency only."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.latency_us < float("inf"):
-            raise ValueError(f"latency_us must be a finite number of microseconds, 0 or more; got {self.latency_us!r}")
-        if not self.bandwidth_GBps > 0:
-            raise ValueError(f"bandwidth_GBps must be more than 0; got {self.bandwidth_GBps!r}")
+        check_number("latency_us", self.latency_us, least=0)
+        check_number("bandwidth_GBps", self.bandwidth_GBps, above=0, most=math.inf)
 
     @property
     def latency_ns(self) -> int:
@@ -63,9 +64,7 @@ class LinkTable:
         return f"emulated link {self.default}{others}"
 
 
-def check_backend(link: "LinkTable | EmulatedLink | None", backend: str, argument: str = "link") -> None:
-    """Raises ``ValueError`` for a declared link, given as ``argument``, on another backend than gloo."""
+def check_backend(link: "LinkTable | EmulatedLink | None", backend: str) -> None:
+    """Raises ``ArgumentError`` for a declared link on another backend than gloo."""
     if link is not None and backend != "gloo":
-        raise ValueError(
-            f"{argument}: emulated links carry gloo messages; this cluster runs {backend}: Cluster(n, 'gloo')"
-        )
+        raise ArgumentError("backend", backend, "must be gloo for emulated links, as of Cluster(n, 'gloo')")

@@ -140,7 +140,7 @@ def make_job(cluster: "Cluster", plan: RunPlan) -> Job:
         )
     validate(schedule)
     links = plan.links_or_declared
-    check_backend(links, cluster.backend, "links")
+    check_backend(links, cluster.backend)
     return Job(
         plan=replace(
             plan,

@@ -121,17 +121,17 @@ def test_nothing_fits():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 80, 50), "num_gpus must be a whole number of at least 1, got 0"),
+        ((0, 80, 50), "num_gpus must be a whole number of at least 1; got 0"),
         ((2.5, 80, 50), "num_gpus must be a whole number"),
-        ((8, 0, 50), "gpu_memory_gb must be above 0, got 0"),
-        ((8, 80, -1), "model_size_gb must be above 0"),
-        ((8, 80, math.nan), "model_size_gb must be above 0"),
-        ((8, 80, 50, -1), "nvlink_bandwidth_gbps must be at least 0"),
-        ((8, 80, 50, 600, math.inf), "pcie_bandwidth_gbps must be at least 0"),
+        ((8, 0, 50), "gpu_memory_gb must be a finite number above 0; got 0"),
+        ((8, 80, -1), "model_size_gb must be a finite number above 0"),
+        ((8, 80, math.nan), "model_size_gb must be a finite number above 0"),
+        ((8, 80, 50, -1), "nvlink_bandwidth_gbps must be a finite number of at least 0"),
+        ((8, 80, 50, 600, math.inf), "pcie_bandwidth_gbps must be a finite number of at least 0"),
     ],
 )
 def test_numbers_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         recommend(*arguments)
-    with pytest.raises(ValueError, match="usable_fraction must be above 0"):
+    with pytest.raises(ValueError, match="usable_fraction must be a number above 0"):
         recommend(8, 80, 50, usable_fraction=0)

@@ -157,7 +157,7 @@ def test_light_kernels_follow_the_model():
 
 
 def test_no_such_engine():
-    with pytest.raises(ValueError, match=r"engine 'tgi' is not known: use one of .*vllm"):
+    with pytest.raises(ValueError, match=r"engine must be one of .*vllm; got 'tgi'"):
         serve([(1, 1)], policy=EnginePolicy(name="tgi"))
 
 

@@ -158,7 +158,7 @@ def test_score_is_the_mean_of_what_it_groups(scored):
     assert row["tpot_mape_pct"] == pytest.approx(one["tpot_error_pct"].abs().mean())
     assert row["tpot_bias_pct"] == pytest.approx(one["tpot_error_pct"].mean())
     assert row["tpot_max_pct"] == pytest.approx(one["tpot_error_pct"].abs().max())
-    with pytest.raises(ValueError, match=r"by may name split, .*; got colour"):
+    with pytest.raises(ValueError, match=r"by must be out of split, .*; got 'colour'"):
         score(scored, ["colour"])
 
 
@@ -331,7 +331,7 @@ def test_folders_that_hold_nothing(tmp_path):
         validate(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         validate(tmp_path / "none")
-    with pytest.raises(ValueError, match="leave_out may name gpu, engine, length; got weather"):
+    with pytest.raises(ValueError, match="leave_out must be one of gpu, engine, length; got 'weather'"):
         predictions(read_folder(made_folder(tmp_path, DEFAULT, grid=GRID[:2])), leave_out=["weather"])
     with pytest.raises(ValueError, match="none of 0 cases is a served fp8 model"):
         fit_engines([])

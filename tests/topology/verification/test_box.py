@@ -166,7 +166,7 @@ def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_ranks": 1}, "num_ranks must be at least 2"),
+        ({"num_ranks": 1}, "num_ranks must be a whole number of at least 2"),
         ({"num_ranks": 2, "steps": ["weather"]}, "steps must be out of links, .*got 'weather'"),
     ],
 )

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tplab.checks import check_count, check_number
+
 USABLE_FRACTION = 0.7
 """Part of a card's memory that is for weights; cache, activations and workspace take the rest."""
 TP_LEAST_GBPS = 300.0
@@ -66,8 +68,7 @@ class CommunicationTopology:
             ValueError: numbers that cannot be, or a model larger than all GPUs together; says what would fit.
         """
         _check(num_gpus, gpu_memory_gb, model_size_gb, nvlink_bandwidth_gbps, pcie_bandwidth_gbps, gpus_per_node)
-        if not 0 < usable_fraction <= 1:
-            raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction}")
+        check_number("usable_fraction", usable_fraction, above=0, most=1)
         room = gpu_memory_gb * usable_fraction
         needed = max(1, math.ceil(model_size_gb / room * (1 - _EXACT)))
         if needed > num_gpus:
@@ -140,11 +141,8 @@ def _rest(best: _Candidate) -> str:
 
 def _check(num_gpus: int, memory: float, model: float, nvlink: float, pcie: float, gpus_per_node: int) -> None:
     for name, count in (("num_gpus", num_gpus), ("gpus_per_node", gpus_per_node)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        check_count(name, count, least=1)
     for name, size in (("gpu_memory_gb", memory), ("model_size_gb", model)):
-        if not (size > 0 and math.isfinite(size)):
-            raise ValueError(f"{name} must be above 0, got {size}")
+        check_number(name, size, above=0)
     for name, speed in (("nvlink_bandwidth_gbps", nvlink), ("pcie_bandwidth_gbps", pcie)):
-        if not (speed >= 0 and math.isfinite(speed)):
-            raise ValueError(f"{name} must be at least 0, got {speed}")
+        check_number(name, speed, least=0)

@@ -4,6 +4,7 @@ Refuses only what is certain. A calibration has the name that the driver gives t
 sheet or again the driver's; what is known of neither may be the same thing under two names, and passes.
 """
 
+from tplab.checks import ArgumentError
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.machine.detect import gpus_called
 from tplab.topology.machine.machine import Machine
@@ -24,7 +25,8 @@ def check_calibration(calibration: Calibration, machine: Machine) -> None:
         return
     where = calibration.device if on_gpu else f"{calibration.device}, a processor ({calibration.backend})"
     what = "GPUs" if machine.gpu.kind == "gpu" else "ranks"
-    raise ValueError(
-        f"the calibration is of {where}, and the {what} of {machine.name} are {machine.gpu.name}: leave out the "
-        f"machine to take the one that was calibrated, or run tplab calibrate on the other"
+    raise ArgumentError(
+        "machine",
+        f"{machine.name}, whose {what} are {machine.gpu.name}",
+        f"must be what the calibration is of, {where}: leave it out to take that, or run tplab calibrate on the other",
     )

@@ -25,6 +25,7 @@ Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tplab.checks import check_one_of
 from tplab.models.spec import ITEMSIZE
 
 
@@ -266,7 +267,4 @@ DEFAULT = Constants(
 
 def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
     """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
-    if name not in constants.engines:
-        known = ", ".join(sorted(constants.engines))
-        raise ValueError(f"engine {name!r} is not known: use one of {known} ('generic' for any other)")
-    return constants.engines[name]
+    return constants.engines[check_one_of("engine", name, sorted(constants.engines))]

@@ -1,9 +1,8 @@
 """What is asked of the model, and how the engine goes about it."""
 
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 
-from tplab.shown import shown
+from tplab.checks import check_count, check_number, check_one_of
 
 MOST = 10**9
 """Largest number of tokens, requests, requests per second and milliseconds: beyond every server, and far from where
@@ -33,14 +32,11 @@ class EnginePolicy:
     """Part of a GPU's memory that the engine may take for weights, workspace and cache (vLLM's default)."""
 
     def __post_init__(self) -> None:
-        if self.all_reduce not in ALL_REDUCES:
-            raise ValueError(f"all_reduce={self.all_reduce!r} is not known: use one of {', '.join(ALL_REDUCES)}")
+        check_one_of("all_reduce", self.all_reduce, ALL_REDUCES)
         for key in ("pp_micro_batches", "chunked_prefill"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be at least 1 or None, got {value}")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}")
+            if getattr(self, key) is not None:
+                check_count(key, getattr(self, key), least=1)
+        check_number("gpu_memory_utilization", self.gpu_memory_utilization, above=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,31 +59,17 @@ class Workload:
     """Policy of the engine that runs it."""
 
     def __post_init__(self) -> None:
-        for key, unit in (("input_length", "token"), ("output_length", "token"), ("concurrency", "request")):
-            value = getattr(self, key)
-            if value is None and key == "concurrency":
-                continue
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise ValueError(f"{key} must be a whole number of {unit}s, got {shown(value)}")
-            if value < 1:
-                raise ValueError(f"{key} must be at least 1 {unit}, got {shown(value)}")
-            if value > MOST:  # type: ignore[operator]  # numbers.Integral has no order for mypy
-                raise ValueError(f"{key} must be at most {MOST:,} {unit}s, got {shown(value)}")
+        for key in ("input_length", "output_length", "concurrency"):
+            if key != "concurrency" or self.concurrency is not None:
+                check_count(key, getattr(self, key), least=1, most=MOST)
         if (self.concurrency is None) == (self.request_rate is None):
             raise ValueError(
                 f"give either concurrency (requests in flight) or request_rate (requests per second), got "
                 f"concurrency={self.concurrency} and request_rate={self.request_rate}"
             )
         for key in ("request_rate", "ttft_limit_ms", "tpot_limit_ms"):
-            value = getattr(self, key)
-            if value is None:
-                continue
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise ValueError(f"{key} must be a number, got {shown(value)}")
-            if not value > 0:  # type: ignore[operator]
-                raise ValueError(f"{key} must be above 0, got {shown(value)}")
-            if value > MOST:  # type: ignore[operator]
-                raise ValueError(f"{key} must be above 0 and at most {MOST:,}, got {shown(value)}")
+            if getattr(self, key) is not None:
+                check_number(key, getattr(self, key), above=0, most=MOST)
 
     @property
     def context_length(self) -> int:

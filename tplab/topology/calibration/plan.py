@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.checks import check_count
+from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
 from tplab.models.spec import ModelConfig, ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
@@ -113,10 +114,8 @@ def plan_calibration(
     Raises:
         ValueError: emulated links on NCCL, or an argument without what it needs.
     """
-    if links is not None and backend != "gloo":
-        raise ValueError(f"links are emulated over gloo; the cluster runs {backend}: use Cluster(n, 'gloo')")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1; got {rounds}")
+    check_backend(links, backend)
+    check_count("rounds", rounds, least=1)
     gpu = backend == "nccl"
     if widths is None:
         widths = (1024, 2048, 4096, 8192) if gpu else (256, 512, 1024, 2048)

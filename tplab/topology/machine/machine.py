@@ -10,11 +10,12 @@ Bandwidths are in one direction, GB/s = 1e9 bytes per second, as specified for t
 of it a transfer reaches is the latency model's affair, or a measurement's.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tplab.shown import shown
+from tplab.checks import ArgumentError, check_count, check_number, check_one_of
 
 MOST_GPUS = 4096
 """Most GPUs of a machine, all nodes together: layouts are tried one by one."""
@@ -59,10 +60,8 @@ class Gpu:
 
     def __post_init__(self) -> None:
         for key in ("memory_GB", "hbm_GBps", "bf16_TFLOPS", "pcie_GBps"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key} of GPU {self.name!r} must be above 0, got {getattr(self, key)}")
-        if self.kind not in ("gpu", "cpu"):
-            raise ValueError(f"kind must be 'gpu' or 'cpu', got {self.kind!r}")
+            check_number(f"{key} of GPU {self.name!r}", getattr(self, key), above=0)
+        check_one_of("kind", self.kind, ("gpu", "cpu"))
 
     @property
     def memory_bytes(self) -> float:
@@ -89,13 +88,9 @@ class Link:
     """What the source printed for this link, such as ``NV18`` or ``SYS``."""
 
     def __post_init__(self) -> None:
-        if self.kind not in LINK_KINDS:
-            raise ValueError(f"link kind {self.kind!r} is not known: use one of {', '.join(LINK_KINDS)}")
-        if not self.bandwidth_GBps > 0 or self.latency_us < 0:
-            raise ValueError(
-                f"a {self.kind} link needs bandwidth_GBps above 0 and latency_us of at least 0, got "
-                f"{self.bandwidth_GBps} and {self.latency_us}"
-            )
+        check_one_of("kind", self.kind, LINK_KINDS)
+        check_number("bandwidth_GBps", self.bandwidth_GBps, above=0, most=math.inf)
+        check_number("latency_us", self.latency_us, least=0, most=math.inf)
 
     @property
     def is_nvlink(self) -> bool:
@@ -131,16 +126,11 @@ class Machine:
     """Assumptions made on the way here, one sentence each. To be shown with every result."""
 
     def __post_init__(self) -> None:
-        g = self.gpus_per_node
-        if g < 1 or self.nodes < 1:
-            raise ValueError(f"a machine has at least one GPU in one node, got gpus_per_node={g}, nodes={self.nodes}")
-        if g > MOST_GPUS or self.nodes > MOST_GPUS or g * self.nodes > MOST_GPUS:
-            raise ValueError(
-                f"a machine has at most {MOST_GPUS:,} GPUs, got gpus_per_node={shown(g)}, nodes={shown(self.nodes)}"
-            )
+        g = check_count("gpus_per_node", self.gpus_per_node, least=1, most=MOST_GPUS)
+        check_count("nodes", self.nodes, least=1, most=MOST_GPUS // g)
         if len(self.links) != g or any(len(row) != g for row in self.links):
             shape = [len(row) for row in self.links]
-            raise ValueError(f"links must be {g} rows of {g}, one per GPU of a node, got rows of {shape}")
+            raise ArgumentError("links", shape, f"must be {g} rows of {g}, one per GPU of a node")
         for i, j in combinations(range(g), 2):
             if self.links[i][j] is None or self.links[i][j] != self.links[j][i]:
                 raise ValueError(
@@ -148,7 +138,7 @@ class Machine:
                     f"{self.links[j][i]}"
                 )
         if self.nodes > 1 and self.network is None:
-            raise ValueError(f"{self.nodes} nodes need a network: give network=Link(kind='network', ...)")
+            raise ArgumentError("network", None, f"must be Link(kind='network', ...) for {self.nodes} nodes")
 
     @classmethod
     def preset(cls, name: str, *, gpus: int | None = None, nodes: int = 1) -> "Machine":

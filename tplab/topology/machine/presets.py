@@ -16,6 +16,7 @@ the latency model.
 from collections.abc import Mapping
 from typing import Any
 
+from tplab.checks import ArgumentError
 from tplab.shown import nearest
 from tplab.topology.machine.machine import Gpu, Link, Machine
 
@@ -184,7 +185,7 @@ def machine_preset(name: str, *, gpus: int | None = None, nodes: int = 1) -> Mac
     gpu_name, usual, most, joined, nics, nic = _MACHINES[key]
     count = usual if gpus is None else gpus
     if not 1 <= count <= most:
-        raise ValueError(f"a {key} node has 1 to {most} GPUs, got gpus={count}: use nodes= for more")
+        raise ArgumentError("gpus", count, f"must be 1 to {most}, the GPUs of a {key} node: take more nodes for more")
     gpu = GPUS[gpu_name]
     links = tuple(
         tuple(None if i == j else _joined(joined, gpu, count, i, j) for j in range(count)) for i in range(count)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tplab.checks import ArgumentError
 from tplab.shown import listed, shown
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.presets import NIC_GBPS, gpu_preset, network, nvlink, pcie_link
@@ -123,7 +124,7 @@ def machine_from_topo(
         return machine_from_table(table, spec, nodes=nodes, between=network, source=source)
     guess, why = guess_gpu(table)
     machine = machine_from_table(table, gpu_preset(guess), nodes=nodes, between=network, source=source)
-    note = f"which GPUs these are, the text does not say: taken as {guess}, {why}; give gpu= if they are others"
+    note = f"which GPUs these are, the text does not say: taken as {guess}, {why}; give the gpu if they are others"
     return replace(machine, notes=(note, *machine.notes))
 
 
@@ -168,8 +169,10 @@ def machine_from_table(
     if nodes > 1 and between is None:
         cards = table.near_nics or table.nics
         if not cards:
-            raise ValueError(
-                f"{nodes} nodes need a network, and the text lists no network card: give network=Link(...)"
+            raise ArgumentError(
+                "nodes",
+                nodes,
+                "must be 1 where the text lists no network card: give the network, or take the preset of a machine",
             )
         between = network(len(cards), count)
         notes.append(

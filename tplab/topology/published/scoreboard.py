@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from tplab.checks import check_all_of, check_one_of
 from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.prediction import regime_of
@@ -59,8 +60,8 @@ def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Se
     Raises:
         ValueError: a name in ``leave_out`` that is none of ``LEFT_OUT``, or tables without a row that can be read.
     """
-    if unknown := set(leave_out) - set(LEFT_OUT):
-        raise ValueError(f"leave_out may name {', '.join(LEFT_OUT)}; got {', '.join(sorted(unknown))}")
+    for what in leave_out:
+        check_one_of("leave_out", what, LEFT_OUT)
     if not tables.cases:
         raise ValueError(f"nothing to score: {tables.skipped_in_words or 'the tables have no rows'}")
     frames = [_rows(tables.cases, constants, IN_USE)]
@@ -87,8 +88,7 @@ def score(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Raises:
         ValueError: a column that is not there.
     """
-    if unknown := [key for key in by if key not in rows.columns]:
-        raise ValueError(f"by may name {', '.join(map(str, rows.columns))}; got {', '.join(unknown)}")
+    by = check_all_of("by", by, rows.columns)
     grouped = rows.groupby(list(dict.fromkeys(["split", "seen", *by])), sort=False, dropna=False)
     error = {
         "num_cases": grouped.size(),

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from tplab.checks import ArgumentError
 from tplab.files import parse_json_documents, read_text
 from tplab.models.spec import ModelSpec
 from tplab.shown import shown
@@ -213,9 +214,11 @@ def beside_vllm(
     for run in runs:
         t, p = tp or run.degrees.get("tp"), pp or run.degrees.get("pp", 1)
         if t is None:
-            raise ValueError(
-                f"{run.name} does not say on how many GPUs the server ran: give tp=, or run vllm bench serve with "
-                f"--metadata tensor_parallel_size=4"
+            raise ArgumentError(
+                "tp",
+                tp,
+                f"must be given for {run.name}, which does not say on how many GPUs the server ran; vllm bench serve "
+                f"--metadata tensor_parallel_size=4 says it",
             )
         try:
             workload = run.workload(engine)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tplab.checks import ArgumentError, check_all_of, check_count
 from tplab.cluster import Cluster, ClusterError
 from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
@@ -152,16 +153,13 @@ def measure_box(
         OSError: one of the files cannot be written. Known before anything is measured or else, as when the disk fills
             up, raised after the last step.
     """
-    for step in steps:
-        if step not in STEPS:
-            raise ValueError(f"steps must be out of {', '.join(STEPS)}; got {step!r}")
-    if num_ranks < 2:
-        raise ValueError(f"num_ranks must be at least 2: one rank has no links; got {num_ranks}")
+    steps = check_all_of("steps", steps, STEPS)
+    check_count("num_ranks", num_ranks, least=2)  # one rank has no links
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"out={folder} cannot be made a folder: {error}") from error
+        raise ArgumentError("out", str(out), f"cannot be made a folder ({error})") from error
     files = _Files(folder, say)
     for step in steps:
         for name in (f"{step}.csv", *_BESIDE.get(step, ())):

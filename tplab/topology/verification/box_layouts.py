@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterError
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
@@ -34,8 +35,7 @@ class Case:
     workload: Workload
 
     def __post_init__(self) -> None:
-        if self.workload.output_length < 2:
-            raise ValueError(f"output_length must be at least 2, to time tokens; got {self.workload.output_length}")
+        check_count("output_length", self.workload.output_length, least=2)  # or there is no time between tokens
         batch_of(self.workload, 1)
         runnable(self.spec, 1, self.workload.context_length, "float32")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tplab.checks import check_count
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import ModelConfig
 
@@ -37,8 +38,7 @@ class ShardPlan:
 
     def __post_init__(self) -> None:
         for key in ("batch", "context"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+            check_count(key, getattr(self, key), least=1)
         if not self.layouts:
             raise ValueError("layouts must name at least one layout to build")
         for place in self.places:

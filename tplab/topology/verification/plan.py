@@ -4,6 +4,7 @@ rank."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tplab.checks import check_count, check_one_of
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import ModelConfig, ModelSpec
@@ -110,17 +111,13 @@ def plan_verify(
             f"the calibration is of {calibration.num_ranks} ranks, the cluster has {num_ranks}: calibrate this one, or "
             f"use Cluster({calibration.num_ranks})"
         )
-    if compute not in COMPUTE:
-        raise ValueError(f"compute must be one of {', '.join(COMPUTE)}; got {compute!r}")
+    check_one_of("compute", compute, COMPUTE)
     if cuda_graphs and compute == "emulated":
         raise ValueError("cuda_graphs=True has nothing to replay with compute='emulated', where stages only wait")
     if cuda_graphs and not own_gpus:
         raise ValueError("cuda_graphs=True needs a GPU for every rank; leave it out to run eagerly where there is none")
-    for name, value in (("tokens", tokens - 1), ("rounds", rounds), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(
-                f"{name} must be at least {2 if name == 'tokens' else 1}; got {value + (name == 'tokens')}"
-            )
+    for name, value, least in (("tokens", tokens, 2), ("rounds", rounds, 1), ("repeats", repeats, 1)):
+        check_count(name, value, least)
     if isinstance(target, Advice):
         model, workload = model or target.model, workload or target.workload
     if model is None or workload is None:
