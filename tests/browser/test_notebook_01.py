@@ -16,7 +16,7 @@ def test_move_and_build(run_notebook: Callable[[str], Page]) -> None:
     # Left at TP 8: one step further is 9, which no head count here divides by.
     expect(below).to_contain_text("fits")
     wall.locator(".noUi-handle").nth(2).press("ArrowRight")
-    expect(wall.locator(".tplab-error")).to_contain_text("tp=9 does not divide its 64 query heads")
+    expect(wall.locator(".tplab-error")).to_contain_text("tp must divide the model's 64 query heads")
     expect(figure).to_contain_text("TP 8 x PP 1")
     wall.locator(".noUi-handle").nth(2).press("ArrowLeft")
     expect(wall.locator(".tplab-error")).to_have_text("")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tplab.cli.advise as cli_advise
+from tplab.checks import ArgumentError
 from tplab.cli import main
 
 ADVISE = ("advise", "--model", "llama-3.1-8b", "--machine", "h100")
@@ -51,7 +52,9 @@ def test_a_table_that_cannot_be_written_names_its_option(capsys):
         (PermissionError(13, "Permission denied", "a.json"), "a.json: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError("something else"), "something else"),
-        (ValueError("got gpus=0: use nodes= for more"), "got --gpus 0: use --nodes for more"),
+        (ArgumentError("weight_precision", "fp3", "must be known"), "--weights must be known; got 'fp3'"),
+        (ArgumentError("input_length", 0, "must be above 0"), "--input must be above 0; got 0"),
+        (ArgumentError("num_heads", 3, "must be even"), "num_heads must be even; got 3"),
     ],
 )
 def test_faults_are_one_line(error, said, monkeypatch, capsys):

@@ -22,6 +22,8 @@ GPU0     X      NV12    0-31            0
 GPU1    NV12     X      0-31            0
 """
 
+H100 = ("advise", "--model", "llama-3.1-8b", "--machine", "h100")
+
 
 @pytest.fixture
 def said(capsys):
@@ -92,7 +94,7 @@ def test_what_is_hidden_is_said_and_shown_when_asked_for(said, most, hint):
     assert status == 0
     assert len(re.findall(r"^ +\d+  TP \d", out, re.MULTILINE)) == (most or 7)
     assert ("--most 0" in out) == (hint is not None)
-    assert (hint or "Cannot be:\n  TP 3 x PP 1: tp=3 does not divide its 32 query heads: use 1, 2, ") in out
+    assert (hint or "Cannot be:\n  TP 3 x PP 1: tp must divide the model's 32 query heads: use 1, 2, 4, ") in out
 
 
 @pytest.mark.parametrize("engine", ["generic", "vllm", "sglang", "trtllm"])
@@ -118,7 +120,7 @@ def test_a_table_of_links_from_standard_input(said, monkeypatch):
     assert status == 0
     flat = " ".join(out.split())
     assert "on 2 x a100; requests of 1024 tokens in and 256 out, 2.5 per second; first token within 200 ms; " in flat
-    assert "give --gpu if they are others" in flat
+    assert "give the gpu if they are others" in flat
 
 
 @pytest.mark.parametrize("command", ["advise", "validate"])
@@ -216,11 +218,11 @@ def test_a_vllm_result_beside_the_prediction(said, tmp_path):
     assert errors.tolist() == pytest.approx([0, -50], abs=1e-6)
     status, _, err = said("validate", one, *what)
     assert status == 2
-    assert "give --tp, or run" in err
+    assert "--tp must be given with a result that does not say on how many GPUs" in err
+    assert "got 'one.json'" in err
     status, _, err = said("validate", one, *what, "--tp", 3)
     assert status == 2
-    assert "--tp 3" in err
-    assert "tp=" not in err
+    assert "--tp must divide the model's 32 query heads: use 1, 2, 4, 8, 16 or 32 (one.json); got 3" in err
     status, _, err = said("validate", one, *what, "--tp", 2, "--by", "tp", "--no-refit")
     assert (status, err) == (2, f"tplab validate: --by, --no-refit must come with a folder of tables; got {one}\n")
     status, _, err = said("validate", one, "--machine", "h100")
@@ -259,11 +261,11 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
     assert max(map(len, out.splitlines()[:-1])) <= 80
     status, _, err = said("validate", folder, "--no-refit", "--by", "colour")
     assert status == 2
-    assert "--by may name split, " in err
+    assert "--by must be out of split, " in err
     status, _, err = said("validate", folder, "--tp", 2, "--machine", "h100", "--eager")
     assert (status, err) == (
         2,
-        f"tplab validate: --machine, --eager, --tp must come with result files; got {folder}\n",
+        f"tplab validate: --tp, --machine, --eager must come with result files; got {folder}\n",
     )
     pd.DataFrame(rows[-1:]).to_csv(folder / "e2e_ttft_tpot_dense_by_tp.csv", index=False)
     status, _, err = said("validate", folder)
@@ -277,37 +279,44 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
         (("advise", "--model", "llama-9"), "llama-9"),
         (("advise", "--model", "llama-3.1-8b", "--machine", "h1000"), "did you mean"),
         (("advise", "--model", "llama-3.1-8b", "--gpus", 8), "--gpus goes with --machine"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--topo", "x"), "must not both be given"),
+        ((*H100, "--topo", "x"), "must not both be given"),
         (("advise", "--model", "llama-3.1-8b", "--topo", "nowhere"), "--topo nowhere cannot be read"),
         (("advise", "--model", "llama-3.1-8b", "--calibration", "nowhere"), "--calibration nowhere cannot be read"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--rate", 1, "--concurrency", 1), "not both"),
+        ((*H100, "--rate", 1, "--concurrency", 1), "not both"),
         (("advise", "--model", "llama-3.1-405b", "--machine", "l4", "--gpus", 1), "does not fit"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--csv", "no/a.csv"), "there is no folder"),
+        ((*H100, "--csv", "no/a.csv"), "there is no folder"),
         (("advise", "--model", ""), "--model must not be empty"),
         (("advise", "--model", "llama-3.1-8b", "--machine", ""), "--machine must not be empty"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--csv", ""), "--csv must not be empty"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--most", -1), "--most must be at least 0, got -1"),
-        (
-            ("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--concurrency", 0),
-            "--concurrency must be at least 1 request, got 0",
-        ),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--input", 0), "--input must be at least 1 token"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--rate", 0), "--rate must be above 0, got 0"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--gpus", 0), "--gpus must be at least 1, got 0"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--gpus", 9), "--gpus 9: use --nodes for more"),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--gpu", "a100"), "--gpu goes with --topo"),
+        ((*H100, "--csv", ""), "--csv must not be empty"),
+        ((*H100, "--most", -1), "--most must be a whole number of at least 0; got -1"),
+        ((*H100, "--concurrency", 0), "--concurrency must be a whole number from 1 to 1,000,000,000; got 0"),
+        ((*H100, "--input", 0), "--input must be a whole number from 1 to"),
+        ((*H100, "--rate", 0), "--rate must be a number above 0 and at most 1,000,000,000; got 0"),
+        ((*H100, "--gpus", 0), "--gpus must be 1 to 8, the GPUs of a h100 node: "),
+        ((*H100, "--gpus", 9), "--gpus must be 1 to 8, the GPUs of a h100 node: take more nodes for more; got 9"),
+        ((*H100, "--gpu", "a100"), "--gpu goes with --topo"),
         (("advise", "--model", "llama-3.1-8b", "--gpu", "a100"), "--gpu goes with --topo"),
         (("advise", "--model", "llama-3.1-8b", "--nodes", 2), "--nodes goes with --machine or --topo"),
+        ((*H100, "--weights", "fp3"), "--weights must be one of fp32, bf16, fp16, fp8, int8, fp4, int4; got 'fp3'"),
+        ((*H100, "--kv", "fp3"), "--kv must be one of fp32, "),
         (
-            ("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--weights", "fp3"),
-            "--weights 'fp3' is not known",
+            ("advise", "--model", "llama-3.1-8b", "--topo", "one.txt", "--nodes", 2),
+            "--nodes must be 1 where the text",
         ),
-        (("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--kv", "fp3"), "--kv 'fp3' is not known"),
-        (("advise", "--model", "llama-3.1-8b", "--topo", "one.txt", "--nodes", 2), "name such nodes with --machine"),
-        (("calibrate", "--ranks", 0), "--ranks must be 1 to"),
+        (("calibrate", "--ranks", 0), "--ranks must be a whole number from 1 to 64; got 0"),
         (("validate", ""), "PATH must not be empty"),
         (("box", ""), "FOLDER must not be empty"),
         (("calibrate", "--latency-us", 5), "must be given together"),
+        (
+            ("calibrate", "--latency-us", -5, "--bandwidth-GBps", 1),
+            "--latency-us must be a finite number of at least 0",
+        ),
+        (("calibrate", "--latency-us", 5, "--bandwidth-GBps", 0), "--bandwidth-GBps must be a number above 0; got 0.0"),
+        (("calibrate", "--backend", "mpi"), "--backend must be one of auto, gloo, nccl; got 'mpi'"),
+        ((*H100, "--nodes", 0), "--nodes must be a whole number from 1"),
+        ((*H100, "--engine", "tgi"), "--engine must be one of"),
+        ((*H100, "--ttft-limit-ms", 0), "--ttft-limit-ms must be a"),
+        ((*H100, "--tpot-limit-ms", -1), "--tpot-limit-ms must be a"),
         (("calibrate", "--out", "no/where.json"), "--out no/where.json cannot be written: there is no folder"),
         (("calibrate", "--out", "."), "--out . cannot be written: it is a folder (give the name of a file)"),
         (("validate", "nowhere"), "there is no file or folder nowhere"),
@@ -357,9 +366,9 @@ def test_a_box_with_a_model_of_ones_own(said, tmp_path, no_ranks_left):
     [
         (("--steps", "weather"), "--steps must be out of links"),
         (("--model", "llama-9"), "llama-9"),
-        (("--ranks", 1), "--ranks must be at least 2"),
-        (("--ranks", 0), "--ranks must be at least 2"),
-        (("--model", "llama-3.1-8b", "--output", 1), "--output must be at least 2"),
+        (("--ranks", 1), "--ranks must be a whole number of at least 2; got 1"),
+        (("--ranks", 0), "--ranks must be a whole number of at least 2; got 0"),
+        (("--model", "llama-3.1-8b", "--output", 1), "--output must be a whole number of at least 2; got 1"),
         (("--model", "gpt-3-175b"), "an MLP without a gate"),
         (("--model", "llama-3.1-8b", "--steps", "links"), "--model must come with the step layouts"),
         (("--input", 5, "--output", 6), "--input, --output must come with --model"),

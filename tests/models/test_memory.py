@@ -98,9 +98,9 @@ def test_spare_layers_go_to_the_middle() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tp": 0}, "tp must be a positive whole number; got 0"),
-        ({"pp": True}, "pp must be a positive whole number; got True"),
-        ({"pp": 5}, "pp=5 stages need a layer each, and it has 4"),
+        ({"tp": 0}, "tp must be a whole number of at least 1; got 0"),
+        ({"pp": True}, "pp must be a whole number of at least 1; got True"),
+        ({"pp": 5}, "pp must be at most 4"),
         ({"pp": 2, "layers_of_stage": (1, 2)}, r"add up to 4; got \[1, 2\]"),
         ({"pp": 2, "layers_of_stage": (0, 4)}, r"stages must be 2 positive numbers .* got \[0, 4\]"),
         ({"pp": 2, "layers_of_stage": (4,)}, r"got \[4\]"),
@@ -113,7 +113,7 @@ def test_layouts_that_cannot_be(arguments: dict[str, Any], message: str) -> None
 
 def test_sizes_that_do_not_divide(families: dict[str, dict[str, Any]]) -> None:
     config = ModelConfig.from_hf(families["llama"])
-    with pytest.raises(ValueError, match="tp=3 does not divide its 8 query heads: use 1, 2, 4 or 8"):
+    with pytest.raises(ValueError, match="tp must divide the model's 8 query heads: use 1, 2, 4 or 8"):
         Layout.of(config, 3)
     with pytest.raises(ValueError, match="num_heads=8 does not divide over 3 ranks"):
         config.kv_heads_of_rank(0, 3)

@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tplab.cli.words import in_options, option, table, width, writable, write_csv
+from tplab.checks import check_count
+from tplab.cli.words import table, width, writable, write_csv
 from tplab.files import MAX_BYTES, read_text
 from tplab.models.presets import MODELS
 from tplab.models.spec import ITEMSIZE
@@ -30,11 +30,11 @@ _ENGINES = ", ".join(sorted(set(DEFAULT.engines) - set(_NO_SERVER)))
 _BY = "model,gpu,engine,tp,pp"
 _CONCURRENCY = 16
 _INDENT = " " * 6
-_OF_ONE_SERVER = (
-    *("model", "weights", "kv", "machine", "gpus", "nodes", "topo", "gpu", "calibration", "engine", "eager"),
-    *("tp", "pp"),
-)
-"""What ``validate`` takes with result files; published tables say it themselves."""
+_OF_A_FOLDER = ("by", "no_refit")
+_OF_EITHER = ("help", "paths", "csv")
+"""Arguments of ``validate``; the others come with result files, for published tables say those things themselves."""
+_COLUMNS = {"tpot_ms": "tpot_ms", "ttft_ms": "ttft_ms", "output_tokens_per_s": "tokens/s", "free_GB": "free GB/GPU"}
+"""Numbers of ``Advice.table`` that are printed, and what stands above them."""
 
 
 def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -47,10 +47,12 @@ def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "start the best one.",
     )
     _add_what(parser, engine="generic: one that nobody has measured; prints commands of all")
-    parser.add_argument("--input", type=int, default=1024, help="tokens of a prompt (default 1024)")
-    parser.add_argument("--output", type=int, default=256, help="tokens generated (default 256)")
+    parser.add_argument(
+        "--input", dest="input_length", type=int, default=1024, help="tokens of a prompt (default 1024)"
+    )
+    parser.add_argument("--output", dest="output_length", type=int, default=256, help="tokens generated (default 256)")
     parser.add_argument("--concurrency", type=int, help=f"requests in flight (default {_CONCURRENCY})")
-    parser.add_argument("--rate", type=float, help="requests per second, instead of --concurrency")
+    parser.add_argument("--rate", dest="request_rate", type=float, help="requests per second, instead of --concurrency")
     parser.add_argument("--ttft-limit-ms", type=float, help="longest wait for the first token (default: none)")
     parser.add_argument("--tpot-limit-ms", type=float, help="longest time per token after it (default: none)")
     parser.add_argument(
@@ -103,10 +105,14 @@ def _add_what(parser: argparse.ArgumentParser, engine: str, required: bool = Tru
     parser.add_argument("--model", required=required, help="config.json, its folder, or a preset (below)")
     precisions = ", ".join(ITEMSIZE)
     parser.add_argument(
-        "--weights", help=f"precision of the weights: {precisions} (default: what the configuration says)"
+        "--weights",
+        dest="weight_precision",
+        help=f"precision of the weights: {precisions} (default: what the configuration says)",
     )
     parser.add_argument(
-        "--kv", help="precision of the cache, of the same (default: what the configuration says, else as activations)"
+        "--kv",
+        dest="kv_precision",
+        help="precision of the cache, of the same (default: what the configuration says, else as activations)",
     )
     parser.add_argument("--machine", help="preset (below; default: the machine this runs on)")
     parser.add_argument("--gpus", type=int, help="GPUs per node, with --machine (default: those of a usual node)")
@@ -124,18 +130,19 @@ def _advise(arguments: argparse.Namespace) -> int:
     from tplab.topology.advisor.advice import advise
     from tplab.topology.advisor.workload import Workload
 
+    check_count("most", arguments.most)
     csv = None if arguments.csv is None else writable("--csv", arguments.csv)
-    if arguments.concurrency is not None and arguments.rate is not None:
+    if arguments.concurrency is not None and arguments.request_rate is not None:
         raise ValueError("--concurrency and --rate must not both be given")
     requests = arguments.concurrency
-    if requests is None and arguments.rate is None:
+    if requests is None and arguments.request_rate is None:
         requests = _CONCURRENCY
     model, machine, calibration = _what(arguments)
     workload = Workload(
-        input_length=arguments.input,
-        output_length=arguments.output,
+        input_length=arguments.input_length,
+        output_length=arguments.output_length,
         concurrency=requests,
-        request_rate=arguments.rate,
+        request_rate=arguments.request_rate,
         ttft_limit_ms=arguments.ttft_limit_ms,
         tpot_limit_ms=arguments.tpot_limit_ms,
         engine=_engine(arguments, "generic"),
@@ -152,7 +159,7 @@ def _advise(arguments: argparse.Namespace) -> int:
         for command in commands[engine]:
             print(textwrap.indent(command, "  "))
     for note in advice.notes:
-        print(_wrapped(f"Note: {in_options(note, vars(arguments))}", indent="  "))
+        print(_wrapped(f"Note: {note}", indent="  "))
     if csv is not None:
         write_csv("--csv", advice.table(), csv)
     return 0
@@ -177,39 +184,28 @@ def _asked(model: "ModelSpec", machine: "Machine", workload: "Workload", calibra
 
 
 def _print_table(advice: "Advice", most: int) -> None:
-    options = advice.options if most == 0 else advice.options[:most]
-    head = ("rank", "layout", "tpot_ms", "ttft_ms", "tokens/s", "free GB/GPU")
-    rows = [
-        (
-            str(each.rank),
-            str(each.layout),
-            fixed(each.prediction.tpot_ms),
-            fixed(each.prediction.ttft_ms),
-            fixed(each.prediction.output_tokens_per_s),
-            fixed(each.prediction.memory.free / 1e9),
-        )
-        for each in options
-    ]
-    sizes = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: Iterable[str]) -> str:
-        first, layout, *numbers = zip(cells, sizes, strict=True)
-        return "  ".join([first[0].rjust(first[1]), layout[0].ljust(layout[1]), *(c.rjust(n) for c, n in numbers)])
-
-    verdicts = [each.verdict for each in options]
-    beside = len(line(head)) + 2 + max(map(len, verdicts)) <= width()
-    print(line(head) + ("  verdict" if beside else ""))
-    for row, verdict in zip(rows, verdicts, strict=True):
-        print(f"{line(row)}  {verdict}" if beside else f"{line(row)}\n{_wrapped(_INDENT + verdict)}")
-    if any(each.layout.replicas > 1 for each in options):
+    frame = advice.table()
+    fitting, cannot = frame[frame["rank"] > 0], frame[frame["rank"] == 0]
+    shown = fitting.head(most or len(fitting))
+    columns = [("rank", *map(str, shown["rank"])), ("layout", *shown["layout"])]
+    columns += [(head, *map(fixed, shown[name])) for name, head in _COLUMNS.items()]
+    sides = (str.rjust, str.ljust, *[str.rjust] * len(_COLUMNS))
+    cells = [[side(cell, max(map(len, each))) for cell in each] for side, each in zip(sides, columns, strict=True)]
+    lines = ["  ".join(row) for row in zip(*cells, strict=True)]
+    beside = len(lines[0]) + 2 + shown["verdict"].str.len().max() <= width()
+    for line, verdict in zip(lines, ("verdict", *shown["verdict"]), strict=True):
+        print(f"{line}  {verdict}" if beside else line)
+        if not beside and line is not lines[0]:
+            print(_wrapped(_INDENT + verdict))
+    if (shown["replicas"] > 1).any():
         print("x N: N replicas, each with its own copy of the model.")
-    more, rejected = len(advice.options) - len(options), advice.rejected
-    if most == 0 and rejected:
+    if most == 0 and len(cannot):
         print("Cannot be:")
-        for each in rejected:
-            print(_wrapped(f"  TP {each.tp} x PP {each.pp}: {each.reason}"))
+        for layout, reason in zip(cannot["layout"], cannot["verdict"], strict=True):
+            print(_wrapped(f"  {layout}: {reason}"))
         return
-    hidden = [f"{more} more that fit"] * (more > 0) + [f"{len(rejected)} that cannot be"] * bool(rejected)
+    more = len(fitting) - len(shown)
+    hidden = [f"{more} more that fit"] * (more > 0) + [f"{len(cannot)} that cannot be"] * (len(cannot) > 0)
     if hidden:
         print(f"({' and '.join(hidden)}: --most 0 shows them, --csv writes them to a file)")
 
@@ -227,8 +223,10 @@ def _validate(arguments: argparse.Namespace) -> int:
     folders = [path for path in paths if os.path.isdir(path)]
     if folders and len(paths) > 1:
         raise ValueError(f"give one folder, or files only; got {len(paths)} paths of which {len(folders)} are folders")
-    others, kind = (_OF_ONE_SERVER, "result files") if folders else (("by", "no_refit"), "a folder of tables")
-    if astray := [option(dest) for dest in others if getattr(arguments, dest) not in (None, False)]:
+    kind = "result files" if folders else "a folder of tables"
+    others = set(arguments.options) - {*_OF_A_FOLDER, *_OF_EITHER} if folders else set(_OF_A_FOLDER)
+    given = (name for name in arguments.options if name in others and getattr(arguments, name) not in (None, False))
+    if astray := [arguments.options[name] for name in given]:
         raise ValueError(f"{', '.join(astray)} must come with {kind}; got {', '.join(map(str, paths))}")
     frame = _scoreboard(arguments, folders[0]) if folders else _beside_server(arguments, paths)
     if csv is not None:
@@ -286,7 +284,9 @@ def _what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibrati
     from tplab.topology.machine.machine import Machine
     from tplab.topology.verification.static_batch import machine_of
 
-    model = ModelSpec.from_config(arguments.model, weight_precision=arguments.weights, kv_precision=arguments.kv)
+    model = ModelSpec.from_config(
+        arguments.model, weight_precision=arguments.weight_precision, kv_precision=arguments.kv_precision
+    )
     named, wired = arguments.machine is not None, arguments.topo is not None
     if named and wired:
         raise ValueError("--machine and --topo must not both be given")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import tplab
+from tplab.checks import ArgumentError
 from tplab.cli import advise, measure, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nproc-per-node 8 -m tplab.cli sweep ...), on the ranks it made. Writes a tidy CSV file and an HTML "
         "figure.",
     )
-    sweep.add_argument("--ranks", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)")
+    sweep.add_argument(
+        "--ranks", dest="n", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)"
+    )
     sweep.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     sweep.add_argument("--from-size", default="1KiB", help="smallest message: 512B, 64KiB, 2MiB (default 1KiB)")
     sweep.add_argument(
@@ -63,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (measure.add_calibrate, advise.add_advise, advise.add_validate, measure.add_box):
         add(commands)
     arguments = parser.parse_args(argv)
+    arguments.options = words.options(commands.choices[arguments.command])
     status = 2
     try:
         words.check(arguments)
@@ -74,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _CLOSED_PIPE
     except KeyboardInterrupt:
         status, message = _INTERRUPTED, "interrupted"
+    except ArgumentError as error:
+        message = error.named(arguments.options.get(error.argument, error.argument))
     except (ValueError, ClusterError) as error:
-        message = words.in_options(str(error), vars(arguments))
+        message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     try:
@@ -135,7 +141,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             return 0
         frame, badge = sweep_frame(points, everything, provenance), provenance.badge
     else:
-        with Cluster(arguments.ranks, arguments.backend) as cluster:
+        with Cluster(arguments.n, arguments.backend) as cluster:
             points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
             with tqdm(desc=cluster.badge, disable=None) as bar:
 

@@ -12,6 +12,9 @@ from tplab.cluster import Cluster, Report
 if TYPE_CHECKING:
     from tplab.topology.advisor.calibration import Calibration
 
+_REQUESTS = ("input_length", "output_length", "concurrency")
+"""Arguments of ``box`` that describe a model's requests."""
+
 
 def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds ``calibrate`` to ``tplab``'s commands."""
@@ -21,12 +24,14 @@ def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         description="Measure all-reduces, messages, matmuls and the engine's overheads on local ranks, or, started by "
         "torchrun (torchrun --nproc-per-node 8 -m tplab.cli calibrate ...), on the ranks it made. About half a minute.",
     )
-    parser.add_argument("--ranks", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)")
+    parser.add_argument(
+        "--ranks", dest="n", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)"
+    )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     parser.add_argument("--rounds", type=int, default=4, help="more of them forgive busier machines (default 4)")
     parser.add_argument("--latency-us", type=float, help="with --bandwidth-GBps: over an emulated link (gloo)")
     parser.add_argument("--bandwidth-GBps", dest="bandwidth_GBps", type=float, help="of the emulated link")
-    parser.add_argument("--name", help="what to call the machine (default: ranks and device)")
+    parser.add_argument("--name", dest="machine", help="what to call the machine (default: ranks and device)")
     parser.add_argument("--out", default="calibration.json", help="the file to write (default calibration.json)")
     parser.set_defaults(call=_calibrate)
 
@@ -39,13 +44,15 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         description="Links, all-reduces, layers, a pipeline, and whole models in every layout of all ranks, predicted "
         "from the spec sheet and from a calibration beside what was measured. A file per step in the folder.",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="where the files go")
-    parser.add_argument("--ranks", type=int, help="how many (default: one per GPU, 2 without)")
+    parser.add_argument("out", metavar="FOLDER", help="where the files go")
+    parser.add_argument("--ranks", dest="num_ranks", type=int, help="how many (default: one per GPU, 2 without)")
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     parser.add_argument("--steps", help="comma-separated: links, sweep, layers, pipeline, layouts (default: all)")
     parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
-    parser.add_argument("--input", type=int, help="with --model: tokens of a prompt (default 1024)")
-    parser.add_argument("--output", type=int, help="with --model: tokens generated (default 32)")
+    parser.add_argument(
+        "--input", dest="input_length", type=int, help="with --model: tokens of a prompt (default 1024)"
+    )
+    parser.add_argument("--output", dest="output_length", type=int, help="with --model: tokens generated (default 32)")
     parser.add_argument("--concurrency", type=int, help="with --model: requests (default 16)")
     parser.set_defaults(call=_box)
 
@@ -76,9 +83,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
             calibrate_on_rank(rank, plan)
             everything = gather_reports(rank, reports)
         if rank.index == 0:
-            _say_calibration(calibration_of(plan, everything, provenance, machine=arguments.name), out)
+            _say_calibration(calibration_of(plan, everything, provenance, machine=arguments.machine), out)
         return 0
-    with Cluster(arguments.ranks, arguments.backend) as cluster, tqdm(total=len(PHASES), disable=None) as bar:
+    with Cluster(arguments.n, arguments.backend) as cluster, tqdm(total=len(PHASES), disable=None) as bar:
 
         def on_report(report: Report) -> None:
             if report.rank == 0 and "phase" in report.fields:
@@ -88,7 +95,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         run = submit_calibrate(
             cluster,
             links=links,
-            machine=arguments.name,
+            machine=arguments.machine,
             rounds=arguments.rounds,
             timeout=None,
             on_report=on_report,
@@ -121,9 +128,13 @@ def _box(arguments: argparse.Namespace) -> int:
     from tplab.topology.verification.box import STEPS, measure_box
     from tplab.topology.verification.box_layouts import Case
 
-    ranks = max(2, num_gpus()) if arguments.ranks is None else arguments.ranks
+    ranks = max(2, num_gpus()) if arguments.num_ranks is None else arguments.num_ranks
     steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else STEPS
-    asked = {"--input": arguments.input, "--output": arguments.output, "--concurrency": arguments.concurrency}
+    asked = {
+        "--input": arguments.input_length,
+        "--output": arguments.output_length,
+        "--concurrency": arguments.concurrency,
+    }
     cases = None
     if arguments.model is None:
         given = [name for name, value in asked.items() if value is not None]
@@ -137,7 +148,5 @@ def _box(arguments: argparse.Namespace) -> int:
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
         cases = [Case(model=arguments.model, workload=workload)]  # refuses before any rank is started
-    frames = measure_box(
-        arguments.folder, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases, say=say
-    )
+    frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases, say=say)
     return 0 if set(frames) == set(steps) else 1

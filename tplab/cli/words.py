@@ -1,85 +1,39 @@
 """How ``tplab`` talks: arguments under the names that the command line gives them, numbers and tables that fit a
 terminal, files that cannot be written named by their option.
 
-The rooms refuse bad values in the words of Python (``gpus=0``, ``weight_precision='fp3'``). Those words are translated
-here, by a table, rather than asked again before every call: the rule stays in one place.
+The rooms refuse a bad value with an ``ArgumentError``, which keeps the argument apart from the rule. Options store into
+destinations that are called as those arguments are, so the parser itself knows the option of each: the rules stay in
+one place, and no text is rewritten.
 """
 
 import argparse
 import os
-import re
 import shutil
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tplab.checks import ArgumentError
 from tplab.files import check_writable, replacing
 from tplab.topology.advisor.wording import fixed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OPTIONS = {
-    "weight_precision": "--weights", "kv_precision": "--kv", "gpu": "--gpu", "gpus": "--gpus", "nodes": "--nodes",
-    "input_length": "--input", "output_length": "--output", "concurrency": "--concurrency", "request_rate": "--rate",
-    "ttft_limit_ms": "--ttft-limit-ms", "tpot_limit_ms": "--tpot-limit-ms", "tp": "--tp", "pp": "--pp", "by": "--by",
-    "num_ranks": "--ranks", "n": "--ranks", "rounds": "--rounds", "steps": "--steps", "backend": "--backend",
-    "latency_us": "--latency-us", "bandwidth_GBps": "--bandwidth-GBps", "mode": "--mode", "dtypes": "--dtypes",
-    "algorithms": "--algorithms", "iterations": "--iterations",
-}  # fmt: skip
-"""Arguments of the rooms' functions, and the options they come from."""
-
-PHRASES = {
-    "give network=Link(...)": "name such nodes with --machine, whose networks are known",
-    "use Cluster(n, 'gloo')": "use --backend gloo",
-    "leave out the machine": "leave out --machine",
-}
-"""Advice that can only be followed in Python, and what to do on the command line."""
-
-_LEAST = {"gpus": 1, "nodes": 1, "tp": 1, "pp": 1, "most": 0}
-_POSITIONAL = {"folder": "FOLDER", "paths": "PATH"}
 _NARROWEST = 80
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """What the parser lets through and no command can mean.
+def options(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """What the command line calls each argument of ``parser``: its option, or the placeholder of one without."""
+    return {action.dest: (action.option_strings or [str(action.metavar)])[0] for action in parser._actions}
 
-    Raises:
-        ValueError: an empty text, or a count that is too small; by the option's name.
-    """
-    for dest, value in vars(arguments).items():
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses empty texts, which the parser lets through and no command can mean. Raises ``ArgumentError``."""
+    for name, value in vars(arguments).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
         if any(not text.strip() for text in texts):
-            raise ValueError(f"{_POSITIONAL.get(dest) or option(dest)} must not be empty")
-        if dest in _LEAST and value is not None and value < _LEAST[dest]:
-            raise ValueError(f"{option(dest)} must be at least {_LEAST[dest]}, got {value}")
-
-
-def option(dest: str) -> str:
-    """``--ttft-limit-ms`` for ``ttft_limit_ms``."""
-    return f"--{dest.replace('_', '-')}"
-
-
-def in_options(message: str, dests: Collection[str]) -> str:
-    """``message`` with the options of a command that has ``dests`` in place of Python's arguments.
-
-    A name with an underscore can be nothing else; a plain word is one only in front of ``=``, in quotes, or where it is
-    what the message is about.
-    """
-    for phrase, instead in PHRASES.items():
-        message = message.replace(phrase, instead)
-    for name, said in OPTIONS.items():
-        if said[2:].replace("-", "_") not in dests:
-            continue
-        word = rf"(?<![\w.-]){name}"
-        message = re.sub(rf"{word}=(?=[\w'\"\[.-])", f"{said} ", message)
-        message = re.sub(rf"{word}=", said, message)
-        message = re.sub(rf"(['`\"]){name}\1", said, message)
-        message = re.sub(rf"^{name}(?= (?:must|may|for|need)\b)", said, message)
-        if "_" in name:
-            message = re.sub(rf"{word}\b", said, message)
-    return message
+            raise ArgumentError(name, value, "must not be empty")
 
 
 def width() -> int:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tplab.checks import ArgumentError, check_count
 from tplab.layers.ranges import divisors, vocab_rows
 from tplab.models.spec import ModelConfig
 
@@ -76,27 +77,20 @@ class Layout:
         Raises:
             ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, or stages that do not add up.
         """
-        for name, size in (("tp", tp), ("pp", pp)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive whole number; got {size!r}")
-        reason = why_not(model, tp, pp)
-        if reason:
-            raise ValueError(f"{model.name} cannot be cut tp={tp} x pp={pp}: {reason}")
-        if replicas < 1:
-            raise ValueError(f"replicas must be at least 1, got {replicas}")
+        for name, size in (("tp", tp), ("pp", pp), ("replicas", replicas)):
+            check_count(name, size, least=1)
+        if cannot := why_not(model, tp, pp):
+            raise cannot
         if layers_of_stage is None:
             counts = [model.num_layers // pp] * pp
             from_middle = sorted(range(pp), key=lambda stage: (abs(2 * stage - (pp - 1)), -stage))
             for stage in from_middle[: model.num_layers % pp]:
                 counts[stage] += 1
         else:
-            counts = list(layers_of_stage)
-            whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts)
-            if len(counts) != pp or not whole or sum(counts) != model.num_layers:
-                raise ValueError(
-                    f"stages must be {pp} positive numbers of layers (pp={pp}) that add up to {model.num_layers}; got "
-                    f"{counts}"
-                )
+            counts = [check_count("stages", count) for count in layers_of_stage]
+            if len(counts) != pp or min(counts) < 1 or sum(counts) != model.num_layers:
+                rule = f"must be {pp} positive numbers of layers (pp={pp}) that add up to {model.num_layers}"
+                raise ArgumentError("stages", counts, rule)
         return cls(tp=tp, pp=pp, replicas=replicas, layers_of_stage=tuple(counts))
 
     @property
@@ -111,9 +105,7 @@ class Layout:
 
     def place(self, rank: int) -> tuple[int, int]:
         """Stage of a rank of one replica, and its place in its tensor-parallel group."""
-        if not 0 <= rank < self.gpus_per_replica:
-            raise ValueError(f"rank must be 0 to {self.gpus_per_replica - 1} (tp={self.tp}, pp={self.pp}); got {rank}")
-        return divmod(rank, self.tp)
+        return divmod(check_count("rank", rank, most=self.gpus_per_replica - 1), self.tp)
 
     def spec(self, stage: int) -> StageSpec:
         """The layers of a stage."""
@@ -125,17 +117,16 @@ class Layout:
         return f"TP {self.tp} x PP {self.pp}" + (f" x {self.replicas}" if self.replicas > 1 else "")
 
 
-def why_not(model: ModelConfig, tp: int, pp: int) -> str | None:
+def why_not(model: ModelConfig, tp: int, pp: int) -> ArgumentError | None:
     """Why the model cannot be cut so, and what would do; None if it can."""
-    if tp < 1 or pp < 1:
-        return f"tp and pp must be at least 1, got {tp} and {pp}"
     if model.num_heads % tp:
-        return f"tp={tp} does not divide its {model.num_heads} query heads: use {_either(divisors(model.num_heads))}"
+        fitting = _either(divisors(model.num_heads))
+        return ArgumentError("tp", tp, f"must divide the model's {model.num_heads} query heads: use {fitting}")
     if model.intermediate_size % tp:
-        both = divisors(math.gcd(model.num_heads, model.intermediate_size))
-        return f"tp={tp} does not divide its intermediate_size={model.intermediate_size}: use {_either(both)}"
+        fitting = _either(divisors(math.gcd(model.num_heads, model.intermediate_size)))
+        return ArgumentError("tp", tp, f"must divide intermediate_size={model.intermediate_size}: use {fitting}")
     if pp > model.num_layers:
-        return f"pp={pp} stages need a layer each, and it has {model.num_layers}: use pp of at most {model.num_layers}"
+        return ArgumentError("pp", pp, f"must be at most {model.num_layers}, the model's layers: a stage needs one")
     return None
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
+from tplab.checks import check_one_of
 from tplab.layers.ranges import kv_heads_by_rank
 from tplab.models.keys import whole
 
@@ -351,8 +352,7 @@ class ModelSpec(ModelConfig):
     def __post_init__(self) -> None:
         ModelConfig.__post_init__(self)
         for key in ("weight_precision", "kv_precision", "activation_precision"):
-            if getattr(self, key) not in ITEMSIZE:
-                raise ValueError(f"{key}={getattr(self, key)!r} is not known: use one of {', '.join(ITEMSIZE)}")
+            check_one_of(key, getattr(self, key), ITEMSIZE)
 
     @classmethod
     def from_config(

@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_predicted_and_said():
 
 
 def test_layouts_that_cannot_be():
-    with pytest.raises(ValueError, match="tp=3 does not divide its 64 query heads"):
+    with pytest.raises(ValueError, match="tp must divide the model's 64 query heads"):
         predict(LLAMA, H200, workload(), 3, 1)
     with pytest.raises(ValueError, match=r"needs 16 GPUs, 8 x h200 has 8: use fewer, or more nodes"):
         predict(LLAMA, H200, workload(), 8, 2)

@@ -316,7 +316,7 @@ def test_more_gpus_than_a_node_are_nodes(tmp_path):
     assert wide.machine.nodes == 2
     odd = read_folder(write(tmp_path, table.assign(tp=3, pp=3)))
     assert odd.cases == ()
-    assert "tp=3 does not divide its 128 query heads" in next(iter(odd.skipped))
+    assert "tp must divide the model's 128 query heads" in next(iter(odd.skipped))
 
 
 def test_a_served_table_must_say_how_many_requests(tmp_path):

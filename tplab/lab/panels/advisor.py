@@ -160,33 +160,34 @@ class AdvisorPanel(AnalyticPanel):
 def ranked_table(advice: Advice, looked_at: Option | None = None) -> str:
     """Layouts that fit, best first, with intervals, what binds and why they are not the best; the rest folded away."""
     header = ("", "layout", "ms per token", "first token", "tokens/s", "a GPU", "GB free", "bound by", "why")
-    rows = [_ranked(option, option is looked_at) for option in advice.options]
+    frame = advice.table()
+    rows = [_ranked(row, looked_at) for row in frame[frame["rank"] > 0].itertuples()]
     shown = html.table(header, rows[:_ROWS_SHOWN])
     hidden = rows[_ROWS_SHOWN:]
     if hidden:
         shown += _details(f"{len(hidden)} more that fit", html.table(header, hidden))
-    if advice.rejected:
-        cannot = [(escape(f"TP {c.tp} x PP {c.pp}"), escape(c.reason or "")) for c in advice.rejected]
-        shown += _details(f"{len(cannot)} that cannot be, and why", html.table(("layout", "why not"), cannot))
+    cannot = frame.loc[frame["rank"] == 0, ["layout", "verdict"]]
+    if len(cannot):
+        why_not = html.table(("layout", "why not"), cannot.map(escape).itertuples(index=False))
+        shown += _details(f"{len(cannot)} that cannot be, and why", why_not)
     return f'<div style="overflow-x:auto;margin-top:8px">{shown}</div>'
 
 
-def _ranked(option: Option, looked_at: bool) -> tuple[str, ...]:
-    made = option.prediction
-    low, high = made.tpot_range_ms
-    layout = escape(str(option.layout)).replace(" ", "&nbsp;")
-    if option.choice.idle:
-        layout += f"<br>{option.choice.idle}&nbsp;idle"
+def _ranked(row: Any, looked_at: Option | None) -> tuple[str, ...]:
+    """Cells of a row of ``Advice.table``."""
+    layout = escape(row.layout).replace(" ", "&nbsp;") + (f"<br>{row.idle_gpus:g}&nbsp;idle" if row.idle_gpus else "")
+    bold = "<b>{}</b>" if looked_at is not None and row.rank == looked_at.rank else "{}"
     return (
-        f"<b>{option.rank}</b>" if looked_at else str(option.rank),
-        f"<b>{layout}</b>" if looked_at else layout,
-        f'<span style="white-space:nowrap">{made.tpot_ms:.3g} ({low:.3g}&ndash;{high:.3g})</span>',
-        f"{made.ttft_ms:,.3g}&nbsp;ms" if made.ttft_ms < 1000 else f"{made.ttft_ms / 1e3:,.3g}&nbsp;s",
-        f"{made.output_tokens_per_s:,.0f}",
-        f"{made.output_tokens_per_s_per_gpu:,.0f}",
-        f"{made.memory.free / 1e9:.3g}",
-        f'<div style="min-width:150px">{escape(made.binding)}</div>',
-        f'<div style="min-width:200px">{escape(option.verdict)}</div>',
+        bold.format(row.rank),
+        bold.format(layout),
+        f'<span style="white-space:nowrap">{row.tpot_ms:.3g} ({row.tpot_low_ms:.3g}&ndash;'
+        f"{row.tpot_high_ms:.3g})</span>",
+        f"{row.ttft_ms:,.3g}&nbsp;ms" if row.ttft_ms < 1000 else f"{row.ttft_ms / 1e3:,.3g}&nbsp;s",
+        f"{row.output_tokens_per_s:,.0f}",
+        f"{row.tokens_per_s_per_gpu:,.0f}",
+        f"{row.free_GB:.3g}",
+        f'<div style="min-width:150px">{escape(row.binding)}</div>',
+        f'<div style="min-width:200px">{escape(row.verdict)}</div>',
     )
 
 

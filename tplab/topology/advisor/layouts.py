@@ -92,7 +92,7 @@ def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp
     """Whether the model can run so on the machine, with at least one request of the workload."""
     cannot = why_not(spec, tp, pp) or _no_room_on(machine, tp, pp)
     if cannot:
-        return Choice(tp=tp, pp=pp, layout=None, idle=machine.num_gpus, reason=cannot)
+        return Choice(tp=tp, pp=pp, layout=None, idle=machine.num_gpus, reason=str(cannot))
     groups = machine.nodes * (machine.gpus_per_node // tp)
     layout = Layout.of(spec, tp, pp, groups // pp)
     fullest, most_requests = fit(spec, machine.gpu, workload, layout)

@@ -216,15 +216,17 @@ def beside_vllm(
         if t is None:
             raise ArgumentError(
                 "tp",
-                tp,
-                f"must be given for {run.name}, which does not say on how many GPUs the server ran; vllm bench serve "
-                f"--metadata tensor_parallel_size=4 says it",
+                run.name,
+                "must be given with a result that does not say on how many GPUs the server ran, as it does after vllm "
+                "bench serve --metadata tensor_parallel_size=4",
             )
         try:
             workload = run.workload(engine)
             made = predict(
                 model, machine, workload, t, p, replicas=replicas, calibration=calibration, constants=constants
             )
+        except ArgumentError as error:
+            raise ArgumentError(error.argument, error.value, f"{error.rule} ({run.name})") from error
         except ValueError as error:
             raise ValueError(f"{run.name}: {error}") from error
         predicted = {
