@@ -117,7 +117,7 @@ def test_sizes_that_do_not_divide(families: dict[str, dict[str, Any]]) -> None:
         Layout.of(config, 3)
     with pytest.raises(ValueError, match="num_heads=8 does not divide over 3 ranks"):
         config.kv_heads_of_rank(0, 3)
-    with pytest.raises(ValueError, match="rank must be 0 to 3"):
+    with pytest.raises(ValueError, match="rank must be a whole number from 0 to 3"):
         Layout.of(config, 2, 2).place(4)
     with pytest.raises(ValueError, match="dtype must be one of"):
         config.in_dtype("int8")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from tplab.checks import ArgumentError
 from tplab.models.hf import Keys, described, file_of, object_in
 from tplab.models.keys import REFUSED, Config, mapping, text, texts
 from tplab.models.presets import HUGGING_FACE, MODELS
@@ -127,10 +128,9 @@ def _precisions(
     """
     quantised, given = _weights_of(how), weights
     if how and quantised is None and given is None:
-        raise ValueError(
-            f"quantization_config is of a kind that is not known here "
-            f"(quant_method={shown(how.get('quant_method'))}): give weight_precision=, one of {', '.join(ITEMSIZE)}"
-        )
+        method = shown(how.get("quant_method"))
+        rule = f"must be one of {', '.join(ITEMSIZE)} for a quantization_config not known here (quant_method={method})"
+        raise ArgumentError("weight_precision", given, rule)
     activation = PRECISIONS[dtype or "bfloat16"]
     weights = given or quantised or activation
     if given == "fp32":  # everything: engines have one type for what is not quantised
