@@ -31,7 +31,15 @@ _REPORT_EVERY_S = 0.2
 
 
 class MicroBatch:
-    """Some of the sequences, on one rank."""
+    """Some of the sequences, on one rank.
+
+    Args:
+        loaded: the stage, and the ranks that share its layers.
+        request: what is asked of the model.
+        prompts: token ids of these sequences.
+        start: number of the first of them in the request.
+        device: the device for its tensors.
+    """
 
     def __init__(self, loaded: Loaded, request: Request, prompts: list[list[int]], start: int, device: torch.device):
         stage = loaded.stage
@@ -82,7 +90,7 @@ class Engine:
 
     @property
     def kv_bytes(self) -> int:
-        """Of all caches on this rank."""
+        """Bytes of all caches on this rank."""
         return sum(cache.num_bytes for each in self.micro_batches for cache in each.caches)
 
     @torch.inference_mode()

@@ -163,7 +163,14 @@ class GenerationRun(DerivedRun[Generation]):
 def generate_on_rank(
     rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, request: Request
 ) -> RankResult:
-    """What every rank does. Also for ``torchrun``, with a ``Rank`` from ``tplab.cluster.torchrun.attached``."""
+    """What every rank does. Also for ``torchrun``, with a ``Rank`` from ``tplab.cluster.torchrun.attached``.
+
+    Args:
+        rank: this rank.
+        config, weights: the model, and where its weights come from.
+        layout: how it is cut over the ranks.
+        request: what is asked of it.
+    """
     import torch.distributed as dist
 
     prompts = _prompts_of(rank, config, weights, request)

@@ -97,7 +97,14 @@ class Generation:
         badge: str,
         provenance: Mapping[str, str | int],
     ) -> "Generation":
-        """Put together what the ranks sent, in rank order."""
+        """Put together what the ranks sent, in rank order.
+
+        Args:
+            results: what the ranks sent, in rank order.
+            layout, num_micro_batches: how the model was cut, and k.
+            stop_tokens: tokens that ended a sequence.
+            badge, provenance: where the numbers come from.
+        """
         first, last = results[0], results[-1]
         start = min(result.start_s for result in results)
         assert all(result.tokens == first.tokens for result in results), "ranks disagree on the tokens"

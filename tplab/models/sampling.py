@@ -17,7 +17,14 @@ from tplab.models.request import Request
 
 
 class Sampler:
-    """Chooses tokens for the sequences ``start`` to ``end`` of a request."""
+    """Chooses tokens for the sequences ``start`` to ``end`` of a request.
+
+    Args:
+        request: how tokens are chosen, and the seed.
+        start, end: numbers of the sequences in the request.
+        vocab: which tokens this rank has the logits of.
+        comm: the ranks that share the vocabulary.
+    """
 
     def __init__(self, request: Request, start: int, end: int, vocab: VocabShard, comm: Comm) -> None:
         self._request, self._vocab, self._comm = request, vocab, comm

@@ -32,11 +32,11 @@ class StageSpec:
 
     start: int
     end: int
-    """First layer, and the one after the last."""
+    """``start`` is the first layer, ``end`` the one after the last."""
     first: bool
-    """Holds the embedding."""
+    """Whether the stage holds the embedding."""
     last: bool
-    """Holds the last norm and the output head."""
+    """Whether the stage holds the last norm and the output head."""
 
     @property
     def num_layers(self) -> int:

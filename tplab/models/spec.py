@@ -51,7 +51,7 @@ class RopeScaling:
     """``rope_type`` of the config.json. ``linear`` divides all frequencies by ``factor``, ``llama3`` the low ones, with
     a smooth passage; ``tplab.models`` computes these two."""
     factor: float = 1.0
-    """By how much the context is stretched."""
+    """Factor by which the context is stretched."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     """Wavelengths above ``original_max_positions`` / low are stretched, those below the same / high are not."""
@@ -68,7 +68,7 @@ class ModelConfig:
     """
 
     model_type: str = "llama"
-    """Whose class transformers would use."""
+    """Name of the family, whose class transformers would use."""
     vocab_size: int
     """V, true size; padding comes with the layout."""
     hidden_size: int
@@ -86,11 +86,11 @@ class ModelConfig:
     max_positions: int | None = None
     """Longest sequence before any stretch by rope scaling, prompt and new tokens together; None: not known."""
     norm_eps: float = 1e-6
-    """Added to the mean square in every norm."""
+    """Number added to the mean square in every norm."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
-    """None: the rotary frequencies are not scaled."""
+    """How the rotary frequencies are scaled; None if they are not."""
     qkv_bias: bool = False
     """Bias on the query, key and value projections."""
     out_bias: bool = False
@@ -102,27 +102,27 @@ class ModelConfig:
     tied_embeddings: bool = False
     """Whether the output head is the embedding. A pipeline's first and last stage then both hold it."""
     windows: tuple[int | None, ...] = ()
-    """Per layer, how many tokens back a token sees, itself included; None: all. Empty: None everywhere."""
+    """How many tokens back each layer sees, the token itself included; None for all. Empty: all layers see all."""
     gate: Literal["silu", "gelu_tanh"] = "silu"
-    """What is applied to the gate of the MLP."""
+    """Function applied to the gate of the MLP."""
     gated_mlp: bool = True
-    """Gate, up and down (SwiGLU, GeGLU), or up and down only."""
+    """Whether the MLP has gate, up and down (SwiGLU, GeGLU), or up and down only."""
     norm_offset: float = 0.0
-    """Added to the weights of every norm: 1 in Gemma, whose checkpoints hold the difference from 1."""
+    """Number added to the weights of every norm: 1 in Gemma, whose checkpoints hold the difference from 1."""
     norms_per_block: int = 2
-    """Norms of D weights: before attention and before the MLP; Gemma 2 and 3 also have one after each."""
+    """Number of norms of D weights: before attention and before the MLP; Gemma 2 and 3 also have one after each."""
     norm_bias: bool = False
-    """LayerNorm with weight and bias instead of RMSNorm."""
+    """Whether norms are LayerNorms with weight and bias instead of RMSNorms."""
     num_positions: int = 0
     """Rows of a learned position embedding (GPT-2, GPT-3); 0 with rotary positions."""
     parallel_residual: bool = False
-    """Attention and MLP side by side (GPT-NeoX, Falcon): one all-reduce per block instead of two."""
+    """Whether attention and MLP run side by side (GPT-NeoX, Falcon): one all-reduce per block instead of two."""
     embedding_scale: float = 1.0
-    """Embeddings are multiplied by it: √D in Gemma."""
+    """Factor on the embeddings: √D in Gemma."""
     dtype: DType | None = "float32"
     """Type of the checkpoint's numbers, in which it should run; None: its configuration does not say."""
     stop_tokens: tuple[int, ...] = ()
-    """A sequence ends with any of these."""
+    """Tokens any of which ends a sequence."""
     name: str = "model"
     """What to call it in tables."""
 
@@ -145,13 +145,11 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, source: "str | os.PathLike[str] | Mapping[str, Any]") -> "ModelConfig":
-        """A model that ``tplab.models`` runs, from a Hugging Face ``config.json``: its path, its folder's, or its
-        contents.
+        """A model that ``tplab.models`` runs, from a ``config.json``: its path, its folder's, or its contents.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: another architecture, or a key that changes the mathematics in a way not supported here; both
-                are named, with what is supported.
+            ValueError: an architecture, or a key that changes the mathematics, that is not supported; it is named.
         """
         from tplab.models.hf import read_config
 
@@ -214,7 +212,7 @@ class ModelConfig:
 
     @property
     def q_size(self) -> int:
-        """H·E."""
+        """H·E, width of the queries."""
         return self.num_heads * self.head_dim
 
     @property
@@ -224,7 +222,7 @@ class ModelConfig:
 
     @property
     def all_reduces_per_block(self) -> int:
-        """In a forward pass under tensor parallelism."""
+        """All-reduces of one block in a forward pass under tensor parallelism."""
         return 1 if self.parallel_residual else 2
 
     @property
@@ -248,9 +246,8 @@ class ModelConfig:
         return sum(self.block_params_of_rank(0, 1))
 
     def block_params_of_rank(self, index: int, t: int) -> tuple[int, int]:
-        """Parameters of one block that tensor-parallel rank ``index`` of ``t`` holds: in its matrices,
-        ``2·D·(h+g)·E + (3 or 2)·D·I/t``, and in its norms and biases. Biases that are added after the sum over the
-        ranks, and norms, are whole on every rank."""
+        """Parameters of one block on tensor-parallel rank ``index`` of ``t``: ``2·D·(h+g)·E + (3 or 2)·D·I/t`` in its
+        matrices, and those of norms and biases. Norms, and biases added after the sum, are whole on every rank."""
         q, kv = self.q_size // t, self.kv_heads_of_rank(index, t) * self.head_dim
         inner = self.intermediate_size // t
         biases = self.qkv_bias * (q + 2 * kv) + self.out_bias * self.hidden_size
@@ -282,7 +279,7 @@ class ModelConfig:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Keys and values of one token over all layers on one GPU: 2·L·G·E numbers."""
+        """Bytes of one token's keys and values over all layers on one GPU: 2·L·G·E numbers."""
         return 2 * self.num_layers * self.kv_size * self.kv_itemsize
 
     def kv_heads_of_rank(self, index: int, t: int) -> int:
@@ -295,7 +292,7 @@ class ModelConfig:
         return max(kv_heads_by_rank(self.num_heads, self.num_kv_heads, t))
 
     def kept_tokens(self, context: float) -> float:
-        """Of ``context`` tokens, how many an average layer keeps and looks at: fewer where some layers are windowed."""
+        """How many of ``context`` tokens an average layer keeps and looks at: fewer where some layers are windowed."""
         window = self.sliding_window
         if window is None:
             return context
@@ -336,8 +333,7 @@ class ModelSpec(ModelConfig):
 
     dtype: DType | None = None
     weight_precision: str = "bf16"
-    """Precision of the blocks' matrices, a key of ``ITEMSIZE``. Embedding, head, norms and biases stay in
-    ``activation_precision``, as in published fp8, AWQ and GPTQ checkpoints."""
+    """Precision of the blocks' matrices, a key of ``ITEMSIZE``; all other weights have ``activation_precision``."""
     kv_precision: str = "bf16"
     """Precision of cached keys and values."""
     activation_precision: str = "bf16"
@@ -362,26 +358,24 @@ class ModelSpec(ModelConfig):
         weight_precision: str | None = None,
         kv_precision: str | None = None,
     ) -> "ModelSpec":
-        """From a Hugging Face ``config.json`` (its path or its folder's), the dict in it, or the name of a preset.
+        """A model from a Hugging Face ``config.json`` (its path or its folder's), the dict in it, or a preset's name.
 
         Args:
-            config: path, dict, a name such as ``"llama-3.1-70b"`` (see ``tplab.models.presets.MODELS``), or a
-                ``ModelConfig``.
+            config: path, dict, a name such as ``"llama-3.1-70b"`` (see ``presets.MODELS``), or a ``ModelConfig``.
             weight_precision: of the blocks' matrices; by default what the configuration says, else bf16. A float32
                 configuration stays fp32 unless another is given here: then activations and cache have 16 bits.
             kv_precision: of the cache; by default that of the activations.
 
         Raises:
-            ValueError: unknown name (with the nearest ones), a file that cannot be read, missing or malformed key
-                (which), or an architecture the advisor has no model of (mixture of experts, latent attention, state
-                space, encoder-decoder, encoder).
+            ValueError: unknown name (with the nearest ones), a file that cannot be read, missing or malformed key, or
+                an architecture the advisor has no model of (mixture of experts, latent attention, encoder, ...).
         """
         from tplab.models.served import read_spec
 
         return read_spec(config, weight_precision=weight_precision, kv_precision=kv_precision)
 
     def with_layers(self, num_layers: int) -> "ModelSpec":
-        """As deep as that, with the same share of windowed layers, rounded down and spread evenly."""
+        """The model with so many layers and the same share of windowed ones, rounded down and spread evenly."""
         n, deep, window = self.windowed_layers, self.num_layers, self.sliding_window
         windows = tuple(window if (i + 1) * n // deep > i * n // deep else None for i in range(num_layers))
         return replace(self, num_layers=num_layers, windows=windows if any(windows) else ())
