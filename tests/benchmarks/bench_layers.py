@@ -32,7 +32,7 @@ def take_turns(rank: Any, cases: tuple[tuple[int, int], ...], rounds: int) -> li
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
     from torch.nn import functional as F
 
-    from tplab.layers.mlp import ParallelMLP
+    from tplab.layers.block import ParallelMLP
     from tplab.layers.plain import MLP
 
     torch.set_num_threads(1)

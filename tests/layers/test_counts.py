@@ -10,12 +10,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from tplab import Cluster
 from tplab.collectives.volumes import sent_bytes
-from tplab.layers.block import ParallelBlock
+from tplab.layers.block import ParallelBlock, ParallelMLP
 from tplab.layers.cost import block_collectives, wire_bytes
 from tplab.layers.counting import count_block, count_by_layer, layer_table
-from tplab.layers.mlp import ParallelMLP
 from tplab.layers.plain import MLP, Attention, Block
-from tplab.layers.sequence import scatter_tokens
+from tplab.layers.regions import scatter_tokens
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
 from tplab.layers.watch import watch_layers
 

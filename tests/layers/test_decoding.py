@@ -14,9 +14,8 @@ from tplab import Cluster
 from tplab.cluster import RankError
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, run_blocks
-from tplab.layers.kv_cache import KVCache
-from tplab.layers.plain import MLP, Attention, Block, causal_mask
-from tplab.layers.rope import RotaryEmbedding
+from tplab.layers.core_attention import KVCache, RotaryEmbedding, causal_mask
+from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, SequenceParallel, set_strategy
 
 TOLERANCE = 1e-11

@@ -12,9 +12,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from tplab import Cluster
 from tplab.layers.attention import ParallelAttention
-from tplab.layers.mlp import ParallelMLP
+from tplab.layers.block import ParallelMLP
+from tplab.layers.core_attention import RotaryEmbedding
 from tplab.layers.plain import MLP, Attention
-from tplab.layers.rope import RotaryEmbedding
 
 TOLERANCE = 1e-12
 HIDDEN = 96

@@ -9,13 +9,12 @@ from torch import nn
 from tplab import Cluster
 from tplab.cluster import RankError
 from tplab.layers.attention import ParallelAttention
-from tplab.layers.block import ParallelBlock, run_blocks
+from tplab.layers.block import ParallelBlock, ParallelMLP, run_blocks
 from tplab.layers.comm import EmulatedComm, NullComm, as_comm
-from tplab.layers.kv_cache import GrowingCache, KVCache
+from tplab.layers.core_attention import GrowingCache, KVCache
 from tplab.layers.linear import ColumnParallelLinear, RowParallelLinear
-from tplab.layers.mlp import ParallelMLP
 from tplab.layers.plain import MLP, Attention, Block
-from tplab.layers.sequence import gather_tokens
+from tplab.layers.regions import gather_tokens
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
 

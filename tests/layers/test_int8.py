@@ -10,11 +10,10 @@ from torch import nn
 from tplab import Cluster
 from tplab.collectives.quantised import error_bound
 from tplab.collectives.transport import split_evenly
-from tplab.layers.block import ParallelBlock, run_blocks
+from tplab.layers.block import ParallelBlock, ParallelMLP, run_blocks
+from tplab.layers.core_attention import RotaryEmbedding
 from tplab.layers.linear import RowParallelLinear
-from tplab.layers.mlp import ParallelMLP
 from tplab.layers.plain import MLP, Attention, Block
-from tplab.layers.rope import RotaryEmbedding
 from tplab.layers.strategies import Blocking, Int8, set_strategy
 
 HIDDEN = 96

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tplab.layers.small_matmul import few_tokens_linear
+from tplab.layers.strategies import few_tokens_linear
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (8,), (9,), (2, 1), (1, 3), (2, 4), (3, 3), (2, 1, 2), (0,)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tplab.models.rotary import make_rotary
+from tplab.models.decoder import make_rotary
 from tplab.models.spec import ModelConfig, RopeScaling
 
 CLASSES = {

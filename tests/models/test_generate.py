@@ -102,8 +102,7 @@ def every_logit(rank: Rank, folder: str, steps: list[list[int]]) -> torch.Tensor
     from tplab.layers.comm import as_comm
     from tplab.layers.vocabulary import gather_logits
     from tplab.models.checkpoint import Checkpoint, fill
-    from tplab.models.decoder import Stage
-    from tplab.models.padding import Padding
+    from tplab.models.decoder import Padding, Stage
     from tplab.models.shards import Layout
 
     config = ModelConfig.from_hf(folder)

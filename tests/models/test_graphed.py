@@ -114,7 +114,7 @@ def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
 def logits(rank: Any) -> bool:
     """Whether two replays of every step give the eager logits, bitwise, padded prompts included."""
     from tplab.layers.comm import NullComm
-    from tplab.models.padding import Padding
+    from tplab.models.decoder import Padding
     from tplab.models.shards import Layout
     from tplab.topology.calibration.rigging import load_random
 

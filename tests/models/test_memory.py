@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tplab.layers.kv_cache import KVCache
+from tplab.layers.core_attention import KVCache
 from tplab.models.decoder import Stage
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import PRECISIONS, ModelConfig, itemsize

@@ -4,12 +4,12 @@ What it is:
   comm          the collectives that layers need: over a process group, over an emulated link, or alone
   ranges        which rows, tokens and heads a rank holds, without torch; shards: of which full tensors
   strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8
-  regions       the same collectives with their gradients; matmul: the two matmuls with theirs
+  regions       the same collectives and the two matmuls with their gradients; shared weights and norms, sharded tokens
   linear        ColumnParallelLinear, RowParallelLinear
   vocabulary    VocabParallelEmbedding, ParallelLMHead; cross-entropy, argmax and sampling over a sharded vocabulary
   plain         the unsharded MLP, attention and block that the parallel ones are made from
-  mlp, attention, block      ParallelMLP, ParallelAttention, ParallelBlock
-  rope, kv_cache             rotary positions; keys and values of the past
+  core_attention   rotary positions, keys and values of the past, what happens between attention's projections
+  attention, block   ParallelAttention; ParallelMLP, ParallelBlock
   article       TensorParallelLinear and TensorParallelAttention, as the article calls them
   mistakes      the wrong versions, for notebook 03 and the tests that catch them
 What it should cost (pure: no process group, no cluster, no torch):
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from tplab.layers.article import TensorParallelLinear as TensorParallelLinear
     from tplab.layers.attention import ParallelAttention as ParallelAttention
     from tplab.layers.block import ParallelBlock as ParallelBlock
+    from tplab.layers.block import ParallelMLP as ParallelMLP
     from tplab.layers.comm import EmulatedComm as EmulatedComm
+    from tplab.layers.core_attention import KVCache as KVCache
     from tplab.layers.cost import pipelined_us as pipelined_us
     from tplab.layers.counting import count_block as count_block
-    from tplab.layers.kv_cache import KVCache as KVCache
     from tplab.layers.linear import ColumnParallelLinear as ColumnParallelLinear
     from tplab.layers.linear import RowParallelLinear as RowParallelLinear
     from tplab.layers.mistakes import demonstrate as demonstrate
-    from tplab.layers.mlp import ParallelMLP as ParallelMLP
     from tplab.layers.overlap import StackPlan as StackPlan
     from tplab.layers.overlap import measure_strategies as measure_strategies
     from tplab.layers.phases import PhasePlan as PhasePlan

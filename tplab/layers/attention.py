@@ -14,15 +14,11 @@ import torch
 from torch import nn
 
 from tplab.layers.comm import Comm, Pending, as_comm
-from tplab.layers.kv_cache import GrowingCache, KVCache
+from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
-from tplab.layers.mlp import merged_plan
-from tplab.layers.norm import share_norm
-from tplab.layers.plain import Attention, attend
-from tplab.layers.rope import RotaryEmbedding
-from tplab.layers.sequence import check_shape, pad_tokens
-from tplab.layers.shards import HeadShard, Shard, load
-from tplab.layers.shared_rows import SharedRows
+from tplab.layers.plain import Attention
+from tplab.layers.regions import SharedRows, check_shape, pad_tokens, share_norm
+from tplab.layers.shards import HeadShard, Shard, load, renamed
 from tplab.layers.strategies import Blocking
 
 if TYPE_CHECKING:
@@ -133,7 +129,7 @@ class ParallelAttention(nn.Module):
     @property
     def plan(self) -> dict[str, tuple[Shard, ...]]:
         """Every parameter's slices, by the names in the plain module."""
-        plan = merged_plan(self, {"qkv": "", "o": "o_proj."})
+        plan = {**renamed(self.qkv.plan, "qkv.", ""), **renamed(self.o.plan, "o.", "o_proj.")}
         for name in ("q_norm", "k_norm"):
             if getattr(self, name) is not None:
                 plan[f"{name}.weight"] = (Shard(source=f"{name}.weight"),)

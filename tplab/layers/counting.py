@@ -143,7 +143,7 @@ def _count(
 
 def _runner(parallel: Any, shape: tuple[int, int]) -> Callable[[Any], tuple[Any, Callable[[Any], Any]]]:
     """The block on its own: under sequence parallelism between token shards, which is what a stack has inside."""
-    from tplab.layers.sequence import gather_tokens, scatter_tokens
+    from tplab.layers.regions import gather_tokens, scatter_tokens
 
     def run(x: Any) -> tuple[Any, Callable[[Any], Any]]:
         if not parallel.strategy.sequence_parallel:
@@ -189,8 +189,8 @@ def plain_block(
     """
     import torch
 
+    from tplab.layers.core_attention import RotaryEmbedding
     from tplab.layers.plain import MLP, Attention, Block
-    from tplab.layers.rope import RotaryEmbedding
 
     torch.manual_seed(seed)
     with torch.device(rank.device):

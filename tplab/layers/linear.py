@@ -13,10 +13,15 @@ import torch
 from torch import nn
 
 from tplab.layers.comm import Comm, Pending, as_comm
-from tplab.layers.matmul import column_matmul, start_row_matmul
-from tplab.layers.regions import copy_to_group, gather_from_group, split_to_group
+from tplab.layers.regions import (
+    SharedRows,
+    column_matmul,
+    copy_to_group,
+    gather_from_group,
+    split_to_group,
+    start_row_matmul,
+)
 from tplab.layers.shards import Plan, Shard, even_range, load, same_kind
-from tplab.layers.shared_rows import SharedRows
 from tplab.layers.strategies import Blocking, as_strategy
 
 if TYPE_CHECKING:

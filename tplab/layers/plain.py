@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tplab.layers.kv_cache import GrowingCache, KVCache
-from tplab.layers.rope import RotaryEmbedding, rotate
+from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
 
 GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "swiglu": F.silu,
@@ -123,64 +122,6 @@ class Attention(nn.Module):
             mask=mask,
         )
         return self.o_proj(y_BHSE.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
-
-
-def attend(
-    q_BHSE: torch.Tensor,
-    k_BGSE: torch.Tensor,
-    v_BGSE: torch.Tensor,
-    *,
-    rope: RotaryEmbedding | None = None,
-    positions: torch.Tensor | None = None,
-    cache: "KVCache | GrowingCache | None" = None,
-    causal: bool = True,
-    sliding_window: int | None = None,
-    mask: torch.Tensor | None = None,
-    kv_of_q: list[int] | None = None,
-) -> torch.Tensor:
-    """Attention of H heads over G key-value heads, with torch's kernels: everything between the projections.
-
-    Args:
-        kv_of_q: key-value head of each query head; None: H/G neighbouring query heads share one.
-        positions: (S,) or (B, S) of the new tokens; by default they follow what is in the cache.
-        mask: (B, 1, S, past + S) bool, True where a token is seen, instead of the one from ``causal`` and the window.
-    """
-    seq = q_BHSE.shape[2]
-    past = 0 if cache is None else cache.length
-    if rope is not None:
-        if positions is None:
-            positions = torch.arange(past, past + seq, device=q_BHSE.device)
-        cos, sin = rope.angles(positions, q_BHSE.dtype)
-        if positions.dim() == 2:
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        q_BHSE, k_BGSE = rotate(q_BHSE, cos, sin), rotate(k_BGSE, cos, sin)
-    if cache is not None:
-        k_BGSE, v_BGSE = cache.append(k_BGSE, v_BGSE)
-    is_causal = False
-    if mask is None and causal:
-        total = past + seq
-        windowed = sliding_window is not None and sliding_window < total
-        if seq > 1 and past == 0 and not windowed:
-            is_causal = True  # torch's causal mask starts at the first key, right only without a past
-        elif seq > 1 or windowed:
-            mask = causal_mask(seq, total, sliding_window, q_BHSE.device)
-    if kv_of_q is not None:
-        k_BGSE, v_BGSE = k_BGSE[:, kv_of_q], v_BGSE[:, kv_of_q]
-    grouped = k_BGSE.shape[1] != q_BHSE.shape[1]
-    if grouped and seq == 1:
-        # The query heads of a group as so many queries of one head: the kernels read each key once, not once per head.
-        q_BGhE = q_BHSE.view(q_BHSE.shape[0], k_BGSE.shape[1], -1, q_BHSE.shape[3])
-        return F.scaled_dot_product_attention(q_BGhE, k_BGSE, v_BGSE, attn_mask=mask).reshape(q_BHSE.shape)
-    return F.scaled_dot_product_attention(
-        q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
-    )
-
-
-def causal_mask(seq: int, total: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """(S, total) bool: the last ``seq`` of ``total`` tokens each see themselves and what came before, at most
-    ``window`` of them."""
-    mask = torch.ones(seq, total, dtype=torch.bool, device=device).tril(total - seq)
-    return mask if window is None else mask.triu(total - seq - window + 1)
 
 
 class Block(nn.Module):

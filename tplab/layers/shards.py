@@ -9,7 +9,7 @@ Legend: n ranks, r this rank.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from tplab.layers.ranges import HeadShard, VocabShard, even_range
 
-__all__ = ["HeadShard", "Plan", "Shard", "VocabShard", "even_range", "load", "same_kind"]
+__all__ = ["HeadShard", "Plan", "Shard", "VocabShard", "even_range", "load", "renamed", "same_kind"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +51,14 @@ class Shard:
 
 Plan: TypeAlias = Mapping[str, tuple[Shard, ...]]
 """Parameter of the parallel module -> the slices it consists of, one below the other."""
+
+
+def renamed(plan: Plan, here: str, there: str) -> dict[str, tuple[Shard, ...]]:
+    """The plan of a child as its parent's: ``here`` in front of parameters' names, ``there`` of full tensors'."""
+    return {
+        here + name: tuple(replace(shard, source=there + shard.source) for shard in shards)
+        for name, shards in plan.items()
+    }
 
 
 def load(module: nn.Module, plan: Plan, source: Callable[[str], Any]) -> None:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from tplab.layers.comm import Comm, as_comm
 from tplab.layers.linear import ColumnParallelLinear, check_device
-from tplab.layers.regions import gather_from_group, reduce_from_group
-from tplab.layers.sequence import pad_tokens
+from tplab.layers.regions import gather_from_group, pad_tokens, reduce_from_group
 from tplab.layers.shards import Plan, Shard, VocabShard, load, same_kind
 from tplab.layers.strategies import Blocking, as_strategy
 

@@ -9,7 +9,7 @@ What it is (pure: no torch, for the notebook's kernel):
 What it should cost (pure):
   shards        which layers and which slices a rank holds; bytes of weights, keys and values there
 On the ranks:
-  rotary, padding, decoder   one rank's part of the model
+  decoder       one rank's part of the model
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
   sampling, engine           prefill and decode, micro-batches in flight

@@ -1,12 +1,17 @@
-"""One rank's part of a decoder-only model: the layers of its pipeline stage, its slices of each.
+"""One rank's part of a decoder-only model: the layers of its pipeline stage, its slices of each, the batch's padding.
 
 Made on the meta device and then filled slice by slice: no rank ever holds a tensor that it does not keep, let alone the
 model. Not a full model that is cut afterwards (that is what limits the size of model one can start), nor hooks on
 transformers' own classes: the layers are the ones of ``tplab.layers``, and their plans say what to read.
 
-Legend: B batch, S sequence, D hidden; V vocabulary, v rows of it per rank.
+Legend: B batch, S sequence, T places of the cache, D hidden, E head dimension; V vocabulary, v rows of it per rank.
+
+Sources of the scaled rotary frequencies: Chen and others, "Extending Context Window of Large Language Models via
+Positional Interpolation" (2023) for ``linear``; the reference implementation of Llama 3.1 for ``llama3``, with the
+constants in each model's config.json.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -17,18 +22,67 @@ from torch.nn import functional as F
 
 from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import Comm, as_comm
-from tplab.layers.kv_cache import KVCache
+from tplab.layers.core_attention import KVCache, SharedRotary
 from tplab.layers.plain import MLP, Attention, Block
-from tplab.layers.shards import Plan, Shard, VocabShard
+from tplab.layers.shards import Shard, VocabShard, renamed
 from tplab.layers.strategies import Blocking, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
-from tplab.models.padding import Padding
-from tplab.models.rotary import make_rotary
 from tplab.models.shards import StageSpec
-from tplab.models.spec import ModelConfig
+from tplab.models.spec import ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class Padding:
+    """Prompts of different lengths in one batch, padded on the left; positions and masks that make it invisible.
+
+    On the left, because then all sequences write their next token at the same place of the cache: one slice, static
+    shapes, and the last position of a prefill is every prompt's last token. It costs nothing in exactness: positions
+    count from a prompt's own first token, and a masked key has the weight exp(-inf) = 0 exactly, so padding adds zeros
+    to the sums of attention. What remains is the order in which kernels (of CPU or GPU) add, as between any two batch
+    sizes.
+
+    Args:
+        lengths: tokens of each prompt.
+        max_length: places in the cache.
+    """
+
+    def __init__(self, lengths: Sequence[int], max_length: int, device: torch.device) -> None:
+        self.lengths = tuple(lengths)
+        self.longest = max(lengths)
+        self.device = device
+        self.padded = min(lengths) < self.longest
+        self.start_B = torch.tensor([self.longest - length for length in lengths], device=device)
+        self._places_T = torch.arange(max_length, device=device)
+        self._real_BT = self._places_T >= self.start_B[:, None]
+
+    def ids(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(B, S): the prompts with zeros in front. Any token would do; 0 is in every vocabulary."""
+        rows = [[0] * (self.longest - len(prompt)) + list(prompt) for prompt in prompts]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+    def positions(self, past: int, seq: int) -> torch.Tensor:
+        """(S,), or (B, S) where there is padding: of the tokens in places ``past`` to ``past + seq``."""
+        places_S = self._places_T[past : past + seq]
+        return (places_S - self.start_B[:, None]).clamp_min(0) if self.padded else places_S.clone()
+
+    def mask(self, past: int, seq: int, window: int | None) -> torch.Tensor | None:
+        """(B, 1, S, past + S) bool: what each token sees. None where attention knows by itself: without padding.
+
+        A padding token sees itself: a row without any key would be NaN, and NaN times zero is NaN for everybody.
+        """
+        if not self.padded:
+            return None
+        total = past + seq
+        real_B1T = self._real_BT[:, None, :total]
+        if seq == 1 and (window is None or window >= total):
+            return real_B1T[:, None]
+        key_T, query_S1 = self._places_T[:total], self._places_T[past:total, None]
+        seen_ST = key_T <= query_S1
+        if window is not None:
+            seen_ST = seen_ST & (key_T > query_S1 - window)
+        return ((seen_ST & real_B1T) | (key_T == query_S1))[:, None]
 
 
 class PlainRMSNorm(nn.RMSNorm):
@@ -150,14 +204,14 @@ class Stage(nn.Module):
         """Every parameter, by its name here: the slices it consists of, by their names in a checkpoint."""
         plan: dict[str, tuple[Shard, ...]] = {}
         if self.embed is not None:
-            plan |= _renamed(self.embed.plan, "embed.", "model.embed_tokens.")
+            plan |= renamed(self.embed.plan, "embed.", "model.embed_tokens.")
         for place, block in enumerate(self.layers):
-            plan |= _renamed(block.plan, f"layers.{place}.", f"model.layers.{self.spec.start + place}.")  # type: ignore[arg-type]
+            plan |= renamed(block.plan, f"layers.{place}.", f"model.layers.{self.spec.start + place}.")  # type: ignore[arg-type]
         if self.norm is not None:
             plan["norm.weight"] = (Shard(source="model.norm.weight"),)
         if self.head is not None and not self.shares_table:
             there = "model.embed_tokens." if self.config.tied_embeddings else "lm_head."
-            plan |= _renamed(self.head.plan, "head.", there)
+            plan |= renamed(self.head.plan, "head.", there)
         return plan
 
     @property
@@ -222,17 +276,26 @@ class Stage(nn.Module):
         return logits
 
 
-def _renamed(plan: Plan, here: str, there: str) -> dict[str, tuple[Shard, ...]]:
-    return {
-        here + name: tuple(
-            Shard(
-                source=there + shard.source,
-                dim=shard.dim,
-                start=shard.start,
-                end=shard.end,
-                padding=shard.padding,
-            )
-            for shard in shards
-        )
-        for name, shards in plan.items()
-    }
+def make_rotary(config: ModelConfig) -> SharedRotary:
+    """The rotary embedding of a model. Frequencies (E/2,) in float32, on the CPU until first used elsewhere."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_scaling is not None:
+        frequencies = _scaled(frequencies, config.rope_scaling)
+    return SharedRotary(config.head_dim, frequencies)
+
+
+def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Frequencies for a context ``scaling.factor`` times as long.
+
+    ``llama3``: a frequency whose wavelength is longer than ``original_max_positions / low_freq_factor`` is divided by
+    the factor, one shorter than ``original_max_positions / high_freq_factor`` stays, and in between the two are mixed
+    in proportion.
+    """
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    assert scaling.original_max_positions is not None
+    turns = scaling.original_max_positions / (2 * math.pi / frequencies)  # within the trained context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies

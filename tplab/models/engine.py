@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tplab.layers.strategies import Blocking
+from tplab.models.decoder import Padding
 from tplab.models.loading import Loaded
-from tplab.models.padding import Padding
 from tplab.models.recorder import Recorder, TimedComm
 from tplab.models.request import Request
 from tplab.models.sampling import Sampler
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
-    from tplab.layers.kv_cache import KVCache
+    from tplab.layers.core_attention import KVCache
 
 _REPORT_EVERY_S = 0.2
 

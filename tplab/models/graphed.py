@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tplab.models.padding import Padding
+from tplab.models.decoder import Padding
 
 if TYPE_CHECKING:
-    from tplab.layers.kv_cache import KVCache
+    from tplab.layers.core_attention import KVCache
     from tplab.models.decoder import Stage
 
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from tplab.cluster import Rank
-from tplab.layers.plain import attend
-from tplab.layers.small_matmul import few_tokens_linear
+from tplab.layers.core_attention import attend
+from tplab.layers.strategies import few_tokens_linear
 from tplab.models.checkpoint import torch_dtype
 from tplab.topology.calibration.plan import HEAD_DIM
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from tplab.cluster import Rank
 from tplab.layers.comm import Comm, NullComm
+from tplab.models.decoder import Padding
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
-from tplab.models.padding import Padding
 from tplab.models.request import Request
 from tplab.models.sampling import Sampler
 from tplab.topology.calibration.rigging import (
