@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "result, a list for a number": (result(mean_ttft_ms=[1]), r"mean_ttft_ms must be a number, got \[1\]"),
     "result, true for a number": (result(mean_ttft_ms=True), "mean_ttft_ms must be a number, got True"),
     "result, 10^300 tokens": (result(total_input_tokens=1e300), "total_input_tokens must be finite"),
-    "result, 10^14 tokens a request": (result(total_input_tokens=1e15, completed=1), r"some\.json: input_length must"),
+    "result, 10^14 tokens a request": (result(total_input_tokens=1e15, completed=1), r"input_length must .*some\.json"),
     "result, a model_id {}": (result(model_id={}), "model_id must be a text"),
     "result, half a GPU": (result(tp=0.5), "tp must be a whole number"),
     "result, 20,000 of them": (file(read_vllm, "{}" * 20_000), r"some\.json is not valid JSON: more than 500 doc"),
