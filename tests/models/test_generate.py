@@ -4,6 +4,7 @@ float32 unless said otherwise. Greedy tokens are equal, not close: random models
 0.01 between the likeliest token and the next, against errors of 1e-5 in the logits (``test_logits``).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_uneven_stages_and_micro_batches(stages: tuple[int, int], k: int, judge:
         max_new_tokens=NEW,
     )  # fmt: skip
     assert got.tokens == want
-    config = ModelConfig.from_hf(judge.keys("qwen3"))
+    config = ModelConfig.from_hf(judge.keys("qwen3")).in_dtype("float32")
     assert [load.weight_bytes for load in got.loads] == [
         weight_bytes(config, got.layout, *got.layout.place(rank)) for rank in range(4)
     ]
@@ -238,6 +239,21 @@ def test_the_stop_tokens_of_the_config_are_the_default(judge: Judge, clusters: A
     assert first.tokens[0] == want[0][: len(first.tokens[0])]
     on = generate(clusters[1], config, PROMPTS[:2], weights_seed=3, max_new_tokens=NEW, stop_tokens=())
     assert on.tokens == want[:2]
+
+
+def test_a_config_that_names_no_dtype_is_run_in_that_of_its_tensors(
+    judge: Judge, clusters: Any, tmp_path: Path
+) -> None:
+    config = ModelConfig.from_hf(judge.keys("llama"))
+    save_checkpoint(tmp_path, config, RandomWeights(config, 3), dtype="bfloat16")
+    named = generate(clusters[2], tmp_path, PROMPTS, max_new_tokens=NEW)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    assert keys.pop("torch_dtype") == "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    got = generate(clusters[2], tmp_path, PROMPTS, max_new_tokens=NEW)
+    assert got.tokens == named.tokens
+    in_bfloat16 = [weight_bytes(config.in_dtype("bfloat16"), got.layout, 0, index) for index in range(2)]
+    assert [load.weight_bytes for load in got.loads] == in_bfloat16
 
 
 def test_one_new_token_of_one_token_prompts(judge: Judge, clusters: Any) -> None:

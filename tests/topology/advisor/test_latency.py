@@ -141,6 +141,14 @@ def test_matmuls_of_a_block_on_h200():
     assert float(r.block_us(1.0, 8)) + startup == pytest.approx(95, rel=0.35)
 
 
+def test_the_lm_head_of_an_fp8_model_is_read_in_bf16():
+    """Two bytes a parameter, the blocks' one: 128256 x 8192 parameters take 0.7 ms at the 3.0 TB/s that are reached."""
+    r = rates(LLAMA, H100.gpu, VLLM, DEFAULT)
+    assert r.head_stream_us == 2 * r.stream_us
+    assert r.head_stream_us == pytest.approx(2e-3 / (DEFAULT.hbm_share * H100.gpu.hbm_GBps))
+    assert float(r.head_us(1, 1)) >= 128256 * 8192 * 2e-3 / H100.gpu.hbm_GBps
+
+
 def test_a_block_is_bound_by_memory_first_and_by_arithmetic_later():
     r = rates(LLAMA, H100.gpu, engine_constants("trtllm"), DEFAULT)
     times = r.block_us(np.array([1.0, 8.0, 64.0, 4096.0, 8192.0]), 1)

@@ -196,6 +196,19 @@ def test_activations():
     assert of(4, last=True) - of(4) == 8 * spec.vocab_size * 4 * 1.25
 
 
+def test_activations_of_one_model_in_bytes():
+    """Llama 8B in bf16, 1000 tokens: residual stream and norm of 4096, inside them the larger of attention's queries,
+    output, keys and values (2·4096 + 2·8·128) and the MLP's three times 14336."""
+    spec = ModelSpec.from_config("llama-3.1-8b")
+
+    def of(model, tp):
+        return activation_bytes(model, tp, tokens=1000, sampled=1, last_stage=False)
+
+    assert of(spec, 1) == 2 * 1000 * (2 * 4096 + 3 * 14336)
+    assert of(spec, 8) == 2 * 1000 * (2 * 4096 + 3 * 14336 / 8)
+    assert of(replace(spec, intermediate_size=1024), 1) == 2 * 1000 * (2 * 4096 + 2 * 4096 + 2 * 8 * 128)
+
+
 def test_stages_differ():
     """Embedding first, lm_head last, the longest in the middle; the fullest rank is one of them."""
     spec = ModelSpec.from_config("llama-3.1-8b")
