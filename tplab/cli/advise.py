@@ -34,11 +34,11 @@ _OF_A_FOLDER = ("by", "no_refit")
 _OF_EITHER = ("help", "paths", "csv")
 """Arguments of ``validate``; the others come with result files, for published tables say those things themselves."""
 _COLUMNS = {"tpot_ms": "tpot_ms", "ttft_ms": "ttft_ms", "output_tokens_per_s": "tokens/s", "free_GB": "free GB/GPU"}
-"""Numbers of ``Advice.table`` that are printed, and what stands above them."""
+"""Column of ``Advice.table`` -> heading, for the columns that are printed."""
 
 
 def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds ``advise`` to ``tplab``'s commands."""
+    """Add ``advise`` to ``tplab``'s commands."""
     parser = _with_presets(
         commands,
         "advise",
@@ -63,7 +63,7 @@ def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds ``validate``."""
+    """Add ``validate`` to ``tplab``'s commands."""
     parser = _with_presets(
         commands,
         "validate",
@@ -86,7 +86,7 @@ def add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _with_presets(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
-    """Whose help ends with the names that may be given, since nobody can guess them."""
+    """Add a subcommand whose help ends with the names that may be given, since nobody can guess them."""
 
     def filled(text: str) -> str:
         return textwrap.fill(text, width() - 2, subsequent_indent="  ", break_on_hyphens=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CLOSED_PIPE = 141
 _INTERRUPTED = 130
-"""What a shell reports of a tool that a closed pipe, or Ctrl-C, ended: 128 and the signal's number."""
+"""Exit status of a tool that a closed pipe, or Ctrl-C, ended: 128 plus the signal's number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

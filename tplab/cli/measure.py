@@ -17,7 +17,7 @@ _REQUESTS = ("input_length", "output_length", "concurrency")
 
 
 def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds ``calibrate`` to ``tplab``'s commands."""
+    """Add ``calibrate`` to ``tplab``'s commands."""
     parser = commands.add_parser(
         "calibrate",
         help="measure this machine's links and rates for the advisor; write a JSON file",
@@ -37,7 +37,7 @@ def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds ``box``."""
+    """Add ``box`` to ``tplab``'s commands."""
     parser = commands.add_parser(
         "box",
         help="measure everything on a machine with several GPUs, and run models in every layout",

@@ -29,7 +29,7 @@ def options(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuses empty texts, which the parser lets through and no command can mean. Raises ``ArgumentError``."""
+    """Reject empty texts, which argparse accepts but no command can use. Raises ``ArgumentError``."""
     for name, value in vars(arguments).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
         if any(not text.strip() for text in texts):
@@ -37,17 +37,17 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def width() -> int:
-    """Columns that lines may take."""
+    """Width of the terminal in characters, at least ``_NARROWEST``."""
     return max(_NARROWEST, shutil.get_terminal_size().columns)
 
 
 def table(frame: "pd.DataFrame") -> str:
-    """In as many blocks of columns as the terminal's width makes needed."""
+    """Format a frame in as many blocks of columns as the terminal's width needs."""
     return str(frame.to_string(index=False, float_format=fixed, na_rep="-", line_width=width()))
 
 
 def say(text: str) -> None:
-    """Prints it, on the error output where what is printed goes to a disk that is full."""
+    """Print a line; on the error output if the output goes to a full disk."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
