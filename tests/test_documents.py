@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,21 @@ def test_modules_that_use_the_codes_say_where_they_are_explained() -> None:
     using = [path for path, text in texts.items() if code.search(text)]
     assert len(using) > 5
     assert [path for path in using if "docs/article.md" not in texts[path]] == []
+
+
+def field_docstrings() -> Iterator[tuple[str, str]]:
+    """Where each docstring of a field, attribute or constant stands, and its text."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            for before, after in pairwise(body if isinstance(body, list) else []):
+                match before, after:
+                    case ast.Assign() | ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str(text))):
+                        yield f"{path}:{after.lineno}", text
+
+
+def test_docstrings_of_fields_say_what_they_are() -> None:
+    """ "Of weights and activations." says whose, and not what."""
+    found = list(field_docstrings())
+    assert len(found) > 500
+    assert [where for where, text in found if re.match(r"Of\b|Likewise\b|The same\.", text)] == []
