@@ -15,7 +15,7 @@ import pytest
 
 from tplab import Machine, ModelSpec, Workload, advise
 from tplab.cli import main
-from tplab.collectives.sweep import parse_bytes
+from tplab.collectives.sweep_plan import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint
 from tplab.models.errors import CheckpointError
 from tplab.models.spec import ModelConfig

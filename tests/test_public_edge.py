@@ -8,6 +8,8 @@ import pytest
 ROOMS = [
     "tplab",
     "tplab.cluster",
+    "tplab.measure",
+    "tplab.collectives",
     "tplab.layers",
     "tplab.pipeline",
     "tplab.models",

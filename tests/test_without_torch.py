@@ -76,10 +76,16 @@ def predict_and_advise() -> None:
 
 
 def ask_for_measurements() -> None:
+    from tplab.collectives import compare_quantised, measure_emulated, measure_point_to_point, plan_sweep
+    from tplab.collectives import sweep_all_reduce as sweep
+    from tplab.measure import samples_of
     from tplab.models import generate
     from tplab.pipeline import run_schedule, submit_serving
     from tplab.topology import calibrate, read_vllm, verify
 
+    assert plan_sweep(algorithms=["ring"])
+    assert samples_of([]) == {}
+    assert all(map(callable, (compare_quantised, measure_emulated, measure_point_to_point, sweep)))
     assert all(map(callable, (calibrate, generate, read_vllm, run_schedule, submit_serving, verify)))
 
 

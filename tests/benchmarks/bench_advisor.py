@@ -55,7 +55,7 @@ def measure(cluster: Cluster, link: EmulatedLink, turns: int, llama: ModelConfig
     verified: list[Report] = []
     layouts = LAYOUTS[cluster.num_ranks]
     spec = ModelSpec.from_config(llama.to_hf())
-    for turn in range(turns):
+    for _ in range(turns):
         calibrating = submit_calibrate(cluster, links=link, rounds=1, model=spec)
         calibration = calibrating.result()
         verifying = submit_verify(
@@ -65,8 +65,7 @@ def measure(cluster: Cluster, link: EmulatedLink, turns: int, llama: ModelConfig
         assert calibrating.run is not None
         assert verifying.run is not None
         calibrated += calibrating.run.reports
-        for rank, fields in verifying.run.reports:
-            verified.append(Report(rank, fields | {"turn": turn} if "turn" in fields else fields))
+        verified += verifying.run.reports
     cores = cluster.provenance.num_cores
     plan = plan_calibration(cluster.num_ranks, cluster.backend, num_cores=cores, links=link, rounds=1, model=spec)
     settings: dict[str, Any] = {

@@ -14,7 +14,7 @@ import time
 import pandas as pd
 
 from tplab import Cluster
-from tplab.collectives.sweep import Point
+from tplab.collectives.sweep_plan import Point
 
 SIZES = tuple(1 << power for power in range(16, 25))
 

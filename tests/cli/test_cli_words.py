@@ -22,13 +22,13 @@ from tplab.topology.machine.machine import Machine
 from tplab.topology.published.scoreboard import score
 from tplab.topology.published.vllm_bench import beside_vllm
 from tplab.topology.verification.box import measure_box
-from tplab.topology.verification.box_layouts import Case
+from tplab.topology.verification.box_layouts import BoxCase
 
 TAKEN = {
     "advise": (ModelSpec.from_config, Machine.preset, Machine.from_topo, Workload, advise),
     "validate": (ModelSpec.from_config, Machine.preset, Machine.from_topo, beside_vllm, score),
     "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),
-    "box": (measure_box, Workload, Case),
+    "box": (measure_box, Workload, BoxCase),
     "sweep": (Cluster, plan_sweep),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from tplab import Cluster
 from tplab.cluster import RankError
 from tplab.collectives.emulated import ALGORITHMS, EmulatedGroup, EmulatedLink, LinkTable
+from tplab.measure import link_text
 
 SLOW = EmulatedLink(latency_us=4000, bandwidth_GBps=0.05)
 FAST = EmulatedLink(latency_us=0, bandwidth_GBps=float("inf"))
@@ -267,6 +268,6 @@ def test_link_refuses_what_no_link_can_be(arguments: dict[str, float], name: str
 def test_table_names_its_links() -> None:
     table = LinkTable(default=EmulatedLink(latency_us=100, bandwidth_GBps=1), overrides={(0, 1): SLOW})
     assert (table.link(0, 1), table.link(1, 0).latency_us) == (SLOW, 100)
-    assert table.badge == "emulated link 100 us, 1 GB/s, 1 pairs differ"
+    assert link_text(table) == "emulated link 100 us, 1 GB/s, 1 pairs differ"
     with pytest.raises(ValueError, match="overrides"):
         LinkTable(default=FAST, overrides={(1, 1): FAST})

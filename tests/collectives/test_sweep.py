@@ -12,15 +12,8 @@ from tplab.cluster import Cluster, Report, RunStopped
 from tplab.collectives import timing
 from tplab.collectives.counting import count_sent_bytes
 from tplab.collectives.point_to_point import fit_link, measure_point_to_point
-from tplab.collectives.sweep import (
-    ALGORITHMS,
-    ON_SYMMETRIC_MEMORY,
-    default_iterations,
-    plan_sweep,
-    submit_sweep,
-    sweep_all_reduce,
-    sweep_frame,
-)
+from tplab.collectives.sweep import submit_sweep, sweep_all_reduce, sweep_frame
+from tplab.collectives.sweep_plan import ALGORITHMS, ON_SYMMETRIC_MEMORY, default_iterations, plan_sweep
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -75,7 +68,7 @@ def test_bad_input_is_named(arguments: dict[str, object], names: str) -> None:
 
 def test_the_plan_names_what_the_ranks_have() -> None:
     """Two lists, because the plan is made where there is no torch."""
-    assert tuple(timing.ALGORITHMS) == ALGORITHMS
+    assert tuple(timing.ALL_REDUCES) == ALGORITHMS
 
 
 def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
@@ -86,7 +79,7 @@ def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
 
 def test_every_algorithm_and_dtype_is_measured_and_checked(cluster3: Cluster) -> None:
     """3 ranks: no chunk splits evenly."""
-    algorithms = [name for name in timing.ALGORITHMS if name not in ON_SYMMETRIC_MEMORY]
+    algorithms = [name for name in timing.ALL_REDUCES if name not in ON_SYMMETRIC_MEMORY]
     frame = sweep_all_reduce(
         cluster3, sizes=[8, 1000, 65536], dtypes=["float32", "bfloat16", "float64"], algorithms=algorithms, iterations=2
     )
@@ -114,18 +107,18 @@ def test_a_wrong_all_reduce_is_noticed(cluster2: Cluster) -> None:
     def sabotage(rank, points):
         import tplab.collectives.timing as on_rank
 
-        right = on_rank.ALGORITHMS["library"]
+        right = on_rank.ALL_REDUCES["library"]
 
         def wrong(x, group):
             right(x, group)
             if rank.index == 1:
                 x[-1] += 1
 
-        on_rank.ALGORITHMS["library"] = wrong
+        on_rank.ALL_REDUCES["library"] = wrong
         try:
             on_rank.time_points(rank, points)
         finally:
-            on_rank.ALGORITHMS["library"] = right
+            on_rank.ALL_REDUCES["library"] = right
 
     points = plan_sweep(sizes=[4096], iterations=2)
     run = cluster2.submit(sabotage, points)
@@ -136,7 +129,7 @@ def test_a_wrong_all_reduce_is_noticed(cluster2: Cluster) -> None:
 def test_a_stopped_sweep_keeps_what_every_rank_had_measured(cluster2: Cluster) -> None:
     points = plan_sweep(sizes=[1024, 2048], iterations=3) + plan_sweep(sizes=[1 << 20], iterations=100_000)
     run = submit_sweep(cluster2, points)
-    while sum("row" in report.fields for report in list(run.reports)) < 4:
+    while sum("samples" in report.fields for report in list(run.reports)) < 4:
         time.sleep(0.02)
     run.stop()
     with pytest.raises(RunStopped):
@@ -146,7 +139,7 @@ def test_a_stopped_sweep_keeps_what_every_rank_had_measured(cluster2: Cluster) -
 
 def test_a_row_that_one_rank_has_not_reported_is_not_there(cluster2: Cluster) -> None:
     points = plan_sweep(sizes=[1024])
-    reports = [Report(0, {"phase": "measure", "row": 0, "us": [1.0], "correct": True})]
+    reports = [Report(0, {"phase": "measure", "samples": {0: [1.0]}, "correct": True})]
     assert sweep_frame(points, reports, cluster2.provenance).empty
     assert "p50_us" in sweep_frame(points, [], cluster2.provenance).columns
 

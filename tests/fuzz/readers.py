@@ -10,7 +10,7 @@ from typing import Any
 
 from tplab import Machine, ModelSpec, Workload, advise, predict
 from tplab.cli import main
-from tplab.collectives.sweep import parse_bytes
+from tplab.collectives.sweep_plan import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
 from tplab.models.spec import ModelConfig
 from tplab.pipeline import Schedule, add_communication, build_schedule, simulate, validate

@@ -147,7 +147,7 @@ def test_the_panel_measures_draws_and_explains(panel: SweepPanel) -> None:
 def test_a_stopped_sweep_keeps_its_points(panel: SweepPanel) -> None:
     panel.configure(sizes=(1 << 10, 1 << 28))
     panel._run_button.click()
-    wait_for(lambda: any("row" in report.fields for report in panel._run.reports) if panel._run else False, 60)
+    wait_for(lambda: any("samples" in report.fields for report in panel._run.reports) if panel._run else False, 60)
     panel.stop()
     wait_for(panel._ended.is_set)
     assert isinstance(panel._run.exception(), RunStopped)

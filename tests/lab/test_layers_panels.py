@@ -48,7 +48,7 @@ def test_the_overlap_panel_measures_draws_and_explains(overlap: OverlapPanel) ->
     frame = overlap.frame
     assert frame["chunks"].tolist() == [1, 4]
     assert frame["correct"].all()
-    assert frame["link"].unique().tolist() == ["emulated: 200 us, 0.05 GB/s"]
+    assert frame["link"].unique().tolist() == ["emulated link 200 us, 0.05 GB/s"]
     computed, exposed = overlap.figure.data[:2]
     assert list(computed.y + exposed.y) == pytest.approx((frame[["compute_us", "total_us"]].max(axis=1) / 1e3).tolist())
     assert "<b>LIVE gloo · 2 ranks · emulated link 200 us, 0.05 GB/s</b>" in badges(overlap)

@@ -40,7 +40,7 @@ def test_chunks_hide_most_of_what_can_be_hidden(clusters: dict[int, Cluster]) ->
     for _ in range(8):
         frame = measure_chunks(clusters[2], plan).set_index("chunks")
         assert frame["correct"].all()
-        assert frame["link"].unique().tolist() == [f"emulated: {SLOW}"]
+        assert frame["link"].unique().tolist() == [f"emulated link {SLOW}"]
         assert (frame["bound_us"] == frame[["compute_us", "comm_us"]].max(axis=1)).all()
         best = frame[times] if best is None else best.combine(frame[times], np.minimum)
         took = {k: Overlap(**best.loc[k, ["compute_us", "comm_us", "total_us"]]) for k in plan.chunks}
@@ -186,7 +186,7 @@ def test_strategies_are_timed_and_checked_in_turns(clusters: dict[int, Cluster],
     assert (frame["total_us"] - frame["compute_us"]).clip(lower=0).to_numpy() == pytest.approx(frame["exposed_us"])
     # Four sums, each of at least a latency (2 · (n-1) of them in a ring).
     assert by_name.loc["Blocking()", "exposed_us"] > 4 * 3000 * (1 if n == 2 else 4) * 0.9
-    assert frame["link"].str.startswith("emulated: 3000 us").all()
+    assert frame["link"].str.startswith("emulated link 3000 us").all()
 
 
 def test_one_rank_alone_has_nothing_exposed_but_noise(clusters: dict[int, Cluster]) -> None:

@@ -123,7 +123,7 @@ def test_a_recorded_pass_adds_up(clusters: dict[int, Cluster], strategy: Blockin
     frame = record_timeline(clusters[2], strategy, PLAN)
     assert set(frame["kind"]) <= {COMPUTE, HIDDEN, EXPOSED}
     assert frame["strategy"].unique().tolist() == [str(strategy)]
-    assert frame["link"].unique().tolist() == [f"emulated: {LINK}"]
+    assert frame["link"].unique().tolist() == [f"emulated link {LINK}"]
     assert set(frame["rank"]) == {0, 1}
     assert frame["start_us"].min() == 0
     assert (frame["end_us"] > frame["start_us"]).all()

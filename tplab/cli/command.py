@@ -114,7 +114,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
-    from tplab.collectives.sweep import parse_bytes, plan_sweep, submit_sweep, sweep_frame, time_points
+    from tplab.collectives.sweep import submit_sweep, sweep_frame, sweep_on_rank
+    from tplab.collectives.sweep_plan import parse_bytes, plan_sweep
 
     smallest, largest = parse_bytes("--from-size", arguments.from_size), parse_bytes("--to-size", arguments.to_size)
     if smallest > largest:
@@ -135,7 +136,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if under_torchrun():
         with attached(arguments.backend) as (rank, provenance, reports):
             points = plan_sweep(**options, backend=provenance.backend, shares_gpus=provenance.shares_gpus)
-            time_points(rank, points)
+            sweep_on_rank(rank, points)
             everything = gather_reports(rank, reports)
         if rank.index != 0:
             return 0

@@ -126,7 +126,7 @@ def _box(arguments: argparse.Namespace) -> int:
     from tplab.cluster.backends import num_gpus
     from tplab.topology.advisor.workload import Workload
     from tplab.topology.verification.box import STEPS, measure_box
-    from tplab.topology.verification.box_layouts import Case
+    from tplab.topology.verification.box_layouts import BoxCase
 
     ranks = max(2, num_gpus()) if arguments.num_ranks is None else arguments.num_ranks
     steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else STEPS
@@ -147,6 +147,6 @@ def _box(arguments: argparse.Namespace) -> int:
             default if value is None else value for value, default in zip(asked.values(), (1024, 32, 16), strict=True)
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
-        cases = [Case(model=arguments.model, workload=workload)]  # refuses before any rank is started
+        cases = [BoxCase(model=arguments.model, workload=workload)]  # refuses before any rank is started
     frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases, say=say)
     return 0 if set(frames) == set(steps) else 1

@@ -31,8 +31,8 @@ def all_reduce_hello(rank: "Rank", num_elements: int = 1, reduction: str = "SUM"
     """All-reduce a float32 tensor of ``num_elements`` that holds ``contribution(rank.index)``, ``repeats`` times.
 
     Runs on a rank. Each repetition refills the tensor, waits for all ranks, and times from the call until the result is
-    there, by the host's clock. Reports ``phase``, ``done``, ``total`` and the newest times (``us``, one per repetition)
-    as it goes.
+    there, by the host's clock. Reports ``phase``, ``done``, ``total`` and the newest times (``samples``: microseconds,
+    one per repetition) as it goes.
 
     Returns ``rank``, ``pid``, ``device``, ``had``, ``got`` (the first element), ``correct`` (every element of every
     repetition held the expected value) and ``us``.
@@ -56,7 +56,8 @@ def all_reduce_hello(rank: "Rank", num_elements: int = 1, reduction: str = "SUM"
         microseconds.append((time.perf_counter() - began) * 1e6)
         correct = correct and bool(torch.allclose(x, torch.full_like(x, want)))
         if time.perf_counter() - reported_at > _REPORT_EVERY_S or repeat + 1 == repeats:
-            rank.report(phase="all-reduce", done=repeat + 1, total=repeats, us=microseconds[reported:])
+            samples = {"all-reduce": microseconds[reported:]}
+            rank.report(phase="all-reduce", done=repeat + 1, total=repeats, samples=samples)
             reported, reported_at = repeat + 1, time.perf_counter()
     return {
         "rank": rank.index,

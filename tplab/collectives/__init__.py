@@ -12,8 +12,46 @@ What it should cost (pure: no process group, no cluster):
   volumes              bytes, by collective and algorithm
   cost                 time: alpha-beta line, curve, formulas, lower bound
 What it does cost (on a cluster):
-  sweep, timing        all-reduce over sizes, dtypes and algorithms; the rank's side of it
+  sweep, timing        all-reduce over sizes, dtypes and algorithms; the rank's side of it; sweep_plan: what they share
   point_to_point       every pair of ranks
   counting             counted bytes beside the formula
   emulated_sweep       algorithms over a declared link beside the formula
+  quantised_sweep      int8 beside bfloat16 and float32: bytes, error, time
+
+Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
 """
+
+from typing import TYPE_CHECKING
+
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.collectives.cost import AlphaBeta as AlphaBeta
+    from tplab.collectives.cost import Curve as Curve
+    from tplab.collectives.cost import fit_line as fit_line
+    from tplab.collectives.cost import lower_bound_us as lower_bound_us
+    from tplab.collectives.cost import time_us as time_us
+    from tplab.collectives.counter import CommCounter as CommCounter
+    from tplab.collectives.counting import count_sent_bytes as count_sent_bytes
+    from tplab.collectives.emulated import EmulatedGroup as EmulatedGroup
+    from tplab.collectives.emulated_link import EmulatedLink as EmulatedLink
+    from tplab.collectives.emulated_link import LinkTable as LinkTable
+    from tplab.collectives.emulated_sweep import measure_emulated as measure_emulated
+    from tplab.collectives.one_shot import one_shot_all_reduce as one_shot_all_reduce
+    from tplab.collectives.point_to_point import fit_link as fit_link
+    from tplab.collectives.point_to_point import measure_point_to_point as measure_point_to_point
+    from tplab.collectives.quantised import int8_all_reduce as int8_all_reduce
+    from tplab.collectives.quantised_sweep import compare_quantised as compare_quantised
+    from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce as recursive_doubling_all_reduce
+    from tplab.collectives.ring import ring_all_reduce as ring_all_reduce
+    from tplab.collectives.sweep import submit_sweep as submit_sweep
+    from tplab.collectives.sweep import sweep_all_reduce as sweep_all_reduce
+    from tplab.collectives.sweep import sweep_frame as sweep_frame
+    from tplab.collectives.sweep_plan import plan_sweep as plan_sweep
+    from tplab.collectives.two_shot import two_shot_all_reduce as two_shot_all_reduce
+    from tplab.collectives.volumes import pp_forward_bytes as pp_forward_bytes
+    from tplab.collectives.volumes import sent_bytes as sent_bytes
+    from tplab.collectives.volumes import tp_forward_bytes as tp_forward_bytes
+    from tplab.collectives.volumes import tp_over_pp as tp_over_pp
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -45,6 +45,7 @@ from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
 from tplab.collectives.ring import ring_all_reduce
 from tplab.collectives.transport import Message
 from tplab.collectives.two_shot import two_shot_all_reduce
+from tplab.measure.columns import link_text
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -214,7 +215,7 @@ class EmulatedGroup:
             )
 
     def __repr__(self) -> str:
-        return f"<EmulatedGroup: rank {self.index} of {self.size}, {self.links.badge}>"
+        return f"<EmulatedGroup: rank {self.index} of {self.size}, {link_text(self.links)}>"
 
 
 class _Send:

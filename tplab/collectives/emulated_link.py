@@ -57,11 +57,8 @@ class LinkTable:
         """The link from ``src`` to ``dst``."""
         return self.overrides.get((src, dst), self.default)
 
-    @property
-    def badge(self) -> str:
-        """Badge for every figure made over these links."""
-        others = f", {len(self.overrides)} pairs differ" if self.overrides else ""
-        return f"emulated link {self.default}{others}"
+    def __str__(self) -> str:
+        return f"{self.default}, {len(self.overrides)} pairs differ" if self.overrides else str(self.default)
 
 
 def check_backend(link: "LinkTable | EmulatedLink | None", backend: str) -> None:

@@ -1,14 +1,14 @@
 """Algorithms over a declared link: what the formula says, and what came out."""
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from tplab.collectives.cost import time_us
 from tplab.collectives.emulated_link import EmulatedLink, check_backend
+from tplab.measure import provenance_columns, samples_of
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank
@@ -37,45 +37,41 @@ def measure_emulated(
     Raises ``ValueError`` for a cluster without gloo.
     """
     check_backend(link, cluster.backend)
+    run = cluster.submit(_time_emulated, link, list(algorithms), list(sizes), iterations, timeout=None)
+    run.result()
     rows = []
-    for algorithm in algorithms:
-        for nbytes in sizes:
-            per_rank = cluster.run(_time_emulated, link, algorithm, nbytes // 4, iterations)
-            slowest = np.array([times for times, _ in per_rank]).max(axis=0)
-            p50 = float(np.median(slowest))
-            formula = time_us(algorithm, nbytes, cluster.num_ranks, link.latency_us, link.bandwidth_GBps)
-            rows.append(
-                {
-                    "algorithm": algorithm,
-                    "bytes": nbytes,
-                    "p50_us": p50,
-                    "formula_us": formula,
-                    "error_pct": 100 * (p50 / formula - 1),
-                    "correct": all(correct for _, correct in per_rank),
-                    **cluster.provenance.columns(),
-                    "link": str(link),
-                }
-            )
+    for (algorithm, nbytes), samples in samples_of(run.reports, cluster.num_ranks).items():
+        formula = time_us(algorithm, nbytes, cluster.num_ranks, link.latency_us, link.bandwidth_GBps)
+        rows.append(
+            {
+                "algorithm": algorithm,
+                "bytes": nbytes,
+                "p50_us": samples.p50_us,
+                "formula_us": formula,
+                "error_pct": 100 * (samples.p50_us / formula - 1),
+                "correct": samples.correct,
+                **provenance_columns(cluster.provenance, link=link),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _time_emulated(
-    rank: "Rank", link: EmulatedLink, algorithm: str, num_elements: int, iterations: int
-) -> tuple[list[float], bool]:
+def _time_emulated(rank: "Rank", link: EmulatedLink, algorithms: list[str], sizes: list[int], iterations: int) -> None:
     import torch
-    import torch.distributed as dist
 
     from tplab.collectives.emulated import EmulatedGroup
+    from tplab.measure.sampler import WARM_UPS, collective_sampler
 
     group = EmulatedGroup(rank.group, link)
-    want = torch.full((num_elements,), sum(range(1, rank.world_size + 1)), dtype=torch.float32)
-    times = []
-    correct = True
-    for _ in range(iterations + 1):
-        x = torch.full((num_elements,), rank.index + 1.0)
-        dist.barrier(group=rank.group)
-        began = time.perf_counter()
-        group.all_reduce(x, algorithm)
-        times.append((time.perf_counter() - began) * 1e6)
-        correct = correct and torch.equal(x, want)
-    return times[1:], correct
+    for algorithm in algorithms:
+        for nbytes in sizes:
+            x = torch.empty(nbytes // 4)
+            want = torch.full_like(x, sum(range(1, rank.world_size + 1)))
+            sample = collective_sampler(
+                rank, partial(group.all_reduce, x, algorithm), before=partial(x.fill_, rank.index + 1.0)
+            )
+            us, right = [], []
+            for _ in range(WARM_UPS + iterations):
+                us.append(sample())
+                right.append(torch.equal(x, want))
+            rank.report(samples={(algorithm, nbytes): us[WARM_UPS:]}, correct=all(right))

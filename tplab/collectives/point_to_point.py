@@ -1,22 +1,24 @@
 """What a link does cost: ping-pong between every pair of ranks."""
 
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import permutations
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from tplab.collectives.cost import AlphaBeta, fit_line
+from tplab.measure import samples_of
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank
 
-DEFAULT_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
+MESSAGE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
+"""Bytes of the messages, by default."""
 
 
 def measure_point_to_point(
-    cluster: "Cluster", sizes: Sequence[int] = DEFAULT_SIZES, iterations: int = 15
+    cluster: "Cluster", sizes: Sequence[int] = MESSAGE_SIZES, iterations: int = 15
 ) -> pd.DataFrame:
     """Ping-pong between every two ranks, the others idle.
 
@@ -29,21 +31,21 @@ def measure_point_to_point(
         raise ValueError(f"sizes must be positive numbers of bytes; got {list(sizes)!r}")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
+    run = cluster.submit(_ping_pong, list(sizes), iterations, timeout=None)
+    run.result()
     rows = []
-    for per_rank in cluster.run(_ping_pong, list(sizes), iterations, timeout=None):
-        for src, dst, nbytes, one_way in per_rank:
-            p50 = float(np.median(one_way))
-            rows.append(
-                {
-                    "src": src,
-                    "dst": dst,
-                    "bytes": nbytes,
-                    "p50_us": p50,
-                    "p95_us": float(np.quantile(one_way, 0.95)),
-                    "GBps": nbytes / p50 / 1e3,
-                    **cluster.provenance.columns(),
-                }
-            )
+    for (_, src, dst, nbytes), one_way in samples_of(run.reports).items():
+        rows.append(
+            {
+                "src": src,
+                "dst": dst,
+                "bytes": nbytes,
+                "p50_us": one_way.p50_us,
+                "p95_us": one_way.p95_us,
+                "GBps": nbytes / one_way.p50_us / 1e3,
+                **cluster.provenance.columns(),
+            }
+        )
     return pd.DataFrame(rows).sort_values(["src", "dst", "bytes"], ignore_index=True)
 
 
@@ -53,39 +55,10 @@ def fit_link(frame: pd.DataFrame) -> AlphaBeta:
     return fit_line(best.index.to_numpy(float), best.to_numpy(float))
 
 
-def _ping_pong(rank: "Rank", sizes: list[int], iterations: int) -> list[tuple[int, int, int, list[float]]]:
-    import torch
+def _ping_pong(rank: "Rank", sizes: list[int], iterations: int) -> None:
     import torch.distributed as dist
 
-    results: list[tuple[int, int, int, list[float]]] = []
-    for src in range(rank.world_size):
-        for dst in range(rank.world_size):
-            if src == dst:
-                continue
-            dist.barrier(group=rank.group)
-            if rank.index not in (src, dst):
-                continue
-            for nbytes in sizes:
-                message = torch.ones(nbytes, dtype=torch.uint8, device=rank.device)
-                times = [_there_and_back(rank, message, src, dst) for _ in range(iterations + 2)][2:]
-                if rank.index == src:
-                    results.append((src, dst, nbytes, [seconds / 2 * 1e6 for seconds in times]))
-    dist.barrier(group=rank.group)
-    return results
+    from tplab.measure.sampler import ping_pong
 
-
-def _there_and_back(rank: "Rank", message: Any, src: int, dst: int) -> float:
-    import torch.distributed as dist
-
-    began = time.perf_counter()
-    if rank.index == src:
-        dist.send(message, dst, group=rank.group)
-        dist.recv(message, dst, group=rank.group)
-    else:
-        dist.recv(message, src, group=rank.group)
-        dist.send(message, src, group=rank.group)
-    if rank.device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(rank.device)
-    return time.perf_counter() - began
+    send, receive = partial(dist.send, group=rank.group), partial(dist.recv, group=rank.group)
+    ping_pong(rank, permutations(range(rank.world_size), 2), sizes, iterations, send, receive)

@@ -1,12 +1,13 @@
 """What a quantised all-reduce sends, how wrong it is, and how long it takes, beside bfloat16 and float32."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from tplab.collectives.emulated_link import check_backend
+from tplab.measure import provenance_columns, samples_of
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank
@@ -46,8 +47,8 @@ def compare_quantised(
     if n < 2:
         raise ValueError("cluster: one rank alone has nothing to reduce; use Cluster(2) or more")
     check_backend(link, cluster.backend)
-    per_rank = cluster.run(_compare, tokens, hidden, tuple(scale_groups), link, timeout=180)
-    columns = cluster.provenance.columns()
+    run = cluster.submit(_compare, tokens, hidden, tuple(scale_groups), link, timeout=180)
+    per_rank, samples = run.result(), samples_of(run.reports, n)
     sent = {method: max(outcome[method]["sent"] for outcome in per_rank) for method in per_rank[0]}
     rows = []
     for method, first in per_rank[0].items():
@@ -60,10 +61,9 @@ def compare_quantised(
                 "error_pct": 100 * first["error"],
                 "worst_pct": 100 * first["worst"],
                 "worst_over_bound": first["worst_over_bound"],
-                "p50_us": float(np.median(np.max([outcome["us"] for outcome in outcomes], axis=0))),
+                "p50_us": samples[method].p50_us if method in samples else float("nan"),
                 "same_bits": len({outcome["digest"] for outcome in outcomes}) == 1,
-                **columns,
-                "link": columns["link"] if link is None else f"emulated: {link}",
+                **provenance_columns(cluster.provenance, link=link),
             }
         )
     return pd.DataFrame(rows)
@@ -73,15 +73,14 @@ def _compare(
     rank: "Rank", tokens: int, hidden: int, scale_groups: tuple[int, ...], link: "EmulatedLink | None"
 ) -> dict[str, dict[str, Any]]:
     import hashlib
-    import time
 
     import torch
-    import torch.distributed as dist
 
     from tplab.collectives.counter import CommCounter
     from tplab.collectives.emulated import EmulatedGroup
     from tplab.collectives.quantised import int8_all_reduce, naive_int8_all_reduce
     from tplab.collectives.ring import ring_all_reduce
+    from tplab.measure.sampler import collective_sampler
 
     addends = _partial_sums(rank.world_size, tokens, hidden)
     exact = torch.stack([addend.double() for addend in addends]).sum(0)
@@ -101,21 +100,14 @@ def _compare(
         start = mine.to(dtype)
         with CommCounter() as counter:
             reduce(start.clone(), rank.group)
-        samples = []
-        for _ in range(_ITERATIONS):
-            x = start.clone()
-            dist.barrier(group=rank.group)
-            began = time.perf_counter()
-            reduce(x, group)
-            if rank.device.type == "cuda":
-                torch.cuda.synchronize()
-            samples.append((time.perf_counter() - began) * 1e6)
+        x = start.clone()
+        sample = collective_sampler(rank, partial(reduce, x, group), before=partial(x.copy_, start))
+        rank.report(samples={method: [sample() for _ in range(_ITERATIONS)]})
         error = x.cpu().double() - exact
         outcome[method] = {
             "sent": counter.total("send").num_bytes,
             **_relative(error, exact),
             "worst_over_bound": _worst(error, addends, int(method.split()[1]), dtype) if "int8" in method else None,
-            "us": samples,
             "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
         }
     x = mine.clone()
@@ -126,7 +118,6 @@ def _compare(
         "sent": outcome["float32"]["sent"] // 4,
         **_relative(error, exact),
         "worst_over_bound": None,
-        "us": [float("nan")] * _ITERATIONS,
         "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
     }
     return outcome

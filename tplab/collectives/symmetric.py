@@ -31,7 +31,7 @@ def empty(num_elements: int, dtype: torch.dtype, device: torch.device, group: "P
     return row
 
 
-def one_shot_all_reduce(tensor: torch.Tensor, group: "ProcessGroup") -> None:
+def symmetric_one_shot(tensor: torch.Tensor, group: "ProcessGroup") -> None:
     """Sum ``tensor``, which begins a row of :func:`empty`, in place: every GPU reads all and adds up for itself.
 
     Reads (n-1)·S per GPU in one step: for small messages. The kernel writes elsewhere, and a copy follows.
@@ -41,7 +41,7 @@ def one_shot_all_reduce(tensor: torch.Tensor, group: "ProcessGroup") -> None:
     tensor.copy_(out)
 
 
-def two_shot_all_reduce(tensor: torch.Tensor, group: "ProcessGroup") -> None:
+def symmetric_two_shot(tensor: torch.Tensor, group: "ProcessGroup") -> None:
     """Sum ``tensor``, which begins a row of :func:`empty`, in place: every GPU adds up its part and writes it to all.
 
     Moves 2(n-1)/n·S per GPU in two steps, with a barrier in between.

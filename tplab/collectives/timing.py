@@ -1,12 +1,10 @@
 """The rank's side of a sweep: time one all-reduce after the other, and check every result.
 
-Imported by the ranks. Iteration counts are fixed in the plan and the same on every rank: a count that each rank tuned
-for itself would deadlock the collective.
+Imported by the ranks.
 """
 
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -16,8 +14,9 @@ from tplab.collectives.one_shot import one_shot_all_reduce
 from tplab.collectives.quantised import int8_all_reduce
 from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
 from tplab.collectives.ring import ring_all_reduce
-from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, Point
+from tplab.collectives.sweep_plan import ON_SYMMETRIC_MEMORY, Point
 from tplab.collectives.two_shot import two_shot_all_reduce
+from tplab.measure.sampler import WARM_UPS, collective_sampler
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,48 +30,42 @@ def _library(tensor: torch.Tensor, group: "ProcessGroup") -> None:
     dist.all_reduce(tensor, group=group)
 
 
-ALGORITHMS: dict[str, AllReduce] = {
+ALL_REDUCES: dict[str, AllReduce] = {
     "library": _library,  # gloo's or NCCL's own choice
     "ring": ring_all_reduce,
     "two-shot": two_shot_all_reduce,
     "one-shot": one_shot_all_reduce,
     "recursive-doubling": recursive_doubling_all_reduce,
     "int8-two-shot": int8_all_reduce,
-    "symmetric-one-shot": symmetric.one_shot_all_reduce,
-    "symmetric-two-shot": symmetric.two_shot_all_reduce,
+    "symmetric-one-shot": symmetric.symmetric_one_shot,
+    "symmetric-two-shot": symmetric.symmetric_two_shot,
 }
 
-# Busy time put in front of a sample on the GPU, so that everything is queued before the first event fires and the
-# sample does not contain the host's launch overhead: half a millisecond, several times what a host takes for it.
-_SPIN_CYCLES = 1_000_000
-_WARM_UPS = 2
 _ROUNDS = 3
 
 
 def time_points(rank: "Rank", points: list[Point]) -> None:
-    """Warm up every point, then time them in rounds; reports ``row`` (index into ``points``), ``us`` and ``correct``.
+    """Warm up every point, then time them in rounds; reports ``samples`` by index into ``points``, and ``correct``.
 
     Each round takes a share of every point's samples: a busy spell of the machine then spoils a few samples of many
     points, which a median forgives, and not most samples of one. Everything comes through ``rank.report``, so that a
     sweep that is stopped, or loses a rank, keeps what it has.
     """
     inputs = _Inputs(rank, points)
+    samplers = []
     for index, point in enumerate(points):
-        sample = _sampler(rank, point, inputs)
-        for _ in range(_WARM_UPS):
-            sample()
+        samplers.append(_sampler(rank, point, inputs))
+        for _ in range(WARM_UPS):
+            samplers[-1]()
         rank.report(phase="warm-up", done=index + 1, total=len(points))
-    samplers = [_sampler(rank, point, inputs) for point in points]
-    done = 0
+    done, total = 0, _ROUNDS * len(points)
     for turn in range(_ROUNDS):
         for index, (point, sample) in enumerate(zip(points, samplers, strict=True)):
             sample()  # the other points have taken this one's buffers out of the caches
             share = (point.iterations + turn) // _ROUNDS  # the shares of all rounds add up to all iterations
-            microseconds = [sample() for _ in range(share)]
-            correct = inputs.check(point)
+            samples = {index: [sample() for _ in range(share)]}
             done += 1
-            total = _ROUNDS * len(points)
-            rank.report(phase="measure", done=done, total=total, row=index, us=microseconds, correct=correct)
+            rank.report(phase="measure", done=done, total=total, samples=samples, correct=inputs.check(point))
 
 
 class _Inputs:
@@ -121,62 +114,7 @@ class _Inputs:
 
 
 def _sampler(rank: "Rank", point: Point, inputs: _Inputs) -> Callable[[], float]:
-    """A function that refills the buffer, lines the ranks up, and returns one time in microseconds."""
-    reduce, x, mine = ALGORITHMS[point.algorithm], inputs.target(point), inputs.source(point, rank.index)
-    if rank.device.type == "cuda":
-        return _cuda_sampler(rank, lambda: reduce(x, rank.group), lambda: x.copy_(mine), graph=point.mode == "graph")
-
-    def sample() -> float:
-        x.copy_(mine)
-        dist.barrier(group=rank.group)
-        began = time.perf_counter()
-        reduce(x, rank.group)
-        return (time.perf_counter() - began) * 1e6
-
-    return sample
-
-
-def _cuda_sampler(
-    rank: "Rank", reduce: Callable[[], Any], refill: Callable[[], Any], *, graph: bool
-) -> Callable[[], float]:
-    """Time on the GPU's own clock, behind a spin kernel and a first all-reduce that lines the GPUs up.
-
-    Lined up by the hosts' barrier alone they start tens of microseconds apart, and the early one's wait would count as
-    its collective's time: 40 us for an all-reduce of 1 KiB on two H100s that takes 11.
-    """
-    call = _captured(reduce, refill) if graph else reduce
-    line_up = torch.zeros(1, device=rank.device)
-
-    def sample() -> float:
-        refill()
-        start, end = _event(), _event()
-        dist.barrier(group=rank.group)
-        torch.cuda.synchronize()
-        torch.cuda._sleep(_SPIN_CYCLES)  # type: ignore[no-untyped-call]
-        dist.all_reduce(line_up, group=rank.group)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) * 1e3
-
-    return sample
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _captured(reduce: Callable[[], Any], refill: Callable[[], Any]) -> Callable[[], None]:
-    """The reduction as a CUDA graph: launched as one, without the host's share per call."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # NCCL sets up its channels in the first call, which must not be captured
-        refill()
-        reduce()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        reduce()
-    return graph.replay
+    """Refills the buffer, lines the ranks up, and gives one time in microseconds."""
+    reduce, x, mine = ALL_REDUCES[point.algorithm], inputs.target(point), inputs.source(point, rank.index)
+    refill, call = (lambda: x.copy_(mine)), (lambda: reduce(x, rank.group))
+    return collective_sampler(rank, call, before=refill, graph=point.mode == "graph")

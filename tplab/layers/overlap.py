@@ -7,22 +7,21 @@ emulated link where there is no fast real one: a laptop's loopback is itself don
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from tplab.collectives.cost import time_us
 from tplab.collectives.emulated_link import check_backend
 from tplab.collectives.volumes import chunk_lengths
 from tplab.layers.cost import Overlap, chunked_us
+from tplab.measure import provenance_columns, samples_of
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank, Run
     from tplab.collectives.emulated_link import EmulatedLink
     from tplab.layers.strategies import Blocking
-
-WARM_UPS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,19 +75,13 @@ def chunks_frame(plan: ChunkPlan, reports: Sequence[Any], provenance: Any) -> pd
     ``bound_us``, ``predicted_us`` (``chunked_us``, from the matmul alone and the link's formula, or the measured
     all-reduce where the link is real), ``correct``; then the provenance. Medians of the slowest rank's samples.
     """
-    n = provenance.num_ranks
-    columns = [*_CHUNK_COLUMNS, *provenance.columns()]
-    by_rank: dict[int, list[dict[str, Any]]] = {}
-    for report in list(reports):
-        if "samples" in report.fields:
-            by_rank.setdefault(report.rank, []).append(report.fields)
-    rounds = min((len(by_rank.get(rank, [])) for rank in range(n)), default=0)
-    if rounds == 0:
+    n, columns = provenance.num_ranks, [*_CHUNK_COLUMNS, *provenance.columns()]
+    samples = samples_of(reports, n)
+    if not samples:
         return pd.DataFrame(columns=columns)
 
     def median(what: str, chunks: int) -> float:
-        samples = [[by_rank[rank][i]["samples"][what, chunks] for i in range(rounds)] for rank in range(n)]
-        return float(np.median(np.max(samples, axis=0)))
+        return samples[what, chunks].p50_us
 
     compute, comm = median("compute", 1), median("comm", 1)
     pieces = {length: k for k in plan.chunks for length in chunk_lengths(plan.tokens, k)}
@@ -122,9 +115,8 @@ def chunks_frame(plan: ChunkPlan, reports: Sequence[Any], provenance: Any) -> pd
                 "overlap_ratio": overlap.overlap_ratio,
                 "bound_us": overlap.bound_us,
                 "predicted_us": chunked_us(plan.tokens, k, lambda tokens: median("compute", pieces[tokens]), comm_us),
-                "correct": all(by_rank[rank][i]["correct"] for rank in range(n) for i in range(rounds)),
-                **provenance.columns(),
-                "link": provenance.link if plan.link is None else f"emulated: {plan.link}",
+                "correct": samples["total", k].correct,
+                **provenance_columns(provenance, link=plan.link),
             }
         )
     return pd.DataFrame(rows, columns=columns)
@@ -137,14 +129,14 @@ _CHUNK_COLUMNS = (
 
 
 def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
-    """Runs on the ranks. Everything takes turns within a round, and each round is reported: what was measured before a
-    stop stays."""
+    """Runs on the ranks."""
     import torch
     from torch import nn
 
-    from tplab.layers.comm import NullComm, as_comm
+    from tplab.layers.comm import NullComm
     from tplab.layers.linear import RowParallelLinear
     from tplab.layers.strategies import Chunked
+    from tplab.measure.sampler import take_turns
 
     comm = linked_comm(rank, plan.link)
     torch.manual_seed(3)
@@ -156,48 +148,23 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
     deleted = NullComm(rank.index, rank.world_size)
     works: dict[tuple[str, int], Callable[[], Any]] = {}
 
-    def total(k: int) -> Callable[[], Any]:
-        strategy = Chunked(k)
-
-        def work() -> Any:
-            layer.comm, layer.strategy = comm, strategy
-            return layer(mine)
-
-        return work
-
-    def compute(tokens: int) -> Callable[[], Any]:
-        part = mine[:tokens]
-
-        def work() -> Any:
-            layer.comm, layer.strategy = deleted, Chunked(1)
-            return layer(part)
-
-        return work
-
-    def alone(tokens: int) -> Callable[[], Any]:
-        message = torch.zeros(tokens, plan.out_features, device=rank.device)
-        return lambda: comm.all_reduce(message)
+    def run(comm: Any, strategy: "Blocking", x: torch.Tensor) -> Any:
+        layer.comm, layer.strategy = comm, strategy
+        return layer(x)
 
     for k in plan.chunks:
-        works["total", k] = total(k)
+        longest = chunk_lengths(plan.tokens, k)[0]
+        works["total", k] = partial(run, comm, Chunked(k), mine)
         # One chunk's share, the longest: what the prediction is made from. For one chunk, all of it.
-        works["compute", k] = compute(chunk_lengths(plan.tokens, k)[0])
-        works["comm", k] = alone(chunk_lengths(plan.tokens, k)[0])
+        works["compute", k] = partial(run, deleted, Chunked(1), mine[:longest])
+        works["comm", k] = partial(comm.all_reduce, torch.zeros(longest, plan.out_features, device=rank.device))
     want = torch.nn.functional.linear(x.double(), full.weight.detach().cpu().double())
-    timer = step_timer(rank, as_comm(rank.group))
+
+    def right(key: tuple[str, int], y: Any) -> bool:
+        return key[0] != "total" or bool((y.cpu().double() - want).abs().max() / want.abs().max() < 1e-5)
+
     with torch.inference_mode():
-        for round_ in range(-WARM_UPS, plan.iterations):
-            samples, correct = {}, True
-            for (what, k), work in works.items():
-                samples[what, k], y = timer(work)
-                if what == "total":
-                    error = (y.cpu().double() - want).abs().max() / want.abs().max()
-                    correct = correct and bool(error < 1e-5)
-            done = {"done": max(0, round_ + 1), "total": plan.iterations}
-            if round_ < 0:
-                rank.report(phase="warm-up", **done)
-            else:
-                rank.report(phase="measure", samples=samples, correct=correct, **done)
+        take_turns(rank, works, plan.iterations, right)
 
 
 def linked_comm(rank: "Rank", link: "EmulatedLink | None") -> Any:
@@ -213,28 +180,6 @@ def linked_comm(rank: "Rank", link: "EmulatedLink | None") -> Any:
     if key not in rank.store:
         rank.store[key] = EmulatedComm(EmulatedGroup(rank.group, link), "one-shot" if rank.world_size == 2 else "ring")
     return rank.store[key]
-
-
-def step_timer(rank: "Rank", comm: Any) -> Callable[[Callable[[], Any]], tuple[float, Any]]:
-    """A function that lines the ranks up, calls, and returns microseconds and the result."""
-    import time
-
-    import torch
-
-    line_up = torch.zeros(1, device=rank.device)
-    on_gpu = rank.device.type == "cuda"
-
-    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-        comm.all_reduce(line_up)
-        if on_gpu:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        result = work()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - began) * 1e6, result
-
-    return timed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,60 +214,56 @@ def measure_strategies(cluster: "Cluster", strategies: "Sequence[Blocking]", pla
     """
     check_backend(plan.link, cluster.backend)
     run = cluster.submit(time_strategies, list(strategies), plan, timeout=None)
-    per_rank = run.result()
-    columns = cluster.provenance.columns()
-    link = columns["link"] if plan.link is None else f"emulated: {plan.link}"
-    samples = np.array([times for times, _ in per_rank]).max(axis=0)  # (works, iterations), slowest rank
-    medians = np.median(samples, axis=1)
+    per_rank, samples = run.result(), samples_of(run.reports, cluster.num_ranks)
+    compute = samples["compute"].p50_us
     return pd.DataFrame(
         {
             "strategy": str(strategy),
-            "total_us": float(medians[i + 1]),
-            "compute_us": float(medians[0]),
-            "exposed_us": max(0.0, float(medians[i + 1] - medians[0])),
-            "error": max(errors[i] for _, errors in per_rank),
-            **columns,
-            "link": link,
+            "total_us": samples[i].p50_us,
+            "compute_us": compute,
+            "exposed_us": max(0.0, samples[i].p50_us - compute),
+            "error": max(errors[i] for errors in per_rank),
+            **provenance_columns(cluster.provenance, link=plan.link),
         }
         for i, strategy in enumerate(strategies)
     )
 
 
-def time_strategies(
-    rank: "Rank", strategies: "list[Blocking]", plan: StackPlan
-) -> tuple[list[list[float]], list[float]]:
-    """Runs on the ranks: samples of the stack without communication and of each strategy; the strategies' errors."""
+def time_strategies(rank: "Rank", strategies: "list[Blocking]", plan: StackPlan) -> list[float]:
+    """Runs on the ranks: samples of the stack without communication and of each strategy. Gives the strategies'
+    errors."""
     import torch
 
     from tplab.layers.block import ParallelBlock, run_blocks
-    from tplab.layers.comm import NullComm, as_comm
+    from tplab.layers.comm import NullComm
     from tplab.layers.strategies import set_strategy
+    from tplab.measure.sampler import take_turns
 
     plain = plain_stack(rank, plan)
     x = torch.randn(plan.batch, plan.seq, plan.hidden, generator=torch.Generator().manual_seed(4))
     x = x.to(device=rank.device, dtype=getattr(torch, plan.dtype))
     comms = [NullComm(rank.index, rank.world_size), linked_comm(rank, plan.link)]
     silent, linked = ([ParallelBlock.from_module(block, comm) for block in plain] for comm in comms)
-    timer = step_timer(rank, as_comm(rank.group))
-    times: list[list[float]] = [[] for _ in range(1 + len(strategies))]
     errors = [0.0] * len(strategies)
+
+    def run_with(strategy: "Blocking") -> torch.Tensor:
+        for block in linked:
+            set_strategy(block, strategy)
+        return run_blocks(linked, x)
+
+    def note_error(key: int | str, y: torch.Tensor) -> bool:
+        if isinstance(key, int):
+            errors[key] = max(errors[key], float((y - want).abs().max() / want.abs().max()))
+        return True
+
+    works: dict[int | str, Callable[[], Any]] = {"compute": lambda: run_blocks(silent, x)}
+    works |= {i: partial(run_with, strategy) for i, strategy in enumerate(strategies)}
     with torch.inference_mode():
         want = x
         for block in plain:
             want = block(want)
-        for round_ in range(-WARM_UPS, plan.iterations):
-            took = [timer(lambda: run_blocks(silent, x))[0]]
-            for i, strategy in enumerate(strategies):
-                for block in linked:
-                    set_strategy(block, strategy)
-                us, y = timer(lambda: run_blocks(linked, x))
-                took.append(us)
-                errors[i] = max(errors[i], float((y - want).abs().max() / want.abs().max()))
-            if round_ >= 0:
-                for sample, us in zip(times, took, strict=True):
-                    sample.append(us)
-            rank.report(phase="measure", done=max(0, round_ + 1), total=plan.iterations)
-    return times, errors
+        take_turns(rank, works, plan.iterations, note_error)
+    return errors
 
 
 def plain_stack(rank: "Rank", plan: StackPlan) -> list[Any]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from tplab.collectives.emulated_link import check_backend
-from tplab.layers.overlap import WARM_UPS, StackPlan, linked_comm, plain_stack, step_timer
+from tplab.layers.overlap import StackPlan, linked_comm, plain_stack
+from tplab.measure import provenance_columns, samples_of
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Provenance, Rank, Report, Run
@@ -61,19 +61,13 @@ def measure_phases(cluster: "Cluster", plan: PhasePlan) -> pd.DataFrame:
 def phases_frame(plan: PhasePlan, reports: "Sequence[Report]", provenance: "Provenance") -> pd.DataFrame:
     """One row per step size: ``tokens``, ``total_us``, ``compute_us``, ``exposed_us``, ``exposed_pct`` (of the total),
     ``payload_bytes`` (both all-reduces), ``correct``; then the provenance. Medians of the slowest rank's samples."""
-    n = provenance.num_ranks
     columns = [*_COLUMNS, *provenance.columns()]
-    by_rank: dict[int, list[dict[str, Any]]] = {}
-    for report in list(reports):
-        if "samples" in report.fields:
-            by_rank.setdefault(report.rank, []).append(report.fields)
-    rounds = min((len(by_rank.get(rank, [])) for rank in range(n)), default=0)
-    if rounds == 0:
+    samples = samples_of(reports, provenance.num_ranks)
+    if not samples:
         return pd.DataFrame(columns=columns)
-    samples = np.array([[by_rank[rank][i]["samples"] for i in range(rounds)] for rank in range(n)])
-    medians = np.median(samples.max(axis=0), axis=0)  # (ranks, rounds, tokens, 2) -> (tokens, 2)
     rows = []
-    for tokens, (total, compute) in zip(plan.tokens, medians.tolist(), strict=True):
+    for step, tokens in enumerate(plan.tokens):
+        total, compute = samples["total", step].p50_us, samples["compute", step].p50_us
         exposed = max(0.0, total - compute)
         rows.append(
             {
@@ -82,10 +76,9 @@ def phases_frame(plan: PhasePlan, reports: "Sequence[Report]", provenance: "Prov
                 "compute_us": min(total, compute),
                 "exposed_us": exposed,
                 "exposed_pct": 100 * exposed / total,
-                "payload_bytes": 2 * tokens * plan.hidden * 4 if n > 1 else 0,
-                "correct": all(by_rank[rank][i]["correct"] for rank in range(n) for i in range(rounds)),
-                **provenance.columns(),
-                "link": provenance.link if plan.link is None else f"emulated: {plan.link}",
+                "payload_bytes": 2 * tokens * plan.hidden * 4 if provenance.num_ranks > 1 else 0,
+                "correct": samples["total", step].correct,
+                **provenance_columns(provenance, link=plan.link),
             }
         )
     return pd.DataFrame(rows, columns=columns)
@@ -99,7 +92,8 @@ def time_phases(rank: "Rank", plan: PhasePlan) -> None:
     import torch
 
     from tplab.layers.block import ParallelBlock
-    from tplab.layers.comm import NullComm, as_comm
+    from tplab.layers.comm import NullComm
+    from tplab.measure.sampler import take_turns
 
     shape = StackPlan(
         hidden=plan.hidden,
@@ -109,32 +103,31 @@ def time_phases(rank: "Rank", plan: PhasePlan) -> None:
         depth=1,
     )
     plain = plain_stack(rank, shape)[0]
-    comms = linked_comm(rank, plan.link), NullComm(rank.index, rank.world_size)
-    blocks = [ParallelBlock.from_module(plain, comm) for comm in comms]
+    comms = {"total": linked_comm(rank, plan.link), "compute": NullComm(rank.index, rank.world_size)}
     generator = torch.Generator().manual_seed(5)
     past = torch.randn(1, plan.context, plan.hidden, generator=generator).to(rank.device)
     inputs = [torch.randn(1, tokens, plan.hidden, generator=generator).to(rank.device) for tokens in plan.tokens]
-    timer = step_timer(rank, as_comm(rank.group))
+
+    def step_of(block: Any, cache: Any, x: torch.Tensor) -> torch.Tensor:
+        cache.length = plan.context
+        return block(x, cache=cache if x.shape[1] == 1 else None)  # type: ignore[no-any-return]
+
+    def right(key: tuple[str, int], y: torch.Tensor) -> bool:
+        what, step = key
+        error = (y - wants[step]).abs().max() / wants[step].abs().max()
+        return what != "total" or bool(error < 1e-4)
+
     with torch.inference_mode():
-        caches = [block.self_attn.make_cache(1, plan.context + 1) for block in blocks]
-        for block, cache in zip(blocks, caches, strict=True):
-            block(past, cache=cache)
         wants = [plain(torch.cat([past, x], 1))[:, -1:] if x.shape[1] == 1 else plain(x) for x in inputs]
-        for round_ in range(-WARM_UPS, plan.iterations):
-            samples, correct = [], True
-            for x, want in zip(inputs, wants, strict=True):
-                pair = []
-                for block, cache in zip(blocks, caches, strict=True):
-                    cache.length = plan.context
-                    used = cache if x.shape[1] == 1 else None
-                    us, y = timer(partial(block, x, cache=used))
-                    pair.append(us)
-                    if block is blocks[0]:
-                        error = (y - want).abs().max() / want.abs().max()
-                        correct = correct and bool(error < 1e-4)
-                samples.append(pair)
-            done = {"done": max(0, round_ + 1), "total": plan.iterations}
-            if round_ < 0:
-                rank.report(phase="warm-up", **done)
-            else:
-                rank.report(phase="measure", samples=samples, correct=correct, **done)
+        made = []
+        for what, comm in comms.items():
+            block = ParallelBlock.from_module(plain, comm)
+            cache = block.self_attn.make_cache(1, plan.context + 1)
+            block(past, cache=cache)
+            made.append((what, block, cache))
+        works = {
+            (what, step): partial(step_of, block, cache, x)
+            for step, x in enumerate(inputs)
+            for what, block, cache in made
+        }
+        take_turns(rank, works, plan.iterations, right)

@@ -38,14 +38,14 @@ from tplab.collectives.cost import time_us
 from tplab.collectives.volumes import sent_bytes
 from tplab.layers.ranges import kv_heads_by_rank
 
-Choice: TypeAlias = Literal["column", "row", "replicated"]
+Sharding: TypeAlias = Literal["column", "row", "replicated"]
 Layout: TypeAlias = Literal["replicated", "split", "partial"]
 Conversion: TypeAlias = Literal["all-reduce", "all-gather", "reduce-scatter", "slice"]
 
 MATRICES: tuple[str, ...] = ("qkv", "out", "up", "down")
 """The weight matrices in the order of the block. ``qkv`` and ``up`` are fused: query, key, value; gate, up."""
-CHOICES: tuple[Choice, ...] = ("column", "row", "replicated")
-CANONICAL: dict[str, Choice] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
+CHOICES: tuple[Sharding, ...] = ("column", "row", "replicated")
+CANONICAL: dict[str, Sharding] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
 """Megatron-LM's choice: each pair starts by column and ends by row, so that only the two ends need a sum."""
 _CONVERSIONS: dict[tuple[Layout, Layout], Conversion] = {
     ("partial", "replicated"): "all-reduce",
@@ -71,7 +71,7 @@ class Step:
 
     name: str
     """``qkv``, ``attention``, ``out``, ``add + norm``, ``up``, ``activation``, ``down`` or ``add``."""
-    choice: Choice | None
+    choice: Sharding | None
     """How the matrix is split; None for an operation."""
     arrives: Layout
     """Layout in which the step before left the activation."""
@@ -108,7 +108,7 @@ class Step:
 class Plan:
     """A block on n ranks, forward: its steps, what they force, and the totals per block."""
 
-    choices: dict[str, Choice]
+    choices: dict[str, Sharding]
     """Matrix -> choice, in the order of the block."""
     hidden: int
     """Features of the residual stream."""
@@ -276,7 +276,7 @@ def _even(features: int, n: int, units: int | None = None) -> _Width:
 
 
 def _step(
-    name: str, choice: Choice | None, into: _Width, outof: _Width, before: Step | None, sizes: Mapping[str, int]
+    name: str, choice: Sharding | None, into: _Width, outof: _Width, before: Step | None, sizes: Mapping[str, int]
 ) -> Step:
     tokens, itemsize, n = sizes["tokens"], sizes["itemsize"], sizes["n"]
     arrives: Layout = "replicated" if before is None else before.output_layout
@@ -337,7 +337,7 @@ _NEEDS = {
 }
 
 
-def _why(name: str, choice: Choice | None, conversion: Conversion, width: _Width, before: Step | None) -> str:
+def _why(name: str, choice: Sharding | None, conversion: Conversion, width: _Width, before: Step | None) -> str:
     maker = "" if before is None else before.name
     if conversion == "slice":
         return f"{name} is split by row and takes only its slice of the input, which every rank has: free."
@@ -364,7 +364,7 @@ def _why(name: str, choice: Choice | None, conversion: Conversion, width: _Width
     return f"{partial}, but {_NEEDS[name]} needs the whole sum on every rank."
 
 
-def _checked(choices: Mapping[str, str] | Sequence[str]) -> dict[str, Choice]:
+def _checked(choices: Mapping[str, str] | Sequence[str]) -> dict[str, Sharding]:
     offered = f"one of {', '.join(CHOICES)} for each of {', '.join(MATRICES)}"
     if not isinstance(choices, Mapping):
         if isinstance(choices, str) or len(choices) != len(MATRICES):
@@ -372,7 +372,7 @@ def _checked(choices: Mapping[str, str] | Sequence[str]) -> dict[str, Choice]:
         choices = dict(zip(MATRICES, choices, strict=True))
     if set(choices) != set(MATRICES):
         raise ValueError(f"choices must be {offered}; got choices for {', '.join(map(str, choices)) or 'none'}")
-    checked: dict[str, Choice] = {}
+    checked: dict[str, Sharding] = {}
     for name in MATRICES:
         known = [choice for choice in CHOICES if choice == choices[name]]
         if not known:
@@ -381,7 +381,7 @@ def _checked(choices: Mapping[str, str] | Sequence[str]) -> dict[str, Choice]:
     return checked
 
 
-def _check_divides(choices: Mapping[str, Choice], sizes: Mapping[str, int], n: int) -> None:
+def _check_divides(choices: Mapping[str, Sharding], sizes: Mapping[str, int], n: int) -> None:
     """Every size that a choice splits divides by n."""
     inner = {"qkv": "num_heads", "out": "num_heads", "up": "intermediate", "down": "intermediate"}
     for name, choice in choices.items():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tplab.layers.overlap import WARM_UPS, StackPlan, linked_comm, plain_stack
+from tplab.layers.overlap import StackPlan, linked_comm, plain_stack
+from tplab.measure import provenance_columns
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank
@@ -33,8 +34,7 @@ def record_timeline(cluster: "Cluster", strategy: "Blocking", plan: StackPlan) -
         )
     per_rank = cluster.run(_record, strategy, plan, timeout=120)
     zero = min(start for spans in per_rank for _, _, start, _ in spans)
-    columns = cluster.provenance.columns()
-    link = columns["link"] if plan.link is None else f"emulated: {plan.link}"
+    columns = provenance_columns(cluster.provenance, link=plan.link)
     return pd.DataFrame(
         {
             "rank": rank,
@@ -44,7 +44,6 @@ def record_timeline(cluster: "Cluster", strategy: "Blocking", plan: StackPlan) -
             "end_us": (end - zero) * 1e6,
             "strategy": str(strategy),
             **columns,
-            "link": link,
         }
         for rank, spans in enumerate(per_rank)
         for kind, name, start, end in spans
@@ -63,12 +62,12 @@ def _record(rank: "Rank", strategy: "Blocking", plan: StackPlan) -> list[tuple[s
     import time
 
     import torch
-    import torch.distributed as dist
 
     from tplab.layers.block import ParallelBlock, run_blocks
     from tplab.layers.probes import RecordingComm
     from tplab.layers.strategies import set_strategy
     from tplab.layers.watch import watch_layers
+    from tplab.measure.sampler import WARM_UPS, line_up
 
     linked = linked_comm(rank, plan.link)
     blocks = torch.nn.ModuleList([ParallelBlock.from_module(block, linked) for block in plain_stack(rank, plan)])
@@ -82,7 +81,7 @@ def _record(rank: "Rank", strategy: "Blocking", plan: StackPlan) -> list[tuple[s
             for layer in blocks.modules():
                 if hasattr(layer, "comm"):
                     setattr(layer, "comm", recorder)  # noqa: B010  (nn.Module's attributes are not typed)
-            dist.barrier(group=rank.group)
+            line_up(rank)
             began = time.monotonic()
             run_blocks(list(blocks), x)  # type: ignore[arg-type]
             ended = time.monotonic()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from tplab.measure.graph import capture
 from tplab.models.decoder import Padding
 
 if TYPE_CHECKING:
@@ -116,18 +117,8 @@ class GraphedStage:
         return step.y
 
     def _capture(self, x: torch.Tensor, padding: Padding, caches: "list[KVCache]") -> _Step:
-        """Not by ``torch.cuda.graph``: that waits for the whole device, where messages to ranks that are themselves
-        waiting may be under way."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        held, graph = x.clone(), torch.cuda.CUDAGraph()
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                y = self._stage(held, padding=padding, caches=caches)
-            finally:  # or else the rank could run nothing any more
-                graph.capture_end()
-        current.wait_stream(side)
+        held = x.clone()
+        graph, y = capture(lambda: self._stage(held, padding=padding, caches=caches), self._pool)
         return _Step(graph, held, y, padding)

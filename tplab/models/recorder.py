@@ -10,7 +10,7 @@ import torch
 
 from tplab.collectives.transport import Transport
 from tplab.layers.comm import Comm, Pending
-from tplab.pipeline.clock import CudaClock, HostClock
+from tplab.measure.clock import CudaClock, HostClock
 
 if TYPE_CHECKING:
     from tplab.models.result import Span

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from tplab.measure.clock import CudaClock, HostClock
 from tplab.pipeline.channels import Boundary, Channels, Key, Meta, Metas, describe, text_of
-from tplab.pipeline.clock import CudaClock, HostClock
 from tplab.pipeline.job import Job, StageError
 from tplab.pipeline.routes import Routes, open_routes
 from tplab.pipeline.schedule import Action, Op

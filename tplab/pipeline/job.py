@@ -11,6 +11,7 @@ import numpy as np
 
 from tplab.cluster.provenance import count
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
+from tplab.measure import joined_badge, link_text
 from tplab.pipeline.communication import add_communication
 from tplab.pipeline.costs import Costs, durations, grid
 from tplab.pipeline.costs import links as link_costs
@@ -90,10 +91,8 @@ class RunPlan:
 
     def badge(self, cluster_badge: str) -> str:
         """The cluster's badge with what was emulated after it."""
-        links = self.links_or_declared
-        table = LinkTable(default=links) if isinstance(links, EmulatedLink) else links
-        parts = [cluster_badge, "emulated compute" if self.emulates else "", table.badge if table else ""]
-        return " · ".join(part for part in parts if part)
+        compute = "emulated compute" if self.emulates else ""
+        return joined_badge(cluster_badge, compute, link_text(self.links_or_declared))
 
     @property
     def links_or_declared(self) -> LinkTable | EmulatedLink | None:

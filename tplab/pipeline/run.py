@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tplab.measure import provenance_columns
 from tplab.pipeline.costs import Costs, stage_bytes
 from tplab.pipeline.job import Job, Record, RunPlan, make_job
 from tplab.pipeline.schedule import Schedule
@@ -103,15 +104,13 @@ def run_trace(
         if known is not None:
             start = max(start, zero)  # ranks wait from the moment they are let go, a little before the first computes
             spans.append((rank, *action, start, max(start, known)))
-    link = plan.badge("").removeprefix("emulated compute").removeprefix(" · ")
     trace = MeasuredTrace.from_spans(
         schedule,
         spans,
         measured=True,
         badge=plan.badge(provenance.badge),
         provenance={
-            **provenance.columns(),
-            **({"link": link} if link else {}),
+            **provenance_columns(provenance, link=plan.links_or_declared),
             "compute": "emulated" if plan.emulates else "real",
         },
         activation_bytes=stage_bytes(schedule, plan.stage) if isinstance(plan.stage, Costs) else None,

@@ -1,6 +1,7 @@
 """A calibration survives its file, and a file that is none is refused by name."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes, interpolate
+from tplab.topology.verification import machine_of
 
 WHOLE = Calibration(
     machine="2 x test",
@@ -45,6 +47,21 @@ def test_there_and_back(made, tmp_path):
     path = made.save(tmp_path / "machine.json")
     assert Calibration.load(path) == made
     assert [file.name for file in tmp_path.iterdir()] == ["machine.json"]  # no half-written file left
+
+
+def test_emulated_links_of_a_file_from_before_are_known_by_its_notes():
+    for notes, want in (
+        (("emulated link 3000 us, 0.1 GB/s",), True),
+        (("4 ranks share 2 cores", "emulated link 10 us, inf GB/s, 2 pairs differ"), True),
+        (("links that are not emulated",), False),
+        ((), False),
+    ):
+        data = json.loads(replace(WHOLE, notes=notes, emulated_links=not want).to_json())
+        assert Calibration.from_json(json.dumps(data)).emulated_links is not want  # the file says so itself
+        del data["emulated_links"]
+        old = Calibration.from_json(json.dumps(data))
+        assert old.emulated_links is want
+        assert machine_of(old).link(0, 1).kind == ("emulated" if want else "host")
 
 
 def test_what_is_not_measured_is_none():

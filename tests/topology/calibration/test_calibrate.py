@@ -124,9 +124,9 @@ def test_blocks_of_a_model_are_cut_as_tensor_parallelism_cuts_them():
 def test_of_each_sample_the_slowest_rank_then_the_median():
     key = ("all_reduce", (0, 1), "eager", 2048)
     reports = [
-        Report(0, {"key": key, "us": [1.0, 9.0, 1.0]}),
-        Report(1, {"key": key, "us": [5.0, 2.0]}),
-        Report(1, {"key": key, "us": [4.0, 70.0]}),  # its partner has not reported the last one
+        Report(0, {"samples": {key: [1.0, 9.0, 1.0]}}),
+        Report(1, {"samples": {key: [5.0, 2.0]}}),
+        Report(1, {"samples": {key: [4.0, 70.0]}}),  # its partner has not reported the last one
         Report(0, {"phase": "all-reduces", "done": 0, "total": 5}),
     ]
     made = calibration_of(quick_plan(), reports, PROVENANCE)
@@ -155,7 +155,7 @@ def test_overheads_are_what_is_left_of_narrow_models():
     times |= {("attention", 1_000): 20.0, ("attention", 1_001_000): 220.0}
     plan = quick_plan()
     times |= {("prompt attention", plan.prompt_tokens): 100.0}
-    made = calibration_of(plan, [Report(0, {"key": key, "us": [us]}) for key, us in times.items()], PROVENANCE)
+    made = calibration_of(plan, [Report(0, {"samples": times})], PROVENANCE)
     assert made.block_overhead_us == pytest.approx(overhead)
     assert made.step_overhead_us == pytest.approx(ends)
     assert made.handoff_us == pytest.approx(handoff)
@@ -190,7 +190,7 @@ def test_overheads_on_a_gpu_are_what_is_left_of_blocks_in_graphs():
     times |= {("send", 0, 1, size): wire for size in QUICK["sizes"]}
     times |= {("block", width): block(width) + cache(width) for width in BLOCK_WIDTHS}
     times |= {("step", GPU_LAYERS): step, ("pipeline", GPU_LAYERS): step + 2 * (wire + handoff)}
-    made = calibration_of(plan, [Report(0, {"key": key, "us": [us]}) for key, us in times.items()], PROVENANCE)
+    made = calibration_of(plan, [Report(0, {"samples": times})], PROVENANCE)
     assert made.block_overhead_us == pytest.approx(overhead)
     assert made.block_overhead_per_width_us == pytest.approx(by_width)
     assert made.step_overhead_us == pytest.approx(ends)

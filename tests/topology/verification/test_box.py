@@ -16,7 +16,7 @@ from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.verification.box import STEPS, BoxPlan, measure_box
-from tplab.topology.verification.box_layouts import MODES, Case, measure_cases, scores
+from tplab.topology.verification.box_layouts import MODES, BoxCase, measure_cases, scores
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -95,7 +95,7 @@ def test_models_are_halved_until_two_layouts_hold_them_and_left_out_where_none_d
     (tmp_path / "deep.json").write_text(json.dumps(config))
     (tmp_path / "wide.json").write_text(json.dumps(config | {"vocab_size": 100_000}))
     workload = Workload(input_length=4, output_length=3, concurrency=2)
-    deep, wide = (Case(model=str(tmp_path / name), workload=workload) for name in ("deep.json", "wide.json"))
+    deep, wide = (BoxCase(model=str(tmp_path / name), workload=workload) for name in ("deep.json", "wide.json"))
     a_layer = 4 * (64 * 64 + 64 * 32 * 2 + 64 * 64 + 3 * 64 * 256)
     free = 3 * a_layer / 0.6  # half of 8 layers is too much for a rank, half of 4 is not; no vocabulary of 100,000
     monkeypatch.setattr(box_layouts, "free_bytes", lambda rank: free)

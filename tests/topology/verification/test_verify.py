@@ -11,15 +11,16 @@ import pytest
 
 from tplab import Cluster
 from tplab.cluster import Provenance, Report
-from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.collectives.emulated_link import EmulatedLink
+from tplab.measure import link_text
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.verification.plan import fits, plan_verify
+from tplab.topology.verification.plan import plan_verify, runs_whole
 from tplab.topology.verification.run import Verification, spearman, verification_of, verify
-from tplab.topology.verification.static_batch import batch_of, machine_of, predict_batch, runnable
+from tplab.topology.verification.static_batch import machine_of, predict_batch, requests_by_replica, runnable
 
 LLAMA = ModelConfig(
     model_type="llama",
@@ -37,6 +38,8 @@ LATENCY_US = 4000.0
 LINK = EmulatedLink(latency_us=LATENCY_US, bandwidth_GBps=0.5)
 ROOMY = 1e9
 PRECISIONS = ("weight_precision", "kv_precision", "activation_precision")
+
+OVER_LINK = {"notes": (link_text(LINK),), "emulated_links": True}
 
 
 def calibrated(num_ranks=2, latency_us=LATENCY_US, *, sends=None, notes=(), all_reduce=True, **more):
@@ -111,10 +114,10 @@ def test_rank_correlation_of_too_little():
 
 
 def test_requests_are_shared_out_over_copies():
-    assert batch_of(replace(LOAD, concurrency=7), 3) == [3, 2, 2]
-    assert batch_of(replace(LOAD, concurrency=2), 3) == [1, 1]
+    assert requests_by_replica(replace(LOAD, concurrency=7), 3) == [3, 2, 2]
+    assert requests_by_replica(replace(LOAD, concurrency=2), 3) == [1, 1]
     with pytest.raises(ValueError, match="a request rate instead"):
-        batch_of(Workload(input_length=8, output_length=8, request_rate=1.0), 2)
+        requests_by_replica(Workload(input_length=8, output_length=8, request_rate=1.0), 2)
 
 
 def test_terms_of_a_batch_add_up_and_follow_the_link():
@@ -180,8 +183,8 @@ def test_a_layout_fits_with_all_of_its_layers_or_not():
         for stage in (0, 1)
     )
     spec = replace(spec, **dict.fromkeys(PRECISIONS, "fp32"))
-    assert fits(spec, whole, LOAD, [most / 0.6 + 1] * 2)
-    assert not fits(spec, whole, LOAD, [most / 0.6 + 1, most / 0.6 - 1])
+    assert runs_whole(spec, whole, LOAD, [most / 0.6 + 1] * 2)
+    assert not runs_whole(spec, whole, LOAD, [most / 0.6 + 1, most / 0.6 - 1])
 
 
 def test_alone_takes_the_rates_of_one_rank():
@@ -232,7 +235,7 @@ def test_as_many_layers_as_fit():
 
 
 def test_what_the_badge_and_notes_say():
-    plan = planned(links=LINK, compute="emulated", calibration=calibrated(notes=(LinkTable(default=LINK).badge,)))
+    plan = planned(links=LINK, compute="emulated", calibration=calibrated(**OVER_LINK))
     assert plan.parts_of_badge == ("emulated compute", "emulated link 4000 us, 0.5 GB/s")
     assert "stages wait as long as they were timed alone" in plan.notes[0]
     assert planned().parts_of_badge == ()
@@ -310,29 +313,20 @@ PROVENANCE = Provenance(
 )
 
 
-def reported(row, turn, replica, rank, first_s, token_s, tokens=LOAD.output_length, start_s=100.0):
+def reported(row, rank, first_s, token_s, tokens=LOAD.output_length, start_s=100.0):
     first = start_s + first_s
-    return Report(
-        rank,
-        {
-            "row": row,
-            "turn": turn,
-            "replica": replica,
-            "start_s": start_s,
-            "first_s": first,
-            "last_s": first + token_s * (tokens - 1),
-        },
-    )
+    moments = {"start": start_s, "first": first, "last": first + token_s * (tokens - 1)}
+    return Report(rank, {"samples": {(row, what): seconds * 1e6 for what, seconds in moments.items()}})
 
 
 def test_what_is_made_of_reports():
     plan = planned()
     reports = []
-    for turn, token_s in enumerate((0.2, 0.1, 0.4)):
-        reports += [reported(0, turn, 0, rank, 0.5, token_s) for rank in (0, 1)]
-        reports += [reported(1, turn, 0, rank, 0.5, 0.05) for rank in (0, 1)]
-    reports += [reported(2, 0, 0, 0, 0.3, 0.02), reported(2, 0, 1, 1, 0.4, 0.03)]
-    reports += [reported(2, 1, 0, 0, 0.3, 0.02)]  # the other copy has not finished: no sample
+    for token_s in (0.2, 0.1, 0.4):
+        reports += [reported(0, rank, 0.5, token_s) for rank in (0, 1)]
+        reports += [reported(1, rank, 0.5, 0.05) for rank in (0, 1)]
+    reports += [reported(2, 0, 0.3, 0.02), reported(2, 1, 0.4, 0.03)]
+    reports += [reported(2, 0, 0.3, 0.02)]  # the other copy has not finished: no sample
     made = verification_of(plan, reports, PROVENANCE)
     frame = made.frame
     assert list(frame["layout"]) == ["TP 2 x PP 1", "TP 1 x PP 2", "TP 1 x PP 1 x 2"]
@@ -374,7 +368,7 @@ def test_regret_is_what_the_advice_loses():
 
 def test_real_layouts_over_a_slow_link(cluster2):
     """Copies that send nothing are best, sums over every layer worst; and said so."""
-    calibration = calibrated(notes=(LinkTable(default=LINK).badge,))
+    calibration = calibrated(**OVER_LINK)
     made = verify(
         cluster2,
         ((2, 1), (1, 2), (1, 1, 2)),
@@ -419,7 +413,7 @@ def cluster3(no_ranks_left):
 
 
 def test_emulated_compute_on_more_ranks(cluster3):
-    calibration = calibrated(3, notes=(LinkTable(default=LINK).badge,))
+    calibration = calibrated(3, **OVER_LINK)
     made = verify(
         cluster3,
         ((3, 1), (1, 3), (1, 1, 3), (1, 2)),

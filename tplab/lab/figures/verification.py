@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.measure.columns import EMULATED_LINK
 from tplab.topology.advisor.calibration import Calibration
 
 
@@ -17,7 +18,7 @@ def verification_figure(
         measure: ``tpot_ms``, ``ttft_ms`` or ``output_tokens_per_s``.
     """
     figure = go.Figure()
-    settings = [setting.split("emulated link ")[-1] for setting in frame["setting"]]
+    settings = [setting.split(EMULATED_LINK)[-1] for setting in frame["setting"]]
     several = len(set(settings)) > 1
     x = [settings, frame["layout"].tolist()] if several else frame["layout"].tolist()
     figure.add_bar(

@@ -13,6 +13,7 @@ from tplab.lab.figures import timings_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
+from tplab.measure import samples_of
 
 _REPEATS = [("once", 1), ("10 times", 10), ("100 times", 100), ("1,000 times", 1000), ("until Stop", 10_000_000)]
 _SIZES = {f"{4 * n:,} B" if n < 256 else f"{4 * n >> 10:,} KiB": n for n in (4**k for k in range(12))}
@@ -93,8 +94,5 @@ class HelloPanel(RunPanel):
 
 def slowest_per_repeat(run: Run[dict[str, Any]]) -> pd.DataFrame:
     """``repeat``, ``max_us``: the slowest rank's time of every repetition that all ranks have reported so far."""
-    by_rank: dict[int, list[float]] = {}
-    for report in list(run.reports):
-        by_rank.setdefault(report.rank, []).extend(report.fields["us"])
-    slowest = [max(times) for times in zip(*by_rank.values(), strict=False)] if by_rank else []
+    slowest = [us for samples in samples_of(run.reports).values() for us in samples.slowest_us]
     return pd.DataFrame({"repeat": range(len(slowest)), "max_us": slowest})

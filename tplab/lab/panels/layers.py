@@ -17,6 +17,7 @@ from tplab.lab.panels.pool import Pool
 from tplab.lab.words import explain_chunks, explain_phases
 from tplab.layers.overlap import ChunkPlan, chunks_frame, submit_chunks
 from tplab.layers.phases import PhasePlan, phases_frame, submit_phases
+from tplab.measure import joined_badge, link_text
 
 LINKS = {
     "the ranks' own": None,
@@ -145,7 +146,7 @@ class OverlapPanel(_LayerPanel):
 
 def linked_badge(badge: str, link: EmulatedLink | None) -> str:
     """The cluster's badge, with the emulated link that its messages went over."""
-    return badge if link is None else f"{badge} · emulated link {link}"
+    return joined_badge(badge, link_text(link))
 
 
 class ChunkModel(widgets.VBox):

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
 from tplab.collectives.cost import AlphaBeta
-from tplab.collectives.sweep import ALGORITHMS, MODES, Point, plan_sweep, submit_sweep, sweep_frame
+from tplab.collectives.sweep import submit_sweep, sweep_frame
+from tplab.collectives.sweep_plan import ALGORITHMS, MODES, Point, plan_sweep
 from tplab.lab import style
 from tplab.lab.figures.collectives import busbw_figure, latency_figure
 from tplab.lab.panels import html

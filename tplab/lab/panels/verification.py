@@ -14,6 +14,7 @@ from tplab.lab.panels.analytic import check_offered, wide
 from tplab.lab.panels.base import RunPanel, Settings
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_calibration, explain_verification
+from tplab.measure import joined_badge, link_text
 from tplab.models.shards import Layout, why_not
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.calibration import Calibration
@@ -85,7 +86,7 @@ class CalibrationPanel(_SettingsPanel):
     def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
         assert self._handle is not None
         self.calibration = made = self._handle.partial()
-        badge = cluster.badge if self.link is None else f"{cluster.badge} · emulated link {self.link}"
+        badge = joined_badge(cluster.badge, link_text(self.link))
         if self._look.value == "pairs":
             frame = measured_links_frame(made)
             title = "Messages between every pair: largest size"

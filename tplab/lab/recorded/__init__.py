@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 
 import pandas as pd
 
+from tplab.measure import newest_spelling
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import Calibration
@@ -24,7 +25,8 @@ def recorded(name: str, step: str) -> pd.DataFrame:
     Raises ``ValueError`` for a recording or step that there is not, with those there are.
     """
     with _file(name, step, "csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+        frame = pd.read_csv(file)
+    return frame.assign(link=frame["link"].map(newest_spelling))
 
 
 def recorded_calibration(name: str) -> Calibration:

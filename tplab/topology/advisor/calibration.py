@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tplab.collectives.cost import fit_line
 from tplab.files import parse_json, read_text, write_text
+from tplab.measure import is_emulated
 from tplab.shown import listed, shown
 
 Floats = NDArray[np.float64]
@@ -177,6 +178,8 @@ class Calibration:
     """Time of a decode step outside its blocks and the lm_head, in us: embedding, sampling, the loop itself."""
     handoff_us: float | None = None
     """Time of handing a micro-batch to the next stage, beyond the message's own, in us."""
+    emulated_links: bool = False
+    """Whether messages went over declared links instead of the backend's own; ``notes`` has their numbers."""
     notes: tuple[str, ...] = ()
     """What the reader must know, such as ranks that share cores or links that are emulated."""
 
@@ -268,6 +271,8 @@ class Calibration:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"a calibration has format {FORMAT!r}, got {shown(found)}: run calibrate again")
         data = {key: value for key, value in data.items() if key != "format"}
+        if "emulated_links" not in data and isinstance(notes := data.get("notes"), list):  # of an earlier version
+            data["emulated_links"] = any(isinstance(note, str) and is_emulated(note) for note in notes)
         for key, kind in _PARTS.items():
             parts = data.get(key, [])
             if not isinstance(parts, list):
@@ -332,7 +337,13 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-_NAMES: Mapping[Any, str] = {str: "a text", int: "a whole number", float: "a number", type(None): "null"}
+_NAMES: Mapping[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def _is(value: Any, kind: Any) -> bool:

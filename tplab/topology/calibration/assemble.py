@@ -5,9 +5,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from tplab.cluster import Provenance, Report
+from tplab.measure import link_text, samples_of
 from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.constants import DEFAULT
@@ -33,10 +32,9 @@ def calibration_of(
     plan: CalibrationPlan, reports: Iterable[Report], provenance: Provenance, *, machine: str | None = None
 ) -> Calibration:
     """What the ranks have reported so far: of every sample the slowest rank's, then medians."""
-    times = _medians(reports)
+    times = {key: samples.p50_us for key, samples in samples_of(reports).items()}
     precision = PRECISION[plan.dtype]
     matmuls = _matmuls(plan, times, precision)
-    links = plan.links
     bare = Calibration(
         machine=machine or f"{plan.num_ranks} x {provenance.device}",
         device=provenance.device,
@@ -48,9 +46,10 @@ def calibration_of(
             "python": provenance.python_version,
             **({"nccl": provenance.nccl_version} if provenance.nccl_version else {}),
         },
-        all_reduce=_all_reduces(plan, times, provenance.link if links is None else plan.notes[-1]),
+        all_reduce=_all_reduces(plan, times, link_text(plan.links, provenance.link)),
         sends=_sends(plan, times),
         matmuls=matmuls,
+        emulated_links=plan.links is not None,
         notes=plan.notes,
     )
     return _with_overheads(bare, plan, times, precision)
@@ -59,44 +58,27 @@ def calibration_of(
 Times = dict[tuple[Any, ...], float]
 
 
-def _medians(reports: Iterable[Report]) -> Times:
-    samples: dict[tuple[Any, ...], dict[int, list[float]]] = {}
-    for report in list(reports):
-        if "key" in report.fields:
-            samples.setdefault(report.fields["key"], {}).setdefault(report.rank, []).extend(report.fields["us"])
-    medians: Times = {}
-    for key, by_rank in samples.items():
-        complete = min(len(us) for us in by_rank.values())
-        if complete:
-            medians[key] = float(np.median(np.max([us[:complete] for us in by_rank.values()], axis=0)))
-    return medians
-
-
 def _all_reduces(plan: CalibrationPlan, times: Times, link: str) -> tuple[AllReduceTimes, ...]:
     made = []
     for ranks in plan.groups:
         for launch in plan.launches:
-            found = [(size, times.get(("all_reduce", ranks, launch, size))) for size in plan.sizes]
-            points = [(float(size), us) for size, us in found if us is not None]
-            if points:
-                nbytes, p50 = zip(*points, strict=True)
-                made.append(
-                    AllReduceTimes(
-                        num_ranks=len(ranks), launch=launch, nbytes=nbytes, p50_us=p50, link=link, gpus=ranks
-                    )
-                )
+            if curve := _curve(times, plan.sizes, "all_reduce", ranks, launch):
+                made.append(AllReduceTimes(num_ranks=len(ranks), launch=launch, link=link, gpus=ranks, **curve))
     return tuple(made)
 
 
 def _sends(plan: CalibrationPlan, times: Times) -> tuple[SendTimes, ...]:
     made = []
     for source, target in plan.pairs:
-        found = [(size, times.get(("send", source, target, size))) for size in plan.send_sizes]
-        points = [(float(size), us) for size, us in found if us is not None]
-        if points:
-            nbytes, p50 = zip(*points, strict=True)
-            made.append(SendTimes(source=source, target=target, nbytes=nbytes, p50_us=p50))
+        if curve := _curve(times, plan.send_sizes, "send", source, target):
+            made.append(SendTimes(source=source, target=target, **curve))
     return tuple(made)
+
+
+def _curve(times: Times, sizes: Iterable[int], *what: Any) -> dict[str, Any]:
+    """``nbytes`` and ``p50_us`` of the sizes that were measured; empty where none was."""
+    found = {float(size): times[*what, size] for size in sizes if (*what, size) in times}
+    return {"nbytes": tuple(found), "p50_us": tuple(found.values())} if found else {}
 
 
 def _matmuls(plan: CalibrationPlan, times: Times, precision: str) -> tuple[MatmulTimes, ...]:

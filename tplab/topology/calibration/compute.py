@@ -6,7 +6,7 @@ inside CUDA graphs, so that launches are not in it; they are a term of their own
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,13 @@ from torch.nn import functional as F
 from tplab.cluster import Rank
 from tplab.layers.core_attention import attend
 from tplab.layers.strategies import few_tokens_linear
+from tplab.measure.sampler import Sampler, lone_sampler
 from tplab.models.checkpoint import torch_dtype
 from tplab.topology.calibration.plan import HEAD_DIM
 
 if TYPE_CHECKING:
-    from tplab.topology.calibration.links import Note
-    from tplab.topology.calibration.plan import Block, CalibrationPlan
+    from tplab.topology.calibration.plan import BlockShapes, CalibrationPlan
 
-Sample = Callable[[], float]
-"""A function that returns one time in microseconds per call."""
 _TIMED_PARAMS = 1 << 22
 """Parameters multiplied in one sample, about, where a block has fewer: enough to outweigh reading the clock."""
 COLD_PARAMS = 64 << 20
@@ -39,7 +37,7 @@ _MOST_POOL_BYTES = 1 << 30
 
 
 @torch.inference_mode()
-def time_matmuls(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+def time_matmuls(rank: Rank, plan: "CalibrationPlan") -> None:
     """Time a block's GEMMs, mean of one: keys ``("matmul", ranks at once, tokens, which block)``.
 
     By the function that the layers use, which treats few tokens and tall weights differently. In rounds over all of
@@ -57,11 +55,11 @@ def time_matmuls(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
                     continue
                 sample = _products(pool, tokens, plan.blocks[place])
                 _warm_up(rank, sample, tokens)
-                note(("matmul", at_once, tokens, place), [sample(), sample()])
+                rank.report(samples={("matmul", at_once, tokens, place): [sample(), sample()]})
         dist.barrier(group=rank.group)
 
 
-def _warm_up(rank: Rank, sample: Sample, tokens: int) -> None:
+def _warm_up(rank: Rank, sample: Sampler, tokens: int) -> None:
     """Sample once. GEMMs of a prompt are repeated until a GPU has come down to the clock that it can hold at its power
     limit: the first milliseconds are a quarter faster than the rest of a long prefill."""
     sample()
@@ -106,7 +104,7 @@ class _Pool:
         return self.numbers[self._position - n * k : self._position].view(n, k)
 
 
-def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
+def _products(pool: _Pool, tokens: int, block: "BlockShapes") -> Sampler:
     """One GEMM after the other as in a block, each with the next weights of the pool; microseconds of one."""
     numbers = pool.numbers
     # Random, not ones: on equal numbers few bits switch, and a GPU at its power limit is a third faster on them.
@@ -119,42 +117,35 @@ def _products(pool: _Pool, tokens: int, block: "Block") -> Sample:
         return each
 
     if numbers.device.type == "cuda":  # replayed again and again: the graph's weights themselves must not fit the cache
-        return in_graph(calls(-(-COLD_PARAMS // params)))
-
-    def sample() -> float:
-        each = calls(max(1, _TIMED_PARAMS // (params * min(tokens, 8))))
-        began = time.perf_counter()
-        for call in each:
-            call()
-        return (time.perf_counter() - began) * 1e6 / len(each)
-
-    return sample
+        return lone_sampler(calls(-(-COLD_PARAMS // params)), numbers.device)
+    blocks = max(1, _TIMED_PARAMS // (params * min(tokens, 8)))
+    return lambda: lone_sampler(calls(blocks), numbers.device)()
 
 
 @torch.inference_mode()
-def time_kernels(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+def time_kernels(rank: Rank, plan: "CalibrationPlan") -> None:
     """Time on rank 0 alone; keys ``("copy", bytes)``, ``("attention", cached bytes)`` twice, ``("light",)``, ``("prompt
     attention", tokens)``."""
     if rank.index == 0:
         for key, sample in _kernels(rank, plan).items():
             _warm_up(rank, sample, plan.prompt_tokens if key[0] == "prompt attention" else 1)
-            note(key, [sample() for _ in range(3 * plan.rounds)])
+            rank.report(samples={key: [sample() for _ in range(3 * plan.rounds)]})
     dist.barrier(group=rank.group)
 
 
-def _kernels(rank: Rank, plan: "CalibrationPlan") -> dict[Any, Sample]:
+def _kernels(rank: Rank, plan: "CalibrationPlan") -> dict[Any, Sampler]:
     dtype = torch_dtype(plan.dtype)
     source = torch.ones(plan.pool_bytes // 2 // dtype.itemsize, dtype=dtype, device=rank.device)
     target = torch.empty_like(source)
     x = torch.ones(1, 1, 1024, dtype=dtype, device=rank.device)
     weight = torch.ones(1024, dtype=dtype, device=rank.device)
-    made: dict[Any, Sample] = {("copy", 2 * source.nbytes): _timed(rank, [lambda: target.copy_(source)])}
+    made: dict[Any, Sampler] = {("copy", 2 * source.nbytes): lone_sampler([lambda: target.copy_(source)], rank.device)}
     for length in (16, plan.cache_tokens):
         key, calls = _attention(rank, plan, length)
-        made[key] = _timed(rank, calls)
+        made[key] = lone_sampler(calls, rank.device)
     prompt = torch.randn(1, plan.cache_shape[2], plan.prompt_tokens, HEAD_DIM, device=rank.device).to(dtype)
-    made[("prompt attention", plan.prompt_tokens)] = _timed(rank, [lambda: attend(prompt, prompt, prompt)])
-    made[("light",)] = _timed(rank, [lambda: F.rms_norm(x, (1024,), weight)] * 20)
+    made[("prompt attention", plan.prompt_tokens)] = lone_sampler([lambda: attend(prompt, prompt, prompt)], rank.device)
+    made[("light",)] = lone_sampler([lambda: F.rms_norm(x, (1024,), weight)] * 20, rank.device)
     return made
 
 
@@ -167,42 +158,3 @@ def _attention(rank: Rank, plan: "CalibrationPlan", length: int) -> tuple[tuple[
     copies = max(2, min(8, plan.pool_bytes // caches[0].nbytes))
     caches += [caches[0].clone() for _ in range(copies - 1)]
     return ("attention", caches[0].nbytes), [partial(attend, q, cache[0], cache[1]) for cache in caches]
-
-
-def _timed(rank: Rank, calls: Sequence[Callable[[], Any]]) -> Sample:
-    if rank.device.type == "cuda":
-        return in_graph(calls)
-
-    def sample() -> float:
-        began = time.perf_counter()
-        for call in calls:
-            call()
-        return (time.perf_counter() - began) * 1e6 / len(calls)
-
-    return sample
-
-
-def in_graph(calls: Sequence[Callable[[], Any]]) -> Sample:
-    """Captured once; the time of a replay per call, on the GPU's clock."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # the first calls choose algorithms and allocate, which must not be captured
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-
-    def sample() -> float:
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) * 1e3 / len(calls)
-
-    return sample

@@ -8,7 +8,6 @@ On a GPU a narrow model would measure launches, and nothing else. Where decode s
 graphs, blocks of real widths are timed by the GPU's own clock, and the engine on a model that outlasts its host's work.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,13 +20,15 @@ import torch.distributed as dist
 from tplab.cluster import Rank
 from tplab.layers.block import run_blocks
 from tplab.layers.comm import NullComm
+from tplab.measure.clock import synchronize, timed
+from tplab.measure.sampler import lone_sampler
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.request import Request
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
-from tplab.topology.calibration.compute import COLD_PARAMS, in_graph
+from tplab.topology.calibration.compute import COLD_PARAMS
 from tplab.topology.calibration.plan import (
     BLOCK_CONTEXT,
     BLOCK_TOKENS,
@@ -42,19 +43,18 @@ from tplab.topology.calibration.plan import (
 from tplab.topology.calibration.rigging import Hops, graphed, in_layout, load_random
 
 if TYPE_CHECKING:
-    from tplab.topology.calibration.links import Note
     from tplab.topology.calibration.plan import CalibrationPlan
 
 _PROMPT, _NEW = 8, 17
 
 
-def time_engine(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+def time_engine(rank: Rank, plan: "CalibrationPlan") -> None:
     """Keys ``("step", layers)``: time per token of each model on rank 0; ``("pipeline", layers)``: of the last one in
     two stages; ``("block launches",)`` and ``("block", hidden size)`` on a GPU."""
-    _time_launches(rank, plan, note)
+    _time_launches(rank, plan)
     dtype, graphs = plan.dtype, plan.cuda_graphs
     if graphs:
-        _time_blocks(rank, plan, note)
+        _time_blocks(rank, plan)
         models = [llama(GPU_LAYERS, BLOCK_WIDTHS[0], dtype)]
     else:
         models = [narrow(SHALLOW, dtype), narrow(DEEP, dtype)]
@@ -73,12 +73,12 @@ def time_engine(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
         for config, each in zip(models, ready, strict=False):
             times = _token_us(in_layout(rank, 0, 1, hops), each)
             if turn >= warm_ups:
-                note(("step", config.num_layers), times)
+                rank.report(samples={("step", config.num_layers): times})
         dist.barrier(group=rank.group)
         if half is not None:
             times = _token_us(in_layout(rank, rank.index, 2, hops), half)
             if turn >= warm_ups and rank.index == 1:  # the last stage has the tokens
-                note(("pipeline", models[-1].num_layers), times)
+                rank.report(samples={("pipeline", models[-1].num_layers): times})
         dist.barrier(group=rank.group)
 
 
@@ -96,7 +96,7 @@ def _token_us(member: Rank, loaded: Loaded) -> list[float]:
 
 
 @torch.inference_mode()
-def _time_launches(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+def _time_launches(rank: Rank, plan: "CalibrationPlan") -> None:
     """Host time to launch one block of one token without waiting for the GPU: on rank 0 of a GPU. On a CPU
     the block's own time has it."""
     if rank.index == 0 and rank.device.type == "cuda":
@@ -110,25 +110,23 @@ def _time_launches(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
         for _ in range(8 * plan.rounds):
             for cache in caches:
                 cache.reset()
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            for block, cache in zip(blocks, caches, strict=True):
-                x = block(x, cache=cache, positions=positions)
-            samples.append((time.perf_counter() - began) * 1e6 / len(blocks))
-        note(("block launches",), [median(samples[2:])])
+            synchronize(rank.device)
+            us, _ = timed(lambda: run_blocks(blocks, x, caches=caches, positions=positions))
+            samples.append(us / len(blocks))
+        rank.report(samples={("block launches",): [median(samples[2:])]})
     dist.barrier(group=rank.group)
 
 
 @torch.inference_mode()
-def _time_blocks(rank: Rank, plan: "CalibrationPlan", note: "Note") -> None:
+def _time_blocks(rank: Rank, plan: "CalibrationPlan") -> None:
     """Whole blocks of a small batch's decode step, in a graph, with cold weights: on rank 0."""
     for width in BLOCK_WIDTHS if rank.index == 0 else ():
         one = llama(1, width, plan.dtype)
         config = replace(one, num_layers=max(2, -(-COLD_PARAMS // block_params(one))))
         loaded = load_random(config, Layout.of(config), 0, NullComm(), device=rank.device)
-        sample = in_graph([_blocks(loaded, rank.device)])
+        sample = lone_sampler([_blocks(loaded, rank.device)], rank.device)
         sample()
-        note(("block", width), [sample() / config.num_layers for _ in range(8 * plan.rounds)])
+        rank.report(samples={("block", width): [sample() / config.num_layers for _ in range(8 * plan.rounds)]})
     dist.barrier(group=rank.group)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tplab.checks import check_count
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
+from tplab.measure import link_text
 from tplab.models.spec import ModelConfig, ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
@@ -26,7 +27,7 @@ kernels take less time than they ever do in use."""
 GPU_LAYERS = 24
 """Layers of the model that measures the engine on a GPU: enough for its CUDA kernels to outlast the host's work."""
 _MIB = 1 << 20
-Block = tuple[tuple[int, int], ...]
+BlockShapes = tuple[tuple[int, int], ...]
 """Shapes (n, k) of the weights of a block's GEMMs: query-key-value, output, gate-up, down."""
 
 
@@ -57,7 +58,7 @@ class CalibrationPlan:
     """Numbers of ranks that compute at once: on a CPU they share its memory bandwidth."""
     tokens: tuple[int, ...]
     """Numbers of tokens, the rows of the GEMMs."""
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockShapes, ...]
     """GEMMs of transformer blocks of several sizes; those of one block, one after the other, are a sample."""
     pool_bytes: int
     """Least bytes of weights to go through; more than caches hold."""
@@ -146,8 +147,7 @@ def plan_calibration(
     if shares_gpus:
         notes.append(f"{num_ranks} ranks share GPUs: collectives go through sockets, rates are those of a GPU alone")
     if links is not None:
-        table = links if isinstance(links, LinkTable) else LinkTable(default=links)
-        notes.append(table.badge)
+        notes.append(link_text(links))
     return CalibrationPlan(
         num_ranks=num_ranks,
         backend=backend,
@@ -172,15 +172,15 @@ def plan_calibration(
     )
 
 
-def llama_block(hidden: int) -> Block:
+def llama_block(hidden: int) -> BlockShapes:
     """The GEMMs of one block of hidden size ``hidden``, in Llama's proportions."""
     wide = hidden * 11 // 4
     return ((hidden * 3 // 2, hidden), (hidden, hidden), (2 * wide, hidden), (hidden, wide))
 
 
-def model_blocks(model: ModelSpec, num_ranks: int) -> list[Block]:
+def model_blocks(model: ModelSpec, num_ranks: int) -> list[BlockShapes]:
     """The GEMMs of one block of ``model``, for every tensor-parallel degree that ranks and model allow."""
-    made: list[Block] = []
+    made: list[BlockShapes] = []
     for t in range(1, num_ranks + 1):
         if num_ranks % t or model.num_heads % t or model.intermediate_size % t:
             continue
@@ -190,7 +190,7 @@ def model_blocks(model: ModelSpec, num_ranks: int) -> list[Block]:
     return made
 
 
-def mean_params(block: Block) -> float:
+def mean_params(block: BlockShapes) -> float:
     """Mean number of parameters of one GEMM of the block."""
     return sum(n * k for n, k in block) / len(block)
 

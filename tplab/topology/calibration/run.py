@@ -7,7 +7,7 @@ hand-over. Not the spec sheet: gloo and NCCL miss it by different factors at dif
 No torch here: the notebook's kernel plans and puts together; the ranks measure (``links``, ``compute``, ``engine``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import Report
@@ -87,15 +87,12 @@ def calibrate_on_rank(rank: "Rank", plan: CalibrationPlan) -> None:
     """
     from tplab.topology.calibration import compute, engine, links
 
-    def note(key: tuple[Any, ...], us: Sequence[float]) -> None:
-        rank.report(key=key, us=list(us))
-
     steps: tuple[Callable[[], None], ...] = (
-        lambda: links.time_all_reduces(rank, plan, note),
-        lambda: links.time_sends(rank, plan, note),
-        lambda: compute.time_matmuls(rank, plan, note),
-        lambda: compute.time_kernels(rank, plan, note),
-        lambda: engine.time_engine(rank, plan, note),
+        lambda: links.time_all_reduces(rank, plan),
+        lambda: links.time_sends(rank, plan),
+        lambda: compute.time_matmuls(rank, plan),
+        lambda: compute.time_kernels(rank, plan),
+        lambda: engine.time_engine(rank, plan),
     )
     for done, (phase, step) in enumerate(zip(PHASES, steps, strict=True)):
         rank.report(phase=phase, done=done, total=len(PHASES))

@@ -20,7 +20,8 @@ import pandas as pd
 from tplab.checks import ArgumentError, check_all_of, check_count
 from tplab.cluster import Cluster, ClusterError
 from tplab.collectives.point_to_point import measure_point_to_point
-from tplab.collectives.sweep import ON_SYMMETRIC_MEMORY, sweep_all_reduce
+from tplab.collectives.sweep import sweep_all_reduce
+from tplab.collectives.sweep_plan import ON_SYMMETRIC_MEMORY
 from tplab.files import check_writable, write_text
 from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.models.spec import ModelConfig
@@ -29,7 +30,7 @@ from tplab.pipeline.costs import measured_costs
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.machine.machine import Machine
-from tplab.topology.verification.box_layouts import Case, measure_cases, scores
+from tplab.topology.verification.box_layouts import BoxCase, measure_cases, scores
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
@@ -75,7 +76,7 @@ class BoxPlan:
     """Tokens of each micro-batch of a pipeline, which has m = 2p of them."""
     iterations: int
     """Number of samples of each layer strategy."""
-    cases: tuple[Case, ...]
+    cases: tuple[BoxCase, ...]
     """Models that are run in every layout, each with its workload."""
     calibration: Mapping[str, Any]
     """Arguments of the ``calibrate`` that runs before the layouts."""
@@ -96,7 +97,7 @@ class BoxPlan:
             micro_batch_tokens=4096,
             iterations=7,
             cases=tuple(
-                Case(model=model, workload=Workload(input_length=prompt, output_length=new, concurrency=requests))
+                BoxCase(model=model, workload=Workload(input_length=prompt, output_length=new, concurrency=requests))
                 for model in ("llama-3.1-8b", "llama-3.1-70b")
                 for prompt, new, requests in ((128, 32, 8), (2048, 32, 32))  # decode counts; prompts count
             ),
@@ -118,7 +119,7 @@ class BoxPlan:
             depth=1,
             micro_batch_tokens=16,
             iterations=2,
-            cases=(Case(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=6)),),
+            cases=(BoxCase(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=6)),),
             calibration={"rounds": 1, "sizes": (1 << 12, 1 << 16), "tokens": (1, 4, 16), "widths": (64, 128)},
         )
 
@@ -130,7 +131,7 @@ def measure_box(
     backend: str = "auto",
     steps: Sequence[str] = STEPS,
     plan: BoxPlan | None = None,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[BoxCase] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
     """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv``, ``pipeline.csv`` (with

@@ -18,16 +18,16 @@ from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.verification.plan import fits, in_precision
+from tplab.topology.verification.plan import in_precision, runs_whole
 from tplab.topology.verification.run import MEASURES, Verification, free_bytes, verify
-from tplab.topology.verification.static_batch import LAB, batch_of, machine_of, predict_batch, runnable
+from tplab.topology.verification.static_batch import LAB, machine_of, predict_batch, requests_by_replica, runnable
 
 MODES = ("spec sheet", "calibrated")
 """What predictions were made from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class BoxCase:
     """A model and what is asked of it."""
 
     model: str | ModelConfig
@@ -36,7 +36,7 @@ class Case:
 
     def __post_init__(self) -> None:
         check_count("output_length", self.workload.output_length, least=2)  # or there is no time between tokens
-        batch_of(self.workload, 1)
+        requests_by_replica(self.workload, 1)
         runnable(self.spec, 1, self.workload.context_length, "float32")
 
     @property
@@ -53,7 +53,7 @@ class Case:
 
 def measure_cases(
     cluster: Cluster,
-    cases: Sequence[Case],
+    cases: Sequence[BoxCase],
     calibration: Calibration,
     *,
     sheet: Machine | None = None,
@@ -92,7 +92,7 @@ def measure_cases(
 
 def _measure(
     cluster: Cluster,
-    case: Case,
+    case: BoxCase,
     calibration: Calibration,
     sheet: Machine | None,
     repeats: int,
@@ -150,7 +150,7 @@ def _advised(cluster: Cluster, spec: ModelSpec, machine: Machine, workload: Work
         chosen = [
             option.layout
             for option in options
-            if option.layout.num_gpus == cluster.num_ranks and fits(shallow, option.layout, workload, free)
+            if option.layout.num_gpus == cluster.num_ranks and runs_whole(shallow, option.layout, workload, free)
         ]
         if len(chosen) > 1:
             return shallow, chosen

@@ -4,7 +4,7 @@ Layouts take turns and each is made anew for its turn: one at a time is held, wh
 the machine does not fall on one layout alone.
 """
 
-import time
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from tplab.cluster import Rank
 from tplab.layers.comm import Comm, NullComm
+from tplab.measure.clock import timed
 from tplab.models.decoder import Padding
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
@@ -36,16 +37,17 @@ _DECODE_STEPS = 7
 
 
 def run_layouts(rank: Rank, plan: "VerifyPlan") -> None:
-    """Every layout of the plan in every round; reports ``row``, ``turn``, ``replica``, ``start_s``, ``first_s`` and
-    ``last_s`` of every generation, from each replica's ranks that know."""
+    """Every layout of the plan in every round. Every rank that holds a part reports of every generation when it started
+    and when the rank knew the first and the last token: keys ``(row, "start")``, ``(row, "first")``, ``(row, "last")``,
+    in microseconds of the machine's clock."""
     total = plan.rounds * len(plan.runs)
     for turn in range(plan.rounds):
         for row, run in enumerate(plan.runs):
-            _run(rank, plan, run, row, turn)
+            _run(rank, plan, run, row)
             rank.report(phase="layouts", done=turn * len(plan.runs) + row + 1, total=total)
 
 
-def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) -> None:
+def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int) -> None:
     comms: dict[int, Comm] = {}
     seat: tuple[int, int, int] | None = None
     for replica, stages in enumerate(run.groups):  # every rank makes every group: that is a collective
@@ -78,14 +80,9 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int, turn: int) 
         engine = _generate(in_layout(rank, place, len(ranks_of_place), hops), plan, loaded, run.batches[replica])
         if repeat < 0:
             continue
-        rank.report(
-            row=row,
-            turn=turn * plan.repeats + repeat,
-            replica=replica,
-            start_s=engine.start_s,
-            first_s=max(known[0] for known in engine.token_s),
-            last_s=max(known[-1] for known in engine.token_s),
-        )
+        first_s, last_s = (max(known[place] for known in engine.token_s) for place in (0, -1))
+        moments = {"start": engine.start_s, "first": first_s, "last": last_s}
+        rank.report(samples={(row, what): seconds * 1e6 for what, seconds in moments.items()})
     dist.barrier(group=rank.group)
 
 
@@ -131,14 +128,10 @@ def _alone(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", stage: int) -> Stag
     request = Request.of(prompts, max_new_tokens=_DECODE_STEPS + 2)
     sampler = Sampler(request, 0, batch, module.vocab, loaded.comm) if module.spec.last else None
 
-    def step(x: torch.Tensor, padding: Padding, caches: Any) -> float:
-        began = time.perf_counter()
+    def step(x: torch.Tensor, padding: Padding, caches: Any) -> None:
         y = module(x, padding=padding, caches=caches)
         if sampler is not None:
             sampler(y)
-        if rank.device.type == "cuda":
-            torch.cuda.synchronize(rank.device)
-        return time.perf_counter() - began
 
     def input_of(length: int) -> torch.Tensor:
         if module.spec.first:
@@ -151,6 +144,10 @@ def _alone(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", stage: int) -> Stag
         length = plan.input_length + _DECODE_STEPS + 1
         padding = Padding([plan.input_length] * batch, length, rank.device)
         caches = module.make_caches(batch, length)
-        prefills.append(step(input_of(plan.input_length), padding, caches))
-        decodes += [step(input_of(1), padding, caches) for _ in range(_DECODE_STEPS)][1:]
+        lengths = [plan.input_length] + [1] * _DECODE_STEPS
+        first, _, *rest = (
+            timed(partial(step, input_of(new), padding, caches), rank.device)[0] / 1e6 for new in lengths
+        )
+        prefills.append(first)
+        decodes += rest
     return StageTimes(prefill_s=median(prefills[1:]), decode_s=median(decodes))

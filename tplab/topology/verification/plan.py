@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from tplab.checks import check_count, check_one_of
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.measure import link_text
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import Advice
@@ -14,12 +15,18 @@ from tplab.topology.advisor.layout_arrays import links_alike
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.plan import PRECISION
 from tplab.topology.machine.placement import place
-from tplab.topology.verification.static_batch import BatchTimes, batch_of, machine_of, predict_batch, runnable
+from tplab.topology.verification.static_batch import (
+    BatchTimes,
+    machine_of,
+    predict_batch,
+    requests_by_replica,
+    runnable,
+)
 
 COMPUTE = ("auto", "real", "emulated")
 _SHARE_OF_MEMORY = 0.6
 """Share of the free memory for weights and caches: activations, buffers and the notebook need the rest."""
-Groups = tuple[tuple[tuple[int, ...], ...], ...]
+RankGroups = tuple[tuple[tuple[int, ...], ...], ...]
 Target = Advice | Sequence[Layout | tuple[int, ...]]
 
 
@@ -31,7 +38,7 @@ class LayoutRun:
     """Layout of one replica, as the ranks build it."""
     sharding: Layout
     """Layout with its replicas, as the advisor has it."""
-    groups: Groups
+    groups: RankGroups
     """``groups[replica][stage]``: ranks that share that stage's layers."""
     batches: tuple[int, ...]
     """Number of requests of each replica that has any."""
@@ -69,11 +76,10 @@ class VerifyPlan:
     @property
     def parts_of_badge(self) -> tuple[str, ...]:
         """What a figure must say besides the cluster."""
-        table = LinkTable(default=self.links) if isinstance(self.links, EmulatedLink) else self.links
         return (
             *(("emulated compute",) if self.emulated_compute else ()),
             *(("CUDA graphs",) if self.cuda_graphs else ()),
-            *((table.badge,) if table else ()),
+            *((link_text(self.links),) if self.links is not None else ()),
         )
 
 
@@ -129,7 +135,7 @@ def plan_verify(
     if not links_alike(machine):  # as advise judges them: on the ranks they would get
         placements = [place(machine, one.tp, one.pp, one.replicas) for one in layouts]
     groups = [at.groups for at in placements] if placements else [_in_order(one) for one in layouts]
-    batch_of(workload, 1)
+    requests_by_replica(workload, 1)
     if workload.output_length > tokens:
         notes.append(f"{tokens} of {workload.output_length} new tokens are generated")
         workload = replace(workload, output_length=tokens)
@@ -163,7 +169,7 @@ def plan_verify(
             layout=Layout.of(run_spec, one.tp, one.pp),
             sharding=one,
             groups=where,
-            batches=tuple(batch_of(workload, one.replicas)),
+            batches=tuple(requests_by_replica(workload, one.replicas)),
             predicted=made,
             scale=whole.tpot_ms / made.tpot_ms,
         )
@@ -218,7 +224,7 @@ def _degrees(one: tuple[int, ...]) -> tuple[int, int, int]:
     return one[0], one[1], one[2] if len(one) == 3 else 1
 
 
-def _in_order(one: Layout) -> Groups:
+def _in_order(one: Layout) -> RankGroups:
     t, p = one.tp, one.pp
     return tuple(
         tuple(tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)) for r in range(one.replicas)
@@ -250,7 +256,7 @@ def _depth(
     return depth, [f"{depth} of {spec.num_layers} layers are run, and times scaled up as the prediction scales"]
 
 
-def fits(spec: ModelSpec, layout: Layout, workload: Workload, free_bytes: Sequence[float]) -> bool:
+def runs_whole(spec: ModelSpec, layout: Layout, workload: Workload, free_bytes: Sequence[float]) -> bool:
     """Whether all of the model's layers can be run in this layout, with ``free_bytes`` as ``plan_verify`` has them."""
     return _bytes(spec, spec.num_layers, layout, workload) <= min(free_bytes) * _SHARE_OF_MEMORY
 
@@ -259,7 +265,7 @@ def _bytes(spec: ModelSpec, depth: int, one: Layout, workload: Workload) -> floa
     context = workload.input_length + workload.output_length
     config = runnable(spec, depth, context + 1, _DTYPE[spec.activation_precision])
     layout = Layout.of(config, one.tp, one.pp)
-    batch = batch_of(workload, one.replicas)[0]
+    batch = requests_by_replica(workload, one.replicas)[0]
     places = [layout.place(rank) for rank in range(layout.gpus_per_replica)]
     return max(
         weight_bytes(config, layout, *place) + kv_bytes(config, layout, *place, requests=batch, context=context)

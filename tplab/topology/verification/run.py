@@ -17,10 +17,11 @@ import pandas as pd
 
 from tplab.cluster import Provenance, Report
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
+from tplab.measure import joined_badge, provenance_columns, samples_of
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.verification.plan import Target, VerifyPlan, plan_verify
+from tplab.topology.verification.plan import LayoutRun, Target, VerifyPlan, plan_verify
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, DerivedRun, Rank
@@ -203,40 +204,33 @@ def free_bytes(rank: "Rank") -> float:
 
 def verification_of(plan: VerifyPlan, reports: Iterable[Report], provenance: Provenance) -> Verification:
     """What the ranks have reported so far; layouts without a whole sample are left out."""
-    by_row: dict[int, dict[int, list[dict[str, Any]]]] = {}
-    for report in list(reports):
-        if "row" in report.fields:
-            by_row.setdefault(report.fields["row"], {}).setdefault(report.fields["turn"], []).append(report.fields)
-    badge = " · ".join((provenance.badge, *plan.parts_of_badge))
-    setting = " · ".join(plan.parts_of_badge) or provenance.link
+    samples = samples_of(reports)
+    badge = joined_badge(provenance.badge, *plan.parts_of_badge)
+    setting = joined_badge(*plan.parts_of_badge) or provenance.link
+    about = {
+        "badge": badge,
+        **provenance_columns(provenance, link=plan.links, launch_mode="graph" if plan.cuda_graphs else None),
+    }
     rows = []
-    for row, turns in sorted(by_row.items()):
-        run = plan.runs[row]
-        members = len(run.batches) * run.layout.gpus_per_replica
-        samples = [_sample(plan, run.batches, fields) for fields in turns.values() if len(fields) == members]
-        if samples:
-            measured = dict(zip(MEASURES, np.median(samples, axis=0).tolist(), strict=True))
-            about = provenance.columns() | ({"launch_mode": "graph"} if plan.cuda_graphs else {})
-            rows.append(_row(plan, row, measured, len(samples), setting) | {"badge": badge} | about)
+    for row, run in enumerate(plan.runs):
+        moments = [samples[row, what].us for what in ("start", "first", "last") if (row, what) in samples]
+        if moments and len(moments[0]) == len(run.batches) * run.layout.gpus_per_replica:
+            measured = np.median(_measured(plan, run, *moments), axis=1).tolist()
+            rows.append(_row(plan, row, measured, moments[0].shape[1], setting) | about)
     return Verification(frame=pd.DataFrame(rows), notes=plan.notes, badge=badge)
 
 
-def _sample(plan: VerifyPlan, batches: Sequence[int], fields: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
-    """``MEASURES`` of one generation, of the slowest replica."""
-    start = min(each["start_s"] for each in fields)
-    first, last = max(each["first_s"] for each in fields), max(each["last_s"] for each in fields)
-    tpot = max(each["last_s"] - each["first_s"] for each in fields) / (plan.output_length - 1)
-    return tpot * 1e3, (first - start) * 1e3, sum(batches) * plan.output_length / (last - start)
+def _measured(plan: VerifyPlan, run: LayoutRun, start_us: Any, first_us: Any, last_us: Any) -> list[Any]:
+    """``MEASURES`` of every generation, of the slowest replica, from moments on (ranks, generations)."""
+    began_us, ended_us = start_us.min(axis=0), last_us.max(axis=0)
+    tpot_us = (last_us - first_us).max(axis=0) / (plan.output_length - 1)
+    num_tokens = sum(run.batches) * plan.output_length
+    return [tpot_us / 1e3, (first_us.max(axis=0) - began_us) / 1e3, num_tokens / (ended_us - began_us) * 1e6]
 
 
-def _row(plan: VerifyPlan, row: int, measured: dict[str, float], samples: int, setting: str) -> dict[str, Any]:
+def _row(plan: VerifyPlan, row: int, measured: Sequence[float], samples: int, setting: str) -> dict[str, Any]:
     run = plan.runs[row]
-    predicted = {
-        "tpot_ms": run.predicted.tpot_ms,
-        "ttft_ms": run.predicted.ttft_ms,
-        "output_tokens_per_s": run.predicted.output_tokens_per_s,
-    }
-    about = {
+    about: dict[str, Any] = {
         "setting": setting,
         "layout": str(run.sharding),
         "tp": run.sharding.tp,
@@ -245,10 +239,11 @@ def _row(plan: VerifyPlan, row: int, measured: dict[str, float], samples: int, s
         "batch": sum(run.batches),
         "layers": plan.config.num_layers,
     }
-    for name in MEASURES:
+    for name, value in zip(MEASURES, measured, strict=True):
+        predicted = getattr(run.predicted, name)
         about |= {
-            f"predicted_{name}": predicted[name],
-            f"measured_{name}": measured[name],
-            f"{name}_error_pct": 100 * (predicted[name] / measured[name] - 1),
+            f"predicted_{name}": predicted,
+            f"measured_{name}": value,
+            f"{name}_error_pct": 100 * (predicted / value - 1),
         }
-    return about | {"scaled_tpot_ms": measured["tpot_ms"] * run.scale, "samples": samples}
+    return about | {"scaled_tpot_ms": about["measured_tpot_ms"] * run.scale, "samples": samples}

@@ -50,7 +50,7 @@ class BatchTimes:
     """Terms of ``tpot_ms`` in ms: ``latency.TERMS`` and ``ends``."""
 
 
-def batch_of(workload: Workload, replicas: int) -> list[int]:
+def requests_by_replica(workload: Workload, replicas: int) -> list[int]:
     """Requests of each replica, the first ones one more; replicas without any are left out.
 
     Raises:
@@ -99,7 +99,7 @@ def predict_batch(
         by_gpu=True,
     )
     server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
-    batch = np.array([float(batch_of(workload, layout.replicas)[0]) for layout in layouts])
+    batch = np.array([float(requests_by_replica(workload, layout.replicas)[0]) for layout in layouts])
     return _times(server, batch, layouts)
 
 
@@ -166,7 +166,7 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
             bf16_TFLOPS=peak,
             kind="gpu" if c.backend == "nccl" else "cpu",
         )
-    kind = "emulated" if any("emulated link" in note for note in c.notes) else "host"
+    kind = "emulated" if c.emulated_links else "host"
     found = {(s.source, s.target): fit_line(s.nbytes, s.p50_us) for s in c.sends if len(s.nbytes) > 1}
     lines = _told_apart(found)
     rows: list[list[Link | None]] = [[None] * c.num_ranks for _ in range(c.num_ranks)]

@@ -1,0 +1,151 @@
+"""What a sweep measures: its points, in the order in which they are measured, and what is refused. No torch.
+
+A module of its own, because the notebook kernel, which plans, and the ranks, which measure, share it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from tplab.shown import shown
+
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4}
+MODES = ("eager", "graph")
+_MOST_BYTES = 1 << 40
+"""Most bytes of a message on the command line: beyond the memory of any rank."""
+ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
+"""torch's CUDA kernels over memory that GPUs share; they need one GPU per rank."""
+_SYMMETRIC_BYTES = 128
+"""Bytes that sizes are a multiple of for those kernels: they move 16 bytes of every rank's part, and a host has up to
+8 GPUs."""
+ALGORITHMS = (
+    *("library", "ring", "two-shot", "one-shot", "recursive-doubling", "int8-two-shot"),
+    *ON_SYMMETRIC_MEMORY,
+)
+"""Names of all-reduces: the backend's own choice, ours, and torch's symmetric-memory kernels."""
+_DTYPES_OF = {
+    "int8-two-shot": ("float32", "bfloat16", "float16", "float64"),
+    **dict.fromkeys(ON_SYMMETRIC_MEMORY, ("bfloat16", "float32")),
+}
+"""Dtypes of the algorithms that do not take all."""
+DEFAULT_SIZES = tuple(1 << power for power in range(10, 27))
+"""Sizes in bytes: 1 KiB to 64 MiB in powers of two."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One row of a sweep: what to time, and how often."""
+
+    algorithm: str
+    """One of ``ALGORITHMS``."""
+    dtype: str
+    """Name of a torch dtype."""
+    num_elements: int
+    """Elements of the message."""
+    iterations: int
+    """Number of samples."""
+    mode: str
+    """``eager`` or ``graph``."""
+
+
+def plan_sweep(
+    *,
+    sizes: Sequence[int] = DEFAULT_SIZES,
+    dtypes: Sequence[str] = ("float32",),
+    algorithms: Sequence[str] = ("library",),
+    mode: str = "eager",
+    iterations: int | None = None,
+    backend: str = "gloo",
+    shares_gpus: bool = False,
+) -> list[Point]:
+    """The rows of a sweep, in the order they are measured. Raises ``ValueError`` naming a bad argument.
+
+    Args:
+        sizes: message sizes in bytes, rising.
+        dtypes: names of torch dtypes.
+        algorithms: ``library`` (the backend's own all-reduce) or one of ours.
+        mode: ``eager`` or, on GPUs, ``graph``: the all-reduce captured in a CUDA graph.
+        iterations: samples of every point; by default 50 for small messages down to 7 for large ones.
+        backend: of the cluster it is for.
+        shares_gpus: whether ranks share GPUs; the default ``iterations`` is then a quarter, as each call waits for the
+            GPU to switch between processes.
+    """
+    _check_names("dtypes", dtypes, ITEMSIZES)
+    _check_names("algorithms", algorithms, ALGORITHMS)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    if mode == "graph" and backend != "nccl":
+        raise ValueError(
+            f"mode='graph' needs CUDA graphs, so the nccl backend; this cluster runs {backend}: use 'eager'"
+        )
+    if mode == "graph" and not set(algorithms) <= {"library", *ON_SYMMETRIC_MEMORY}:
+        raise ValueError(
+            f"mode='graph' captures the backend's own all-reduce and the symmetric-memory kernels only: use algorithms "
+            f"out of library, {', '.join(ON_SYMMETRIC_MEMORY)}"
+        )
+    shared = sorted(set(algorithms) & set(ON_SYMMETRIC_MEMORY))
+    if shared and (backend != "nccl" or shares_gpus):
+        where = "ranks that share a GPU" if backend == "nccl" else f"the {backend} backend"
+        raise ValueError(f"algorithms {', '.join(shared)} need a GPU per rank; this cluster has {where}")
+    for algorithm in algorithms:
+        known = _DTYPES_OF.get(algorithm, dtypes)
+        if unknown := sorted(set(dtypes) - set(known)):
+            raise ValueError(
+                f"dtypes for algorithms={algorithm} must be out of {', '.join(known)}; got {', '.join(unknown)}"
+            )
+    if iterations is not None and (not isinstance(iterations, int) or iterations < 1):
+        raise ValueError(f"iterations must be a positive integer; got {iterations!r}")
+    sizes = list(sizes)
+    if not sizes:
+        raise ValueError("sizes must hold at least one message size in bytes; it is empty")
+    largest = max(ITEMSIZES[dtype] for dtype in dtypes)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(f"sizes must be positive numbers of bytes; got {size!r}")
+        if size % largest:
+            raise ValueError(f"sizes must be multiples of the largest dtype's {largest} bytes; got {size}")
+        if shared and size % _SYMMETRIC_BYTES:
+            raise ValueError(f"sizes must be multiples of {_SYMMETRIC_BYTES} bytes for {', '.join(shared)}; got {size}")
+    if any(after <= before for before, after in pairwise(sizes)):
+        raise ValueError(f"sizes must rise: each larger than the one before; got {sizes}")
+    return [
+        Point(
+            algorithm=algorithm,
+            dtype=dtype,
+            num_elements=int(size) // ITEMSIZES[dtype],
+            iterations=iterations or max(7, default_iterations(int(size)) // (4 if shares_gpus else 1)),
+            mode=mode,
+        )
+        for algorithm in algorithms
+        for dtype in dtypes
+        for size in sizes
+    ]
+
+
+def parse_bytes(argument: str, text: str) -> int:
+    """``512B``, ``64KiB``, ``2MiB`` or a plain number of bytes. Raises ``ValueError`` naming ``argument``."""
+    match = re.fullmatch(r"\s*(\d{1,15})\s*(|B|KiB|MiB|GiB)\s*", text)
+    size = 0 if match is None else int(match[1]) << {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
+    if not 0 < size <= _MOST_BYTES:
+        raise ValueError(
+            f"{argument} must be a positive size such as 512B, 64KiB, 2MiB or 1GiB, and at most "
+            f"{_MOST_BYTES >> 30}GiB; got {shown(text)}"
+        )
+    return size
+
+
+def default_iterations(nbytes: int) -> int:
+    """50 samples up to 64 KiB, then fewer, down to 7 at 8 MiB and above: a sweep to 64 MiB takes seconds."""
+    return max(7, min(50, int(50 * ((1 << 16) / nbytes) ** 0.4)))
+
+
+def _check_names(argument: str, names: Sequence[str], known: Iterable[str]) -> None:
+    known = list(known)
+    if isinstance(names, str) or not names:
+        raise ValueError(f"{argument} must be a list of names out of {', '.join(known)}; got {names!r}")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{argument} must be out of {', '.join(known)}; got {name!r}")
