@@ -18,9 +18,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from tplab.checks import check_number, check_text
 from tplab.files import read_json
-from tplab.models import keys as check
-from tplab.models.keys import Config
+from tplab.models.keys import (
+    HONOURED,
+    INERT,
+    KINDS,
+    MOST_BYTES,
+    REFUSED,
+    SIZED,
+    Config,
+    Keys,
+    mapping,
+    number,
+    texts,
+    whole,
+)
 from tplab.models.spec import MODEL_TYPES, PRECISIONS, DType, ModelConfig, RopeScaling
 from tplab.shown import check_depth, listed, shown
 
@@ -57,7 +70,7 @@ def file_of(source: "str | os.PathLike[str]") -> Path:
 
 def object_in(path: Path) -> Config:
     try:
-        values = read_json(path, limit=check.MOST_BYTES)
+        values = read_json(path, limit=MOST_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -65,66 +78,6 @@ def object_in(path: Path) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object; it holds a {type(values).__name__}")
     return values
-
-
-class Keys:
-    """The keys of one file, with the defaults of its family, and what was found on the way."""
-
-    def __init__(self, values: Config, family: str, where: str, *, core: bool = True) -> None:
-        self.values, self.family, self.at = values, family, f"{where}: "
-        known = check.FAMILIES.get(family)
-        self.defaults: dict[str, Any] = {} if known is None else {**check.COMMON, **known}
-        if not core:
-            self.defaults = {key: value for key, value in self.defaults.items() if key not in check.CORE}
-        self.known = known is not None
-        self.gpt2 = family in ("gpt2", "gpt_bigcode") or "n_embd" in values
-        self.neox = family == "gpt_neox"
-        self.notes: list[str] = []
-        self.unsupported: list[str] = []
-
-    def find(self, key: str) -> tuple[str, Any]:
-        """What the key is called here, and its value, or the family's default."""
-        names = (key, *check.ALSO.get(key, ()))
-        here = [name for name in names if name in self.values]
-        name = next((name for name in here if self.values[name] is not None), here[0] if here else key)
-        value = self.values.get(name)
-        left_out = not here or (value is None and key not in (*check.NULLABLE, *check.CORE))
-        return name, self.defaults.get(key) if left_out else value
-
-    def size(self, key: str) -> int:
-        name, value = self.find(key)
-        if value is None and name not in self.values:
-            raise ValueError(f"{self.at}the configuration has no {' or '.join((key, *check.ALSO.get(key, ())))}")
-        return check.whole(value, name, self.at)
-
-    def optional(self, key: str) -> int | None:
-        name, value = self.find(key)
-        return None if value is None else check.whole(value, name, self.at)
-
-    def number(self, key: str, usual: float) -> float:
-        name, value = self.find(key)
-        return usual if value is None else check.number(value, name, self.at)
-
-    def flag(self, key: str, usual: bool = False) -> bool:
-        value = self.find(key)[1]
-        return usual if value is None else check.flag(value, key, self.at)
-
-    def lacks(self, key: str) -> bool:
-        """Whether the family's class in transformers has no such key, so that it does nothing in this file."""
-        if not self.known or key in self.defaults:
-            return False
-        if self.values.get(key):
-            self.notes.append(f"{key} is not a key of {self.family}'s, and does nothing in transformers")
-        return True
-
-    def switch(self, key: str) -> bool:
-        """A flag, if the family's class has it."""
-        if not self.flag(key):
-            return False
-        if self.lacks(key):
-            self.unsupported.append(f"{key}=True is not supported for {self.family}; false is")
-            return False
-        return True
 
 
 def described(keys: Keys) -> dict[str, Any]:
@@ -136,9 +89,12 @@ def described(keys: Keys) -> dict[str, Any]:
     head_dim = keys.optional("head_dim")
     if head_dim is None and hidden % heads:
         raise ValueError(f"{at}num_attention_heads={heads} does not divide hidden_size={hidden}; give head_dim")
-    kv_heads = None if gpt2 or neox else keys.optional("num_key_value_heads")
+    kv_heads = heads if gpt2 or neox else keys.optional("num_key_value_heads") or heads
     if family == "gpt_bigcode" and keys.flag("multi_query", True):
         kv_heads = 1
+    if heads % kv_heads:
+        raise ValueError(f"{at}num_key_value_heads={kv_heads} must divide num_attention_heads={heads}")
+    stops = keys.find("eos_token_id")[1]
     attention_bias, mlp_bias = keys.switch("attention_bias"), keys.switch("mlp_bias")
     if keys.flag("use_bidirectional_attention"):
         keys.unsupported.append(f"use_bidirectional_attention=True is not supported for {family}; false is")
@@ -155,7 +111,7 @@ def described(keys: Keys) -> dict[str, Any]:
         "intermediate_size": keys.optional("n_inner") or 4 * hidden if gpt2 else keys.size("intermediate_size"),
         "num_layers": layers,
         "num_heads": heads,
-        "num_kv_heads": check.kv_heads(heads if kv_heads is None else kv_heads, heads, at),
+        "num_kv_heads": kv_heads,
         "head_dim": head_dim or hidden // heads,
         "max_positions": positions,
         "norm_eps": keys.number("rms_norm_eps", 1e-6),
@@ -176,12 +132,15 @@ def described(keys: Keys) -> dict[str, Any]:
         "parallel_residual": neox and keys.flag("use_parallel_residual", True),
         "embedding_scale": hidden**0.5 if gemma else 1.0,
         "dtype": _dtype(keys),
-        "stop_tokens": check.tokens(keys.find("eos_token_id")[1], "eos_token_id", at),
+        "stop_tokens": tuple(  # -1 stands for none in some files
+            whole(each, "eos_token_id", at, least=-1)
+            for each in (stops if isinstance(stops, list | tuple) else () if stops is None else (stops,))
+        ),
     }
 
 
 def _not_run(kind: Any) -> str:
-    needs = next((f" ({what})" for what, names in check.KINDS.items() if kind in names), "")
+    needs = next((f" ({what})" for what, names in KINDS.items() if kind in names), "")
     return f"model_type={shown(kind)}{needs} is not supported; supported are {', '.join(MODEL_TYPES)}"
 
 
@@ -197,14 +156,14 @@ def _look_for_unknown(keys: Keys) -> None:
         keys.unsupported.append(
             f"quantization_config: quantised checkpoints are not supported; {', '.join(PRECISIONS)} are"
         )
-    unknown = sorted(active - check.INERT - check.HONOURED)
+    unknown = sorted(active - INERT - HONOURED)
     if unknown:
         keys.unsupported.append(
             f"{listed(f'{name}={shown(values[name])}' for name in unknown)} is not known here and may change what the "
             f"model computes, so it is not passed over. Delete the key if it changes nothing. Honoured are "
-            f"{', '.join(sorted(check.HONOURED))}"
+            f"{', '.join(sorted(HONOURED))}"
         )
-    known = check.INERT | check.HONOURED | check.SIZED | {key for names in check.REFUSED.values() for key in names}
+    known = INERT | HONOURED | SIZED | {key for names in REFUSED.values() for key in names}
     if idle := sorted(set(values) - known):
         keys.notes.append(f"keys without meaning here, taken to change neither size nor speed: {listed(idle, 20)}")
 
@@ -226,7 +185,12 @@ def _gate(keys: Keys) -> str:
 def _windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
     """The window of each layer; empty where none has one."""
     family, given = keys.family, keys.values.get("layer_types")
-    types = None if given is None else check.layer_types(given, layers, keys.at)
+    types = None if given is None else texts(given, "layer_types", keys.at)
+    if types is not None and (len(types) != layers or not set(types) <= {"full_attention", "sliding_attention"}):
+        raise ValueError(
+            f"{keys.at}layer_types must be {layers} times full_attention or sliding_attention, one per layer; got "
+            f"{len(types)} of {listed(sorted(set(types)))}"
+        )
     window, qwen = keys.optional("sliding_window"), family.startswith("qwen")
     if not keys.flag("use_sliding_window", not qwen):
         window = None
@@ -246,7 +210,7 @@ def _windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
         windowed = [False] * layers
     elif qwen:
         name, value = keys.find("max_window_layers")
-        full = layers if value is None else check.whole(value, name, keys.at, least=0)
+        full = layers if value is None else whole(value, name, keys.at, least=0)
         windowed = [layer >= full for layer in range(layers)]
     else:  # one layer in so many sees everything
         pattern = keys.optional("sliding_window_pattern")
@@ -264,23 +228,23 @@ def _rope(keys: Keys, positions: int | None) -> tuple[float, RopeScaling | None]
     """Theta and scaling: from ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling`` (before)."""
     values, at = keys.values, keys.at
     given = {name: values[name] for name in ("rope_parameters", "rope_scaling") if values.get(name) is not None}
-    found = {name: check.mapping(value, name, at) for name, value in given.items()}
+    found = {name: mapping(value, name, at) for name, value in given.items()}
     name = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
     settings = dict(found.get(name, {}))
     if "full_attention" in settings:  # one for each kind of layer, in Gemma 3
-        settings = dict(check.mapping(settings["full_attention"], f"full_attention of {name}", at))
+        settings = dict(mapping(settings["full_attention"], f"full_attention of {name}", at))
     theta = settings.pop("rope_theta", None)
-    theta = keys.number("rope_theta", 10_000.0) if theta is None else check.number(theta, "rope_theta", at)
-    kind = check.text(settings.pop("rope_type", settings.get("type", "default")), f"rope_type of {name}", at)
+    theta = keys.number("rope_theta", 10_000.0) if theta is None else number(theta, "rope_theta", at)
+    kind = check_text(f"{at}rope_type of {name}", settings.pop("rope_type", settings.get("type", "default")))
     settings.pop("type", None)
     for place in (values, settings):
         part = place.get("partial_rotary_factor")
-        if part is not None and check.number(part, "partial_rotary_factor", at) != 1.0:
+        if part is not None and number(part, "partial_rotary_factor", at) != 1.0:
             keys.unsupported.append(f"partial_rotary_factor={part} is not supported; all of a head is turned")
     settings.pop("partial_rotary_factor", None)
     original = settings.pop("original_max_position_embeddings", None)
     if original is not None:
-        original = check.whole(original, f"original_max_position_embeddings of {name}", at)
+        original = whole(original, f"original_max_position_embeddings of {name}", at)
     numbers = {key: settings.pop(key) for key in _FACTORS if settings.get(key) is not None}
     wanted = {"default": (), "linear": _FACTORS[:1], "llama3": _FACTORS}.get(kind)
     extra = sorted(key for key in settings if settings[key] is not None)
@@ -293,11 +257,8 @@ def _rope(keys: Keys, positions: int | None) -> tuple[float, RopeScaling | None]
         keys.unsupported.append(f"{name} of type {kind} with {listed(extra)} is not supported")
     if kind == "default":
         return theta, None
-    checked = {key: check.number(numbers[key], f"{key} of {name}", at) for key in wanted if key in numbers}
-    if not 1 <= checked.get("factor", 1) <= _LARGEST_STRETCH:
-        raise ValueError(
-            f"{at}factor of {name} must be a number of at least 1, and at most 1,000; got {numbers['factor']}"
-        )
+    checked = {key: number(numbers[key], f"{key} of {name}", at) for key in wanted if key in numbers}
+    check_number(f"{at}factor of {name}", checked.get("factor", 1.0), least=1.0, most=_LARGEST_STRETCH)
     if kind == "llama3" and original is None:  # transformers takes the top-level key, else the model's own length
         original = keys.optional("original_max_position_embeddings") or positions
     low, high = checked.get("low_freq_factor", 0), checked.get("high_freq_factor", 1)
@@ -310,20 +271,19 @@ def _dtype(keys: Keys) -> DType | None:
     key = next((key for key in ("dtype", "torch_dtype") if keys.values.get(key) is not None), None)
     if key is None:
         return None
-    told = check.text(keys.values[key], key, keys.at).removeprefix("torch.")
+    told = check_text(f"{keys.at}{key}", keys.values[key]).removeprefix("torch.")
     found = {"half": "float16", "float": "float32"}.get(told, told)
     if found not in PRECISIONS:
         raise ValueError(f"{keys.at}{key}={shown(told)} is not supported; {', '.join(PRECISIONS)} are")
     return cast(DType, found)
 
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-}
+_SAME_NUMBERS = {
+    "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim", "max_position_embeddings": "max_positions", "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tied_embeddings", "torch_dtype": "dtype",
+}  # fmt: skip
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
@@ -337,34 +297,20 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         if scaling.original_max_positions is not None:
             rope["original_max_position_embeddings"] = scaling.original_max_positions
     keys: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES.get(kind)],
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "model_type": kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        **{key: getattr(config, name) for key, name in _SAME_NUMBERS.items()},
         "hidden_act": "gelu_pytorch_tanh" if config.gate == "gelu_tanh" else "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
         "rope_parameters": rope,
-        "tie_word_embeddings": config.tied_embeddings,
-        "torch_dtype": config.dtype,
-        "bos_token_id": None,
-        "pad_token_id": None,
+        **dict.fromkeys(("bos_token_id", "pad_token_id")),
         "eos_token_id": list(config.stop_tokens) or None,
     }
     if kind == "mistral":
         keys["sliding_window"] = config.window(0)
     if kind in ("qwen2", "qwen3"):
-        keys["use_sliding_window"] = config.windowed_layers > 0
-        keys["sliding_window"] = config.sliding_window
-        keys["layer_types"] = [
-            "full_attention" if config.window(layer) is None else "sliding_attention"
-            for layer in range(config.num_layers)
-        ]
+        keys |= {"use_sliding_window": config.windowed_layers > 0, "sliding_window": config.sliding_window}
+        windowed = [config.window(layer) is not None for layer in range(config.num_layers)]
+        keys["layer_types"] = ["sliding_attention" if each else "full_attention" for each in windowed]
     if kind in ("llama", "qwen3", "gemma"):
         keys["attention_bias"] = config.out_bias
     if kind == "llama":

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tplab.checks import ArgumentError, check_count, check_flag, check_number, check_text
-from tplab.shown import listed
 
 Config = Mapping[str, Any]
 
@@ -123,28 +122,21 @@ NULLABLE = ("sliding_window", "eos_token_id", "num_key_value_heads", "head_dim",
 """Null is a setting of its own here (no window, no stop token, as many as query heads, D/H, no limit)."""
 MOST_BYTES = 4 << 20
 """Most bytes of a configuration: thousands of labels fit in."""
-_MOST_LAYERS = 10_000
-_MOST_HEADS = 1 << 16
-_MOST_WIDE = 1 << 24
-_MOST_TOKENS = 1 << 28
-_MOST_POSITIONS = 10**13
+_LARGEST = 1e18
+"""Largest of numbers that need not be whole."""
 _MOST = 10**16
 """Largest whole number where a key has no limit of its own: windows, lengths stretched by rope scaling, ids."""
-_LARGEST = 1e18
-"""Largest of other numbers."""
-
 LIMITS: Mapping[str, int] = {
-    **dict.fromkeys(("num_layers", "num_hidden_layers", "n_layer", "max_window_layers"), _MOST_LAYERS),
-    **dict.fromkeys(("num_heads", "num_attention_heads", "n_head", "num_kv_heads", "num_key_value_heads"), _MOST_HEADS),
-    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim"), _MOST_WIDE),
-    "vocab_size": _MOST_TOKENS,
-    **dict.fromkeys(
-        (
-            *("max_position_embeddings", "original_max_position_embeddings", "n_positions", "num_positions"),
-            *("max_sequence_length", "seq_length", "max_seq_len"),
-        ),
-        _MOST_POSITIONS,
-    ),
+    name: most
+    for most, names in (
+        (10_000, "num_layers num_hidden_layers n_layer max_window_layers"),
+        (1 << 16, "num_heads num_attention_heads n_head num_kv_heads num_key_value_heads"),
+        (1 << 24, "hidden_size n_embd intermediate_size n_inner head_dim"),
+        (1 << 28, "vocab_size"),
+        (10**13, "max_position_embeddings original_max_position_embeddings n_positions num_positions"),
+        (10**13, "max_positions max_sequence_length seq_length max_seq_len"),
+    )
+    for name in names.split()
 }
 """Name of a size, in configurations or here -> the most that it may be."""
 
@@ -153,34 +145,20 @@ def whole(value: Any, key: str, where: str = "", *, least: int = 1) -> int:
     """A size. Raises ``ValueError`` for what is no whole number, less than ``least`` or beyond the key's limit.
 
     Args:
+        value: what the key holds.
+        key: its name, for the limit and the error.
         where: what stands before the key in errors, ``"config.json: "``.
+        least: smallest value.
     """
     return check_count(f"{where}{key}", value, least, LIMITS.get(key, _MOST))
 
 
-def number(value: Any, key: str, where: str = "", *, above: float = 0.0) -> float:
-    """A number more than ``above``. Raises ``ValueError`` for any other, beyond 10^18 or not finite included."""
-    return float(check_number(f"{where}{key}", value, above=above, most=_LARGEST))
+def number(value: Any, key: str, where: str = "") -> float:
+    """A number above 0. Raises ``ValueError`` for any other, beyond 10^18 or not finite included."""
+    return float(check_number(f"{where}{key}", value, above=0.0, most=_LARGEST))
 
 
-def kv_heads(value: int, heads: int, where: str = "") -> int:
-    """Raises ``ValueError`` unless every key-value head serves as many query heads."""
-    if heads % value:
-        raise ValueError(f"{where}num_key_value_heads={value} must divide num_attention_heads={heads}")
-    return value
-
-
-def flag(value: Any, key: str, where: str = "") -> bool:
-    """Raises ``ValueError`` for anything but true and false: the text "false" would count as true."""
-    return check_flag(f"{where}{key}", value)
-
-
-def text(value: Any, key: str, where: str = "") -> str:
-    """Raises ``ValueError`` for what is no text."""
-    return check_text(f"{where}{key}", value)
-
-
-def mapping(value: Any, key: str, where: str = "") -> Mapping[str, Any]:
+def mapping(value: Any, key: str, where: str = "") -> Config:
     """Raises ``ValueError`` for what is no object whose keys are texts."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ArgumentError(f"{where}{key}", value, "must be an object")
@@ -194,19 +172,67 @@ def texts(value: Any, key: str, where: str = "") -> list[str]:
     return list(value)
 
 
-def tokens(value: Any, key: str, where: str = "") -> tuple[int, ...]:
-    """One id or a list of them; none for null. -1 stands for no token in some files."""
-    if value is None:
-        return ()
-    return tuple(whole(each, key, where, least=-1) for each in (value if isinstance(value, list | tuple) else [value]))
+def text(values: Config, key: str, where: str = "") -> str:
+    """The text that a key holds; empty where there is none. Raises ``ValueError`` for anything else."""
+    value = values.get(key)
+    return "" if value is None else check_text(f"{where}{key}", value)
 
 
-def layer_types(value: Any, layers: int, where: str = "") -> list[str]:
-    """What each layer's attention sees. Raises ``ValueError`` for another number of names, or other names."""
-    found, known = texts(value, "layer_types", where), {"full_attention", "sliding_attention"}
-    if len(found) != layers or not set(found) <= known:
-        raise ValueError(
-            f"{where}layer_types must be {layers} times full_attention or sliding_attention, one per layer; got "
-            f"{len(found)} of {listed(sorted(set(found)))}"
-        )
-    return found
+class Keys:
+    """The keys of one file, with the defaults of its family, and what was found on the way."""
+
+    def __init__(self, values: Config, family: str, where: str, *, core: bool = True) -> None:
+        self.values, self.family, self.at = values, family, f"{where}: "
+        known = FAMILIES.get(family)
+        self.defaults: dict[str, Any] = {} if known is None else {**COMMON, **known}
+        if not core:
+            self.defaults = {key: value for key, value in self.defaults.items() if key not in CORE}
+        self.known = known is not None
+        self.gpt2 = family in ("gpt2", "gpt_bigcode") or "n_embd" in values
+        self.neox = family == "gpt_neox"
+        self.notes: list[str] = []
+        self.unsupported: list[str] = []
+
+    def find(self, key: str) -> tuple[str, Any]:
+        """What the key is called here, and its value, or the family's default."""
+        names = (key, *ALSO.get(key, ()))
+        here = [name for name in names if name in self.values]
+        name = next((name for name in here if self.values[name] is not None), here[0] if here else key)
+        value = self.values.get(name)
+        left_out = not here or (value is None and key not in (*NULLABLE, *CORE))
+        return name, self.defaults.get(key) if left_out else value
+
+    def size(self, key: str) -> int:
+        name, value = self.find(key)
+        if value is None and name not in self.values:
+            raise ValueError(f"{self.at}the configuration has no {' or '.join((key, *ALSO.get(key, ())))}")
+        return whole(value, name, self.at)
+
+    def optional(self, key: str) -> int | None:
+        name, value = self.find(key)
+        return None if value is None else whole(value, name, self.at)
+
+    def number(self, key: str, usual: float) -> float:
+        name, value = self.find(key)
+        return usual if value is None else number(value, name, self.at)
+
+    def flag(self, key: str, usual: bool = False) -> bool:
+        value = self.find(key)[1]
+        return usual if value is None else check_flag(f"{self.at}{key}", value)
+
+    def lacks(self, key: str) -> bool:
+        """Whether the family's class in transformers has no such key, so that it does nothing in this file."""
+        if not self.known or key in self.defaults:
+            return False
+        if self.values.get(key):
+            self.notes.append(f"{key} is not a key of {self.family}'s, and does nothing in transformers")
+        return True
+
+    def switch(self, key: str) -> bool:
+        """A flag, if the family's class has it."""
+        if not self.flag(key):
+            return False
+        if self.lacks(key):
+            self.unsupported.append(f"{key}=True is not supported for {self.family}; false is")
+            return False
+        return True

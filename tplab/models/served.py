@@ -11,8 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from tplab.checks import ArgumentError
-from tplab.models.hf import Keys, described, file_of, object_in
-from tplab.models.keys import REFUSED, Config, mapping, text, texts
+from tplab.models.hf import described, file_of, object_in
+from tplab.models.keys import REFUSED, Config, Keys, mapping, text, texts
 from tplab.models.presets import HUGGING_FACE, MODELS
 from tplab.models.spec import ITEMSIZE, PRECISIONS, ModelConfig, ModelSpec
 from tplab.shown import check_depth, listed, nearest, shown
@@ -86,14 +86,14 @@ def _refuse_encoders(values: Config, where: str) -> None:
 
 def _language_model(values: Config, notes: list[str]) -> tuple[str, Config]:
     """``model_type`` and keys of the language model inside, with what stands outside for it."""
-    family = _text(values, "model_type") or "llama"
+    family = text(values, "model_type") or "llama"
     if "text_config" in values:
         inside = mapping(values["text_config"], "text_config")
         shared = ["quantization_config", "tie_word_embeddings"]
         if not (inside.get("dtype") or inside.get("torch_dtype")):
             shared += ["dtype", "torch_dtype"]
         values = {key: values[key] for key in shared if key in values} | dict(inside)
-        family = _text(values, "model_type") or (family if family == "gemma3" else "llama")
+        family = text(values, "model_type") or (family if family == "gemma3" else "llama")
         notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
     return "gemma3_text" if family == "gemma3" else family, values
 
@@ -106,12 +106,6 @@ def _refuse(values: Config, where: str) -> None:
                 f"{where} has {what} ({listed(f'{key}={shown(values[key])}' for key in found)}): the advisor "
                 f"models dense decoders only"
             )
-    kinds = values.get("layer_types")
-    other = set() if kinds is None else set(texts(kinds, "layer_types")) - {"full_attention", "sliding_attention"}
-    if other:
-        raise ValueError(
-            f"{where} has layers of a kind that the advisor has no model of (layer_types: {shown(sorted(other))})"
-        )
 
 
 def _precisions(
@@ -154,23 +148,18 @@ def _precisions(
             f"quantization_config leaves out {len(left)} modules or patterns, first {shown(left[0])}: "
             f"counted as {weights}, too"
         )
-    cache_fp8 = how.get("kv_cache_scheme") or _text(how, "kv_cache_quant_algo").upper() == "FP8"
+    cache_fp8 = how.get("kv_cache_scheme") or text(how, "kv_cache_quant_algo").upper() == "FP8"
     return {
         "weight_precision": weights,
         "kv_precision": cache or ("fp8" if cache_fp8 else activation),
         "activation_precision": activation,
-        "quant_method": _text(how, "quant_method") or _text(how, "quant_algo") or "unknown" if how else None,
+        "quant_method": text(how, "quant_method") or text(how, "quant_algo") or "unknown" if how else None,
     }
-
-
-def _text(how: Config, key: str) -> str:
-    value = how.get(key)
-    return "" if value is None else text(value, key)
 
 
 def _weights_of(how: Config) -> str | None:
     """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
-    method = _text(how, "quant_method")
+    method = text(how, "quant_method")
     bits = how.get("bits") or how.get("w_bit")
     groups = mapping(how.get("config_groups") or {}, "config_groups in quantization_config")
     for name, group in groups.items():
@@ -185,7 +174,7 @@ def _weights_of(how: Config) -> str | None:
             return "fp8" if weights.get("type") == "float" else "int8"
         if bits == 4:
             return "fp4" if weights.get("type") == "float" else "int4"
-    if "fp8" in method or _text(how, "quant_algo").upper().startswith("FP8"):
+    if "fp8" in method or text(how, "quant_algo").upper().startswith("FP8"):
         return "fp8"
     # Before the search for "fp4": bitsandbytes writes bnb_4bit_quant_type="fp4" beside load_in_8bit, too.
     if bits == 4 or how.get("load_in_4bit"):
