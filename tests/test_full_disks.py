@@ -16,7 +16,7 @@ from tests.test_files_writing import no_larger_than
 from tplab import files
 from tplab.cli import main
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
-from tplab.models.errors import CheckpointError
+from tplab.models.records import CheckpointError
 from tplab.models.spec import ModelConfig
 from tplab.pipeline import build_schedule, simulate
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration

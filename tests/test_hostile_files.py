@@ -17,7 +17,7 @@ from tplab import Machine, ModelSpec, Workload, advise
 from tplab.cli import main
 from tplab.collectives.sweep_plan import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint
-from tplab.models.errors import CheckpointError
+from tplab.models.records import CheckpointError
 from tplab.models.spec import ModelConfig
 from tplab.pipeline import Action, Op, Schedule, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
@@ -275,7 +275,7 @@ def test_an_index_may_name_links_as_caches_have_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"model": 3}'])
 def test_a_tokenizer_that_cannot_be_read(content: bytes | None, tmp_path: Path) -> None:
     from tplab.models.generation import _tokenizer
-    from tplab.models.loading import Weights
+    from tplab.models.records import Weights
 
     (tmp_path / "config.json").write_text(json.dumps(BASE))
     if content is not None:

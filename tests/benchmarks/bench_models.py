@@ -57,8 +57,7 @@ def prompts_of(batch: int) -> list[list[int]]:
 def ours(rank: Rank, folder: str, batch: int) -> Callable[[int], list[list[int]]]:
     """A function that generates so many tokens."""
     from tplab.models.generation import generate_on_rank
-    from tplab.models.loading import Weights
-    from tplab.models.request import Request
+    from tplab.models.records import Request, Weights
 
     config, weights = Weights.of(folder)
     layout = Layout.of(config, rank.world_size)
@@ -188,7 +187,8 @@ def write(folder: Path, config: ModelConfig) -> None:
 def load_once(rank: Rank, folder: str, layout: Layout) -> Any:
     import torch
 
-    from tplab.models.loading import Weights, ensure_loaded, unload
+    from tplab.models.loading import ensure_loaded, unload
+    from tplab.models.records import Weights
 
     torch.set_num_threads(1)
     config, weights = Weights.of(folder)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tplab.models.checkpoint import INDEX, SINGLE, Checkpoint, RandomWeights, fill, save_checkpoint
 from tplab.models.decoder import Stage
-from tplab.models.errors import CheckpointError
+from tplab.models.records import CheckpointError
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 

@@ -88,7 +88,7 @@ def test_a_model_whose_embedding_is_scaled_by_the_host_is_refused() -> None:
 def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
     """Tokens of an eager generation and of four graphed ones, and the number of graphs after each."""
     from tplab.models.engine import Engine
-    from tplab.models.request import Request
+    from tplab.models.records import Request
     from tplab.models.shards import Layout
     from tplab.topology.calibration.rigging import Hops, comm_of, in_layout, load_random
 

@@ -87,6 +87,7 @@ class ParallelAttention(nn.Module):
         self.comm = comm
         self.strategy = strategy or Blocking()
         self.heads = heads = HeadShard.of(plain.num_heads, plain.num_kv_heads, comm.index, comm.size)
+        self._heads_of = [heads.num_q, heads.num_kv, heads.num_kv]  # of q, k and v
         self.head_dim = size = plain.head_dim
         self.rope: RotaryEmbedding | None = plain.rope
         self.causal, self.sliding_window = plain.causal, plain.sliding_window
@@ -138,7 +139,7 @@ class ParallelAttention(nn.Module):
     def make_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for this rank's key-value heads, where the weights are."""
         weight = self.qkv.weight
-        return KVCache(batch, self.heads.num_kv, max_length, self.head_dim, dtype=weight.dtype, device=weight.device)
+        return KVCache(batch, self._heads_of[1], max_length, self.head_dim, dtype=weight.dtype, device=weight.device)
 
     def forward(self, x: torch.Tensor, **how: Any) -> torch.Tensor:
         """(B, S, D) -> (B, S, D); arguments as :meth:`start`."""
@@ -170,9 +171,8 @@ class ParallelAttention(nn.Module):
             check_shape(shape, qkv.shape[0], self.comm.size)
             qkv = qkv[: shape[0] * shape[1]].view(*shape, -1)
         batch, seq, _ = qkv.shape
-        heads, size = self.heads, self.head_dim
-        every = qkv.view(batch, seq, heads.num_q + 2 * heads.num_kv, size).transpose(1, 2)
-        q_BHSE, k_BGSE, v_BGSE = every.split([heads.num_q, heads.num_kv, heads.num_kv], dim=1)
+        every = qkv.view(batch, seq, sum(self._heads_of), self.head_dim).transpose(1, 2)
+        q_BHSE, k_BGSE, v_BGSE = every.split(self._heads_of, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             # Every rank normalises other heads with the same weights.
             q_BHSE = share_norm(self.q_norm, q_BHSE, self.comm)
@@ -189,7 +189,7 @@ class ParallelAttention(nn.Module):
             mask=mask,
             kv_of_q=self._kv_of_q,
         )
-        y = y_BHSE.transpose(1, 2).reshape(batch, seq, heads.num_q * size)
+        y = y_BHSE.transpose(1, 2).reshape(batch, seq, self._heads_of[0] * self.head_dim)
         return self.o.start(pad_tokens(y.flatten(0, 1), self.comm.size) if sharded else y)
 
     def finish(self, pending: Pending) -> torch.Tensor:

@@ -4,15 +4,14 @@ What it is (pure: no torch, for the notebook's kernel):
   spec          a model as numbers, and as an engine serves it
   hf, keys      what is read from a config.json, and what is refused
   served, presets   the same for the advisor: by name, precisions of quantised checkpoints
-  request       what is asked of it
-  errors        what can go wrong with a checkpoint
+  records       what is asked of it, what a rank sends back, what can go wrong with a checkpoint
 What it should cost (pure):
   shards        which layers and which slices a rank holds; bytes of weights, keys and values there
 On the ranks:
   decoder       one rank's part of the model
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
-  sampling, engine           prefill and decode, micro-batches in flight
+  engine        prefill and decode, micro-batches in flight, tokens chosen
   graphed       decode steps replayed from CUDA graphs
   recorder      when a rank computed, summed and waited
 What it does cost, and the one call:
@@ -27,9 +26,9 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tplab.models.errors import CheckpointError as CheckpointError
     from tplab.models.generation import generate as generate
     from tplab.models.generation import submit_generate as submit_generate
+    from tplab.models.records import CheckpointError as CheckpointError
     from tplab.models.result import Generation as Generation
     from tplab.models.result import compare as compare
     from tplab.models.shards import Layout as Layout

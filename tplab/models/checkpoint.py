@@ -20,7 +20,7 @@ import torch
 
 from tplab.files import read_json, replacing, settle
 from tplab.models.decoder import Stage
-from tplab.models.errors import CheckpointError
+from tplab.models.records import CheckpointError
 from tplab.models.spec import ModelConfig, itemsize
 from tplab.shown import listed, shown
 

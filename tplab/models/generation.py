@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster.run import DerivedRun
-from tplab.models.errors import CheckpointError
-from tplab.models.loading import Weights, ensure_loaded, in_own_dtype, together
-from tplab.models.request import Request, check_prompts
-from tplab.models.result import Generation, RankResult
+from tplab.models.loading import ensure_loaded, in_own_dtype, together
+from tplab.models.records import CheckpointError, RankResult, Request, Weights, check_prompts
+from tplab.models.result import Generation
 from tplab.models.shards import Layout, kv_bytes
 from tplab.models.spec import ModelConfig
 from tplab.shown import listed

@@ -6,16 +6,15 @@ nothing. One model at a time, because two layouts of the same model are twice th
 A fault on one rank is made known to all before any goes on: the others would wait in their first collective for ever.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tplab.models.errors import CheckpointError
+from tplab.models.records import CheckpointError, LoadReport, Weights
 from tplab.models.shards import Layout
-from tplab.models.spec import ModelConfig, ModelSpec
+from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
@@ -24,52 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _KEY = "tplab.models"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """The source of a model's weights. Made in the notebook kernel, used on the ranks."""
-
-    folder: str | None = None
-    """Folder of the checkpoint; None for random weights."""
-    files: tuple[tuple[str, int, int], ...] = ()
-    """Files of the checkpoint with bytes and time of change: one that was written anew is another one."""
-    seed: int | None = None
-    """Seed of random weights; None for a checkpoint."""
-
-    @classmethod
-    def of(cls, model: "str | Path | ModelConfig", seed: int = 0) -> "tuple[ModelConfig, Weights]":
-        """A folder with a checkpoint, or a configuration whose weights are made up by ``seed``."""
-        if isinstance(model, ModelConfig) and not isinstance(model, ModelSpec):  # that is for other engines
-            return model, cls(seed=seed)
-        if not isinstance(model, str | Path):
-            raise ValueError(f"model must be the folder of a checkpoint, or a ModelConfig; got {model!r}")
-        folder = Path(model)
-        if not os.path.isdir(folder):  # not Path's, which raises for a name that is too long
-            raise CheckpointError(f"model: there is no folder {folder}")
-        config = ModelConfig.from_hf(folder)
-        found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        try:
-            stats = [(path.name, path.stat()) for path in found]
-        except OSError as error:  # a link to nowhere
-            raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
-        files = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-        return config, cls(folder=str(folder.resolve()), files=files)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadReport:
-    """What loading cost on one rank."""
-
-    load_s: float
-    """Seconds that loading took; 0 if the model was there already."""
-    read_bytes: int
-    """Bytes taken from the checkpoint, in its dtype; 0 if the model was there already."""
-    weight_bytes: int
-    """Bytes of the weights that the rank holds."""
-    peak_bytes: int | None
-    """Bytes by which the process grew at most while loading, mapped file pages included; on a GPU, bytes of the
-    device's memory. None where the system does not report it."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,16 +4,14 @@ A communicator that takes the time, and not a profiler: two readings of the cloc
 step as it is, and work the same over gloo and NCCL, where they are events.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from tplab.collectives.transport import Transport
 from tplab.layers.comm import Comm, Pending
 from tplab.measure.clock import CudaClock, HostClock
-
-if TYPE_CHECKING:
-    from tplab.models.result import Span
+from tplab.models.records import Span
 
 
 class Recorder:
@@ -33,10 +31,8 @@ class Recorder:
         """A span from the mark ``start`` to now."""
         self._records.append(((kind, self.step, self.micro_batch), None, start, self.mark()))
 
-    def spans(self) -> "list[Span]":
+    def spans(self) -> list[Span]:
         """All so far, in seconds of the machine's clock."""
-        from tplab.models.result import Span
-
         intervals = self._clock.resolve(self._records)
         return [
             Span(kind=kind, step=step, micro_batch=micro_batch, start_s=start, end_s=end)

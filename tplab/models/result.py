@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from tplab.models.loading import LoadReport
+from tplab.models.records import LoadReport, RankResult, Span
 from tplab.models.shards import Layout
 
 if TYPE_CHECKING:
@@ -16,39 +16,6 @@ if TYPE_CHECKING:
 KINDS = ("prefill", "decode", "collective", "wait")
 """Kinds of spans: a stage's work on a micro-batch, of which collectives between the ranks of the stage are a part; and
 waiting for a message from another stage."""
-
-
-class Span(NamedTuple):
-    """Something a rank did, in seconds of the machine's monotonic clock."""
-
-    kind: str
-    step: int
-    """Step s computes new token s of each sequence, counted from 0; step 0 is the prefill."""
-    micro_batch: int
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankResult:
-    """What one rank sends back."""
-
-    tokens: list[list[int]]
-    """New tokens of each sequence; the same on all ranks."""
-    margins: list[list[float]] | None
-    """Margins of the tokens in logits, from the last stage only; else None."""
-    token_s: list[list[float]]
-    """Time at which this rank knew each token, in seconds of the machine's monotonic clock."""
-    start_s: float
-    """Time at which the rank began, with weights loaded and caches made."""
-    spans: list[Span]
-    load: LoadReport
-    kv_bytes: int
-    """Bytes of the KV caches that the rank allocated."""
-    prompts: list[list[int]]
-    """Prompts as token ids."""
-    texts: list[str] | None
-    """New tokens as text, from rank 0 only, and only where the prompts were texts; else None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

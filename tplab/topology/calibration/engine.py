@@ -25,7 +25,7 @@ from tplab.measure.sampler import lone_sampler
 from tplab.models.engine import Engine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
-from tplab.models.request import Request
+from tplab.models.records import Request
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 from tplab.topology.calibration.compute import COLD_PARAMS

@@ -24,7 +24,8 @@ from tplab.layers.shards import VocabShard
 from tplab.models.checkpoint import torch_dtype
 from tplab.models.decoder import Stage
 from tplab.models.graphed import GraphedStage
-from tplab.models.loading import Loaded, LoadReport
+from tplab.models.loading import Loaded
+from tplab.models.records import LoadReport
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 

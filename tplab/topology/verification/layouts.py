@@ -15,11 +15,10 @@ from tplab.cluster import Rank
 from tplab.layers.comm import Comm, NullComm
 from tplab.measure.clock import timed
 from tplab.models.decoder import Padding
-from tplab.models.engine import Engine
+from tplab.models.engine import Engine, Sampler
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
-from tplab.models.request import Request
-from tplab.models.sampling import Sampler
+from tplab.models.records import Request
 from tplab.topology.calibration.rigging import (
     Hops,
     StageTimes,

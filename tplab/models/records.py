@@ -1,17 +1,23 @@
-"""What is asked of a model: prompts, how long, how tokens are chosen.
+"""What crosses between the notebook kernel and the ranks: what is asked of which model, and what a rank sends back.
 
 Pure: checked in the notebook kernel, used on the ranks.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tplab.models.spec import ModelConfig
+from tplab.models.spec import ModelConfig, ModelSpec
 
 if TYPE_CHECKING:
     from tplab.layers.strategies import Blocking
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not this model's, or cannot be read or written. Names the tensor or the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,3 +125,82 @@ def _token_ids(prompt: Any) -> tuple[int, ...]:
         return tuple(int(token) for token in values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"a prompt must be a text or a list of token ids; got {prompt!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """The source of a model's weights. Made in the notebook kernel, used on the ranks."""
+
+    folder: str | None = None
+    """Folder of the checkpoint; None for random weights."""
+    files: tuple[tuple[str, int, int], ...] = ()
+    """Files of the checkpoint with bytes and time of change: one that was written anew is another one."""
+    seed: int | None = None
+    """Seed of random weights; None for a checkpoint."""
+
+    @classmethod
+    def of(cls, model: "str | Path | ModelConfig", seed: int = 0) -> "tuple[ModelConfig, Weights]":
+        """A folder with a checkpoint, or a configuration whose weights are made up by ``seed``."""
+        if isinstance(model, ModelConfig) and not isinstance(model, ModelSpec):  # that is for other engines
+            return model, cls(seed=seed)
+        if not isinstance(model, str | Path):
+            raise ValueError(f"model must be the folder of a checkpoint, or a ModelConfig; got {model!r}")
+        folder = Path(model)
+        if not os.path.isdir(folder):  # not Path's, which raises for a name that is too long
+            raise CheckpointError(f"model: there is no folder {folder}")
+        config = ModelConfig.from_hf(folder)
+        found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+        try:
+            stats = [(path.name, path.stat()) for path in found]
+        except OSError as error:  # a link to nowhere
+            raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
+        files = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        return config, cls(folder=str(folder.resolve()), files=files)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """What loading cost on one rank."""
+
+    load_s: float
+    """Seconds that loading took; 0 if the model was there already."""
+    read_bytes: int
+    """Bytes taken from the checkpoint, in its dtype; 0 if the model was there already."""
+    weight_bytes: int
+    """Bytes of the weights that the rank holds."""
+    peak_bytes: int | None
+    """Bytes by which the process grew at most while loading, mapped file pages included; on a GPU, bytes of the
+    device's memory. None where the system does not report it."""
+
+
+class Span(NamedTuple):
+    """Something a rank did, in seconds of the machine's monotonic clock."""
+
+    kind: str
+    step: int
+    """Step s computes new token s of each sequence, counted from 0; step 0 is the prefill."""
+    micro_batch: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankResult:
+    """What one rank sends back."""
+
+    tokens: list[list[int]]
+    """New tokens of each sequence; the same on all ranks."""
+    margins: list[list[float]] | None
+    """Margins of the tokens in logits, from the last stage only; else None."""
+    token_s: list[list[float]]
+    """Time at which this rank knew each token, in seconds of the machine's monotonic clock."""
+    start_s: float
+    """Time at which the rank began, with weights loaded and caches made."""
+    spans: list[Span]
+    load: LoadReport
+    kv_bytes: int
+    """Bytes of the KV caches that the rank allocated."""
+    prompts: list[list[int]]
+    """Prompts as token ids."""
+    texts: list[str] | None
+    """New tokens as text, from rank 0 only, and only where the prompts were texts; else None."""
