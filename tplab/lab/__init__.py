@@ -8,60 +8,60 @@ predict     the learner commits a number before anything runs
 exercises   stubs' checkers
 """
 
-from tplab.lab.checks import preflight, preflight_table
-from tplab.lab.exercises import (
-    check_attention,
-    check_chunk_choice,
-    check_int8_all_reduce,
-    check_kv_bytes,
-    check_mlp,
-    check_reduction,
-    check_schedule,
-    check_score,
-)
-from tplab.lab.panels.advisor import AdvisorPanel
-from tplab.lab.panels.generation import GenerationPanel
-from tplab.lab.panels.hello import HelloPanel
-from tplab.lab.panels.layers import ChunkModel, OverlapPanel, PhasesPanel
-from tplab.lab.panels.links import LinkPanel
-from tplab.lab.panels.memory_wall import MemoryWall, ShardsPanel
-from tplab.lab.panels.painter import ShardPainter
-from tplab.lab.panels.pipeline import PipelinePanel, ServingPanel
-from tplab.lab.panels.pool import Pool
-from tplab.lab.panels.ring import RingStepper
-from tplab.lab.panels.schedule_studio import ScheduleStudio
-from tplab.lab.panels.sweep import SweepPanel
-from tplab.lab.panels.verification import CalibrationPanel, VerifyPanel
-from tplab.lab.predict import Predict
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AdvisorPanel",
-    "CalibrationPanel",
-    "ChunkModel",
-    "GenerationPanel",
-    "HelloPanel",
-    "LinkPanel",
-    "MemoryWall",
-    "OverlapPanel",
-    "PhasesPanel",
-    "PipelinePanel",
-    "Pool",
-    "Predict",
-    "RingStepper",
-    "ScheduleStudio",
-    "ServingPanel",
-    "ShardPainter",
-    "ShardsPanel",
-    "SweepPanel",
-    "VerifyPanel",
-    "check_attention",
-    "check_chunk_choice",
-    "check_int8_all_reduce",
-    "check_kv_bytes",
-    "check_mlp",
-    "check_reduction",
-    "check_schedule",
-    "check_score",
-    "preflight",
-    "preflight_table",
-]
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.lab.checks import preflight as preflight
+    from tplab.lab.checks import preflight_table as preflight_table
+    from tplab.lab.exercises import check_attention as check_attention
+    from tplab.lab.exercises import check_chunk_choice as check_chunk_choice
+    from tplab.lab.exercises import check_int8_all_reduce as check_int8_all_reduce
+    from tplab.lab.exercises import check_kv_bytes as check_kv_bytes
+    from tplab.lab.exercises import check_mlp as check_mlp
+    from tplab.lab.exercises import check_reduction as check_reduction
+    from tplab.lab.exercises import check_schedule as check_schedule
+    from tplab.lab.exercises import check_score as check_score
+    from tplab.lab.panels.advisor import AdvisorPanel as AdvisorPanel
+    from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
+    from tplab.lab.panels.generation import example_model as example_model
+    from tplab.lab.panels.generation import example_prompts as example_prompts
+    from tplab.lab.panels.generation import layouts_badge as layouts_badge
+    from tplab.lab.panels.generation import layouts_frame as layouts_frame
+    from tplab.lab.panels.hello import HelloPanel as HelloPanel
+    from tplab.lab.panels.layers import LINKS as LINKS
+    from tplab.lab.panels.layers import ChunkModel as ChunkModel
+    from tplab.lab.panels.layers import OverlapPanel as OverlapPanel
+    from tplab.lab.panels.layers import PhasesPanel as PhasesPanel
+    from tplab.lab.panels.layers import linked_badge as linked_badge
+    from tplab.lab.panels.links import LinkPanel as LinkPanel
+    from tplab.lab.panels.memory_wall import MemoryWall as MemoryWall
+    from tplab.lab.panels.memory_wall import ShardsPanel as ShardsPanel
+    from tplab.lab.panels.memory_wall import small_model as small_model
+    from tplab.lab.panels.painter import ShardPainter as ShardPainter
+    from tplab.lab.panels.pipeline import PipelinePanel as PipelinePanel
+    from tplab.lab.panels.pipeline import ServingPanel as ServingPanel
+    from tplab.lab.panels.pool import Pool as Pool
+    from tplab.lab.panels.ring import RingStepper as RingStepper
+    from tplab.lab.panels.schedule_studio import ScheduleStudio as ScheduleStudio
+    from tplab.lab.panels.sweep import SweepPanel as SweepPanel
+    from tplab.lab.panels.verification import CalibrationPanel as CalibrationPanel
+    from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
+    from tplab.lab.panels.verification import verified_model as verified_model
+    from tplab.lab.predict import Predict as Predict
+    from tplab.lab.words import explain_chunks as explain_chunks
+    from tplab.lab.words import explain_phases as explain_phases
+    from tplab.lab.words import explain_pipeline as explain_pipeline
+    from tplab.lab.words import explain_serving as explain_serving
+    from tplab.lab.words import explain_sweep as explain_sweep
+    from tplab.lab.words_topology import explain_advice as explain_advice
+    from tplab.lab.words_topology import explain_calibration as explain_calibration
+    from tplab.lab.words_topology import explain_flips as explain_flips
+    from tplab.lab.words_topology import explain_links as explain_links
+    from tplab.lab.words_topology import explain_memory as explain_memory
+    from tplab.lab.words_topology import explain_placement as explain_placement
+    from tplab.lab.words_topology import explain_shards as explain_shards
+    from tplab.lab.words_topology import explain_verification as explain_verification
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -26,12 +26,16 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tplab.models.checkpoint import RandomWeights as RandomWeights
+    from tplab.models.checkpoint import save_checkpoint as save_checkpoint
     from tplab.models.generation import generate as generate
     from tplab.models.generation import submit_generate as submit_generate
     from tplab.models.records import CheckpointError as CheckpointError
     from tplab.models.result import Generation as Generation
     from tplab.models.result import compare as compare
     from tplab.models.shards import Layout as Layout
+    from tplab.models.shards import kv_bytes_per_token as kv_bytes_per_token
+    from tplab.models.shards import weight_bytes as weight_bytes
     from tplab.models.spec import ModelConfig as ModelConfig
     from tplab.models.spec import ModelSpec as ModelSpec
 

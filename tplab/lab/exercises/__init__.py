@@ -10,23 +10,19 @@ topology    07: a score by which to choose a layout
 pipeline    05: a schedule, its makespan and what it holds
 """
 
-from tplab.lab.exercises.layers import check_attention, check_mlp
-from tplab.lab.exercises.memory import check_kv_bytes
-from tplab.lab.exercises.overlap import check_chunk_choice
-from tplab.lab.exercises.pipeline import check_schedule
-from tplab.lab.exercises.quantised import check_int8_all_reduce
-from tplab.lab.exercises.reduction import check_reduction
-from tplab.lab.exercises.topology import check_score
-from tplab.lab.exercises.verdict import Verdict
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Verdict",
-    "check_attention",
-    "check_chunk_choice",
-    "check_int8_all_reduce",
-    "check_kv_bytes",
-    "check_mlp",
-    "check_reduction",
-    "check_schedule",
-    "check_score",
-]
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.lab.exercises.layers import check_attention as check_attention
+    from tplab.lab.exercises.layers import check_mlp as check_mlp
+    from tplab.lab.exercises.memory import check_kv_bytes as check_kv_bytes
+    from tplab.lab.exercises.overlap import check_chunk_choice as check_chunk_choice
+    from tplab.lab.exercises.pipeline import check_schedule as check_schedule
+    from tplab.lab.exercises.quantised import check_int8_all_reduce as check_int8_all_reduce
+    from tplab.lab.exercises.reduction import check_reduction as check_reduction
+    from tplab.lab.exercises.topology import check_score as check_score
+    from tplab.lab.exercises.verdict import Verdict as Verdict
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,60 +1,45 @@
 """Figures: pure functions from a tidy frame to a ``plotly.graph_objects.Figure``. They know no cluster."""
 
-from tplab.lab.figures.advice import flip_figure, flip_frame, front_figure, waterfall_figure
-from tplab.lab.figures.collectives import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
-from tplab.lab.figures.generation import layouts_figure
-from tplab.lab.figures.launch import calls_figure, launch_figure
-from tplab.lab.figures.layers import (
-    chunk_lanes_figure,
-    error_bytes_figure,
-    overlap_figure,
-    phases_figure,
-    strategies_figure,
-    timeline_figure,
-)
-from tplab.lab.figures.memory import degrees_frame, memory_figure, memory_frame, shards_figure
-from tplab.lab.figures.painter import painter_figure
-from tplab.lab.figures.pipeline import gantt, small_multiples
-from tplab.lab.figures.pipeline_curves import bubble_figure, bubble_frame, decode_figure, prefill_figure
-from tplab.lab.figures.timings import timings_figure
-from tplab.lab.figures.topology import link_figure, link_frame, measured_links_frame, placement_figure
-from tplab.lab.figures.verification import calibration_figure, verification_figure
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "algorithms_figure",
-    "bubble_figure",
-    "bubble_frame",
-    "busbw_figure",
-    "bytes_figure",
-    "calibration_figure",
-    "calls_figure",
-    "chunk_lanes_figure",
-    "decode_figure",
-    "degrees_frame",
-    "error_bytes_figure",
-    "flip_figure",
-    "flip_frame",
-    "front_figure",
-    "gantt",
-    "latency_figure",
-    "launch_figure",
-    "layouts_figure",
-    "link_figure",
-    "link_frame",
-    "measured_links_frame",
-    "memory_figure",
-    "memory_frame",
-    "overlap_figure",
-    "painter_figure",
-    "phases_figure",
-    "placement_figure",
-    "prefill_figure",
-    "ring_figure",
-    "shards_figure",
-    "small_multiples",
-    "strategies_figure",
-    "timeline_figure",
-    "timings_figure",
-    "verification_figure",
-    "waterfall_figure",
-]
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.lab.figures.advice import flip_figure as flip_figure
+    from tplab.lab.figures.advice import flip_frame as flip_frame
+    from tplab.lab.figures.advice import front_figure as front_figure
+    from tplab.lab.figures.advice import waterfall_figure as waterfall_figure
+    from tplab.lab.figures.collectives import algorithms_figure as algorithms_figure
+    from tplab.lab.figures.collectives import busbw_figure as busbw_figure
+    from tplab.lab.figures.collectives import bytes_figure as bytes_figure
+    from tplab.lab.figures.collectives import latency_figure as latency_figure
+    from tplab.lab.figures.collectives import ring_figure as ring_figure
+    from tplab.lab.figures.generation import layouts_figure as layouts_figure
+    from tplab.lab.figures.launch import calls_figure as calls_figure
+    from tplab.lab.figures.launch import launch_figure as launch_figure
+    from tplab.lab.figures.layers import chunk_lanes_figure as chunk_lanes_figure
+    from tplab.lab.figures.layers import error_bytes_figure as error_bytes_figure
+    from tplab.lab.figures.layers import overlap_figure as overlap_figure
+    from tplab.lab.figures.layers import phases_figure as phases_figure
+    from tplab.lab.figures.layers import strategies_figure as strategies_figure
+    from tplab.lab.figures.layers import timeline_figure as timeline_figure
+    from tplab.lab.figures.memory import degrees_frame as degrees_frame
+    from tplab.lab.figures.memory import memory_figure as memory_figure
+    from tplab.lab.figures.memory import memory_frame as memory_frame
+    from tplab.lab.figures.memory import shards_figure as shards_figure
+    from tplab.lab.figures.painter import painter_figure as painter_figure
+    from tplab.lab.figures.pipeline import gantt as gantt
+    from tplab.lab.figures.pipeline import small_multiples as small_multiples
+    from tplab.lab.figures.pipeline_curves import bubble_figure as bubble_figure
+    from tplab.lab.figures.pipeline_curves import bubble_frame as bubble_frame
+    from tplab.lab.figures.pipeline_curves import decode_figure as decode_figure
+    from tplab.lab.figures.pipeline_curves import prefill_figure as prefill_figure
+    from tplab.lab.figures.timings import timings_figure as timings_figure
+    from tplab.lab.figures.topology import link_figure as link_figure
+    from tplab.lab.figures.topology import link_frame as link_frame
+    from tplab.lab.figures.topology import measured_links_frame as measured_links_frame
+    from tplab.lab.figures.topology import placement_figure as placement_figure
+    from tplab.lab.figures.verification import calibration_figure as calibration_figure
+    from tplab.lab.figures.verification import verification_figure as verification_figure
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

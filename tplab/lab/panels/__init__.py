@@ -1,9 +1,14 @@
 """Panels: ipywidgets around public functions. A button does nothing that a method of the panel cannot do."""
 
-from tplab.lab.panels.base import RunPanel
-from tplab.lab.panels.hello import HelloPanel
-from tplab.lab.panels.pool import Pool
-from tplab.lab.panels.ring import RingStepper
-from tplab.lab.panels.sweep import SweepPanel
+from typing import TYPE_CHECKING
 
-__all__ = ["HelloPanel", "Pool", "RingStepper", "RunPanel", "SweepPanel"]
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.lab.panels.base import RunPanel as RunPanel
+    from tplab.lab.panels.hello import HelloPanel as HelloPanel
+    from tplab.lab.panels.pool import Pool as Pool
+    from tplab.lab.panels.ring import RingStepper as RingStepper
+    from tplab.lab.panels.sweep import SweepPanel as SweepPanel
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

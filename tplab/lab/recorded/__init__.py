@@ -13,6 +13,8 @@ from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import Calibration
 
+__all__ = ["recorded", "recorded_badge", "recorded_calibration", "recorded_trace", "recordings"]
+
 
 def recordings() -> list[str]:
     """Names of all recordings."""
