@@ -3,7 +3,7 @@
 import pytest
 
 from tplab.pipeline import build_schedule, simulate, validate
-from tplab.pipeline.mistakes import demonstrate, interleaved_in_name_only, one_micro_batch_too_many
+from tplab.pipeline.mistakes import interleaved_in_name_only, mistakes_frame, one_micro_batch_too_many
 from tplab.pipeline.validation import faults, peak_activations
 
 
@@ -26,7 +26,7 @@ def test_in_name_only() -> None:
 
 
 def test_demonstration() -> None:
-    frame = demonstrate().set_index("mistake")
+    frame = mistakes_frame().set_index("mistake")
     memory = frame.loc["1f1b, one micro-batch too many"]
     assert memory.wrong_peak == (5, 4, 3, 2)
     assert memory.right_peak == (4, 3, 2, 1)

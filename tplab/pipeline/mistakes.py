@@ -51,7 +51,7 @@ def interleaved_in_name_only(num_stages: int, num_micro_batches: int) -> Schedul
     )
 
 
-def demonstrate(num_stages: int = 4, num_micro_batches: int = 8) -> "pd.DataFrame":
+def mistakes_frame(num_stages: int = 4, num_micro_batches: int = 8) -> "pd.DataFrame":
     """Both mistakes beside what they should have been, with F = I = W = 1.
 
     Returns a row per mistake: ``system``, ``mistake``, ``wrong_makespan`` and ``right_makespan`` (in units of F),

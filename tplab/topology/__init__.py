@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tplab.topology.advisor import all_choices as all_choices
     from tplab.topology.advisor import feasible_choices as feasible_choices
     from tplab.topology.advisor import predict as predict
+    from tplab.topology.advisor.launch_commands import ENGINES as ENGINES
+    from tplab.topology.advisor.memory import max_requests as max_requests
     from tplab.topology.calibration import calibrate as calibrate
     from tplab.topology.calibration import submit_calibrate as submit_calibrate
     from tplab.topology.machine import Gpu as Gpu
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from tplab.topology.machine import Machine as Machine
     from tplab.topology.machine import Placement as Placement
     from tplab.topology.machine import place as place
+    from tplab.topology.machine.presets import GPUS as GPUS
     from tplab.topology.published import beside_vllm as beside_vllm
     from tplab.topology.published import layout_choice as layout_choice
     from tplab.topology.published import read_vllm as read_vllm
@@ -44,5 +47,8 @@ if TYPE_CHECKING:
     from tplab.topology.verification import predict_batch as predict_batch
     from tplab.topology.verification import submit_verify as submit_verify
     from tplab.topology.verification import verify as verify
+    from tplab.topology.verification.box_layouts import scores as scores
+    from tplab.topology.verification.memory import ShardPlan as ShardPlan
+    from tplab.topology.verification.memory import measure_shards as measure_shards
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
