@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,6 +140,38 @@ def test_the_picture_shows_the_rooms() -> None:
     inner = re.findall(r"^    (\w+)/ ", picture, re.M)
     assert set(rooms) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert set(inner) == {path.parent.name for path in (PACKAGE / "topology").glob("*/__init__.py")}
+
+
+def imports(path: str, tree: ast.AST, owner: str = "") -> Iterator[tuple[str, str]]:
+    """The function or method around each import of a module of ours (empty outside of functions), and the module."""
+    for node in ast.iter_child_nodes(tree):
+        inside = owner
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            inside = f"{owner}.{node.name}".lstrip(".")
+        elif isinstance(node, ast.ImportFrom) and not node.level and str(node.module).startswith("tplab"):
+            for alias in node.names:
+                source = f"{node.module}.{alias.name}".replace(".", "/")
+                home = str(node.module).replace(".", "/")
+                ends = (f"{source}.py", f"{source}/__init__.py", f"{home}.py", f"{home}/__init__.py")
+                yield owner, next(each for each in ends if each in trees())
+        yield from imports(path, node, inside)
+
+
+def test_no_circles_of_modules_but_for_the_constructors_named() -> None:
+    text = ARCHITECTURE.read_text("utf-8")
+    sentence = re.search(r"There are no circles of modules(.*?)\. ", text, re.S)
+    assert sentence
+    constructors = set(CODE.findall(sentence[1]))
+    used, arrows = set(), {}
+    for path, tree in trees().items():
+        found = list(imports(path, tree))
+        used |= {owner for owner, _ in found if owner in constructors}
+        arrows[path] = {module for owner, module in found if owner not in constructors and module != path}
+    assert used == constructors
+    try:
+        tuple(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
 
 
 def test_the_codes_of_the_article_are_all_explained() -> None:
