@@ -167,7 +167,7 @@ def test_a_rank_killed_in_the_midst_shows_and_run_works_again(panel: SweepPanel,
 
 
 def test_a_setting_that_cannot_work_is_shown_and_raised(panel: SweepPanel) -> None:
-    panel._algorithms.value = ()
+    panel._named["algorithms"].value = ()
     with pytest.raises(ValueError, match="algorithms"):
         panel.run()
     assert "algorithms" in panel._error.value

@@ -65,7 +65,7 @@ def test_a_tp_that_does_not_divide_is_said(panel: GenerationPanel) -> None:
 
 
 def test_configure_names_what_is_offered(panel: GenerationPanel) -> None:
-    with pytest.raises(ValueError, match="ranks is not a setting of this panel; it has family, size, tp"):
+    with pytest.raises(ValueError, match="ranks is not a setting of this panel, which has family, size, tp"):
         panel.configure(ranks=3)
     with pytest.raises(ValueError, match="family must be one of llama, mistral, qwen2, qwen3; got 'bert'"):
         panel.configure(family="bert")

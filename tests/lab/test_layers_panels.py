@@ -118,11 +118,11 @@ def test_a_stopped_run_keeps_its_rounds(overlap: OverlapPanel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"colour": "red"}, "colour is not a setting of this panel; it has chunks, tokens, in_features, link"),
-        ({"tokens": 17}, "tokens must be out of 256, 512, 1024, 2048; got 17"),
-        ({"link": "carrier pigeon"}, "link must be out of the ranks' own, 0.2 ms, 0.05 GB/s, .*; got 'carrier pigeon'"),
-        ({"chunks": (1, 3)}, "chunks must be out of 1, 2, 4, 8, 16, 32; got 3"),
-        ({"chunks": 4}, r"chunks takes several: pass a list or tuple out of 1, 2, 4, 8, 16, 32; got 4"),
+        ({"colour": "red"}, "colour is not a setting of this panel, which has chunks, tokens, in_features, link"),
+        ({"tokens": 17}, "tokens must be one of 256, 512, 1024, 2048; got 17"),
+        ({"link": "carrier pigeon"}, "link must be one of the ranks' own, 0.2 ms, 0.05 GB/s, .*; got 'carrier pigeon'"),
+        ({"chunks": (1, 3)}, "chunks must be one of 1, 2, 4, 8, 16, 32; got 3"),
+        ({"chunks": 4}, r"chunks must be a list or tuple out of 1, 2, 4, 8, 16, 32; got 4"),
     ],
 )
 def test_a_setting_that_is_not_offered_is_named(
@@ -177,10 +177,10 @@ def test_the_model_follows_its_sliders() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"speed": 1}, "speed is not a slider of this panel; it has num_chunks, compute_ms, comm_ms, overhead_ms"),
-        ({"num_chunks": 33}, "num_chunks must be 1 to 32; got 33"),
-        ({"compute_ms": 1.5}, "compute_ms must be 2 to 100; got 1.5"),
-        ({"num_chunks": 2.5}, "num_chunks must be a whole number; got 2.5"),
+        ({"speed": 1}, "speed is not a setting of this panel, which has num_chunks, compute_ms, comm_ms, overhead_ms"),
+        ({"num_chunks": 33}, "num_chunks must be a whole number from 1 to 32; got 33"),
+        ({"compute_ms": 1.5}, "compute_ms must be a number of at least 2.0 and at most 100.0; got 1.5"),
+        ({"num_chunks": 2.5}, "num_chunks must be a whole number from 1 to 32; got 2.5"),
     ],
 )
 def test_sliders_name_what_they_cannot_be(settings: dict[str, float], message: str) -> None:

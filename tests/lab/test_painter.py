@@ -146,28 +146,28 @@ def test_it_starts_canonical(panel: ShardPainter) -> None:
 @pytest.mark.parametrize("choice", ["column", "row", "replicated"])
 def test_each_matrix_control_repaints(panel: ShardPainter, name: str, choice: str) -> None:
     before = panel.figure
-    panel._choices[name].value = choice
+    panel._named[name].value = choice
     assert panel.plan.choices == CANONICAL | {name: choice}
     assert (panel.figure is before) == (choice == CANONICAL[name])
     assert len(collectives(panel.figure)) == panel.plan.num_collectives
-    assert panel._reasons.value.count("<tr>") == 1 + panel.plan.num_collectives
+    assert panel.below.partition(">forced<")[2].count("<tr>") == panel.plan.num_collectives
 
 
 def test_every_other_control_does_something(panel: ShardPainter) -> None:
-    prices, sent = panel._prices.value, panel.plan.sent_bytes
-    panel._tokens.value = 2048
+    prices, sent = panel.below, panel.plan.sent_bytes
+    panel._named["tokens"].value = 2048
     assert panel.plan.sent_bytes == 2 * sent
     assert "all-reduce 16 MiB" in collectives(panel.figure)
-    panel._n.value = 8
+    panel._named["ranks"].value = 8
     assert panel.plan.n == 8
     assert "8 ranks" in panel.figure.layout.title.text
-    panel._model.value = "Llama-3.1 70B"
+    panel._named["model"].value = "Llama-3.1 70B"
     assert panel.plan.hidden == 8192
-    assert "80 blocks" in panel._prices.value
-    assert panel._prices.value != prices
-    prices = panel._prices.value
-    panel._link.value = "InfiniBand NDR, 1 port"
-    assert panel._prices.value != prices
+    assert "80 blocks" in panel.below
+    assert panel.below != prices
+    prices = panel.below
+    panel._named["link"].value = "InfiniBand NDR, 1 port"
+    assert panel.below != prices
     assert "47 GB/s" in panel._about_link.value
 
 
@@ -175,45 +175,45 @@ def test_prices_are_the_plans(panel: ShardPainter) -> None:
     panel.paint(tokens=4096, link="NVLink 3 (A100)")
     us = panel.plan.time_us(2.0, 235)
     assert us == pytest.approx(2 * (6 * 2.0 + 1.5 * (32 << 20) / 235e3))
-    assert f"{us:.3g} µs" in panel._prices.value
-    assert f"{us * 32 / 1000:.3g} ms" in panel._prices.value
+    assert f"{us:.3g} µs" in panel.below
+    assert f"{us * 32 / 1000:.3g} ms" in panel.below
     for cell in ("2 all-reduces", "64 MiB", "96 MiB", "104 MiB", "3.25 GiB", "32 KiB"):
-        assert panel._prices.value.count(f">{cell}<") == 2, cell
+        assert panel.below.count(f">{cell}<") == 2, cell
 
 
 def test_a_measured_link_comes_first(panel: ShardPainter) -> None:
     measured = ShardPainter(link=AlphaBeta(alpha_us=40.0, beta_GBps=1.5))
-    assert measured._link.value == THIS_MACHINE
+    assert measured._named["link"].value == THIS_MACHINE
     assert "40 µs per message, 1.5 GB/s" in measured._about_link.value
-    assert THIS_MACHINE not in panel._link.options
+    assert THIS_MACHINE not in panel._named["link"].options
 
 
 def test_heads_that_do_not_divide_are_said_and_the_figure_kept(panel: ShardPainter) -> None:
-    panel._n.value = 3
-    assert "num_heads=32 does not divide by n=3" in panel._warning.value
+    panel._named["ranks"].value = 3
+    assert "num_heads=32 does not divide by n=3" in panel.error
     assert panel.plan.n == 4
     assert "4 ranks" in panel.figure.layout.title.text
-    for control in panel._choices.values():
-        control.value = "replicated"
-    assert panel._warning.value == ""
+    for name in CANONICAL:
+        panel._named[name].value = "replicated"
+    assert panel.error == ""
     assert panel.plan.n == 3
     assert "cannot be split over 3 ranks" in panel._verdict.value
     panel.paint(ranks=2)
-    assert panel._warning.value == ""
+    assert panel.error == ""
 
 
 def test_paint_sets_the_controls_at_once(panel: ShardPainter) -> None:
     assert panel.paint(qkv="row", out="row", up="replicated", down="replicated", model="tiny", ranks=6) is panel
-    assert {name: control.value for name, control in panel._choices.items()} == panel.plan.choices
+    assert {name: panel._named[name].value for name in CANONICAL} == panel.plan.choices
     assert panel.plan.choices == {"qkv": "row", "out": "row", "up": "replicated", "down": "replicated"}
     assert panel.plan.n == 6
 
 
 def test_paint_names_what_is_offered_and_changes_nothing(panel: ShardPainter) -> None:
-    before = panel._settings()
+    before = panel._named.settings()
     for match, bad in (
         ("up must be one of column, row, replicated; got 'diagonal'", {"up": "diagonal"}),
-        ("ranks must be one of 1, 2, 3, .*; got 9", {"ranks": 9}),
+        ("ranks must be a whole number from 1 to 8; got 9", {"ranks": 9}),
         ("tokens must be one of 1, 2, 4, .*; got 1000", {"tokens": 1000}),
         ("model must be one of tiny, Llama-3.1 8B, Llama-3.1 70B; got 'GPT'", {"model": "GPT"}),
         ("link must be one of NVLink 4", {"link": "string"}),
@@ -221,7 +221,7 @@ def test_paint_names_what_is_offered_and_changes_nothing(panel: ShardPainter) ->
     ):
         with pytest.raises(ValueError, match=match):
             panel.paint(**bad)
-    assert panel._settings() == before
+    assert panel._named.settings() == before
 
 
 def test_the_verdict_says_how_much_dearer() -> None:

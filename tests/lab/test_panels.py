@@ -61,14 +61,14 @@ def test_times_are_the_slowest_ranks(panel: HelloPanel) -> None:
 def test_the_ribbon_shows_while_settings_differ_from_the_run(panel: HelloPanel) -> None:
     panel.configure(reduction="SUM", repeats=10).run()
     assert panel._ribbon.value == ""
-    panel._reduction.value = "MAX"
+    panel._named["reduction"].value = "MAX"
     assert "Settings changed" in panel._ribbon.value
-    panel._reduction.value = "SUM"
+    panel._named["reduction"].value = "SUM"
     assert panel._ribbon.value == ""
 
 
 def test_stop_keeps_what_was_measured_and_run_works_again(panel: HelloPanel) -> None:
-    panel._repeats.value = 10_000_000
+    panel._named["repeats"].value = 10_000_000
     click(panel._run_button)
     assert panel._run_button.disabled
     assert not panel._stop_button.disabled
@@ -86,7 +86,7 @@ def test_stop_keeps_what_was_measured_and_run_works_again(panel: HelloPanel) -> 
 
 
 def test_a_dead_rank_shows_in_plain_words_and_run_works_again(panel: HelloPanel, pool: Pool) -> None:
-    panel._repeats.value = 10_000_000
+    panel._named["repeats"].value = 10_000_000
     click(panel._run_button)
     wait_for(lambda: panel._run.reports)
     os.kill(pool.cluster.pids[1], signal.SIGKILL)

@@ -24,7 +24,7 @@ def text_of(html: str) -> str:
 
 def rows_of(studio: ScheduleStudio) -> dict[str, list[str]]:
     """Name -> simulated and formula."""
-    cells = re.findall(r"<tr>(.*?)</tr>", studio._table.value)
+    cells = re.findall(r"<tr>(.*?)</tr>", studio._facts.value)
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in cells]
     return {row[0]: row[1:] for row in rows if row}
 
@@ -76,7 +76,7 @@ def test_formula_and_simulation_agree_in_the_table(studio: ScheduleStudio, setti
 @pytest.mark.parametrize("more", [{"hop_ms": 2}, {"last_stage": 2}])
 def test_where_there_is_no_formula_none_is_shown(studio: ScheduleStudio, more: dict[str, float]) -> None:
     studio.show(schedule="1f1b", **more)
-    assert "none for these settings" in text_of(studio._table.value)
+    assert "none for these settings" in text_of(studio._facts.value)
     assert rows_of(studio)["makespan"][1] == "–"
 
 
@@ -118,10 +118,10 @@ def test_too_little_memory_is_said_and_drawn(studio: ScheduleStudio) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"p": 17}, "p must be 1 to 16; got 17"),
+        ({"p": 17}, "p must be a whole number from 1 to 16; got 17"),
         ({"schedule": "dualpipe"}, "schedule must be one of gpipe"),
         ({"phase": "rest"}, "phase must be one of train, infer"),
-        ({"stages": 4}, "stages is not a control of this panel; it has phase"),
+        ({"stages": 4}, "stages is not a setting of this panel, which has phase"),
     ],
 )
 def test_what_the_studio_does_not_offer_is_named(
@@ -240,9 +240,9 @@ def test_inference_pipelines_have_formula_simulation_and_measurement(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"what": "training"}, "what must be out of decode ring, prefill, chunked prefill"),
-        ({"stage_ms": 1}, "stage_ms must be 2 to 50"),
-        ({"m": 8}, "m is not a setting of this panel; it has what"),
+        ({"what": "training"}, "what must be one of decode ring, prefill, chunked prefill"),
+        ({"stage_ms": 1}, "stage_ms must be a whole number from 2 to 50"),
+        ({"m": 8}, "m is not a setting of this panel, which has what"),
     ],
 )
 def test_a_setting_that_is_not_offered_is_named(pool: Pool, setting: dict[str, object], says: str) -> None:

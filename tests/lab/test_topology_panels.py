@@ -90,11 +90,11 @@ class TestMemoryWall:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"colour": 1}, "colour is not a control of this panel; it has model, gpu, weights, cache, batch"),
+            ({"colour": 1}, "colour is not a setting of this panel, which has model, gpu, weights, cache, batch"),
             ({"model": "llama-9"}, "model must be one of .*llama-3.1-70b.*; got 'llama-9'"),
-            ({"tp": 17}, "tp must be 1 to 16; got 17"),
-            ({"tp": 2.5}, "tp must be a whole number; got 2.5"),
-            ({"tp": "two"}, "tp must be 1 to 16; got 'two'"),
+            ({"tp": 17}, "tp must be a whole number from 1 to 16; got 17"),
+            ({"tp": 2.5}, "tp must be a whole number from 1 to 16; got 2.5"),
+            ({"tp": "two"}, "tp must be a whole number from 1 to 16; got 'two'"),
             ({"context": 1000}, "context must be one of 128, 256"),
         ],
     )
@@ -136,9 +136,9 @@ class TestShards:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"speed": 1}, "speed is not a setting of this panel; it has shape, layers, tp, pp, batch, context"),
+            ({"speed": 1}, "speed is not a setting of this panel, which has shape, layers, tp, pp, batch, context"),
             ({"shape": "round"}, "shape must be one of 6 heads, 2 key-value"),
-            ({"tp": 7}, "tp must be 1 to 6; got 7"),
+            ({"tp": 7}, "tp must be a whole number from 1 to 6; got 7"),
         ],
     )
     def test_what_is_not_offered_is_named(self, pool, settings, message):
@@ -366,7 +366,7 @@ class TestMeasuring:
         ("settings", "message"),
         [
             ({"link": "string"}, "link must be one of the ranks' own, 0.2 ms, 1 GB/s"),
-            ({"speed": 1}, "speed is not a setting of this panel; it has link, effort"),
+            ({"speed": 1}, "speed is not a setting of this panel, which has link, effort"),
         ],
     )
     def test_what_is_not_offered_is_named(self, pool, settings, message):

@@ -20,7 +20,8 @@ from tplab.lab.figures.advice import (
 )
 from tplab.lab.figures.topology import placement_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.analytic import AnalyticPanel, said, wide
+from tplab.lab.panels.analytic import AnalyticPanel, said
+from tplab.lab.panels.controls import wide
 from tplab.lab.panels.links import LinkPanel
 from tplab.lab.words_topology import explain_advice, explain_flips, explain_placement
 from tplab.models.presets import MODELS

@@ -5,21 +5,17 @@ be drawn.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.panels import html
+from tplab.lab.panels.controls import NamedControls, panel
 from tplab.lab.panels.figure_view import FigureView
-
-
-def wide() -> dict[str, Any]:
-    """For a control in the left column; a layout of its own, since panels hide single controls."""
-    return {"layout": widgets.Layout(width="auto"), "style": {"description_width": "84px"}}
 
 
 class AnalyticPanel(widgets.VBox):
@@ -27,32 +23,38 @@ class AnalyticPanel(widgets.VBox):
 
     ``show(name=value, ...)`` does what moving controls does; ``figure`` is the last figure drawn, ``error`` what is
     wrong with the settings, ``below`` the words below the figure (both HTML, empty if there are none).
+
+    Args:
+        title: heading of the panel.
+        named: controls of the left column, by the name of their setting.
+        view: the choice above the figure of what is drawn, the setting ``view``; None for none.
+        beneath: widgets below the controls.
+        min_height: height of the figure's place in pixels.
     """
 
+    _offered: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """What a control can offer, where that depends on another one."""
+
     def __init__(
-        self, *, title: str, named: Mapping[str, Any], view: "widgets.ToggleButtons | None" = None, min_height: int
+        self,
+        *,
+        title: str,
+        named: Mapping[str, Any],
+        view: "widgets.ToggleButtons | None" = None,
+        beneath: Sequence[widgets.Widget] = (),
+        min_height: int,
     ) -> None:
-        self._named = dict(named)
+        above = {} if view is None else {"view": view}
+        self._named = NamedControls({**named, **above})
         self._setting = False
         self._error = widgets.HTML()
         self._below = widgets.HTML()
+        self._table = widgets.HTML()
         self._view = FigureView(min_height=min_height)
-        if view is not None:
-            self._named["view"] = view
         for control in self._named.values():
             control.observe(lambda _: self._draw(), names="value")
-        left = widgets.VBox(
-            [control for name, control in self._named.items() if name != "view"],
-            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
-        )
-        above = [] if view is None else [view]
-        right = widgets.VBox(
-            [self._error, *above, self._view, self._below],
-            layout=widgets.Layout(flex="1 1 0", min_width="420px"),
-        )
-        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        self._table = widgets.HTML()
-        super().__init__([widgets.HTML(html.heading(title)), body, self._table])
+        right = [self._error, *above.values(), self._view, self._below]
+        super().__init__([*panel(title, [*named.values(), *beneath], right), self._table])
         self._error.add_class("tplab-error")
         self._below.add_class("tplab-below")
         self._table.add_class("tplab-table")
@@ -60,6 +62,10 @@ class AnalyticPanel(widgets.VBox):
     @abstractmethod
     def draw(self, values: dict[str, Any]) -> tuple[go.Figure, str]:
         """Figure and HTML below it for these settings. Raises ``ValueError`` for settings that cannot work."""
+
+    def warning(self) -> str:
+        """HTML above a figure that was drawn all the same; called after ``draw``."""
+        return ""
 
     def table(self) -> str:
         """HTML below everything, as wide as the panel; called after ``draw``."""
@@ -80,20 +86,16 @@ class AnalyticPanel(widgets.VBox):
         """The words below the figure, as HTML."""
         return str(self._below.value)
 
-    def show(self, **settings: Any) -> Any:
-        """Set controls by name; returns the panel.
+    def show(self, **settings: Any) -> Self:
+        """Set controls by name.
 
-        Raises ``ValueError`` for a name or a value that the panel does not offer; a combination that cannot work is
+        Raises ``ArgumentError`` for a name or a value that the panel does not offer; a combination that cannot work is
         said in the panel, as for a slider.
         """
-        for name, value in settings.items():
-            if name not in self._named:
-                raise ValueError(f"{name} is not a control of this panel; it has {', '.join(self._named)}")
-            check_offered(name, self._named[name], value)
+        self._named.check(settings, self._offered)
         self._setting = True
         try:
-            for name, value in settings.items():
-                self._named[name].value = value
+            self._named.put(settings)
         finally:
             self._setting = False
         self._draw()
@@ -103,11 +105,11 @@ class AnalyticPanel(widgets.VBox):
         if self._setting:
             return
         try:
-            figure, below = self.draw({name: control.value for name, control in self._named.items()})
+            figure, below = self.draw(self._named.settings())
         except ValueError as error:
             self._error.value = html.error_card(error)
             return
-        self._error.value = ""
+        self._error.value = self.warning()
         height = figure.layout.height
         if height:  # the place of a figure does not grow with it
             self._view.layout.min_height = f"{height + 10:.0f}px"
@@ -121,21 +123,3 @@ def said(text: str, *, ok: bool | None = None, word: str = "") -> str:
     pill = "" if ok is None else html.pill(word, style.WEIGHT_GRADIENT if ok else style.COLLECTIVE) + "&nbsp; "
     colour = "color:var(--jp-ui-font-color1,#1F2430)"
     return f'<div style="font-size:13px;line-height:1.5;{colour}">{pill}{escape(text)}</div>'
-
-
-def check_offered(name: str, control: Any, value: Any) -> None:
-    """Raises ``ValueError`` for a value that ``control`` cannot take, with those it can."""
-    if isinstance(control, widgets.Textarea | widgets.Text):
-        if not isinstance(value, str):
-            raise ValueError(f"{name} must be text; got {value!r}")
-        return
-    options = getattr(control, "options", None)
-    if options is not None:
-        offered = [option[1] if isinstance(option, tuple) else option for option in options]
-        if value not in offered:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, offered))}; got {value!r}")
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not control.min <= value <= control.max:
-        raise ValueError(f"{name} must be {control.min:g} to {control.max:g}; got {value!r}")
-    if isinstance(control, widgets.IntSlider | widgets.BoundedIntText) and value != int(value):
-        raise ValueError(f"{name} must be a whole number; got {value!r}")

@@ -8,19 +8,17 @@ measured before it failed or was stopped stays on the page.
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Report, Run, RunStopped
-from tplab.lab import style
 from tplab.lab.panels import html
+from tplab.lab.panels.controls import NamedControls, Settings, panel
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.panels.pool import Pool
-
-Settings = dict[str, Any]
 
 _DRAW_EVERY_S = 1.0
 
@@ -33,8 +31,8 @@ class RunPanel(widgets.VBox):
     Args:
         pool: the ranks that it runs on.
         title: heading of the panel.
-        controls: widgets of the left column.
-        views: a widget above the figure, to choose what is drawn; None for none.
+        named: controls of the left column, by the name of their setting.
+        views: what can be drawn, for a choice above the figure; none by default.
         height: height of the figure in pixels.
     """
 
@@ -43,11 +41,14 @@ class RunPanel(widgets.VBox):
         pool: Pool,
         *,
         title: str,
-        controls: Sequence[widgets.Widget],
-        views: widgets.Widget | None = None,
+        named: Mapping[str, Any],
+        views: Sequence[str] = (),
         height: int = 400,
     ) -> None:
         self.pool = pool
+        self._named = NamedControls(named)
+        self._look = widgets.ToggleButtons(options=views)
+        self._look.observe(lambda _: self.redraw(), names="value")
         self._run: Run[Any] | None = None
         self._cluster: Cluster | None = None  # the one the run is on; the pool may have moved on
         self._ended = threading.Event()
@@ -65,25 +66,14 @@ class RunPanel(widgets.VBox):
         self._view = FigureView(min_height=height)
         self._run_button.on_click(lambda _: self._begin())
         self._stop_button.on_click(lambda _: self.stop())
-        for control in controls:
+        for control in self._named.values():
             control.observe(lambda _: self._mark_stale(), names="value")
-        left = widgets.VBox(
-            [
-                *controls,
-                widgets.HBox(
-                    [self._run_button, self._stop_button], layout=widgets.Layout(justify_content="space-between")
-                ),
-                self._progress,
-                self._phase,
-            ],
-            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
+        buttons = widgets.HBox(
+            [self._run_button, self._stop_button], layout=widgets.Layout(justify_content="space-between")
         )
-        above = [] if views is None else [views]
-        right = widgets.VBox(
-            [self._ribbon, self._error, *above, self._view, self._below], layout=widgets.Layout(flex="1 1 0")
-        )
-        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        super().__init__([widgets.HTML(html.heading(title)), body])
+        left = [*self._named.values(), buttons, self._progress, self._phase]
+        right = [self._ribbon, self._error, *([self._look] if views else []), self._view, self._below]
+        super().__init__(panel(title, left, right))
         # For user style sheets and for tests that look at the page.
         self.add_class("tplab-panel")
         for widget, name in (
@@ -96,9 +86,15 @@ class RunPanel(widgets.VBox):
         ):
             widget.add_class(name)
 
-    @abstractmethod
     def settings(self) -> Settings:
-        """What the controls say now. Raises ``ValueError`` for settings that cannot work."""
+        """What the controls say now."""
+        return self._named.settings()
+
+    def configure(self, **settings: Any) -> Self:
+        """Set controls by name. Raises ``ArgumentError`` naming the setting and what the panel offers."""
+        self._named.check(settings)
+        self._named.put(settings)
+        return self
 
     @abstractmethod
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
@@ -192,9 +188,5 @@ class RunPanel(widgets.VBox):
     def _mark_stale(self) -> None:
         if self._settings_of_run is None or not self._ended.is_set() or self._view.figure is None:
             return
-        try:
-            stale = self.settings() != self._settings_of_run
-        except ValueError:
-            stale = True
-        text = "Settings changed since this run: press Run to measure them." if stale else ""
-        self._ribbon.value = html.ribbon(text) if text else ""
+        stale = self.settings() != self._settings_of_run
+        self._ribbon.value = html.ribbon("Settings changed since this run: press Run to measure them.") if stale else ""

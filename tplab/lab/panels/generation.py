@@ -11,7 +11,8 @@ from tplab.lab import style
 from tplab.lab.figures.generation import layouts_figure
 from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.models.generation import GenerationRun, submit_generate
 from tplab.models.result import Generation
@@ -82,22 +83,20 @@ class GenerationPanel(RunPanel):
     """
 
     def __init__(self, pool: Pool) -> None:
-        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "96px"}}
-        self._named: dict[str, Any] = {
-            "family": widgets.Dropdown(options=list(_FAMILIES), description="Family", **wide),
-            "size": widgets.Dropdown(options=list(_SIZES), description="Size", **wide),
-            "tp": widgets.Dropdown(options=_TP, value=2, description="TP", **wide),
-            "micro_batches": widgets.Dropdown(options=(1, 2, 4), description="Micro-batches", **wide),
-            "sequences": widgets.Dropdown(options=(1, 2, 4, 8), value=4, description="Sequences", **wide),
-            "prompt_tokens": widgets.Dropdown(options=(8, 32, 128, 512), value=32, description="Prompt", **wide),
-            "new_tokens": widgets.Dropdown(options=(8, 16, 32, 64, 256), value=16, description="New tokens", **wide),
-            "dtype": widgets.Dropdown(options=("float32", "bfloat16"), description="Dtype", **wide),
+        look = wide(96)
+        named = {
+            "family": widgets.Dropdown(options=list(_FAMILIES), description="Family", **look),
+            "size": widgets.Dropdown(options=list(_SIZES), description="Size", **look),
+            "tp": widgets.Dropdown(options=_TP, value=2, description="TP", **look),
+            "micro_batches": widgets.Dropdown(options=(1, 2, 4), description="Micro-batches", **look),
+            "sequences": widgets.Dropdown(options=(1, 2, 4, 8), value=4, description="Sequences", **look),
+            "prompt_tokens": widgets.Dropdown(options=(8, 32, 128, 512), value=32, description="Prompt", **look),
+            "new_tokens": widgets.Dropdown(options=(8, 16, 32, 64, 256), value=16, description="New tokens", **look),
+            "dtype": widgets.Dropdown(options=("float32", "bfloat16"), description="Dtype", **look),
         }
-        self._look = widgets.ToggleButtons(options=["Timeline", "Layouts"])
-        self._look.observe(lambda _: self.redraw(), names="value")
         self._handle: GenerationRun | None = None
         self._runs: dict[tuple[Any, ...], Generation] = {}
-        super().__init__(pool, title="Generate", controls=list(self._named.values()), views=self._look, height=300)
+        super().__init__(pool, title="Generate", named=named, views=("Timeline", "Layouts"), height=300)
 
     @property
     def generation(self) -> Generation | None:
@@ -109,21 +108,6 @@ class GenerationPanel(RunPanel):
     def frame(self) -> pd.DataFrame:
         """A row per layout, see :func:`layouts_frame`: of the last model, dtype and prompts."""
         return layouts_frame(list(self._runs.values()))
-
-    def settings(self) -> Settings:
-        return {name: control.value for name, control in self._named.items()}
-
-    def configure(self, **settings: Any) -> "GenerationPanel":
-        """Set controls by name. Raises ``ValueError`` naming the setting and what the panel offers."""
-        for name, value in settings.items():
-            if name not in self._named:
-                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
-            if value not in self._named[name].options:
-                offered = ", ".join(map(str, self._named[name].options))
-                raise ValueError(f"{name} must be one of {offered}; got {value!r}")
-        for name, value in settings.items():
-            self._named[name].value = value
-        return self
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
         tp = settings["tp"]

@@ -2,13 +2,14 @@
 GPUs a layout takes on it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.figures.topology import link_figure, link_frame, placement_figure
-from tplab.lab.panels.analytic import AnalyticPanel, said, wide
+from tplab.lab.panels.analytic import AnalyticPanel, said
+from tplab.lab.panels.controls import wide
 from tplab.lab.words_topology import explain_links, explain_placement
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
@@ -76,7 +77,7 @@ class LinkPanel(AnalyticPanel):
         """Call ``callback`` with the machine whenever it is another one."""
         self._told.append(callback)
 
-    def show(self, **settings: Any) -> "LinkPanel":
+    def show(self, **settings: Any) -> Self:
         """See the class. With ``preset=`` and no ``gpus=``, a usual node's number."""
         if "preset" in settings and settings["preset"] in MACHINES and "gpus" not in settings:
             settings["gpus"] = Machine.preset(settings["preset"]).gpus_per_node
@@ -84,8 +85,7 @@ class LinkPanel(AnalyticPanel):
             settings.setdefault("source", "preset")
         if "text" in settings:
             settings.setdefault("source", "paste")
-        super().show(**settings)
-        return self
+        return super().show(**settings)
 
     def draw(self, values: dict[str, Any]) -> tuple[go.Figure, str]:
         source, view = values["source"], values["view"]

@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from tplab.cluster import Cluster, Run
 from tplab.lab.figures.memory import degrees_frame, memory_figure, memory_frame, shards_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.analytic import AnalyticPanel, check_offered, said, wide
-from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.analytic import AnalyticPanel, said
+from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_memory, explain_shards
 from tplab.models.presets import MODELS
@@ -113,7 +114,7 @@ class ShardsPanel(RunPanel):
     """
 
     def __init__(self, pool: Pool) -> None:
-        self._named: dict[str, Any] = {
+        named = {
             "shape": widgets.Dropdown(options=list(_SHAPES), description="heads", **wide()),
             "layers": widgets.IntSlider(value=7, min=1, max=12, description="layers", **wide()),
             "tp": widgets.IntSlider(value=3, min=1, max=6, description="TP", **wide()),
@@ -123,20 +124,7 @@ class ShardsPanel(RunPanel):
         }
         self.frame: pd.DataFrame | None = None
         self._plan: ShardPlan | None = None
-        super().__init__(pool, title="Shards, really built", controls=list(self._named.values()), height=480)
-
-    def settings(self) -> Settings:
-        return {name: control.value for name, control in self._named.items()}
-
-    def configure(self, **settings: Any) -> "ShardsPanel":
-        """Set controls by name. Raises ``ValueError`` naming the setting and what the panel offers."""
-        for name, value in settings.items():
-            if name not in self._named:
-                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
-            check_offered(name, self._named[name], value)
-        for name, value in settings.items():
-            self._named[name].value = value
-        return self
+        super().__init__(pool, title="Shards, really built", named=named, height=480)
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
         config = small_model(settings["shape"], settings["layers"])

@@ -17,7 +17,8 @@ from tplab.collectives.cost import AlphaBeta
 from tplab.lab import style
 from tplab.lab.figures.painter import painter_figure, short_bytes
 from tplab.lab.panels import html
-from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.panels.analytic import AnalyticPanel
+from tplab.lab.panels.controls import Settings, wide
 from tplab.layers.plan import CANONICAL, CHOICES, MATRICES, Plan, plan_block
 
 THIS_MACHINE = "this machine"
@@ -56,7 +57,7 @@ LINKS: Mapping[str, AlphaBeta] = {
 """Latency of one message and bandwidth of one rank, for rings."""
 
 
-class ShardPainter(widgets.VBox):
+class ShardPainter(AnalyticPanel):
     """Four choices, ranks, tokens, model and link; the painted block and its price beside column, row, column, row.
 
     ``paint(qkv="column", ...)`` sets the controls; ``plan`` and ``figure`` are what is shown. With ``link``, what was
@@ -64,38 +65,25 @@ class ShardPainter(widgets.VBox):
     """
 
     def __init__(self, *, link: AlphaBeta | None = None) -> None:
-        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "50px"}}
         self._links = dict(LINKS) if link is None else {THIS_MACHINE: link, **LINKS}
-        self._choices = {
-            name: widgets.Dropdown(options=CHOICES, value=CANONICAL[name], description=name, **wide)
-            for name in MATRICES
-        }
-        self._n = widgets.IntSlider(value=4, min=1, max=8, description="ranks", **wide)
-        self._tokens = widgets.SelectionSlider(
-            options=[(f"{1 << power:,}", 1 << power) for power in range(14)], value=1024, description="tokens", **wide
-        )
-        self._model = widgets.Dropdown(options=list(SHAPES), value="Llama-3.1 8B", description="model", **wide)
-        self._link = widgets.Dropdown(options=list(self._links), description="link", **wide)
         self._about_link = widgets.HTML()
         self._verdict = widgets.HTML()
-        self._warning = widgets.HTML()
-        self._prices = widgets.HTML()
-        self._reasons = widgets.HTML()
-        self._view = FigureView(min_height=740)
-        self._held = False
-        self._plan = self._planned(self._settings())
-        for control in self._controls.values():
-            control.observe(lambda _: self._draw(), names="value")
-        left = widgets.VBox(
-            [*self._controls.values(), self._about_link, self._verdict],
-            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
+        tokens = [(f"{1 << power:,}", 1 << power) for power in range(14)]
+        super().__init__(
+            title="Shard painter",
+            named={
+                **{
+                    name: widgets.Dropdown(options=CHOICES, value=CANONICAL[name], description=name, **wide(50))
+                    for name in MATRICES
+                },
+                "ranks": widgets.IntSlider(value=4, min=1, max=8, description="ranks", **wide(50)),
+                "tokens": widgets.SelectionSlider(options=tokens, value=1024, description="tokens", **wide(50)),
+                "model": widgets.Dropdown(options=list(SHAPES), value="Llama-3.1 8B", description="model", **wide(50)),
+                "link": widgets.Dropdown(options=list(self._links), description="link", **wide(50)),
+            },
+            beneath=(self._about_link, self._verdict),
+            min_height=740,
         )
-        right = widgets.VBox(
-            [self._warning, self._view, self._prices, self._reasons],
-            layout=widgets.Layout(flex="1 1 0", min_width="320px"),
-        )
-        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        super().__init__([widgets.HTML(html.heading("Shard painter")), body])
         self.add_class("tplab-painter")
         self._draw()
 
@@ -103,11 +91,6 @@ class ShardPainter(widgets.VBox):
     def plan(self) -> Plan:
         """The plan shown: the last one that can work."""
         return self._plan
-
-    @property
-    def figure(self) -> go.Figure:
-        """The figure shown."""
-        return self._view.figure
 
     def paint(
         self,
@@ -133,34 +116,9 @@ class ShardPainter(widgets.VBox):
         given = {"qkv": qkv, "out": out, "up": up, "down": down, "ranks": ranks, "tokens": tokens}
         given |= {"model": model, "link": link}
         wanted = {name: value for name, value in given.items() if value is not None}
-        for name, value in wanted.items():
-            offered = self._offered(name)
-            if value not in offered:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, offered))}; got {value!r}")
-        self._planned(self._settings() | wanted)  # names what does not divide, before anything is changed
-        self._held = True
-        try:
-            for name, value in wanted.items():
-                self._controls[name].value = value
-        finally:
-            self._held = False
-        self._draw()
-        return self
-
-    @property
-    def _controls(self) -> dict[str, Any]:
-        return {
-            **self._choices,
-            **{"ranks": self._n, "tokens": self._tokens, "model": self._model, "link": self._link},
-        }
-
-    def _offered(self, name: str) -> list[Any]:
-        if name == "ranks":
-            return list(range(self._n.min, self._n.max + 1))
-        return [value for _, value in self._tokens.options] if name == "tokens" else list(self._controls[name].options)
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: control.value for name, control in self._controls.items()}
+        self._named.check(wanted)
+        self._planned(self._named.settings() | wanted)  # names what does not divide, before anything is changed
+        return self.show(**wanted)
 
     @staticmethod
     def _planned(settings: Mapping[str, Any], choices: Mapping[str, str] | None = None) -> Plan:
@@ -176,29 +134,18 @@ class ShardPainter(widgets.VBox):
             n=settings["ranks"],
         )
 
-    def _draw(self) -> None:
-        if self._held:
-            return
-        settings = self._settings()
+    def draw(self, values: Settings) -> tuple[go.Figure, str]:
+        self._plan = plan = self._planned(values)
         try:
-            plan = self._planned(settings)
-        except ValueError as error:
-            self._warning.value = html.ribbon(f"Not shown: {error}.")
-            return
-        self._warning.value = ""
-        try:
-            canonical = self._planned(settings, CANONICAL)
+            canonical = self._planned(values, CANONICAL)
         except ValueError:  # heads that do not divide, and a painting that does not mind
             canonical = None
-        link, layers = self._links[settings["link"]], SHAPES[settings["model"]].num_layers
-        self._plan = plan
-        self._view.show(painter_figure(plan))
+        link, layers = self._links[values["link"]], SHAPES[values["model"]].num_layers
         self._about_link.value = html.quiet(
             f"{link.alpha_us:.3g} µs per message, {link.beta_GBps:.3g} GB/s per rank. Weights and activations: 2 bytes."
         )
         self._verdict.value = html.quiet(verdict(plan, canonical, link))
-        self._prices.value = _price_table(plan, canonical, link, layers)
-        self._reasons.value = _reason_table(plan)
+        return painter_figure(plan), _price_table(plan, canonical, link, layers) + _reason_table(plan)
 
 
 def verdict(plan: Plan, canonical: Plan | None, link: AlphaBeta) -> str:

@@ -15,7 +15,8 @@ from tplab.cluster import Cluster, Run
 from tplab.lab.figures.pipeline import gantt
 from tplab.lab.figures.pipeline_curves import decode_figure, prefill_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words import explain_pipeline, explain_serving
 from tplab.pipeline.build import SCHEDULES, build_schedule
@@ -33,40 +34,14 @@ from tplab.pipeline.serving import (
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 
-_WIDE = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "92px"}}
 _MESSAGE_BYTES = 4096
 
 
 def _slider(value: int, low: int, high: int, text: str, step: int = 1) -> Any:
-    return widgets.IntSlider(value=value, min=low, max=high, step=step, description=text, **_WIDE)
+    return widgets.IntSlider(value=value, min=low, max=high, step=step, description=text, **wide(92))
 
 
-class _PipelinePanel(RunPanel):
-    """What both panels share: named controls that ``configure`` sets."""
-
-    def __init__(self, pool: Pool, *, title: str, named: dict[str, Any], height: int) -> None:
-        self._named = named
-        super().__init__(pool, title=title, controls=list(named.values()), height=height)
-
-    def settings(self) -> Settings:
-        return {name: control.value for name, control in self._named.items()}
-
-    def configure(self, **settings: Any) -> "_PipelinePanel":
-        """Set controls by name. Raises ``ValueError`` naming the setting and what the panel offers."""
-        for name, value in settings.items():
-            control = self._named.get(name)
-            if control is None:
-                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
-            if isinstance(control, widgets.Dropdown):
-                if value not in control.options:
-                    raise ValueError(f"{name} must be out of {', '.join(map(str, control.options))}; got {value!r}")
-            elif not control.min <= value <= control.max:
-                raise ValueError(f"{name} must be {control.min} to {control.max}; got {value!r}")
-            control.value = value
-        return self
-
-
-class PipelinePanel(_PipelinePanel):
+class PipelinePanel(RunPanel):
     """A schedule on the pool's ranks, a stage on each (or v): the measured Gantt chart under the simulated one.
 
     ``simulated`` and ``trace`` are the traces of the last run, ``trace`` also of one that was stopped or failed.
@@ -77,7 +52,7 @@ class PipelinePanel(_PipelinePanel):
             pool,
             title="A schedule on real ranks",
             named={
-                "schedule": widgets.Dropdown(options=SCHEDULES, value=schedule, description="schedule", **_WIDE),
+                "schedule": widgets.Dropdown(options=SCHEDULES, value=schedule, description="schedule", **wide(92)),
                 "m": _slider(m, 1, 32, "m micro-b."),
                 "v": _slider(2, 1, 4, "v chunks"),
                 "forward_ms": _slider(20, 2, 100, "F = I = W ms"),
@@ -117,7 +92,7 @@ class PipelinePanel(_PipelinePanel):
 _WHAT = ("decode ring", "prefill", "chunked prefill")
 
 
-class ServingPanel(_PipelinePanel):
+class ServingPanel(RunPanel):
     """An inference pipeline on the pool's ranks: formula, simulation and measurement.
 
     ``frame`` holds the measurement of the last run, also of one that was stopped or failed.
@@ -128,7 +103,7 @@ class ServingPanel(_PipelinePanel):
             pool,
             title="Inference pipelines",
             named={
-                "what": widgets.Dropdown(options=_WHAT, value=what, description="pipeline", **_WIDE),
+                "what": widgets.Dropdown(options=_WHAT, value=what, description="pipeline", **wide(92)),
                 "stage_ms": _slider(10, 2, 50, "stage ms"),
                 "last_ms": _slider(10, 2, 100, "last stage ms"),
                 "hop_ms": _slider(2, 0, 20, "hop ms"),

@@ -2,9 +2,9 @@
 
 import ipywidgets as widgets
 
-from tplab.lab import style
 from tplab.lab.figures.collectives import ring_figure
 from tplab.lab.panels import html
+from tplab.lab.panels.controls import panel, wide
 from tplab.lab.panels.figure_view import FigureView
 
 
@@ -15,21 +15,15 @@ class RingStepper(widgets.VBox):
     """
 
     def __init__(self, n: int = 4) -> None:
-        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "50px"}}
-        self._n = widgets.IntSlider(value=n, min=2, max=8, description="ranks", **wide)
-        self._step = widgets.IntSlider(value=0, min=0, max=2 * (n - 1), description="step", **wide)
+        self._n = widgets.IntSlider(value=n, min=2, max=8, description="ranks", **wide(50))
+        self._step = widgets.IntSlider(value=0, min=0, max=2 * (n - 1), description="step", **wide(50))
         self._play = widgets.Play(min=0, max=2 * (n - 1), interval=900, show_repeat=False)
         self._bytes = widgets.HTML()
         self._view = FigureView(min_height=400)
         widgets.link((self._play, "value"), (self._step, "value"))
         self._n.observe(self._resize, names="value")
         self._step.observe(lambda _: self._draw(), names="value")
-        left = widgets.VBox(
-            [self._n, self._step, self._play, self._bytes],
-            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
-        )
-        body = widgets.HBox([left, self._view], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        super().__init__([widgets.HTML(html.heading("Ring stepper")), body])
+        super().__init__(panel("Ring stepper", [self._n, self._step, self._play, self._bytes], [self._view]))
         self._draw()
 
     def show(self, n: int, step: int) -> "RingStepper":

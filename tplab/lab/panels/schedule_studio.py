@@ -5,15 +5,15 @@ about 40 ms. What cannot work is said in words above the last figure that could 
 """
 
 from html import escape
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from tplab.lab import style
 from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
-from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.panels.analytic import AnalyticPanel
+from tplab.lab.panels.controls import Settings, wide
 from tplab.pipeline import formulas
 from tplab.pipeline.build import INFERENCE, TRAINING, build_schedule
 from tplab.pipeline.costs import Costs
@@ -28,25 +28,25 @@ _NO_FORMULA = "none for these settings"
 _RINGS = ("decode-ring", "prefill-decode")
 
 
-class ScheduleStudio(widgets.VBox):
+class ScheduleStudio(AnalyticPanel):
     """Train or infer, schedule, p, m, v or k, times, hop, memory cap; Gantt chart, memory lane, formula beside it.
 
     ``show(schedule=, p=, m=, ...)`` sets controls; ``figure`` is the figure, ``trace`` what it shows, ``error`` the
     words above it.
     """
 
-    def __init__(self, schedule: str = "1f1b", p: int = 4, m: int = 8) -> None:
-        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "92px"}}
+    _offered: ClassVar = {"schedule": TRAINING + INFERENCE}
 
+    def __init__(self, schedule: str = "1f1b", p: int = 4, m: int = 8) -> None:
         def whole(value: int, low: int, high: int, text: str, tip: str = "") -> Any:
-            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide)
+            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide(92))
 
         def time(value: float, high: float, text: str, low: float = 0.0) -> Any:
-            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide)
+            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(92))
 
-        self._named: dict[str, Any] = {
+        named = {
             "phase": widgets.ToggleButtons(options=["train", "infer"], style={"button_width": "84px"}),
-            "schedule": widgets.Dropdown(options=TRAINING, description="schedule", **wide),
+            "schedule": widgets.Dropdown(options=TRAINING, description="schedule", **wide(92)),
             "p": whole(p, 1, 16, "p ranks"),
             "m": whole(m, 1, 64, "m micro-b."),
             "v": whole(2, 1, 4, "v chunks", "chunks per rank: interleaved only"),
@@ -58,36 +58,14 @@ class ScheduleStudio(widgets.VBox):
             "hop_ms": time(0, 20, "hop ms"),
             "cap": whole(0, 0, 64, "memory cap", "micro-batches that a rank may hold; 0: no cap"),
         }
-        self._setting = False
         self.trace: Trace | None = None
-        self._error = widgets.HTML()
-        self._table = widgets.HTML()
-        self._view = FigureView(min_height=500)
-        for name, control in self._named.items():
-            control.observe(self._on_phase if name == "phase" else lambda _: self._draw(), names="value")
-        left = widgets.VBox(
-            [*self._named.values(), self._table],
-            layout=widgets.Layout(width=style.PANEL_CONTROLS_WIDTH, flex=f"0 0 {style.PANEL_CONTROLS_WIDTH}"),
-        )
-        right = widgets.VBox([self._error, self._view], layout=widgets.Layout(flex="1 1 0", min_width="420px"))
-        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
-        super().__init__([widgets.HTML(html.heading("Schedule studio")), body])
+        self._over = ""
+        self._facts = widgets.HTML()
+        super().__init__(title="Schedule studio", named=named, beneath=(self._facts,), min_height=500)
         self.add_class("tplab-studio")
-        self._error.add_class("tplab-error")
-        self._table.add_class("tplab-below")
         self.show(schedule=schedule)
 
-    @property
-    def figure(self) -> go.Figure | None:
-        """The last figure drawn."""
-        return self._view.figure
-
-    @property
-    def error(self) -> str:
-        """What is wrong with the settings, as HTML; empty if nothing is."""
-        return str(self._error.value)
-
-    def show(self, **settings: Any) -> "ScheduleStudio":
+    def show(self, **settings: Any) -> Self:
         """Set controls by name: ``schedule=``, ``p=``, ``m=``, ``v=``, ``k=``, ``forward_ms=``, ``input_grad_ms=``,
         ``weight_grad_ms=``, ``last_stage=`` (times as long as the others), ``hop_ms=``, ``cap=``, ``phase=``.
 
@@ -96,59 +74,33 @@ class ScheduleStudio(widgets.VBox):
         """
         if settings.get("schedule") in (*TRAINING, *INFERENCE):
             settings = {"phase": "infer" if settings["schedule"] in INFERENCE else "train"} | settings
-        for name, value in settings.items():
-            control = self._named.get(name)
-            if control is None:
-                raise ValueError(f"{name} is not a control of this panel; it has {', '.join(self._named)}")
-            if name == "schedule":
-                _check_offered(name, value, TRAINING + INFERENCE)
-            elif name == "phase":
-                _check_offered(name, value, control.options)
-            elif not control.min <= value <= control.max:
-                raise ValueError(f"{name} must be {control.min:g} to {control.max:g}; got {value!r}")
-        self._setting = True
-        try:
-            for name in sorted(settings, key=lambda name: name != "phase"):  # which decides what schedules there are
-                self._named[name].value = settings[name]
-        finally:
-            self._setting = False
-        self._draw()
-        return self
-
-    def _on_phase(self, _: object) -> None:
-        self._setting, before = True, self._setting
-        self._named["schedule"].options = INFERENCE if self._named["phase"].value == "infer" else TRAINING
-        self._setting = before
-        self._draw()
+        in_order = sorted(settings.items(), key=lambda each: each[0] != "phase")  # which decides the schedules
+        return super().show(**dict(in_order))
 
     def _draw(self) -> None:
-        if self._setting:
-            return
-        values = {name: control.value for name, control in self._named.items()}
+        schedules = INFERENCE if self._named["phase"].value == "infer" else TRAINING
+        if self._named["schedule"].options != schedules:
+            self._setting, before = True, self._setting
+            self._named["schedule"].options = schedules
+            self._setting = before
+        super()._draw()
+
+    def draw(self, values: Settings) -> tuple[go.Figure, str]:
         name, training = values["schedule"], values["phase"] == "train"
         self._named["v"].disabled = name != "interleaved"
         self._named["k"].disabled = name not in _RINGS
         for gradient in ("input_grad_ms", "weight_grad_ms", "cap"):
             self._named[gradient].disabled = not training
-        try:
-            schedule = _schedule_of(values)
-            costs = _costs_of(values)
-            self.trace = simulate(schedule, costs)
-        except ValueError as error:
-            self._error.value = html.error_card(error)
-            return
+        schedule = _schedule_of(values)
+        self.trace = simulate(schedule, _costs_of(values))
         cap = values["cap"] if training and values["cap"] else None
-        figure = gantt(self.trace, max_activations=cap)
-        self._view.layout.min_height = f"{figure.layout.height}px"
-        self._view.show(figure)
         over = [] if cap is None else faults(schedule, max_activations=cap)
-        self._error.value = _over_cap(over) if over else ""
-        self._table.value = _table(self.trace, values)
+        self._over = _over_cap(over) if over else ""
+        self._facts.value = _table(self.trace, values)
+        return gantt(self.trace, max_activations=cap), ""
 
-
-def _check_offered(name: str, value: Any, offered: Any) -> None:
-    if value not in offered:
-        raise ValueError(f"{name} must be one of {', '.join(offered)}; got {value!r}")
+    def warning(self) -> str:
+        return self._over
 
 
 def _schedule_of(values: dict[str, Any]) -> Schedule:

@@ -10,8 +10,8 @@ from tplab.collectives.emulated_link import EmulatedLink
 from tplab.lab.figures.topology import link_figure, measured_links_frame
 from tplab.lab.figures.verification import calibration_figure, verification_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.analytic import check_offered, wide
-from tplab.lab.panels.base import RunPanel, Settings
+from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_calibration, explain_verification
 from tplab.measure import joined_badge, link_text
@@ -37,44 +37,24 @@ _QUICK: dict[str, Any] = {
 }
 """What is measured in some five seconds; ``calibrate`` by itself takes several times as long, and is surer."""
 _THOROUGH: dict[str, Any] = {}
+_MEASURES = {"per token": "tpot_ms", "first token": "ttft_ms", "tokens/s": "output_tokens_per_s"}
 
 
-class _SettingsPanel(RunPanel):
-    """Named controls that ``configure`` sets."""
-
-    _named: dict[str, Any]
-
-    def settings(self) -> Settings:
-        return {name: control.value for name, control in self._named.items()}
-
-    def configure(self, **settings: Any) -> Any:
-        """Set controls by name; returns the panel. Raises ``ValueError`` naming the setting and what there is."""
-        for name, value in settings.items():
-            if name not in self._named:
-                raise ValueError(f"{name} is not a setting of this panel; it has {', '.join(self._named)}")
-            check_offered(name, self._named[name], value)
-        for name, value in settings.items():
-            self._named[name].value = value
-        return self
-
-
-class CalibrationPanel(_SettingsPanel):
+class CalibrationPanel(RunPanel):
     """Calibrate the pool's ranks over their own links or declared ones; a matrix of pairs, and all-reduces by size.
 
     ``calibration`` is the last one, of a run that was stopped what it had; ``link`` the link it was made over.
     """
 
     def __init__(self, pool: Pool) -> None:
-        self._named = {
+        named = {
             "link": widgets.Dropdown(options=list(LINKS), description="link", **wide()),
             "effort": widgets.Dropdown(options=("quick", "thorough"), description="effort", **wide()),
         }
-        self._look = widgets.ToggleButtons(options=["pairs", "all-reduces"])
-        self._look.observe(lambda _: self.redraw(), names="value")
         self._handle: DerivedRun[Calibration] | None = None
         self.calibration: Calibration | None = None
         self.link: EmulatedLink | None = None
-        super().__init__(pool, title="Calibrate", controls=list(self._named.values()), views=self._look, height=440)
+        super().__init__(pool, title="Calibrate", named=named, views=("pairs", "all-reduces"), height=440)
         self.add_class("tplab-calibration")
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
@@ -96,7 +76,7 @@ class CalibrationPanel(_SettingsPanel):
         return figure, html.quiet(explain_calibration(made))
 
 
-class VerifyPanel(_SettingsPanel):
+class VerifyPanel(RunPanel):
     """Every layout of a small model on the pool's ranks, run for real beside its prediction.
 
     The prediction is from the calibration of a ``CalibrationPanel``, over the same link. ``verification`` is the last
@@ -105,20 +85,16 @@ class VerifyPanel(_SettingsPanel):
 
     def __init__(self, calibrated: CalibrationPanel) -> None:
         self._calibrated = calibrated
-        self._named = {
+        named = {
             "hidden": widgets.Dropdown(options=(256, 512, 1024, 2048), value=2048, description="hidden", **wide()),
             "layers": widgets.IntSlider(value=3, min=2, max=8, description="layers", **wide()),
             "concurrency": widgets.SelectionSlider(options=(1, 2, 4, 8), value=1, description="in flight", **wide()),
             "tokens": widgets.SelectionSlider(options=(4, 8, 16, 32), value=8, description="tokens out", **wide()),
             "rounds": widgets.IntSlider(value=2, min=1, max=5, description="turns", **wide()),
         }
-        self._look = widgets.ToggleButtons(options=["per token", "first token", "tokens/s"])
-        self._look.observe(lambda _: self.redraw(), names="value")
         self._handle: DerivedRun[Verification] | None = None
         self._all: dict[str, Verification] = {}
-        super().__init__(
-            calibrated.pool, title="Verify", controls=list(self._named.values()), views=self._look, height=460
-        )
+        super().__init__(calibrated.pool, title="Verify", named=named, views=tuple(_MEASURES), height=460)
         self.add_class("tplab-verify")
 
     @property
@@ -155,8 +131,7 @@ class VerifyPanel(_SettingsPanel):
         if made.frame.empty:
             return go.Figure(), ""
         self._all[made.frame["setting"].iloc[0]] = made
-        measure = {"per token": "tpot_ms", "first token": "ttft_ms", "tokens/s": "output_tokens_per_s"}
-        figure = verification_figure(made.frame, badge=made.badge, measure=measure[self._look.value])
+        figure = verification_figure(made.frame, badge=made.badge, measure=_MEASURES[self._look.value])
         notes = "".join(html.quiet(f"{note}.") for note in made.notes)
         return figure, html.quiet(explain_verification(made)) + notes
 

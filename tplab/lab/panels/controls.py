@@ -1,0 +1,73 @@
+"""The controls of a panel by name: what they say, how a cell sets them, and their column beside the figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from tplab.checks import ArgumentError, check_count, check_number, check_one_of, check_text
+from tplab.lab import style
+from tplab.lab.panels import html
+
+Settings = dict[str, Any]
+
+
+def wide(description_px: int = 84) -> dict[str, Any]:
+    """Keywords of a control as wide as its column; a layout of its own, since panels hide single controls."""
+    return {"layout": widgets.Layout(width="auto"), "style": {"description_width": f"{description_px}px"}}
+
+
+class NamedControls(dict[str, Any]):
+    """Name -> widget."""
+
+    def settings(self) -> Settings:
+        """What the controls say now."""
+        return {name: control.value for name, control in self.items()}
+
+    def check(self, settings: Mapping[str, Any], offered: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """Raises ``ArgumentError`` for a name or a value that there is not, with those there are.
+
+        Args:
+            settings: by name.
+            offered: what a control can offer, where that depends on another one.
+        """
+        for name, value in settings.items():
+            if name not in self:
+                raise ArgumentError(name, value, f"is not a setting of this panel, which has {', '.join(self)}")
+            if offered is not None and name in offered:
+                check_one_of(name, value, offered[name])
+            else:
+                check_offered(name, self[name], value)
+
+    def put(self, settings: Mapping[str, Any]) -> None:
+        """Set controls by name."""
+        for name, value in settings.items():
+            self[name].value = value
+
+
+def check_offered(name: str, control: Any, value: Any) -> None:
+    """Raises ``ArgumentError`` for a value that ``control`` cannot take, with those it can."""
+    if isinstance(control, widgets.Textarea | widgets.Text):
+        check_text(name, value)
+    elif hasattr(control, "options"):
+        offered = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        several = isinstance(control, widgets.SelectMultiple | widgets.SelectionRangeSlider)
+        if several and not isinstance(value, list | tuple):
+            raise ArgumentError(name, value, f"must be a list or tuple out of {', '.join(map(str, offered))}")
+        for item in value if several else [value]:
+            check_one_of(name, item, offered)
+    elif isinstance(control, widgets.IntSlider | widgets.BoundedIntText):
+        check_count(name, value, least=control.min, most=control.max)
+    else:
+        check_number(name, value, least=control.min, most=control.max)
+
+
+def panel(title: str, left: Sequence[widgets.Widget], right: Sequence[widgets.Widget]) -> list[widgets.Widget]:
+    """Heading, and below it a column of controls beside a column with the figure, which wraps on a narrow page."""
+    width = style.PANEL_CONTROLS_WIDTH
+    columns = [
+        widgets.VBox([*left], layout=widgets.Layout(width=width, flex=f"0 0 {width}")),
+        widgets.VBox([*right], layout=widgets.Layout(flex="1 1 0", min_width="420px")),
+    ]
+    body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
+    return [widgets.HTML(html.heading(title)), body]
