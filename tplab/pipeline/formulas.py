@@ -13,6 +13,9 @@ stage. ``tplab.pipeline.simulate`` knows better, and the tests hold these agains
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from tplab.checks import check_count
 
 BALANCED = ("gpipe", "1f1b", "interleaved", "zb-h1", "forward-only")
@@ -134,6 +137,18 @@ def boundary_messages_ratio(p: int, v: int) -> float:
     return (p * check_count("v", v, least=1) - 1) / (p - 1)
 
 
+def forward_makespan(trip: ArrayLike, slowest: ArrayLike, m: ArrayLike) -> NDArray[np.float64]:
+    """Time of m micro-batches forward over all stages: one's ``trip``, hops included, then the ``slowest`` stage's time
+    for each further one. Elementwise over arrays."""
+    return np.asarray(trip + (np.asarray(m) - 1) * np.asarray(slowest), dtype=np.float64)
+
+
+def decode_round(trip: ArrayLike, slowest: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+    """Time in which each of k micro-batches in flight has been once around the stages: ``max(trip, k·slowest)``, with
+    the hop back to the first stage in the ``trip``. Elementwise over arrays."""
+    return np.maximum(trip, np.asarray(k, dtype=np.float64) * np.asarray(slowest, dtype=np.float64))
+
+
 def prefill_makespan_s(stage_s: Sequence[float], m: int, hop_s: float = 0.0) -> float:
     """Forward only, stages uneven: ``Σ t_s + (m-1)·max t_s + (p-1)·hop`` (C13).
 
@@ -141,8 +156,8 @@ def prefill_makespan_s(stage_s: Sequence[float], m: int, hop_s: float = 0.0) -> 
     the messages of one link cannot follow one another that fast (bytes / bandwidth above ``max t_s``).
     """
     _check_stages(stage_s, hop_s)
-    m = check_count("m", m, least=1)
-    return sum(stage_s) + (m - 1) * max(stage_s) + (len(stage_s) - 1) * hop_s
+    trip = sum(stage_s) + (len(stage_s) - 1) * hop_s
+    return float(forward_makespan(trip, max(stage_s), check_count("m", m, least=1)))
 
 
 def decode_round_s(stage_s: Sequence[float], k: int, hop_s: float = 0.0) -> float:
@@ -152,9 +167,8 @@ def decode_round_s(stage_s: Sequence[float], k: int, hop_s: float = 0.0) -> floa
     stage's work for all of them.
     """
     _check_stages(stage_s, hop_s)
-    k = check_count("k", k, least=1)
     hops = len(stage_s) if len(stage_s) > 1 else 0
-    return max(sum(stage_s) + hops * hop_s, k * max(stage_s))
+    return float(decode_round(sum(stage_s) + hops * hop_s, max(stage_s), check_count("k", k, least=1)))
 
 
 def decode_in_flight_needed(stage_s: Sequence[float], hop_s: float = 0.0) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tplab.topology.advisor.pipeline_fill import full_from, micro_batches, prefill_share, prefill_us, round_us
 
 from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
@@ -16,7 +17,6 @@ from tplab.topology.advisor.constants import DEFAULT, FAMILIES, engine_constants
 from tplab.topology.advisor.latency import TERMS, Layouts
 from tplab.topology.advisor.layout_arrays import capacity_tokens, columns
 from tplab.topology.advisor.memory import kv_token_capacity
-from tplab.topology.advisor.pipeline_fill import full_from, micro_batches, prefill_share, prefill_us, round_us
 from tplab.topology.advisor.prediction import serve_all
 from tplab.topology.advisor.roofline import light_kernels, rates
 from tplab.topology.machine.machine import Link

@@ -19,10 +19,11 @@ import pandas as pd
 
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.topology.advisor.allreduce import Floats
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips
-from tplab.topology.advisor.latency import Floats, Served, Server
+from tplab.topology.advisor.latency import Served, Server
 from tplab.topology.advisor.launch_commands import launch_commands
 from tplab.topology.advisor.layout_arrays import links_alike
 from tplab.topology.advisor.layouts import Choice, all_choices, nothing_fits
@@ -174,24 +175,24 @@ def advise(
     fitting = [each for each in choices if each.feasible]
     if not fitting:
         raise ValueError(nothing_fits(model, machine, workload, choices))
-    layouts = [_layout(each) for each in fitting]
+    memories = [each.memory for each in fitting if each.memory]
+    layouts = [memory.layout for memory in memories]
     # With unequal links a layout is judged on the GPUs it would get; placed once, for the columns and for the answer.
     placed = None if links_alike(machine) else [place(machine, one.tp, one.pp, one.replicas) for one in layouts]
-    server, served, most = serve_all(
-        model, machine, workload, layouts, calibration=calibration, constants=constants, placements=placed
-    )
+    server, served = serve_all(machine, memories, calibration=calibration, constants=constants, placements=placed)
     order = np.argsort(-preference(served, workload), kind="stable")
-    made = predictions_of(server, served, most, machine, [layouts[i] for i in order], order)
+    made = predictions_of(server, served, machine, memories, order)
     options = tuple(
         Option(
             rank=rank,
             layout=layouts[i],
             prediction=prediction,
             choice=fitting[i],
-            misses=_misses(prediction, workload),
-            verdict=_verdict(prediction, made[0], workload) if rank > 1 else _recommended(prediction, workload),
+            misses=misses,
+            verdict=_verdict(prediction, made[0], misses, workload) if rank > 1 else _recommended(misses),
         )
         for rank, (i, prediction) in enumerate(zip(order, made, strict=True), start=1)
+        for misses in [_misses(prediction, workload)]
     )
     best = options[0]
     lay = best.layout
@@ -239,13 +240,11 @@ def _misses(made: Prediction, workload: Workload) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _recommended(made: Prediction, workload: Workload) -> str:
-    misses = _misses(made, workload)
+def _recommended(misses: tuple[str, ...]) -> str:
     return f"least far from the limits: {'; '.join(misses)}" if misses else "recommended"
 
 
-def _verdict(made: Prediction, best: Prediction, workload: Workload) -> str:
-    misses = _misses(made, workload)
+def _verdict(made: Prediction, best: Prediction, misses: tuple[str, ...], workload: Workload) -> str:
     if misses:
         return "; ".join(misses)
     if workload.request_rate is None:
@@ -253,8 +252,8 @@ def _verdict(made: Prediction, best: Prediction, workload: Workload) -> str:
         words = f"{loss:.0f} % fewer tokens/s"
     else:
         words = f"{100 * (made.e2e_ms / best.e2e_ms - 1):.0f} % longer requests"
-    more = {term.name: term.ms - best.term_ms(term.name) for term in made.terms}
-    worst = max(more, key=lambda name: more[name])
+    more = {term.name: term.ms - other.ms for term, other in zip(made.terms, best.terms, strict=True)}
+    worst = max(more, key=more.__getitem__)
     waits = made.ttft_ms - best.ttft_ms
     tokens = max(workload.output_length - 1, 1)
     if waits / tokens > more[worst]:
@@ -331,11 +330,6 @@ def on_front(cost: Floats, value: Floats) -> "np.ndarray[Any, np.dtype[np.bool_]
     made = np.zeros(len(cost), dtype=np.bool_)
     made[order] = value[order] > best
     return made
-
-
-def _layout(choice: Choice) -> Layout:
-    assert choice.layout is not None, "a feasible choice has a layout"
-    return choice.layout
 
 
 _COLUMNS = [

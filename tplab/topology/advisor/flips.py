@@ -2,7 +2,7 @@
 
 A recommendation is worth more with its edge: "TP 8 down to 37 GB/s" tells the owner of a 450 GB/s machine not to worry,
 and that of a 40 GB/s one to measure. All layouts are computed at a grid of values at once; between two neighbours with
-different winners the edge is found by halving.
+different winners the edge is narrowed down, between the two alone.
 
 Only the bandwidth moves, not the latency: a link that is slower in both flips earlier.
 """
@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tplab.models.shards import Layout
-from tplab.topology.advisor.constants import FAMILIES
-from tplab.topology.advisor.latency import Floats, Layouts, Served, Server
+from tplab.topology.advisor.allreduce import Floats, Ints
+from tplab.topology.advisor.latency import Served, Server
 from tplab.topology.advisor.wording import count, fixed
-from tplab.topology.advisor.workload import Workload
 
-_HALVINGS = 10
+_PARTS = 16, 8, 8
+"""An edge is narrowed down to one of so many parts, and that again."""
+_AT_ONCE = 500
+"""Layouts that are computed with at once, so that their numbers stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +61,17 @@ def bandwidth_flips(
     """Flips from ``reference_GBps / spread`` to ``reference_GBps · spread``, with all links inside nodes scaled
     alike."""
 
-    def best(scales: Floats) -> list[int]:
-        return [int(np.argmax(preference(_load(scaled(server, float(scale)))))) for scale in scales]
+    def prefer(scales: Floats, at: Ints) -> Floats:
+        scales, at = np.broadcast_arrays(scales, at)
+        parts = np.array_split(np.arange(at.size), max(1, at.size // _AT_ONCE))
+        return np.concatenate([prefer_some(scales.ravel()[part], at.ravel()[part]) for part in parts]).reshape(at.shape)
+
+    def prefer_some(scales: Floats, at: Ints) -> Floats:
+        some = server.take(at)
+        return preference(replace(some, layouts=some.layouts.scaled(scales)).asked())
 
     scales = np.geomspace(1 / spread, spread, 25)
-    return _edges("link bandwidth", scales, best, layouts, reference_GBps, here=reference_GBps)
+    return _edges("link bandwidth", scales, prefer, layouts, reference_GBps, here=reference_GBps)
 
 
 def concurrency_flips(
@@ -71,52 +79,48 @@ def concurrency_flips(
 ) -> list[Flip]:
     """Flips from 1 to ``most`` requests in flight."""
 
-    def best(loads: Floats) -> list[int]:
-        served = server.serve(np.asarray(loads, dtype=np.float64)[:, None])
-        return [int(i) for i in np.argmax(preference(served), axis=-1)]
+    def prefer(loads: Floats, at: Ints) -> Floats:
+        return preference(server.take(at).serve(loads))
 
     loads = np.unique(np.round(np.geomspace(1, most, 40)))
-    return _edges("concurrency", loads, best, layouts, 1.0, here=server.workload.concurrency)
-
-
-def scaled(server: Server, scale: float) -> Server:
-    """The same server with all links inside nodes ``scale`` times as wide (where measured: all links that were)."""
-    lay = server.layouts
-    inside = lay.hop_family != FAMILIES.index("network")
-    groups = replace(lay.groups, bandwidth_GBps=lay.groups.bandwidth_GBps * scale, width=lay.groups.width * scale)
-    hops = np.where(inside, lay.hop_GBps * scale, lay.hop_GBps)
-    made: Layouts = replace(lay, groups=groups, hop_GBps=hops)
-    return replace(server, layouts=made)
-
-
-def _load(server: Server) -> Served:
-    w: Workload = server.workload
-    if w.request_rate is not None:
-        return server.at_rate(w.request_rate)[0]
-    return server.serve(float(w.concurrency or 1))
+    return _edges("concurrency", loads, prefer, layouts, 1.0, here=server.workload.concurrency)
 
 
 def _edges(
     quantity: str,
     values: Floats,
-    best: Callable[[Floats], list[int]],
+    prefer: Callable[[Floats, Ints], Floats],
     layouts: Sequence[Layout],
     unit: float,
     here: float | None,
 ) -> list[Flip]:
-    winners = best(values)
-    flips = []
-    for i in range(len(values) - 1):
-        if winners[i] == winners[i + 1]:
-            continue
-        low, high = float(values[i]), float(values[i + 1])
-        below, above = winners[i], winners[i + 1]
-        for _ in range(_HALVINGS):
-            middle = np.sqrt(low * high)
-            if best(np.array([middle]))[0] == below:
-                low = float(middle)
-            else:
-                high = float(middle)
-        change = {"below": layouts[below], "above": layouts[above]}
-        flips.append(Flip(quantity=quantity, at=high * unit, here=here, **change))
-    return flips
+    """``prefer`` takes values, a row of them each, and the layouts of the columns."""
+    everyone = np.arange(len(layouts))
+    winners = np.argmax(prefer(values[:, None], everyone), axis=1)
+    before = np.nonzero(winners[:-1] != winners[1:])[0]
+    if not len(before):
+        return []
+    low, high, below, edge = values[before], values[before + 1], winners[before], np.arange(len(before))
+    among = np.stack([below, winners[before + 1]], axis=1)
+    for _ in layouts:
+        among = np.sort(among, axis=1)
+        lows, highs = low, high
+        for parts in _PARTS:
+            points = lows * (highs / lows) ** (np.arange(parts + 1)[:, None] / parts)
+            inner = np.repeat(points[1:-1], among.shape[1], axis=1)
+            best = np.argmax(prefer(inner, among.ravel()).reshape(parts - 1, *among.shape), axis=2)
+            beyond = below != np.take_along_axis(among, best.T, axis=1).T
+            first, last = np.zeros_like(edge), np.full_like(edge, parts)
+            while (last - first > 1).any():
+                middle = (first + last) // 2
+                over = beyond[middle - 1, edge]
+                first, last = np.where(over, first, middle), np.where(over, middle, last)
+            lows, highs = points[first, edge], points[last, edge]
+        winner = np.argmax(prefer(lows[:, None], everyone), axis=1)
+        if (winner == below).all():
+            break
+        among = np.hstack([among, winner[:, None]])  # a third one wins in between: once more, with it
+    return [
+        Flip(quantity=quantity, at=float(at) * unit, here=here, below=layouts[b], above=layouts[a])
+        for at, b, a in zip(highs, below, winners[before + 1], strict=True)
+    ]

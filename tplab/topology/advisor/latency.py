@@ -16,26 +16,32 @@ the time per token, no more are admitted at once than keep it, as one would set 
 Known to be wrong: preemption (an engine that admitted too many throws requests out and starts them again: 15 % where
 the cache overflows by a quarter); speculative decoding and prefix caches, which are not modelled at all.
 
+A pipeline that decodes goes in *rounds*, in which every running sequence gets one token (``pipeline.formulas``): the
+batch is cut into k micro-batches that follow one another over p stages, and the next token of a sequence cannot start
+before its last one has come back to the first stage. Where that trip is longer than the slowest stage's work for all
+k, the stages wait for each other. Not "p times the throughput": at concurrency 1 that is 144 to 645 % too much
+(AIConfigurator's pull request 1459, PP 2-8), because with k = 1 the stages take turns. And weights are streamed once
+per micro-batch, not once per batch.
+
 Letters: b sequences that decode at once, p stages, k micro-batches, t TP degree, ISL and OSL tokens in and out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tplab.models.spec import ModelSpec
-from tplab.topology.advisor import pipeline_fill
-from tplab.topology.advisor.admission import most_within
-from tplab.topology.advisor.allreduce import Groups, Ints, all_reduce_us, hop_us
+from tplab.pipeline.formulas import decode_round, forward_makespan
+from tplab.topology.advisor.allreduce import Floats, Ints, all_reduce, hop
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import Constants, EngineConstants
+from tplab.topology.advisor.layout_arrays import Layouts
 from tplab.topology.advisor.roofline import Rates
 from tplab.topology.advisor.workload import Workload
-
-Floats = NDArray[np.float64]
 
 TERMS = (
     "weights",
@@ -70,52 +76,11 @@ TTFT_TERMS = (
 )
 """Terms of the time to the first token: waiting for capacity in the cache or for admission, for prompts that came at
 the same time, for the step that is running; from ``weights`` on, the request's own prompt."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layouts:
-    """N layouts on one machine, as arrays."""
-
-    tp: Ints
-    pp: Ints
-    replicas: Ints
-    groups: Groups
-    """All-reduce group of the slowest stage."""
-    hop_family: Ints
-    """Slowest link between two stages: family, bandwidth, latency."""
-    hop_GBps: Floats
-    hop_latency_us: Floats
-    capacity_tokens: Floats
-    """Tokens that the cache of one replica holds."""
-    kv_heads: Floats
-    """Number of distinct key-value heads per rank."""
-    hop_pairs: tuple[frozenset[tuple[int, int]], ...] = ()
-    """Pairs of GPUs that send to each other in each layout; empty if all pairs are alike."""
-
-    def __len__(self) -> int:
-        return len(self.tp)
-
-    @classmethod
-    def joined(cls, parts: "Sequence[Layouts]") -> "Layouts":
-        """One after the other; all on GPUs of one kind, with one network."""
-
-        def join(parts: Sequence[Any], kind: Any) -> Any:
-            values = {}
-            for key in (f.name for f in fields(kind)):
-                column = [getattr(part, key) for part in parts]
-                if isinstance(column[0], Groups):
-                    values[key] = join(column, Groups)
-                elif isinstance(column[0], np.ndarray):
-                    values[key] = np.concatenate(column)
-                elif isinstance(column[0], tuple):
-                    values[key] = sum(column, ())
-                else:
-                    values[key] = column[0]
-            return kind(**values)
-
-        made = join(parts, cls)
-        assert isinstance(made, cls), "join makes one of the kind it is given"
-        return made
+_ADMISSIONS_TRIED = 64
+"""Numbers of requests that are tried, before the one that just keeps the limit is narrowed down: halving alone is not
+enough, since the time per token does not only rise with their number (``small_batch_slowdown`` ends at some)."""
+_AT_ONCE = 8
+"""Loads that are tried at once, for a stop before all are, and so that numbers stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,13 +108,16 @@ class Served:
     """Name of ``TERMS`` -> us; they add up to ``tpot_us``."""
     ttft_terms: dict[str, Floats]
     """Name of ``TTFT_TERMS`` -> us; they add up to ``ttft_us``."""
+    most_per_s: Floats | None = None
+    """Requests per second that the layout can serve at most, infinite where that is more than the rate that was asked
+    for; None where the workload gives a concurrency."""
 
     def e2e_us(self, output_length: int) -> Floats:
         """Mean time of a whole request of so many output tokens, queueing included."""
         return self.ttft_us + (output_length - 1) * self.tpot_us
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """Everything but the load: one model, machine, engine."""
 
@@ -161,6 +129,17 @@ class Server:
     constants: Constants
     calibration: Calibration | None = None
 
+    def take(self, at: Ints) -> "Server":
+        """The same server of the layouts at these places."""
+        curves = self.rates.curve_of
+        rates = replace(self.rates, curve_of=curves[at] if len(curves) == len(self.layouts) else curves)
+        return replace(self, layouts=self.layouts.take(at), rates=rates)
+
+    def asked(self) -> Served:
+        """Under the load that the workload asks for."""
+        w = self.workload
+        return self.serve(float(w.concurrency or 1)) if w.request_rate is None else self.at_rate(w.request_rate)
+
     def serve(self, requests: "Floats | float") -> Served:
         """Serve ``requests`` in flight over all replicas: a number, or an array that broadcasts against N layouts."""
         everything, w = self._serve(requests, np.inf), self.workload
@@ -170,17 +149,49 @@ class Server:
         over = everything.tpot_us > limit
         if not over.any():
             return everything
-        admitted = np.where(over, self._admitted(requests, everything.running, limit), np.inf)
+        admitted = self._admitted(everything.running, over, limit)
         capped = self._serve(requests, admitted)
         if w.ttft_limit_ms is None:
             return capped
         # Keeping one limit by missing the other by more is no gain.
         waits, waits_capped = everything.ttft_us / (1e3 * w.ttft_limit_ms), capped.ttft_us / (1e3 * w.ttft_limit_ms)
         better = np.maximum(waits_capped, 1.0) <= np.maximum(waits, everything.tpot_us / limit)
-        return capped if better.all() else self._serve(requests, np.where(better, admitted, np.inf))
+        return capped if better.all() else _either(better, capped, everything)
 
-    def _admitted(self, requests: "Floats | float", running: Floats, limit_us: float) -> Floats:
-        return most_within(lambda admitted: self._serve(requests, admitted).tpot_us, running, limit_us)
+    def _admitted(self, running: Floats, over: "NDArray[np.bool_]", limit_us: float) -> Floats:
+        """The most whole requests below ``running`` whose time per token is within the limit; inf where none is, and
+        where not ``over`` says that the limit is missed with all that run."""
+        columns, column = np.unique(np.nonzero(over)[-1], return_inverse=True)
+        running_of = running[over]
+        tried = np.unique(np.round(np.geomspace(1.0, max(2.0, float(np.max(running))), _ADMISSIONS_TRIED)))
+        least, largest = np.full(len(columns), np.inf), np.zeros(len(columns))
+        np.minimum.at(least, column, running_of)
+        np.maximum.at(largest, column, running_of)
+        within = np.zeros((len(tried), len(columns)), dtype=np.bool_)
+        for start in range(len(tried) - 1, -1, -_AT_ONCE):  # down, until every layout has one that all its loads reach
+            part = slice(max(0, start + 1 - _AT_ONCE), start + 1)
+            open_ = ~(within & (tried[:, None] < least)).any(axis=0) & (tried[part][0] < largest)
+            if open_.any():
+                rows = tried[part, None]
+                times = self.take(columns[open_]).full_tpot_us(rows * np.ones(np.sum(open_)))
+                within[part, open_] = (times <= limit_us) & (rows < largest[open_])
+        last = np.maximum.accumulate(np.where(within, np.arange(len(tried))[:, None], -1))
+        last = np.vstack([np.full(len(columns), -1), last])[np.searchsorted(tried, running_of), column]
+        beyond = np.minimum(tried[np.minimum(last + 1, len(tried) - 1)], np.ceil(running_of))
+        cases, case = np.unique(np.stack([column, last, beyond]), axis=1, return_inverse=True)
+        of, last = cases[0].astype(np.intp), cases[1].astype(np.intp)
+        most, beyond, server = tried[last], cases[2], self.take(columns[of])
+        while (beyond - most > 1).any():
+            middle = np.floor((most + beyond) / 2)
+            less = server.full_tpot_us(middle) <= limit_us
+            most, beyond = np.where(less, middle, most), np.where(less, beyond, middle)
+        admitted = np.full(running.shape, np.inf)
+        admitted[over] = np.where(last >= 0, most, np.inf)[case.ravel()]
+        return admitted
+
+    def full_tpot_us(self, running: Floats) -> Floats:
+        """Time per token with so many requests of a longer queue running on each replica."""
+        return self._settled(running, True)[1]
 
     def _serve(self, requests: "Floats | float", admitted: "Floats | float") -> Served:
         w, lay = self.workload, self.layouts
@@ -188,13 +199,42 @@ class Server:
         busy = np.minimum(np.asarray(requests, dtype=np.float64), lay.replicas)  # replicas with anything to do
         held = w.context_length if self.engine.reserves else w.mean_context
         running = np.minimum(np.minimum(per_replica, np.maximum(1.0, lay.capacity_tokens / held)), admitted)
+        # A backlog tops up every micro-batch.
+        terms, tpot, k, ahead, under_way, decoding = self._settled(running, per_replica > running)
+        prompt = self._prompt
+        ttft = self._prefill_us + ahead + under_way
+        total = ttft + max(w.output_length - 1, 0) * tpot
+        rate = running / total  # per replica and microsecond
+        queue = np.where(per_replica > running, (per_replica - running) / rate, 0.0)
+        return Served(
+            tpot_us=tpot,
+            ttft_us=ttft + queue,
+            queue_us=queue,
+            prefill_us=self._prefill_us * np.ones_like(tpot),
+            requests_per_s=rate * busy * 1e6,
+            running=running,
+            admitted=admitted * np.ones_like(running),
+            decoding=decoding,
+            micro_batches=k,
+            terms={name: np.broadcast_to(time, tpot.shape) for name, time in terms.items()},
+            ttft_terms={"queue": queue, "prompts ahead": ahead, "step under way": under_way, **prompt},
+        )
+
+    def _settled(
+        self, running: Floats, full: "NDArray[np.bool_] | bool"
+    ) -> tuple[dict[str, Floats], Floats, Floats, Floats, Floats, Floats]:
+        """Terms of a token, their sum, micro-batches, the wait for prompts ahead and for the step under way, and how
+        many of ``running`` requests decode.
+
+        How many decode depends on how long they prefill, and the other way round. Starting from all that run, both are
+        computed in turns: four times, whether or not that has settled, and the number that decode is the one after the
+        last turn, so a little ahead of the times.
+        """
+        w, prefill = self.workload, self._prefill_us
         decoding, steps = running, max(w.output_length - 1, 0)
-        full = per_replica > running  # a backlog tops up every micro-batch
-        for _ in range(4):  # how many decode depends on how long they prefill, and the other way round
-            terms, k = self._token(decoding, full)
+        for _ in range(4):
+            terms, k = self.token(decoding, full)
             tpot = sum(terms.values(), np.zeros(1))
-            prompt = self._prompt()
-            prefill = sum(prompt.values(), np.zeros(1))
             ahead = prefill / k * self.constants.first_wave * (running - 1) / 2  # when all arrive at once
             under_way = 0.5 * (tpot - terms["prefill"])
             decode = steps * tpot
@@ -203,65 +243,60 @@ class Server:
             ahead = np.maximum(ahead, least - decode - prefill - under_way)
             ttft = prefill + ahead + under_way
             decoding = np.maximum(1.0, running * decode / (decode + ttft)) if steps else np.ones_like(ttft)
-        total = ttft + decode
-        rate = running / total  # per replica and microsecond
-        queue = np.where(per_replica > running, (per_replica - running) / rate, 0.0)
-        return Served(
-            tpot_us=tpot,
-            ttft_us=ttft + queue,
-            queue_us=queue,
-            prefill_us=prefill * np.ones_like(tpot),
-            requests_per_s=rate * busy * 1e6,
-            running=running,
-            admitted=admitted * np.ones_like(running),
-            decoding=decoding,
-            micro_batches=k,
-            terms=terms,
-            ttft_terms={"queue": queue, "prompts ahead": ahead, "step under way": under_way, **prompt},
-        )
+        return terms, tpot, k, ahead, under_way, decoding
 
-    def at_rate(self, requests_per_s: float, loads: int = 48, most: float = 65536.0) -> tuple[Served, Floats]:
+    def at_rate(self, requests_per_s: float, loads: int = 48, most: float = 65536.0) -> Served:
         """Serve so many requests arriving per second: the load at which as many leave, by Little's law.
 
-        Tried at ``loads`` concurrencies and interpolated. The second value is what the layout can serve at most: where
-        it is below the rate, queues grow without end and what is given is at ``most`` requests in flight.
+        Tried at ``loads`` concurrencies and interpolated. Where the layout can serve fewer at most, queues grow without
+        end and what is given is at ``most`` requests in flight.
         """
         grid = np.geomspace(1.0, most, loads)[:, None] * np.ones(len(self.layouts))
-        cap: Floats | float = np.inf
+        cap, rate = np.full_like(grid[0], np.inf), np.full_like(grid, np.inf)
         if self.workload.tpot_limit_ms is not None:  # of a full server, for all loads alike: it costs as much as one
-            full = self._serve(grid[-1], np.inf)
-            cap = self._admitted(grid[-1], full.running, 1e3 * self.workload.tpot_limit_ms)
-        rate = np.maximum.accumulate(self._serve(grid, cap).requests_per_s, axis=0)
-        at = np.array(
-            [np.interp(np.log(requests_per_s), np.log(r), np.log(g)) for r, g in zip(rate.T, grid.T, strict=True)]
-        )
+            full, limit = self._serve(grid[-1], np.inf), 1e3 * self.workload.tpot_limit_ms
+            over = full.tpot_us > limit
+            cap = self._admitted(full.running, over, limit) if over.any() else cap
+        open_ = np.arange(len(self.layouts))
+        for start in range(0, loads, _AT_ONCE):  # up, until as many leave of every layout
+            part = slice(start, start + _AT_ONCE)
+            rate[part, open_] = self.take(open_)._serve(grid[part, open_], cap[open_]).requests_per_s
+            open_ = open_[rate[: start + _AT_ONCE, open_].max(axis=0) <= requests_per_s]
+        rate = np.maximum.accumulate(rate, axis=0)
+        x, y, wanted = np.log(rate), np.log(grid), np.log(requests_per_s)
+        j = np.clip((x <= wanted).sum(axis=0) - 1, 0, loads - 2)
+        (x0, x1), (y0, y1) = (np.take_along_axis(each, np.stack([j, j + 1]), axis=0) for each in (x, y))
+        slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(x0), where=x1 > x0)
+        at = np.select([wanted <= x[0], wanted >= x[-1]], [y[0], y[-1]], slope * (wanted - x0) + y0)
         # Below one request, those that arrive find nobody there: as with one. What leaves is what arrives, if it can.
-        served = replace(self.serve(np.exp(at)), requests_per_s=np.minimum(requests_per_s, rate[-1]))
-        return served, rate[-1]
+        leaving = np.minimum(requests_per_s, rate[-1])
+        return replace(self.serve(np.exp(at)), requests_per_s=leaving, most_per_s=rate[-1])
 
-    def _token(self, decoding: Floats, full: "NDArray[np.bool_] | bool" = True) -> tuple[dict[str, Floats], Floats]:
+    def token(self, decoding: Floats, full: "NDArray[np.bool_] | bool" = True) -> tuple[dict[str, Floats], Floats]:
         """Terms of one token with so many sequences decoding, and the micro-batches they are cut into."""
-        model, w, lay, r = self.model, self.workload, self.layouts, self.rates
+        w, lay, r, L = self.workload, self.layouts, self.rates, self.model.num_layers
         k = self._in_flight(decoding, full)
         b = decoding / k
-        L, p = model.num_layers, lay.pp
-        block = self._block(b)
+        block = {
+            "weights": r.block_us(b, lay.tp),
+            "kv_cache": b * self._cache_us,
+            "activations": r.activations_us(b, lay.tp),
+            "kernels": np.asarray(r.startup_us),
+            "all_reduce": self._reduce_us(b),
+        }
         per_block = sum(block.values(), np.zeros(1))
-        launch = 0.0 if w.engine.cuda_graphs else np.maximum(0.0, r.host_us - per_block)
-        head = r.head_us(b, lay.tp)
-        host = self._host(b)
-        hops = np.where(p > 1, p * self._hop(b), 0.0)
-        most, last = np.ceil(L / p), np.floor(L / p)
-        all_stages = L * (per_block + launch) + head + host
+        launch = np.zeros(1) if w.engine.cuda_graphs else np.maximum(0.0, r.host_us - per_block)
+        head, host = r.head_us(b, lay.tp), self._host(b)
+        hops = np.where(lay.pp > 1, lay.pp * self._hop_us(b), 0.0)
+        most, last = np.ceil(L / lay.pp), np.floor(L / lay.pp)
+        each = per_block + launch
+        all_stages = L * each + head + host
         sampling = host if self.engine.samples_in_turn else 0.0
-        slowest = np.maximum(most * (per_block + launch), last * (per_block + launch) + head + sampling)
-        round_time = pipeline_fill.round_us(all_stages, slowest, hops, k, host)
+        slowest = np.maximum(most * each, last * each + head + sampling)
+        round_time = decode_round(all_stages + hops, np.maximum(slowest, host), k)
         terms = {name: L * time for name, time in block.items()}
-        terms["launch"] = L * launch * np.ones_like(b)
-        terms["lm_head"] = head
-        terms["host"] = host
-        terms["hops"] = hops * np.ones_like(b)
-        terms["prefill"] = self._interference(decoding, b, k)
+        terms |= {"launch": L * launch, "lm_head": head, "host": host, "hops": hops}
+        terms["prefill"] = self._interference(decoding, b, k, terms)
         terms["bubble"] = round_time - all_stages - hops
         return {name: terms[name] for name in TERMS}, k
 
@@ -269,26 +304,19 @@ class Server:
         """Micro-batches over the stages."""
         pp = self.layouts.pp
         fill = self.workload.engine.pp_micro_batches or np.where(full, pp, self.engine.pp_fill * pp)
-        return pipeline_fill.micro_batches(pp, decoding, fill)
+        return micro_batches(pp, decoding, fill)
 
-    def _block(self, b: Floats) -> dict[str, Floats]:
-        """A block's decode step, by term."""
-        model, lay, r = self.model, self.layouts, self.rates
-        context = model.kept_tokens(self.workload.mean_context)
-        cached = 2 * model.head_dim * model.kv_itemsize * context * lay.kv_heads
-        return {
-            "weights": r.block_us(b, lay.tp),
-            "kv_cache": b * cached * r.kv_byte_us,
-            "activations": r.activations_us(b, lay.tp),
-            "kernels": r.startup_us * np.ones_like(b),
-            "all_reduce": self._reduce(b),
-        }
+    @cached_property
+    def _cache_us(self) -> Floats:
+        """Reading the cache of one sequence in one block."""
+        model, context = self.model, self.model.kept_tokens(self.workload.mean_context)
+        return 2 * model.head_dim * model.kv_itemsize * context * self.layouts.kv_heads * self.rates.kv_byte_us
 
-    def _reduce(self, tokens: Floats) -> Floats:
-        """A block's all-reduces on so many tokens."""
+    @cached_property
+    def _reduce_us(self) -> Callable[[Floats], Floats]:
+        """A block's all-reduces, as a function of the tokens."""
         model, engine = self.model, self.workload.engine
-        time = all_reduce_us(
-            tokens * model.hidden_size * model.activation_itemsize,
+        time = all_reduce(
             self.layouts.groups,
             kernel=engine.all_reduce,
             graph=engine.cuda_graphs,
@@ -296,13 +324,15 @@ class Server:
             constants=self.constants,
             calibration=self.calibration,
         )
-        return model.all_reduces_per_block * time
+        return lambda tokens: (
+            model.all_reduces_per_block * time(tokens * (model.hidden_size * model.activation_itemsize))
+        )
 
-    def _hop(self, tokens: Floats) -> Floats:
-        """Hidden states to the next stage (tokens back to the first are small, and not cheaper)."""
+    @cached_property
+    def _hop_us(self) -> Callable[[Floats], Floats]:
+        """Hidden states to the next stage (tokens back to the first are small, and not cheaper), by the tokens."""
         lay, c = self.layouts, self.calibration
-        wire = hop_us(
-            self.engine.hop_tensors * tokens * self.model.hidden_size * self.model.activation_itemsize,
+        wire = hop(
             lay.hop_family,
             lay.hop_GBps,
             lay.hop_latency_us,
@@ -312,21 +342,23 @@ class Server:
             width=lay.groups.width,
         )
         handoff = c.handoff_us if c and c.handoff_us is not None else self.engine.handoff_us
-        return np.asarray(wire + handoff, dtype=np.float64)
+        each = self.engine.hop_tensors * self.model.hidden_size * self.model.activation_itemsize
+        return lambda tokens: wire(each * tokens) + handoff
 
     def _host(self, b: Floats) -> Floats:
         c = self.calibration
         step = c.step_overhead_us if c and c.step_overhead_us is not None else self.engine.step_us
         return step + self.engine.sequence_us * b
 
-    def _pass(self, tokens: Floats, prompt: Floats, context: Floats) -> dict[str, Floats]:
-        """All blocks on ``tokens`` tokens, ``prompt`` of them of prompts that look at ``context`` tokens; by term."""
+    def _pass(self, tokens: Floats, prompt: Floats) -> dict[str, Floats]:
+        """All blocks on ``tokens`` tokens, ``prompt`` of them of prompts; by term."""
         lay, r, L = self.layouts, self.rates, self.model.num_layers
+        context = np.asarray(self.model.kept_tokens(self.workload.input_length / 2), dtype=np.float64)
         return {
             "weights": L * r.block_us(tokens, lay.tp),
             "attention": L * r.prompt_attention_us(prompt, context, lay.tp),
             "activations": L * r.activations_us(tokens, lay.tp),
-            "all_reduce": L * self._reduce(tokens),
+            "all_reduce": L * self._reduce_us(tokens),
         }
 
     def _chunk(self) -> float:
@@ -339,25 +371,23 @@ class Server:
             return np.zeros(1)
         return tpot * self.workload.input_length / self._chunk() / k
 
-    def _interference(self, decoding: Floats, b: Floats, k: Floats) -> Floats:
-        """Prompts of others, per token."""
-        w, lay = self.workload, self.layouts
+    def _interference(self, decoding: Floats, b: Floats, k: Floats, decode: dict[str, Floats]) -> Floats:
+        """Prompts of others, per token; ``decode``: what the step takes without them, by term."""
+        w = self.workload
         prompts = np.maximum(decoding - 1, 0.0) / w.output_length * (1 - self.constants.first_wave / 2)  # per round
         chunk = np.minimum(np.maximum(prompts, 1.0) * w.input_length, self._chunk())
         chunks = prompts * w.input_length / chunk
-        if w.engine.chunked_prefill is not None:
-            chunks = np.minimum(chunks, k)
-        context = np.asarray(self.model.kept_tokens(w.input_length / 2), dtype=np.float64)
-        nothing = np.zeros(1)
         if w.engine.chunked_prefill is None:  # a step of its own: weights are streamed and kernels started once more
-            mixed = sum(self._pass(chunk, chunk, context).values(), nothing)
+            mixed = sum(self._pass(chunk, chunk).values(), np.zeros(1))
             mixed = mixed + self.model.num_layers * self.rates.startup_us
         else:  # one GEMM over both, so it costs what it adds to the step
-            mixed = sum(self._pass(chunk + b, chunk, context).values(), nothing)
-            mixed = mixed - sum(self._pass(b, nothing, nothing).values(), nothing)
-        share = pipeline_fill.prefill_share(lay.pp, k, chunks)
+            chunks = np.minimum(chunks, k)
+            mixed = sum(self._pass(chunk + b, chunk).values(), np.zeros(1))
+            mixed = mixed - decode["weights"] - decode["activations"] - decode["all_reduce"]
+        share = prefill_share(self.layouts.pp, k, chunks)
         return np.asarray(chunks * mixed * share, dtype=np.float64)
 
+    @cached_property
     def _prompt(self) -> dict[str, Floats]:
         """One prompt on an idle machine, until its first token; by term."""
         w = self.workload
@@ -365,21 +395,26 @@ class Server:
         chunks = np.full(len(self.layouts), np.ceil(w.input_length / size))
         return self._prefill(w.input_length / chunks, chunks, np.ones(1))
 
+    @cached_property
+    def _prefill_us(self) -> Floats:
+        """``_prompt``, all terms."""
+        return np.asarray(sum(self._prompt.values(), np.zeros(1)), dtype=np.float64)
+
     def _prefill(self, tokens: Floats, chunks: Floats, sampled: Floats) -> dict[str, Floats]:
-        """``chunks`` passes of ``tokens`` prompt tokens that follow each other over the stages."""
-        w, lay, r = self.workload, self.layouts, self.rates
-        context = np.asarray(self.model.kept_tokens(w.input_length / 2), dtype=np.float64)
-        startup = self.model.num_layers * max(r.startup_us, 0.0 if w.engine.cuda_graphs else r.host_us)
-        one = self._pass(tokens, tokens, context)
+        """``chunks`` passes of ``tokens`` prompt tokens that follow each other over the stages, the later ones looking
+        back at no more than the first: known to be too fast for many."""
+        lay, r = self.layouts, self.rates
+        startup = self.model.num_layers * max(r.startup_us, 0.0 if self.workload.engine.cuda_graphs else r.host_us)
+        one = self._pass(tokens, tokens)
         one |= {"kernels": startup * np.ones(len(lay)), "lm_head": r.head_us(sampled, lay.tp)}
-        made = {name: pipeline_fill.prefill_us(time * chunks, lay.pp, chunks, 0.0) for name, time in one.items()}
-        made["hops"] = np.where(lay.pp > 1, (lay.pp - 1) * self._hop(tokens), 0.0)
+        made = {name: forward_makespan(time, time / lay.pp, chunks) for name, time in one.items()}
+        made["hops"] = np.where(lay.pp > 1, (lay.pp - 1) * self._hop_us(tokens), 0.0)
         made["host"] = self._host(sampled) * np.ones(len(lay))
         return made
 
     def generate_us(self, batch: "Floats | float") -> Floats:
         """One static batch, as a call of ``generate``: all prompts, then all tokens in step, nobody else in between."""
-        step = without_prompts(self._token(np.ones(len(self.layouts)) * batch)[0])
+        step = without_prompts(self.token(np.ones(len(self.layouts)) * batch)[0])
         return np.asarray(self.prompts_us(batch) + (self.workload.output_length - 1) * step, dtype=np.float64)
 
     def prompts_us(self, batch: "Floats | float") -> Floats:
@@ -390,6 +425,37 @@ class Server:
         return np.asarray(sum(made.values(), np.zeros(1)), dtype=np.float64)
 
 
+def _either(first: "NDArray[np.bool_]", one: Served, other: Served) -> Served:
+    """``one`` where ``first`` says so, elsewhere the ``other``."""
+
+    def of(a: Any, b: Any) -> Any:
+        return {key: of(a[key], b[key]) for key in a} if isinstance(a, dict) else np.where(first, a, b)
+
+    values = {
+        f.name: of(getattr(one, f.name), getattr(other, f.name)) for f in fields(Served) if f.name != "most_per_s"
+    }
+    return Served(**values)
+
+
 def without_prompts(terms: "dict[str, Floats]") -> Floats:
     """Time per token of a batch that is decoded in step, nobody's prompt in between: all terms but that one."""
     return np.asarray(sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1)), dtype=np.float64)
+
+
+def micro_batches(stages: ArrayLike, running: ArrayLike, engine: ArrayLike) -> Floats:
+    """k = min(p, C, what the engine keeps in flight), at least 1; an average, so not always whole."""
+    most = np.minimum(np.asarray(stages, dtype=np.float64), engine)
+    return np.asarray(np.maximum(1.0, np.minimum(most, np.floor(running))), dtype=np.float64)
+
+
+def prefill_share(stages: ArrayLike, k: ArrayLike, prefills: ArrayLike) -> Floats:
+    """How much of a prompt's time over all stages a token of another request waits for it, on average.
+
+    Where every micro-batch carries one (``prefills`` per round, k or more), k of them go through side by side: 1/k.
+    Where few do, what follows waits behind it at one stage, 1/p, and those in the same micro-batch, one in k, for the
+    whole trip. 1 without a pipeline, and with one micro-batch, for then the stages take turns.
+    """
+    p, k = np.asarray(stages, dtype=np.float64), np.asarray(k, dtype=np.float64)
+    carrying = np.minimum(1.0, np.asarray(prefills, dtype=np.float64) / k)
+    alone = 1 / p + (1 - 1 / p) / k
+    return np.asarray(carrying / k + (1 - carrying) * alone, dtype=np.float64)

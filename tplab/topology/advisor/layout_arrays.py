@@ -7,42 +7,108 @@ judged by the groups it finds: rank order would judge the wiring of a board, not
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tplab.models.shards import Layout
-from tplab.models.spec import ModelSpec
-from tplab.topology.advisor.allreduce import Groups
+from tplab.topology.advisor.allreduce import Floats, Groups, Ints
 from tplab.topology.advisor.constants import DEFAULT, FAMILIES, FAMILY_OF, Constants, EngineConstants
-from tplab.topology.advisor.latency import Layouts
-from tplab.topology.advisor.memory import kv_token_capacity
-from tplab.topology.advisor.workload import Workload
+from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import Placement, place
 
 _NO_LINK = Link(kind="host", bandwidth_GBps=1.0, latency_us=0.0)
+_Table = TypeVar("_Table", "Layouts", Groups)
 
 
-def columns(
-    model: ModelSpec,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layouts:
+    """N layouts on one machine, as arrays."""
+
+    tp: Floats
+    pp: Floats
+    replicas: Floats
+    groups: Groups
+    """All-reduce group of the slowest stage."""
+    hop_family: Ints
+    """Family of the slowest link between two stages, an index into ``FAMILIES``."""
+    hop_GBps: Floats
+    """Its bandwidth."""
+    hop_latency_us: Floats
+    """Its latency."""
+    capacity_tokens: Floats
+    """Tokens that the cache of one replica holds."""
+    kv_heads: Floats
+    """Distinct key-value heads per rank."""
+    hop_pairs: tuple[frozenset[tuple[int, int]], ...] = ()
+    """Pairs of GPUs that send to each other, of each layout; empty: any pair is like any other."""
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Layouts]") -> "Layouts":
+        """One after the other; all on GPUs of one kind, with one network."""
+        return _changed(parts, np.concatenate, lambda columns: sum(columns, ()))
+
+    def take(self, at: "NDArray[np.intp]") -> "Layouts":
+        """The layouts at these places, some of them several times or not at all."""
+        return _changed(
+            [self], lambda columns: columns[0][at], lambda columns: tuple(columns[0][i] for i in at if columns[0])
+        )
+
+    def scaled(self, scale: "Floats | float") -> "Layouts":
+        """With all links inside nodes ``scale`` times as wide (where measured: all links that were)."""
+        lay = self.groups
+        groups = replace(lay, bandwidth_GBps=lay.bandwidth_GBps * scale, width=lay.width * scale)
+        hops = np.where(self.hop_family != FAMILIES.index("network"), self.hop_GBps * scale, self.hop_GBps)
+        return replace(self, groups=groups, hop_GBps=hops)
+
+
+def _changed(
+    parts: Sequence[_Table], arrays: Callable[[list[Any]], Any], tuples: Callable[[list[Any]], tuple[Any, ...]]
+) -> _Table:
+    """A table whose columns are made of the parts' columns; numbers are the first part's."""
+    values: dict[str, Any] = {}
+    for field in fields(parts[0]):
+        columns = [getattr(part, field.name) for part in parts]
+        match columns[0]:
+            case Groups():
+                values[field.name] = _changed(columns, arrays, tuples)
+            case np.ndarray():
+                values[field.name] = arrays(columns)
+            case tuple():
+                values[field.name] = tuples(columns)
+            case number:
+                values[field.name] = number
+    return type(parts[0])(**values)
+
+
+def layout_arrays(
     machine: Machine,
-    workload: Workload,
-    layouts: Sequence[Layout],
+    memories: Sequence[LayoutMemory],
     engine: EngineConstants,
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
     by_gpu: bool = False,
 ) -> Layouts:
-    """All of ``layouts``, each of which must fit the machine's number of GPUs.
+    """All of these layouts of one model, each of which must fit the machine's number of GPUs.
 
     Args:
+        machine: where they run.
+        memories: the layouts, each with what its ranks hold.
         engine: decides how much memory the cache gets.
+        constants: of the latency model.
         placements: their GPUs; None, for all or one: in order where links are alike, else the best.
         by_gpu: tell which GPUs are in which group and send to each other, for measurements of those.
     """
+    model, context = memories[0].spec, memories[0].workload.context_length
+    layouts = [memory.layout for memory in memories]
     ring, direct, hop, nodes = [], [], [], []
     members, pairs = [], []
     alike = links_alike(machine)
@@ -56,15 +122,18 @@ def columns(
         hop.append(found[2] or _NO_LINK)
         nodes.append(found[3])
         if by_gpu:
-            chains = where.groups if where else _chains(layout)
+            chains = where.groups if where else groups_in_order(layout)
             members.append(frozenset(tuple(sorted(group)) for chain in chains for group in chain))
             pairs.append(
                 frozenset(pair for chain in chains for a, b in pairwise(chain) for pair in zip(a, b, strict=True))
             )
+    # Windowed layers keep fewer tokens, so there is room for more.
+    capacity = np.array([float(memory.token_capacity(engine.of_free_memory)) for memory in memories])
+    kv_heads = {tp: float(model.kv_heads_per_rank(tp)) for tp in {layout.tp for layout in layouts}}
     return Layouts(
-        tp=np.array([layout.tp for layout in layouts]),
-        pp=np.array([layout.pp for layout in layouts]),
-        replicas=np.array([layout.replicas for layout in layouts]),
+        tp=np.array([float(layout.tp) for layout in layouts]),
+        pp=np.array([float(layout.pp) for layout in layouts]),
+        replicas=np.array([float(layout.replicas) for layout in layouts]),
         groups=Groups.of(
             [layout.tp for layout in layouts],
             ring,
@@ -77,34 +146,23 @@ def columns(
         hop_family=np.array([FAMILIES.index(FAMILY_OF[link.kind]) for link in hop]),
         hop_GBps=np.array([link.bandwidth_GBps for link in hop]),
         hop_latency_us=np.array([link.latency_us for link in hop]),
-        capacity_tokens=np.array([capacity_tokens(model, machine, workload, layout, engine) for layout in layouts]),
-        kv_heads=np.array([float(model.kv_heads_per_rank(layout.tp)) for layout in layouts]),
+        capacity_tokens=capacity * context / model.kept_tokens(context),
+        kv_heads=np.array([kv_heads[layout.tp] for layout in layouts]),
         hop_pairs=tuple(pairs),
     )
 
 
-def _chains(layout: Layout) -> list[list[tuple[int, ...]]]:
+def groups_in_order(layout: Layout) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """GPUs in order: ``[replica][stage]``."""
     t, p = layout.tp, layout.pp
-    return [[tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)] for r in range(layout.replicas)]
+    return tuple(
+        tuple(tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)) for r in range(layout.replicas)
+    )
 
 
 def links_alike(machine: Machine) -> bool:
     """Whether every pair of a node has the same link."""
     return len({link for row in machine.links for link in row if link is not None}) <= 1
-
-
-def capacity_tokens(
-    model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, engine: EngineConstants
-) -> float:
-    """Tokens of cache for one replica, by the engine's way of counting; windowed layers keep fewer."""
-    if engine.of_free_memory:
-        whole = replace(workload, engine=replace(workload.engine, gpu_memory_utilization=1.0))
-        room = kv_token_capacity(model, machine.gpu, whole, layout) * workload.engine.gpu_memory_utilization
-    else:
-        room = kv_token_capacity(model, machine.gpu, workload, layout)
-    context = workload.context_length
-    return room * context / model.kept_tokens(context)
 
 
 _Found = tuple[Link | None, bool, Link | None, int]

@@ -14,7 +14,7 @@ from numbers import Integral
 
 from tplab.models.shards import Layout, why_not
 from tplab.models.spec import ITEMSIZE, ModelSpec
-from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
+from tplab.topology.advisor.memory import LayoutMemory, RankMemory, fullest_rank
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu, Machine
 from tplab.topology.machine.presets import GPUS
@@ -37,14 +37,25 @@ class Choice:
     """Number of GPUs left over."""
     reason: str | None
     """Why the layout cannot be; None if it can."""
-    missing_bytes: float = 0.0
-    """Bytes that the fullest rank lacks for a single request, where that is the reason."""
-    fullest: RankMemory | None = None
-    """The rank with the least left at one request; None if the model cannot be cut so."""
-    max_requests: int = 0
-    """Capacity of one replica, in requests of full length."""
+    memory: LayoutMemory | None = None
+    """What its ranks hold; None if the model cannot be cut so."""
     notes: tuple[str, ...] = ()
     """Sentences to be shown with the layout."""
+
+    @property
+    def fullest(self) -> RankMemory | None:
+        """The rank with the least left at one request; None if the model cannot be cut so."""
+        return self.memory.fullest(1) if self.memory else None
+
+    @property
+    def missing_bytes(self) -> float:
+        """What the fullest rank lacks for a single request; 0 where nothing is missing or the model cannot be cut."""
+        return max(0.0, -self.fullest.free) if self.fullest else 0.0
+
+    @property
+    def max_requests(self) -> int:
+        """Requests of full length that one replica has room for."""
+        return self.memory.max_requests if self.memory else 0
 
     @property
     def feasible(self) -> bool:
@@ -95,7 +106,8 @@ def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp
         return Choice(tp=tp, pp=pp, layout=None, idle=machine.num_gpus, reason=str(cannot))
     groups = machine.nodes * (machine.gpus_per_node // tp)
     layout = Layout.of(spec, tp, pp, groups // pp)
-    fullest, most_requests = fit(spec, machine.gpu, workload, layout)
+    memory = LayoutMemory.of(spec, machine.gpu, workload, layout)
+    fullest = memory.fullest(1)
     idle = machine.num_gpus - layout.num_gpus
     notes, kv = [], spec.num_kv_heads
     if tp % kv and kv % tp:  # split evenly, or copied evenly
@@ -112,9 +124,7 @@ def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp
         layout=layout,
         idle=idle,
         reason=_too_full(fullest) if fullest.free < 0 else None,
-        missing_bytes=max(0.0, -fullest.free),
-        fullest=fullest,
-        max_requests=most_requests,
+        memory=memory,
         notes=tuple(notes),
     )
 

@@ -9,11 +9,11 @@ Letters as in ``tplab.models.spec``.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tplab.layers.ranges import kv_heads_by_rank, vocab_rows
-from tplab.models.shards import Layout, kv_bytes, kv_bytes_per_token, weight_bytes
+from tplab.models.shards import Layout, kv_bytes_per_token, weight_bytes
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Gpu
@@ -59,11 +59,6 @@ class RankMemory:
     def free(self) -> float:
         """What is left; negative: what is missing."""
         return self.usable - self.total
-
-    @property
-    def room_for_kv(self) -> float:
-        """What the cache may take beside everything else; negative where not even the rest fits."""
-        return self.usable - (self.total - self.kv)
 
 
 def activation_bytes(spec: ModelSpec, tp: int, *, tokens: int, sampled: int, last_stage: bool) -> float:
@@ -111,39 +106,116 @@ def tokens_in_step(workload: Workload, requests: float = 1) -> int:
     return max(workload.input_length if chunk is None else chunk, math.ceil(requests))
 
 
-def rank_memory(
-    spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, stage: int, index: int, *, requests: float
-) -> RankMemory:
-    """One rank's memory with ``requests`` in flight on its replica, each at its full length."""
-    context = workload.context_length
-    last = stage == layout.pp - 1
-    tokens = tokens_in_step(workload, requests)
-    return RankMemory(
-        stage=stage,
-        index=index,
-        weights=weight_bytes(spec, layout, stage, index),
-        kv=kv_bytes(spec, layout, stage, index, requests=requests, context=cached_tokens(spec, context)),
-        activations=activation_bytes(spec, layout.tp, tokens=tokens, sampled=math.ceil(requests), last_stage=last),
-        workspace=workspace_bytes(gpu, layout),
-        kv_per_token=kv_bytes_per_token(spec, layout, stage, index),
-        usable=usable_bytes(gpu, workload.engine),
-    )
+@dataclass(frozen=True, kw_only=True)
+class LayoutMemory:
+    """The ranks of one replica among which the fullest is, asked once for all numbers of requests."""
+
+    spec: ModelSpec
+    gpu: Gpu
+    workload: Workload
+    layout: Layout
+    places: tuple[tuple[int, int], ...]
+    """Stage and tensor-parallel place of each rank that is looked at."""
+    weights: tuple[float, ...]
+    """Bytes of weights of each of them."""
+    kv_per_token: tuple[float, ...]
+    """Bytes that one more cached token adds on each of them."""
+
+    @classmethod
+    def of(
+        cls, spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, every_rank: bool = False
+    ) -> "LayoutMemory":
+        """Without ``every_rank`` only the first, the longest and the last stage, and there the place with the most
+        key-value heads: no other rank is fuller."""
+        if every_rank:
+            places = [(stage, index) for stage in range(layout.pp) for index in range(layout.tp)]
+        else:
+            longest = max(range(layout.pp), key=layout.layers_of_stage.__getitem__)
+            heads = kv_heads_by_rank(spec.num_heads, spec.num_kv_heads, layout.tp)
+            index = layout.tp - 1 - heads[::-1].index(max(heads))
+            places = [(stage, index) for stage in sorted({0, longest, layout.pp - 1})]
+        return cls(
+            spec=spec,
+            gpu=gpu,
+            workload=workload,
+            layout=layout,
+            places=tuple(places),
+            weights=tuple(weight_bytes(spec, layout, *place) for place in places),
+            kv_per_token=tuple(kv_bytes_per_token(spec, layout, *place) for place in places),
+        )
+
+    def ranks(self, requests: float) -> list[RankMemory]:
+        """Those ranks with ``requests`` in flight on the replica, each at its full length."""
+        spec, layout = self.spec, self.layout
+        tokens, sampled = tokens_in_step(self.workload, requests), math.ceil(requests)
+        inside, at_end = (
+            activation_bytes(spec, layout.tp, tokens=tokens, sampled=sampled, last_stage=last) for last in (False, True)
+        )
+        kept = requests * cached_tokens(spec, self.workload.context_length)
+        workspace, usable = workspace_bytes(self.gpu, layout), usable_bytes(self.gpu, self.workload.engine)
+        return [
+            RankMemory(
+                stage=stage,
+                index=index,
+                weights=weights,
+                kv=kept * kv_per_token,
+                activations=at_end if stage == layout.pp - 1 else inside,
+                workspace=workspace,
+                kv_per_token=kv_per_token,
+                usable=usable,
+            )
+            for (stage, index), weights, kv_per_token in zip(self.places, self.weights, self.kv_per_token, strict=True)
+        ]
+
+    def fullest(self, requests: float) -> RankMemory:
+        """The rank with the least left."""
+        return min(self.with_one if requests == 1 else self.ranks(requests), key=lambda rank: rank.free)
+
+    @cached_property
+    def with_one(self) -> tuple[RankMemory, ...]:
+        """``ranks`` with a single request."""
+        return tuple(self.ranks(1))
+
+    @cached_property
+    def max_requests(self) -> int:
+        """Requests of full length that the replica has room for at once; 0 where not even one fits.
+
+        On a rank the number is the n with ``fixed + n·each = usable``, where activations are those of a full chunk;
+        past a chunk's tokens every request adds one token to the pass besides.
+        """
+        tokens = tokens_in_step(self.workload)
+        per_token = activation_bytes(self.spec, self.layout.tp, tokens=1, sampled=0, last_stage=False)
+        most = math.inf
+        for empty, with_one in zip(self.ranks(0), self.with_one, strict=True):
+            each = with_one.total - empty.total
+            fitting = empty.free / each
+            if fitting > tokens:
+                fitting = (empty.free + tokens * per_token) / (each + per_token)
+            most = min(most, fitting)
+        return max(0, math.floor(most))
+
+    def token_capacity(self, of_free: bool = False) -> float:
+        """Tokens of cache that the replica has room for, in whole pages, where no layer is windowed.
+
+        Args:
+            of_free: ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything.
+        """
+        share = self.workload.engine.gpu_memory_utilization
+        usable = self.gpu.memory_bytes if of_free else self.gpu.memory_bytes * share
+        room = min((usable - (rank.total - rank.kv)) / rank.kv_per_token for rank in self.with_one)
+        return max(0, int(room) // CACHE_PAGE * CACHE_PAGE) * (share if of_free else 1)
 
 
 def all_ranks(
     spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float = 1
 ) -> list[RankMemory]:
     """Every rank of one replica, stage by stage: rank = stage·t + place."""
-    return [
-        rank_memory(spec, gpu, workload, layout, stage, index, requests=requests)
-        for stage in range(layout.pp)
-        for index in range(layout.tp)
-    ]
+    return LayoutMemory.of(spec, gpu, workload, layout, every_rank=True).ranks(requests)
 
 
 def fullest_rank(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float = 1) -> RankMemory:
     """The rank with the least left."""
-    return min(_distinct_ranks(spec, gpu, workload, layout, requests), key=lambda rank: rank.free)
+    return LayoutMemory.of(spec, gpu, workload, layout).fullest(requests)
 
 
 def max_requests(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> int:
@@ -151,48 +223,4 @@ def max_requests(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) 
 
     More make the engine keep them waiting, or throw out the cache of some and compute it again.
     """
-    return fit(spec, gpu, workload, layout)[1]
-
-
-def fit(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> tuple[RankMemory, int]:
-    """``fullest_rank`` with one request and ``max_requests``, at the price of one.
-
-    On a rank the number is the n with ``fixed + n·each = usable``, where activations are those of a full chunk; past a
-    chunk's tokens every request adds one token to the pass besides.
-    """
-    none = _distinct_ranks(spec, gpu, workload, layout, requests=0)
-    one = _distinct_ranks(spec, gpu, workload, layout, requests=1)
-    tokens = tokens_in_step(workload)
-    per_token = activation_bytes(spec, layout.tp, tokens=1, sampled=0, last_stage=False)
-    most = math.inf
-    for empty, with_one in zip(none, one, strict=True):
-        each = with_one.total - empty.total
-        fitting = empty.free / each
-        if fitting > tokens:
-            fitting = (empty.free + tokens * per_token) / (each + per_token)
-        most = min(most, fitting)
-    return min(one, key=lambda rank: rank.free), max(0, math.floor(most))
-
-
-def kv_token_capacity(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> int:
-    """Tokens of cache that one replica has room for, in whole pages, where no layer is windowed."""
-    room = min(
-        rank.room_for_kv / rank.kv_per_token for rank in _distinct_ranks(spec, gpu, workload, layout, requests=1)
-    )
-    return max(0, int(room) // CACHE_PAGE * CACHE_PAGE)
-
-
-def _distinct(spec: ModelSpec, layout: Layout) -> Sequence[tuple[int, int]]:
-    """Ranks among which the fullest is, without all the equal ones: the ends and the longest stage, and in each one
-    place per number of key-value heads."""
-    longest = max(range(layout.pp), key=lambda stage: layout.layers_of_stage[stage])
-    heads = kv_heads_by_rank(spec.num_heads, spec.num_kv_heads, layout.tp)
-    places = {count: index for index, count in enumerate(heads)}
-    return [(stage, index) for stage in sorted({0, longest, layout.pp - 1}) for index in places.values()]
-
-
-def _distinct_ranks(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, requests: float) -> list[RankMemory]:
-    return [
-        rank_memory(spec, gpu, workload, layout, stage, index, requests=requests)
-        for stage, index in _distinct(spec, layout)
-    ]
+    return LayoutMemory.of(spec, gpu, workload, layout).max_requests

@@ -20,11 +20,10 @@ from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
-from tplab.topology.advisor.latency import TERMS, TTFT_TERMS, Floats, Layouts, Served, Server
-from tplab.topology.advisor.layout_arrays import columns
+from tplab.topology.advisor.latency import TERMS, TTFT_TERMS, Served, Server
+from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
 from tplab.topology.advisor.layouts import choice
-from tplab.topology.advisor.memory import RankMemory, fit, fullest_rank
-from tplab.topology.advisor.prediction_notes import calibration_notes, length_notes
+from tplab.topology.advisor.memory import LayoutMemory, RankMemory
 from tplab.topology.advisor.roofline import rates
 from tplab.topology.advisor.wording import count, fixed
 from tplab.topology.advisor.workload import Workload
@@ -169,63 +168,65 @@ def predict_all(
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
 ) -> list[Prediction]:
-    """Each of ``layouts``, computed together. For the terms as arrays, see ``serve_all``."""
+    """Each of ``layouts``, computed together."""
     if not layouts:
         return []
-    server, served, most = serve_all(
-        model, machine, workload, layouts, calibration=calibration, constants=constants, placements=placements
-    )
-    return predictions_of(server, served, most, machine, layouts)
+    memories = [LayoutMemory.of(model, machine.gpu, workload, layout) for layout in layouts]
+    server, served = serve_all(machine, memories, calibration=calibration, constants=constants, placements=placements)
+    return predictions_of(server, served, machine, memories)
 
 
 def predictions_of(
     server: Server,
     served: Served,
-    most: Floats | None,
     machine: Machine,
-    layouts: Sequence[Layout],
-    columns_at: "Sequence[int] | NDArray[np.int64] | None" = None,
+    memories: Sequence[LayoutMemory],
+    order: "Sequence[int] | NDArray[np.int64] | None" = None,
 ) -> list[Prediction]:
-    """Convert the arrays of ``serve_all`` into ``Prediction`` objects; ``columns_at`` says which column each layout
-    is."""
-    at = range(len(layouts)) if columns_at is None else columns_at
+    """Convert the arrays of ``serve_all`` into a ``Prediction`` per layout, in ``order`` if it is given."""
     shape = served.tpot_us.shape
-    token = {name: np.broadcast_to(served.terms[name], shape) for name in TERMS}
-    first = {name: np.broadcast_to(served.ttft_terms[name], shape) for name in TTFT_TERMS}
-    known = {tp: _provenance(server, machine, tp) for tp in {layout.tp for layout in layouts}}
+    token = {name: np.broadcast_to(served.terms[name], shape).tolist() for name in TERMS}
+    first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
+    known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
     made = []
-    for i, layout in zip(at, layouts, strict=True):
-        terms = tuple(
-            tuple(Term(name=name, ms=float(us[i]) / 1e3, provenance=known[layout.tp][name]) for name, us in of.items())
+    for i in range(len(memories)) if order is None else order:
+        sources = known[memories[i].layout.tp]
+        terms, ttft_terms = (
+            tuple(Term(name=name, ms=us[i] / 1e3, provenance=sources[name]) for name, us in of.items())
             for of in (token, first)
         )
-        made.append(_prediction(server, served, most, machine, layout, int(i), *terms))
+        made.append(_prediction(server, served, machine, memories[i], int(i), terms, ttft_terms))
     return made
 
 
 def serve_all(
-    model: ModelSpec,
     machine: Machine,
-    workload: Workload,
-    layouts: Sequence[Layout],
+    memories: Sequence[LayoutMemory],
     *,
     calibration: Calibration | None = None,
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
-) -> tuple[Server, Served, Floats | None]:
-    """Serve the workload in all layouts, as arrays of N. Third, the most that each layout can serve in requests per
-    second (None where the workload gives a concurrency)."""
+) -> tuple[Server, Served]:
+    """Serve the workload in all layouts of one model; both as arrays of N."""
     if calibration is not None:
         check_calibration(calibration, machine)
-    engine = engine_constants(workload.engine.name, constants)
-    measured = calibration is not None
-    table = columns(model, machine, workload, layouts, engine, constants, placements, by_gpu=measured)
-    server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
-    if workload.request_rate is not None:
-        served, most = server.at_rate(workload.request_rate)
-        return server, served, most
-    assert workload.concurrency is not None, "checked on construction"
-    return server, server.serve(float(workload.concurrency)), None
+    server = server_of(machine, memories, calibration=calibration, constants=constants, placements=placements)
+    return server, server.asked()
+
+
+def server_of(
+    machine: Machine,
+    memories: Sequence[LayoutMemory],
+    *,
+    calibration: Calibration | None,
+    constants: Constants = DEFAULT,
+    placements: "Sequence[Placement | None] | None" = None,
+) -> Server:
+    """The latency model of these layouts of one model."""
+    model, workload = memories[0].spec, memories[0].workload
+    engine, by_gpu = engine_constants(workload.engine.name, constants), calibration is not None
+    table = layout_arrays(machine, memories, engine, constants, placements, by_gpu)
+    return server_for(model, machine, workload, table, calibration=calibration, constants=constants)
 
 
 def server_for(
@@ -237,7 +238,7 @@ def server_for(
     calibration: Calibration | None = None,
     constants: Constants = DEFAULT,
 ) -> Server:
-    """The latency model of these layouts."""
+    """The same, from the layouts as arrays."""
     engine = engine_constants(workload.engine.name, constants)
     calibration = calibration.for_engine(workload.engine.name) if calibration else None
     at_once = table.tp * np.minimum(table.pp * table.replicas, workload.concurrency or table.pp * table.replicas)
@@ -299,21 +300,18 @@ def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: La
 def _prediction(
     server: Server,
     served: Served,
-    most: Floats | None,
     machine: Machine,
-    layout: Layout,
+    of: LayoutMemory,
     i: int,
     terms: tuple[Term, ...],
     ttft_terms: tuple[Term, ...],
 ) -> Prediction:
-    model, workload = server.model, server.workload
+    model, workload, layout, most = server.model, server.workload, of.layout, served.most_per_s
     rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
     fits, reason = True, None
     # A cache whose pages are shared runs more requests, at their mean length, than it could hold at full length.
-    with_one, most_whole = fit(model, machine.gpu, workload, layout)
-    whole = max(1, min(math.floor(running), most_whole))
-    memory = fullest_rank(model, machine.gpu, workload, layout, requests=whole)
-    if with_one.free < 0:
+    memory = of.fullest(max(1, min(math.floor(running), of.max_requests)))
+    if of.fullest(1).free < 0:
         verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
         fits, reason = False, verdict.reason or "does not fit"
     asked = workload.concurrency or rate * float(served.e2e_us(workload.output_length)[i]) / 1e6
@@ -350,8 +348,32 @@ def _prediction(
         binding=_binding(server, served, terms, fits, i),
         tpot_range_ms=(tpot / spread, tpot * spread),
         regime=regime,
-        notes=(*model.notes, *length_notes(model, workload), *machine.notes, *calibration_notes(server)),
+        notes=(*model.notes, *_length_notes(model, workload), *machine.notes, *_calibration_notes(server)),
     )
+
+
+def _length_notes(model: ModelSpec, workload: Workload) -> tuple[str, ...]:
+    asked, most = workload.context_length, model.max_length
+    if most is None or asked <= most:
+        return ()
+    return (f"requests of {asked} tokens are longer than the {most} the model was made for: engines refuse them",)
+
+
+def _calibration_notes(server: Server) -> tuple[str, ...]:
+    """What was measured, and what of it this prediction could not use."""
+    c = server.calibration
+    if c is None:
+        return ()
+    notes = [c.badge]
+    if c.matmuls and not server.rates.curves:
+        precisions = ", ".join(sorted({times.precision for times in c.matmuls}))
+        notes.append(
+            f"its products are in {precisions}, the model's weights in {server.model.weight_precision}: matmuls are "
+            f"taken from the spec sheet"
+        )
+    if c.matmuls and c.step_overhead_us is None:
+        notes.append(f"the time between products is that of {server.workload.engine.name}, not of the lab's own loop")
+    return (*notes, *c.notes)
 
 
 def _is_calibrated(server: Server) -> bool:

@@ -74,7 +74,9 @@ class Rates:
         if self.curves:
             return self._measured(m, share, MATMULS_PER_BLOCK)
         low, high = _SMALL_BATCH
-        stream = self.stream_us * np.where((m > low) & (m <= high), self.slowdown, 1.0)
+        stream = np.asarray(self.stream_us)
+        if self.slowdown != 1:
+            stream = stream * np.where((m > low) & (m <= high), self.slowdown, 1.0)
         return np.asarray(share * _corner(stream, m * self.multiply_us, self.sharpness), dtype=np.float64)
 
     def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from tplab.files import read_frame
 from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
-from tplab.topology.advisor.latency import Layouts
-from tplab.topology.advisor.layout_arrays import columns
+from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
+from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import server_for
 from tplab.topology.machine.presets import gpu_preset
 from tplab.topology.published.tables import Case, read_folder
@@ -100,8 +100,9 @@ class Bench:
         for case in cases:
             if (case.tp, case.pp) not in parts:
                 engine = constants.engines[case.workload.engine.name]
-                layout = [Layout.of(case.model, case.tp, case.pp)]
-                parts[case.tp, case.pp] = columns(case.model, case.machine, case.workload, layout, engine, constants)
+                layout = Layout.of(case.model, case.tp, case.pp)
+                memory = LayoutMemory.of(case.model, case.machine.gpu, case.workload, layout)
+                parts[case.tp, case.pp] = layout_arrays(case.machine, [memory], engine, constants)
         return Layouts.joined([parts[case.tp, case.pp] for case in cases])
 
     def predict(self, constants: Constants) -> Floats:

@@ -11,7 +11,7 @@ from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.layout_arrays import links_alike
+from tplab.topology.advisor.layout_arrays import groups_in_order, links_alike
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.plan import PRECISION
 from tplab.topology.machine.placement import place
@@ -134,7 +134,7 @@ def plan_verify(
     placements = None
     if not links_alike(machine):  # as advise judges them: on the ranks they would get
         placements = [place(machine, one.tp, one.pp, one.replicas) for one in layouts]
-    groups = [at.groups for at in placements] if placements else [_in_order(one) for one in layouts]
+    groups = [at.groups for at in placements] if placements else [groups_in_order(one) for one in layouts]
     requests_by_replica(workload, 1)
     if workload.output_length > tokens:
         notes.append(f"{tokens} of {workload.output_length} new tokens are generated")
@@ -222,13 +222,6 @@ def _degrees(one: tuple[int, ...]) -> tuple[int, int, int]:
     if not isinstance(one, tuple) or len(one) not in (2, 3):
         raise ValueError(f"a layout must be a Layout, (tp, pp) or (tp, pp, replicas); got {one!r}")
     return one[0], one[1], one[2] if len(one) == 3 else 1
-
-
-def _in_order(one: Layout) -> RankGroups:
-    t, p = one.tp, one.pp
-    return tuple(
-        tuple(tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)) for r in range(one.replicas)
-    )
 
 
 def _depth(

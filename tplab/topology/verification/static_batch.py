@@ -17,12 +17,12 @@ import numpy as np
 from tplab.collectives.cost import AlphaBeta, fit_line
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
-from tplab.topology.advisor.allreduce import all_reduce_us
+from tplab.topology.advisor.allreduce import Floats, all_reduce
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
-from tplab.topology.advisor.latency import TERMS, Floats, Server, without_prompts
-from tplab.topology.advisor.layout_arrays import columns
-from tplab.topology.advisor.prediction import server_for
+from tplab.topology.advisor.constants import DEFAULT, Constants
+from tplab.topology.advisor.latency import TERMS, Server, without_prompts
+from tplab.topology.advisor.memory import LayoutMemory
+from tplab.topology.advisor.prediction import server_of
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.detect import gpus_called, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
@@ -88,17 +88,8 @@ def predict_batch(
         calibration = replace(calibration, matmuls=tuple(m for m in calibration.matmuls if m.num_ranks == 1))
     policy = replace(LAB, pp_micro_batches=workload.engine.pp_micro_batches, cuda_graphs=cuda_graphs)
     workload = replace(workload, engine=policy)
-    table = columns(
-        model,
-        machine,
-        workload,
-        layouts,
-        engine_constants(LAB.name, constants),
-        constants,
-        placements,
-        by_gpu=True,
-    )
-    server = server_for(model, machine, workload, table, calibration=calibration, constants=constants)
+    memories = [LayoutMemory.of(model, machine.gpu, workload, layout) for layout in layouts]
+    server = server_of(machine, memories, calibration=calibration, constants=constants, placements=placements)
     batch = np.array([float(requests_by_replica(workload, layout.replicas)[0]) for layout in layouts])
     return _times(server, batch, layouts)
 
@@ -108,7 +99,7 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
     osl, isl = workload.output_length, workload.input_length
     eager = replace(server, workload=replace(workload, engine=replace(workload.engine, cuda_graphs=False)))
     first = eager.prompts_us(batch)
-    terms, k = server._token(batch)
+    terms, k = server.token(batch)
     step = without_prompts(terms)
     width = model.hidden_size * model.activation_itemsize
     ends = _ends_us(server, batch / k * width, batch / k)
@@ -133,17 +124,14 @@ def _ends_us(server: Server, embedded_bytes: Floats, sampled: Floats) -> Floats:
     """The embedding's sum, and the sampler's gathering of a logit and a token (16 bytes) of every rank."""
     groups = server.layouts.groups
 
-    def reduce_us(nbytes: Floats) -> Floats:
-        return all_reduce_us(
-            nbytes,
-            groups,
-            kernel=server.workload.engine.all_reduce,
-            graph=server.workload.engine.cuda_graphs,
-            custom=None,
-            constants=server.constants,
-            calibration=server.calibration,
-        )
-
+    reduce_us = all_reduce(
+        groups,
+        kernel=server.workload.engine.all_reduce,
+        graph=server.workload.engine.cuda_graphs,
+        custom=None,
+        constants=server.constants,
+        calibration=server.calibration,
+    )
     # In a ring a sum goes round twice, a gathering by direct exchange takes one message.
     gathering = reduce_us(16.0 * sampled) / np.maximum(2.0 * (groups.size - 1), 1.0)
     return np.asarray(reduce_us(embedded_bytes) + gathering, dtype=np.float64)
