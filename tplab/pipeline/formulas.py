@@ -209,6 +209,26 @@ def micro_batches_for_bubble(p: int, idle_over_total: float) -> int:
     return max(1, math.ceil(stages * (1 - idle_over_total) / idle_over_total - 1e-9))
 
 
+def micro_batches_in_flight(stages: ArrayLike, running: ArrayLike, engine: ArrayLike) -> NDArray[np.float64]:
+    """k, the micro-batches that decode at once: ``min(p, running requests, what the engine keeps in flight)``, at least
+    1; an average, so not always whole. Elementwise over arrays."""
+    most = np.minimum(np.asarray(stages, dtype=np.float64), engine)
+    return np.asarray(np.maximum(1.0, np.minimum(most, np.floor(running))), dtype=np.float64)
+
+
+def prefill_share(stages: ArrayLike, k: ArrayLike, prefills: ArrayLike) -> NDArray[np.float64]:
+    """How much of a prompt's time over all stages a token of another request waits for it, on average.
+
+    Where every micro-batch carries one (``prefills`` per round, k or more), k of them go through side by side: 1/k.
+    Where few do, what follows waits behind it at one stage, 1/p, and those in the same micro-batch, one in k, for the
+    whole trip. 1 without a pipeline, and with one micro-batch, for then the stages take turns. Elementwise over arrays.
+    """
+    p, k = np.asarray(stages, dtype=np.float64), np.asarray(k, dtype=np.float64)
+    carrying = np.minimum(1.0, np.asarray(prefills, dtype=np.float64) / k)
+    alone = 1 / p + (1 - 1 / p) / k
+    return np.asarray(carrying / k + (1 - carrying) * alone, dtype=np.float64)
+
+
 def _check(name: str, p: int, m: int, v: int) -> None:
     if name not in BALANCED:
         raise ValueError(f"name must be one of {', '.join(BALANCED)}; got {name!r}")

@@ -13,10 +13,12 @@ from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.advice import advise, on_front
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration
-from tplab.topology.advisor.flips import scaled
+from tplab.topology.advisor.latency import engine_constants
 from tplab.topology.advisor.launch_commands import ENGINES, as_text, launch_commands
+from tplab.topology.advisor.layout_arrays import layout_arrays
 from tplab.topology.advisor.layouts import all_choices
-from tplab.topology.advisor.prediction import predict, serve_all
+from tplab.topology.advisor.memory import LayoutMemory
+from tplab.topology.advisor.prediction import predict
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.placement import place
 
@@ -304,10 +306,11 @@ def test_unequal_links_choose_the_gpus():
 
 def test_scaling_links_leaves_the_network():
     machine = Machine.preset("h100", nodes=2)
-    server, _, _ = serve_all(LLAMA, machine, asked(), [Layout.of(LLAMA, 8, 2), Layout.of(LLAMA, 4, 2)])
-    wide = scaled(server, 2.0)
-    assert wide.layouts.groups.bandwidth_GBps.tolist() == [900.0, 900.0]
-    assert wide.layouts.hop_GBps.tolist() == [50.0, 900.0]
+    layouts = [Layout.of(LLAMA, 8, 2), Layout.of(LLAMA, 4, 2)]
+    memories = [LayoutMemory.of(LLAMA, machine.gpu, asked(), layout) for layout in layouts]
+    wide = layout_arrays(machine, memories, engine_constants("vllm")).scaled(2.0)
+    assert wide.groups.bandwidth_GBps.tolist() == [900.0, 900.0]
+    assert wide.hop_GBps.tolist() == [50.0, 900.0]
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

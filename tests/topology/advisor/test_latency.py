@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tplab.topology.advisor.pipeline_fill import full_from, micro_batches, prefill_share, prefill_us, round_us
 
 from tplab.models.shards import Layout
+from tplab.pipeline.formulas import decode_round, forward_makespan, micro_batches_in_flight, prefill_share
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
-from tplab.topology.advisor.allreduce import Groups, all_reduce_us, hop_us
-from tplab.topology.advisor.constants import DEFAULT, FAMILIES, engine_constants
-from tplab.topology.advisor.latency import TERMS, Layouts
-from tplab.topology.advisor.layout_arrays import capacity_tokens, columns
-from tplab.topology.advisor.memory import kv_token_capacity
+from tplab.topology.advisor.allreduce import Groups, all_reduce, hop
+from tplab.topology.advisor.constants import DEFAULT, FAMILIES
+from tplab.topology.advisor.latency import engine_constants
+from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
+from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import serve_all
 from tplab.topology.advisor.roofline import light_kernels, rates
+from tplab.topology.advisor.served import TERMS
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.presets import nvlink, pcie_link
 
@@ -34,10 +35,8 @@ def group(n, link=NVSWITCH, nodes=1, network=None, scale=1.0):
 
 
 def reduce_us(nbytes, groups, kernel="auto", custom=VLLM.all_reduce, graph=True, calibration=None):
-    made = all_reduce_us(
-        nbytes, groups, kernel=kernel, graph=graph, custom=custom, constants=DEFAULT, calibration=calibration
-    )
-    return float(np.asarray(made).ravel()[0])
+    time = all_reduce(groups, kernel=kernel, graph=graph, custom=custom, constants=DEFAULT, calibration=calibration)
+    return float(time(nbytes).ravel()[0])
 
 
 def serve(layouts, machine=H100, model=LLAMA, engine="vllm", **load):
@@ -46,8 +45,11 @@ def serve(layouts, machine=H100, model=LLAMA, engine="vllm", **load):
     if "request_rate" not in load:
         load.setdefault("concurrency", 8)
     policy = load.pop("policy", EnginePolicy(name=engine))
-    made = [Layout.of(model, *sizes) for sizes in layouts]
-    return serve_all(model, machine, Workload(engine=policy, **load), made)[1]
+    return serve_all(machine, memories(layouts, Workload(engine=policy, **load), machine, model))[1]
+
+
+def memories(layouts, workload, machine=H100, model=LLAMA):
+    return [LayoutMemory.of(model, machine.gpu, workload, Layout.of(model, *sizes)) for sizes in layouts]
 
 
 # --- all-reduce -------------------------------------------------------------------------------------------------------
@@ -108,18 +110,18 @@ def test_older_gpus_take_longer_to_start():
 
 
 def test_hops():
-    def hop(link, nbytes):
+    def hop_us(link, nbytes):
         family = np.array([FAMILIES.index("nvlink" if link.is_nvlink else link.kind)])
-        made = hop_us(nbytes, family, np.array([link.bandwidth_GBps]), np.array([link.latency_us]), constants=DEFAULT)
-        return float(made[0])
+        time = hop(family, np.array([link.bandwidth_GBps]), np.array([link.latency_us]), constants=DEFAULT)
+        return float(time(nbytes)[0])
 
     # apex_plus (commit 8769096), H100 SXM, send and receive: 6 us for 1 KiB, 196 us for 64 MiB.
-    assert hop(NVSWITCH, 1024) == pytest.approx(6, abs=1)
-    assert hop(NVSWITCH, 64 << 20) == pytest.approx(196, rel=0.1)
+    assert hop_us(NVSWITCH, 1024) == pytest.approx(6, abs=1)
+    assert hop_us(NVSWITCH, 64 << 20) == pytest.approx(196, rel=0.1)
     # Vidur (commit 7d47513), between two H100 nodes: 54 us for 1 MiB, 246 for 8 MiB.
     network = Link(kind="network", bandwidth_GBps=50.0, latency_us=6.0)
-    assert hop(network, 1 << 20) == pytest.approx(54, rel=0.15)
-    assert hop(network, 8 << 20) == pytest.approx(246, rel=0.15)
+    assert hop_us(network, 1 << 20) == pytest.approx(54, rel=0.15)
+    assert hop_us(network, 8 << 20) == pytest.approx(246, rel=0.15)
 
 
 def test_measured_needs_a_measurement():
@@ -172,27 +174,17 @@ def test_no_such_engine():
 # --- pipeline ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
-@given(p=st.integers(1, 8), stage=st.floats(1, 100), hop=st.floats(0, 20))
-def test_a_round_is_full_from_the_k_that_says_so(p, stage, hop):
-    k = full_from(p * stage, stage, p * hop)
-    assert k >= p
-    assert round_us(p * stage, stage, p * hop, k) == pytest.approx(k * stage)
-    if k > 1:
-        assert round_us(p * stage, stage, p * hop, k - 1) == pytest.approx(p * (stage + hop))
-
-
 def test_micro_batches_are_bounded_by_stages_requests_and_engine():
-    assert micro_batches(4, 100).item() == 4
-    assert micro_batches(4, 3).item() == 3
-    assert micro_batches(4, 100, 2).item() == 2
-    assert micro_batches(1, 100).item() == 1
-    assert micro_batches(4, 0.5).item() == 1
+    assert micro_batches_in_flight(4, 100, 4).item() == 4
+    assert micro_batches_in_flight(4, 3, 4).item() == 3
+    assert micro_batches_in_flight(4, 100, 2).item() == 2
+    assert micro_batches_in_flight(1, 100, 1).item() == 1
+    assert micro_batches_in_flight(4, 0.5, 4).item() == 1
 
 
 def test_the_last_stage_sets_the_pace():
-    assert round_us(10.0, 4.0, 0.0, 4) == 16.0
-    assert round_us(10.0, 2.5, 0.0, 4, host_us=3.0) == 12.0
+    assert decode_round(10.0, 4.0, 4) == 16.0
+    assert decode_round([10.0, 13.0], 3.0, 4).tolist() == [12.0, 13.0]
 
 
 def test_prefill_between_tokens():
@@ -201,8 +193,8 @@ def test_prefill_between_tokens():
     assert prefill_share(4, 4, 4) == pytest.approx(1 / 4)  # every micro-batch carries one: nobody idles
     assert prefill_share(8, 1, 5) == 1  # however many prompts there are
     assert prefill_share(8, 2, 5) == pytest.approx(1 / 2)  # only two of eight stages are at work
-    assert prefill_us(80.0, 4, 1, 3.0) == 83.0
-    assert prefill_us(80.0, 4, 8, 0.0) == pytest.approx(10 + 7 * 2.5)
+    assert forward_makespan(83.0, 20.0, 1) == 83.0
+    assert forward_makespan(10.0, 2.5, 8) == pytest.approx(10 + 7 * 2.5)
 
 
 def test_concurrency_below_p_does_not_scale():
@@ -387,10 +379,10 @@ def test_arrival_rate_finds_the_load_that_leaves_as_fast():
 
 def test_an_arrival_rate_beyond_what_can_be_served():
     workload = Workload(input_length=1024, output_length=256, request_rate=1000.0, engine=EnginePolicy(name="vllm"))
-    _, served, most = serve_all(LLAMA, H100, workload, [Layout.of(LLAMA, 8, 1)])
-    assert most is not None
-    assert most[0] < 1000
-    assert served.requests_per_s[0] == pytest.approx(most[0], rel=0.05)
+    _, served = serve_all(H100, memories([(8, 1)], workload))
+    assert served.most_per_s is not None
+    assert served.most_per_s[0] < 1000
+    assert served.requests_per_s[0] == pytest.approx(served.most_per_s[0], rel=0.05)
 
 
 def test_without_graphs_launches_bind_small_steps_only():
@@ -403,17 +395,19 @@ def test_without_graphs_launches_bind_small_steps_only():
 
 def test_room_for_the_cache():
     workload = Workload(input_length=1024, output_length=1024, concurrency=8)
-    layout = Layout.of(LLAMA, 4, 1)
-    of_all = capacity_tokens(LLAMA, H100, workload, layout, VLLM)
-    assert of_all == kv_token_capacity(LLAMA, H100.gpu, workload, layout)
-    of_free = capacity_tokens(LLAMA, H100, workload, layout, engine_constants("trtllm"))
+    (memory,) = memories([(4, 1)], workload)
+    of_all, of_free = (
+        layout_arrays(H100, [memory], engine_constants(name)).capacity_tokens for name in ("vllm", "trtllm")
+    )
+    assert of_all == memory.token_capacity()
     assert of_free > of_all  # 90 % of what the weights leave, against 90 % of all less the weights
 
 
 def test_columns_join():
     workload = Workload(input_length=1024, output_length=1024, concurrency=8)
-    parts = [columns(LLAMA, H100, workload, [Layout.of(LLAMA, *sizes)], VLLM) for sizes in ((2, 1), (4, 2))]
-    both = columns(LLAMA, H100, workload, [Layout.of(LLAMA, 2, 1), Layout.of(LLAMA, 4, 2)], VLLM)
+    of_both = memories([(2, 1), (4, 2)], workload)
+    parts = [layout_arrays(H100, [memory], VLLM) for memory in of_both]
+    both = layout_arrays(H100, of_both, VLLM)
     joined = Layouts.joined(parts)
     assert len(joined) == 2
     assert (joined.tp == both.tp).all()
@@ -424,7 +418,7 @@ def test_columns_join():
 def test_unequal_links_are_judged_by_the_groups_that_placement_finds():
     pairs = Machine.preset("h100-pairs")
     workload = Workload(input_length=1024, output_length=1024, concurrency=8)
-    two, four = columns(LLAMA, pairs, workload, [Layout.of(LLAMA, 2, 2), Layout.of(LLAMA, 4, 1)], VLLM).groups.direct
+    two, four = layout_arrays(pairs, memories([(2, 2), (4, 1)], workload, pairs), VLLM).groups.direct
     assert two
     assert not four
 
@@ -432,17 +426,18 @@ def test_unequal_links_are_judged_by_the_groups_that_placement_finds():
 def test_a_hundred_layouts_take_milliseconds():
     machine = Machine.preset("h100", nodes=8)
     workload = Workload(input_length=1024, output_length=1024, concurrency=512, engine=EnginePolicy(name="vllm"))
-    layouts = [Layout.of(LLAMA, t, p, 64 // (t * p)) for t in (1, 2, 4, 8) for p in range(1, 64 // t + 1)]
+    sizes = [(t, p, 64 // (t * p)) for t in (1, 2, 4, 8) for p in range(1, 64 // t + 1)]
+    layouts = memories(sizes, workload, machine)
     assert len(layouts) > 100
-    serve_all(LLAMA, machine, workload, layouts)
+    serve_all(machine, layouts)
     tries = []
     for _ in range(5):
         start = time.perf_counter()
-        serve_all(LLAMA, machine, workload, layouts)
+        serve_all(machine, layouts)
         tries.append(time.perf_counter() - start)
     one = []
     for _ in range(5):
         start = time.perf_counter()
-        serve_all(LLAMA, machine, workload, layouts[:1])
+        serve_all(machine, layouts[:1])
         one.append(time.perf_counter() - start)
     assert min(tries) < 0.3 * len(layouts) * min(one)  # vectorised: far less than one by one

@@ -8,20 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.models.decoder import Stage
-from tplab.models.shards import Layout
+from tplab.models.shards import Layout, kv_bytes, kv_bytes_per_token, weight_bytes
 from tplab.models.spec import ModelConfig
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
-from tplab.topology.advisor.memory import (
-    activation_bytes,
-    all_ranks,
-    fullest_rank,
-    kv_bytes,
-    kv_bytes_per_token,
-    kv_token_capacity,
-    max_requests,
-    rank_memory,
-    weight_bytes,
-)
+from tplab.topology.advisor.memory import LayoutMemory, activation_bytes, all_ranks, fullest_rank, max_requests
 from tplab.topology.machine.presets import GPUS
 
 BASE = {
@@ -146,7 +136,7 @@ def test_70b_fp8_starves_for_cache_on_one_80_gb_card():
     one, two = (max_requests(spec, gpu, workload, Layout.of(spec, tp, 1)) for tp in (1, 2))
     assert 0 < one < workload.concurrency < two
     assert two > 10 * one
-    in_tokens = [kv_token_capacity(spec, gpu, workload, Layout.of(spec, tp, 1)) for tp in (1, 2)]
+    in_tokens = [LayoutMemory.of(spec, gpu, workload, Layout.of(spec, tp, 1)).token_capacity() for tp in (1, 2)]
     assert in_tokens[0] // workload.context_length == one
     assert in_tokens[1] > 10 * in_tokens[0]
 
@@ -167,7 +157,7 @@ def test_windowed_layers_keep_less():
     whole = replace(spec, windows=())
     workload = Workload(input_length=1, output_length=1, concurrency=1)
     kept = {
-        (model, n): rank_memory(model, GPUS["h100"], replace(workload, input_length=n - 1), layout, 0, 0, requests=1).kv
+        (model, n): fullest_rank(model, GPUS["h100"], replace(workload, input_length=n - 1), layout).kv
         for model in (spec, whole)
         for n in (4096, 8192)
     }
@@ -179,7 +169,7 @@ def test_pages():
     spec = ModelSpec.from_config(BASE)
     layout = Layout.of(spec, 1, 1)
     workload = Workload(input_length=16, output_length=1, concurrency=1)
-    paged = rank_memory(spec, GPUS["h100"], workload, layout, 0, 0, requests=2).kv
+    paged = fullest_rank(spec, GPUS["h100"], workload, layout, requests=2).kv
     assert paged == kv_bytes(spec, layout, 0, 0, requests=2, context=32)
 
 
@@ -222,9 +212,8 @@ def test_stages_differ():
         min(ranks, key=lambda rank: rank.free).free
         == fullest_rank(spec, GPUS["h100"], workload, layout, requests=4).free
     )
-    one = rank_memory(spec, GPUS["h100"], workload, layout, 1, 0, requests=4)
+    one = ranks[2]
     assert one.total == one.weights + one.kv + one.activations + one.workspace
-    assert one.room_for_kv - one.kv == pytest.approx(one.free)
 
 
 def test_a_cpu_core_has_no_cuda_context():
@@ -232,8 +221,7 @@ def test_a_cpu_core_has_no_cuda_context():
     workload = Workload(input_length=10, output_length=10, concurrency=1)
     layout = Layout.of(spec, 1, 1)
     core = replace(GPUS["h100"], kind="cpu")
-    on_core = rank_memory(spec, core, workload, layout, 0, 0, requests=1)
-    on_gpu = rank_memory(spec, GPUS["h100"], workload, layout, 0, 0, requests=1)
+    on_core, on_gpu = (fullest_rank(spec, gpu, workload, layout) for gpu in (core, GPUS["h100"]))
     assert on_core.workspace < on_gpu.workspace
 
 

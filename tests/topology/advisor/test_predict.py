@@ -9,8 +9,8 @@ from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.constants import DEFAULT
-from tplab.topology.advisor.latency import TERMS, TTFT_TERMS
 from tplab.topology.advisor.prediction import predict, predict_all, regime_of
+from tplab.topology.advisor.served import TERMS, TTFT_TERMS
 from tplab.topology.machine.machine import Gpu, Link
 
 LLAMA = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8", kv_precision="fp8")

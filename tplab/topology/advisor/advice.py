@@ -23,11 +23,12 @@ from tplab.topology.advisor.allreduce import Floats
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips
-from tplab.topology.advisor.latency import Served, Server
+from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.launch_commands import launch_commands
 from tplab.topology.advisor.layout_arrays import links_alike
 from tplab.topology.advisor.layouts import Choice, all_choices, nothing_fits
 from tplab.topology.advisor.prediction import Prediction, predictions_of, serve_all
+from tplab.topology.advisor.served import Served
 from tplab.topology.advisor.wording import duration, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
@@ -220,7 +221,7 @@ def preference(served: Served, workload: Workload) -> Floats:
     value = served.requests_per_s * osl
     over = np.zeros_like(value)
     if workload.request_rate is not None:
-        value = 1e9 / served.e2e_us(osl)
+        value = 1e9 / served.e2e_us
         over = np.maximum(over, workload.request_rate / served.requests_per_s - 1)
     if workload.tpot_limit_ms is not None:
         over = np.maximum(over, served.tpot_us / 1e3 / workload.tpot_limit_ms - 1)

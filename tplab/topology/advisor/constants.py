@@ -25,7 +25,6 @@ Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tplab.checks import check_one_of
 from tplab.models.spec import ITEMSIZE
 
 
@@ -263,8 +262,3 @@ DEFAULT = Constants(
     },
 )  # fmt: skip
 """Constants that are used unless others are given."""
-
-
-def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
-    """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
-    return constants.engines[check_one_of("engine", name, sorted(constants.engines))]

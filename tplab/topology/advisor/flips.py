@@ -15,7 +15,8 @@ import numpy as np
 
 from tplab.models.shards import Layout
 from tplab.topology.advisor.allreduce import Floats, Ints
-from tplab.topology.advisor.latency import Served, Server
+from tplab.topology.advisor.latency import Server
+from tplab.topology.advisor.served import Served
 from tplab.topology.advisor.wording import count, fixed
 
 _PARTS = 16, 8, 8

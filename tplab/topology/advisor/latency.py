@@ -26,95 +26,27 @@ per micro-batch, not once per batch.
 Letters: b sequences that decode at once, p stages, k micro-batches, t TP degree, ISL and OSL tokens in and out.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from tplab.checks import check_one_of
 from tplab.models.spec import ModelSpec
-from tplab.pipeline.formulas import decode_round, forward_makespan
+from tplab.pipeline.formulas import decode_round, forward_makespan, micro_batches_in_flight, prefill_share
+from tplab.topology.advisor.admission import LOADS_AT_ONCE, most_within
 from tplab.topology.advisor.allreduce import Floats, Ints, all_reduce, hop
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.constants import Constants, EngineConstants
-from tplab.topology.advisor.layout_arrays import Layouts
-from tplab.topology.advisor.roofline import Rates
+from tplab.topology.advisor.constants import DEFAULT, Constants, EngineConstants
+from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
+from tplab.topology.advisor.memory import LayoutMemory
+from tplab.topology.advisor.roofline import Rates, rates
+from tplab.topology.advisor.served import TERMS, Served, either
 from tplab.topology.advisor.workload import Workload
-
-TERMS = (
-    "weights",
-    "lm_head",
-    "kv_cache",
-    "activations",
-    "kernels",
-    "all_reduce",
-    "hops",
-    "host",
-    "launch",
-    "prefill",
-    "bubble",
-)
-"""Terms of the time per token: the blocks' matmuls, the last one, reading the cache, reading and writing activations,
-starting and draining kernels, tensor-parallel communication, pipeline communication, the engine's own work, launches
-without CUDA graphs, the prompts of others in between, stages waiting for the slowest one."""
-
-
-TTFT_TERMS = (
-    "queue",
-    "prompts ahead",
-    "step under way",
-    "weights",
-    "attention",
-    "activations",
-    "kernels",
-    "lm_head",
-    "all_reduce",
-    "hops",
-    "host",
-)
-"""Terms of the time to the first token: waiting for capacity in the cache or for admission, for prompts that came at
-the same time, for the step that is running; from ``weights`` on, the request's own prompt."""
-_ADMISSIONS_TRIED = 64
-"""Numbers of requests that are tried, before the one that just keeps the limit is narrowed down: halving alone is not
-enough, since the time per token does not only rise with their number (``small_batch_slowdown`` ends at some)."""
-_AT_ONCE = 8
-"""Loads that are tried at once, for a stop before all are, and so that numbers stay in the processor's cache."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
-    """What came out, arrays of N (or of loads x N)."""
-
-    tpot_us: Floats
-    ttft_us: Floats
-    queue_us: Floats
-    """Part of ``ttft_us`` spent waiting for capacity in the cache or for admission."""
-    prefill_us: Floats
-    """Part of ``ttft_us`` spent on the request's own prompt."""
-    requests_per_s: Floats
-    """Requests per second over all replicas."""
-    running: Floats
-    """Requests per replica that are admitted and that the cache has capacity for."""
-    admitted: Floats
-    """How many of them may run at once, so that the limit on the time per token is kept; inf where nothing is capped:
-    without a limit, where all keep it, where no number does, and where the others would wait past the limit on the
-    first token for it, by more."""
-    decoding: Floats
-    """Mean number of running requests in the decode phase."""
-    micro_batches: Floats
-    terms: dict[str, Floats]
-    """Name of ``TERMS`` -> us; they add up to ``tpot_us``."""
-    ttft_terms: dict[str, Floats]
-    """Name of ``TTFT_TERMS`` -> us; they add up to ``ttft_us``."""
-    most_per_s: Floats | None = None
-    """Requests per second that the layout can serve at most, infinite where that is more than the rate that was asked
-    for; None where the workload gives a concurrency."""
-
-    def e2e_us(self, output_length: int) -> Floats:
-        """Mean time of a whole request of so many output tokens, queueing included."""
-        return self.ttft_us + (output_length - 1) * self.tpot_us
+from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.placement import Placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +60,47 @@ class Server:
     engine: EngineConstants
     constants: Constants
     calibration: Calibration | None = None
+
+    @classmethod
+    def of(
+        cls,
+        machine: Machine,
+        memories: Sequence[LayoutMemory],
+        *,
+        calibration: Calibration | None,
+        constants: Constants = DEFAULT,
+        placements: "Sequence[Placement | None] | None" = None,
+        layouts: Layouts | None = None,
+    ) -> "Server":
+        """Of the machine.
+
+        Args:
+            machine: where the layouts run.
+            memories: the layouts of one model under one workload, with what their ranks hold.
+            calibration: of this machine; what of it holds for the engine is used.
+            constants: of the latency model.
+            placements: the layouts' GPUs, see ``layout_arrays``.
+            layouts: the layouts as arrays, where they are made already.
+
+        Raises:
+            ValueError: an engine that is not known.
+        """
+        model, workload = memories[0].spec, memories[0].workload
+        engine = engine_constants(workload.engine.name, constants)
+        calibration = calibration.for_engine(workload.engine.name) if calibration else None
+        if layouts is None:
+            layouts = layout_arrays(machine, memories, engine, constants, placements, calibration is not None)
+        groups = layouts.pp * layouts.replicas
+        at_once = layouts.tp * np.minimum(groups, workload.concurrency or groups)
+        return cls(
+            model=model,
+            workload=workload,
+            layouts=layouts,
+            rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
+            engine=engine,
+            constants=constants,
+            calibration=calibration,
+        )
 
     def take(self, at: Ints) -> "Server":
         """The same server of the layouts at these places."""
@@ -156,42 +129,14 @@ class Server:
         # Keeping one limit by missing the other by more is no gain.
         waits, waits_capped = everything.ttft_us / (1e3 * w.ttft_limit_ms), capped.ttft_us / (1e3 * w.ttft_limit_ms)
         better = np.maximum(waits_capped, 1.0) <= np.maximum(waits, everything.tpot_us / limit)
-        return capped if better.all() else _either(better, capped, everything)
+        return capped if better.all() else either(better, capped, everything)
 
     def _admitted(self, running: Floats, over: "NDArray[np.bool_]", limit_us: float) -> Floats:
-        """The most whole requests below ``running`` whose time per token is within the limit; inf where none is, and
-        where not ``over`` says that the limit is missed with all that run."""
-        columns, column = np.unique(np.nonzero(over)[-1], return_inverse=True)
-        running_of = running[over]
-        tried = np.unique(np.round(np.geomspace(1.0, max(2.0, float(np.max(running))), _ADMISSIONS_TRIED)))
-        least, largest = np.full(len(columns), np.inf), np.zeros(len(columns))
-        np.minimum.at(least, column, running_of)
-        np.maximum.at(largest, column, running_of)
-        within = np.zeros((len(tried), len(columns)), dtype=np.bool_)
-        for start in range(len(tried) - 1, -1, -_AT_ONCE):  # down, until every layout has one that all its loads reach
-            part = slice(max(0, start + 1 - _AT_ONCE), start + 1)
-            open_ = ~(within & (tried[:, None] < least)).any(axis=0) & (tried[part][0] < largest)
-            if open_.any():
-                rows = tried[part, None]
-                times = self.take(columns[open_]).full_tpot_us(rows * np.ones(np.sum(open_)))
-                within[part, open_] = (times <= limit_us) & (rows < largest[open_])
-        last = np.maximum.accumulate(np.where(within, np.arange(len(tried))[:, None], -1))
-        last = np.vstack([np.full(len(columns), -1), last])[np.searchsorted(tried, running_of), column]
-        beyond = np.minimum(tried[np.minimum(last + 1, len(tried) - 1)], np.ceil(running_of))
-        cases, case = np.unique(np.stack([column, last, beyond]), axis=1, return_inverse=True)
-        of, last = cases[0].astype(np.intp), cases[1].astype(np.intp)
-        most, beyond, server = tried[last], cases[2], self.take(columns[of])
-        while (beyond - most > 1).any():
-            middle = np.floor((most + beyond) / 2)
-            less = server.full_tpot_us(middle) <= limit_us
-            most, beyond = np.where(less, middle, most), np.where(less, beyond, middle)
-        admitted = np.full(running.shape, np.inf)
-        admitted[over] = np.where(last >= 0, most, np.inf)[case.ravel()]
-        return admitted
+        def full_tpot_us(columns: Ints) -> Callable[[Floats], Floats]:
+            server = self.take(columns)
+            return lambda running: server._settled(running, True)[1]
 
-    def full_tpot_us(self, running: Floats) -> Floats:
-        """Time per token with so many requests of a longer queue running on each replica."""
-        return self._settled(running, True)[1]
+        return most_within(full_tpot_us, running, over, limit_us)
 
     def _serve(self, requests: "Floats | float", admitted: "Floats | float") -> Served:
         w, lay = self.workload, self.layouts
@@ -209,6 +154,7 @@ class Server:
         return Served(
             tpot_us=tpot,
             ttft_us=ttft + queue,
+            e2e_us=total + queue,
             queue_us=queue,
             prefill_us=self._prefill_us * np.ones_like(tpot),
             requests_per_s=rate * busy * 1e6,
@@ -258,10 +204,10 @@ class Server:
             over = full.tpot_us > limit
             cap = self._admitted(full.running, over, limit) if over.any() else cap
         open_ = np.arange(len(self.layouts))
-        for start in range(0, loads, _AT_ONCE):  # up, until as many leave of every layout
-            part = slice(start, start + _AT_ONCE)
+        for start in range(0, loads, LOADS_AT_ONCE):  # up, until as many leave of every layout
+            part = slice(start, start + LOADS_AT_ONCE)
             rate[part, open_] = self.take(open_)._serve(grid[part, open_], cap[open_]).requests_per_s
-            open_ = open_[rate[: start + _AT_ONCE, open_].max(axis=0) <= requests_per_s]
+            open_ = open_[rate[: start + LOADS_AT_ONCE, open_].max(axis=0) <= requests_per_s]
         rate = np.maximum.accumulate(rate, axis=0)
         x, y, wanted = np.log(rate), np.log(grid), np.log(requests_per_s)
         j = np.clip((x <= wanted).sum(axis=0) - 1, 0, loads - 2)
@@ -304,7 +250,7 @@ class Server:
         """Micro-batches over the stages."""
         pp = self.layouts.pp
         fill = self.workload.engine.pp_micro_batches or np.where(full, pp, self.engine.pp_fill * pp)
-        return micro_batches(pp, decoding, fill)
+        return micro_batches_in_flight(pp, decoding, fill)
 
     @cached_property
     def _cache_us(self) -> Floats:
@@ -425,37 +371,11 @@ class Server:
         return np.asarray(sum(made.values(), np.zeros(1)), dtype=np.float64)
 
 
-def _either(first: "NDArray[np.bool_]", one: Served, other: Served) -> Served:
-    """``one`` where ``first`` says so, elsewhere the ``other``."""
-
-    def of(a: Any, b: Any) -> Any:
-        return {key: of(a[key], b[key]) for key in a} if isinstance(a, dict) else np.where(first, a, b)
-
-    values = {
-        f.name: of(getattr(one, f.name), getattr(other, f.name)) for f in fields(Served) if f.name != "most_per_s"
-    }
-    return Served(**values)
-
-
 def without_prompts(terms: "dict[str, Floats]") -> Floats:
     """Time per token of a batch that is decoded in step, nobody's prompt in between: all terms but that one."""
     return np.asarray(sum((time for name, time in terms.items() if name != "prefill"), np.zeros(1)), dtype=np.float64)
 
 
-def micro_batches(stages: ArrayLike, running: ArrayLike, engine: ArrayLike) -> Floats:
-    """k = min(p, C, what the engine keeps in flight), at least 1; an average, so not always whole."""
-    most = np.minimum(np.asarray(stages, dtype=np.float64), engine)
-    return np.asarray(np.maximum(1.0, np.minimum(most, np.floor(running))), dtype=np.float64)
-
-
-def prefill_share(stages: ArrayLike, k: ArrayLike, prefills: ArrayLike) -> Floats:
-    """How much of a prompt's time over all stages a token of another request waits for it, on average.
-
-    Where every micro-batch carries one (``prefills`` per round, k or more), k of them go through side by side: 1/k.
-    Where few do, what follows waits behind it at one stage, 1/p, and those in the same micro-batch, one in k, for the
-    whole trip. 1 without a pipeline, and with one micro-batch, for then the stages take turns.
-    """
-    p, k = np.asarray(stages, dtype=np.float64), np.asarray(k, dtype=np.float64)
-    carrying = np.minimum(1.0, np.asarray(prefills, dtype=np.float64) / k)
-    alone = 1 / p + (1 - 1 / p) / k
-    return np.asarray(carrying / k + (1 - carrying) * alone, dtype=np.float64)
+def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
+    """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
+    return constants.engines[check_one_of("engine", name, sorted(constants.engines))]

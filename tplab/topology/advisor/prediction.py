@@ -19,12 +19,11 @@ from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
-from tplab.topology.advisor.constants import DEFAULT, Constants, engine_constants
-from tplab.topology.advisor.latency import TERMS, TTFT_TERMS, Served, Server
-from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
+from tplab.topology.advisor.constants import DEFAULT, Constants
+from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
-from tplab.topology.advisor.roofline import rates
+from tplab.topology.advisor.served import TERMS, TTFT_TERMS, Served
 from tplab.topology.advisor.wording import count, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
@@ -39,7 +38,7 @@ class Term:
     """A piece of the time per token, or to the first one."""
 
     name: str
-    """One of ``latency.TERMS`` or ``latency.TTFT_TERMS``."""
+    """One of ``served.TERMS`` or ``served.TTFT_TERMS``."""
     ms: float
     """Time that the term adds, in ms."""
     provenance: str
@@ -73,7 +72,7 @@ class Prediction:
     terms: tuple[Term, ...]
     """Terms of ``tpot_ms``, which they add up to."""
     ttft_terms: tuple[Term, ...]
-    """Terms of ``ttft_ms``, which they add up to: ``latency.TTFT_TERMS``."""
+    """Terms of ``ttft_ms``, which they add up to: ``served.TTFT_TERMS``."""
     concurrency: float
     """Requests in flight per replica, waiting ones included; a mean, so it may be below 1."""
     running: float
@@ -210,47 +209,8 @@ def serve_all(
     """Serve the workload in all layouts of one model; both as arrays of N."""
     if calibration is not None:
         check_calibration(calibration, machine)
-    server = server_of(machine, memories, calibration=calibration, constants=constants, placements=placements)
+    server = Server.of(machine, memories, calibration=calibration, constants=constants, placements=placements)
     return server, server.asked()
-
-
-def server_of(
-    machine: Machine,
-    memories: Sequence[LayoutMemory],
-    *,
-    calibration: Calibration | None,
-    constants: Constants = DEFAULT,
-    placements: "Sequence[Placement | None] | None" = None,
-) -> Server:
-    """The latency model of these layouts of one model."""
-    model, workload = memories[0].spec, memories[0].workload
-    engine, by_gpu = engine_constants(workload.engine.name, constants), calibration is not None
-    table = layout_arrays(machine, memories, engine, constants, placements, by_gpu)
-    return server_for(model, machine, workload, table, calibration=calibration, constants=constants)
-
-
-def server_for(
-    model: ModelSpec,
-    machine: Machine,
-    workload: Workload,
-    table: Layouts,
-    *,
-    calibration: Calibration | None = None,
-    constants: Constants = DEFAULT,
-) -> Server:
-    """The same, from the layouts as arrays."""
-    engine = engine_constants(workload.engine.name, constants)
-    calibration = calibration.for_engine(workload.engine.name) if calibration else None
-    at_once = table.tp * np.minimum(table.pp * table.replicas, workload.concurrency or table.pp * table.replicas)
-    return Server(
-        model=model,
-        workload=workload,
-        layouts=table,
-        rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
-        engine=engine,
-        constants=constants,
-        calibration=calibration,
-    )
 
 
 _IN_WORDS = {
@@ -314,7 +274,7 @@ def _prediction(
     if of.fullest(1).free < 0:
         verdict = choice(model, machine, workload, tp=layout.tp, pp=layout.pp)
         fits, reason = False, verdict.reason or "does not fit"
-    asked = workload.concurrency or rate * float(served.e2e_us(workload.output_length)[i]) / 1e6
+    asked = workload.concurrency or rate * float(served.e2e_us[i]) / 1e6
     if most is not None and workload.request_rate and most[i] < workload.request_rate:
         reason = reason or (
             f"cannot keep up: at most {fixed(float(most[i]))} of {count(workload.request_rate)} requests per second; "

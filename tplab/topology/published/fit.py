@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from tplab.files import read_frame
 from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
+from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
-from tplab.topology.advisor.prediction import server_for
 from tplab.topology.machine.presets import gpu_preset
 from tplab.topology.published.tables import Case, read_folder
 
@@ -92,18 +92,17 @@ class Bench:
         for i, case in enumerate(self.cases):
             w = replace(case.workload, concurrency=1)
             groups.setdefault((case.model, case.machine.gpu, case.machine.network, w, case.static), []).append(i)
-        self._groups = [(at, self._layouts([self.cases[i] for i in at], constants)) for at in groups.values()]
+        self._groups = [(at, *self._layouts([self.cases[i] for i in at], constants)) for at in groups.values()]
 
     @staticmethod
-    def _layouts(cases: Sequence[Case], constants: Constants) -> Layouts:
+    def _layouts(cases: Sequence[Case], constants: Constants) -> tuple[LayoutMemory, Layouts]:
         parts: dict[tuple[int, int], Layouts] = {}
         for case in cases:
+            engine, layout = constants.engines[case.workload.engine.name], Layout.of(case.model, case.tp, case.pp)
+            memory = LayoutMemory.of(case.model, case.machine.gpu, case.workload, layout)
             if (case.tp, case.pp) not in parts:
-                engine = constants.engines[case.workload.engine.name]
-                layout = Layout.of(case.model, case.tp, case.pp)
-                memory = LayoutMemory.of(case.model, case.machine.gpu, case.workload, layout)
                 parts[case.tp, case.pp] = layout_arrays(case.machine, [memory], engine, constants)
-        return Layouts.joined([parts[case.tp, case.pp] for case in cases])
+        return memory, Layouts.joined([parts[case.tp, case.pp] for case in cases])
 
     def predict(self, constants: Constants) -> Floats:
         """Rows: time per token and to the first one in ms, output tokens per second; one column per case.
@@ -111,9 +110,9 @@ class Bench:
         Of static batches the first is the call's time over its tokens, and the second is nan.
         """
         made = np.full((3, len(self.cases)), np.nan)
-        for at, layouts in self._groups:
+        for at, memory, layouts in self._groups:
             first = self.cases[at[0]]
-            server = server_for(first.model, first.machine, first.workload, layouts, constants=constants)
+            server = Server.of(first.machine, [memory], calibration=None, constants=constants, layouts=layouts)
             requests = np.array([float(self.cases[i].workload.concurrency or 1) for i in at])
             tokens = first.workload.output_length
             if first.static:

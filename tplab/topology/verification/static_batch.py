@@ -20,9 +20,9 @@ from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.allreduce import Floats, all_reduce
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
-from tplab.topology.advisor.latency import TERMS, Server, without_prompts
+from tplab.topology.advisor.latency import Server, without_prompts
 from tplab.topology.advisor.memory import LayoutMemory
-from tplab.topology.advisor.prediction import server_of
+from tplab.topology.advisor.served import TERMS
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.detect import gpus_called, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
@@ -47,7 +47,7 @@ class BatchTimes:
     output_tokens_per_s: float
     """Output tokens per second, prefill included, of all replicas."""
     terms_ms: dict[str, float]
-    """Terms of ``tpot_ms`` in ms: ``latency.TERMS`` and ``ends``."""
+    """Terms of ``tpot_ms`` in ms: ``served.TERMS`` and ``ends``."""
 
 
 def requests_by_replica(workload: Workload, replicas: int) -> list[int]:
@@ -89,7 +89,7 @@ def predict_batch(
     policy = replace(LAB, pp_micro_batches=workload.engine.pp_micro_batches, cuda_graphs=cuda_graphs)
     workload = replace(workload, engine=policy)
     memories = [LayoutMemory.of(model, machine.gpu, workload, layout) for layout in layouts]
-    server = server_of(machine, memories, calibration=calibration, constants=constants, placements=placements)
+    server = Server.of(machine, memories, calibration=calibration, constants=constants, placements=placements)
     batch = np.array([float(requests_by_replica(workload, layout.replicas)[0]) for layout in layouts])
     return _times(server, batch, layouts)
 
