@@ -68,7 +68,7 @@ def test_bad_input_is_named(arguments: dict[str, object], names: str) -> None:
 
 def test_the_plan_names_what_the_ranks_have() -> None:
     """Two lists, because the plan is made where there is no torch."""
-    assert tuple(timing.ALL_REDUCES) == ALGORITHMS
+    assert tuple(timing.IMPLEMENTATIONS) == ALGORITHMS
 
 
 def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
@@ -79,7 +79,7 @@ def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:
 
 def test_every_algorithm_and_dtype_is_measured_and_checked(cluster3: Cluster) -> None:
     """3 ranks: no chunk splits evenly."""
-    algorithms = [name for name in timing.ALL_REDUCES if name not in ON_SYMMETRIC_MEMORY]
+    algorithms = [name for name in timing.IMPLEMENTATIONS if name not in ON_SYMMETRIC_MEMORY]
     frame = sweep_all_reduce(
         cluster3, sizes=[8, 1000, 65536], dtypes=["float32", "bfloat16", "float64"], algorithms=algorithms, iterations=2
     )
@@ -107,18 +107,18 @@ def test_a_wrong_all_reduce_is_noticed(cluster2: Cluster) -> None:
     def sabotage(rank, points):
         import tplab.collectives.timing as on_rank
 
-        right = on_rank.ALL_REDUCES["library"]
+        right = on_rank.IMPLEMENTATIONS["library"]
 
         def wrong(x, group):
             right(x, group)
             if rank.index == 1:
                 x[-1] += 1
 
-        on_rank.ALL_REDUCES["library"] = wrong
+        on_rank.IMPLEMENTATIONS["library"] = wrong
         try:
             on_rank.time_points(rank, points)
         finally:
-            on_rank.ALL_REDUCES["library"] = right
+            on_rank.IMPLEMENTATIONS["library"] = right
 
     points = plan_sweep(sizes=[4096], iterations=2)
     run = cluster2.submit(sabotage, points)
@@ -187,7 +187,7 @@ def test_the_command_writes_a_csv_and_a_page(tmp_path: Path, capsys: pytest.Capt
         (["--from-size", "3 elephants"], "--from-size"),
         (["--from-size", "2MiB", "--to-size", "1MiB"], "--from-size must not be above --to-size"),
         (["--algorithms", "rign"], "algorithms"),
-        (["--ranks", "0"], "--ranks must be 1 to"),
+        (["--ranks", "0"], "--ranks must be a whole number from 1 to"),
         (["--out", "/there/is/no/such/folder/x.csv"], "--out"),
     ],
 )

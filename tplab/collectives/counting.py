@@ -60,10 +60,10 @@ def _count(rank: "Rank", algorithm: str, num_elements: int) -> tuple[int, int]:
     import torch
 
     from tplab.collectives.counter import CommCounter
-    from tplab.collectives.timing import ALL_REDUCES
+    from tplab.collectives.timing import IMPLEMENTATIONS
 
     x = torch.ones(num_elements, device=rank.device)
     with CommCounter() as counter:
-        ALL_REDUCES[algorithm](x, rank.group)
+        IMPLEMENTATIONS[algorithm](x, rank.group)
     total = counter.total("send")
     return total.num_bytes, total.num_calls

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from tplab.checks import check_one_of
 from tplab.collectives.emulated_link import EmulatedLink as EmulatedLink
 from tplab.collectives.emulated_link import LinkTable as LinkTable
 from tplab.collectives.one_shot import one_shot_all_reduce
@@ -50,7 +51,13 @@ from tplab.measure.columns import link_text
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-ALGORITHMS = ("ring", "two-shot", "recursive-doubling", "one-shot")
+_IN_WHOLE_MESSAGES = {
+    "two-shot": two_shot_all_reduce,
+    "recursive-doubling": recursive_doubling_all_reduce,
+    "one-shot": one_shot_all_reduce,
+}
+ALGORITHMS = ("ring", *_IN_WHOLE_MESSAGES)
+"""Names of all-reduces that run over emulated links."""
 _TAG = 7_405  # keeps our messages apart from others on the same group
 _STAMP_BYTES = 8
 # Up to here the stamp travels in front of the payload, at the price of a copy; above it in a message of its own.
@@ -186,16 +193,10 @@ class EmulatedGroup:
         if algorithm == "ring":
             ring_all_reduce(tensor, self, segment_bytes=segment_bytes)
             return
-        others = {
-            "two-shot": two_shot_all_reduce,
-            "recursive-doubling": recursive_doubling_all_reduce,
-            "one-shot": one_shot_all_reduce,
-        }
-        if algorithm not in others:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
+        check_one_of("algorithm", algorithm, ALGORITHMS)
         if segment_bytes is not None:
             raise ValueError(f"segment_bytes={segment_bytes} is for algorithm='ring'; got algorithm={algorithm!r}")
-        others[algorithm](tensor, self)
+        _IN_WHOLE_MESSAGES[algorithm](tensor, self)
 
     @property
     def late_us(self) -> float:

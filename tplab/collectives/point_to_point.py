@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tplab.checks import ArgumentError, check_count
 from tplab.collectives.cost import AlphaBeta, fit_line
 from tplab.measure import samples_of
 
@@ -27,11 +28,11 @@ def measure_point_to_point(
     """
     if cluster.num_ranks < 2:
         raise ValueError(f"cluster must have at least 2 ranks for a link between two; it has {cluster.num_ranks}")
-    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"sizes must be positive numbers of bytes; got {list(sizes)!r}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1; got {iterations}")
-    run = cluster.submit(_ping_pong, list(sizes), iterations, timeout=None)
+    if not sizes:
+        raise ArgumentError("sizes", sizes, "must hold at least one size in bytes")
+    sizes = [check_count("sizes", size, least=1) for size in sizes]
+    check_count("iterations", iterations, least=1)
+    run = cluster.submit(_ping_pong, sizes, iterations, timeout=None)
     run.result()
     rows = []
     for (_, src, dst, nbytes), one_way in samples_of(run.reports).items():

@@ -60,7 +60,7 @@ def compare_quantised(
                 "ratio_to_bf16": sent[method] / sent["bfloat16"],
                 "error_pct": 100 * first["error"],
                 "worst_pct": 100 * first["worst"],
-                "worst_over_bound": first["worst_over_bound"],
+                "worst_over_bound": first.get("worst_over_bound"),
                 "p50_us": samples[method].p50_us if method in samples else float("nan"),
                 "same_bits": len({outcome["digest"] for outcome in outcomes}) == 1,
                 **provenance_columns(cluster.provenance, link=link),
@@ -72,8 +72,6 @@ def compare_quantised(
 def _compare(
     rank: "Rank", tokens: int, hidden: int, scale_groups: tuple[int, ...], link: "EmulatedLink | None"
 ) -> dict[str, dict[str, Any]]:
-    import hashlib
-
     import torch
 
     from tplab.collectives.counter import CommCounter
@@ -103,23 +101,14 @@ def _compare(
         x = start.clone()
         sample = collective_sampler(rank, partial(reduce, x, group), before=partial(x.copy_, start))
         rank.report(samples={method: [sample() for _ in range(_ITERATIONS)]})
-        error = x.cpu().double() - exact
-        outcome[method] = {
-            "sent": counter.total("send").num_bytes,
-            **_relative(error, exact),
-            "worst_over_bound": _worst(error, addends, int(method.split()[1]), dtype) if "int8" in method else None,
-            "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
-        }
+        outcome[method] = {"sent": counter.total("send").num_bytes, **_beside(x, exact)}
+        if "int8" in method:
+            worst = _worst(x.cpu().double() - exact, addends, int(method.split()[1]), dtype)
+            outcome[method]["worst_over_bound"] = worst
     x = mine.clone()
     naive_int8_all_reduce(x, rank.group)
-    error = x.cpu().double() - exact
-    outcome["int8 added up as int8"] = outcome[f"int8, {scale_groups[0]} per scale"] | {
-        # As a ring: one byte an element. gloo's own messages do not pass the counter.
-        "sent": outcome["float32"]["sent"] // 4,
-        **_relative(error, exact),
-        "worst_over_bound": None,
-        "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
-    }
+    # As a ring: one byte an element. gloo's own messages do not pass the counter.
+    outcome["int8 added up as int8"] = {"sent": outcome["float32"]["sent"] // 4, **_beside(x, exact)}
     return outcome
 
 
@@ -138,10 +127,17 @@ def _partial_sums(n: int, tokens: int, hidden: int) -> list[Any]:
     return addends
 
 
-def _relative(error: Any, exact: Any) -> dict[str, float]:
+def _beside(x: Any, exact: Any) -> dict[str, Any]:
+    """A result beside the exact one, and a digest of its bits."""
+    import hashlib
+
+    import torch
+
+    error = x.cpu().double() - exact
     return {
         "error": float(error.square().mean().sqrt() / exact.square().mean().sqrt()),
         "worst": float(error.abs().max() / exact.abs().max()),
+        "digest": hashlib.sha256(x.cpu().view(torch.uint8).numpy().tobytes()).hexdigest(),
     }
 
 

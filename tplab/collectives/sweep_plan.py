@@ -4,13 +4,11 @@ A module of its own, because the notebook kernel, which plans, and the ranks, wh
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from tplab.shown import shown
+from tplab.checks import ArgumentError, check_all_of, check_count, check_one_of
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4}
 MODES = ("eager", "graph")
@@ -73,10 +71,9 @@ def plan_sweep(
         shares_gpus: whether ranks share GPUs; the default ``iterations`` is then a quarter, as each call waits for the
             GPU to switch between processes.
     """
-    _check_names("dtypes", dtypes, ITEMSIZES)
-    _check_names("algorithms", algorithms, ALGORITHMS)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    check_all_of("dtypes", dtypes, ITEMSIZES)
+    check_all_of("algorithms", algorithms, ALGORITHMS)
+    check_one_of("mode", mode, MODES)
     if mode == "graph" and backend != "nccl":
         raise ValueError(
             f"mode='graph' needs CUDA graphs, so the nccl backend; this cluster runs {backend}: use 'eager'"
@@ -96,15 +93,13 @@ def plan_sweep(
             raise ValueError(
                 f"dtypes for algorithms={algorithm} must be out of {', '.join(known)}; got {', '.join(unknown)}"
             )
-    if iterations is not None and (not isinstance(iterations, int) or iterations < 1):
-        raise ValueError(f"iterations must be a positive integer; got {iterations!r}")
-    sizes = list(sizes)
+    if iterations is not None:
+        check_count("iterations", iterations, least=1)
+    sizes = [check_count("sizes", size, least=1) for size in sizes]
     if not sizes:
         raise ValueError("sizes must hold at least one message size in bytes; it is empty")
     largest = max(ITEMSIZES[dtype] for dtype in dtypes)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"sizes must be positive numbers of bytes; got {size!r}")
         if size % largest:
             raise ValueError(f"sizes must be multiples of the largest dtype's {largest} bytes; got {size}")
         if shared and size % _SYMMETRIC_BYTES:
@@ -115,8 +110,8 @@ def plan_sweep(
         Point(
             algorithm=algorithm,
             dtype=dtype,
-            num_elements=int(size) // ITEMSIZES[dtype],
-            iterations=iterations or max(7, default_iterations(int(size)) // (4 if shares_gpus else 1)),
+            num_elements=size // ITEMSIZES[dtype],
+            iterations=iterations or max(7, default_iterations(size) // (4 if shares_gpus else 1)),
             mode=mode,
         )
         for algorithm in algorithms
@@ -130,22 +125,11 @@ def parse_bytes(argument: str, text: str) -> int:
     match = re.fullmatch(r"\s*(\d{1,15})\s*(|B|KiB|MiB|GiB)\s*", text)
     size = 0 if match is None else int(match[1]) << {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
     if not 0 < size <= _MOST_BYTES:
-        raise ValueError(
-            f"{argument} must be a positive size such as 512B, 64KiB, 2MiB or 1GiB, and at most "
-            f"{_MOST_BYTES >> 30}GiB; got {shown(text)}"
-        )
+        rule = f"must be a positive size such as 512B, 64KiB, 2MiB or 1GiB, and at most {_MOST_BYTES >> 30}GiB"
+        raise ArgumentError(argument, text, rule)
     return size
 
 
 def default_iterations(nbytes: int) -> int:
     """50 samples up to 64 KiB, then fewer, down to 7 at 8 MiB and above: a sweep to 64 MiB takes seconds."""
     return max(7, min(50, int(50 * ((1 << 16) / nbytes) ** 0.4)))
-
-
-def _check_names(argument: str, names: Sequence[str], known: Iterable[str]) -> None:
-    known = list(known)
-    if isinstance(names, str) or not names:
-        raise ValueError(f"{argument} must be a list of names out of {', '.join(known)}; got {names!r}")
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{argument} must be out of {', '.join(known)}; got {name!r}")

@@ -30,7 +30,7 @@ def _library(tensor: torch.Tensor, group: "ProcessGroup") -> None:
     dist.all_reduce(tensor, group=group)
 
 
-ALL_REDUCES: dict[str, AllReduce] = {
+IMPLEMENTATIONS: dict[str, AllReduce] = {
     "library": _library,  # gloo's or NCCL's own choice
     "ring": ring_all_reduce,
     "two-shot": two_shot_all_reduce,
@@ -115,6 +115,6 @@ class _Inputs:
 
 def _sampler(rank: "Rank", point: Point, inputs: _Inputs) -> Callable[[], float]:
     """Refills the buffer, lines the ranks up, and gives one time in microseconds."""
-    reduce, x, mine = ALL_REDUCES[point.algorithm], inputs.target(point), inputs.source(point, rank.index)
+    reduce, x, mine = IMPLEMENTATIONS[point.algorithm], inputs.target(point), inputs.source(point, rank.index)
     refill, call = (lambda: x.copy_(mine)), (lambda: reduce(x, rank.group))
     return collective_sampler(rank, call, before=refill, graph=point.mode == "graph")

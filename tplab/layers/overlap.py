@@ -106,14 +106,7 @@ def chunks_frame(plan: ChunkPlan, reports: Sequence[Any], provenance: Any) -> pd
                 "tokens": plan.tokens,
                 "in_features": plan.in_features,
                 "out_features": plan.out_features,
-                "total_us": overlap.total_us,
-                "compute_us": compute,
-                "comm_us": comm,
-                "exposed_us": overlap.exposed_us,
-                "hidden_us": overlap.hidden_us,
-                "hidden_share": overlap.hidden_share,
-                "overlap_ratio": overlap.overlap_ratio,
-                "bound_us": overlap.bound_us,
+                **{name: getattr(overlap, name) for name in _OVERLAP_COLUMNS},
                 "predicted_us": chunked_us(plan.tokens, k, lambda tokens: median("compute", pieces[tokens]), comm_us),
                 "correct": samples["total", k].correct,
                 **provenance_columns(provenance, link=plan.link),
@@ -122,10 +115,10 @@ def chunks_frame(plan: ChunkPlan, reports: Sequence[Any], provenance: Any) -> pd
     return pd.DataFrame(rows, columns=columns)
 
 
-_CHUNK_COLUMNS = (
-    *("chunks", "tokens", "in_features", "out_features", "total_us", "compute_us", "comm_us", "exposed_us"),
-    *("hidden_us", "hidden_share", "overlap_ratio", "bound_us", "predicted_us", "correct"),
+_OVERLAP_COLUMNS = (
+    *("total_us", "compute_us", "comm_us", "exposed_us", "hidden_us", "hidden_share", "overlap_ratio", "bound_us"),
 )
+_CHUNK_COLUMNS = (*("chunks", "tokens", "in_features", "out_features", *_OVERLAP_COLUMNS, "predicted_us", "correct"),)
 
 
 def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
@@ -266,11 +259,11 @@ def time_strategies(rank: "Rank", strategies: "list[Blocking]", plan: StackPlan)
     return errors
 
 
-def plain_stack(rank: "Rank", plan: StackPlan) -> list[Any]:
+def plain_stack(rank: "Rank", plan: StackPlan, seed: int = 0) -> list[Any]:
     """The unsharded blocks, the same on every rank."""
     import torch
 
     from tplab.layers.counting import plain_block
 
     shape = plan.hidden, plan.num_heads, plan.num_kv_heads, plan.intermediate
-    return [plain_block(rank, *shape, seed=seed).to(getattr(torch, plan.dtype)) for seed in range(plan.depth)]
+    return [plain_block(rank, *shape, seed=seed + place).to(getattr(torch, plan.dtype)) for place in range(plan.depth)]

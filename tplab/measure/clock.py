@@ -1,13 +1,12 @@
 """One clock: the host's, which all processes of a machine share, and CUDA events mapped onto it. Runs on the ranks."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
-Interval = tuple[float, float | None]
 
 
 def timed(call: Callable[[], T], device: torch.device | None = None) -> tuple[float, T]:
@@ -49,12 +48,12 @@ class HostClock:
         """Before the first mark."""
 
     def mark(self) -> float:
+        """Now."""
         return time.monotonic()
 
-    def resolve(self, records: Iterable[tuple[Any, Any, Any, Any]]) -> Iterator[Interval]:
-        """Start and end of each record, whose last two fields are marks, or None where there is no end."""
-        for _, _, start, end in records:
-            yield start, end
+    def seconds(self, mark: float) -> float:
+        """When a mark was made."""
+        return mark
 
 
 class CudaClock:
@@ -69,20 +68,19 @@ class CudaClock:
         self._device = device
 
     def start(self) -> None:
+        """Before the first mark: sets the device's clock by the host's."""
         synchronize(self._device)
-        self._zero = self.mark()
+        self._zero = event()
         self._zero.synchronize()
         self._zero_s = time.monotonic()
 
     def mark(self) -> torch.cuda.Event:
+        """When the device will have done what it was given so far."""
         return event()
 
-    def resolve(self, records: Iterable[tuple[Any, Any, Any, Any]]) -> Iterator[Interval]:
-        synchronize(self._device)
-        for _, _, start, end in records:
-            yield self._seconds(start), None if end is None else self._seconds(end)
-
-    def _seconds(self, mark: Any) -> float:
-        if isinstance(mark, float):  # an emulated link's
+    def seconds(self, mark: torch.cuda.Event | float) -> float:
+        """When that was, by the host's clock; waits for it. The host's own marks, of an emulated link, are theirs."""
+        if isinstance(mark, float):
             return mark
+        mark.synchronize()
         return self._zero_s + float(self._zero.elapsed_time(mark)) / 1e3

@@ -16,8 +16,8 @@ from tplab.measure.graph import replayed
 if TYPE_CHECKING:
     from tplab.cluster import Rank
 
-Sampler = Callable[[], float]
-"""Gives one time in microseconds."""
+Timer = Callable[[], float]
+"""A function that returns one time in microseconds."""
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def line_up(rank: "Rank") -> None:
 
 def collective_sampler(
     rank: "Rank", call: Callable[[], Any], *, before: Callable[[], Any] = lambda: None, graph: bool = False
-) -> Sampler:
+) -> Timer:
     """Times of a call that all ranks of ``rank.group`` make together, a collective.
 
     On a GPU by its own clock, behind a spin kernel and a first all-reduce that lines the GPUs up. Lined up by the
@@ -75,7 +75,7 @@ def collective_sampler(
     return sample_on_gpu
 
 
-def lone_sampler(calls: Sequence[Callable[[], Any]], device: torch.device) -> Sampler:
+def lone_sampler(calls: Sequence[Callable[[], Any]], device: torch.device) -> Timer:
     """Times of calls that this rank makes by itself, one after the other: the mean of one.
 
     On a GPU replayed from a CUDA graph, by the GPU's own clock: launches are not in it.

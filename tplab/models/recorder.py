@@ -19,7 +19,7 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self._clock: Any = CudaClock(device) if device.type == "cuda" else HostClock()
-        self._records: list[tuple[tuple[str, int, int], None, Any, Any]] = []
+        self._records: list[tuple[str, int, int, Any, Any]] = []
         self.step = self.micro_batch = 0
         self.mark = self._clock.mark
 
@@ -29,14 +29,14 @@ class Recorder:
 
     def add(self, kind: str, start: Any) -> None:
         """A span from the mark ``start`` to now."""
-        self._records.append(((kind, self.step, self.micro_batch), None, start, self.mark()))
+        self._records.append((kind, self.step, self.micro_batch, start, self.mark()))
 
     def spans(self) -> list[Span]:
         """All so far, in seconds of the machine's clock."""
-        intervals = self._clock.resolve(self._records)
+        seconds = self._clock.seconds
         return [
-            Span(kind=kind, step=step, micro_batch=micro_batch, start_s=start, end_s=end)
-            for ((kind, step, micro_batch), _, _, _), (start, end) in zip(self._records, intervals, strict=True)
+            Span(kind, step, micro_batch, seconds(start), seconds(end))
+            for kind, step, micro_batch, start, end in self._records
         ]
 
 

@@ -307,9 +307,10 @@ class Executor:
         fields: dict[str, Any] = {}
         if self._counts and (final or self._clock.is_immediate):
             marks, self._records = self._records, []
+            seconds = self._clock.seconds
             fields["records"] = [
-                (rank, action, start, end)
-                for (rank, action, _, _), (start, end) in zip(marks, self._clock.resolve(marks), strict=True)
+                (rank, action, seconds(start), None if end is None else seconds(end))
+                for rank, action, start, end in marks
             ]
         if self._tells:
             fields |= {"phase": "run" if self._counts else "warm-up", "done": self._done, "total": len(self._row)}

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tplab.cluster import Rank
 from tplab.layers.core_attention import attend
 from tplab.layers.strategies import few_tokens_linear
-from tplab.measure.sampler import Sampler, lone_sampler
+from tplab.measure.sampler import Timer, lone_sampler
 from tplab.models.checkpoint import torch_dtype
 from tplab.topology.calibration.plan import HEAD_DIM
 
@@ -59,7 +59,7 @@ def time_matmuls(rank: Rank, plan: "CalibrationPlan") -> None:
         dist.barrier(group=rank.group)
 
 
-def _warm_up(rank: Rank, sample: Sampler, tokens: int) -> None:
+def _warm_up(rank: Rank, sample: Timer, tokens: int) -> None:
     """Sample once. GEMMs of a prompt are repeated until a GPU has come down to the clock that it can hold at its power
     limit: the first milliseconds are a quarter faster than the rest of a long prefill."""
     sample()
@@ -104,7 +104,7 @@ class _Pool:
         return self.numbers[self._position - n * k : self._position].view(n, k)
 
 
-def _products(pool: _Pool, tokens: int, block: "BlockShapes") -> Sampler:
+def _products(pool: _Pool, tokens: int, block: "BlockShapes") -> Timer:
     """One GEMM after the other as in a block, each with the next weights of the pool; microseconds of one."""
     numbers = pool.numbers
     # Random, not ones: on equal numbers few bits switch, and a GPU at its power limit is a third faster on them.
@@ -133,13 +133,13 @@ def time_kernels(rank: Rank, plan: "CalibrationPlan") -> None:
     dist.barrier(group=rank.group)
 
 
-def _kernels(rank: Rank, plan: "CalibrationPlan") -> dict[Any, Sampler]:
+def _kernels(rank: Rank, plan: "CalibrationPlan") -> dict[Any, Timer]:
     dtype = torch_dtype(plan.dtype)
     source = torch.ones(plan.pool_bytes // 2 // dtype.itemsize, dtype=dtype, device=rank.device)
     target = torch.empty_like(source)
     x = torch.ones(1, 1, 1024, dtype=dtype, device=rank.device)
     weight = torch.ones(1024, dtype=dtype, device=rank.device)
-    made: dict[Any, Sampler] = {("copy", 2 * source.nbytes): lone_sampler([lambda: target.copy_(source)], rank.device)}
+    made: dict[Any, Timer] = {("copy", 2 * source.nbytes): lone_sampler([lambda: target.copy_(source)], rank.device)}
     for length in (16, plan.cache_tokens):
         key, calls = _attention(rank, plan, length)
         made[key] = lone_sampler(calls, rank.device)

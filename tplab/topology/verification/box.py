@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import sweep_all_reduce
 from tplab.collectives.sweep_plan import ON_SYMMETRIC_MEMORY
 from tplab.files import check_writable, write_text
-from tplab.layers.overlap import StackPlan, measure_strategies
+from tplab.layers.overlap import StackPlan, measure_strategies, plain_stack
 from tplab.models.spec import ModelConfig
 from tplab.pipeline import build_schedule, run_schedule, simulate
 from tplab.pipeline.costs import measured_costs
@@ -61,21 +62,12 @@ class BoxPlan:
     """Sizes of the all-reduces in bytes."""
     own_up_to: int
     """Largest message in bytes for algorithms of our own, which are made of many small CUDA kernels."""
-    dtype: str
-    """Name of the torch dtype of messages, weights and activations."""
     tokens: tuple[int, ...]
     """Tokens of the steps in which layers are timed."""
-    hidden: int
-    num_heads: int
-    num_kv_heads: int
-    intermediate: int
-    """Shape of a block."""
-    depth: int
-    """Number of blocks per stack, and per pipeline stage."""
+    stack: StackPlan
+    """Blocks of a stack, and of a pipeline stage; its dtype is that of messages, too."""
     micro_batch_tokens: int
     """Tokens of each micro-batch of a pipeline, which has m = 2p of them."""
-    iterations: int
-    """Number of samples of each layer strategy."""
     cases: tuple[BoxCase, ...]
     """Models that are run in every layout, each with its workload."""
     calibration: Mapping[str, Any]
@@ -87,15 +79,11 @@ class BoxPlan:
         return cls(
             sizes=tuple(1 << power for power in range(10, 31)),
             own_up_to=1 << 25,
-            dtype="bfloat16",
             tokens=(1024, 4096, 16384),
-            hidden=8192,
-            num_heads=64,
-            num_kv_heads=8,
-            intermediate=28672,
-            depth=2,
+            stack=StackPlan(
+                batch=1, hidden=8192, num_heads=64, num_kv_heads=8, intermediate=28672, dtype="bfloat16", iterations=7
+            ),
             micro_batch_tokens=4096,
-            iterations=7,
             cases=tuple(
                 BoxCase(model=model, workload=Workload(input_length=prompt, output_length=new, concurrency=requests))
                 for model in ("llama-3.1-8b", "llama-3.1-70b")
@@ -110,15 +98,9 @@ class BoxPlan:
         return cls(
             sizes=(1 << 10, 1 << 16),
             own_up_to=1 << 16,
-            dtype="float32",
             tokens=(16, 64),
-            hidden=96,
-            num_heads=24,
-            num_kv_heads=8,
-            intermediate=144,
-            depth=1,
+            stack=StackPlan(batch=1, hidden=96, num_heads=24, num_kv_heads=8, intermediate=144, depth=1, iterations=2),
             micro_batch_tokens=16,
-            iterations=2,
             cases=(BoxCase(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=6)),),
             calibration={"rounds": 1, "sizes": (1 << 12, 1 << 16), "tokens": (1, 4, 16), "widths": (64, 128)},
         )
@@ -262,21 +244,15 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
     GPUs that cannot reach each other's memory have no rows of symmetric memory; that is said.
     """
     frames = []
+    small = [size for size in plan.sizes if size <= plan.own_up_to]
     for clustered in _clusters(cluster):
+        sweep = partial(sweep_all_reduce, clustered, dtypes=[plan.stack.dtype])
         modes = ("eager", "graph") if clustered.own_gpus else ("eager",)
-        own: dict[str, Any] = {
-            "algorithms": ["ring", "int8-two-shot"],
-            "sizes": [size for size in plan.sizes if size <= plan.own_up_to],
-        }
-        runs = [*({"algorithms": ["library"], "sizes": plan.sizes, "mode": mode} for mode in modes), own]
-        frames += [sweep_all_reduce(clustered, dtypes=[plan.dtype], **run) for run in runs]
+        frames += [sweep(algorithms=["library"], sizes=plan.sizes, mode=mode) for mode in modes]
+        frames.append(sweep(algorithms=["ring", "int8-two-shot"], sizes=small))
         for mode in modes if clustered.own_gpus else ():
             try:
-                frames.append(
-                    sweep_all_reduce(
-                        clustered, dtypes=[plan.dtype], algorithms=ON_SYMMETRIC_MEMORY, sizes=plan.sizes, mode=mode
-                    )
-                )
+                frames.append(sweep(algorithms=ON_SYMMETRIC_MEMORY, sizes=plan.sizes, mode=mode))
             except ClusterError as error:
                 say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: {error}")
                 break
@@ -303,18 +279,7 @@ def layers_step(cluster: Cluster, plan: BoxPlan) -> pd.DataFrame:
     ways = [Blocking(), Chunked(2), Chunked(4), Chunked(8), BatchSplit(2), SequenceParallel(), Int8()]
     frames = []
     for tokens in plan.tokens:
-        stack = StackPlan(
-            batch=1,
-            seq=tokens,
-            hidden=plan.hidden,
-            num_heads=plan.num_heads,
-            num_kv_heads=plan.num_kv_heads,
-            intermediate=plan.intermediate,
-            depth=plan.depth,
-            dtype=plan.dtype,
-            iterations=plan.iterations,
-        )
-        frame = measure_strategies(cluster, ways, stack)
+        frame = measure_strategies(cluster, ways, replace(plan.stack, seq=tokens))
         frame.insert(0, "tokens", tokens)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
@@ -359,20 +324,16 @@ class _StageOfBlocks:
     def __call__(self, rank: "Rank", index: int) -> Any:
         import torch
 
-        from tplab.layers.counting import plain_block
-
-        plan = self.plan
-        shape = plan.hidden, plan.num_heads, plan.num_kv_heads, plan.intermediate
-        blocks = [plain_block(rank, *shape, seed=10 * index + place) for place in range(plan.depth)]
-        return torch.nn.Sequential(*blocks).to(getattr(torch, plan.dtype))
+        return torch.nn.Sequential(*plain_stack(rank, self.plan.stack, seed=10 * index))
 
     def inputs(self, rank: "Rank", micro_batch: int) -> Any:
         import torch
 
         # Drawn where it is used, while the run goes on: a processor would take longer for it than the stage does.
-        shape = 1, self.plan.micro_batch_tokens, self.plan.hidden
+        stack = self.plan.stack
+        shape = 1, self.plan.micro_batch_tokens, stack.hidden
         generator = torch.Generator(rank.device).manual_seed(micro_batch)
-        return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, self.plan.dtype))
+        return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, stack.dtype))
 
 
 def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[str], None]) -> pd.DataFrame:
