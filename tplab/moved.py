@@ -50,7 +50,7 @@ MODULES: Mapping[str, str] = {
     "tplab.topology.prediction": "tplab.topology.advisor.prediction",
     "tplab.topology.prediction_notes": "tplab.topology.advisor.prediction",
     "tplab.topology.presets": "tplab.topology.machine.presets",
-    "tplab.topology.rigging": "tplab.topology.calibration.rigging",
+    "tplab.topology.rigging": "tplab.topology.calibration.copies",
     "tplab.topology.roofline": "tplab.topology.advisor.roofline",
     "tplab.topology.scoreboard": "tplab.topology.published.scoreboard",
     "tplab.topology.sharding": "tplab.models.shards",

@@ -187,7 +187,7 @@ def write(folder: Path, config: ModelConfig) -> None:
 def load_once(rank: Rank, folder: str, layout: Layout) -> Any:
     import torch
 
-    from tplab.models.loading import ensure_loaded, unload
+    from tplab.models.generation import ensure_loaded, unload
     from tplab.models.records import Weights
 
     torch.set_num_threads(1)

@@ -12,11 +12,10 @@ from tplab import Cluster
 from tplab.collectives.volumes import sent_bytes
 from tplab.layers.block import ParallelBlock, ParallelMLP
 from tplab.layers.cost import block_collectives, wire_bytes
-from tplab.layers.counting import count_block, count_by_layer, layer_table
+from tplab.layers.counting import count_block, count_by_layer, layer_table, watch_layers
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.regions import scatter_tokens
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
-from tplab.layers.watch import watch_layers
 
 HIDDEN, INTERMEDIATE, ITEMSIZE = 48, 132, 4
 CALLS = {"allreduce": "all-reduce", "allgather": "all-gather", "reducescatter": "reduce-scatter"}

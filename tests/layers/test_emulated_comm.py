@@ -12,8 +12,9 @@ from tplab.collectives.emulated import EmulatedGroup
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, ParallelMLP, run_blocks
-from tplab.layers.comm import Comm, EmulatedComm, as_comm
+from tplab.layers.comm import Comm, as_comm
 from tplab.layers.core_attention import RotaryEmbedding
+from tplab.layers.emulated_comm import EmulatedComm
 from tplab.layers.overlap import linked_comm
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel, set_strategy

@@ -10,8 +10,9 @@ from tplab import Cluster
 from tplab.cluster import RankError
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.block import ParallelBlock, ParallelMLP, run_blocks
-from tplab.layers.comm import EmulatedComm, NullComm, as_comm
+from tplab.layers.comm import NullComm, as_comm
 from tplab.layers.core_attention import GrowingCache, KVCache
+from tplab.layers.emulated_comm import EmulatedComm
 from tplab.layers.linear import ColumnParallelLinear, RowParallelLinear
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.regions import gather_tokens

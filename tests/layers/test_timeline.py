@@ -19,11 +19,11 @@ COMPUTE, HIDDEN, EXPOSED = "computation", "hidden communication", "exposed commu
 
 
 def wait(start: float, end: float) -> tuple[str, str, float, float]:
-    return "waiting", "down", start, end
+    return "collective", "down", start, end
 
 
 def talk(start: float, end: float, name: str = "down") -> tuple[str, str, float, float]:
-    return "communication", name, start, end
+    return "in flight", name, start, end
 
 
 @pytest.mark.parametrize(

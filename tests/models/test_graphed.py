@@ -87,10 +87,10 @@ def test_a_model_whose_embedding_is_scaled_by_the_host_is_refused() -> None:
 
 def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
     """Tokens of an eager generation and of four graphed ones, and the number of graphs after each."""
-    from tplab.models.engine import Engine
+    from tplab.models.engine import GenerationEngine
     from tplab.models.records import Request
     from tplab.models.shards import Layout
-    from tplab.topology.calibration.rigging import Hops, comm_of, in_layout, load_random
+    from tplab.topology.calibration.copies import comm_of, load_random, p2p_of
 
     torch.manual_seed(rank.index)
     layout = Layout.of(LLAMA, tp, pp)
@@ -102,9 +102,8 @@ def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
     made, counts = [], []
     for stage in (loaded.stage, *[graphed] * 4):
         graphed.restart()
-        member = in_layout(rank, rank.index, tp * pp, Hops(rank, range(tp * pp), None))
         request = Request.of(PROMPTS, max_new_tokens=NEW, num_micro_batches=pp)
-        engine = Engine(member, replace(loaded, stage=stage), request, PROMPTS)
+        engine = GenerationEngine(replace(loaded, stage=stage), request, PROMPTS, p2p_of(rank, None))
         engine.run()
         made.append(engine.tokens)
         counts.append(graphed.num_graphs)
@@ -116,7 +115,7 @@ def logits(rank: Any) -> bool:
     from tplab.layers.comm import NullComm
     from tplab.models.decoder import Padding
     from tplab.models.shards import Layout
-    from tplab.topology.calibration.rigging import load_random
+    from tplab.topology.calibration.copies import load_random
 
     torch.manual_seed(0)
     loaded = load_random(LLAMA, Layout.of(LLAMA), 0, NullComm(), device=rank.device)

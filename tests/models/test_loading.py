@@ -10,8 +10,7 @@ import pytest
 
 from tplab.cluster import Rank, RankError
 from tplab.models.checkpoint import INDEX, RandomWeights, save_checkpoint
-from tplab.models.generation import generate, submit_generate
-from tplab.models.loading import ensure_loaded, unload
+from tplab.models.generation import ensure_loaded, generate, submit_generate, unload
 from tplab.models.records import CheckpointError, Weights
 from tplab.models.shards import Layout, weight_bytes
 from tplab.models.spec import ModelConfig

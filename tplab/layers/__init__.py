@@ -1,7 +1,8 @@
 """Tensor-parallel layers: what they are, what they should cost, what they do cost.
 
 What it is:
-  comm          the collectives that layers need: over a process group, over an emulated link, or alone
+  comm          the collectives that layers need: over a process group, alone, recorded
+  emulated_comm   the same over a declared link
   ranges        which rows, tokens and heads a rank holds, without torch; shards: of which full tensors
   strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8
   regions       the same collectives and the two matmuls with their gradients; shared weights and norms, sharded tokens
@@ -19,7 +20,7 @@ What it does cost (on a cluster):
   counting      collectives and bytes by layer, beside the formula
   overlap       chunk counts and strategies timed
   phases        a block's time from decode to prefill: computation, and communication that is exposed
-  timeline      one pass as it ran: computation, hidden and exposed communication; probes and watch see it
+  timeline      one pass as it ran: computation, hidden and exposed communication
 
 Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
 """
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from tplab.layers.attention import ParallelAttention as ParallelAttention
     from tplab.layers.block import ParallelBlock as ParallelBlock
     from tplab.layers.block import ParallelMLP as ParallelMLP
-    from tplab.layers.comm import EmulatedComm as EmulatedComm
     from tplab.layers.core_attention import KVCache as KVCache
     from tplab.layers.cost import pipelined_us as pipelined_us
     from tplab.layers.counting import count_block as count_block
+    from tplab.layers.emulated_comm import EmulatedComm as EmulatedComm
     from tplab.layers.linear import ColumnParallelLinear as ColumnParallelLinear
     from tplab.layers.linear import RowParallelLinear as RowParallelLinear
     from tplab.layers.mistakes import demonstrate as demonstrate

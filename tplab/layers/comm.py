@@ -9,20 +9,22 @@ Not ``torch.distributed._functional_collectives``: they allocate a new tensor fo
 step as much as the collective's own overhead.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from tplab.collectives.direct import direct_all_gather, direct_reduce_scatter
-from tplab.collectives.emulated import ALGORITHMS, EmulatedGroup
-from tplab.collectives.transport import NullTransport, ProcessGroupTransport, Transport
+from tplab.collectives.emulated import EmulatedGroup
+from tplab.collectives.transport import Handle, Message, NullTransport, ProcessGroupTransport, Transport
+from tplab.measure.clock import Recorder, TimedSpan
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+T = TypeVar("T")
+COLLECTIVE, IN_FLIGHT = "collective", "in flight"
 _MOST_ONE_SHOT_BYTES = 64 << 10
 
 
@@ -212,73 +214,119 @@ class OneShotComm(ProcessGroupComm):
         return x.copy_(total)
 
 
-class _Queued:
-    __slots__ = ("future", "target")
+class RecordingComm:
+    """The collectives of another ``Comm``, with when the computing thread was in them.
 
-    def __init__(self, future: "Future[None]", target: torch.Tensor) -> None:
-        self.future = future
-        self.target = target
+    While there is a recorder it gets a span of kind ``collective`` for every blocking call and every ``wait``, labelled
+    by what was worked on when the collective was started.
 
-    def wait(self) -> torch.Tensor:
-        self.future.result()
-        return self.target
-
-
-class EmulatedComm:
-    """Collectives over emulated links, one after another on a thread of their own, as on a GPU's communication stream.
-
-    Make one per :class:`~tplab.collectives.emulated.EmulatedGroup` and share it between all layers: two would mix
-    their messages. All-reduce is a ring by default (``algorithm``: any of ``tplab.collectives.emulated.ALGORITHMS``);
-    all-gather and reduce-scatter go by direct exchange.
-
-    Not seen by ``CommCounter``, which counts the calling thread.
+    Args:
+        comm: whose collectives.
+        recorder: where spans are written down; may be set and taken away. None: nothing is.
+        in_flight: also record when each collective was under way, kind ``in flight``, for :meth:`spans`. For ranks on
+            the CPU, where the host sees it: through an ``EmulatedComm`` until the last byte is there, through gloo
+            until gloo says so.
     """
 
-    device_types = frozenset({"cpu"})
-
-    def __init__(self, group: EmulatedGroup, algorithm: str = "ring") -> None:
-        if not isinstance(group, EmulatedGroup):
-            raise ValueError(f"group must be an EmulatedGroup; got {group!r}")
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
-        self._emulated = group
-        self._algorithm = algorithm
-        self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tplab-emulated")
-        self.index = group.index
-        self.size = group.size
+    def __init__(self, comm: Comm, recorder: Recorder | None = None, *, in_flight: bool = False) -> None:
+        self._comm, self._in_flight = comm, in_flight
+        self.recorder = recorder
+        self._started: list[_Recorded] = []
+        self.index, self.size, self.device_types = comm.index, comm.size, comm.device_types
 
     @property
     def transport(self) -> Transport:
-        # Its messages go from the calling thread, over the same links: not among those of a collective under way.
-        self._queue.submit(lambda: None).result()
-        return self._emulated
+        return self._comm.transport if self.recorder is None else _RecordingTransport(self._comm.transport, self)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return self.start_all_reduce(x).wait()
+        return self._blocking(self._comm.all_reduce, x)
 
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
-        every = self.start_all_gather(x.reshape(1, -1)).wait()
-        return x.copy_(every.amax(0).view_as(x))
+        return self._blocking(self._comm.all_reduce_max, x)
 
     def start_all_reduce(self, x: torch.Tensor) -> Pending:
-        return self._start(lambda: self._emulated.all_reduce(x, self._algorithm), x)
+        return self.record(lambda: self._comm.start_all_reduce(x))
 
     def start_all_gather(self, x: torch.Tensor) -> Pending:
-        out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        return self._start(lambda: direct_all_gather(out, x, self._emulated), out)
+        return self.record(lambda: self._comm.start_all_gather(x))
 
     def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
-        out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
-        return self._start(lambda: direct_reduce_scatter(out, x, self._emulated), out)
+        return self.record(lambda: self._comm.start_reduce_scatter(x))
 
-    def _start(self, collective: Callable[[], None], target: torch.Tensor) -> Pending:
-        inference = torch.is_inference_mode_enabled()  # modes belong to a thread
+    def _blocking(self, call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        if self.recorder is None:
+            return call(x)
+        began, out = self.recorder.mark(), call(x)
+        ended = self.recorder.mark()
+        self.recorder.add(COLLECTIVE, began, ended)
+        if self._in_flight:
+            self.recorder.add(IN_FLIGHT, began, ended)
+        return out
 
-        def run() -> None:
-            with torch.inference_mode(inference), torch.no_grad():
-                collective()
+    def record(self, start: Callable[[], T]) -> T:
+        """What ``start`` gives, something to ``wait`` for; the wait is recorded."""
+        if self.recorder is None:
+            return start()
+        recorded = _Recorded(self.recorder, self.recorder.mark(), start())
+        if self._in_flight:
+            self._started.append(recorded)
+            recorded.watch()
+        return cast("T", recorded)
 
-        return _Queued(self._queue.submit(run), target)
+    def spans(self, timeout_s: float = 5.0) -> list[TimedSpan]:
+        """What was written down, once everything started is over. Collectives follow one another on one channel, so
+        one that was started while another ran begins when that one ends."""
+        assert self.recorder is not None
+        give_up = time.monotonic() + timeout_s
+        while not all(each.ended for each in self._started) and time.monotonic() < give_up:
+            time.sleep(1e-4)
+        flights = [(IN_FLIGHT, each.label, each.began, each.ended[0]) for each in self._started if each.ended]
+        spans, free = [], 0.0
+        for kind, label, start, end in sorted([*self.recorder.spans(), *flights], key=lambda span: span[3]):
+            if kind == IN_FLIGHT:
+                start, free = max(start, free), end
+            spans.append((kind, label, start, end))
+        return spans
+
+
+class _Recorded:
+    """A collective, or messages of one, under way."""
+
+    __slots__ = ("_recorder", "_under_way", "began", "ended", "label")
+
+    def __init__(self, recorder: Recorder, began: Any, under_way: Any) -> None:
+        self._recorder, self._under_way = recorder, under_way
+        self.began, self.label = began, recorder.label
+        self.ended: list[Any] = []
+        """When it was over, by whoever waited and by the thread that it ended on: the first entry counts."""
+
+    @property
+    def target(self) -> torch.Tensor:
+        target: torch.Tensor = self._under_way.target
+        return target
+
+    def watch(self) -> None:
+        """Learn of the end before anybody waits for it. Messages say nothing: they are under way until waited for."""
+        if hasattr(self._under_way, "future"):
+            self._under_way.future.add_done_callback(lambda _: self.ended.append(time.monotonic()))
+
+    def wait(self) -> Any:
+        waiting, out = self._recorder.mark(), self._under_way.wait()
+        ended = self._recorder.mark()
+        self.ended.append(ended)
+        self._recorder.add(COLLECTIVE, waiting, ended, self.label)
+        return out
+
+
+class _RecordingTransport:
+    """Messages of collectives of our own (int8's)."""
+
+    def __init__(self, transport: Transport, comm: RecordingComm) -> None:
+        self._transport, self._comm = transport, comm
+        self.index, self.size, self.device_types = transport.index, transport.size, transport.device_types
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Handle:
+        return self._comm.record(lambda: self._transport.exchange(sends, recvs))
 
 
 def as_comm(group: "ProcessGroup | Comm | None") -> Comm:

@@ -1,4 +1,4 @@
-"""Count the collectives of a model, layer by layer, and set them beside the formula."""
+"""Count the collectives of a model, layer by layer, and set them beside the formula; know which layer is at work."""
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,6 @@ def count_by_layer(module: "nn.Module") -> "Iterator[CommCounter]":
     import torch
 
     from tplab.collectives.counter import CommCounter
-    from tplab.layers.watch import watch_layers
 
     with watch_layers(module) as layer_at_work:
 
@@ -196,3 +195,43 @@ def plain_block(
     with torch.device(rank.device):
         attention = Attention(hidden, num_heads, num_kv_heads, rope=RotaryEmbedding(hidden // num_heads))
         return Block(attention, MLP(hidden, intermediate))
+
+
+@contextmanager
+def watch_layers(module: "nn.Module") -> "Iterator[Callable[[], str]]":
+    """Within the block, the function it gives returns the innermost layer at work, by its name in ``module``.
+
+    ``""`` outside of any. Layers are those that have a strategy, that is, those that communicate, and norms. Not by
+    forward hooks, nor torch's ``ModTracker``, which is made of them: blocks call ``start`` and ``finish`` of their
+    layers, to run something else in between, and hooks see ``forward`` only.
+    """
+    from torch import nn
+
+    at_work: list[str] = []
+    wrapped: list[tuple[nn.Module, str, Any]] = []
+    for name, layer in module.named_modules():
+        if not hasattr(layer, "strategy") and not isinstance(layer, nn.RMSNorm | nn.LayerNorm):
+            continue
+        for method in ("forward", "start", "finish"):
+            if hasattr(layer, method):
+                wrapped.append((layer, method, layer.__dict__.get(method)))
+                layer.__dict__[method] = _announced(getattr(layer, method), name or type(layer).__name__, at_work)
+    try:
+        yield lambda: at_work[-1] if at_work else ""
+    finally:
+        for layer, method, before in reversed(wrapped):
+            if before is None:
+                layer.__dict__.pop(method, None)
+            else:
+                layer.__dict__[method] = before
+
+
+def _announced(call: Callable[..., Any], name: str, at_work: list[str]) -> Callable[..., Any]:
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        at_work.append(name)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            at_work.pop()
+
+    return announced

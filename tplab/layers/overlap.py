@@ -163,7 +163,8 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
 def linked_comm(rank: "Rank", link: "EmulatedLink | None") -> Any:
     """The rank's group, or all its ranks joined by an emulated link. One per link lives on the rank: two would mix
     their messages."""
-    from tplab.layers.comm import EmulatedComm, as_comm
+    from tplab.layers.comm import as_comm
+    from tplab.layers.emulated_comm import EmulatedComm
 
     if link is None or rank.world_size == 1:
         return as_comm(rank.group)

@@ -1,6 +1,6 @@
 """One pass through a stack of blocks as it ran: computation, and communication hidden behind it or exposed.
 
-From the host's clock, for ranks on the CPU; ``tplab.layers.probes`` says how. Means over many passes, and GPUs, are
+From the host's clock, for ranks on the CPU; ``RecordingComm`` says how. Means over many passes, and GPUs, are
 ``tplab.layers.overlap``'s.
 """
 
@@ -64,9 +64,10 @@ def _record(rank: "Rank", strategy: "Blocking", plan: StackPlan) -> list[tuple[s
     import torch
 
     from tplab.layers.block import ParallelBlock, run_blocks
-    from tplab.layers.probes import RecordingComm
+    from tplab.layers.comm import RecordingComm
+    from tplab.layers.counting import watch_layers
     from tplab.layers.strategies import set_strategy
-    from tplab.layers.watch import watch_layers
+    from tplab.measure.clock import Recorder
     from tplab.measure.sampler import WARM_UPS, line_up
 
     linked = linked_comm(rank, plan.link)
@@ -77,20 +78,20 @@ def _record(rank: "Rank", strategy: "Blocking", plan: StackPlan) -> list[tuple[s
         for _ in range(WARM_UPS):
             run_blocks(list(blocks), x)  # type: ignore[arg-type]
         with watch_layers(blocks) as layer_at_work:
-            recorder = RecordingComm(linked, layer_at_work)
+            recording = RecordingComm(linked, Recorder(rank.device, layer_at_work), in_flight=True)
             for layer in blocks.modules():
-                if hasattr(layer, "comm"):
-                    setattr(layer, "comm", recorder)  # noqa: B010  (nn.Module's attributes are not typed)
+                if hasattr(layer, "comm") and linked.size > 1:
+                    setattr(layer, "comm", recording)  # noqa: B010  (nn.Module's attributes are not typed)
             line_up(rank)
             began = time.monotonic()
             run_blocks(list(blocks), x)  # type: ignore[arg-type]
             ended = time.monotonic()
-    return split_spans([(s.kind, s.name, s.start_s, s.end_s) for s in recorder.spans()], began, ended)
+    return split_spans(recording.spans(), began, ended)
 
 
 def split_spans(spans: list[Piece], began: float, ended: float) -> list[Piece]:
     """Computation is when the computing thread does not wait; communication is exposed while it waits, else hidden."""
-    waits = sorted((start, end) for kind, _, start, end in spans if kind == "waiting")
+    waits = sorted((start, end) for kind, _, start, end in spans if kind == "collective")
     pieces: list[Piece] = []
     cursor = began
     for start, end in waits:
@@ -100,7 +101,7 @@ def split_spans(spans: list[Piece], began: float, ended: float) -> list[Piece]:
     if ended > cursor:
         pieces.append(("computation", "", cursor, ended))
     for kind, name, start, end in spans:
-        if kind != "communication":
+        if kind != "in flight":
             continue
         at = start
         for wait_start, wait_end in waits:

@@ -13,7 +13,6 @@ On the ranks:
   loading       a model onto the ranks, once
   engine        prefill and decode, micro-batches in flight, tokens chosen
   graphed       decode steps replayed from CUDA graphs
-  recorder      when a rank computed, summed and waited
 What it does cost, and the one call:
   generation    a model on a cluster, prompts in, tokens and their cost out
   result        tokens, times, shares, trace

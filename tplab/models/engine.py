@@ -14,21 +14,22 @@ micro-batches, p stages, t ranks each.
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from tplab.layers.comm import Comm
+from tplab.collectives.transport import Handle, Transport
+from tplab.layers.comm import Comm, RecordingComm
 from tplab.layers.shards import VocabShard
 from tplab.layers.strategies import Blocking
 from tplab.layers.vocabulary import parallel_argmax, parallel_sample
+from tplab.measure.clock import Recorder
 from tplab.models.decoder import Padding
 from tplab.models.loading import Loaded
-from tplab.models.recorder import Recorder, TimedComm
-from tplab.models.records import Request
+from tplab.models.records import Activity, Request
 
 if TYPE_CHECKING:
-    from tplab.cluster import Rank
     from tplab.layers.core_attention import KVCache
 
 _REPORT_EVERY_S = 0.2
@@ -99,8 +100,8 @@ def _generator(seed: int, place: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-class MicroBatch:
-    """Some of the sequences, on one rank.
+class SequencesAtWork:
+    """A micro-batch of the sequences, on one rank.
 
     Args:
         loaded: the stage, and the ranks that share its layers.
@@ -125,37 +126,58 @@ class MicroBatch:
         """Next input of the first stage."""
         self.running = [True] * len(prompts)
         """Whether a sequence is still without a stop token."""
-        self.sent: list[Any] = []
+        self.sent: list[tuple[Handle, torch.Tensor]] = []
         """Messages of the last step, with their tensors: not to be overwritten yet."""
 
 
-class Engine:
+class GenerationEngine:
     """One request on one rank, weights loaded.
 
     Args:
+        loaded: the stage, its place in the layout, and the ranks that share its layers.
+        request: what is asked of the model.
         prompts: token ids, checked.
+        p2p: messages to the other stages.
+        peers: the index in ``p2p`` of each place of the layout; by default the place itself.
+        report: called with progress, and with tokens where the request wants them as they come; None: nobody is told.
     """
 
-    def __init__(self, rank: "Rank", loaded: Loaded, request: Request, prompts: list[list[int]]) -> None:
-        self._rank, self._stage, self._request = rank, loaded.stage, request
+    def __init__(
+        self,
+        loaded: Loaded,
+        request: Request,
+        prompts: list[list[int]],
+        p2p: Transport,
+        *,
+        peers: Sequence[int] | None = None,
+        report: Callable[..., None] | None = None,
+    ) -> None:
+        self._stage, self._request, self._p2p, self._report_to = loaded.stage, request, p2p, report
         layout = loaded.layout
-        self._index, tp_index = layout.place(rank.index)
-        self._peers = [stage * layout.tp + tp_index for stage in range(layout.pp)]
-        """Rank of each stage with which this one exchanges messages."""
+        self._index, tp_index = layout.place(loaded.place)
+        places = range(tp_index, layout.pp * layout.tp, layout.tp)
+        self._peers = [place if peers is None else peers[place] for place in places]
+        """The peer of each stage that this one exchanges messages with."""
         self._last = layout.pp - 1
-        self._dtype = next(loaded.stage.parameters()).dtype
+        like = next(loaded.stage.parameters())
+        self._dtype, self._device = like.dtype, like.device
         self._comm = loaded.comm
         self.micro_batches = [
-            MicroBatch(loaded, request, prompts[start:end], start, rank.device)
+            SequencesAtWork(loaded, request, prompts[start:end], start, self._device)
             for start, end in request.micro_batches()
         ]
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.margins: list[list[float]] = [[] for _ in prompts]
         self.token_s: list[list[float]] = [[] for _ in prompts]
-        self.recorder = Recorder(rank.device)
+        self._recorder = Recorder(self._device)
         self.start_s = 0.0
         self._stop = frozenset(request.stop_tokens)
         self._reported_s = 0.0
+
+    @property
+    def activities(self) -> list[Activity]:
+        """What this rank did, and when."""
+        return [Activity(kind, step, number, *times) for kind, (step, number), *times in self._recorder.spans()]
 
     @property
     def kv_bytes(self) -> int:
@@ -165,10 +187,10 @@ class Engine:
     @torch.inference_mode()
     def run(self) -> None:
         """All steps of all micro-batches."""
-        stage, request, recorder = self._stage, self._request, self.recorder
-        timed = self._comm if isinstance(self._comm, TimedComm) else None
-        if timed is not None:
-            timed.recorder = recorder
+        stage, request, recorder = self._stage, self._request, self._recorder
+        recording = self._comm if isinstance(self._comm, RecordingComm) else None
+        if recording is not None:
+            recording.recorder = recorder
         recorder.start()
         self.start_s = time.monotonic()
         try:
@@ -179,40 +201,39 @@ class Engine:
                 for number, micro_batch in enumerate(self.micro_batches):
                     if not any(micro_batch.running):
                         continue
-                    recorder.step, recorder.micro_batch = step, number
                     if step and self._index != self._last:
-                        recorder.step = step - 1
-                        self._take(micro_batch, *self._receive_tokens(micro_batch))
-                        recorder.step = step
+                        recorder.at = step - 1, number
+                        self._take(micro_batch, self._receive_tokens(micro_batch), None)
                         if not any(micro_batch.running):
                             continue
+                    recorder.at = step, number
                     if step < request.max_new_tokens:
                         self._advance(micro_batch, "decode" if step else "prefill")
             for micro_batch in self.micro_batches:
                 _wait(micro_batch.sent)
         finally:
-            if timed is not None:
-                timed.recorder = None
+            if recording is not None:
+                recording.recorder = None
             stage.set_strategy(Blocking())
 
-    def _advance(self, micro_batch: MicroBatch, kind: str) -> None:
+    def _advance(self, micro_batch: SequencesAtWork, kind: str) -> None:
         """One step of this stage for a micro-batch."""
         x = micro_batch.input_BS if self._stage.spec.first else self._receive_hidden(micro_batch, kind)
         assert x is not None
-        start = self.recorder.mark()
+        start = self._recorder.mark()
         y = self._stage(x, padding=micro_batch.padding, caches=micro_batch.caches)
         if micro_batch.sampler is None:
-            self.recorder.add(kind, start)
+            self._recorder.add(kind, start)
             _wait(micro_batch.sent)
             micro_batch.sent = [self._send(y.contiguous(), self._peers[self._index + 1])]
             return
         tokens_B, margins_B = micro_batch.sampler(y)
-        self.recorder.add(kind, start)
+        self._recorder.add(kind, start)
         _wait(micro_batch.sent)
         micro_batch.sent = [self._send(tokens_B, peer) for peer in self._peers[:-1]]
         self._take(micro_batch, tokens_B, margins_B)
 
-    def _take(self, micro_batch: MicroBatch, tokens_B: torch.Tensor, margins_B: torch.Tensor | None) -> None:
+    def _take(self, micro_batch: SequencesAtWork, tokens_B: torch.Tensor, margins_B: torch.Tensor | None) -> None:
         """Write down the tokens of a step, and see which sequences have ended."""
         if micro_batch.input_BS is not None:
             micro_batch.input_BS = tokens_B[:, None]
@@ -231,41 +252,39 @@ class Engine:
             fresh.append((sequence, token))
             if token in self._stop:
                 micro_batch.running[place] = False
-        if self._rank.index == 0:
-            self._report(fresh, now)
+        if self._report_to is not None:
+            self._report(self._report_to, fresh, now)
 
-    def _report(self, fresh: list[tuple[int, int]], now: float) -> None:
+    def _report(self, report: Callable[..., None], fresh: list[tuple[int, int]], now: float) -> None:
         if not self._request.stream and now - self._reported_s < _REPORT_EVERY_S:
             return
         self._reported_s = now
         done = sum(map(len, self.tokens))
         total = len(self.tokens) * self._request.max_new_tokens
-        self._rank.report(
-            phase="generate", done=done, total=total, **({"tokens": fresh} if self._request.stream else {})
-        )
+        report(phase="generate", done=done, total=total, **({"tokens": fresh} if self._request.stream else {}))
 
-    def _receive_hidden(self, micro_batch: MicroBatch, kind: str) -> torch.Tensor:
+    def _receive_hidden(self, micro_batch: SequencesAtWork, kind: str) -> torch.Tensor:
         seq = micro_batch.padding.longest if kind == "prefill" else 1
         shape = (len(micro_batch.prompts), seq, self._stage.config.hidden_size)
-        hidden_BSD = torch.empty(shape, dtype=self._dtype, device=self._rank.device)
+        hidden_BSD = torch.empty(shape, dtype=self._dtype, device=self._device)
         self._receive(hidden_BSD, self._peers[self._index - 1])
         return hidden_BSD
 
-    def _receive_tokens(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, None]:
-        tokens_B = torch.empty(len(micro_batch.prompts), dtype=torch.int64, device=self._rank.device)
+    def _receive_tokens(self, micro_batch: SequencesAtWork) -> torch.Tensor:
+        tokens_B = torch.empty(len(micro_batch.prompts), dtype=torch.int64, device=self._device)
         self._receive(tokens_B, self._peers[self._last])
-        return tokens_B, None
+        return tokens_B
 
     def _receive(self, into: torch.Tensor, peer: int) -> None:
-        start = self.recorder.mark()
-        self._rank.group.recv([into], peer, 0).wait()
-        self.recorder.add("wait", start)
+        start = self._recorder.mark()
+        self._p2p.exchange([], [(into, peer)]).wait()
+        self._recorder.add("wait", start)
 
-    def _send(self, tensor: torch.Tensor, peer: int) -> tuple[Any, torch.Tensor]:
-        return self._rank.group.send([tensor], peer, 0), tensor
+    def _send(self, tensor: torch.Tensor, peer: int) -> tuple[Handle, torch.Tensor]:
+        return self._p2p.exchange([(tensor, peer)], []), tensor
 
 
-def _wait(sent: list[tuple[Any, torch.Tensor]]) -> None:
+def _wait(sent: list[tuple[Handle, torch.Tensor]]) -> None:
     for work, _ in sent:
         work.wait()
     sent.clear()

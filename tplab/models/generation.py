@@ -1,16 +1,20 @@
 """``generate``: a model on a cluster, prompts in, tokens and their cost out. The one call; the rest is behind it.
 
+The weights stay in ``rank.store`` until another model, layout or dtype is asked for: a second ``generate`` loads
+nothing. One model at a time, because two layouts of the same model are twice the memory and nobody asked for both.
+
+A fault on one rank is made known to all before any goes on: the others would wait in their first collective for ever.
+
 No torch at import: the notebook's kernel calls this, and the work is on the ranks.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tplab.cluster.run import DerivedRun
-from tplab.models.loading import ensure_loaded, in_own_dtype, together
-from tplab.models.records import CheckpointError, RankResult, Request, Weights, check_prompts
+from tplab.models.records import CheckpointError, LoadReport, RankResult, Request, Weights, check_prompts
 from tplab.models.result import Generation
 from tplab.models.shards import Layout, kv_bytes
 from tplab.models.spec import ModelConfig
@@ -19,8 +23,11 @@ from tplab.shown import listed
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank, Report, Run
     from tplab.layers.strategies import Blocking
+    from tplab.models.engine import GenerationEngine
     from tplab.models.loading import Loaded
 
+T = TypeVar("T")
+_KEY = "tplab.models"
 OnToken = Callable[[int, int], None]
 """Called with the number of a sequence and its next token."""
 
@@ -174,6 +181,8 @@ def generate_on_rank(
 
     prompts = _prompts_of(rank, config, weights, request)
     if config.dtype is None:
+        from tplab.models.loading import in_own_dtype
+
         config = together(rank, lambda: in_own_dtype(config, weights))
     loaded, load = ensure_loaded(rank, config, weights, layout)
     engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
@@ -186,7 +195,7 @@ def generate_on_rank(
         margins=engine.margins if request.margins and is_last else None,
         token_s=engine.token_s,
         start_s=engine.start_s,
-        spans=engine.recorder.spans(),
+        spans=engine.activities,
         load=load,
         kv_bytes=engine.kv_bytes,
         prompts=prompts,
@@ -194,9 +203,70 @@ def generate_on_rank(
     )
 
 
-def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> Any:
+def ensure_loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout) -> "tuple[Loaded, LoadReport]":
+    """This rank's stage, loaded unless it is there already; and what that cost this time. Runs on every rank.
+
+    Raises on every rank what any rank met: see :func:`together`.
+    """
+    key = (config, weights, layout)
+    fits = rank.store.get(_KEY, (None, None))[0] == key
+    # A rank that failed last time has nothing while others have: they agree on whether to load.
+    if together(rank, lambda: fits, all_of=True):
+        loaded: Loaded = rank.store[_KEY][1]
+        return loaded, LoadReport(load_s=0.0, read_bytes=0, weight_bytes=loaded.report.weight_bytes, peak_bytes=0)
+    from tplab.models.loading import load_stage, tensor_parallel_comm
+
+    rank.store.pop(_KEY, None)  # before the next one is allocated
+    comm = tensor_parallel_comm(rank, layout)
+    loaded = together(rank, lambda: load_stage(rank, config, weights, layout, comm))
+    rank.store[_KEY] = key, loaded
+    return loaded, loaded.report
+
+
+def unload(rank: "Rank") -> None:
+    """Let the weights on this rank go."""
+    rank.store.pop(_KEY, None)
+
+
+def together(rank: "Rank", work: Callable[[], T], *, all_of: bool = False) -> T:
+    """Do ``work`` on every rank; if it raises on any, every rank raises, so that none waits for one that is gone.
+
+    Two small collectives at most. With ``all_of`` the result is whether every rank's was true.
+
+    Raises:
+        CheckpointError: naming the rank, where the fault was another's; else the fault itself.
+    """
+    import torch
+    import torch.distributed as dist
+
+    error: Exception | None = None
+    result: Any = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    flags = torch.tensor([0 if error is None else 1, 0 if result else 1], device=rank.device)
+    if rank.world_size > 1:
+        dist.all_reduce(flags, group=rank.group)
+    num_failed, num_false = flags.tolist()
+    if num_failed:
+        what = None if error is None else f"{type(error).__name__}: {error}"
+        heard: list[Any] = [what]
+        if rank.world_size > 1:
+            heard = [None] * rank.world_size
+            dist.all_gather_object(heard, what, group=rank.group)
+        if error is not None:
+            raise error
+        first = next(index for index, said in enumerate(heard) if said is not None)
+        raise CheckpointError(f"rank {first} failed, so no rank went on: {heard[first]}")
+    answer: T = num_false == 0 if all_of else result
+    return answer
+
+
+def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> "GenerationEngine":
     """The engine with its caches, after a look whether they fit."""
-    from tplab.models.engine import Engine
+    from tplab.collectives.transport import NullTransport, ProcessGroupTransport
+    from tplab.models.engine import GenerationEngine
 
     shapes = [
         (end - start, max(map(len, prompts[start:end])) + request.max_new_tokens - 1)
@@ -217,7 +287,9 @@ def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list
             f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on {rank.device}: use fewer or shorter prompts, "
             f"a smaller max_new_tokens, or dtype='bfloat16'"
         )
-    return Engine(rank, loaded, request, prompts)
+    # A message at a time: NCCL then has a connection for every pair of ranks, and none waits for another's.
+    p2p = ProcessGroupTransport(rank.group, batched=False) if rank.world_size > 1 else NullTransport()
+    return GenerationEngine(loaded, request, prompts, p2p, report=rank.report if rank.index == 0 else None)
 
 
 def _free_bytes(rank: "Rank") -> int:

@@ -173,7 +173,7 @@ class LoadReport:
     device's memory. None where the system does not report it."""
 
 
-class Span(NamedTuple):
+class Activity(NamedTuple):
     """Something a rank did, in seconds of the machine's monotonic clock."""
 
     kind: str
@@ -196,7 +196,7 @@ class RankResult:
     """Time at which this rank knew each token, in seconds of the machine's monotonic clock."""
     start_s: float
     """Time at which the rank began, with weights loaded and caches made."""
-    spans: list[Span]
+    spans: list[Activity]
     load: LoadReport
     kv_bytes: int
     """Bytes of the KV caches that the rank allocated."""

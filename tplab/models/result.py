@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from tplab.models.records import LoadReport, RankResult, Span
+from tplab.models.records import Activity, LoadReport, RankResult
 from tplab.models.shards import Layout
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Generation:
     layout: Layout
     num_micro_batches: int
     """k, micro-batches in flight."""
-    spans: list[list[Span]]
+    spans: list[list[Activity]]
     """What each rank did, and when."""
     loads: list[LoadReport]
     """What loading cost on each rank."""

@@ -18,17 +18,19 @@ import torch
 import torch.distributed as dist
 
 from tplab.cluster import Rank
+from tplab.collectives.transport import Transport
 from tplab.layers.block import run_blocks
 from tplab.layers.comm import NullComm
 from tplab.measure.clock import synchronize, timed
 from tplab.measure.sampler import lone_sampler
-from tplab.models.engine import Engine
+from tplab.models.engine import GenerationEngine
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.records import Request
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 from tplab.topology.calibration.compute import COLD_PARAMS
+from tplab.topology.calibration.copies import graphed, load_random, p2p_of
 from tplab.topology.calibration.plan import (
     BLOCK_CONTEXT,
     BLOCK_TOKENS,
@@ -40,7 +42,6 @@ from tplab.topology.calibration.plan import (
     llama,
     narrow,
 )
-from tplab.topology.calibration.rigging import Hops, graphed, in_layout, load_random
 
 if TYPE_CHECKING:
     from tplab.topology.calibration.plan import CalibrationPlan
@@ -58,7 +59,7 @@ def time_engine(rank: Rank, plan: "CalibrationPlan") -> None:
         models = [llama(GPU_LAYERS, BLOCK_WIDTHS[0], dtype)]
     else:
         models = [narrow(SHALLOW, dtype), narrow(DEEP, dtype)]
-    hops = Hops(rank, range(rank.world_size), plan.links)
+    p2p = p2p_of(rank, plan.links)
 
     def loaded(config: ModelConfig, num_stages: int) -> Loaded:
         layout = Layout.of(config, 1, num_stages)
@@ -71,25 +72,25 @@ def time_engine(rank: Rank, plan: "CalibrationPlan") -> None:
     warm_ups = WARM_UPS if graphs else 1
     for turn in range(plan.rounds + warm_ups):
         for config, each in zip(models, ready, strict=False):
-            times = _token_us(in_layout(rank, 0, 1, hops), each)
+            times = _token_us(each, p2p)
             if turn >= warm_ups:
                 rank.report(samples={("step", config.num_layers): times})
         dist.barrier(group=rank.group)
         if half is not None:
-            times = _token_us(in_layout(rank, rank.index, 2, hops), half)
+            times = _token_us(half, p2p)
             if turn >= warm_ups and rank.index == 1:  # the last stage has the tokens
                 rank.report(samples={("pipeline", models[-1].num_layers): times})
         dist.barrier(group=rank.group)
 
 
-def _token_us(member: Rank, loaded: Loaded) -> list[float]:
+def _token_us(loaded: Loaded, p2p: Transport) -> list[float]:
     """Intervals between the tokens of one generation, without the first ones."""
     if isinstance(loaded.stage, GraphedStage):
         loaded.stage.restart()
         prompts = [[1] * (BLOCK_CONTEXT - _NEW)] * BLOCK_TOKENS  # as those blocks are timed
     else:
         prompts = [[1] * _PROMPT]
-    engine = Engine(member, loaded, Request.of(prompts, max_new_tokens=_NEW), prompts)
+    engine = GenerationEngine(loaded, Request.of(prompts, max_new_tokens=_NEW), prompts, p2p)
     engine.run()
     known_s = engine.token_s[0]
     return [(after - before) * 1e6 for before, after in pairwise(known_s[2:])]

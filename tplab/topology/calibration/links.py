@@ -15,7 +15,7 @@ from tplab.cluster import Rank
 from tplab.collectives.sweep_plan import plan_sweep
 from tplab.collectives.timing import time_points
 from tplab.measure.sampler import WARM_UPS, collective_sampler, ping_pong
-from tplab.topology.calibration.rigging import Hops, comm_of, subgroup
+from tplab.topology.calibration.copies import comm_of, p2p_of, subgroup
 
 if TYPE_CHECKING:
     from tplab.topology.calibration.plan import CalibrationPlan
@@ -76,12 +76,12 @@ def _relay(rank: Rank, ranks: tuple[int, ...], launch: str, sizes: Sequence[int]
 @torch.inference_mode()
 def time_sends(rank: Rank, plan: "CalibrationPlan") -> None:
     """There and back between every two ranks, half of it: keys ``("send", source, target, bytes)``."""
-    hops = Hops(rank, range(rank.world_size), plan.links)
+    p2p = p2p_of(rank, plan.links)
     ping_pong(
         rank,
         plan.pairs,
         plan.send_sizes,
         plan.rounds * 5,
-        send=lambda message, peer: hops.send([message], peer, 0).wait(),
-        receive=lambda message, peer: hops.recv([message], peer, 0).wait(),
+        send=lambda message, peer: p2p.exchange([(message, peer)], []).wait(),
+        receive=lambda message, peer: p2p.exchange([], [(message, peer)]).wait(),
     )

@@ -12,20 +12,20 @@ import torch
 import torch.distributed as dist
 
 from tplab.cluster import Rank
+from tplab.collectives.transport import Transport
 from tplab.layers.comm import Comm, NullComm
 from tplab.measure.clock import timed
 from tplab.models.decoder import Padding
-from tplab.models.engine import Engine, Sampler
+from tplab.models.engine import GenerationEngine, Sampler
 from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.records import Request
-from tplab.topology.calibration.rigging import (
-    Hops,
+from tplab.topology.calibration.copies import (
     StageTimes,
     comm_of,
     graphed,
-    in_layout,
     load_random,
+    p2p_of,
     waiting,
 )
 
@@ -69,14 +69,14 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int) -> None:
             loaded = waiting(bare, times[stage], comms[replica], rank.device)
     # Sorted like the groups: a rank's index in its group is its place in the stage.
     ranks_of_place = [each for ranks in run.groups[replica] for each in sorted(ranks)] if mine else []
-    hops = Hops(rank, ranks_of_place or [0], plan.links)
+    p2p = p2p_of(rank, plan.links)
     for repeat in range(-WARM_UPS if plan.cuda_graphs else -1, plan.repeats):
         dist.barrier(group=rank.group)
         if loaded is None:
             continue
         if isinstance(loaded.stage, GraphedStage):
             loaded.stage.restart()
-        engine = _generate(in_layout(rank, place, len(ranks_of_place), hops), plan, loaded, run.batches[replica])
+        engine = _generate(plan, loaded, run.batches[replica], p2p, ranks_of_place)
         if repeat < 0:
             continue
         first_s, last_s = (max(known[place] for known in engine.token_s) for place in (0, -1))
@@ -96,11 +96,13 @@ def _load(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", place: int, comm: Co
     )
 
 
-def _generate(member: Rank, plan: "VerifyPlan", loaded: Loaded, batch: int) -> Engine:
+def _generate(
+    plan: "VerifyPlan", loaded: Loaded, batch: int, p2p: Transport, ranks_of_place: list[int]
+) -> GenerationEngine:
     prompts = [[(7 * i + j) % plan.config.vocab_size for j in range(plan.input_length)] for i in range(batch)]
     in_flight = min(loaded.layout.pp, batch, plan.micro_batches or batch)
     request = Request.of(prompts, max_new_tokens=plan.output_length, num_micro_batches=in_flight)
-    engine = Engine(member, loaded, request, prompts)
+    engine = GenerationEngine(loaded, request, prompts, p2p, peers=ranks_of_place)
     engine.run()
     return engine
 

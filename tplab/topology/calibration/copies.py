@@ -1,4 +1,4 @@
-"""One layout of a model on the ranks of a cluster: any groups, real or emulated links, computing or waiting.
+"""Copies of a model on the ranks of a cluster: any groups, real or emulated links, computing or waiting.
 
 ``tplab.models.generate`` puts one copy of a model on all ranks, in order, over the backend's own links. To measure what
 a layout costs, the advisor needs more: several copies side by side, the groups that placement chose, links that are
@@ -19,7 +19,9 @@ import torch.distributed as dist
 from tplab.cluster import Rank
 from tplab.collectives.emulated import EmulatedGroup, sleep_until
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
-from tplab.layers.comm import Comm, EmulatedComm, NullComm, ProcessGroupComm
+from tplab.collectives.transport import ProcessGroupTransport, Transport
+from tplab.layers.comm import Comm, NullComm, ProcessGroupComm
+from tplab.layers.emulated_comm import EmulatedComm
 from tplab.layers.shards import VocabShard
 from tplab.models.checkpoint import torch_dtype
 from tplab.models.decoder import Stage
@@ -47,7 +49,7 @@ def subgroup(rank: Rank, ranks: Sequence[int]) -> "ProcessGroup | None":
     return held[wanted] if rank.index in wanted else None
 
 
-def table_of(links: "LinkTable | EmulatedLink", ranks: Sequence[int]) -> LinkTable:
+def links_among(links: "LinkTable | EmulatedLink", ranks: Sequence[int]) -> LinkTable:
     """The links among ``ranks``, numbered anew from 0."""
     if isinstance(links, EmulatedLink):
         return LinkTable(default=links)
@@ -69,47 +71,14 @@ def comm_of(rank: Rank, ranks: Sequence[int], links: Links) -> Comm | None:
         return None
     if links is None:
         return ProcessGroupComm(group)
-    return EmulatedComm(EmulatedGroup(group, table_of(links, ranks)))
+    return EmulatedComm(EmulatedGroup(group, links_among(links, ranks)))
 
 
-class Hops:
-    """``send`` and ``recv`` as a process group has them, to peers by their place in a layout.
-
-    Args:
-        ranks: rank of each place.
-        links: emulated, between all ranks of the cluster; None: the backend's own.
-    """
-
-    def __init__(self, rank: Rank, ranks: Sequence[int], links: Links) -> None:
-        self._ranks = list(ranks)
-        self._group: Any = rank.group
-        self._emulated = None
-        if links is not None:
-            table = links if isinstance(links, LinkTable) else LinkTable(default=links)
-            self._emulated = EmulatedGroup(rank.group, table)
-
-    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
-        """Starts a message; something to ``wait`` for."""
-        if self._emulated is not None:
-            return self._emulated.isend(tensors[0], self._ranks[peer])
-        return self._group.send(tensors, self._ranks[peer], tag)
-
-    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
-        """Starts to receive one."""
-        if self._emulated is not None:
-            return self._emulated.irecv(tensors[0], self._ranks[peer])
-        return self._group.recv(tensors, self._ranks[peer], tag)
-
-
-def in_layout(rank: Rank, place: int, num_places: int, hops: Hops) -> Rank:
-    """The rank as the engine of one copy sees it: its place there, and messages to the other places."""
-    return Rank(
-        index=place,
-        world_size=num_places,
-        group=hops,  # type: ignore[arg-type]  # the engine asks it for send and recv only
-        device=rank.device,
-        send_report=lambda fields: None,
-    )
+def p2p_of(rank: Rank, links: Links) -> Transport:
+    """Messages between all ranks of the cluster, one at a time, as the engine sends them."""
+    if links is None:
+        return ProcessGroupTransport(rank.group, batched=False)
+    return EmulatedGroup(rank.group, links)
 
 
 def load_random(config: ModelConfig, layout: Layout, place: int, comm: Comm, *, device: torch.device) -> Loaded:
@@ -130,7 +99,7 @@ def load_random(config: ModelConfig, layout: Layout, place: int, comm: Comm, *, 
         else:
             value = torch.full(weight.shape, 1.0 - config.norm_offset, dtype=weight.dtype, device=device)
         stage.set(name, value)
-    return _loaded(stage, comm, layout)
+    return _loaded(stage, comm, layout, place)
 
 
 class StageTimes(NamedTuple):
@@ -140,7 +109,7 @@ class StageTimes(NamedTuple):
     decode_s: float
 
 
-class WaitingStage:
+class EmulatedStage:
     """Stands for a ``Stage`` where there are more ranks than cores: waits as long as it was timed, and communicates.
 
     The sums of its layers and of the embedding are real, and of the real size; so is everything around it.
@@ -186,8 +155,8 @@ class _NoCache:
 
 def waiting(loaded: Loaded, times: StageTimes, comm: Comm, device: torch.device) -> Loaded:
     """The stage with waiting in the place of computation; its weights may be on the meta device."""
-    stage: Any = WaitingStage(loaded.stage, times, comm, device)
-    return _loaded(stage, comm, loaded.layout)
+    stage: Any = EmulatedStage(loaded.stage, times, comm, device)
+    return _loaded(stage, comm, loaded.layout, loaded.place)
 
 
 def graphed(loaded: Loaded) -> Loaded:
@@ -201,6 +170,6 @@ def wait_s(seconds: float) -> None:
     sleep_until(time.monotonic_ns() + round(seconds * 1e9))
 
 
-def _loaded(stage: Any, comm: Comm, layout: Layout) -> Loaded:
+def _loaded(stage: Any, comm: Comm, layout: Layout, place: int) -> Loaded:
     report = LoadReport(load_s=0.0, read_bytes=0, weight_bytes=0, peak_bytes=None)
-    return Loaded(key=None, stage=stage, comm=comm, layout=layout, report=report)
+    return Loaded(stage=stage, comm=comm, layout=layout, place=place, report=report)
