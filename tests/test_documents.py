@@ -204,3 +204,33 @@ def test_docstrings_of_fields_say_what_they_are() -> None:
     found = list(field_docstrings())
     assert len(found) > 500
     assert [where for where, text in found if re.match(r"Of\b|Likewise\b|The same\.", text)] == []
+
+
+FROM_SO_MANY = 5
+
+
+def public_functions() -> Iterator[tuple[str, int, str]]:
+    """Each public function and method: where it is, how many parameters it has, and its docstring.
+
+    A class is called by its ``__init__``, whose parameters the docstring of the class explains.
+    """
+
+    def walk(path: str, node: ast.Module | ast.ClassDef) -> Iterator[tuple[str, int, str]]:
+        for each in node.body:
+            if isinstance(each, ast.ClassDef) and not each.name.startswith("_"):
+                yield from walk(path, each)
+            if not isinstance(each, ast.FunctionDef) or (each.name.startswith("_") and each.name != "__init__"):
+                continue
+            names = [one.arg for one in (*each.args.posonlyargs, *each.args.args, *each.args.kwonlyargs)]
+            own = len(names) - (isinstance(node, ast.ClassDef) and names[:1] in (["self"], ["cls"]))
+            told = node if each.name == "__init__" else each
+            yield f"{path}:{each.lineno} {each.name}", own, ast.get_docstring(told) or ""
+
+    for path, tree in trees().items():
+        yield from walk(path, tree)
+
+
+def test_functions_of_many_parameters_explain_them() -> None:
+    many = [(where, docstring) for where, count, docstring in public_functions() if count >= FROM_SO_MANY]
+    assert len(many) > 80
+    assert [where for where, docstring in many if not re.search(r"^Args:$", docstring, re.M)] == []

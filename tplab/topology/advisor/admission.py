@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tplab.topology.advisor.allreduce import Floats, Ints
 
 _TRIED = 64
-"""Numbers of requests that are tried, before the one that just keeps the limit is narrowed down."""
+"""How many numbers of requests are tried before the one that just keeps the limit is narrowed down."""
 LOADS_AT_ONCE = 8
-"""Loads that are tried at once, for a stop before all are, and so that numbers stay in the processor's cache."""
+"""Number of loads tried at once: few, to stop early and to stay in the processor's cache."""
 
 
 def most_within(
@@ -28,8 +28,8 @@ def most_within(
     the limit is not missed with all that run.
 
     Args:
-        full_tpot_us: of the layouts at these places, the time per token with so many requests of a longer queue running
-            on each replica, elementwise.
+        full_tpot_us: for the layouts at these places, a function from requests running on each replica, with others in
+            the queue, to the time per token, elementwise.
         running: how many there would be without a limit, by load (if there are several) and layout.
         over: where that misses the limit.
         limit_us: in microseconds.

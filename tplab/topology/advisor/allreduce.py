@@ -82,7 +82,15 @@ class Groups:
         scale: float = 1.0,
         members: "tuple[frozenset[Members], ...]" = (),
     ) -> "Groups":
-        """Groups from the slowest link of each one's ring (None for one rank)."""
+        """Groups from the slowest link of each one's ring (None for one rank).
+
+        Args:
+            sizes, nodes: ranks of each group, and the nodes they are on.
+            links: slowest link of each group's ring; None for one rank.
+            direct: whether NVLink joins every pair, of each group.
+            network: link between nodes.
+            scale, members: as the fields.
+        """
         filler = Link(kind="host", bandwidth_GBps=1.0, latency_us=0.0)
         each = [link or filler for link in links]
         return cls(
@@ -278,6 +286,13 @@ def hop(
 
     A calibration's sends replace it: those between ``pairs`` of GPUs, given for every layout, else the slowest of all;
     ``width`` as in ``Groups``. Between nodes the formula stays: what was measured is one node.
+
+    Args:
+        family, bandwidth_GBps, latency_us: the link of each layout's hops.
+        constants: of the formula.
+        calibration: its sends replace the formula.
+        pairs: pairs of GPUs that send to each other, by layout; empty if all are alike.
+        width: as in ``Groups``.
     """
     links = [constants.links[name] for name in FAMILIES]
     start = latency_us + np.array([link.send_us for link in links])[family]

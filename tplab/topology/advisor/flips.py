@@ -20,9 +20,9 @@ from tplab.topology.advisor.served import Served
 from tplab.topology.advisor.wording import count, fixed
 
 _PARTS = 16, 8, 8
-"""An edge is narrowed down to one of so many parts, and that again."""
+"""Numbers of parts that an edge is narrowed down to one of, one after the other."""
 _AT_ONCE = 500
-"""Layouts that are computed with at once, so that their numbers stay in the processor's cache."""
+"""Number of layouts computed at once, so that their numbers stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,15 @@ def bandwidth_flips(
     spread: float = 64.0,
 ) -> list[Flip]:
     """Flips from ``reference_GBps / spread`` to ``reference_GBps · spread``, with all links inside nodes scaled
-    alike."""
+    alike.
+
+    Args:
+        server: the latency model of the layouts.
+        layouts: the same layouts, for the answer.
+        preference: what the layouts are ranked by.
+        reference_GBps: present bandwidth, in which the answer is given.
+        spread: how far to look, as a factor down and up.
+    """
 
     def prefer(scales: Floats, at: Ints) -> Floats:
         scales, at = np.broadcast_arrays(scales, at)

@@ -72,7 +72,7 @@ class Server:
         placements: "Sequence[Placement | None] | None" = None,
         layouts: Layouts | None = None,
     ) -> "Server":
-        """Of the machine.
+        """The server that runs these layouts on a machine.
 
         Args:
             machine: where the layouts run.
@@ -103,13 +103,13 @@ class Server:
         )
 
     def take(self, at: Ints) -> "Server":
-        """The same server of the layouts at these places."""
+        """The server with only the layouts at these places."""
         curves = self.rates.curve_of
         rates = replace(self.rates, curve_of=curves[at] if len(curves) == len(self.layouts) else curves)
         return replace(self, layouts=self.layouts.take(at), rates=rates)
 
     def asked(self) -> Served:
-        """Under the load that the workload asks for."""
+        """Serve the load that the workload asks for."""
         w = self.workload
         return self.serve(float(w.concurrency or 1)) if w.request_rate is None else self.at_rate(w.request_rate)
 

@@ -38,22 +38,22 @@ class Layouts:
     hop_family: Ints
     """Family of the slowest link between two stages, an index into ``FAMILIES``."""
     hop_GBps: Floats
-    """Its bandwidth."""
+    """Bandwidth of that link in one direction, in GB/s."""
     hop_latency_us: Floats
-    """Its latency."""
+    """Latency of that link, in us."""
     capacity_tokens: Floats
     """Tokens that the cache of one replica holds."""
     kv_heads: Floats
-    """Distinct key-value heads per rank."""
+    """Number of distinct key-value heads per rank."""
     hop_pairs: tuple[frozenset[tuple[int, int]], ...] = ()
-    """Pairs of GPUs that send to each other, of each layout; empty: any pair is like any other."""
+    """Pairs of GPUs that send to each other in each layout; empty if all pairs are alike."""
 
     def __len__(self) -> int:
         return len(self.tp)
 
     @classmethod
     def joined(cls, parts: "Sequence[Layouts]") -> "Layouts":
-        """One after the other; all on GPUs of one kind, with one network."""
+        """The layouts of all parts, one after the other; all on GPUs of one kind, with one network."""
         return _changed(parts, np.concatenate, lambda columns: sum(columns, ()))
 
     def take(self, at: "NDArray[np.intp]") -> "Layouts":
@@ -63,7 +63,7 @@ class Layouts:
         )
 
     def scaled(self, scale: "Floats | float") -> "Layouts":
-        """With all links inside nodes ``scale`` times as wide (where measured: all links that were)."""
+        """The layouts with all links inside nodes ``scale`` times as wide (where measured: all links that were)."""
         lay = self.groups
         groups = replace(lay, bandwidth_GBps=lay.bandwidth_GBps * scale, width=lay.width * scale)
         hops = np.where(self.hop_family != FAMILIES.index("network"), self.hop_GBps * scale, self.hop_GBps)
@@ -105,7 +105,7 @@ def layout_arrays(
         engine: decides how much memory the cache gets.
         constants: of the latency model.
         placements: their GPUs; None, for all or one: in order where links are alike, else the best.
-        by_gpu: tell which GPUs are in which group and send to each other, for measurements of those.
+        by_gpu: note which GPUs are in which group and send to each other, for measurements of those.
     """
     model, context = memories[0].spec, memories[0].workload.context_length
     layouts = [memory.layout for memory in memories]
@@ -127,7 +127,7 @@ def layout_arrays(
             pairs.append(
                 frozenset(pair for chain in chains for a, b in pairwise(chain) for pair in zip(a, b, strict=True))
             )
-    # Windowed layers keep fewer tokens, so there is room for more.
+    # Windowed layers keep fewer tokens, so the capacity is larger.
     capacity = np.array([float(memory.token_capacity(engine.of_free_memory)) for memory in memories])
     kv_heads = {tp: float(model.kv_heads_per_rank(tp)) for tp in {layout.tp for layout in layouts}}
     return Layouts(

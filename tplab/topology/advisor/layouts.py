@@ -100,7 +100,12 @@ def _degrees(name: str, given: Iterable[int]) -> list[int]:
 
 
 def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp: int) -> Choice:
-    """Whether the model can run so on the machine, with at least one request of the workload."""
+    """Whether the model can run so on the machine, with at least one request of the workload.
+
+    Args:
+        spec, machine, workload: the model, where it runs, and what is asked.
+        tp, pp: t and p; as many replicas as the machine holds.
+    """
     cannot = why_not(spec, tp, pp) or _no_room_on(machine, tp, pp)
     if cannot:
         return Choice(tp=tp, pp=pp, layout=None, idle=machine.num_gpus, reason=str(cannot))
@@ -166,7 +171,13 @@ def smallest_fit(
     spec: ModelSpec, gpu: Gpu, workload: Workload, *, most_tp: int, most_gpus: int = _MOST_GPUS_TRIED
 ) -> Layout | None:
     """The fewest GPUs of that kind, up to ``most_tp`` sharing a layer, that hold the model and one request; among
-    equals the one of least p. None if no number up to ``most_gpus`` does."""
+    equals the one of least p. None if no number up to ``most_gpus`` does.
+
+    Args:
+        spec, gpu, workload: the model, the card, and what is asked.
+        most_tp: most GPUs that share a layer.
+        most_gpus: most GPUs of a replica that are tried.
+    """
     best: Layout | None = None
     for tp in range(min(most_tp, spec.num_heads), 0, -1):
         if why_not(spec, tp, 1):

@@ -57,7 +57,7 @@ class RankMemory:
 
     @property
     def free(self) -> float:
-        """What is left; negative: what is missing."""
+        """Bytes that are left; negative if they are missing."""
         return self.usable - self.total
 
 
@@ -80,14 +80,14 @@ def activation_bytes(spec: ModelSpec, tp: int, *, tokens: int, sampled: int, las
 
 
 def cached_tokens(spec: ModelSpec, context: int) -> int:
-    """Tokens that a request of ``context`` tokens takes room for in an average layer: whole pages, no more than the
+    """Tokens of cache that a request of ``context`` tokens takes in an average layer: whole pages, no more than the
     window in layers that have one."""
     return math.ceil(spec.kept_tokens(context) / CACHE_PAGE) * CACHE_PAGE
 
 
 def workspace_bytes(gpu: Gpu, layout: Layout) -> float:
-    """What a process takes before any tensor; an estimate. CUDA graphs are not in it: engines leave them to the part of
-    memory that they do not claim (``1 - gpu_memory_utilization``)."""
+    """Bytes that a process takes before any tensor; an estimate. CUDA graphs are not in it: engines leave them to the
+    part of memory that they do not claim (``1 - gpu_memory_utilization``)."""
     if gpu.kind == "cpu":
         return HOST_BYTES
     buffers = COLLECTIVE_BYTES.get(layout.tp, COLLECTIVE_BYTES_LARGE)
@@ -95,13 +95,13 @@ def workspace_bytes(gpu: Gpu, layout: Layout) -> float:
 
 
 def usable_bytes(gpu: Gpu, engine: EnginePolicy) -> float:
-    """What the engine may take of one GPU."""
+    """Bytes that the engine may take of one GPU."""
     return gpu.memory_bytes * engine.gpu_memory_utilization
 
 
 def tokens_in_step(workload: Workload, requests: float = 1) -> int:
-    """Tokens of the largest forward pass that the engine makes room for: a full chunk of prefill (engines try one when
-    they start, whether or not prompts fill it), or a whole prompt; in any case one token per request."""
+    """Tokens of the largest forward pass that the engine reserves memory for: a full chunk of prefill (engines try one
+    when they start, whether or not prompts fill it), or a whole prompt; in any case one token per request."""
     chunk = workload.engine.chunked_prefill
     return max(workload.input_length if chunk is None else chunk, math.ceil(requests))
 
@@ -125,8 +125,13 @@ class LayoutMemory:
     def of(
         cls, spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, every_rank: bool = False
     ) -> "LayoutMemory":
-        """Without ``every_rank`` only the first, the longest and the last stage, and there the place with the most
-        key-value heads: no other rank is fuller."""
+        """The memory of a layout's ranks.
+
+        Args:
+            spec, gpu, workload, layout: the model, the card, what is asked, and how the model is cut.
+            every_rank: look at all ranks; otherwise only at the first, the longest and the last stage, and there at the
+                place with the most key-value heads, since no other rank is fuller.
+        """
         if every_rank:
             places = [(stage, index) for stage in range(layout.pp) for index in range(layout.tp)]
         else:
@@ -145,7 +150,7 @@ class LayoutMemory:
         )
 
     def ranks(self, requests: float) -> list[RankMemory]:
-        """Those ranks with ``requests`` in flight on the replica, each at its full length."""
+        """Memory of those ranks with ``requests`` in flight on the replica, each at its full length."""
         spec, layout = self.spec, self.layout
         tokens, sampled = tokens_in_step(self.workload, requests), math.ceil(requests)
         inside, at_end = (
@@ -178,7 +183,7 @@ class LayoutMemory:
 
     @cached_property
     def max_requests(self) -> int:
-        """Requests of full length that the replica has room for at once; 0 where not even one fits.
+        """Capacity of the replica, in requests of full length; 0 where not even one fits.
 
         On a rank the number is the n with ``fixed + n·each = usable``, where activations are those of a full chunk;
         past a chunk's tokens every request adds one token to the pass besides.
@@ -195,10 +200,10 @@ class LayoutMemory:
         return max(0, math.floor(most))
 
     def token_capacity(self, of_free: bool = False) -> float:
-        """Tokens of cache that the replica has room for, in whole pages, where no layer is windowed.
+        """Capacity of the replica's cache, in tokens of whole pages, where no layer is windowed.
 
         Args:
-            of_free: ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything.
+            of_free: whether ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything.
         """
         share = self.workload.engine.gpu_memory_utilization
         usable = self.gpu.memory_bytes if of_free else self.gpu.memory_bytes * share
@@ -209,17 +214,27 @@ class LayoutMemory:
 def all_ranks(
     spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float = 1
 ) -> list[RankMemory]:
-    """Every rank of one replica, stage by stage: rank = stage·t + place."""
+    """Every rank of one replica, stage by stage: rank = stage·t + place.
+
+    Args:
+        spec, gpu, workload, layout: the model, the card, what is asked, and how the model is cut.
+        requests: requests in flight on the replica.
+    """
     return LayoutMemory.of(spec, gpu, workload, layout, every_rank=True).ranks(requests)
 
 
 def fullest_rank(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float = 1) -> RankMemory:
-    """The rank with the least left."""
+    """The rank with the least left.
+
+    Args:
+        spec, gpu, workload, layout: the model, the card, what is asked, and how the model is cut.
+        requests: requests in flight on the replica.
+    """
     return LayoutMemory.of(spec, gpu, workload, layout).fullest(requests)
 
 
 def max_requests(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> int:
-    """Requests of full length that one replica has room for at once; 0 where not even one fits.
+    """Capacity of one replica, in requests of full length; 0 where not even one fits.
 
     More make the engine keep them waiting, or throw out the cache of some and compute it again.
     """

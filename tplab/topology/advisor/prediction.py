@@ -139,6 +139,12 @@ def predict(
     A layout that does not fit in memory is predicted all the same, with ``fits`` False: what it would need is part of
     the answer.
 
+    Args:
+        model, machine, workload: what is run, where, and what is asked of it.
+        tp, pp, replicas: t, p, and copies side by side.
+        calibration: what was measured on this machine; replaces spec-sheet terms.
+        constants: of the latency model.
+
     Raises:
         ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
             a tensor-parallel group over two nodes, an engine that is not known, or a calibration of other GPUs.
@@ -167,7 +173,14 @@ def predict_all(
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
 ) -> list[Prediction]:
-    """Each of ``layouts``, computed together."""
+    """Each of ``layouts``, computed together.
+
+    Args:
+        model, machine, workload: what is run, where, and what is asked of it.
+        layouts: each a layout of this model.
+        calibration, constants: as in ``predict``.
+        placements: the layouts' GPUs; None, for all or one: the best are found.
+    """
     if not layouts:
         return []
     memories = [LayoutMemory.of(model, machine.gpu, workload, layout) for layout in layouts]
@@ -182,7 +195,13 @@ def predictions_of(
     memories: Sequence[LayoutMemory],
     order: "Sequence[int] | NDArray[np.int64] | None" = None,
 ) -> list[Prediction]:
-    """Convert the arrays of ``serve_all`` into a ``Prediction`` per layout, in ``order`` if it is given."""
+    """Convert the arrays of ``serve_all`` into a ``Prediction`` per layout, in ``order`` if it is given.
+
+    Args:
+        server, served: what ``serve_all`` returned.
+        machine, memories: what it was called with.
+        order: indices of the layouts that are wanted, in that order; None for all.
+    """
     shape = served.tpot_us.shape
     token = {name: np.broadcast_to(served.terms[name], shape).tolist() for name in TERMS}
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
@@ -206,7 +225,13 @@ def serve_all(
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
 ) -> tuple[Server, Served]:
-    """Serve the workload in all layouts of one model; both as arrays of N."""
+    """Serve the workload in all layouts of one model; both as arrays of N.
+
+    Args:
+        machine: where the layouts run.
+        memories: the layouts of one model under one workload, with what their ranks hold.
+        calibration, constants, placements: as in ``predict_all``.
+    """
     if calibration is not None:
         check_calibration(calibration, machine)
     server = Server.of(machine, memories, calibration=calibration, constants=constants, placements=placements)
@@ -245,8 +270,12 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
 
 
 def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
-    """Which residuals are this prediction's: by what is measured of it. ``calibrated``: the GEMMs and the engine's
-    own time are."""
+    """The regime of a prediction, whose residuals are its interval: by what of it is measured.
+
+    Args:
+        model, machine, workload, layout: what is predicted.
+        calibrated: whether GEMMs and the engine's own time were measured.
+    """
     if calibrated:
         return "calibrated"
     if layout.pp > 1:

@@ -10,7 +10,7 @@ fast at TP 1 and off by two at TP 8, where a block's dozen kernels take longer t
 
 A calibration replaces start-up and rates with measured ones: ``fixed(m) + params/t·rate(m)``.
 
-Letters: m tokens in a step, t TP degree, e_w bytes per weight, H·d width of the queries, T prompt tokens.
+Letters: m tokens in a step, t TP degree, e_w bytes per weight, H·E width of the queries, T prompt tokens.
 """
 
 from dataclasses import dataclass
@@ -125,8 +125,14 @@ def rates(
     calibration: Calibration | None = None,
     num_ranks: ArrayLike = 1,
 ) -> Rates:
-    """Rates of ``model`` on ``gpu``; the calibration's where it has any, for each layout with as many ranks computing
-    at once as ``num_ranks`` says."""
+    """Rates of ``model`` on ``gpu``, as a calibration has them or from the spec sheet.
+
+    Args:
+        model, gpu, engine: what is run, on what, and by which engine.
+        constants: of the latency model.
+        calibration: its rates go before those of the spec sheet.
+        num_ranks: ranks that compute at once, of each layout: on CPUs they share the memory.
+    """
     k, c = constants, calibration
     from_kernels, from_engines = "kernel tables", "served models"
     stream = 1e-3 / (k.hbm_share * gpu.hbm_GBps)  # us per byte

@@ -85,6 +85,12 @@ def load_random(config: ModelConfig, layout: Layout, place: int, comm: Comm, *, 
     """This place's stage with random weights, of a spread that keeps activations finite.
 
     The same million numbers over and over: drawing billions would take longer than what is measured.
+
+    Args:
+        config: the model.
+        layout, place: how it is cut, and the rank's place in that: stage·t + index.
+        comm: the ranks that share the layers.
+        device: the device for the weights.
     """
     index, _ = layout.place(place)
     dtype = torch_dtype(config.dtype)
