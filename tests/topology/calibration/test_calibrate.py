@@ -26,7 +26,6 @@ from tplab.topology.calibration.plan import (
     HEAD_DIM,
     PHASES,
     SHALLOW,
-    block_params,
     groups_of,
     llama,
     llama_block,
@@ -142,7 +141,7 @@ def test_overheads_are_what_is_left_of_narrow_models():
     """Planted times must come back out."""
     fixed, rate, overhead, ends, handoff, wire = 10.0, 1e-3, 300.0, 150.0, 80.0, 50.0
     config = narrow(SHALLOW, "float32")
-    block = overhead + 4 * fixed + block_params(config) * rate
+    block = overhead + 4 * fixed + config.block_matmul_params * rate
     step = ends + fixed + config.vocab_size * config.hidden_size * rate
     times = {
         ("matmul", 1, tokens, place): fixed + mean_params(llama_block(width)) * rate * tokens
@@ -176,7 +175,7 @@ def test_overheads_on_a_gpu_are_what_is_left_of_blocks_in_graphs():
     plan = plan_calibration(2, "nccl", num_cores=8, **{**QUICK, "widths": widths, "tokens": tokens})
 
     def block(width):
-        return overhead + by_width * width + 4 * fixed + block_params(llama(1, width, "bfloat16")) * rate
+        return overhead + by_width * width + 4 * fixed + llama(1, width, "bfloat16").block_matmul_params * rate
 
     def cache(width):
         return BLOCK_TOKENS * BLOCK_CONTEXT * (width // 4) * 2 * 2 / kv_GBps / 1e3

@@ -12,7 +12,7 @@ from typing import Any
 from tplab.cluster import Cluster, ClusterError
 from tplab.lab.exercises.verdict import Verdict
 from tplab.models.shards import Layout
-from tplab.models.spec import PRECISIONS, ModelConfig, ModelSpec, itemsize
+from tplab.models.spec import PRECISIONS, ModelConfig, itemsize
 from tplab.topology.verification.memory import ShardPlan, measure_shards
 
 _BATCH, _CONTEXT = 2, 5
@@ -106,8 +106,7 @@ def allocated(cluster: Cluster, cfg: CacheConfig, tp: int, *, timeout: float = 6
         max_positions=64,
         dtype=dtype,
     )
-    spec = ModelSpec.from_config(config.to_hf())
-    layout = Layout.of(spec, tp, len(cfg.layers_of_stage), layers_of_stage=cfg.layers_of_stage)
+    layout = Layout.of(config, tp, len(cfg.layers_of_stage), layers_of_stage=cfg.layers_of_stage)
     plan = ShardPlan(config=config, layouts=(layout,), batch=_BATCH, context=_CONTEXT)
     built = measure_shards(cluster, plan, timeout=timeout)
     per_token: list[float] = built.sort_values("rank")["kv_bytes_per_token"].tolist()

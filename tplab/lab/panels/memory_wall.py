@@ -128,8 +128,7 @@ class ShardsPanel(RunPanel):
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
         config = small_model(settings["shape"], settings["layers"])
-        spec = ModelSpec.from_config(config.to_hf())
-        layouts = (Layout.of(spec, 1, 1), Layout.of(spec, settings["tp"], settings["pp"]))
+        layouts = (Layout.of(config), Layout.of(config, settings["tp"], settings["pp"]))
         self._plan = ShardPlan(
             config=config, layouts=tuple(dict.fromkeys(layouts)), batch=settings["batch"], context=settings["context"]
         )

@@ -16,7 +16,7 @@ from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_calibration, explain_verification
 from tplab.measure import joined_badge, link_text
 from tplab.models.shards import Layout, why_not
-from tplab.models.spec import ModelConfig, ModelSpec
+from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import submit_calibrate
@@ -153,11 +153,10 @@ def verified_model(hidden: int = 2048, layers: int = 3) -> ModelConfig:
 
 def all_layouts(config: ModelConfig, num_ranks: int) -> list[Layout]:
     """TP x PP of up to ``num_ranks`` ranks in powers of two, one copy each: what one request can use."""
-    spec = ModelSpec.from_config(config.to_hf())
     powers = [1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks]
     return [
-        Layout.of(spec, tp, pp)
+        Layout.of(config, tp, pp)
         for tp in powers
         for pp in powers
-        if tp * pp <= num_ranks and why_not(spec, tp, pp) is None
+        if tp * pp <= num_ranks and why_not(config, tp, pp) is None
     ]

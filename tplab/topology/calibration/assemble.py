@@ -7,7 +7,7 @@ from typing import Any
 
 from tplab.cluster import Provenance, Report
 from tplab.measure import link_text, samples_of
-from tplab.models.spec import ModelConfig
+from tplab.models.spec import PRECISIONS, ModelConfig
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.roofline import MATMULS_PER_BLOCK
@@ -18,10 +18,8 @@ from tplab.topology.calibration.plan import (
     DEEP,
     GPU_LAYERS,
     HEAD_DIM,
-    PRECISION,
     SHALLOW,
     CalibrationPlan,
-    block_params,
     llama,
     mean_params,
     narrow,
@@ -33,7 +31,7 @@ def calibration_of(
 ) -> Calibration:
     """What the ranks have reported so far: of every sample the slowest rank's, then medians."""
     times = {key: samples.p50_us for key, samples in samples_of(reports).items()}
-    precision = PRECISION[plan.dtype]
+    precision = PRECISIONS[plan.dtype]
     matmuls = _matmuls(plan, times, precision)
     bare = Calibration(
         machine=machine or f"{plan.num_ranks} x {provenance.device}",
@@ -136,7 +134,9 @@ def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: s
     config = narrow(SHALLOW, plan.dtype)
     if plan.backend != "nccl" and curve is not None:
         more["launch_us"] = 0.0  # a CPU's block is launched and run by the same thread
-        more["block_overhead_us"] = max(0.0, block - float(curve.time_us(1, block_params(config), MATMULS_PER_BLOCK)))
+        more["block_overhead_us"] = max(
+            0.0, block - float(curve.time_us(1, config.block_matmul_params, MATMULS_PER_BLOCK))
+        )
         ends = max(0.0, ends - float(curve.time_us(1, config.vocab_size * config.hidden_size)))
     more["step_overhead_us"] = ends
     return more | _handoff(bare, times, DEEP, config.hidden_size * 4)
@@ -149,7 +149,7 @@ def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, preci
     if curve is None or any(("block", width) not in times for width in BLOCK_WIDTHS):
         return more
     models = [llama(GPU_LAYERS, width, plan.dtype) for width in BLOCK_WIDTHS]
-    matmuls = [float(curve.time_us(BLOCK_TOKENS, block_params(model), MATMULS_PER_BLOCK)) for model in models]
+    matmuls = [float(curve.time_us(BLOCK_TOKENS, model.block_matmul_params, MATMULS_PER_BLOCK)) for model in models]
     caches = [_cache_us(bare, model) for model in models]
     low, high = (
         times[("block", width)] - products - cache

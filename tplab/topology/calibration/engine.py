@@ -38,7 +38,6 @@ from tplab.topology.calibration.plan import (
     DEEP,
     GPU_LAYERS,
     SHALLOW,
-    block_params,
     llama,
     narrow,
 )
@@ -123,7 +122,7 @@ def _time_blocks(rank: Rank, plan: "CalibrationPlan") -> None:
     """Whole blocks of a small batch's decode step, in a graph, with cold weights: on rank 0."""
     for width in BLOCK_WIDTHS if rank.index == 0 else ():
         one = llama(1, width, plan.dtype)
-        config = replace(one, num_layers=max(2, -(-COLD_PARAMS // block_params(one))))
+        config = replace(one, num_layers=max(2, -(-COLD_PARAMS // one.block_matmul_params)))
         loaded = load_random(config, Layout.of(config), 0, NullComm(), device=rank.device)
         sample = lone_sampler([_blocks(loaded, rank.device)], rank.device)
         sample()

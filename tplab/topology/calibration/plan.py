@@ -12,8 +12,6 @@ from tplab.models.spec import ModelConfig, ModelSpec
 
 PHASES = ("all-reduces", "messages", "matmuls", "kernels", "engine")
 """What is measured, in that order."""
-PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
-"""Torch dtype -> precision, as ``ModelSpec`` calls it."""
 HEAD_DIM = 64
 """Head dimension of the attention that is timed."""
 SHALLOW, DEEP = 2, 8
@@ -233,9 +231,3 @@ def llama(num_layers: int, hidden: int, dtype: str) -> ModelConfig:
         max_positions=2 * BLOCK_CONTEXT,
         dtype=kind,
     )
-
-
-def block_params(config: ModelConfig) -> int:
-    """Number of parameters of a block's GEMMs."""
-    attention = 2 * config.hidden_size * (config.num_heads + config.num_kv_heads) * config.head_dim
-    return attention + 3 * config.hidden_size * config.intermediate_size

@@ -42,7 +42,7 @@ class BoxCase:
     @property
     def spec(self) -> ModelSpec:
         """The model's sizes."""
-        return ModelSpec.from_config(self.model if isinstance(self.model, str) else self.model.to_hf())
+        return ModelSpec.from_config(self.model)
 
     @property
     def label(self) -> str:

@@ -8,12 +8,11 @@ from tplab.checks import check_count, check_one_of
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.measure import link_text
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
-from tplab.models.spec import ModelConfig, ModelSpec
+from tplab.models.spec import PRECISIONS, ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layout_arrays import groups_in_order, links_alike
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.calibration.plan import PRECISION
 from tplab.topology.machine.placement import place
 from tplab.topology.verification.static_batch import (
     BatchTimes,
@@ -191,7 +190,7 @@ def plan_verify(
     )
 
 
-_DTYPE = {precision: dtype for dtype, precision in PRECISION.items()}
+_DTYPE = {precision: dtype for dtype, precision in PRECISIONS.items()}
 
 
 def in_precision(model: ModelSpec | ModelConfig, calibration: Calibration) -> tuple[ModelSpec, list[str]]:
