@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from tplab.cluster import Cluster as Cluster
     from tplab.layers import TensorParallelAttention as TensorParallelAttention
     from tplab.layers import TensorParallelLinear as TensorParallelLinear
+    from tplab.models import ModelSpec as ModelSpec
     from tplab.models import generate as generate
     from tplab.pipeline import PipelineConfig as PipelineConfig
     from tplab.pipeline import PipelineScheduler as PipelineScheduler
     from tplab.topology import CommunicationTopology as CommunicationTopology
     from tplab.topology import Machine as Machine
-    from tplab.topology import ModelSpec as ModelSpec
     from tplab.topology import Workload as Workload
     from tplab.topology import advise as advise
     from tplab.topology import calibrate as calibrate
