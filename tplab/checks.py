@@ -23,7 +23,7 @@ class ArgumentError(ValueError):
     def __init__(self, argument: str, value: object, rule: str) -> None:
         super().__init__(argument, value, rule)
         self.argument = argument
-        """Its name in the function that refuses it."""
+        """Name of the argument in the function that refuses it."""
         self.value = value
         """What came instead."""
         self.rule = rule

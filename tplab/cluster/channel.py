@@ -4,9 +4,9 @@ Not ``multiprocessing.connection``: its ``recv`` waits for the rest of a message
 rank that is stopped in the middle of either would hold up the supervisor, and with it every time limit.
 
 A message is a pickle and the large values in it, which travel beside it as they are (``wire.Bulk``): they are copied
-neither into the pickle nor out of it, and one that the kernel has no memory for arrives empty.
-On the socket: a mark, how many parts there are, the length of each, the parts. The mark tells bytes that something else
-on the rank has written there from a message.
+neither into the pickle nor out of it, and one that the kernel has no memory for arrives empty. On the socket: a mark,
+how many parts there are, the length of each, the parts. The mark distinguishes bytes that something else on the rank
+has written there from a message.
 """
 
 import os

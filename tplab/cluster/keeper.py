@@ -134,7 +134,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _descendants(root: int) -> list[int]:
-    """Process ids below ``root``, where /proc tells; elsewhere none."""
+    """Process ids below ``root``, where there is a /proc; elsewhere none."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():

@@ -53,7 +53,7 @@ class Supervisor(OwnThread):
         self._say_late: dict[int, Callable[..., None]] = {}
         self.state = State.DOWN
         self.launches: list[dict[int, dict[str, float]]] = []
-        """For each start of the ranks: rank -> phase -> seconds."""
+        """Rank -> phase -> seconds, one dict for each start of the ranks."""
         self._watchers: list[Callable[[State], None]] = []
 
     # From any thread.

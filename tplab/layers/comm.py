@@ -298,7 +298,7 @@ class _Recorded:
         self._recorder, self._under_way = recorder, under_way
         self.began, self.label = began, recorder.label
         self.ended: list[Any] = []
-        """When it was over, by whoever waited and by the thread that it ended on: the first entry counts."""
+        """Ends noted by whoever waited and by the thread that it ended on: the first entry counts."""
 
     @property
     def target(self) -> torch.Tensor:

@@ -37,7 +37,7 @@ def vocab_rows(size: int, n: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocabShard:
-    """The tokens whose rows a rank holds. Any vocabulary size: every rank has room for as many, the last ones of the
+    """The tokens whose rows a rank holds. Any vocabulary size: every rank holds as many rows, the last ones of the
     last ranks are padding."""
 
     size: int

@@ -221,7 +221,7 @@ class Stage(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights; ``shards.weight_bytes`` tells it beforehand."""
+        """Bytes of the weights; ``shards.weight_bytes`` computes them beforehand."""
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
     def set(self, name: str, value: torch.Tensor) -> None:

@@ -134,12 +134,10 @@ class GenerationEngine:
     """One request on one rank, weights loaded.
 
     Args:
-        loaded: the stage, its place in the layout, and the ranks that share its layers.
-        request: what is asked of the model.
-        prompts: token ids, checked.
-        p2p: messages to the other stages.
-        peers: the index in ``p2p`` of each place of the layout; by default the place itself.
-        report: called with progress, and with tokens where the request wants them as they come; None: nobody is told.
+        loaded: the stage, its place in the layout, and the ranks that share its layers. request: what is asked of the
+        model. prompts: token ids, checked. p2p: messages to the other stages. peers: the index in ``p2p`` of each place
+        of the layout; by default the place itself. report: called with progress, and with tokens where the request
+        wants them as they come; None: nothing is reported.
     """
 
     def __init__(

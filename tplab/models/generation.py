@@ -174,7 +174,7 @@ def generate_on_rank(
     Args:
         rank: this rank.
         config, weights: the model, and where its weights come from.
-        layout: how it is cut over the ranks.
+        layout: how it is sharded over the ranks.
         request: what is asked of it.
     """
     import torch.distributed as dist

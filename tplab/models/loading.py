@@ -54,7 +54,7 @@ def load_stage(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layo
     Args:
         rank: this rank, whose index is its place in the layout.
         config, weights: the model, and where its weights come from.
-        layout: how it is cut over the ranks.
+        layout: how it is sharded over the ranks.
         comm: collectives of the ranks that share the stage.
 
     Raises:

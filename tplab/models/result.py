@@ -225,7 +225,7 @@ class Agreement:
     total: int
     """Number of tokens of the reference."""
     partings: list[tuple[int, int, float]]
-    """Where a sequence first differs: (sequence, token, margin there in logits; NaN without margins)."""
+    """First difference of each sequence that has one: (sequence, token, margin there in logits; NaN without margins)."""
     near_ties: int
     """Number of tokens whose margin is within ``tie``: another order of adding could have chosen otherwise."""
     tie: float

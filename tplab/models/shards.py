@@ -1,6 +1,6 @@
-"""How a model is cut over ranks, and the bytes of weights, keys and values on each, before anything is allocated.
+"""How a model is sharded over ranks, and the bytes of weights, keys and values on each, before anything is allocated.
 
-The same arithmetic places weights on ranks, tells ``generate`` what they take, and sizes layouts for the advisor. It is
+The same arithmetic places weights on ranks, says beforehand what they take, and sizes layouts for the advisor. It is
 exact: equal, byte for byte, to what ``tplab.models`` then allocates (the tests compare the two). What it leaves out:
 activations, the buffers of collectives, and what torch and the allocator take. Pure: no torch.
 

@@ -54,7 +54,7 @@ class Choice:
 
     @property
     def max_requests(self) -> int:
-        """Requests of full length that one replica has room for."""
+        """Capacity of one replica, in requests of full length."""
         return self.memory.max_requests if self.memory else 0
 
     @property
@@ -196,7 +196,7 @@ def _fewest_stages(spec: ModelSpec, gpu: Gpu, workload: Workload, tp: int, most:
 
     if most < 1:
         return None
-    # From two stages on, more of them never leave less room: no need to try thousands one by one.
+    # From two stages on, more of them never leave less memory free: no need to try thousands one by one.
     pp = 1 if fits(1) else bisect_left(range(2, most + 1), True, key=fits) + 2
     return Layout.of(spec, tp, pp) if pp <= most else None
 

@@ -68,7 +68,7 @@ class Placement:
 
 
 def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Placement:
-    """The best GPUs for ``replicas`` copies of TP x PP; by default as many copies as there is room for.
+    """The best GPUs for ``replicas`` copies of TP x PP; by default as many copies as the machine holds.
 
     Raises:
         ValueError: groups larger than a node, or more GPUs than there are.
@@ -213,7 +213,7 @@ def _node(links: tuple[tuple[Link | None, ...], ...]) -> _Node:
 
 
 def _chains(node: _Node, nodes: int, tp: int, pp: int, wanted: int, per_node: int) -> list[list[Group]]:
-    """Stages of each replica, in order: inside nodes as long as a node has room for one, then over what is left."""
+    """Stages of each replica, in order: inside nodes as long as one fits into a node, then over what is left."""
     inside = min(wanted, nodes * (per_node // pp))
     chains: list[list[Group]] = []
     left: list[Group] = []

@@ -255,7 +255,7 @@ def _saturated(table: str, row: Mapping[str, Any]) -> Case:
 
 @cache
 def _model(path: str, precision: str | None, cache_precision: str | None) -> ModelSpec:
-    """A preset by the last part of its path; a precision that only the name tells is taken from there."""
+    """A preset by the last part of its path; a precision that only the name has is taken from there."""
     name = path.split("/")[-1].lower().replace("_", "-").replace(" ", "-")
     for word in ("-nvfp4", "-fp4", "-fp8", "-awq", "-int4"):
         if word in name:

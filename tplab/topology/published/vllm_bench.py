@@ -1,6 +1,6 @@
 """The user's own server beside the prediction: result files of ``vllm bench serve --save-result``.
 
-The file tells what was asked (prompts, most in flight or arrival rate), what came out (tokens, times, throughput) and
+The file says what was asked (prompts, most in flight or arrival rate), what came out (tokens, times, throughput) and
 which model; not on how many GPUs nor how they were split, unless it was started with ``--metadata
 tensor_parallel_size=4`` or the like. That is said here. SGLang's ``bench_serving`` writes other keys: those are named
 as missing. Pure: no torch.
@@ -205,7 +205,7 @@ def beside_vllm(
         calibration, constants: as for ``predict``.
 
     Raises:
-        ValueError: what :func:`read_vllm` and ``predict`` say, or a tp that nobody tells.
+        ValueError: what :func:`read_vllm` and ``predict`` say, or a tp that is given nowhere.
     """
     if isinstance(sources, str | os.PathLike | VllmBenchmark):
         sources = [sources]
