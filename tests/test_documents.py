@@ -200,7 +200,7 @@ def field_docstrings() -> Iterator[tuple[str, str]]:
 
 
 def test_docstrings_of_fields_say_what_they_are() -> None:
-    """ "Of weights and activations." says whose, and not what."""
+    """'Of weights and activations.' says whose, 'In the order of the block.' says how, and neither says what."""
     found = list(field_docstrings())
     assert len(found) > 500
     assert [

@@ -31,7 +31,7 @@ class Generation:
     prompts: list[list[int]]
     """Prompts as token ids."""
     margins: list[list[float]] | None
-    """By how much the logit of each token beat the second likeliest's; None unless asked for."""
+    """Distance of each token's logit from the second likeliest's; None unless asked for."""
     ttft_s: list[float]
     """Seconds to each sequence's first token: from the start of the prefill, weights loaded, until the token is
     known."""
@@ -225,7 +225,7 @@ class Agreement:
     total: int
     """Number of tokens of the reference."""
     partings: list[tuple[int, int, float]]
-    """First difference of each sequence that has one: (sequence, token, margin there in logits; NaN without margins)."""
+    """First difference of each sequence that has one: (sequence, token, margin there in logits, else NaN)."""
     near_ties: int
     """Number of tokens whose margin is within ``tie``: another order of adding could have chosen otherwise."""
     tie: float
