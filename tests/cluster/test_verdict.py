@@ -13,7 +13,7 @@ FRAMES = (("/nowhere/cell.py", 3, "work", "x = 1 / 0"),)
 
 
 def fault(text="ValueError: wrong", error=None):
-    return wire.Fault(
+    return wire.RankFault(
         type_name=text.split(":")[0],
         text=text,
         frames=FRAMES,

@@ -10,7 +10,7 @@ from tplab.collectives.volumes import pp_forward_bytes
 from tplab.pipeline import Costs, build_schedule, simulate
 from tplab.pipeline import formulas as f
 from tplab.pipeline.schedule import Op
-from tplab.pipeline.validation import peak_activations
+from tplab.pipeline.validation import peak_held
 
 times = st.floats(0.05, 4.0)
 stage_times = st.lists(st.floats(0.1, 3.0), min_size=1, max_size=6)
@@ -88,7 +88,7 @@ def test_micro_batches_for_a_bubble(p: int, bubble: float) -> None:
 def test_peaks(name: str, p: int, m: int, v: int) -> None:
     m, v = (m * p, v) if name == "interleaved" else (m, 1)
     want = [f.peak_activations(name, p, m, v, rank=rank) for rank in range(p)]
-    assert peak_activations(build_schedule(name, p, m, v)) == pytest.approx(want)
+    assert peak_held(build_schedule(name, p, m, v)) == pytest.approx(want)
 
 
 def test_peak_of_interleaved_on_rank_0() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from tplab.pipeline import build_schedule, simulate, validate
 from tplab.pipeline.mistakes import interleaved_in_name_only, mistakes_frame, one_micro_batch_too_many
-from tplab.pipeline.validation import faults, peak_activations
+from tplab.pipeline.validation import faults, peak_held
 
 
 @pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 4), (3, 2), (4, 8), (8, 16)])
@@ -12,10 +12,10 @@ def test_one_micro_batch_too_many(p: int, m: int) -> None:
     wrong, right = one_micro_batch_too_many(p, m), build_schedule("1f1b", p, m)
     validate(wrong)
     assert sorted(wrong.ranks[-1]) == sorted(right.ranks[-1]), "the same work, in another order"
-    assert peak_activations(wrong) == tuple(min(m, p - rank + 1) for rank in range(p))
+    assert peak_held(wrong) == tuple(min(m, p - rank + 1) for rank in range(p))
     assert simulate(wrong).makespan_s == simulate(right).makespan_s
     if m > 1:
-        assert {fault.kind for fault in faults(wrong, max_activations=peak_activations(right))} == {"memory"}
+        assert {fault.kind for fault in faults(wrong, max_activations=peak_held(right))} == {"memory"}
 
 
 def test_in_name_only() -> None:

@@ -23,7 +23,7 @@ from tplab.pipeline import (
     validate,
 )
 from tplab.pipeline.mistakes import interleaved_in_name_only, one_micro_batch_too_many
-from tplab.pipeline.validation import faults, peak_activations
+from tplab.pipeline.validation import faults, peak_held
 
 Rows = list[list[Action | None]]
 
@@ -372,8 +372,8 @@ def test_the_articles_1f1b_holds_one_more() -> None:
     """S6: it runs, it takes as long, and every stage holds one micro-batch more."""
     wrong, right = one_micro_batch_too_many(4, 8), build_schedule("1f1b", 4, 8)
     validate(wrong)
-    assert peak_activations(wrong) == (5, 4, 3, 2)
-    assert peak_activations(right) == (4, 3, 2, 1)
+    assert peak_held(wrong) == (5, 4, 3, 2)
+    assert peak_held(right) == (4, 3, 2, 1)
     assert simulate(wrong).makespan_s == simulate(right).makespan_s == 33
     validate(right, max_activations=(4, 3, 2, 1))
     with pytest.raises(ScheduleError, match=r"0F4 makes rank 0 hold 5 .*max_activations allows 4") as caught:
@@ -392,7 +392,7 @@ def test_interleaved_in_name_only_has_1f1bs_bubble() -> None:
 def test_peaks_of_the_order_are_those_of_the_trace(schedule: Schedule) -> None:
     if faults(schedule, blocking_sends=False):
         return
-    assert simulate(schedule).peak_activations_per_rank == pytest.approx(peak_activations(schedule))
+    assert simulate(schedule).peak_activations_per_rank == pytest.approx(peak_held(schedule))
 
 
 @pytest.mark.parametrize("blocking_sends", [True, False])

@@ -16,7 +16,7 @@ LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
+class RankDevices:
     """The backend and the device of every rank."""
 
     backend: str
@@ -59,7 +59,7 @@ def num_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def place(num_ranks: int, backend: str) -> Placement:
+def devices_of(num_ranks: int, backend: str) -> RankDevices:
     """Resolve ``auto`` and give every rank its device; ranks share GPUs round-robin when there are too few.
 
     Raises ``ValueError`` for an unknown backend, or for ``nccl`` where it cannot run.
@@ -72,11 +72,11 @@ def place(num_ranks: int, backend: str) -> Placement:
             "must be gloo or auto where torch can use no CUDA GPU (`tplab doctor` says what it sees)",
         )
     if gpus == 0:
-        return Placement(backend="gloo", devices=("cpu",) * num_ranks)
-    return Placement(backend="nccl", devices=tuple(f"cuda:{index % gpus}" for index in range(num_ranks)))
+        return RankDevices(backend="gloo", devices=("cpu",) * num_ranks)
+    return RankDevices(backend="nccl", devices=tuple(f"cuda:{index % gpus}" for index in range(num_ranks)))
 
 
-def rank_environment(placement: Placement, rank: int, cluster_id: str) -> dict[str, str]:
+def rank_environment(placement: RankDevices, rank: int, cluster_id: str) -> dict[str, str]:
     """Environment of one rank's process: the kernel's own, plus what the backend needs.
 
     ``cluster_id`` must differ between clusters on one machine; it keeps NCCL's pretended hosts apart.
@@ -113,7 +113,7 @@ def shared_gpu_environment(cluster_id: str, rank: int) -> dict[str, str]:
     }
 
 
-def describe_link(placement: Placement) -> str:
+def describe_link(placement: RankDevices) -> str:
     """What carries the bytes between ranks, in words."""
     if placement.num_ranks == 1:
         return "none (one rank)"

@@ -63,7 +63,7 @@ class Cluster:
             raise ArgumentError("engine", engine, "must be 'local', the ranks of this machine: no other is built yet")
         n = check_count("n", n, least=1, most=MAX_LOCAL_RANKS)  # type: ignore[arg-type]  # None is refused
         check_number("start_timeout", start_timeout, above=0, most=_LONGEST_S)
-        self._placement = backends.place(n, backend)
+        self._placement = backends.devices_of(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             with interrupts_held():  # at no moment is there a thread or a process that nobody would end

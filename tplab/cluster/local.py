@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import psutil
 
 from tplab.cluster import keeper
-from tplab.cluster.backends import Placement, rank_environment
+from tplab.cluster.backends import RankDevices, rank_environment
 from tplab.cluster.channel import ChannelBroken, Part, SupervisorChannel, encode
 from tplab.cluster.engine import Broke, Event, Exited, Received
 from tplab.cluster.output import Pipe
@@ -142,7 +142,7 @@ class _Keeper:
 class LocalEngine:
     """Ranks as subprocesses on this machine."""
 
-    def __init__(self, placement: Placement, *, start_timeout: float) -> None:
+    def __init__(self, placement: RankDevices, *, start_timeout: float) -> None:
         self._placement = placement
         self._start_timeout = start_timeout
         self._processes: list[_Process] = []

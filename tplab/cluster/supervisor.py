@@ -183,7 +183,7 @@ class Supervisor(OwnThread):
                 if len(self.facts) == self._engine.num_ranks:
                     self.launches.append(self._launch.phases())
                     self._become(State.READY)
-            case wire.Fault() as fault if self.state is State.STARTING:
+            case wire.RankFault() as fault if self.state is State.STARTING:
                 self._evidence.start_faults[rank] = fault
                 self._cannot_succeed()
             case wire.Spoiled(reason) if self.state is State.STARTING:

@@ -34,7 +34,7 @@ def attached(backend: str = "auto") -> Iterator[tuple[Rank, Provenance, list[Rep
         raise ValueError("RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR are not set: start this with torchrun")
     index, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    placement = backends.place(local_size, backend)
+    placement = backends.devices_of(local_size, backend)
     device = torch.device(placement.devices[local_rank])
     if world_size == local_size:  # all on this machine: its ports need not be seen from outside
         os.environ.setdefault("GLOO_SOCKET_IFNAME", backends.LOOPBACK_INTERFACE)

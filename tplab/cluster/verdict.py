@@ -25,7 +25,7 @@ class Evidence:
     """Why the run ends before every rank has answered well."""
     answers: dict[int, wire.Answer] = field(default_factory=dict)
     """Rank -> its answer, in order of arrival."""
-    start_faults: dict[int, wire.Fault] = field(default_factory=dict)
+    start_faults: dict[int, wire.RankFault] = field(default_factory=dict)
     """Ranks that failed before they were ready, in order of arrival."""
     broken: dict[int, str] = field(default_factory=dict)
     """Rank -> what it sent that is no message, in order of arrival."""
@@ -35,7 +35,7 @@ class Evidence:
     """Rank -> its stack, of ranks that had not answered."""
 
     @property
-    def faults(self) -> dict[int, wire.Fault]:
+    def faults(self) -> dict[int, wire.RankFault]:
         """Ranks that raised, in order of arrival."""
         return self.start_faults | {rank: a.fault for rank, a in self.answers.items() if a.fault is not None}
 

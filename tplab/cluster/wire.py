@@ -93,7 +93,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RankFault:
     """An exception on a rank, in a form that any process can read."""
 
     type_name: str
@@ -102,7 +102,7 @@ class Fault:
     frames: tuple[Frame, ...]
     pickled: Bulk | None
     """The exception itself, where it can be pickled."""
-    before: "tuple[Fault, str] | None" = None
+    before: "tuple[RankFault, str] | None" = None
     """The exception this one came from or happened in, and the sentence that says which."""
 
 
@@ -113,7 +113,7 @@ class Answer:
     run_id: int
     value: Bulk | None
     """The pickled return value; None if the function failed."""
-    fault: Fault | None
+    fault: RankFault | None
     seconds: float
     """Seconds that the function itself took."""
     sequences: dict[str, int]
@@ -207,7 +207,7 @@ _CAUSED = "The above exception was the direct cause of the following exception:"
 _DURING = "During handling of the above exception, another exception occurred:"
 
 
-def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[int] = frozenset()) -> Fault:
+def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[int] = frozenset()) -> RankFault:
     """Take an exception apart on the rank; ``skip_frames`` outermost frames (the worker's own) are left out.
 
     Of the exceptions it came from, the nearest 20 are kept; ``raise error from error`` ends the chain (``_seen``).
@@ -224,22 +224,22 @@ def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[
     except BaseException:  # the exception's own __reduce__ may raise anything
         pickled = None
     frames = _frames_of(error.__traceback__)[skip_frames:]
-    return Fault(
+    return RankFault(
         type(error).__name__, "".join(traceback.format_exception_only(error)).rstrip(), frames, pickled, before
     )
 
 
-def describe_any_fault(error: BaseException, skip_frames: int = 0) -> Fault:
+def describe_any_fault(error: BaseException, skip_frames: int = 0) -> RankFault:
     """Like ``describe_fault``, but also for an exception that fails when it is described: its parts may run any
     code."""
     try:
         return describe_fault(error, skip_frames)
     except BaseException as failure:
         text = f"an exception of {object.__repr__(type(error))}, which cannot be described: {failure!r}"
-        return Fault("an exception that cannot be described", text, (), None)
+        return RankFault("an exception that cannot be described", text, (), None)
 
 
-def format_fault(fault: Fault, rank: int) -> str:
+def format_fault(fault: RankFault, rank: int) -> str:
     """The rank's traceback, as Python would print it there."""
     parts = []
     if fault.before is not None:
@@ -250,7 +250,7 @@ def format_fault(fault: Fault, rank: int) -> str:
     return "\n".join([*parts, fault.text])
 
 
-def rebuild_exception(fault: Fault) -> BaseException | None:
+def rebuild_exception(fault: RankFault) -> BaseException | None:
     """The rank's exception in this process, or None where its type cannot be had here."""
     if fault.pickled is None:
         return None

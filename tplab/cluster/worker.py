@@ -122,7 +122,7 @@ class Worker:
             if entry not in sys.path:
                 sys.path.append(entry)
         value: wire.Bulk | None = None
-        fault: wire.Fault | None = None
+        fault: wire.RankFault | None = None
         fit = True
         began = time.perf_counter()
         seconds = 0.0

@@ -18,7 +18,7 @@ from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, 
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from tplab.layers.plain import Attention
 from tplab.layers.regions import SharedRows, check_shape, pad_tokens, share_norm
-from tplab.layers.shards import HeadShard, Shard, load, renamed
+from tplab.layers.shards import HeadShard, Shard, load, prefixed
 from tplab.layers.strategies import Blocking
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class ParallelAttention(nn.Module):
     @property
     def plan(self) -> dict[str, tuple[Shard, ...]]:
         """Every parameter's slices, by the names in the plain module."""
-        plan = {**renamed(self.qkv.plan, "qkv.", ""), **renamed(self.o.plan, "o.", "o_proj.")}
+        plan = {**prefixed(self.qkv.plan, "qkv.", ""), **prefixed(self.o.plan, "o.", "o_proj.")}
         for name in ("q_norm", "k_norm"):
             if getattr(self, name) is not None:
                 plan[f"{name}.weight"] = (Shard(source=f"{name}.weight"),)

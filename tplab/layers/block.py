@@ -20,7 +20,7 @@ from tplab.layers.core_attention import GrowingCache, KVCache
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from tplab.layers.plain import GATES, MLP, Block
 from tplab.layers.regions import gather_tokens, scatter_tokens, share_norm
-from tplab.layers.shards import Shard, even_range, load, renamed
+from tplab.layers.shards import Shard, even_range, load, prefixed
 from tplab.layers.strategies import BatchSplit, Blocking
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ParallelMLP(nn.Module):
     @property
     def plan(self) -> dict[str, tuple[Shard, ...]]:
         """Every parameter's slices, by the names in the plain module."""
-        return {**renamed(self.gate_up.plan, "gate_up.", ""), **renamed(self.down.plan, "down.", "down_proj.")}
+        return {**prefixed(self.gate_up.plan, "gate_up.", ""), **prefixed(self.down.plan, "down.", "down_proj.")}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.finish(self.start(x))
@@ -172,7 +172,7 @@ class ParallelBlock(nn.Module):
     @property
     def plan(self) -> dict[str, tuple[Shard, ...]]:
         """Every parameter's slices, by the names in the plain module."""
-        plan = {**renamed(self.self_attn.plan, *["self_attn."] * 2), **renamed(self.mlp.plan, *["mlp."] * 2)}
+        plan = {**prefixed(self.self_attn.plan, *["self_attn."] * 2), **prefixed(self.mlp.plan, *["mlp."] * 2)}
         for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
             plan[name] = (Shard(source=name),)
         return plan

@@ -17,7 +17,7 @@ from torch import nn
 
 from tplab.layers.ranges import HeadShard, VocabShard, even_range
 
-__all__ = ["HeadShard", "Plan", "Shard", "VocabShard", "even_range", "load", "renamed", "same_kind"]
+__all__ = ["HeadShard", "Plan", "Shard", "VocabShard", "even_range", "load", "prefixed", "same_kind"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ Plan: TypeAlias = Mapping[str, tuple[Shard, ...]]
 """Parameter of the parallel module -> the slices it consists of, one below the other."""
 
 
-def renamed(plan: Plan, here: str, there: str) -> dict[str, tuple[Shard, ...]]:
+def prefixed(plan: Plan, here: str, there: str) -> dict[str, tuple[Shard, ...]]:
     """The plan of a child as its parent's: ``here`` in front of parameters' names, ``there`` of full tensors'."""
     return {
         here + name: tuple(replace(shard, source=there + shard.source) for shard in shards)

@@ -24,7 +24,7 @@ from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import Comm, as_comm
 from tplab.layers.core_attention import KVCache, SharedRotary
 from tplab.layers.plain import MLP, Attention, Block
-from tplab.layers.shards import Shard, VocabShard, renamed
+from tplab.layers.shards import Shard, VocabShard, prefixed
 from tplab.layers.strategies import Blocking, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
 from tplab.models.shards import StageSpec
@@ -204,14 +204,14 @@ class Stage(nn.Module):
         """Every parameter, by its name here: the slices it consists of, by their names in a checkpoint."""
         plan: dict[str, tuple[Shard, ...]] = {}
         if self.embed is not None:
-            plan |= renamed(self.embed.plan, "embed.", "model.embed_tokens.")
+            plan |= prefixed(self.embed.plan, "embed.", "model.embed_tokens.")
         for place, block in enumerate(self.layers):
-            plan |= renamed(block.plan, f"layers.{place}.", f"model.layers.{self.spec.start + place}.")  # type: ignore[arg-type]
+            plan |= prefixed(block.plan, f"layers.{place}.", f"model.layers.{self.spec.start + place}.")  # type: ignore[arg-type]
         if self.norm is not None:
             plan["norm.weight"] = (Shard(source="model.norm.weight"),)
         if self.head is not None and not self.shares_table:
             there = "model.embed_tokens." if self.config.tied_embeddings else "lm_head."
-            plan |= renamed(self.head.plan, "head.", there)
+            plan |= prefixed(self.head.plan, "head.", there)
         return plan
 
     @property

@@ -10,7 +10,7 @@ from tplab.pipeline.build import build_schedule
 from tplab.pipeline.faults import ScheduleError
 from tplab.pipeline.schedule import Action, Op, Schedule
 from tplab.pipeline.simulation import simulate
-from tplab.pipeline.validation import peak_activations, validate
+from tplab.pipeline.validation import peak_held, validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,9 +78,9 @@ def mistakes_frame(num_stages: int = 4, num_micro_batches: int = 8) -> "pd.DataF
             "mistake": wrong.name,
             "wrong_makespan": simulate(wrong).makespan_s,
             "right_makespan": simulate(right).makespan_s,
-            "wrong_peak": peak_activations(wrong),
-            "right_peak": peak_activations(right),
-            "caught": _caught(wrong, peak_activations(right)),
+            "wrong_peak": peak_held(wrong),
+            "right_peak": peak_held(right),
+            "caught": _caught(wrong, peak_held(right)),
             "why": why,
         }
         for wrong, right, why in pairs

@@ -242,7 +242,7 @@ def held(schedule: Schedule) -> NDArray[np.float64]:
     return counts
 
 
-def peak_activations(schedule: Schedule) -> tuple[float, ...]:
+def peak_held(schedule: Schedule) -> tuple[float, ...]:
     """Most micro-batches that each rank holds, as :func:`held` counts."""
     most = np.zeros(schedule.num_stages)
     np.maximum.at(most, schedule.columns.rank, held(schedule))
