@@ -29,7 +29,7 @@ MODULES: Mapping[str, str] = {
     "tplab.topology.calibrated": "tplab.topology.calibration.assemble",
     "tplab.topology.calibrating": "tplab.topology.calibration.run",
     "tplab.topology.calibration_check": "tplab.topology.advisor.calibration_check",
-    "tplab.topology.columns": "tplab.topology.advisor.layout_arrays",
+    "tplab.topology.columns": "tplab.topology.advisor.layouts",
     "tplab.topology.constants": "tplab.topology.advisor.constants",
     "tplab.topology.detect": "tplab.topology.machine.detect",
     "tplab.topology.fit": "tplab.topology.published.fit",
@@ -60,7 +60,7 @@ MODULES: Mapping[str, str] = {
     "tplab.topology.verify_plan": "tplab.topology.verification.plan",
     "tplab.topology.verifying": "tplab.topology.verification.run",
     "tplab.topology.vllm_bench": "tplab.topology.published.vllm_bench",
-    "tplab.topology.wording": "tplab.topology.advisor.wording",
+    "tplab.topology.wording": "tplab.shown",
     "tplab.topology.workload": "tplab.topology.advisor.workload",
 }
 """Old dotted path of a module: the new one."""

@@ -1,10 +1,11 @@
-"""Values from people's files in error messages: short, whatever they are.
+"""Values as people read them: numbers in three digits; what a file holds, in error messages, short whatever it is.
 
 A message that prints what it refuses must not fail over it in turn: ``repr`` ends in a ``RecursionError`` for lists in
 lists in lists, refuses whole numbers of 5,000 digits, and prints all of a megabyte.
 """
 
 import difflib
+import math
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +33,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [k for k in names if name and name in k][:3]
     return f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(sorted(names))}"
+
+
+def fixed(value: float) -> str:
+    """Three digits, all of those before the point, and no exponent: ``9.53``, ``73.1``, ``402,700``."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    decimals = min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{decimals}f}"
+
+
+def count(number: float) -> str:
+    """Format a request count: integer if whole, else three significant digits."""
+    return f"{number:,.0f}" if number == round(number) else fixed(number)
+
+
+def duration(ms: float) -> str:
+    """Format a time given in milliseconds: in milliseconds below a second, else in seconds."""
+    return f"{fixed(ms)} ms" if ms < 1000 else f"{fixed(ms / 1e3)} s"
+
+
+def as_GB(nbytes: float) -> str:
+    """Format bytes as GB = 1e9 of them: three significant digits below a thousand, else whole."""
+    return f"{nbytes / 1e9:.3g} GB" if nbytes < 999.5e9 else f"{math.floor(nbytes / 1e9)} GB"
 
 
 def check_depth(value: Any, name: str) -> None:

@@ -13,8 +13,8 @@ from tplab.cluster import Cluster
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.collectives.sweep import plan_sweep
 from tplab.models.spec import ModelSpec
+from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import advise
-from tplab.topology.advisor.wording import duration, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.plan import plan_calibration
 from tplab.topology.calibration.run import submit_calibrate

@@ -12,8 +12,8 @@ from tplab.cli.words import table, width, writable, write_csv
 from tplab.files import MAX_BYTES, read_text
 from tplab.models.presets import MODELS
 from tplab.models.spec import ITEMSIZE
+from tplab.shown import fixed
 from tplab.topology.advisor.constants import DEFAULT
-from tplab.topology.advisor.wording import fixed
 from tplab.topology.machine.presets import GPUS, MACHINES
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tplab.checks import ArgumentError
 from tplab.files import check_writable, replacing
-from tplab.topology.advisor.wording import fixed
+from tplab.shown import fixed
 
 if TYPE_CHECKING:
     import pandas as pd

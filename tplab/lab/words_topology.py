@@ -6,11 +6,11 @@ import pandas as pd
 
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.layouts import smallest_fit
+from tplab.topology.advisor.fitting import smallest_fit
 from tplab.topology.advisor.memory import max_requests
-from tplab.topology.advisor.wording import duration, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu, Link, Machine, slowest
 from tplab.topology.machine.placement import Placement

@@ -30,8 +30,10 @@ def even_range(what: str, size: int, index: int, n: int) -> tuple[int, int]:
     return index * each, (index + 1) * each
 
 
+@lru_cache(maxsize=4096)
 def vocab_rows(size: int, n: int) -> int:
-    """Rows of a vocabulary of ``size`` on each of ``n`` ranks: the last ones of the last ranks are padding."""
+    """Rows of a vocabulary of ``size`` on each of ``n`` ranks: the last ones of the last ranks are padding. Kept,
+    because the advisor asks for every layout."""
     return -(-size // n)
 
 

@@ -82,15 +82,21 @@ class Layout:
         if cannot := why_not(model, tp, pp):
             raise cannot
         if layers_of_stage is None:
-            counts = [model.num_layers // pp] * pp
+            return cls.even(model, tp, pp, replicas)
+        counts = [check_count("stages", count) for count in layers_of_stage]
+        if len(counts) != pp or min(counts) < 1 or sum(counts) != model.num_layers:
+            rule = f"must be {pp} positive numbers of layers (pp={pp}) that add up to {model.num_layers}"
+            raise ArgumentError("stages", counts, rule)
+        return cls(tp=tp, pp=pp, replicas=replicas, layers_of_stage=tuple(counts))
+
+    @classmethod
+    def even(cls, model: ModelConfig, tp: int, pp: int, replicas: int) -> "Layout":
+        """The layout that ``of`` makes by default, of degrees that are known to be possible (``can_cut``)."""
+        counts = [model.num_layers // pp] * pp
+        if over := model.num_layers % pp:
             from_middle = sorted(range(pp), key=lambda stage: (abs(2 * stage - (pp - 1)), -stage))
-            for stage in from_middle[: model.num_layers % pp]:
+            for stage in from_middle[:over]:
                 counts[stage] += 1
-        else:
-            counts = [check_count("stages", count) for count in layers_of_stage]
-            if len(counts) != pp or min(counts) < 1 or sum(counts) != model.num_layers:
-                rule = f"must be {pp} positive numbers of layers (pp={pp}) that add up to {model.num_layers}"
-                raise ArgumentError("stages", counts, rule)
         return cls(tp=tp, pp=pp, replicas=replicas, layers_of_stage=tuple(counts))
 
     @property
@@ -117,17 +123,22 @@ class Layout:
         return f"TP {self.tp} x PP {self.pp}" + (f" x {self.replicas}" if self.replicas > 1 else "")
 
 
+def can_cut(model: ModelConfig, tp: int, pp: int) -> bool:
+    """Whether ``tp`` divides heads and MLP, and each of ``pp`` stages gets a layer."""
+    return not (model.num_heads % tp or model.intermediate_size % tp or pp > model.num_layers)
+
+
 def why_not(model: ModelConfig, tp: int, pp: int) -> ArgumentError | None:
     """Why the model cannot be cut so, and what would do; None if it can."""
+    if can_cut(model, tp, pp):
+        return None
     if model.num_heads % tp:
         fitting = _either(divisors(model.num_heads))
         return ArgumentError("tp", tp, f"must divide the model's {model.num_heads} query heads: use {fitting}")
     if model.intermediate_size % tp:
         fitting = _either(divisors(math.gcd(model.num_heads, model.intermediate_size)))
         return ArgumentError("tp", tp, f"must divide intermediate_size={model.intermediate_size}: use {fitting}")
-    if pp > model.num_layers:
-        return ArgumentError("pp", pp, f"must be at most {model.num_layers}, the model's layers: a stage needs one")
-    return None
+    return ArgumentError("pp", pp, f"must be at most {model.num_layers}, the model's layers: a stage needs one")
 
 
 def _either(numbers: Sequence[int]) -> str:

@@ -15,8 +15,7 @@ from tplab.topology.advisor.advice import advise, on_front
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration
 from tplab.topology.advisor.latency import engine_constants
 from tplab.topology.advisor.launch_commands import ENGINES, as_text, launch_commands
-from tplab.topology.advisor.layout_arrays import layout_arrays
-from tplab.topology.advisor.layouts import all_choices
+from tplab.topology.advisor.layouts import all_choices, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.machine.machine import Link

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tplab.layers.ranges import divisors
 from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Link, Machine, ModelSpec, Workload
-from tplab.topology.advisor.layouts import all_choices, choice, feasible_choices, nothing_fits, smallest_fit, usual_fit
+from tplab.topology.advisor.fitting import feasible_choices, nothing_fits, smallest_fit, usual_fit
+from tplab.topology.advisor.layouts import all_choices, choice
 from tplab.topology.advisor.memory import all_ranks
 from tplab.topology.machine.presets import GPUS
 

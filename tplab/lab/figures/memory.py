@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
-from tplab.models.shards import Layout, why_not
+from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.memory import RankMemory, all_ranks, fullest_rank
 from tplab.topology.advisor.workload import Workload
@@ -55,7 +55,7 @@ def degrees_frame(
     labels, ranks = [], []
     for degree in degrees:
         tp, pp = (degree, layout.pp) if along == "tp" else (layout.tp, degree)
-        if why_not(spec, tp, pp) is None:
+        if can_cut(spec, tp, pp):
             labels.append(f"{along.upper()} {degree}")
             ranks.append(fullest_rank(spec, gpu, workload, Layout.of(spec, tp, pp), requests=requests))
     return _frame(labels, ranks, gpu)

@@ -15,7 +15,7 @@ from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.words_topology import explain_calibration, explain_verification
 from tplab.measure import joined_badge, link_text
-from tplab.models.shards import Layout, why_not
+from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
@@ -155,8 +155,5 @@ def all_layouts(config: ModelConfig, num_ranks: int) -> list[Layout]:
     """TP x PP of up to ``num_ranks`` ranks in powers of two, one copy each: what one request can use."""
     powers = [1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks]
     return [
-        Layout.of(config, tp, pp)
-        for tp in powers
-        for pp in powers
-        if tp * pp <= num_ranks and why_not(config, tp, pp) is None
+        Layout.of(config, tp, pp) for tp in powers for pp in powers if tp * pp <= num_ranks and can_cut(config, tp, pp)
     ]

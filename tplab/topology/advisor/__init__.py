@@ -8,7 +8,8 @@ from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, advise
 from tplab.topology.advisor.article import CommunicationTopology
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.layouts import Choice, all_choices, feasible_choices
+from tplab.topology.advisor.fitting import feasible_choices
+from tplab.topology.advisor.layouts import Choice, all_choices
 from tplab.topology.advisor.prediction import Prediction, predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 

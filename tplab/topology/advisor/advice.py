@@ -19,17 +19,17 @@ import pandas as pd
 
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.shown import duration, fixed
 from tplab.topology.advisor.allreduce import Floats
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
+from tplab.topology.advisor.fitting import nothing_fits
 from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.launch_commands import launch_commands
-from tplab.topology.advisor.layout_arrays import links_alike
-from tplab.topology.advisor.layouts import Choice, all_choices, nothing_fits
+from tplab.topology.advisor.layouts import Choice, all_choices, links_alike
 from tplab.topology.advisor.prediction import Prediction, predictions_of, serve_all
 from tplab.topology.advisor.served import Served
-from tplab.topology.advisor.wording import duration, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement, place
@@ -43,14 +43,51 @@ class Option:
 
     rank: int
     """Rank of the layout; 1 is best."""
-    layout: Layout
-    prediction: Prediction
     choice: Choice
     """The layout as ``layouts`` found it, with idle GPUs, capacity for requests and notes."""
-    misses: tuple[str, ...]
-    """Limits that it misses, in words; empty if it keeps them all."""
-    verdict: str
-    """Why it is not the best one: limits it misses, or how much it loses and by which terms; or that it is."""
+    prediction: Prediction
+    best: Prediction
+    """Prediction of the best layout."""
+    workload: Workload
+
+    @property
+    def layout(self) -> Layout:
+        assert self.choice.layout is not None, "a layout that fits can be cut"
+        return self.choice.layout
+
+    @property
+    def misses(self) -> tuple[str, ...]:
+        """Limits that it misses, in words; empty if it keeps them all."""
+        made, w = self.prediction, self.workload
+        words = [made.reason] if made.reason else []
+        for name, value, limit in (
+            ("time per token", made.tpot_ms, w.tpot_limit_ms),
+            ("time to first token", made.ttft_ms, w.ttft_limit_ms),
+        ):
+            if limit is not None and value > limit:
+                words.append(f"{name} {duration(value)}, over the limit of {limit:g} ms")
+        return tuple(words)
+
+    @property
+    def verdict(self) -> str:
+        """Why it is not the best one: limits it misses, or how much it loses and by which terms; or that it is."""
+        made, best, misses = self.prediction, self.best, "; ".join(self.misses)
+        if self.rank == 1:
+            return f"least far from the limits: {misses}" if misses else "recommended"
+        if misses:
+            return misses
+        if self.workload.request_rate is None:
+            loss = 100 * (1 - made.output_tokens_per_s / best.output_tokens_per_s)
+            words = f"{loss:.0f} % fewer tokens/s"
+        else:
+            words = f"{100 * (made.e2e_ms / best.e2e_ms - 1):.0f} % longer requests"
+        more = {term.name: term.ms - other.ms for term, other in zip(made.terms, best.terms, strict=True)}
+        worst = max(more, key=more.__getitem__)
+        waits = made.ttft_ms - best.ttft_ms
+        tokens = max(self.workload.output_length - 1, 1)
+        if waits / tokens > more[worst]:
+            return f"{words}: {duration(waits)} longer to the first token"
+        return f"{words}: {fixed(more[worst])} ms more of {worst} a token" if more[worst] > 0 else words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +101,10 @@ class Advice:
     """Layouts that fit, best first; at least one."""
     rejected: tuple[Choice, ...]
     """Layouts that cannot be, each with its reason."""
-    placement: Placement
-    """GPUs that the best layout takes."""
     close: tuple[Option, ...]
     """Layouts that differ from the best by less than the model's own error: measure before choosing."""
+    find_placement: Callable[[], Placement]
+    """Function that computes ``placement`` when first called."""
     find_flips: Callable[[], tuple[Flip, ...]]
     """Function that computes ``flips`` when first called."""
     find_front: Callable[[], pd.DataFrame]
@@ -78,6 +115,11 @@ class Advice:
     @property
     def best(self) -> Option:
         return self.options[0]
+
+    @property
+    def placement(self) -> Placement:
+        """GPUs that the best layout takes."""
+        return self.find_placement()
 
     @property
     def flips(self) -> tuple[Flip, ...]:
@@ -184,26 +226,19 @@ def advise(
     order = np.argsort(-preference(served, workload), kind="stable")
     made = predictions_of(server, served, machine, memories, order)
     options = tuple(
-        Option(
-            rank=rank,
-            layout=layouts[i],
-            prediction=prediction,
-            choice=fitting[i],
-            misses=misses,
-            verdict=_verdict(prediction, made[0], misses, workload) if rank > 1 else _recommended(misses),
-        )
+        Option(rank=rank, choice=fitting[i], prediction=prediction, best=made[0], workload=workload)
         for rank, (i, prediction) in enumerate(zip(order, made, strict=True), start=1)
-        for misses in [_misses(prediction, workload)]
     )
-    best = options[0]
-    lay = best.layout
+    best, lay = options[0], options[0].layout
     return Advice(
         model=model,
         machine=machine,
         workload=workload,
         options=options,
         rejected=tuple(each for each in choices if not each.feasible),
-        placement=placed[order[0]] if placed else place(machine, lay.tp, lay.pp, lay.replicas),
+        find_placement=cache(
+            lambda: placed[order[0]] if placed else place(machine, lay.tp, lay.pp, lay.replicas),
+        ),
         close=_close(options, workload),
         find_flips=cache(lambda: _flips(server, layouts, workload, int(order[0]))),
         find_front=cache(lambda: _front(server, layouts)),
@@ -228,38 +263,6 @@ def preference(served: Served, workload: Workload) -> Floats:
     if workload.ttft_limit_ms is not None:
         over = np.maximum(over, served.ttft_us / 1e3 / workload.ttft_limit_ms - 1)
     return np.where(over > 0, -over, value)
-
-
-def _misses(made: Prediction, workload: Workload) -> tuple[str, ...]:
-    words = [made.reason] if made.reason else []
-    for name, value, limit in (
-        ("time per token", made.tpot_ms, workload.tpot_limit_ms),
-        ("time to first token", made.ttft_ms, workload.ttft_limit_ms),
-    ):
-        if limit is not None and value > limit:
-            words.append(f"{name} {duration(value)}, over the limit of {limit:g} ms")
-    return tuple(words)
-
-
-def _recommended(misses: tuple[str, ...]) -> str:
-    return f"least far from the limits: {'; '.join(misses)}" if misses else "recommended"
-
-
-def _verdict(made: Prediction, best: Prediction, misses: tuple[str, ...], workload: Workload) -> str:
-    if misses:
-        return "; ".join(misses)
-    if workload.request_rate is None:
-        loss = 100 * (1 - made.output_tokens_per_s / best.output_tokens_per_s)
-        words = f"{loss:.0f} % fewer tokens/s"
-    else:
-        words = f"{100 * (made.e2e_ms / best.e2e_ms - 1):.0f} % longer requests"
-    more = {term.name: term.ms - other.ms for term, other in zip(made.terms, best.terms, strict=True)}
-    worst = max(more, key=more.__getitem__)
-    waits = made.ttft_ms - best.ttft_ms
-    tokens = max(workload.output_length - 1, 1)
-    if waits / tokens > more[worst]:
-        return f"{words}: {duration(waits)} longer to the first token"
-    return f"{words}: {fixed(more[worst])} ms more of {worst} a token" if more[worst] > 0 else words
 
 
 def _close(options: Sequence[Option], workload: Workload) -> tuple[Option, ...]:

@@ -37,6 +37,8 @@ Members = tuple[int, ...]
 OWN_KERNELS = ("one-shot", "two-shot")
 """Engines' own kernels, as ``EnginePolicy.all_reduce`` names them; ``auto`` takes the faster one where it beats
 NCCL."""
+NO_LINK = Link(kind="host", bandwidth_GBps=1.0, latency_us=0.0)
+"""What stands for the link of a rank that has no other."""
 _US = 1e-3  # microseconds per byte at 1 GB/s
 Times = Callable[[ArrayLike], Floats]
 """Microseconds of a message in each group by its bytes: one number, or an array that broadcasts against the groups (its
@@ -91,8 +93,7 @@ class Groups:
             network: link between nodes.
             scale, members: as the fields.
         """
-        filler = Link(kind="host", bandwidth_GBps=1.0, latency_us=0.0)
-        each = [link or filler for link in links]
+        each = [link or NO_LINK for link in links]
         return cls(
             size=np.asarray(sizes, dtype=np.int64),
             nodes=np.asarray(nodes, dtype=np.int64),

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tplab.models.shards import Layout
+from tplab.shown import count, fixed
 from tplab.topology.advisor.allreduce import Floats, Ints
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.served import Served
-from tplab.topology.advisor.wording import count, fixed
 
 _PARTS = 16, 8, 8
 """Numbers of parts that an edge is narrowed down to one of, one after the other."""

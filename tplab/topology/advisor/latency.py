@@ -40,7 +40,7 @@ from tplab.topology.advisor.admission import LOADS_AT_ONCE, most_within
 from tplab.topology.advisor.allreduce import Floats, Ints, all_reduce, hop
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants, EngineConstants
-from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
+from tplab.topology.advisor.layouts import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.roofline import Rates, rates
 from tplab.topology.advisor.served import TERMS, Served, either
@@ -378,4 +378,6 @@ def without_prompts(terms: "dict[str, Floats]") -> Floats:
 
 def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
     """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
-    return constants.engines[check_one_of("engine", name, sorted(constants.engines))]
+    if name not in constants.engines:
+        check_one_of("engine", name, sorted(constants.engines))
+    return constants.engines[name]

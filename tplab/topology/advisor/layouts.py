@@ -1,46 +1,59 @@
-"""Every way to cut a model over a machine: which are possible, why the others are not, and what to do if none is.
+"""The layouts of a model over a machine: which can be, why the others cannot, and the links that each would use.
 
 A tensor-parallel group stays inside a node, where the fast links are; stages may follow each other over nodes. What
 GPUs are left over after whole replicas is said, not hidden. Which of the possible layouts is best is not asked here.
 
-Letters: t tensor-parallel degree, p stages, G GPUs of a node.
+For ``latency`` layouts become arrays. Where all links of a node are alike, GPUs are taken in order, as engines number
+their ranks: those that share a layer are neighbours, then come the stages, then the replicas. Where links differ,
+``placement`` chooses, and layouts are judged by the groups it finds: rank order would judge the wiring of a board, not
+the layout.
+
+Letters: t tensor-parallel degree, p stages, N layouts.
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from numbers import Integral
+from typing import Any, TypeVar
 
-from tplab.models.shards import Layout, why_not
-from tplab.models.spec import ITEMSIZE, ModelSpec
-from tplab.topology.advisor.memory import LayoutMemory, RankMemory, fullest_rank
+import numpy as np
+from numpy.typing import NDArray
+
+from tplab.models.shards import Layout, can_cut, why_not
+from tplab.models.spec import ModelSpec
+from tplab.shown import as_GB
+from tplab.topology.advisor.allreduce import NO_LINK, Floats, Groups, Ints
+from tplab.topology.advisor.constants import DEFAULT, FAMILIES, FAMILY_OF, Constants, EngineConstants
+from tplab.topology.advisor.memory import LayoutMemory, RankMemory
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.machine.machine import Gpu, Machine
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.machine.placement import Placement, place
 
-_MOST_GPUS_TRIED = 4096
-"""Most GPUs of a cluster that is tried for a model that does not fit."""
-_USUAL_NODE = 8
-"""GPUs of a node in most clusters."""
+_Table = TypeVar("_Table", "Layouts", Groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """One layout, and whether it can be."""
 
+    spec: ModelSpec
+    machine: Machine
     tp: int
     pp: int
-    layout: Layout | None
-    """The layout, with replicas and layers per stage; None if the model cannot be cut so."""
-    idle: int
-    """Number of GPUs left over."""
-    reason: str | None
-    """Why the layout cannot be; None if it can."""
-    memory: LayoutMemory | None = None
-    """What its ranks hold; None if the model cannot be cut so."""
-    notes: tuple[str, ...] = ()
-    """Sentences to be shown with the layout."""
+    memory: LayoutMemory | None
+    """What its ranks hold; None if the model cannot be cut so, or the machine too few GPUs for the layout's groups."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout, with replicas and layers per stage; None if the model cannot be cut so."""
+        return self.memory.layout if self.memory else None
+
+    @property
+    def idle(self) -> int:
+        """Number of GPUs left over."""
+        return self.machine.num_gpus - (self.layout.num_gpus if self.layout else 0)
 
     @property
     def fullest(self) -> RankMemory | None:
@@ -49,7 +62,7 @@ class Choice:
 
     @property
     def missing_bytes(self) -> float:
-        """What the fullest rank lacks for a single request; 0 where nothing is missing or the model cannot be cut."""
+        """Bytes that the fullest rank lacks for a single request; 0 if it lacks none or the model cannot be cut so."""
         return max(0.0, -self.fullest.free) if self.fullest else 0.0
 
     @property
@@ -59,7 +72,33 @@ class Choice:
 
     @property
     def feasible(self) -> bool:
-        return self.reason is None
+        return self.memory is not None and not self.missing_bytes
+
+    @property
+    def reason(self) -> str | None:
+        """Why the layout cannot be; None if it can."""
+        if self.fullest is None:
+            return str(why_not(self.spec, self.tp, self.pp) or no_room_on(self.machine, self.tp, self.pp))
+        return _too_full(self.fullest) if self.missing_bytes else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences to be shown with the layout."""
+        tp, kv, notes = self.tp, self.spec.num_kv_heads, []
+        if self.layout is None:
+            return ()
+        if tp % kv and kv % tp:  # neither split evenly nor copied evenly
+            notes.append(
+                f"vLLM, SGLang and TensorRT-LLM refuse tp={tp} with {kv} key-value heads; tplab.models runs it"
+            )
+        if self.idle:
+            notes.append(f"{self.idle} of {self.machine.num_gpus} GPUs are left over")
+        if len(set(self.layout.layers_of_stage)) > 1:
+            layers = "-".join(map(str, self.layout.layers_of_stage))
+            notes.append(f"stages of {layers} layers: the longest sets the pace")
+        if self.spec.tied_embeddings and self.pp > 1:
+            notes.append("the tied embedding is on the first stage and on the last")
+        return tuple(notes)
 
     def __str__(self) -> str:
         what = str(self.layout) if self.layout else f"TP {self.tp} x PP {self.pp}"
@@ -106,164 +145,14 @@ def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp
         spec, machine, workload: the model, where it runs, and what is asked.
         tp, pp: t and p; as many replicas as the machine holds.
     """
-    cannot = why_not(spec, tp, pp) or _no_room_on(machine, tp, pp)
-    if cannot:
-        return Choice(tp=tp, pp=pp, layout=None, idle=machine.num_gpus, reason=str(cannot))
-    groups = machine.nodes * (machine.gpus_per_node // tp)
-    layout = Layout.of(spec, tp, pp, groups // pp)
-    memory = LayoutMemory.of(spec, machine.gpu, workload, layout)
-    fullest = memory.fullest(1)
-    idle = machine.num_gpus - layout.num_gpus
-    notes, kv = [], spec.num_kv_heads
-    if tp % kv and kv % tp:  # split evenly, or copied evenly
-        notes.append(f"vLLM, SGLang and TensorRT-LLM refuse tp={tp} with {kv} key-value heads; tplab.models runs it")
-    if idle:
-        notes.append(f"{idle} of {machine.num_gpus} GPUs are left over")
-    if len(set(layout.layers_of_stage)) > 1:
-        notes.append(f"stages of {'-'.join(map(str, layout.layers_of_stage))} layers: the longest sets the pace")
-    if spec.tied_embeddings and pp > 1:
-        notes.append("the tied embedding is on the first stage and on the last")
-    return Choice(
-        tp=tp,
-        pp=pp,
-        layout=layout,
-        idle=idle,
-        reason=_too_full(fullest) if fullest.free < 0 else None,
-        memory=memory,
-        notes=tuple(notes),
-    )
+    memory = None
+    if can_cut(spec, tp, pp) and not no_room_on(machine, tp, pp):
+        groups = machine.nodes * (machine.gpus_per_node // tp)
+        memory = LayoutMemory.of(spec, machine.gpu, workload, Layout.even(spec, tp, pp, groups // pp))
+    return Choice(spec=spec, machine=machine, tp=tp, pp=pp, memory=memory)
 
 
-def feasible_choices(spec: ModelSpec, machine: Machine, workload: Workload) -> list[Choice]:
-    """The layouts that can be.
-
-    Raises:
-        ValueError: none can. Says how much memory is missing, and what would fit: more such GPUs, larger ones, or fewer
-            bits; or which degrees divide the heads.
-    """
-    choices = all_choices(spec, machine, workload)
-    feasible = [each for each in choices if each.feasible]
-    if not feasible:
-        raise ValueError(nothing_fits(spec, machine, workload, choices))
-    return feasible
-
-
-def nothing_fits(spec: ModelSpec, machine: Machine, workload: Workload, choices: Sequence[Choice]) -> str:
-    """What to say when no layout of ``choices`` can be."""
-    cut = [each for each in choices if each.fullest is not None]
-    if not cut:
-        return f"{spec.name} cannot be cut over {machine.name} in any way: {choices[0].reason}"
-    best = min(cut, key=lambda each: (each.missing_bytes, each.tp * each.pp))
-    rank, layout = best.fullest, best.layout
-    assert rank is not None, "cut has only those with a fullest rank"
-    assert layout is not None, "a fullest rank is one of a layout"
-    num = layout.gpus_per_replica
-    everywhere = f" (up to {_gb(best.missing_bytes * num)} over its {num} GPUs)" if num > 1 else ""
-    return (
-        f"{spec.name} ({_gb(spec.weight_bytes)} of {spec.weight_precision} weights) does not fit on {machine.name} "
-        f"({machine.num_gpus} x {_gb(machine.gpu.memory_bytes)}): even {layout} needs {_gb(rank.total)} on its fullest "
-        f"GPU with one request of {workload.context_length} tokens, {_gb(best.missing_bytes)} more than the "
-        f"{_gb(rank.usable)} that the engine may take{everywhere}. {_what_would_fit(spec, machine, workload)}"
-    )
-
-
-def smallest_fit(
-    spec: ModelSpec, gpu: Gpu, workload: Workload, *, most_tp: int, most_gpus: int = _MOST_GPUS_TRIED
-) -> Layout | None:
-    """The fewest GPUs of that kind, up to ``most_tp`` sharing a layer, that hold the model and one request; among
-    equals the one of least p. None if no number up to ``most_gpus`` does.
-
-    Args:
-        spec, gpu, workload: the model, the card, and what is asked.
-        most_tp: most GPUs that share a layer.
-        most_gpus: most GPUs of a replica that are tried.
-    """
-    best: Layout | None = None
-    for tp in range(min(most_tp, spec.num_heads), 0, -1):
-        if why_not(spec, tp, 1):
-            continue
-        most_pp = min(spec.num_layers, most_gpus // tp)
-        if best is not None:
-            most_pp = min(most_pp, (best.gpus_per_replica - 1) // tp)
-        found = _fewest_stages(spec, gpu, workload, tp, most_pp)
-        best = found or best
-    return best
-
-
-def _fewest_stages(spec: ModelSpec, gpu: Gpu, workload: Workload, tp: int, most: int) -> Layout | None:
-    def fits(pp: int) -> bool:
-        return fullest_rank(spec, gpu, workload, Layout.of(spec, tp, pp)).free >= 0
-
-    if most < 1:
-        return None
-    # From two stages on, more of them never leave less memory free: no need to try thousands one by one.
-    pp = 1 if fits(1) else bisect_left(range(2, most + 1), True, key=fits) + 2
-    return Layout.of(spec, tp, pp) if pp <= most else None
-
-
-def usual_fit(
-    spec: ModelSpec, gpu: Gpu, workload: Workload, *, most_gpus: int = _MOST_GPUS_TRIED, machine: Machine | None = None
-) -> Layout | None:
-    """The smallest of the numbers of GPUs that people buy, 1, 2, 4, 8 and whole nodes of 8, that holds the model and
-    one request, with as many as possible of a node's GPUs sharing a layer. None if none up to ``most_gpus`` does.
-
-    Args:
-        machine: only as its nodes allow.
-    """
-    able = [tp for tp in range(1, _USUAL_NODE + 1) if not why_not(spec, tp, 1)]
-    fewest = {
-        tp: found.pp
-        for tp in able
-        if (found := _fewest_stages(spec, gpu, workload, tp, min(spec.num_layers, most_gpus // tp)))
-    }
-    for count in (1, 2, 4, *range(_USUAL_NODE, most_gpus + 1, _USUAL_NODE)):
-        for tp in range(min(count, _USUAL_NODE), 0, -1):
-            pp = count // tp
-            if count > most_gpus or count % tp or not fewest.get(tp, pp + 1) <= pp <= spec.num_layers:
-                continue
-            if machine is not None and _no_room_on(machine, tp, pp):
-                continue
-            layout = Layout.of(spec, tp, pp)
-            if fullest_rank(spec, gpu, workload, layout).free >= 0:
-                return layout
-    return None
-
-
-def _what_would_fit(spec: ModelSpec, machine: Machine, workload: Workload) -> str:
-    ways = []
-    here, most_tp = machine.gpu, max(machine.gpus_per_node, _USUAL_NODE)
-    more = usual_fit(spec, here, workload) or smallest_fit(spec, here, workload, most_tp=most_tp)
-    if more is not None:
-        ways.append(f"{more.gpus_per_replica} x {here.name} as {more}")
-    for precision in ("fp8", "int4"):
-        if ITEMSIZE[precision] >= spec.weight_itemsize:
-            continue
-        smaller = replace(spec, weight_precision=precision)
-        found = usual_fit(smaller, here, workload, most_gpus=machine.num_gpus, machine=machine)
-        if found is None:  # a node of 6 GPUs, or heads that only 7 can share
-            able = [each.layout for each in all_choices(smaller, machine, workload) if each.feasible]
-            found = min((one for one in able if one), key=lambda one: (one.gpus_per_replica, one.pp), default=None)
-        if found is not None:
-            plain = replace(found, replicas=1)
-            ways.append(f"{precision} weights ({_gb(smaller.weight_bytes)}) on this machine as {plain}")
-            break
-    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory_GB):
-        if gpu.memory_GB <= here.memory_GB or _is_older(gpu, here):
-            continue
-        found = usual_fit(spec, gpu, workload, most_gpus=max(machine.num_gpus, _USUAL_NODE))
-        if found is not None and (more is None or found.gpus_per_replica < more.gpus_per_replica):
-            ways.append(f"{found.gpus_per_replica} x {gpu.name} ({_gb(gpu.memory_bytes)} each) as {found}")
-            break
-    return f"What would fit: {'; '.join(ways)}." if ways else "No number of such GPUs holds it: shorten the requests."
-
-
-def _is_older(gpu: Gpu, than: Gpu) -> bool:
-    """Spec sheets have no year: a GPU that is slower, or lacks the other's fp8, is no step up whatever it holds."""
-    lacks_fp8 = than.fp8_TFLOPS is not None and gpu.fp8_TFLOPS is None
-    return lacks_fp8 or gpu.bf16_TFLOPS < than.bf16_TFLOPS or gpu.hbm_GBps < than.hbm_GBps
-
-
-def _no_room_on(machine: Machine, tp: int, pp: int) -> str | None:
+def no_room_on(machine: Machine, tp: int, pp: int) -> str | None:
     most = machine.gpus_per_node
     if tp > most:
         return f"tp={tp} GPUs would have to share each layer, and a node has {most}: use tp of at most {most}"
@@ -278,14 +167,170 @@ def _no_room_on(machine: Machine, tp: int, pp: int) -> str | None:
 
 def _too_full(rank: RankMemory) -> str:
     parts = (
-        f"weights {_gb(rank.weights)}, one request's cache {_gb(rank.kv)}, activations {_gb(rank.activations)}, "
-        f"workspace {_gb(rank.workspace)}"
+        f"weights {as_GB(rank.weights)}, one request's cache {as_GB(rank.kv)}, activations {as_GB(rank.activations)}, "
+        f"workspace {as_GB(rank.workspace)}"
     )
     return (
-        f"does not fit: stage {rank.stage} needs {_gb(rank.total)} ({parts}), {_gb(-rank.free)} more than the "
-        f"{_gb(rank.usable)} the engine may take"
+        f"does not fit: stage {rank.stage} needs {as_GB(rank.total)} ({parts}), {as_GB(-rank.free)} more than the "
+        f"{as_GB(rank.usable)} the engine may take"
     )
 
 
-def _gb(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.3g} GB" if nbytes < 999.5e9 else f"{math.floor(nbytes / 1e9)} GB"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layouts:
+    """N layouts on one machine, as arrays."""
+
+    tp: Floats
+    pp: Floats
+    replicas: Floats
+    groups: Groups
+    """All-reduce group of the slowest stage."""
+    hop_family: Ints
+    """Family of the slowest link between two stages, an index into ``FAMILIES``."""
+    hop_GBps: Floats
+    """Bandwidth of that link in one direction, in GB/s."""
+    hop_latency_us: Floats
+    """Latency of that link, in us."""
+    capacity_tokens: Floats
+    """Tokens that the cache of one replica holds."""
+    kv_heads: Floats
+    """Number of distinct key-value heads per rank."""
+    hop_pairs: tuple[frozenset[tuple[int, int]], ...] = ()
+    """Pairs of GPUs that send to each other in each layout; empty if all pairs are alike."""
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Layouts]") -> "Layouts":
+        """The layouts of all parts, one after the other; all on GPUs of one kind, with one network."""
+        return _changed(parts, np.concatenate, lambda columns: sum(columns, ()))
+
+    def take(self, at: "NDArray[np.intp]") -> "Layouts":
+        """The layouts at these places, some of them several times or not at all."""
+        return _changed(
+            [self], lambda columns: columns[0][at], lambda columns: tuple(columns[0][i] for i in at if columns[0])
+        )
+
+    def scaled(self, scale: "Floats | float") -> "Layouts":
+        """The layouts with all links inside nodes ``scale`` times as wide (where measured: all links that were)."""
+        lay = self.groups
+        groups = replace(lay, bandwidth_GBps=lay.bandwidth_GBps * scale, width=lay.width * scale)
+        hops = np.where(self.hop_family != FAMILIES.index("network"), self.hop_GBps * scale, self.hop_GBps)
+        return replace(self, groups=groups, hop_GBps=hops)
+
+
+def _changed(
+    parts: Sequence[_Table], arrays: Callable[[list[Any]], Any], tuples: Callable[[list[Any]], tuple[Any, ...]]
+) -> _Table:
+    """A table whose columns are made of the parts' columns; numbers are the first part's."""
+    values: dict[str, Any] = {}
+    for field in fields(parts[0]):
+        columns = [getattr(part, field.name) for part in parts]
+        match columns[0]:
+            case Groups():
+                values[field.name] = _changed(columns, arrays, tuples)
+            case np.ndarray():
+                values[field.name] = arrays(columns)
+            case tuple():
+                values[field.name] = tuples(columns)
+            case number:
+                values[field.name] = number
+    return type(parts[0])(**values)
+
+
+def layout_arrays(
+    machine: Machine,
+    memories: Sequence[LayoutMemory],
+    engine: EngineConstants,
+    constants: Constants = DEFAULT,
+    placements: "Sequence[Placement | None] | None" = None,
+    by_gpu: bool = False,
+) -> Layouts:
+    """All of these layouts of one model, each of which must fit the machine's number of GPUs.
+
+    Args:
+        machine: where they run.
+        memories: the layouts, each with what its ranks hold.
+        engine: decides how much memory the cache gets.
+        constants: of the latency model.
+        placements: their GPUs; None, for all or one: in order where links are alike, else the best.
+        by_gpu: note which GPUs are in which group and send to each other, for measurements of those.
+    """
+    model, context = memories[0].spec, memories[0].workload.context_length
+    layouts = [memory.layout for memory in memories]
+    ring, direct, hop, nodes = [], [], [], []
+    members, pairs = [], []
+    alike = links_alike(machine)
+    for i, layout in enumerate(layouts):
+        where = placements[i] if placements is not None else None
+        if where is None and not alike and layout.tp <= machine.gpus_per_node:
+            where = place(machine, layout.tp, layout.pp, layout.replicas)
+        found = _by_placement(machine, where) if where else _in_order(machine, layout)
+        ring.append(found[0])
+        direct.append(found[1])
+        hop.append(found[2] or NO_LINK)
+        nodes.append(found[3])
+        if by_gpu:
+            chains = where.groups if where else groups_in_order(layout)
+            members.append(frozenset(tuple(sorted(group)) for chain in chains for group in chain))
+            pairs.append(
+                frozenset(pair for chain in chains for a, b in pairwise(chain) for pair in zip(a, b, strict=True))
+            )
+    # Windowed layers keep fewer tokens, so the capacity is larger.
+    capacity = np.array([float(memory.token_capacity(engine.of_free_memory)) for memory in memories])
+    kv_heads = {tp: float(model.kv_heads_per_rank(tp)) for tp in {layout.tp for layout in layouts}}
+    return Layouts(
+        tp=np.array([float(layout.tp) for layout in layouts]),
+        pp=np.array([float(layout.pp) for layout in layouts]),
+        replicas=np.array([float(layout.replicas) for layout in layouts]),
+        groups=Groups.of(
+            [layout.tp for layout in layouts],
+            ring,
+            direct=direct,
+            nodes=nodes,
+            network=machine.network,
+            scale=constants.generation_scale.get(machine.gpu.name, 1.0),
+            members=tuple(members),
+        ),
+        hop_family=np.array([FAMILIES.index(FAMILY_OF[link.kind]) for link in hop]),
+        hop_GBps=np.array([link.bandwidth_GBps for link in hop]),
+        hop_latency_us=np.array([link.latency_us for link in hop]),
+        capacity_tokens=capacity * context / model.kept_tokens(context),
+        kv_heads=np.array([kv_heads[layout.tp] for layout in layouts]),
+        hop_pairs=tuple(pairs),
+    )
+
+
+def groups_in_order(layout: Layout) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """GPUs in order: ``[replica][stage]``."""
+    t, p = layout.tp, layout.pp
+    return tuple(
+        tuple(tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)) for r in range(layout.replicas)
+    )
+
+
+def links_alike(machine: Machine) -> bool:
+    """Whether every pair of a node has the same link."""
+    return len({link for row in machine.links for link in row if link is not None}) <= 1
+
+
+_Found = tuple[Link | None, bool, Link | None, int]
+
+
+def _by_placement(machine: Machine, where: Placement) -> _Found:
+    """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group."""
+    groups = [group for chain in where.groups for group in chain]
+    pair = where.slowest_tp_link
+    nodes = max(len({machine.node_of(gpu) for gpu in group}) for group in groups)
+    return where.slowest_ring_link, pair is not None and pair.is_nvlink, where.slowest_hop_link, nodes
+
+
+def _in_order(machine: Machine, layout: Layout) -> _Found:
+    t, used, per_node = layout.tp, layout.gpus_per_replica, machine.gpus_per_node
+    inside = machine.slowest_link(range(min(per_node, max(t, 2)))) if per_node > 1 else None
+    nodes = math.ceil(t / per_node)
+    over_nodes = used > per_node or layout.replicas > machine.nodes * (per_node // used)
+    hop = (machine.network or inside) if over_nodes else inside
+    link = inside or machine.network
+    return (link if t > 1 else None), link is not None and link.is_nvlink, hop if layout.pp > 1 else None, nodes

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.shown import count, fixed
 from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
@@ -24,7 +25,6 @@ from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
 from tplab.topology.advisor.served import TERMS, TTFT_TERMS, Served
-from tplab.topology.advisor.wording import count, fixed
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement

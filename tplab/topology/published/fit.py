@@ -35,7 +35,7 @@ from tplab.files import read_frame
 from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
 from tplab.topology.advisor.latency import Server
-from tplab.topology.advisor.layout_arrays import Layouts, layout_arrays
+from tplab.topology.advisor.layouts import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.machine.presets import gpu_preset
 from tplab.topology.published.tables import Case, read_folder
