@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tplab.models.presets import HUGGING_FACE, MODELS
-from tplab.models.spec import ITEMSIZE, ModelConfig
+from tplab.models.spec import ITEMSIZE, MODEL_TYPES, ModelConfig
 from tplab.topology import EnginePolicy, ModelSpec, Workload
 
 LLAMA = {
@@ -49,6 +49,15 @@ LLAMA = {
 )
 def test_presets_have_the_published_parameters(name, parameters):
     assert ModelSpec.from_config(name).total_params == parameters
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name]["model_type"] in MODEL_TYPES])
+def test_presets_can_be_run(name):
+    """A preset is a description of the whole model: written as a config.json, ``generate`` reads it."""
+    spec = ModelSpec.from_config(name)
+    config = ModelConfig.from_hf(spec.to_hf())
+    assert replace(config, name=name) == spec.in_dtype(spec.dtype)
+    assert config.weight_bytes == spec.weight_bytes
 
 
 def test_gpt3_is_175_billion():

@@ -65,10 +65,12 @@ def read_config(source: "str | os.PathLike[str] | Config") -> ModelConfig:
 
 
 def file_of(source: "str | os.PathLike[str]") -> Path:
+    """The file, or the ``config.json`` of the folder."""
     return Path(source) / "config.json" if os.path.isdir(source) else Path(source)
 
 
 def object_in(path: Path) -> Config:
+    """The object in a JSON file. Raises ``ValueError`` for anything else, ``FileNotFoundError`` where there is none."""
     try:
         values = read_json(path, limit=MOST_BYTES)
     except FileNotFoundError:
@@ -315,6 +317,6 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         keys["attention_bias"] = config.out_bias
     if kind == "llama":
         keys["mlp_bias"] = config.mlp_bias
-    if replace(read_config(keys), name=config.name) != config:
+    if replace(read_config(keys), name=config.name) != config.in_dtype(config.dtype):
         raise ValueError(f"a {kind} model in a config.json cannot be this: {config}")
     return keys

@@ -203,20 +203,24 @@ class Keys:
         return name, self.defaults.get(key) if left_out else value
 
     def size(self, key: str) -> int:
+        """A size that the file or the family's default must have."""
         name, value = self.find(key)
         if value is None and name not in self.values:
             raise ValueError(f"{self.at}the configuration has no {' or '.join((key, *ALSO.get(key, ())))}")
         return whole(value, name, self.at)
 
     def optional(self, key: str) -> int | None:
+        """A size, if there is one."""
         name, value = self.find(key)
         return None if value is None else whole(value, name, self.at)
 
     def number(self, key: str, usual: float) -> float:
+        """A number above 0; ``usual`` without one."""
         name, value = self.find(key)
         return usual if value is None else number(value, name, self.at)
 
     def flag(self, key: str, usual: bool = False) -> bool:
+        """True or false; ``usual`` without one."""
         value = self.find(key)[1]
         return usual if value is None else check_flag(f"{self.at}{key}", value)
 

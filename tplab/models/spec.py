@@ -161,7 +161,7 @@ class ModelConfig:
 
         return config_json(self)
 
-    def in_dtype(self, dtype: str) -> "ModelConfig":
+    def in_dtype(self, dtype: str | None) -> "ModelConfig":
         """The model as ``tplab.models`` runs it: all of it in this type."""
         return ModelConfig(**{each.name: getattr(self, each.name) for each in fields(ModelConfig)} | {"dtype": dtype})
 
