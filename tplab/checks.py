@@ -8,7 +8,7 @@ numbers are numbers. Each check returns the value, so that it can stand where th
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from numbers import Real
 from typing import Any, SupportsIndex, TypeVar
 
@@ -31,6 +31,9 @@ class ArgumentError(ValueError):
 
     def __str__(self) -> str:
         return self.named(self.argument)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def named(self, name: str) -> str:
         """The message with another name for the argument, such as the option that it came from."""
@@ -67,9 +70,9 @@ def check_number(
         or not (value < math.inf if most is None else value <= most)
     ):
         kind = "a finite number" if most is None else "a number"
-        bounds = (("of at least", least), ("above", above), ("at most", None if most == math.inf else most))
-        said = " and ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
-        raise ArgumentError(name, value, f"must be {kind} {said}")
+        bounds = {"of at least": least, "above": above, "at most": None if most == math.inf else most}
+        said = " and ".join(f"{words} {_short(bound)}" for words, bound in bounds.items() if bound is not None)
+        raise ArgumentError(name, value, f"must be {kind} {said}".rstrip())
     return value
 
 
@@ -77,7 +80,7 @@ def check_one_of(name: str, value: T, choices: Iterable[T]) -> T:
     """``value``, which must be one of ``choices``."""
     known = list(choices)
     if value not in known:
-        raise ArgumentError(name, value, f"must be one of {', '.join(map(str, known))}")
+        raise ArgumentError(name, value, f"must be one of {', '.join(map(str, known)) or 'none'}")
     return value
 
 
@@ -93,6 +96,12 @@ def check_all_of(name: str, values: Iterable[T], choices: Iterable[T]) -> list[T
     return given
 
 
+def check_length(name: str, values: Sized, length: int, what: str) -> None:
+    """``values`` must have one for each of ``length`` things, ``what``."""
+    if len(values) != length:
+        raise ArgumentError(name, len(values), f"must have one for each of the {length:,} {what}")
+
+
 def check_flag(name: str, value: Any) -> bool:
     """``value``, true or false: the text "false" would count as true."""
     if not isinstance(value, bool):
@@ -105,3 +114,7 @@ def check_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ArgumentError(name, value, "must be a text")
     return value
+
+
+def _short(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"

@@ -77,7 +77,7 @@ def test_the_ring_ends_with_every_sum_everywhere(n: int) -> None:
 
 
 def test_the_ring_figure_names_what_is_out_of_range() -> None:
-    with pytest.raises(ValueError, match="step must be 0 to 6"):
+    with pytest.raises(ValueError, match="step must be a whole number from 0 to 6"):
         ring_figure(4, 7)
     with pytest.raises(ValueError, match="n must be"):
         ring_figure(1, 0)

@@ -91,9 +91,7 @@ def test_chunks_are_of_all_tokens_as_torch_cuts_them(tokens: int, data: st.DataO
 
 @pytest.mark.parametrize("k", [0, -1, 18])
 def test_a_chunk_count_over_the_tokens_is_named(k: int) -> None:
-    with pytest.raises(
-        ValueError, match=r"num_chunks must be (1 to tokens=17; got (0|18)|a whole number of at least 0; got -1)"
-    ):
+    with pytest.raises(ValueError, match=r"num_chunks must be a whole number from 1 to 17; got (0|18|-1)"):
         chunked_us(17, k, float, float)
 
 

@@ -320,7 +320,7 @@ def test_caches_as_many_as_blocks() -> None:
     x = tokens_of(1)
     cache = blocks[0].self_attn.make_cache(1, 2 * SEQ)
     with torch.no_grad():
-        with pytest.raises(ValueError, match="caches must be as many as blocks: 2; got 1"):
+        with pytest.raises(ValueError, match="caches must have one for each of the 2 blocks; got 1"):
             run_blocks(blocks, x, caches=[cache])
         # Two blocks with one cache would attend to each other's keys.
         with pytest.raises(ValueError, match="cache"):

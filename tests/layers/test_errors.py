@@ -226,12 +226,12 @@ def test_more_chunks_than_tokens_on_a_rank_alone_too() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Chunked(0), "num_chunks must be a positive whole number; got 0"),
-        (lambda: Chunked(2.0), "num_chunks must be a positive whole number; got 2.0"),  # type: ignore[arg-type]
-        (lambda: Chunked(True), "num_chunks must be a positive whole number; got True"),
-        (lambda: BatchSplit(1), "num_parts must be a whole number, 2 or more; got 1"),
-        (lambda: BatchSplit(2, by="layer"), "by must be 'batch', 'sequence' or None; got 'layer'"),
-        (lambda: Int8(0), "scale_group must be a positive whole number; got 0"),
+        (lambda: Chunked(0), "num_chunks must be a whole number of at least 1; got 0"),
+        (lambda: Chunked(2.0), "num_chunks must be a whole number of at least 1; got 2.0"),  # type: ignore[arg-type]
+        (lambda: Chunked(True), "num_chunks must be a whole number of at least 1; got True"),
+        (lambda: BatchSplit(1), "num_parts must be a whole number of at least 2; got 1"),
+        (lambda: BatchSplit(2, by="layer"), "by must be one of None, batch, sequence; got 'layer'"),
+        (lambda: Int8(0), "scale_group must be a whole number of at least 1; got 0"),
     ],
 )
 def test_strategies_that_cannot_be(make: Any, message: str) -> None:

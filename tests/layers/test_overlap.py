@@ -127,8 +127,8 @@ def test_a_stop_keeps_the_rounds_reported() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tokens": 0}, "tokens must be a positive whole number; got 0"),
-        ({"iterations": 1.5}, "iterations must be a positive whole number; got 1.5"),
+        ({"tokens": 0}, "tokens must be a whole number of at least 1; got 0"),
+        ({"iterations": 1.5}, "iterations must be a whole number of at least 1; got 1.5"),
         ({"chunks": ()}, r"chunks must rise from 1 on, such as \(1, 2, 4, 8\); got \(\)"),
         ({"chunks": (2, 4)}, r"chunks must rise from 1 on, .*; got \(2, 4\)"),
         ({"chunks": (1, 4, 2)}, r"chunks must rise from 1 on, .*; got \(1, 4, 2\)"),
@@ -142,7 +142,7 @@ def test_plans_that_cannot_be(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("tokens", [(), (0,), (1, 2.5)])
 def test_phases_that_cannot_be(tokens: tuple[Any, ...]) -> None:
-    with pytest.raises(ValueError, match="tokens must be positive whole numbers; got"):
+    with pytest.raises(ValueError, match="tokens must be a whole number of at least 1; got"):
         PhasePlan(tokens=tokens)
 
 

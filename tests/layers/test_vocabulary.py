@@ -441,7 +441,7 @@ def test_ids_and_targets_out_of_range(ranks: Cluster) -> None:
 
 
 def test_bad_reduction() -> None:
-    with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none'; got 'max'"):
+    with pytest.raises(ValueError, match="reduction must be one of mean, sum, none; got 'max'"):
         parallel_cross_entropy(
             torch.zeros(1, 5), torch.zeros(1, dtype=torch.long), VocabShard.of(5, 0, 1), None, reduction="max"
         )

@@ -478,7 +478,7 @@ def test_precision_names():
 def test_sizes_given_by_hand():
     with pytest.raises(ValueError, match="num_layers must be a whole number from 1 to 10,000; got 0"):
         replace(ModelSpec.from_config("qwen3-8b"), num_layers=0)
-    with pytest.raises(ValueError, match=r"windows must be one per layer: 36; got 40"):
+    with pytest.raises(ValueError, match=r"windows must have one for each of the 36 layers; got 40"):
         replace(ModelSpec.from_config("qwen3-8b"), windows=(4096,) * 40)
     with pytest.raises(ValueError, match=r"num_heads=32 does not divide over 3 ranks .*: use 1, 2, 4, 8 ranks"):
         ModelSpec.from_config("qwen3-8b").kv_heads_of_rank(0, 3)

@@ -57,7 +57,7 @@ def test_interleaved_really_interleaves() -> None:
     ("arguments", "message"),
     [
         ({"pipeline_schedule": "zb-h1"}, "pipeline_schedule must be one of 1f1b, gpipe, interleaved; got 'zb-h1'"),
-        ({"num_stages": 0}, "num_stages must be at least 1"),
+        ({"num_stages": 0}, "num_stages must be a whole number of at least 1"),
         ({"num_micro_batches": 6, "pipeline_schedule": "interleaved"}, "not a multiple of num_stages=4"),
         ({"num_chunks": 2}, "num_chunks must be 1 for 1f1b, got 2"),
     ],
@@ -69,5 +69,5 @@ def test_configs_that_cannot_be(arguments: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize("stage_id", [-1, 4])
 def test_ranks_that_are_not_there(stage_id: int) -> None:
-    with pytest.raises(ValueError, match=f"stage_id must be 0 to 3, got {stage_id}"):
+    with pytest.raises(ValueError, match=f"stage_id must be a whole number from 0 to 3; got {stage_id}"):
         PipelineScheduler(PipelineConfig(), stage_id)

@@ -403,7 +403,7 @@ class NoRanks:
         (build_schedule("1f1b", 2, 2), {"stage": make_block}, "inputs must be given"),
         (build_schedule("1f1b", 2, 2), {"loss": F.mse_loss}, "loss must be left out where stage is Costs"),
         (build_schedule("1f1b", 2, 2), {"stage": Costs(overlap=False)}, r"overlap=False.*simulated only"),
-        (build_schedule("1f1b", 2, 2), {"warm_ups": -1}, "warm_ups must be 0 or more; got -1"),
+        (build_schedule("1f1b", 2, 2), {"warm_ups": -1}, "warm_ups must be a whole number of at least 0; got -1"),
         (build_schedule("1f1b", 2, 2), {"stage": Costs(forward_s=[1.0])}, "forward_s must be"),
     ],
 )
@@ -515,8 +515,11 @@ def test_dynamic_shapes(cluster_of: Callable[[int], Cluster]) -> None:
     ("options", "message"),
     [
         ({"inputs": torch.zeros(7, WIDTH)}, r"inputs of shape \(7, 6\) cannot be split into 4 micro-batches"),
-        ({"inputs": [torch.zeros(2, WIDTH)] * 3}, "inputs must have one entry for each of the 4 micro-batches; got 3"),
-        ({"loss": F.mse_loss, "targets": [torch.zeros(2)] * 3}, "targets must have one entry for each of the 4"),
+        ({"inputs": [torch.zeros(2, WIDTH)] * 3}, "inputs must have one for each of the 4 micro-batches; got 3"),
+        (
+            {"loss": F.mse_loss, "targets": [torch.zeros(2)] * 3},
+            "targets must have one for each of the 4 micro-batches",
+        ),
         ({"loss": lambda a, b: a - b}, "loss must return one number"),
         ({"loss": None, "targets": None}, "loss must return one number"),
         ({"inputs": lambda rank, micro_batch: [1.0]}, "a tensor or a tuple of tensors; got float"),

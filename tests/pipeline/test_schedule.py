@@ -111,11 +111,11 @@ def test_columns_are_the_table() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_stages": 0}, "num_stages must be at least 1, got 0"),
-        ({"num_micro_batches": 0}, "num_micro_batches must be at least 1, got 0"),
-        ({"num_stages": 3}, "ranks must hold one list for each of num_stages=3, got 1"),
-        ({"placement": "w"}, "placement must be loop or v, got 'w'"),
-        ({"micro_batches": (MicroBatch(),)}, "describe all 2 micro-batches, got 1"),
+        ({"num_stages": 0}, "num_stages must be a whole number of at least 1; got 0"),
+        ({"num_micro_batches": 0}, "num_micro_batches must be a whole number of at least 1; got 0"),
+        ({"num_stages": 3}, "ranks must have one for each of the 3 num_stages; got 1"),
+        ({"placement": "w"}, "placement must be one of loop, v; got 'w'"),
+        ({"micro_batches": (MicroBatch(),)}, "micro_batches must have one for each of the 2 micro-batches; got 1"),
     ],
 )
 def test_impossible_tables_are_refused(fields: dict[str, object], message: str) -> None:

@@ -141,9 +141,9 @@ def test_stop_keeps_complete_cases(fragile: Cluster) -> None:
             r"micro_batches must be positive and rise.*\(4, 2\)",
         ),
         (lambda: DecodePlan(stage_s=(1.0,), in_flight=(0, 1)), "in_flight must be positive"),
-        (lambda: DecodePlan(stage_s=(1.0,), steps=2), "steps must be at least 3.*got 2"),
+        (lambda: DecodePlan(stage_s=(1.0,), steps=2), "steps must be a whole number of at least 3; got 2"),
         (lambda: ChunkedPrefillPlan(num_stages=2, tokens=3, chunks=(1, 4)), "chunks=4 is more than the 3 tokens"),
-        (lambda: ChunkedPrefillPlan(num_stages=0), "num_stages must be at least 1; got 0"),
+        (lambda: ChunkedPrefillPlan(num_stages=0), "num_stages must be a whole number of at least 1; got 0"),
     ],
 )
 def test_plans_that_cannot_be(make: Callable[[], Any], message: str) -> None:

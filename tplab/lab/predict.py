@@ -1,9 +1,8 @@
 """The learner commits a number before anything runs."""
 
-import math
-
 import ipywidgets as widgets
 
+from tplab.checks import check_number
 from tplab.lab.panels import html
 
 
@@ -31,8 +30,7 @@ class Predict(widgets.VBox):
 
     def commit(self, number: float) -> "Predict":
         """Commit ``number``; it can be committed once. Raises ``ValueError`` for a second number, or for no number."""
-        if not math.isfinite(number):
-            raise ValueError(f"number must be a finite number; got {number!r}")
+        check_number("number", number)
         if self._value is not None and number != self._value:
             raise ValueError(
                 f"a prediction is committed once; this one is {self._value:g}. Run the cell again to reset it"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tplab.checks import check_length
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.comm import Comm, Pending, as_comm
 from tplab.layers.core_attention import GrowingCache, KVCache
@@ -215,8 +216,7 @@ def run_blocks(
     if cache is not None and len(blocks) > 1:
         raise ValueError(f"cache is for a stack of one block; for {len(blocks)} give caches, one per block")
     each: list[Cache | None] = [*caches] if caches is not None else [cache] * len(blocks)
-    if len(each) != len(blocks):
-        raise ValueError(f"caches must be as many as blocks: {len(blocks)}; got {len(each)}")
+    check_length("caches", each, len(blocks), "blocks")
     how = {"positions": positions, "mask": mask}
     if strategy.sequence_parallel:
         comm = blocks[0].comm

@@ -9,7 +9,7 @@ both are here, and notebook 04 draws them together.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tplab.checks import check_count
+from tplab.checks import check_count, check_one_of
 from tplab.collectives.volumes import chunk_lengths, sent_bytes
 
 STRATEGIES = ("blocking", "chunked", "batch split", "sequence parallel")
@@ -51,8 +51,7 @@ def block_collectives(
     """
     tokens, hidden = check_count("tokens", tokens), check_count("hidden", hidden, least=1)
     itemsize, parts = check_count("itemsize", itemsize, least=1), check_count("parts", parts, least=1)
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}")
+    check_one_of("strategy", strategy, STRATEGIES)
     if check_count("n", n, least=1) == 1:
         return ()
     if strategy == "sequence parallel":
@@ -107,8 +106,7 @@ def chunked_us(
         compute_us, comm_us: time of the matmul, and of the all-reduce of its result, for a number of tokens. With a
             latency per message and a start-up per matmul in them, more chunks are not always better.
     """
-    if not 1 <= check_count("num_chunks", num_chunks) <= check_count("tokens", tokens):
-        raise ValueError(f"num_chunks must be 1 to tokens={tokens}; got {num_chunks}")
+    check_count("num_chunks", num_chunks, least=1, most=check_count("tokens", tokens))
     lengths = chunk_lengths(tokens, num_chunks)
     return pipelined_us([compute_us(t) for t in lengths], [comm_us(t) for t in lengths])
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tplab.checks import check_count
 from tplab.collectives.cost import time_us
 from tplab.collectives.emulated_link import check_backend
 from tplab.collectives.volumes import chunk_lengths
@@ -43,8 +44,7 @@ class ChunkPlan:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "in_features", "out_features", "iterations"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive whole number; got {getattr(self, name)!r}")
+            check_count(name, getattr(self, name), least=1)
         if not self.chunks or self.chunks[0] != 1 or list(self.chunks) != sorted(set(self.chunks)):
             raise ValueError(f"chunks must rise from 1 on, such as (1, 2, 4, 8); got {self.chunks}")
         if self.chunks[-1] > self.tokens:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tplab.checks import check_count
 from tplab.collectives.emulated_link import check_backend
 from tplab.layers.overlap import StackPlan, linked_comm, plain_stack
 from tplab.measure import provenance_columns, samples_of
@@ -38,8 +39,8 @@ class PhasePlan:
     """Number of samples of each step."""
 
     def __post_init__(self) -> None:
-        if not self.tokens or any(not isinstance(t, int) or t < 1 for t in self.tokens):
-            raise ValueError(f"tokens must be positive whole numbers; got {self.tokens}")
+        for tokens in self.tokens or (0,):
+            check_count("tokens", tokens, least=1)
 
 
 def submit_phases(cluster: "Cluster", plan: PhasePlan, **callbacks: Any) -> "Run[None]":

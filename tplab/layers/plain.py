@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tplab.checks import check_one_of
 from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
 
 GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -32,8 +33,7 @@ class MLP(nn.Module):
         self, hidden_size: int, intermediate_size: int, *, activation: str = "swiglu", bias: bool = False, **kind: Any
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+        check_one_of("activation", activation, ACTIVATIONS)
         self.activation = activation
         if activation in GATES:
             self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias, **kind)

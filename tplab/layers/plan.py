@@ -31,9 +31,9 @@ Letters: n ranks; H query heads, G key-value heads; S bytes of the full tensor (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
-from tplab.checks import check_count
+from tplab.checks import check_count, check_one_of
 from tplab.collectives.cost import time_us
 from tplab.collectives.volumes import sent_bytes
 from tplab.layers.ranges import kv_heads_by_rank
@@ -372,13 +372,7 @@ def _checked(choices: Mapping[str, str] | Sequence[str]) -> dict[str, Sharding]:
         choices = dict(zip(MATRICES, choices, strict=True))
     if set(choices) != set(MATRICES):
         raise ValueError(f"choices must be {offered}; got choices for {', '.join(map(str, choices)) or 'none'}")
-    checked: dict[str, Sharding] = {}
-    for name in MATRICES:
-        known = [choice for choice in CHOICES if choice == choices[name]]
-        if not known:
-            raise ValueError(f"{name} must be one of {', '.join(CHOICES)}; got {choices[name]!r}")
-        checked[name] = known[0]
-    return checked
+    return {name: cast(Sharding, check_one_of(name, choices[name], CHOICES)) for name in MATRICES}
 
 
 def _check_divides(choices: Mapping[str, Sharding], sizes: Mapping[str, int], n: int) -> None:

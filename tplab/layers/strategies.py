@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tplab.checks import check_count, check_one_of
 from tplab.layers.comm import Comm, Done, Pending
 
 
@@ -71,9 +72,7 @@ class Chunked(Blocking):
     name = "chunked"
 
     def __init__(self, num_chunks: int) -> None:
-        if isinstance(num_chunks, bool) or not isinstance(num_chunks, int) or num_chunks < 1:
-            raise ValueError(f"num_chunks must be a positive whole number; got {num_chunks!r}")
-        self.num_chunks = num_chunks
+        self.num_chunks = check_count("num_chunks", num_chunks, least=1)
 
     def reduce_matmul(self, x_TI: torch.Tensor, w_DI: torch.Tensor, comm: Comm) -> Pending:
         x = x_TI.reshape(-1, x_TI.shape[-1])
@@ -121,12 +120,8 @@ class BatchSplit(Blocking):
     name = "batch split"
 
     def __init__(self, num_parts: int = 2, by: str | None = None) -> None:
-        if isinstance(num_parts, bool) or not isinstance(num_parts, int) or num_parts < 2:
-            raise ValueError(f"num_parts must be a whole number, 2 or more; got {num_parts!r}")
-        if by not in (None, "batch", "sequence"):
-            raise ValueError(f"by must be 'batch', 'sequence' or None; got {by!r}")
-        self.num_parts = num_parts
-        self.by = by
+        self.num_parts = check_count("num_parts", num_parts, least=2)
+        self.by = check_one_of("by", by, (None, "batch", "sequence"))
 
     def parts_of(self, batch: int, seq: int) -> tuple[str, int]:
         """What is cut, ``batch`` or ``sequence``, and into how many parts: no more than there are of it."""
@@ -189,9 +184,7 @@ class Int8(Blocking):
     name = "int8"
 
     def __init__(self, scale_group: int = 64) -> None:
-        if isinstance(scale_group, bool) or not isinstance(scale_group, int) or scale_group < 1:
-            raise ValueError(f"scale_group must be a positive whole number; got {scale_group!r}")
-        self.scale_group = scale_group
+        self.scale_group = check_count("scale_group", scale_group, least=1)
 
     def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
         if comm.size > 1:

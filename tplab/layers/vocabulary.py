@@ -6,7 +6,6 @@ would send T·V of them: at 128,000 tokens of vocabulary more than all layers of
 Legend: B batch, S sequence, T tokens, D hidden; V vocabulary, v rows per rank (padding included); n ranks.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tplab.checks import check_count, check_number, check_one_of
 from tplab.layers.comm import Comm, as_comm
 from tplab.layers.linear import ColumnParallelLinear, check_device
 from tplab.layers.regions import gather_from_group, pad_tokens, reduce_from_group
@@ -227,8 +227,7 @@ def parallel_cross_entropy(
 
     Source: Shoeybi and others, "Megatron-LM" (2019), section 3.
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
+    check_one_of("reduction", reduction, ("mean", "sum", "none"))
     _local(logits, vocab)
     kept = targets != ignore_index
     if targets.device.type == "cpu" and bool((kept & ((targets < 0) | (targets >= vocab.size))).any()):
@@ -321,12 +320,11 @@ def parallel_sample(
     Raises:
         ValueError: a setting out of range, a generator that is not on the CPU, or not as many as rows.
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or more, and finite; got {temperature}")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k must be a whole number of at least 1, or None; got {top_k!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be more than 0 and at most 1, or None; got {top_p}")
+    check_number("temperature", temperature, least=0)
+    if top_k is not None:
+        check_count("top_k", top_k, least=1)
+    if top_p is not None:
+        check_number("top_p", top_p, above=0, most=1)
     generators = [generator] if isinstance(generator, torch.Generator) else [*generator]
     for each in generators:
         if each.device.type != "cpu":

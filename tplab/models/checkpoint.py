@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tplab.checks import check_count
 from tplab.files import read_json, replacing, settle
 from tplab.models.decoder import Stage
 from tplab.models.records import CheckpointError
@@ -258,8 +259,7 @@ def save_checkpoint(
 
     folder, dtype = Path(folder), dtype or config.dtype or "float32"
     kind = torch_dtype(dtype)
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes must be positive; got {max_shard_bytes}")
+    check_count("max_shard_bytes", max_shard_bytes, least=1)
     parts: list[list[str]] = [[]]
     filled = total = 0
     for name, shape in config.tensor_shapes().items():

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tplab.checks import check_count
 from tplab.cluster.run import DerivedRun
 from tplab.models.records import CheckpointError, LoadReport, RankResult, Request, Weights, check_prompts
 from tplab.models.result import Generation
@@ -345,8 +346,8 @@ def _tokenizer(weights: Weights) -> Any:
 
 def _degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:
     for name, size in (("tp", tp), ("pp", pp)):
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"{name} must be a positive whole number; got {size!r}")
+        if size is not None:
+            check_count(name, size, least=1)
     tp_size = tp if tp is not None else num_ranks // (pp or 1)
     pp_size = pp if pp is not None else num_ranks // tp_size if tp_size else 0
     if tp_size * pp_size != num_ranks:

@@ -3,13 +3,13 @@
 Pure: checked in the notebook kernel, used on the ranks.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tplab.checks import check_count, check_number
 from tplab.models.spec import ModelConfig, ModelSpec
 
 if TYPE_CHECKING:
@@ -58,24 +58,18 @@ class Request:
         if any(texts) and not all(texts):
             raise ValueError("prompts must all be texts, or all lists of token ids; they are mixed")
         for name in ("max_new_tokens", "num_micro_batches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number; got {value!r}")
+            check_count(name, getattr(self, name), least=1)
         if self.num_micro_batches > len(self.prompts):
             raise ValueError(
                 f"num_micro_batches={self.num_micro_batches} is more than the {len(self.prompts)} prompts: a "
                 f"micro-batch needs one at least"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1; got {self.seed!r}")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be 0 or more, and finite; got {self.temperature}")
-        if self.top_k is not None and (
-            isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1
-        ):
-            raise ValueError(f"top_k must be a positive whole number, or None; got {self.top_k!r}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be more than 0 and at most 1, or None; got {self.top_p}")
+        check_count("seed", self.seed, most=(1 << 63) - 1)
+        check_number("temperature", self.temperature, least=0)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k, least=1)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, above=0, most=1)
         if self.margins and self.temperature:
             raise ValueError(f"margins are of the likeliest token: use temperature=0, not {self.temperature}")
 

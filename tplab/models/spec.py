@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
-from tplab.checks import check_one_of
+from tplab.checks import check_length, check_one_of
 from tplab.layers.ranges import kv_heads_by_rank
 from tplab.models.keys import whole
 
@@ -136,8 +136,8 @@ class ModelConfig:
             )
         if self.dtype is not None:
             itemsize(self.dtype)
-        if self.windows and len(self.windows) != self.num_layers:
-            raise ValueError(f"windows must be one per layer: {self.num_layers}; got {len(self.windows)}")
+        if self.windows:
+            check_length("windows", self.windows, self.num_layers, "layers")
         for key, value in (("max_positions", self.max_positions), *(("sliding_window", w) for w in set(self.windows))):
             if value is not None:
                 whole(value, key)
@@ -395,6 +395,5 @@ class ModelSpec(ModelConfig):
 
 def itemsize(dtype: str | None) -> int:
     """Bytes per number. Raises ``ValueError`` for a type that ``tplab.models`` does not compute in."""
-    if dtype not in PRECISIONS:
-        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}; got {dtype!r}")
+    check_one_of("dtype", dtype, PRECISIONS)
     return int(ITEMSIZE[PRECISIONS[str(dtype)]])

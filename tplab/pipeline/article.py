@@ -8,6 +8,7 @@ ranks.
 from dataclasses import dataclass
 from typing import Any
 
+from tplab.checks import check_count, check_one_of
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.schedule import Op, Schedule
 
@@ -28,11 +29,7 @@ class PipelineConfig:
     """v, chunks per rank: by default 2 for ``interleaved``, and 1 for the others, which allow no more."""
 
     def __post_init__(self) -> None:
-        if self.pipeline_schedule not in CHOICES:
-            raise ValueError(
-                f"pipeline_schedule must be one of {', '.join(CHOICES)}; got {self.pipeline_schedule!r}. More are in "
-                f"tplab.pipeline.build_schedule"
-            )
+        check_one_of("pipeline_schedule", self.pipeline_schedule, CHOICES)  # build_schedule has more
         self.build()
 
     def build(self) -> Schedule:
@@ -58,8 +55,7 @@ class PipelineScheduler:
     """
 
     def __init__(self, config: PipelineConfig, stage_id: int) -> None:
-        if not 0 <= stage_id < config.num_stages:
-            raise ValueError(f"stage_id must be 0 to {config.num_stages - 1}, got {stage_id}")
+        check_count("stage_id", stage_id, most=config.num_stages - 1)
         self.config = config
         self.stage_id = stage_id
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tplab.checks import check_count
+from tplab.checks import check_count, check_one_of
 from tplab.pipeline import inference, training
 from tplab.pipeline.schedule import MicroBatch, Schedule
 
@@ -51,8 +51,7 @@ def build_schedule(
         ValueError: an unknown name; counts below 1; m that ``interleaved`` cannot cut into rounds of p; arguments that
             the schedule has no use for.
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"name must be one of {', '.join(SCHEDULES)}; got {name!r}")
+    check_one_of("name", name, SCHEDULES)
     p = check_count("num_stages", num_stages, least=1)
     m = check_count("num_micro_batches", num_micro_batches, least=1)
     v = check_count("num_chunks", num_chunks, least=1)

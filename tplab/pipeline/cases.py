@@ -7,6 +7,7 @@ a busy spell of the machine spoils a sample of many tables and not most samples 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tplab.checks import check_count
 from tplab.pipeline.job import Job, RunPlan, make_job
 from tplab.pipeline.run import MeasuredTrace, run_trace
 
@@ -21,8 +22,7 @@ def submit_cases(cluster: "Cluster", plans: Sequence[RunPlan], *, rounds: int = 
     """
     if not plans:
         raise ValueError("plans must hold at least one RunPlan; it is empty")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1; got {rounds}")
+    check_count("rounds", rounds, least=1)
     jobs = [make_job(cluster, plan) for plan in plans]
     return cluster.submit(run_cases, jobs, rounds, timeout=None, **callbacks)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tplab.checks import check_count
+from tplab.checks import check_count, check_one_of
 
 BALANCED = ("gpipe", "1f1b", "interleaved", "zb-h1", "forward-only")
 """Schedules that have a formula for alike stages."""
@@ -115,8 +115,7 @@ def peak_activations(name: str, p: int, m: int, v: int = 1, *, rank: int = 0) ->
         rank: r, the rank that is asked about.
     """
     _check(name, p, m, v)
-    if not 0 <= rank < p:
-        raise ValueError(f"rank must be 0 to p - 1 = {p - 1}, got {rank}")
+    check_count("rank", rank, most=p - 1)
     match name:
         case "gpipe":
             return float(m)
@@ -132,8 +131,7 @@ def peak_activations(name: str, p: int, m: int, v: int = 1, *, rank: int = 0) ->
 
 def boundary_messages_ratio(p: int, v: int) -> float:
     """Messages of the interleaved schedule over those of 1F1B: ``(pv-1)/(p-1)``, 2.33 at p=4, v=2 (C19)."""
-    if check_count("p", p, least=1) == 1:
-        raise ValueError("p must be at least 2: a single rank sends nothing, with or without chunks")
+    check_count("p", p, least=2)  # a single rank sends nothing, with or without chunks
     return (p * check_count("v", v, least=1) - 1) / (p - 1)
 
 
@@ -230,8 +228,7 @@ def prefill_share(stages: ArrayLike, k: ArrayLike, prefills: ArrayLike) -> NDArr
 
 
 def _check(name: str, p: int, m: int, v: int) -> None:
-    if name not in BALANCED:
-        raise ValueError(f"name must be one of {', '.join(BALANCED)}; got {name!r}")
+    check_one_of("name", name, BALANCED)
     for letter, value in (("p", p), ("m", m), ("v", v)):
         check_count(letter, value, least=1)
     if v > 1 and name != "interleaved":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tplab.checks import check_count
 from tplab.cluster.provenance import count
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
 from tplab.measure import joined_badge, link_text
@@ -81,8 +82,7 @@ class RunPlan:
                 raise ValueError("stage: Costs(overlap=False) can be simulated only: a run never waits for its sends")
         elif self.inputs is None:
             raise ValueError("inputs must be given: a tensor, one for each micro-batch, or a function that makes them")
-        if self.warm_ups < 0:
-            raise ValueError(f"warm_ups must be 0 or more; got {self.warm_ups}")
+        check_count("warm_ups", self.warm_ups)
 
     @property
     def emulates(self) -> bool:

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.checks import check_count, check_length, check_one_of
 from tplab.files import read_text, write_text
 from tplab.shown import shown
 
@@ -157,25 +158,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("num_stages", "num_micro_batches", "num_chunks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.ranks) != self.num_stages:
-            raise ValueError(
-                f"ranks must hold one list for each of num_stages={self.num_stages}, got {len(self.ranks)}"
-            )
+            check_count(name, getattr(self, name), least=1)
+        check_length("ranks", self.ranks, self.num_stages, "num_stages")
         if self.num_stages > MAX_RANKS or self.total_stages * self.num_micro_batches > MAX_PAIRS:
             raise ValueError(
                 f"a schedule has at most {MAX_RANKS:,} ranks, and {MAX_PAIRS:,} stages times micro-batches; got "
                 f"num_stages={self.num_stages}, num_chunks={self.num_chunks} and "
                 f"num_micro_batches={self.num_micro_batches}"
             )
-        if self.placement not in ("loop", "v"):
-            raise ValueError(f"placement must be loop or v, got {self.placement!r}")
-        if self.micro_batches and len(self.micro_batches) != self.num_micro_batches:
-            raise ValueError(
-                f"micro_batches must be empty or describe all {self.num_micro_batches} micro-batches, "
-                f"got {len(self.micro_batches)}"
-            )
+        check_one_of("placement", self.placement, ("loop", "v"))
+        if self.micro_batches:
+            check_length("micro_batches", self.micro_batches, self.num_micro_batches, "micro-batches")
 
     @property
     def total_stages(self) -> int:

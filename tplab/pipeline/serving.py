@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from tplab.checks import check_count
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.cases import case_traces, submit_cases
@@ -142,8 +143,7 @@ class ChunkedPrefillPlan:
     def __post_init__(self) -> None:
         _check_stages((self.overhead_s, self.per_token_s, self.per_pair_s), self.hop_s)
         _check_rising("chunks", self.chunks)
-        if self.num_stages < 1:
-            raise ValueError(f"num_stages must be at least 1; got {self.num_stages}")
+        check_count("num_stages", self.num_stages, least=1)
         if self.chunks[-1] > self.tokens:
             raise ValueError(f"chunks={self.chunks[-1]} is more than the {self.tokens} tokens")
 
@@ -203,8 +203,7 @@ class DecodePlan:
     def __post_init__(self) -> None:
         _check_stages(self.stage_s, self.hop_s)
         _check_rising("in_flight", self.in_flight)
-        if self.steps < 3:
-            raise ValueError(f"steps must be at least 3, for a steady state to look at; got {self.steps}")
+        check_count("steps", self.steps, least=3)  # or there is no steady state to look at
 
     def cases(self) -> list[RunPlan]:
         p = len(self.stage_s)

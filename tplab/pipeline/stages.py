@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from tplab.checks import check_length
 from tplab.collectives.emulated import sleep_until
 from tplab.pipeline.schedule import Action, Op
 from tplab.pipeline.split_backward import WeightHalf, input_half
@@ -174,8 +175,8 @@ class MicroBatchFeed:
                     f"make the first dimension a multiple of {m}, or pass one tensor for each micro-batch"
                 )
             source = source.tensor_split(m)
-        elif source is not None and not callable(source) and len(source) != m:
-            raise ValueError(f"{name} must have one entry for each of the {m} micro-batches; got {len(source)}")
+        elif source is not None and not callable(source):
+            check_length(name, source, m, "micro-batches")
         self._source = source
 
     def __call__(self, micro_batch: int) -> Tensors:

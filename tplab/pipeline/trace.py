@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tplab.checks import check_count
 from tplab.files import read_json, write_text
 from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
-from tplab.shown import listed, shown
+from tplab.shown import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -328,8 +329,7 @@ class Trace:
 
 def _span(event: Mapping[str, Any]) -> Span:
     action, rank, start, length = Action.parse(event["name"]), event["pid"], event["ts"] * 1e-6, event["dur"] * 1e-6
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise ValueError(f"pid of {action} must be a rank, got {shown(rank)}")
+    check_count(f"pid of {action}", rank)
     if not (abs(start) < _LONGEST_S and 0 <= length < _LONGEST_S):
         raise ValueError(f"ts and dur of {action} must be microseconds, got {event['ts']} and {event['dur']}")
     return Span(rank, *action, start, start + length)

@@ -122,7 +122,7 @@ def test_interpolation_is_exact_at_its_points(points):
         ({"launch_us": float("inf")}, "launch_us must be finite and not negative"),
         (
             {"all_reduce": [{"num_ranks": 1, "nbytes": [1.0], "p50_us": [1.0]}]},
-            r"all_reduce\[0\]: num_ranks .* least 2",
+            r"all_reduce\[0\]: num_ranks .* from 2 to",
         ),
         (
             {"all_reduce": [{"num_ranks": 2, "nbytes": [2.0, 1.0], "p50_us": [1.0, 1.0]}]},

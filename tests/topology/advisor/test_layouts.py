@@ -110,7 +110,7 @@ def test_only_some_degrees():
 @pytest.mark.parametrize("name", ["tp", "pp"])
 @pytest.mark.parametrize("degrees", [[], [0], [2, -1], [2.5], [True], ["2"]])
 def test_degrees_that_cannot_be(name, degrees):
-    with pytest.raises(ValueError, match=f"^{name} must hold at least one degree, each a whole number of at least 1; "):
+    with pytest.raises(ValueError, match=f"^{name} must (hold at least one degree|be a whole number of at least 1)"):
         all_choices(ModelSpec.from_config("llama-3.1-8b"), Machine.preset("h100"), WORKLOAD, **{name: degrees})
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tplab.checks import check_count
 from tplab.collectives.cost import AlphaBeta, Curve, fit_line, lower_bound_us, time_us
 from tplab.lab import style
 
@@ -160,10 +161,7 @@ def ring_figure(n: int, step: int) -> go.Figure:
     Cell (rank, chunk) shows how many ranks' contributions are in it; a full sum is marked. Bytes sent so far are in
     the title, in units of S.
     """
-    if n < 2:
-        raise ValueError(f"n must be at least 2 ranks for a ring; got {n}")
-    if not 0 <= step <= 2 * (n - 1):
-        raise ValueError(f"step must be 0 to {2 * (n - 1)} for {n} ranks; got {step}")
+    check_count("step", step, most=2 * (check_count("n", n, least=2) - 1))
     held = ring_state(n, step)
     figure = go.Figure()
     figure.add_heatmap(

@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tplab.checks import check_length
 from tplab.lab import style
 from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Lanes, Scale, bars_of, memory_of
 from tplab.pipeline.trace import Trace
@@ -56,8 +57,7 @@ def gantt(
     if memory is None:
         memory = not all(trace.schedule.is_inference for trace in traces)
     names = list(names) or _names(traces)
-    if len(names) != len(traces):
-        raise ValueError(f"names must have one for each of the {len(traces)} traces; got {len(names)}")
+    check_length("names", names, len(traces), "traces")
     end_s = max((float(trace.end_s.max()) for trace in traces if len(trace.end_s)), default=1.0)
     unit, factor = ("ms", 1e3) if end_s < 10 else ("s", 1.0)
     lanes = _lanes(traces)

@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 
 import pandas as pd
 
+from tplab.checks import check_one_of
 from tplab.measure import newest_spelling
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.trace import Trace
@@ -47,13 +48,11 @@ def recorded_trace(name: str, schedule: Schedule) -> Trace:
 
 
 def _file(name: str, step: str, ending: str) -> Traversable:
-    if name not in recordings():
-        raise ValueError(f"name must be one of {', '.join(recordings())}; got {name!r}")
+    check_one_of("name", name, recordings())
     folder = files(__name__) / name
     ending = f".{ending}"
     steps = sorted(each.name.removesuffix(ending) for each in folder.iterdir() if each.name.endswith(ending))
-    if step not in steps:
-        raise ValueError(f"step of {name} must be one of {', '.join(steps) or 'none'}; got {step!r}")
+    check_one_of(f"step of {name}", step, steps)
     return folder / f"{step}{ending}"
 
 

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tplab.checks import check_count, check_one_of
 from tplab.collectives.cost import fit_line
 from tplab.files import parse_json, read_text, write_text
 from tplab.measure import is_emulated
@@ -52,12 +53,8 @@ class AllReduceTimes:
     """GPUs (ranks) of the group; empty if all groups of this size are alike."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_ranks <= _MOST_RANKS:
-            raise ValueError(
-                f"num_ranks of an all-reduce must be at least 2, and at most {_MOST_RANKS:,}; got {self.num_ranks}"
-            )
-        if self.launch not in LAUNCHES:
-            raise ValueError(f"launch must be one of {', '.join(LAUNCHES)}; got {shown(self.launch)}")
+        check_count("num_ranks of an all-reduce", self.num_ranks, least=2, most=_MOST_RANKS)
+        check_one_of("launch", self.launch, LAUNCHES)
         _curve("nbytes", self.nbytes, self.p50_us)
 
 

@@ -15,12 +15,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.checks import ArgumentError, check_count
 from tplab.models.shards import Layout, can_cut, why_not
 from tplab.models.spec import ModelSpec
 from tplab.shown import as_GB
@@ -133,9 +133,9 @@ def all_choices(
 
 def _degrees(name: str, given: Iterable[int]) -> list[int]:
     degrees = list(given) if isinstance(given, Iterable) else [given]
-    if not degrees or any(not isinstance(d, Integral) or isinstance(d, bool) or d < 1 for d in degrees):
-        raise ValueError(f"{name} must hold at least one degree, each a whole number of at least 1; got {degrees}")
-    return [int(d) for d in degrees]  # numpy's own go no further
+    if not degrees:
+        raise ArgumentError(name, degrees, "must hold at least one degree")
+    return [check_count(name, degree, least=1) for degree in degrees]
 
 
 def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp: int) -> Choice:

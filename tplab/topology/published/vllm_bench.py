@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from tplab.checks import ArgumentError
+from tplab.checks import ArgumentError, check_number, check_text
 from tplab.files import parse_json_documents, read_text
 from tplab.models.spec import ModelSpec
 from tplab.shown import shown
@@ -134,8 +134,7 @@ def _benchmark(name: str, data: Any) -> VllmBenchmark:
         )
     rate, limit, model_id = data.get("request_rate"), data.get("max_concurrency"), data.get("model_id")
     model_id = "" if model_id is None else model_id
-    if not isinstance(model_id, str):
-        raise ValueError(f"{name}: model_id must be a text, got {shown(model_id)}")
+    check_text(f"{name}: model_id", model_id)
     degrees = {}
     for degree, keys in _DEGREES.items():
         for key in keys:
@@ -170,11 +169,7 @@ def _number(name: str, data: Mapping[str, Any], key: str) -> float:
     if isinstance(value, str):  # --metadata gives texts
         with suppress(ValueError):
             value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name}: {key} must be a number, got {shown(value)}")
-    if not 0 <= value <= _LARGEST:
-        raise ValueError(f"{name}: {key} must be finite and not negative, and at most {_LARGEST:g}; got {value}")
-    return float(value)
+    return float(check_number(f"{name}: {key}", value, least=0, most=_LARGEST))
 
 
 def beside_vllm(
