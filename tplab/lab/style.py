@@ -91,13 +91,12 @@ def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:
     return {"tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
-def bytes_text(nbytes: int) -> str:
-    """``512 B``, ``64 KiB``, ``1.5 MiB``."""
-    value, units = float(nbytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:g} {units[0]}"
+def bytes_text(nbytes: float, *, below: int = 1024, digits: str = "") -> str:
+    """``512 B``, ``64 KiB``, ``1.5 MiB``: a number ``below`` so many, with so many ``digits`` (as ``.3``)."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while nbytes >= below and len(units) > 1:
+        nbytes, units = nbytes / 1024, units[1:]
+    return f"{nbytes:{digits}g} {units[0]}"
 
 
 def badge_colour(badge: str) -> str:

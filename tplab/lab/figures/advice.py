@@ -10,37 +10,26 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.models.shards import Layout
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.prediction import predict_all
 from tplab.topology.machine.machine import Link, Machine
 
-_TERM_LOOKS = {
-    "weights": (style.FORWARD, ""),
-    "lm_head": ("#3E6BB0", ""),
-    "kv_cache": (style.DECODE, ""),
-    "activations": ("#B9DFFD", ""),
-    "kernels": ("#9AA3AE", "."),
-    "all_reduce": (style.COLLECTIVE, "/"),
-    "hops": (style.POINT_TO_POINT, "\\"),
-    "host": ("#6E7781", ""),
-    "launch": ("#C9CFD6", "x"),
-    "prefill": (style.BACKWARD, ""),
-    "bubble": (style.IDLE, "-"),
+_TERMS = {
+    "weights": ("weights", style.FORWARD, ""),
+    "lm_head": ("output head", "#3E6BB0", ""),
+    "kv_cache": ("KV cache", style.DECODE, ""),
+    "activations": ("activations", "#B9DFFD", ""),
+    "kernels": ("kernel start-up", "#9AA3AE", "."),
+    "all_reduce": ("all-reduces", style.COLLECTIVE, "/"),
+    "hops": ("pipeline hops", style.POINT_TO_POINT, "\\"),
+    "host": ("engine on the host", "#6E7781", ""),
+    "launch": ("launches", "#C9CFD6", "x"),
+    "prefill": ("prompts of others", style.BACKWARD, ""),
+    "bubble": ("waiting stages", style.IDLE, "-"),
 }
-_TERM_NAMES = {
-    "weights": "weights",
-    "lm_head": "output head",
-    "kv_cache": "KV cache",
-    "activations": "activations",
-    "kernels": "kernel start-up",
-    "all_reduce": "all-reduces",
-    "hops": "pipeline hops",
-    "host": "engine on the host",
-    "launch": "launches",
-    "prefill": "prompts of others",
-    "bubble": "waiting stages",
-}
+"""Name, colour and pattern of each term of a step."""
 _LAYOUT_LOOKS = (
     (style.FORWARD, "circle"),
     (style.COLLECTIVE, "square"),
@@ -65,50 +54,37 @@ def waterfall_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figur
     """
     shown = frame[frame["ms"] > 0]
     total = float(frame["ms"].sum())
-    names = [_TERM_NAMES.get(term, term) for term in shown["term"]]
     starts = (shown["ms"].cumsum() - shown["ms"]).tolist()
+    order = []
     figure = go.Figure()
-    for name, row, start in zip(names, shown.to_dict("records"), starts, strict=True):
-        colour, pattern = _TERM_LOOKS.get(row["term"], (style.MUTED, ""))
+    level: dict[str, Any] = {"orientation": "h", "showlegend": False}
+    edge = {"color": style.MUTED, "width": 0.5}
+    for row, start in zip(shown.to_dict("records"), starts, strict=True):
+        name, colour, pattern = _TERMS.get(row["term"], (row["term"], style.MUTED, ""))
+        order.append(name)
         ms, source = float(row["ms"]), str(row["provenance"])
-        figure.add_bar(
-            orientation="h",
-            y=[name],
-            x=[ms],
-            base=[start],
-            marker=style.bar_marker(colour, pattern, line={"color": style.MUTED, "width": 0.5}),
-            showlegend=False,
-            hovertemplate=f"{ms:.3g} ms, {row['share_pct']:.0f} %<br>{source}<extra>{name}</extra>",
-        )
+        hover = f"{ms:.3g} ms, {row['share_pct']:.0f} %<br>{source}"
+        marks.bars(figure, [ms], [name], name, colour, pattern, hover=hover, base=[start], marker_line=edge, **level)
         # Where there is room: to the right, to the left, or inside.
         left = start + ms > _LABEL_ENDS * total
         inside = left and start < (1 - _LABEL_ENDS) * total
-        quiet = style.text_on(colour) if inside else style.MUTED
-        figure.add_annotation(
-            x=start if left and not inside else start + ms,
-            y=name,
-            text=f"<b>{ms:.3g}</b>  <span style='color:{quiet}'>{_short(source)}</span>",
-            showarrow=False,
+        on_bar = style.text_on(colour)
+        loud, quiet = (on_bar, on_bar) if inside else (style.INK, style.MUTED)
+        marks.note(
+            figure,
+            start if left and not inside else start + ms,
+            name,
+            f"<b>{ms:.3g}</b>  <span style='color:{quiet}'>{_short(source)}</span>",
+            colour=loud,
             xanchor="right" if left else "left",
             xshift=-6 if left else 6,
-            font={"size": 11, "color": style.text_on(colour) if inside else style.INK},
             bgcolor=colour if inside else None,
         )
-    figure.add_bar(
-        orientation="h",
-        y=["time per token"],
-        x=[total],
-        marker=style.bar_marker(style.INK),
-        text=[f"{total:.3g} ms"],
-        textposition="inside",
-        insidetextanchor="end",
-        textfont={"color": "white"},
-        showlegend=False,
-        hovertemplate="%{x:.3g} ms<extra>time per token</extra>",
-    )
+    order.append("time per token")
+    level |= {"text": [f"{total:.3g} ms"], "textposition": "inside", "insidetextanchor": "end"}
+    marks.bars(figure, [total], order[-1:], order[-1], style.INK, hover="%{x:.3g} ms", textfont_color="white", **level)
     figure.update_layout(barmode="overlay", bargap=0.25)
     figure.update_xaxes(title="milliseconds per output token", range=[0, 1.02 * total if total else 1])
-    order = [*names, "time per token"]
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], type="category")
     style.card(figure, title=title, badge=badge, height=170 + 34 * len(order))
     figure.update_layout(margin_b=60)
@@ -145,56 +121,50 @@ def front_figure(frame: pd.DataFrame, *, best: str, badge: str, tpot_limit_ms: f
     looks = dict(zip(layouts, _LAYOUT_LOOKS, strict=False))
     others = frame[~frame["layout"].isin(list(looks))]
     if len(others):
-        figure.add_scatter(**_gathered(others), mode="lines", name="others", line={"color": "#C9CFD6", "width": 1})
+        _other_layouts(figure, others)
     for layout in reversed(list(looks)):
         rows = frame[frame["layout"] == layout].sort_values("concurrency")
         colour, symbol = looks[layout]
-        figure.add_scatter(
-            x=rows["tpot_ms"],
-            y=rows["tokens_per_s_per_gpu"],
-            mode="lines+markers",
-            name=layout,
-            line={"color": colour, "width": 3 if layout == best else 1.5},
-            marker={
-                "symbol": symbol,
-                "size": [10 if yes else 4 for yes in rows["on_front"]],
-                "color": colour,
-                "line": {"color": "white", "width": 1},
-            },
+        sizes = [10 if yes else 4 for yes in rows["on_front"]]
+        marks.line(
+            figure,
+            rows["tpot_ms"],
+            rows["tokens_per_s_per_gpu"],
+            layout,
+            colour,
+            width=3 if layout == best else 1.5,
+            marker={"symbol": symbol, "size": sizes, "color": colour, "line": {"color": "white", "width": 1}},
             customdata=rows[["concurrency", "ttft_ms"]],
-            hovertemplate="%{customdata[0]} in flight: %{x:.3g} ms per token, %{y:.3g} tokens/s per GPU, first after "
-            "%{customdata[1]:.3g} ms<extra>" + layout + "</extra>",
+            hover="%{customdata[0]} in flight: %{x:.3g} ms per token, %{y:.3g} tokens/s per GPU, first after "
+            "%{customdata[1]:.3g} ms",
         )
     figure.update_xaxes(title="milliseconds per output token", type="log", **style.log_ticks(frame["tpot_ms"]))
     throughput = frame["tokens_per_s_per_gpu"]
     figure.update_yaxes(title="tokens/s per GPU", type="log", **style.log_ticks(throughput))
     if tpot_limit_ms is not None:
         figure.add_vline(x=tpot_limit_ms, line={"dash": "dash", "color": style.INK, "width": 2})
-        figure.add_annotation(
-            x=math.log10(tpot_limit_ms),
-            y=0.0,
-            yref="paper",
-            xanchor="left",
-            yanchor="bottom",
-            text=f"limit, {tpot_limit_ms:g} ms",
-            showarrow=False,
-            font={"size": 11},
-        )
+        _beside_line(figure, tpot_limit_ms, 0.0, f"limit, {tpot_limit_ms:g} ms", xanchor="left")
     style.card(figure, title="Latency against throughput, along the load", badge=badge, height=480)
     figure.update_xaxes(range=[np.log10(frame["tpot_ms"].min()) - 0.05, np.log10(frame["tpot_ms"].max()) + 0.05])
     return figure
 
 
-def _gathered(frame: pd.DataFrame) -> dict[str, Any]:
-    """Lines of all layouts as one trace: a trace each would take longer to draw than everything else."""
-    x: list[Any] = []
-    y: list[Any] = []
-    text: list[Any] = []
-    for layout, rows in frame.sort_values("concurrency").groupby("layout", sort=False):
-        x += [*rows["tpot_ms"], None]
-        y += [*rows["tokens_per_s_per_gpu"], None]
-        text += [f"{layout}, {load} in flight" for load in rows["concurrency"]] + [None]
-    return {"x": x, "y": y, "text": text, "hoverinfo": "text"}
+def _other_layouts(figure: go.Figure, frame: pd.DataFrame) -> None:
+    lines = [rows for _, rows in frame.sort_values("concurrency").groupby("layout", sort=False)]
+    figure.add_scatter(
+        x=marks.apart(rows["tpot_ms"] for rows in lines),
+        y=marks.apart(rows["tokens_per_s_per_gpu"] for rows in lines),
+        text=marks.apart(rows["layout"] + rows["concurrency"].map(", {} in flight".format) for rows in lines),
+        hoverinfo="text",
+        mode="lines",
+        name="others",
+        line={"color": "#C9CFD6", "width": 1},
+    )
+
+
+def _beside_line(figure: go.Figure, at: float, y: float, text: str, **more: Any) -> None:
+    """Words at an upright line over a logarithmic axis, from the share ``y`` of the plot's height upwards."""
+    marks.note(figure, math.log10(at), y, text, yref="paper", yanchor="bottom", **more)
 
 
 def with_links_scaled(machine: Machine, factor: float) -> Machine:
@@ -225,15 +195,8 @@ def flip_frame(advice: Advice, *, spread: float = 32.0, points: int = 21) -> pd.
     for factor in np.geomspace(1 / spread, spread, points).tolist():
         machine = with_links_scaled(advice.machine, factor)
         for layout, made in zip(layouts, predict_all(advice.model, machine, advice.workload, layouts), strict=True):
-            rows.append(
-                {
-                    "link_GBps": here * factor,
-                    "layout": str(layout),
-                    "output_tokens_per_s": made.output_tokens_per_s,
-                    "tpot_ms": made.tpot_ms,
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append((here * factor, str(layout), made.output_tokens_per_s, made.tpot_ms))
+    return pd.DataFrame(rows, columns=["link_GBps", "layout", "output_tokens_per_s", "tpot_ms"])
 
 
 def reference_GBps(advice: Advice) -> float:
@@ -260,46 +223,19 @@ def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float
     figure = go.Figure()
     for (colour, symbol), layout in zip(_LAYOUT_LOOKS, dict.fromkeys(frame["layout"]), strict=False):
         rows = frame[frame["layout"] == layout]
-        figure.add_scatter(
-            x=rows["link_GBps"],
-            y=rows["output_tokens_per_s"],
-            mode="lines+markers",
-            name=layout,
-            line={"color": colour, "width": 2},
-            marker={"symbol": symbol, "size": 6},
-            customdata=rows["tpot_ms"],
-            hovertemplate="%{x:.3g} GB/s: %{y:.4g} tokens/s, %{customdata:.3g} ms per token<extra>"
-            + layout
-            + "</extra>",
-        )
+        look, hover = {"symbol": symbol, "size": 6}, "%{x:.3g} GB/s: %{y:.4g} tokens/s, %{customdata:.3g} ms per token"
+        x, y, tpot = rows["link_GBps"], rows["output_tokens_per_s"], rows["tpot_ms"]
+        marks.line(figure, x, y, layout, colour, marker=look, customdata=tpot, hover=hover)
     low, high = float(frame["link_GBps"].min()), float(frame["link_GBps"].max())
     shown = sorted((at, words) for at, words in flips if low <= at <= high)
     for place, (at, words) in enumerate(shown):
         figure.add_vline(x=at, line={"dash": "dash", "color": style.MUTED, "width": 1.5})
-        figure.add_annotation(
-            x=np.log10(at),
-            y=1.0,
-            yref="paper",
-            yanchor="bottom",
-            yshift=_LINE_PX * (place % 2),  # neighbours' words would run into each other
-            text=words,
-            showarrow=False,
-            font={"size": 11},
-        )
+        # In two rows: neighbours' words would run into each other.
+        _beside_line(figure, at, 1.0, words, yshift=_LINE_PX * (place % 2))
     above_px = _LINE_PX * min(len(shown), 2)
     figure.add_vline(x=here, line={"color": style.INK, "width": 2})
-    figure.add_annotation(
-        x=np.log10(here),
-        y=0.0,
-        yref="paper",
-        yanchor="bottom",
-        xanchor="left",
-        xshift=4,
-        text=f"this machine, {here:.3g} GB/s",
-        showarrow=False,
-        font={"size": 11, "color": style.INK},
-        bgcolor="white",
-    )
+    machine = f"this machine, {here:.3g} GB/s"
+    _beside_line(figure, here, 0.0, machine, xanchor="left", xshift=4, colour=style.INK, bgcolor="white")
     ticks = {**style.log_ticks([low, high]), "range": [np.log10(low), np.log10(high)]}
     figure.update_xaxes(title="GB/s of the link that holds up the recommended layout", type="log", **ticks)
     figure.update_yaxes(title="output tokens/s, whole machine", rangemode="tozero")

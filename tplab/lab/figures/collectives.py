@@ -1,6 +1,7 @@
 """All-reduce: latency, bus bandwidth, bytes per rank, and the ring step by step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,13 @@ from plotly.subplots import make_subplots
 from tplab.checks import check_count
 from tplab.collectives.cost import AlphaBeta, Curve, fit_line, lower_bound_us, time_us
 from tplab.lab import style
+from tplab.lab.figures import marks
 
 _SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
+_TIMES: dict[str, Any] = {"row": 1, "col": 1}
+_ERRORS: dict[str, Any] = {"row": 2, "col": 1}
+"""The two plots of :func:`latency_figure`."""
 
 
 def latency_figure(frame: pd.DataFrame, *, badge: str, link: AlphaBeta | None = None) -> go.Figure:
@@ -27,22 +32,11 @@ def latency_figure(frame: pd.DataFrame, *, badge: str, link: AlphaBeta | None = 
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06)
     for (name, rows), colour, symbol in zip(_series(frame), _SERIES_COLOURS, _SYMBOLS, strict=False):
-        figure.add_scatter(
-            row=1,
-            col=1,
-            x=rows["bytes"],
-            y=rows["p50_us"],
-            error_y={
-                "type": "data",
-                "array": rows["p95_us"] - rows["p50_us"],
-                "arrayminus": [0.0] * len(rows),
-                "width": 3,
-            },
-            mode="markers",
-            name=f"measured: {name}",
-            marker={"color": colour, "symbol": symbol, "size": 8},
-            hovertemplate="%{x} bytes: %{y:.1f} µs<extra>" + name + "</extra>",
-        )
+        above, none = rows["p95_us"] - rows["p50_us"], [0.0] * len(rows)
+        whiskers = {"type": "data", "array": above, "arrayminus": none, "width": 3}
+        hover = "%{x} bytes: %{y:.1f} µs<extra>" + name + "</extra>"
+        x, y, name = rows["bytes"], rows["p50_us"], f"measured: {name}"
+        marks.points(figure, x, y, name, colour, symbol, error_y=whiskers, hover=hover, **_TIMES)
     series = _series(frame)
     if series and len(series[0][1]) >= 3:
         _add_models(figure, series[0][1], link)
@@ -59,45 +53,24 @@ def _add_models(figure: go.Figure, rows: pd.DataFrame, link: AlphaBeta | None) -
     line, curve = fit_line(sizes, times), Curve(sizes, times)
     dense = np.geomspace(sizes[0], sizes[-1], 200)
     n = int(rows["num_ranks"].iloc[0])
+    formula = f"line: {line.alpha_us:.0f} µs + S / {line.beta_GBps:.2f} GB/s"
     models = [
-        (
-            f"line: {line.alpha_us:.0f} µs + S / {line.beta_GBps:.2f} GB/s",
-            [line.time_us(s) for s in dense],
-            "dash",
-            style.INK,
-        ),
+        (formula, [line.time_us(s) for s in dense], "dash", style.INK),
         ("curve through the points", [curve.time_us(s) for s in dense], "solid", style.DECODE),
     ]
     if link is not None:
         bound = [lower_bound_us(s, n, link.alpha_us, link.beta_GBps, ports=n - 1) for s in dense]
         models.append(("lower bound on this link", bound, "dot", style.MUTED))
     for name, values, dash, colour in models:
-        figure.add_scatter(
-            row=1,
-            col=1,
-            x=dense,
-            y=values,
-            mode="lines",
-            name=name,
-            line={"dash": dash, "color": colour, "width": 2},
-            hoverinfo="skip",
-        )
+        marks.line(figure, dense, values, name, colour, dash, **_TIMES)
     residuals = {
         "line": (np.array([line.time_us(s) for s in sizes]) / times - 1, style.INK, "diamond-open"),
         "curve, each point left out in turn": (leave_one_out(sizes, times) / times - 1, style.DECODE, "circle"),
     }
+    hover = "%{x} bytes: %{y:+.0f} %<extra></extra>"
     for name, (relative, colour, symbol) in residuals.items():
-        figure.add_scatter(
-            row=2,
-            col=1,
-            x=sizes,
-            y=100 * relative,
-            mode="markers",
-            name=f"error of the {name}",
-            marker={"color": colour, "symbol": symbol, "size": 8},
-            hovertemplate="%{x} bytes: %{y:+.0f} %<extra></extra>",
-        )
-    figure.add_hline(y=0, row=2, col=1, line={"color": "#AEB6C1", "width": 1})
+        marks.points(figure, sizes, 100 * relative, f"error of the {name}", colour, symbol, hover=hover, **_ERRORS)
+    figure.add_hline(y=0, line={"color": "#AEB6C1", "width": 1}, **_ERRORS)
 
 
 def leave_one_out(sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -113,15 +86,8 @@ def busbw_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     """Bus bandwidth against size: algbw · 2(n-1)/n, which a ring on this link cannot exceed."""
     figure = go.Figure()
     for (name, rows), colour, symbol in zip(_series(frame), _SERIES_COLOURS, _SYMBOLS, strict=False):
-        figure.add_scatter(
-            x=rows["bytes"],
-            y=rows["busbw_GBps"],
-            mode="lines+markers",
-            name=name,
-            line={"color": colour},
-            marker={"symbol": symbol, "size": 8},
-            hovertemplate="%{x} bytes: %{y:.2f} GB/s<extra>" + name + "</extra>",
-        )
+        look, hover = {"symbol": symbol, "size": 8}, "%{x} bytes: %{y:.2f} GB/s"
+        marks.line(figure, rows["bytes"], rows["busbw_GBps"], name, colour, marker=look, hover=hover)
     sizes = frame["bytes"] if len(frame) else pd.Series([1024, 1 << 20])
     figure.update_xaxes(title="message size S", type="log", **_byte_ticks(sizes))
     figure.update_yaxes(title="busbw = S / t · 2(n−1)/n   [GB/s]", rangemode="tozero")
@@ -136,13 +102,8 @@ def bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     """
     figure = go.Figure()
     labels = [f"{row.algorithm}<br>rank {row.rank}" for row in frame.itertuples()]
-    figure.add_bar(
-        x=labels,
-        y=frame["counted_bytes"],
-        name="counted at the send calls",
-        marker={"color": style.POINT_TO_POINT},
-        hovertemplate="%{y:,} bytes<extra>counted</extra>",
-    )
+    name, hover = "counted at the send calls", "%{y:,} bytes<extra>counted</extra>"
+    marks.bars(figure, labels, frame["counted_bytes"], name, style.POINT_TO_POINT, hover=hover)
     figure.add_scatter(
         x=labels,
         y=frame["formula_bytes"],
@@ -236,22 +197,10 @@ def algorithms_figure(
     for name, colour, dash in zip(
         algorithms, _SERIES_COLOURS, ("solid", "dash", "dot", "dashdot", "longdash"), strict=False
     ):
-        figure.add_scatter(
-            x=sizes,
-            y=[time_us(name, size, n, alpha_us, beta_GBps) for size in sizes],
-            mode="lines",
-            name=name,
-            line={"color": colour, "dash": dash, "width": 2},
-            hovertemplate="%{y:.1f} µs<extra>" + name + "</extra>",
-        )
-    figure.add_scatter(
-        x=sizes,
-        y=[lower_bound_us(size, n, alpha_us, beta_GBps, ports=n - 1) for size in sizes],
-        mode="lines",
-        name="lower bound",
-        line={"color": style.IDLE, "width": 6},
-        hoverinfo="skip",
-    )
+        times = [time_us(name, size, n, alpha_us, beta_GBps) for size in sizes]
+        marks.line(figure, sizes, times, name, colour, dash, hover="%{y:.1f} µs")
+    bound = [lower_bound_us(size, n, alpha_us, beta_GBps, ports=n - 1) for size in sizes]
+    marks.line(figure, sizes, bound, "lower bound", style.IDLE, width=6)
     figure.update_xaxes(title="message size S", type="log", **_byte_ticks([256, 1 << 30]))
     figure.update_yaxes(
         title="microseconds", type="log", **style.log_ticks([alpha_us, 2 * (1 << 30) / beta_GBps / 1e3])

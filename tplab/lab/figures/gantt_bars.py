@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.pipeline.schedule import CODES, OPS, Op
 from tplab.pipeline.trace import KINDS, Trace
 
@@ -59,14 +60,14 @@ SENDS = (CODES[Op.SEND_F], CODES[Op.SEND_B])
 
 def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> list[dict[str, Any]]:
     """Idle, then one bar trace per kind."""
-    unit, factor = scale.unit, scale.factor
-    result = [_idle(trace, lanes, unit, factor)]
+    factor = scale.factor
+    result = [_idle(trace, lanes, scale)]
     kinds = np.asarray(trace.kinds(), dtype=object)
     sends = np.isin(trace.op, SENDS)
     drawn = trace.is_compute | sends  # a receive is a wait, which is idle time already
     per_lane = np.bincount(trace.rank[trace.is_compute], minlength=trace.num_ranks).max(initial=0)
     both = (trace.op == SENDS[0]).any() and (trace.op == SENDS[1]).any()
-    hover = _hover(trace, other, unit, factor)
+    hover = _hover(trace, other, scale)
     for kind in KINDS:
         which = np.flatnonzero((kinds == kind) & drawn)
         if not len(which):
@@ -77,21 +78,11 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
             width = lanes.sends_height / (2 if both else 1)
             back = np.where(trace.op[which] == SENDS[1], 0.5, -0.5) if both else 0.0
             y = trace.rank[which] + lanes.sends + back * width
-        bars: dict[str, Any] = {
-            "type": "bar",
-            "orientation": "h",
-            "base": trace.start_s[which] * factor,
-            "x": (trace.end_s - trace.start_s)[which] * factor,
-            "y": y,
-            "width": width,
-            "name": kind,
-            "legendgroup": kind,
-            "marker": _marker(kind, trace, which),
-            "hovertext": [hover[i] for i in which.tolist()],
-            "hovertemplate": "%{hovertext}<extra></extra>",
-        }
+        begin_s, length_s = trace.start_s[which], (trace.end_s - trace.start_s)[which]
+        bars = _bars(kind, begin_s * factor, length_s * factor, y, width, _marker(kind, trace, which), "%{hovertext}")
+        bars["hovertext"] = [hover[i] for i in which.tolist()]
         if not messages and per_lane <= _LABELLED and width * scale.lane_px >= _LINE_PX:
-            room = (trace.end_s - trace.start_s)[which] * scale.px_per_s / _CHARACTER_PX
+            room = length_s * scale.px_per_s / _CHARACTER_PX
             bars |= {
                 "text": _labels(trace, which, room.tolist(), letters=per_lane <= _SPELLED),
                 "textposition": "inside",
@@ -102,6 +93,23 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
             }
         result.append(bars)
     return result
+
+
+def _bars(
+    kind: str, base: Any, lengths: Any, y: Any, width: float, marker: dict[str, Any], hover: str
+) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "base": base,
+        "x": lengths,
+        "y": y,
+        "width": width,
+        "name": kind,
+        "legendgroup": kind,
+        "marker": marker,
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
 
 
 def _labels(trace: Trace, which: NDArray[np.int64], room: Sequence[float], *, letters: bool) -> list[str]:
@@ -115,7 +123,7 @@ def _labels(trace: Trace, which: NDArray[np.int64], room: Sequence[float], *, le
     return labels
 
 
-def _idle(trace: Trace, lanes: Lanes, unit: str, factor: float) -> dict[str, Any]:
+def _idle(trace: Trace, lanes: Lanes, scale: Scale) -> dict[str, Any]:
     """Where a rank does not compute, from the first computation on any rank to the last."""
     base, length, y = [], [], []
     compute = trace.is_compute
@@ -124,26 +132,15 @@ def _idle(trace: Trace, lanes: Lanes, unit: str, factor: float) -> dict[str, Any
     for rank in range(trace.num_ranks):
         mine = np.flatnonzero(compute & (trace.rank == rank))
         order = mine[np.argsort(trace.start_s[mine])]
-        starts = np.concatenate([trace.start_s[order], [end]])
         free_from = np.concatenate([[begin], trace.end_s[order]])
-        gap = starts - free_from
+        gap = np.concatenate([trace.start_s[order], [end]]) - free_from
         wide = gap > 1e-9 * max(end, 1e-9)
         base.append(free_from[wide])
         length.append(gap[wide])
         y.append(np.full(int(wide.sum()), rank + lanes.compute))
-    gaps = np.concatenate(length)
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "base": np.concatenate(base) * factor,
-        "x": gaps * factor,
-        "y": np.concatenate(y),
-        "width": lanes.compute_height,
-        "name": "idle",
-        "legendgroup": "idle",
-        "marker": {"color": style.IDLE},
-        "hovertemplate": f"idle for %{{x:.4g}} {unit}<extra></extra>",
-    }
+    begins, lengths = np.concatenate(base) * scale.factor, np.concatenate(length) * scale.factor
+    hover = f"idle for %{{x:.4g}} {scale.unit}"
+    return _bars("idle", begins, lengths, np.concatenate(y), lanes.compute_height, {"color": style.IDLE}, hover)
 
 
 def _shade(colour: str, chunk: int, num_chunks: int) -> str:
@@ -156,15 +153,13 @@ def _shade(colour: str, chunk: int, num_chunks: int) -> str:
 
 def _marker(kind: str, trace: Trace, which: NDArray[np.int64]) -> dict[str, Any]:
     colour, pattern = _LOOK[kind]
-    line = {"color": "white", "width": 0.5 if len(trace.rank) < 2000 else 0}
+    marker = style.bar_marker(colour, pattern, line={"color": "white", "width": 0.5 if len(trace.rank) < 2000 else 0})
     v = trace.schedule.num_chunks
-    if v == 1 or colour not in _LATER_CHUNK:
-        return style.bar_marker(colour, pattern, line=line)
-    shades = [_shade(colour, chunk, v) for chunk in range(v)]
-    marker = style.bar_marker(colour, pattern, line=line)
-    # With a colour for each bar plotly takes black for the lines, whatever it is told.
-    marker |= {"pattern": marker["pattern"] | {"fgopacity": 0.2}} if pattern else {}
-    marker["color"] = [shades[chunk] for chunk in (trace.stage[which] // trace.num_ranks).tolist()]
+    if v > 1 and colour in _LATER_CHUNK:
+        shades = [_shade(colour, chunk, v) for chunk in range(v)]
+        # With a colour for each bar plotly takes black for the lines, whatever it is told.
+        marker |= {"pattern": marker["pattern"] | {"fgopacity": 0.2}} if pattern else {}
+        marker["color"] = [shades[chunk] for chunk in _chunks(trace, which)]
     return marker
 
 
@@ -174,37 +169,39 @@ def _text_colours(kind: str, trace: Trace, which: NDArray[np.int64]) -> Any:
     v = trace.schedule.num_chunks
     if v == 1:
         return "white"
-    return [
-        "white" if chunk / (v - 1) < 0.6 else style.INK for chunk in (trace.stage[which] // trace.num_ranks).tolist()
-    ]
+    return ["white" if chunk / (v - 1) < 0.6 else style.INK for chunk in _chunks(trace, which)]
 
 
-def _hover(trace: Trace, other: Trace | None, unit: str, factor: float) -> list[str]:
+def _chunks(trace: Trace, which: NDArray[np.int64]) -> list[int]:
+    chunks: list[int] = (trace.stage[which] // trace.num_ranks).tolist()
+    return chunks
+
+
+def _hover(trace: Trace, other: Trace | None, scale: Scale) -> list[str]:
     """What an action's label says, of this trace and of the other."""
-    if other is None:
-        partner: dict[Any, tuple[float, float]] = {}
-    else:
-        keys = zip(other.stage.tolist(), other.op.tolist(), other.micro_batch.tolist(), strict=True)
-        partner = dict(zip(keys, zip(other.start_s.tolist(), other.end_s.tolist(), strict=True), strict=True))
-    word = "measured" if trace.measured else "simulated"
-    other_word = "" if other is None else "measured" if other.measured else "simulated"
-    if word == other_word:
-        word, other_word = trace.schedule.name, other.schedule.name if other is not None else ""
+    word, other_word = ("" if each is None else "measured" if each.measured else "simulated" for each in (trace, other))
+    if other is not None and word == other_word:
+        word, other_word = trace.schedule.name, other.schedule.name
+
+    def told(word: str, start_s: float, end_s: float) -> str:
+        start, end, length = (value * scale.factor for value in (start_s, end_s, end_s - start_s))
+        return f"<br>{word} {start:.4g} to {end:.4g} {scale.unit} ({length:.3g})"
+
+    partner = {} if other is None else {action: span for _, action, span in _actions(other)}
     texts = []
-    columns = (trace.rank, trace.stage, trace.op, trace.micro_batch, trace.start_s, trace.end_s)
-    for rank, stage, op, micro_batch, start, end in zip(*(column.tolist() for column in columns), strict=True):
-        text = (
-            f"<b>{stage}{OPS[op].value}{micro_batch}</b> rank {rank}, stage {stage}, micro-batch {micro_batch}<br>"
-            f"{word} {start * factor:.4g} to {end * factor:.4g} {unit} ({(end - start) * factor:.3g})"
-        )
-        if (stage, op, micro_batch) in partner:
-            begin, finish = partner[stage, op, micro_batch]
-            text += (
-                f"<br>{other_word} {begin * factor:.4g} to {finish * factor:.4g} {unit} "
-                f"({(finish - begin) * factor:.3g})"
-            )
-        texts.append(text)
+    for rank, action, span in _actions(trace):
+        stage, op, micro_batch = action
+        text = f"<b>{stage}{OPS[op].value}{micro_batch}</b> rank {rank}, stage {stage}, micro-batch {micro_batch}"
+        text += told(word, *span)
+        texts.append(text + told(other_word, *partner[action]) if action in partner else text)
     return texts
+
+
+def _actions(trace: Trace) -> list[tuple[int, tuple[int, int, int], tuple[float, float]]]:
+    """Rank, action (stage, operation, micro-batch), and start and end in seconds, of all."""
+    actions = zip(trace.stage.tolist(), trace.op.tolist(), trace.micro_batch.tolist(), strict=True)
+    spans = zip(trace.start_s.tolist(), trace.end_s.tolist(), strict=True)
+    return list(zip(trace.rank.tolist(), actions, spans, strict=True))
 
 
 _LINES = (("solid", style.COLLECTIVE), ("dash", style.FORWARD), ("dot", style.WEIGHT_GRADIENT))
@@ -214,8 +211,7 @@ def memory_of(
     traces: Sequence[Trace],
     names: Sequence[str],
     axis: str,
-    unit: str,
-    factor: float,
+    scale: Scale,
     end_s: float,
     max_activations: float | None,
 ) -> list[dict[str, Any]]:
@@ -224,13 +220,13 @@ def memory_of(
     Args:
         traces, names: what is drawn, and the names in the legend.
         axis: plotly's name of the vertical axis.
-        unit, factor: unit of the time axis, and how many of it make a second.
+        scale: of the time axis.
         end_s: end of the time axis in seconds.
         max_activations: a limit to draw, in micro-batches; None for none.
     """
-    p = traces[0].num_ranks
-    top = max([trace.peak_activations() for trace in traces] + [max_activations or 0.0, 1.0])
-    scale = 0.86 / top
+    p, end = traces[0].num_ranks, end_s * scale.factor
+    height = 0.86 / max([trace.peak_activations() for trace in traces] + [max_activations or 0.0, 1.0])
+    on_axis = {"type": "scatter", "mode": "lines", "yaxis": axis, "xaxis": "x"}
     data: list[dict[str, Any]] = []
     for index, (trace, name) in enumerate(zip(traces, names, strict=True)):
         x: list[float] = []
@@ -243,11 +239,10 @@ def memory_of(
             # Of what lies within a pixel, what is left behind: room is made, and taken again at once.
             lasts = np.append(np.diff(times) > end_s / PLOT_WIDTH_PX, True)
             times, held = times[lasts], held[lasts]
-            floor = rank + 0.95
             before = np.concatenate([[0.0], held[:-1]])
             steps = np.column_stack([before, held]).ravel()
-            x += [*np.repeat(times * factor, 2).tolist(), float("nan")]
-            y += [*(floor - scale * steps).tolist(), float("nan")]
+            x += [*np.repeat(times * scale.factor, 2).tolist(), float("nan")]
+            y += [*(rank + 0.95 - height * steps).tolist(), float("nan")]
             texts += [f"rank {rank} holds {value:.3g} ({name})" for value in steps.tolist()] + [""]
         dash, colour = _LINES[(index - 1) % len(_LINES)]
         look: dict[str, Any] = (
@@ -255,52 +250,33 @@ def memory_of(
             if index == 0
             else {"line": {"color": colour, "width": 1.5, "dash": dash}}
         )
-        data.append(
-            {
-                "type": "scatter",
-                "x": x,
-                "y": y,
-                "mode": "lines",
-                "name": "held" if len(traces) == 1 else f"held, {name}",
-                "hovertext": texts,
-                "hovertemplate": f"%{{hovertext}} from %{{x:.4g}} {unit}<extra></extra>",
-                "hoveron": "points",
-                "yaxis": axis,
-                "xaxis": "x",
-                **look,
-            }
-        )
-    if max_activations is not None:
-        lines = [(x, rank + 0.95 - scale * max_activations) for rank in range(p) for x in (0.0, end_s * factor, None)]
-        data.append(
-            {
-                "type": "scatter",
-                "x": [x for x, _ in lines],
-                "y": [y if x is not None else None for x, y in lines],
-                "mode": "lines",
-                "name": f"cap: {max_activations:g}",
-                "line": {"color": style.INK, "width": 1, "dash": "dot"},
-                "hoverinfo": "skip",
-                "yaxis": axis,
-                "xaxis": "x",
-            }
-        )
-    peaks = [trace.peak_activations_per_rank for trace in traces]
-    data.append(
-        {
-            "type": "scatter",
-            "x": [end_s * factor * 1.01] * p,
-            "y": [rank + 0.55 for rank in range(p)],
-            "mode": "text",
-            "text": [" / ".join(f"{one[rank]:.3g}" for one in peaks) for rank in range(p)],
-            "textposition": "middle right",
-            "textfont": {"size": 12, "color": style.INK},
-            "name": "peaks",
-            "showlegend": False,
-            "hoverinfo": "skip",
-            "cliponaxis": False,
-            "yaxis": axis,
-            "xaxis": "x",
+        told = {
+            "name": "held" if len(traces) == 1 else f"held, {name}",
+            "hovertext": texts,
+            "hovertemplate": f"%{{hovertext}} from %{{x:.4g}} {scale.unit}<extra></extra>",
+            "hoveron": "points",
         }
-    )
-    return data
+        data.append(on_axis | {"x": x, "y": y} | told | look)
+    if max_activations is not None:
+        cap = {
+            "x": marks.apart([(0.0, end)] * p),
+            "y": marks.apart([(rank + 0.95 - height * max_activations,) * 2 for rank in range(p)]),
+            "name": f"cap: {max_activations:g}",
+            "line": {"color": style.INK, "width": 1, "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+        data.append(on_axis | cap)
+    held_most = [trace.peak_activations_per_rank for trace in traces]
+    peaks = {
+        "x": [end * 1.01] * p,
+        "y": [rank + 0.55 for rank in range(p)],
+        "mode": "text",
+        "text": [" / ".join(f"{one[rank]:.3g}" for one in held_most) for rank in range(p)],
+        "textposition": "middle right",
+        "textfont": {"size": 12, "color": style.INK},
+        "name": "peaks",
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "cliponaxis": False,
+    }
+    return [*data, on_axis | peaks]

@@ -4,11 +4,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 
 _PARTS = (
-    ("compute", style.FORWARD, ""),
-    ("collective", style.COLLECTIVE, "/"),
-    ("wait", style.IDLE, ""),
+    ("compute", "computing", style.FORWARD, ""),
+    ("collective", "collectives", style.COLLECTIVE, "/"),
+    ("wait", "waiting for another stage", style.IDLE, ""),
 )
 
 
@@ -23,15 +24,12 @@ def layouts_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     sizes = zip(frame["tp"].tolist(), frame["pp"].tolist(), frame["micro_batches"].tolist(), strict=True)
     labels = [_label(tp, pp, k) for tp, pp, k in sizes]
-    for part, colour, pattern in _PARTS:
-        figure.add_bar(
-            x=labels,
-            y=frame["tpot_ms"] * frame[f"{part}_share"],
-            name={"compute": "computing", "collective": "collectives", "wait": "waiting for another stage"}[part],
-            marker=style.bar_marker(colour, pattern, line={"color": style.MUTED, "width": 0.5}),
-            customdata=100 * frame[f"{part}_share"],
-            hovertemplate="%{y:.2f} ms, %{customdata:.0f} % of the time<extra>" + part + "</extra>",
-        )
+    edge = {"color": style.MUTED, "width": 0.5}
+    for part, name, colour, pattern in _PARTS:
+        share = frame[f"{part}_share"]
+        hover = "%{y:.2f} ms, %{customdata:.0f} % of the time<extra>" + part + "</extra>"
+        y, share_pct = frame["tpot_ms"] * share, 100 * share
+        marks.bars(figure, labels, y, name, colour, pattern, customdata=share_pct, marker_line=edge, hover=hover)
     figure.add_scatter(
         x=labels,
         y=frame["tpot_ms"],

@@ -4,14 +4,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 
-_PHASE_COLOURS = {
-    "interpreter": style.IDLE,
-    "import torch": style.FORWARD,
-    "process group": style.POINT_TO_POINT,
-    "first all-reduce": style.COLLECTIVE,
+_PHASES = {
+    "interpreter": (style.IDLE, "/"),
+    "import torch": (style.FORWARD, ""),
+    "process group": (style.POINT_TO_POINT, "x"),
+    "first all-reduce": (style.COLLECTIVE, "."),
 }
-_PHASE_PATTERNS = {"interpreter": "/", "process group": "x", "first all-reduce": "."}
 
 
 def predict_launch(num_ranks: int, one_rank_s: float, num_cores: int) -> float:
@@ -37,41 +37,23 @@ def launch_figure(frame: pd.DataFrame, *, badge: str, prediction_s: float | None
     figure = go.Figure()
     for phase, rows in frame.groupby("phase", sort=False):
         seconds = rows.set_index("num_ranks")["seconds"]
+        colour, shape = _PHASES.get(str(phase), (style.MUTED, ""))
         figure.add_bar(
             x=labels,
             y=[seconds.get(n, 0.0) for n in sizes],
             name=str(phase),
-            marker={
-                "color": _PHASE_COLOURS.get(str(phase), style.MUTED),
-                "pattern": {"shape": _PHASE_PATTERNS.get(str(phase), ""), "fgcolor": style.INK, "fillmode": "overlay"},
-                "line": {"color": "white", "width": 1},
-            },
+            marker={"color": colour, "line": {"color": "white", "width": 1}},
+            marker_pattern={"shape": shape, "fgcolor": style.INK, "fillmode": "overlay"},
             hovertemplate="%{x} ranks: " + str(phase) + " %{y:.2f} s<extra></extra>",
         )
     num_cores = int(frame["num_cores"].iloc[0])
-    figure.add_scatter(
-        x=labels,
-        y=[predict_launch(n, totals[1], num_cores) for n in sizes],
-        mode="lines+markers",
-        name=f"model: one rank × max(1, ranks / {num_cores} cores)",
-        line={"color": style.INK, "dash": "dash"},
-        marker={"symbol": "diamond", "size": 9},
-        hovertemplate="model %{y:.2f} s<extra></extra>",
-    )
+    name = f"model: one rank × max(1, ranks / {num_cores} cores)"
+    look, hover = {"symbol": "diamond", "size": 9}, "model %{y:.2f} s<extra></extra>"
+    model = [predict_launch(n, totals[1], num_cores) for n in sizes]
+    marks.line(figure, labels, model, name, style.INK, "dash", marker=look, hover=hover)
     if prediction_s is not None:
-        figure.add_scatter(
-            x=labels[-1:],
-            y=[prediction_s],
-            mode="markers",
-            name="your prediction",
-            marker={
-                "symbol": "star",
-                "size": 16,
-                "color": style.BACKWARD,
-                "line": {"color": style.INK, "width": 1},
-            },
-            hovertemplate="your prediction %{y:.2f} s<extra></extra>",
-        )
+        x, y, hover = labels[-1:], [prediction_s], "your prediction %{y:.2f} s<extra></extra>"
+        marks.points(figure, x, y, "your prediction", style.BACKWARD, "star", size=16, edge=style.INK, hover=hover)
     figure.update_layout(barmode="stack", bargap=0.5)
     figure.update_xaxes(title="ranks", type="category")
     figure.update_yaxes(title="seconds until the first result", rangemode="tozero")
@@ -85,15 +67,9 @@ def calls_figure(frame: pd.DataFrame, *, badge: str, prediction_ms: float | None
         ("call_ms", "whole call, seen by the kernel", style.FORWARD, "circle"),
         ("function_ms", "the function itself, on the slowest rank", style.COLLECTIVE, "x"),
     ):
-        median = frame[column].median()
-        figure.add_scatter(
-            x=frame["call"],
-            y=frame[column],
-            mode="markers",
-            name=f"{name} (median {median:.2f} ms)",
-            marker={"color": colour, "symbol": symbol, "size": 8},
-            hovertemplate="call %{x}: %{y:.2f} ms<extra></extra>",
-        )
+        median, hover = frame[column].median(), "call %{x}: %{y:.2f} ms<extra></extra>"
+        name = f"{name} (median {median:.2f} ms)"
+        marks.points(figure, frame["call"], frame[column], name, colour, symbol, hover=hover)
         figure.add_hline(y=median, line={"color": colour, "dash": "dot", "width": 1})
     if prediction_ms is not None:
         figure.add_hline(

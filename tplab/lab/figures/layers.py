@@ -1,12 +1,14 @@
 """Tensor-parallel layers: what communication costs beside computation, and what hiding it gains."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.collectives.volumes import chunk_lengths
 from tplab.lab import style
+from tplab.lab.figures import marks
 
 _KINDS = {
     "computation": (style.FORWARD, ""),
@@ -27,26 +29,13 @@ def overlap_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     labels = [str(k) for k in frame["chunks"]]
     _time_bars(figure, labels, frame)
-    figure.add_scatter(
-        x=labels,
-        y=frame["predicted_us"] / 1e3,
-        mode="markers",
-        name="predicted",
-        marker={"symbol": "diamond", "size": 11, "color": style.BACKWARD, "line": {"color": style.INK, "width": 1}},
-        customdata=frame["hidden_share"] * 100,
-        hovertemplate="predicted %{y:.1f} ms; measured: %{customdata:.0f} % of what can be hidden is<extra></extra>",
-    )
+    hidden = frame["hidden_share"] * 100
+    hover = "predicted %{y:.1f} ms; measured: %{customdata:.0f} % of what can be hidden is<extra></extra>"
+    marks.predictions(figure, labels, frame["predicted_us"] / 1e3, "predicted", customdata=hidden, hover=hover)
     if len(frame):
         bound = float(frame["bound_us"].iloc[0]) / 1e3
-        figure.add_scatter(
-            x=labels,
-            y=[bound] * len(labels),
-            mode="lines",
-            name=f"bound: the larger of computation and communication, {bound:.1f} ms",
-            line={"dash": "dash", "color": style.INK, "width": 2},
-            hoverinfo="skip",
-        )
-    figure.update_layout(barmode="stack", bargap=0.45)
+        name = f"bound: the larger of computation and communication, {bound:.1f} ms"
+        marks.line(figure, labels, [bound] * len(labels), name, style.INK, "dash")
     figure.update_xaxes(title="chunks", type="category")
     figure.update_yaxes(title="milliseconds", rangemode="tozero")
     return style.card(figure, title="Chunked all-reduce: what stays exposed", badge=badge, height=460)
@@ -60,25 +49,24 @@ def strategies_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     """
     figure = go.Figure()
     _time_bars(figure, list(frame["strategy"]), frame)
-    figure.update_layout(barmode="stack", bargap=0.45)
     figure.update_yaxes(title="milliseconds", rangemode="tozero")
     return style.card(figure, title="Ways to communicate, on the same blocks", badge=badge, height=440)
 
 
 def _time_bars(figure: go.Figure, labels: list[str], frame: pd.DataFrame) -> None:
-    for name, column in (("computation", "compute_us"), ("exposed communication", "exposed_us")):
-        colour, pattern = _KINDS[name]
-        figure.add_bar(
-            x=labels,
-            y=frame[column] / 1e3,
-            name=name,
-            marker=style.bar_marker(colour, pattern),
-            text=[f"{value / 1e3:.1f}" for value in frame[column]],
-            textposition="inside",
-            insidetextanchor="middle",
-            hovertemplate="%{y:.2f} ms<extra>" + name + "</extra>",
-        )
-    figure.update_layout(uniformtext={"minsize": 10, "mode": "hide"})
+    _stacked_bars(figure, labels, frame, 1e3, "{:.1f}", hover="%{y:.2f} ms")
+    figure.update_layout(bargap=0.45, uniformtext={"minsize": 10, "mode": "hide"})
+
+
+def _stacked_bars(
+    figure: go.Figure, labels: list[str], frame: pd.DataFrame, whole: Any, text: str, *, hover: str
+) -> None:
+    """Computation and exposed communication over ``whole``, each bar with its milliseconds."""
+    inside = {"textposition": "inside", "insidetextanchor": "middle"}
+    for kind, column in (("computation", "compute_us"), ("exposed communication", "exposed_us")):
+        texts = [text.format(value / 1e3) for value in frame[column]]
+        marks.bars(figure, labels, frame[column] / whole, kind, *_KINDS[kind], hover=hover, text=texts, **inside)
+    figure.update_layout(barmode="stack")
 
 
 def phases_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
@@ -90,19 +78,8 @@ def phases_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     labels = [f"{tokens:,}" for tokens in frame["tokens"]]
     total = frame["compute_us"] + frame["exposed_us"]
-    for name, column in (("computation", "compute_us"), ("exposed communication", "exposed_us")):
-        colour, pattern = _KINDS[name]
-        figure.add_bar(
-            x=labels,
-            y=100 * frame[column] / total,
-            name=name,
-            marker=style.bar_marker(colour, pattern),
-            text=[f"{value / 1e3:.2f} ms" for value in frame[column]],
-            textposition="inside",
-            insidetextanchor="middle",
-            hovertemplate="%{y:.0f} %<extra>" + name + "</extra>",
-        )
-    figure.update_layout(barmode="stack", bargap=0.35)
+    _stacked_bars(figure, labels, frame, total / 100, "{:.2f} ms", hover="%{y:.0f} %")
+    figure.update_layout(bargap=0.35)
     figure.update_xaxes(title="tokens in the step (1: decode; many: prefill)", type="category")
     figure.update_yaxes(title="share of the block's time", ticksuffix=" %", range=[0, 100])
     return style.card(figure, title="Where a tensor-parallel block spends its time", badge=badge, height=420)
@@ -118,18 +95,10 @@ def timeline_figure(timeline: pd.DataFrame, *, badge: str) -> go.Figure:
     ranks = sorted(timeline["rank"].unique())
     for kind, (colour, pattern) in _KINDS.items():
         rows = timeline[timeline["kind"] == kind]
-        lane = 0.0 if kind == "computation" else 0.62
-        figure.add_bar(
-            orientation="h",
-            base=rows["start_us"] / 1e3,
-            x=(rows["end_us"] - rows["start_us"]) / 1e3,
-            y=1.5 * rows["rank"] + lane,
-            width=0.6 if kind == "computation" else 0.3,
-            name=kind,
-            marker=style.bar_marker(colour, pattern),
-            customdata=rows["name"],
-            hovertemplate="%{customdata} %{x:.2f} ms<extra>" + kind + "</extra>",
-        )
+        lane, width = (0.0, 0.6) if kind == "computation" else (0.62, 0.3)
+        lengths, y = (rows["end_us"] - rows["start_us"]) / 1e3, 1.5 * rows["rank"] + lane
+        more = {"orientation": "h", "base": rows["start_us"] / 1e3, "width": width, "customdata": rows["name"]}
+        marks.bars(figure, lengths, y, kind, colour, pattern, hover="%{customdata} %{x:.2f} ms", **more)
     figure.update_layout(barmode="overlay")
     figure.update_xaxes(title="milliseconds")
     figure.update_yaxes(
@@ -149,37 +118,26 @@ def chunk_lanes_figure(
         overhead_ms, latency_ms: what each matmul and each message cost however small they are; both are part of
             ``compute_ms`` and ``comm_ms`` once.
     """
-    starts: dict[str, list[float]] = {"computation": [], "hidden communication": [], "exposed communication": []}
-    lengths: dict[str, list[float]] = {kind: [] for kind in starts}
+    spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in _KINDS}
     shares = [part / tokens for part in chunk_lengths(tokens, num_chunks)]
     computing = [overhead_ms + (compute_ms - overhead_ms) * share for share in shares]
     computed = sum(computing)
     clock = ended = 0.0
     for share, compute in zip(shares, computing, strict=True):
-        starts["computation"].append(clock)
-        lengths["computation"].append(compute)
+        spans["computation"].append((clock, compute))
         clock += compute
         start = max(clock, ended)
         ended = start + latency_ms + (comm_ms - latency_ms) * share
         hidden = max(0.0, min(ended, computed) - start)
-        for kind, begin, length in (
-            ("hidden communication", start, hidden),
-            ("exposed communication", start + hidden, ended - start - hidden),
-        ):
-            if length > 0:
-                starts[kind].append(begin)
-                lengths[kind].append(length)
+        spans["hidden communication"].append((start, hidden))
+        spans["exposed communication"].append((start + hidden, ended - start - hidden))
     figure = go.Figure()
+    more: dict[str, Any] = {"orientation": "h", "marker_line": {"color": "white", "width": 1}, "hover": "%{x:.2f} ms"}
     for kind, (colour, pattern) in _KINDS.items():
-        figure.add_bar(
-            orientation="h",
-            base=starts[kind],
-            x=lengths[kind],
-            y=["computation" if kind == "computation" else "communication"] * len(starts[kind]),
-            name=kind,
-            marker=style.bar_marker(colour, pattern, line={"color": "white", "width": 1}),
-            hovertemplate="%{x:.2f} ms<extra>" + kind + "</extra>",
-        )
+        seen = [(start, length) for start, length in spans[kind] if length > 0 or kind == "computation"]
+        starts, lengths = [start for start, _ in seen], [length for _, length in seen]
+        lane = ["computation" if kind == "computation" else "communication"] * len(seen)
+        marks.bars(figure, lengths, lane, kind, colour, pattern, base=starts, **more)
     bound = max(compute_ms, comm_ms)
     figure.add_vline(x=bound, line={"dash": "dash", "color": style.INK, "width": 2})
     figure.update_layout(barmode="overlay", bargap=0.35)
@@ -201,24 +159,16 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     """
     figure = go.Figure()
     colours = (style.FORWARD, style.WEIGHT_GRADIENT, style.DECODE, style.BACKWARD, style.POINT_TO_POINT)
-    columns = ("ratio_to_bf16", "error_pct", "worst_pct")
-    rows = zip(frame["method"], *(frame[column].tolist() for column in columns), strict=True)
-    for index, (method, ratio, error, worst) in enumerate(rows):
-        wrong = worst > 10  # not rounding: a number is off by a tenth of the largest there is
-        figure.add_scatter(
-            x=[ratio],
-            y=[max(error, 1e-6)],
-            mode="markers",
-            name=method,
-            marker={
-                "size": 13,
-                "symbol": "x" if wrong else ("circle", "square", "diamond", "triangle-up", "triangle-down")[index % 5],
-                "color": style.COLLECTIVE if wrong else colours[index % len(colours)],
-            },
-            hovertemplate="%{x:.2f} of bfloat16's bytes, %{y:.3g} % wrong<extra>" + method + "</extra>",
-        )
-    figure.update_xaxes(title="bytes sent, in units of the bfloat16 all-reduce's", rangemode="tozero")
+    symbols = ("circle", "square", "diamond", "triangle-up", "triangle-down")
     errors = frame["error_pct"].clip(lower=1e-6)
+    hover = "%{x:.2f} of bfloat16's bytes, %{y:.3g} % wrong"
+    for index, row in enumerate(frame.assign(error_pct=errors).to_dict("records")):
+        colour, symbol = colours[index % len(colours)], symbols[index % len(symbols)]
+        if row["worst_pct"] > 10:  # not rounding: a number is off by a tenth of the largest there is
+            colour, symbol = style.COLLECTIVE, "x"
+        x, y = [row["ratio_to_bf16"]], [row["error_pct"]]
+        marks.points(figure, x, y, row["method"], colour, symbol, size=13, hover=hover)
+    figure.update_xaxes(title="bytes sent, in units of the bfloat16 all-reduce's", rangemode="tozero")
     figure.update_yaxes(
         title="error, % of the sum's RMS",
         type="log",

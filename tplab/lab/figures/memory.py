@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.memory import RankMemory, all_ranks, fullest_rank
@@ -11,13 +12,13 @@ from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu
 
 PARTS = {
-    "weights": (style.FORWARD, ""),
-    "kv": (style.DECODE, "/"),
-    "activations": (style.BACKWARD, "x"),
-    "workspace": ("#9AA3AE", "."),
+    "weights": ("weights", style.FORWARD, ""),
+    "kv": ("KV cache", style.DECODE, "/"),
+    "activations": ("activations", style.BACKWARD, "x"),
+    "workspace": ("workspace", "#9AA3AE", "."),
 }
-"""Colour and pattern of each part of a bar."""
-_NAMES = {"weights": "weights", "kv": "KV cache", "activations": "activations", "workspace": "workspace"}
+"""Name, colour and pattern of each part of a bar."""
+_EDGE = {"color": "white", "width": 0.5}
 _LABELLED = 32
 """Bars up to which each has its label."""
 
@@ -86,31 +87,26 @@ def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "r
     """
     figure = go.Figure()
     labels = frame["label"].tolist()
-    for part, (colour, pattern) in PARTS.items():
-        figure.add_bar(
-            x=labels,
-            y=frame[f"{part}_GB"],
-            name=_NAMES[part],
-            marker=style.bar_marker(colour, pattern, line={"color": "white", "width": 0.5}),
-            hovertemplate="%{y:.3g} GB<extra>" + _NAMES[part] + ", " + axis + " %{x}</extra>",
-        )
+    for part, (name, colour, pattern) in PARTS.items():
+        hover = "%{y:.3g} GB<extra>" + name + ", " + axis + " %{x}</extra>"
+        marks.bars(figure, labels, frame[f"{part}_GB"], name, colour, pattern, marker_line=_EDGE, hover=hover)
     highest = 0.0
     if len(frame):
         card, usable = float(frame["card_GB"].iloc[0]), float(frame["usable_GB"].iloc[0])
         highest = max(card, float(frame["total_GB"].max()))
         _capacity(figure, labels, card, f"card, {card:.3g} GB", "solid")
         _capacity(figure, labels, usable, f"what an engine takes of it, {usable:.3g} GB", "dash")
-        over = frame["free_GB"] < 0
+        over = frame[frame["free_GB"] < 0]
         figure.add_scatter(
-            x=[label for label, yes in zip(labels, over, strict=True) if yes],
-            y=frame["total_GB"][over],
+            x=over["label"],
+            y=over["total_GB"],
             mode="markers+text" if len(labels) <= _LABELLED else "markers",
             marker={"symbol": "x", "size": 9, "color": style.COLLECTIVE},
-            text=[f"+{-free:.3g} GB" for free in frame["free_GB"][over]],
+            text=[f"+{-free:.3g} GB" for free in over["free_GB"]],
             textposition="top center",
             textfont={"color": style.COLLECTIVE, "size": 12},
             name="over by",
-            showlegend=bool(over.any()),
+            showlegend=len(over) > 0,
             cliponaxis=False,
             hoverinfo="skip",
         )
@@ -139,30 +135,18 @@ def shards_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     places = [frame["layout"].tolist(), [str(rank) for rank in frame["rank"]]]
     for part, column in (("weights", "weight_bytes"), ("kv", "kv_bytes")):
-        colour, pattern = PARTS[part]
-        figure.add_bar(
-            x=places,
-            y=frame[column] / 1e6,
-            name=f"{_NAMES[part]}, allocated",
-            marker=style.bar_marker(colour, pattern, line={"color": "white", "width": 0.5}),
-            customdata=frame[f"told_{column}"] / 1e6,
-            hovertemplate="%{y:.3f} MB allocated, %{customdata:.3f} MB by the formula<extra>"
-            + _NAMES[part]
-            + ", rank %{x}</extra>",
-        )
-    told = {"weights": frame["told_weight_bytes"], "all": frame["told_weight_bytes"] + frame["told_kv_bytes"]}
-    for name, values, fill in (
-        ("weights, formula", told["weights"], "white"),
-        ("with the cache, formula", told["all"], style.BACKWARD),
+        name, colour, pattern = PARTS[part]
+        y, told = frame[column] / 1e6, frame[f"told_{column}"] / 1e6
+        hover = "%{y:.3f} MB allocated, %{customdata:.3f} MB by the formula<extra>" + name + ", rank %{x}</extra>"
+        name = f"{name}, allocated"
+        marks.bars(figure, places, y, name, colour, pattern, customdata=told, marker_line=_EDGE, hover=hover)
+    weights, cache = frame["told_weight_bytes"], frame["told_kv_bytes"]
+    for name, values, colour in (
+        ("weights, formula", weights, "white"),
+        ("with the cache, formula", weights + cache, style.BACKWARD),
     ):
-        figure.add_scatter(
-            x=places,
-            y=values / 1e6,
-            mode="markers",
-            name=name,
-            marker={"symbol": "diamond", "size": 9, "color": fill, "line": {"color": style.INK, "width": 1}},
-            hovertemplate="%{y:.3f} MB<extra>" + name + "</extra>",
-        )
+        y, hover = values / 1e6, "%{y:.3f} MB"
+        marks.points(figure, places, y, name, colour, "diamond", size=9, edge=style.INK, hover=hover)
     figure.update_layout(barmode="stack", bargap=0.3)
     figure.update_xaxes(title="rank, by layout")
     figure.update_yaxes(title="MB", rangemode="tozero")

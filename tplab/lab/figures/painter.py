@@ -10,11 +10,13 @@ across. Key-value heads that several ranks hold, and replicated matrices, are ha
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import find_intermediate_color, hex_to_rgb
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.layers.plan import Plan, Step
 
 WIDTH, HEIGHT = 665.0, 620.0
@@ -34,7 +36,6 @@ _BOXES = {"attention": "attention", "activation": "SwiGLU", "add + norm": "+ res
 class _Part:
     """One rectangle of a fused matrix, in drawing units."""
 
-    name: str
     x: float
     y: float
     width: float
@@ -57,7 +58,7 @@ def painter_figure(plan: Plan, *, badge: str = "MODEL") -> go.Figure:
     right_end = _column(figure, plan, plan.steps[4:], _RIGHT_AXIS, scale, first="")
     _elbow(figure, left_end)
     _shaft(figure, _RIGHT_AXIS, right_end, _RIGHT_AXIS, right_end + _OUT)
-    _text(figure, _RIGHT_AXIS + 10, right_end + _OUT / 2, f"{_layout_word(plan.steps[-1])}, to the next block")
+    _text(figure, _RIGHT_AXIS + 10, right_end + _OUT / 2, f"{_WORDS[plan.steps[-1].output_layout]}, to the next block")
     _arrow_heads(figure)
     _collective_marks(figure)
     _totals(figure, plan, left_end + 46)
@@ -81,10 +82,7 @@ def rank_colour(rank: int, n: int) -> str:
 
 def short_bytes(nbytes: float) -> str:
     """The bytes as ``style.bytes_text`` writes them, but with three digits."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while nbytes >= 1000 and len(units) > 1:
-        nbytes, units = nbytes / 1024, units[1:]
-    return f"{nbytes:.3g} {units[0]}"
+    return style.bytes_text(nbytes, below=1000, digits=".3")
 
 
 def _flops_text(flops: int) -> str:
@@ -118,27 +116,20 @@ def _input_labels(figure: go.Figure, step: Step, axis: float, y: float, first: s
     if step.conversion == "slice":
         _text(figure, axis + 10, y + 29, "<i>local slice, free</i>", hover=step.why)
         return
-    figure.add_annotation(
-        x=axis + 10,
-        y=y + 29,
-        text=f"<b>{step.conversion} {short_bytes(step.payload_bytes)}</b>",
-        hovertext=step.why,
-        name=f"collective before {step.name}",
-        showarrow=False,
-        xanchor="left",
-        bgcolor=style.COLLECTIVE,
-        borderpad=2,
-        font={"size": 11, "color": "white"},
-    )
+    text, name = f"<b>{step.conversion} {short_bytes(step.payload_bytes)}</b>", f"collective before {step.name}"
+    pill: dict[str, Any] = {
+        "xanchor": "left",
+        "bgcolor": style.COLLECTIVE,
+        "borderpad": 2,
+        "hovertext": step.why,
+        "name": name,
+    }
+    marks.note(figure, axis + 10, y + 29, text, colour="white", **pill)
 
 
 def _arrival_word(step: Step) -> str:
     by_heads = step.arrives == "split" and step.name in ("attention", "out")
     return _WORDS[step.arrives] + (" by heads" if by_heads else "")
-
-
-def _layout_word(step: Step) -> str:
-    return _WORDS[step.output_layout]
 
 
 def _matrix(figure: go.Figure, plan: Plan, step: Step, axis: float, top: float, scale: float) -> float:
@@ -183,40 +174,33 @@ def _parts(plan: Plan, step: Step, axis: float, top: float, scale: float) -> lis
     height = step.in_features * scale
     if step.name == "up":
         width, x = plan.intermediate * scale, axis - plan.intermediate * scale / 2
-        below = top + height + _SEAM
-        return [_Part(name=n, x=x, y=y, width=width, height=height) for n, y in (("gate", top), ("up", below))]
+        return [_Part(x=x, y=y, width=width, height=height) for y in (top, top + height + _SEAM)]
     if step.name != "qkv":
         width = step.out_features * scale
-        return [_Part(name=step.name, x=axis - width / 2, y=top, width=width, height=height)]
-    kv = plan.num_kv_heads * plan.head_dim
-    features = {"q": plan.num_heads * plan.head_dim, "k": kv, "v": kv}
+        return [_Part(x=axis - width / 2, y=top, width=width, height=height)]
+    copied = _copies(plan, step)
     x, parts = axis - (step.out_features * scale + 2 * _SEAM) / 2, []
-    for name, count in features.items():
-        copied = name != "q" and _copies(plan, step)
-        parts.append(_Part(name=name, x=x, y=top, width=count * scale, height=height, copied=copied))
-        x += count * scale + _SEAM
+    for heads, shared in ((plan.num_heads, False), (plan.num_kv_heads, copied), (plan.num_kv_heads, copied)):
+        width = heads * plan.head_dim * scale
+        parts.append(_Part(x=x, y=top, width=width, height=height, copied=shared))
+        x += width + _SEAM
     return parts
 
 
 def _stripe(part: _Part, rank: int, n: int, upright: bool) -> _Part:
     width, height = (part.width / n, part.height) if upright else (part.width, part.height / n)
     x, y = (part.x + rank * width, part.y) if upright else (part.x, part.y + rank * height)
-    return _Part(name=part.name, x=x, y=y, width=width, height=height)
+    return _Part(x=x, y=y, width=width, height=height)
 
 
 def _polygons(
     figure: go.Figure, parts: list[_Part], text: str, name: str, colour: str, *, hatch: str | None = None
 ) -> None:
     """One trace of rectangles: shapes would neither hatch nor hover."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for part in parts:
-        right, bottom = part.x + part.width, part.y + part.height
-        x += [part.x, right, right, part.x, part.x, None]
-        y += [part.y, part.y, bottom, bottom, part.y, None]
+    corners = [(part.x, part.y, part.x + part.width, part.y + part.height) for part in parts]
     figure.add_scatter(
-        x=x,
-        y=y,
+        x=marks.apart((left, right, right, left, left) for left, _, right, _ in corners),
+        y=marks.apart((top, top, bottom, bottom, top) for _, top, _, bottom in corners),
         fill="toself",
         mode="lines",
         line={"color": style.MUTED if hatch else "white", "width": 0.7},
@@ -274,15 +258,8 @@ def _shaft(figure: go.Figure, x0: float, y0: float, x1: float, y1: float, *, hea
 def _arrow_heads(figure: go.Figure) -> None:
     """All in one trace, at the lower ends."""
     shafts = [shape for shape in figure.layout.shapes if shape.name == "arrow"]
-    figure.add_scatter(
-        x=[shaft.x1 for shaft in shafts],
-        y=[shaft.y1 - 4 for shaft in shafts],
-        mode="markers",
-        marker={"color": style.MUTED, "symbol": "triangle-down", "size": 9},
-        name="arrows",
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    x, y = [shaft.x1 for shaft in shafts], [shaft.y1 - 4 for shaft in shafts]
+    marks.points(figure, x, y, "arrows", style.MUTED, "triangle-down", size=9, showlegend=False)
 
 
 def _elbow(figure: go.Figure, left_end: float) -> None:
@@ -296,14 +273,17 @@ def _elbow(figure: go.Figure, left_end: float) -> None:
 def _collective_marks(figure: go.Figure) -> None:
     """A red diamond on the arrow at each label."""
     labels = [item for item in figure.layout.annotations if (item.name or "").startswith("collective")]
-    figure.add_scatter(
-        x=[label.x - 10 for label in labels],
-        y=[label.y for label in labels],
+    marks.points(
+        figure,
+        [label.x - 10 for label in labels],
+        [label.y for label in labels],
+        "forced collective",
+        style.COLLECTIVE,
+        "diamond",
+        size=11,
+        edge="white",
         text=[label.hovertext for label in labels],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
-        marker={"color": style.COLLECTIVE, "symbol": "diamond", "size": 11, "line": {"color": "white", "width": 1}},
-        name="forced collective",
+        hover="%{text}<extra></extra>",
         showlegend=bool(labels),
     )
 
@@ -331,14 +311,6 @@ def _text(
     top: bool = False,
     hover: str | None = None,
 ) -> None:
-    figure.add_annotation(
-        x=x,
-        y=y,
-        text=text,
-        hovertext=hover,
-        showarrow=False,
-        align="center" if centred else "left",
-        xanchor="center" if centred else "left",
-        yanchor="top" if top else "middle",
-        font={"size": size, "color": colour},
-    )
+    side, level = "center" if centred else "left", "top" if top else "middle"
+    place = {"align": side, "xanchor": side, "yanchor": level}
+    marks.note(figure, x, y, text, size=size, colour=colour, hovertext=hover, **place)

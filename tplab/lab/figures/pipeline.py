@@ -76,7 +76,7 @@ def gantt(
             shown.add(kind)
             data.append(bars)
     if memory:
-        data += memory_of(traces, names, _axis("y", len(traces)), unit, factor, end_s, max_activations)
+        data += memory_of(traces, names, _axis("y", len(traces)), scale, end_s, max_activations)
 
     captions = [caption(trace, name) for trace, name in zip(traces, names, strict=True)]
     if memory:

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.simulation import simulate
@@ -54,40 +55,21 @@ def bubble_figure(frame: pd.DataFrame, *, claimed: bool = True) -> go.Figure:
         claimed: draw what the article says of GPipe, too.
     """
     figure = go.Figure()
+    p = int(frame["num_stages"].iloc[0]) if len(frame) else 0
+    hover = "m = %{x}: %{y:.1f} %"
     for _, rows in frame.groupby(["schedule", "chunks"], sort=False):
         name, v = str(rows["schedule"].iloc[0]), int(rows["chunks"].iloc[0])
         colour, dash, symbol = _LINES.get(name, (style.MUTED, "solid", "circle"))
         label = f"{name}, {v} chunks" if v > 1 else name
-        figure.add_scatter(
-            x=rows["micro_batches"],
-            y=100 * rows["formula"],
-            mode="lines",
-            name=f"{label}, formula",
-            line={"color": colour, "dash": dash, "width": 2},
-            hovertemplate="m = %{x}: %{y:.1f} %<extra>" + f"{label}, formula</extra>",
-        )
-        figure.add_scatter(
-            x=rows["micro_batches"],
-            y=100 * rows["simulated"],
-            mode="markers",
-            name=f"{label}, simulated",
-            marker={"color": colour, "symbol": symbol, "size": 9, "line": {"color": "white", "width": 1}},
-            hovertemplate="m = %{x}: %{y:.1f} %<extra>" + f"{label}, simulated</extra>",
-        )
+        m, by_formula, simulated = rows["micro_batches"], 100 * rows["formula"], 100 * rows["simulated"]
+        marks.line(figure, m, by_formula, f"{label}, formula", colour, dash, hover=hover)
+        marks.points(figure, m, simulated, f"{label}, simulated", colour, symbol, size=9, edge="white", hover=hover)
     if claimed and len(frame):
-        p, least, most = int(frame["num_stages"].iloc[0]), frame["micro_batches"].min(), frame["micro_batches"].max()
-        x = list(range(int(least), int(most) + 1))
-        figure.add_scatter(
-            x=x,
-            y=[100 * formulas.claimed_gpipe_bubble(p, m) for m in x],
-            mode="lines",
-            name="what the article claims for GPipe",
-            line={"color": style.COLLECTIVE, "dash": "dot", "width": 2},
-            hovertemplate="m = %{x}: %{y:.1f} %<extra>claimed for GPipe</extra>",
-        )
+        x = list(range(int(frame["micro_batches"].min()), int(frame["micro_batches"].max()) + 1))
+        y, name = [100 * formulas.claimed_gpipe_bubble(p, m) for m in x], "what the article claims for GPipe"
+        marks.line(figure, x, y, name, style.COLLECTIVE, "dot", hover=f"{hover}<extra>claimed for GPipe</extra>")
     figure.update_xaxes(title="micro-batches m")
     figure.update_yaxes(title="bubble: idle / total", ticksuffix=" %", rangemode="tozero")
-    p = int(frame["num_stages"].iloc[0]) if len(frame) else 0
     return style.card(figure, title=f"The bubble shrinks with micro-batches, {p} ranks", badge="MODEL", height=440)
 
 
@@ -102,8 +84,9 @@ def prefill_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     labels = [str(count) for count in pieces]
     figure = go.Figure()
     if len(frame):
-        _measured(figure, labels, frame["measured_ms"], style.FORWARD, "%{y:.1f} ms", idle=frame["idle_over_total"])
-        _modelled(figure, labels, frame, "_ms", "%{y:.1f} ms")
+        idle = frame["idle_over_total"]
+        _measured(figure, labels, frame["measured_ms"], style.FORWARD, "", "%{y:.1f} ms", idle=idle)
+        _modelled(figure, labels, frame["formula_ms"], frame["simulated_ms"], "%{y:.1f} ms")
     if chunked and len(frame):
         best = int(frame["simulated_ms"].argmin())
         _note(figure, best, max(frame["measured_ms"].iloc[best], frame["formula_ms"].iloc[best]), "least")
@@ -124,60 +107,33 @@ def decode_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     labels = [str(k) for k in frame["in_flight"]] if len(frame) else []
     if len(frame):
-        rates = pd.DataFrame(
-            {f"{kind}_rate": frame["in_flight"] / frame[f"{kind}_ms"] * 1e3 for kind in _KINDS}
-            | {"measured_rate": frame["steps_per_s"]}
-        )
-        idle = frame["measured_idle"]
-        _measured(figure, labels, rates["measured_rate"], style.DECODE, "%{y:.1f} per second", idle=idle)
-        _modelled(figure, labels, rates, "_rate", "%{y:.1f} per second")
+        hover = "%{y:.1f} per second"
+        measured, idle = frame["steps_per_s"], frame["measured_idle"]
+        formula, simulated = (frame["in_flight"] / frame[f"{kind}_ms"] * 1e3 for kind in ("formula", "simulated"))
+        _measured(figure, labels, measured, style.DECODE, ".", hover, idle=idle)
+        _modelled(figure, labels, formula, simulated, hover)
         needed = int(frame["needed"].iloc[0])
         if str(needed) in labels:
             at = labels.index(str(needed))
-            _note(figure, at, max(rates.iloc[at]), f"full from k = {needed}")
+            _note(figure, at, max(each.iloc[at] for each in (measured, formula, simulated)), f"full from k = {needed}")
     figure.update_layout(bargap=0.45)
     figure.update_xaxes(title="micro-batches in flight k", type="category")
     figure.update_yaxes(title="micro-batch steps per second", rangemode="tozero")
     return style.card(figure, title="Decoding ring: the cliff below a full ring", badge=badge, height=430)
 
 
-_KINDS = ("formula", "simulated")
-
-
 def _measured(
-    figure: go.Figure, labels: Sequence[str], values: Any, colour: str, text: str, *, idle: "pd.Series[float]"
+    figure: go.Figure, labels: Sequence[str], values: Any, colour: str, pattern: str, hover: str, *, idle: Any
 ) -> None:
-    figure.add_bar(
-        x=labels,
-        y=values,
-        name="measured, and its idle share",
-        marker=style.bar_marker(colour, "" if colour == style.FORWARD else "."),
-        text=[f"{share:.0%} idle" for share in idle],
-        textposition="inside",
-        insidetextanchor="start",
-        textangle=0,
-        textfont={"color": "white" if colour == style.FORWARD else style.INK},
-        hovertemplate=text + ", %{text}<extra>measured</extra>",
-    )
+    inside = {"textposition": "inside", "insidetextanchor": "start", "textangle": 0}
+    inside |= {"text": [f"{share:.0%} idle" for share in idle], "textfont": {"color": style.text_on(colour)}}
+    name, hover = "measured, and its idle share", hover + ", %{text}<extra>measured</extra>"
+    marks.bars(figure, labels, values, name, colour, pattern, hover=hover, **inside)
 
 
-def _modelled(figure: go.Figure, labels: Sequence[str], frame: pd.DataFrame, unit: str, text: str) -> None:
-    figure.add_scatter(
-        x=labels,
-        y=frame[f"formula{unit}"],
-        mode="lines",
-        name="formula",
-        line={"color": style.INK, "dash": "dash", "width": 2},
-        hovertemplate=text + "<extra>formula</extra>",
-    )
-    figure.add_scatter(
-        x=labels,
-        y=frame[f"simulated{unit}"],
-        mode="markers",
-        name="simulated",
-        marker={"symbol": "diamond", "size": 11, "color": style.BACKWARD, "line": {"color": style.INK, "width": 1}},
-        hovertemplate=text + "<extra>simulated</extra>",
-    )
+def _modelled(figure: go.Figure, labels: Sequence[str], formula: Any, simulated: Any, hover: str) -> None:
+    marks.line(figure, labels, formula, "formula", style.INK, "dash", hover=hover)
+    marks.predictions(figure, labels, simulated, "simulated", hover=hover)
 
 
 def _note(figure: go.Figure, position: int, height: float, text: str) -> None:

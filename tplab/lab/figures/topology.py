@@ -1,12 +1,14 @@
 """Links of a machine as a heat map, and which of its GPUs a layout takes as a graph."""
 
 import math
-from collections.abc import Sequence
+from itertools import permutations
+from typing import TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import Placement
@@ -15,46 +17,30 @@ _CELLS_LABELLED = 16
 """GPUs up to which every cell has its text."""
 _SCALE = [[0.0, "#F3F6FA"], [0.35, style.DECODE], [1.0, style.FORWARD]]
 _DARK_FROM = 0.62  # of the scale: white text from here on
+_Places: TypeAlias = dict[int, tuple[float, float]]
+"""Where each GPU is drawn."""
+_COLUMNS = ["gpu", "peer", "kind", "label", "bandwidth_GBps", "latency_us"]
 
 
 def link_frame(machine: Machine) -> pd.DataFrame:
     """One row per ordered pair of GPUs, over all nodes: ``gpu``, ``peer``, ``kind``, ``label``, ``bandwidth_GBps``,
     ``latency_us``."""
     rows = []
-    for i in range(machine.num_gpus):
-        for j in range(machine.num_gpus):
-            if i != j:
-                link = machine.link(i, j)
-                rows.append(
-                    {
-                        "gpu": i,
-                        "peer": j,
-                        "kind": link.kind,
-                        "label": link.label or link.kind,
-                        "bandwidth_GBps": link.bandwidth_GBps,
-                        "latency_us": link.latency_us,
-                    }
-                )
-    return pd.DataFrame(rows, columns=["gpu", "peer", "kind", "label", "bandwidth_GBps", "latency_us"])
+    for i, j in permutations(range(machine.num_gpus), 2):
+        link = machine.link(i, j)
+        rows.append((i, j, link.kind, link.label or link.kind, link.bandwidth_GBps, link.latency_us))
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def measured_links_frame(calibration: Calibration) -> pd.DataFrame:
     """The columns of :func:`link_frame` from what ``calibrate`` measured: the smallest message's time is the latency,
     the largest one's bytes over its time the bandwidth. Both directions of a pair are one measurement."""
-    rows = []
+    kind, rows = calibration.backend, []
     for sends in calibration.sends:
-        for i, j in ((sends.source, sends.target), (sends.target, sends.source)):
-            rows.append(
-                {
-                    "gpu": i,
-                    "peer": j,
-                    "kind": calibration.backend,
-                    "label": calibration.backend,
-                    "bandwidth_GBps": sends.nbytes[-1] / sends.p50_us[-1] / 1e3,
-                    "latency_us": sends.p50_us[0],
-                }
-            )
-    return pd.DataFrame(rows, columns=["gpu", "peer", "kind", "label", "bandwidth_GBps", "latency_us"])
+        bandwidth, latency = sends.nbytes[-1] / sends.p50_us[-1] / 1e3, sends.p50_us[0]
+        for i, j in permutations((sends.source, sends.target)):
+            rows.append((i, j, kind, kind, bandwidth, latency))
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def link_figure(
@@ -70,26 +56,24 @@ def link_figure(
     unit = {"bandwidth_GBps": "GB/s", "latency_us": "µs"}[value]
     n = int(max(frame["gpu"].max(), frame["peer"].max())) + 1 if len(frame) else 1
     grid: list[list[float | None]] = [[None] * n for _ in range(n)]
-    texts, hover = [[""] * n for _ in range(n)], [[""] * n for _ in range(n)]
+    hover = [[""] * n for _ in range(n)]
+    cells: dict[tuple[int, int], tuple[float, str]] = {}
     names = frame["label"].nunique() > 1 or value == "bandwidth_GBps"
     for row in frame.to_dict("records"):
         number, i, j = float(row[value]), int(row["gpu"]), int(row["peer"])
-        grid[i][j] = math.log10(max(number, 1e-9))
-        texts[i][j] = f"{row['label']}<br>{number:.3g}" if names else f"{number:.3g}"
+        grid[i][j] = power = math.log10(max(number, 1e-9))
+        cells[i, j] = (power, f"{row['label']}<br>{number:.3g}" if names else f"{number:.3g}")
         hover[i][j] = (
             f"{what} {i} and {j}: {row['label']}, {row['bandwidth_GBps']:.3g} GB/s, {row['latency_us']:.3g} µs"
         )
-    numbers = [number for line in grid for number in line if number is not None]
-    low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
+    powers = [power for power, _ in cells.values()]
+    low, high = (min(powers), max(powers)) if powers else (0.0, 1.0)
     if high - low < 0.5:  # nearly alike: one colour, not noise drawn large
         low, high = high - 1.0, high + 0.2
     axis = [str(i) for i in range(n)]
     ticks = style.log_ticks([10**low, 10**high])
-    inside = [
-        (at, text)
-        for at, text in ((math.log10(v), t) for v, t in zip(ticks["tickvals"], ticks["ticktext"], strict=True))
-        if low <= at <= high
-    ]
+    places = [(math.log10(v), text) for v, text in zip(ticks["tickvals"], ticks["ticktext"], strict=True)]
+    inside = [(at, text) for at, text in places if low <= at <= high]
     figure = go.Figure(
         go.Heatmap(
             x=axis,
@@ -114,17 +98,9 @@ def link_figure(
     )
     style.card(figure, title=title, badge=badge, height=int(min(720, 210 + max(46 if n <= 8 else 34, 14) * n)))
     if n <= _CELLS_LABELLED:
-        for i, line in enumerate(grid):
-            for j, cell in enumerate(line):
-                if cell is not None:
-                    dark = (cell - low) / (high - low) > _DARK_FROM
-                    figure.add_annotation(
-                        x=axis[j],
-                        y=axis[i],
-                        text=texts[i][j],
-                        showarrow=False,
-                        font={"size": 11 if n <= 8 else 9, "color": "white" if dark else style.INK},
-                    )
+        for (i, j), (power, text) in sorted(cells.items()):
+            colour = "white" if (power - low) / (high - low) > _DARK_FROM else style.INK
+            marks.note(figure, axis[j], axis[i], text, size=11 if n <= 8 else 9, colour=colour)
     figure.update_xaxes(title=what, type="category", showgrid=False, ticks="", side="bottom", constrain="domain")
     figure.update_yaxes(title=what, type="category", autorange="reversed", showgrid=False, ticks="")
     figure.update_layout(margin={"r": 90, "b": 60})
@@ -144,67 +120,34 @@ def placement_figure(machine: Machine, placement: Placement, *, title: str, badg
     box_w, box_h, gap_w, gap_h = wide + 0.5, high + 0.9, 1.7, 0.6
     figure = go.Figure()
     fastest = max((link.bandwidth_GBps for row in machine.links for link in row if link), default=0.0)
-    x_of, y_of, names = [], [], []
+    used: _Places = {}
     for replica, chain in enumerate(placement.groups):
         top = -replica * (box_h + gap_h)
         for stage, group in enumerate(chain):
             left = stage * (box_w + gap_w)
             link = placement.tp_links[replica][stage]
             slow = link is not None and link.bandwidth_GBps < fastest / 2
-            figure.add_shape(
-                type="rect",
-                x0=left,
-                x1=left + box_w,
-                y0=top - box_h,
-                y1=top,
-                line={"color": style.COLLECTIVE if slow else style.FORWARD, "width": 2},
-                fillcolor="#FBEDEC" if slow else "#EEF3FA",
-                layer="below",
-            )
-            figure.add_annotation(
-                x=left + box_w / 2,
-                y=top - 0.03,
-                yanchor="top",
-                text=_inside(link, placement.ring_links[replica][stage]),
-                showarrow=False,
-                font={"size": 11, "color": style.COLLECTIVE if slow else style.INK},
-            )
+            line, fill = (style.COLLECTIVE, "#FBEDEC") if slow else (style.FORWARD, "#EEF3FA")
+            corners = {"x0": left, "x1": left + box_w, "y0": top - box_h, "y1": top}
+            figure.add_shape(type="rect", **corners, line={"color": line, "width": 2}, fillcolor=fill, layer="below")
+            text, ink = _inside(link, placement.ring_links[replica][stage]), style.COLLECTIVE if slow else style.INK
+            marks.note(figure, left + box_w / 2, top - 0.03, text, colour=ink, yanchor="top")
             for place, gpu in enumerate(group):
-                x_of.append(left + 0.75 + place % wide)
-                y_of.append(top - 1.05 - place // wide)
-                names.append(gpu)
+                used[gpu] = (left + 0.75 + place % wide, top - 1.05 - place // wide)
             if stage:
                 hop = placement.hop_links[replica][stage - 1]
+                y = top - box_h / 2
                 figure.add_annotation(
-                    x=left - 0.05,
-                    ax=left - gap_w + 0.05,
-                    y=top - box_h / 2,
-                    ay=top - box_h / 2,
-                    xref="x",
-                    axref="x",
-                    yref="y",
-                    ayref="y",
-                    text="",
-                    showarrow=True,
-                    arrowhead=2,
-                    arrowwidth=2,
-                    arrowcolor=style.POINT_TO_POINT,
+                    **{"x": left - 0.05, "y": y, "xref": "x", "yref": "y"},
+                    **{"ax": left - gap_w + 0.05, "ay": y, "axref": "x", "ayref": "y"},
+                    **{"text": "", "showarrow": True},
+                    **{"arrowhead": 2, "arrowwidth": 2, "arrowcolor": style.POINT_TO_POINT},
                 )
-                figure.add_annotation(
-                    x=left - gap_w / 2,
-                    y=top - box_h / 2 + 0.05,
-                    yanchor="bottom",
-                    text=f"{hop.label or hop.kind}<br>{hop.bandwidth_GBps:.3g}",
-                    showarrow=False,
-                    font={"size": 11},
-                )
+                text = f"{hop.label or hop.kind}<br>{hop.bandwidth_GBps:.3g}"
+                marks.note(figure, left - gap_w / 2, y + 0.05, text, yanchor="bottom")
     bottom = -(rows * (box_h + gap_h))
-    used = len(names)
-    for place, gpu in enumerate(placement.idle):
-        x_of.append(0.75 + place)
-        y_of.append(bottom - 0.5)
-        names.append(gpu)
-    _gpus(figure, machine, x_of, y_of, names, used)
+    idle = {gpu: (0.75 + place, bottom - 0.5) for place, gpu in enumerate(placement.idle)}
+    _gpus(figure, machine, used, idle)
     right = max(stages * (box_w + gap_w) - gap_w, len(placement.idle) + 0.5)
     low = bottom - (1.1 if placement.idle else -gap_h)
     height = int(min(760, max(240, 150 + 58 * (0.3 - low))))
@@ -224,33 +167,26 @@ def _inside(link: Link | None, ring: Link | None) -> str:
     return text
 
 
-def _gpus(
-    figure: go.Figure, machine: Machine, x: Sequence[float], y: Sequence[float], gpus: Sequence[int], used: int
-) -> None:
+def _gpus(figure: go.Figure, machine: Machine, used: _Places, idle: _Places) -> None:
+    """GPUs as numbered discs, coloured by node, where they lie."""
     colours = (style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.INK)
     what = "rank" if machine.gpu.kind == "cpu" else "GPU"
     for node in range(machine.nodes):
-        mine = [k for k in range(used) if machine.node_of(gpus[k]) == node]
-        if not mine:
-            continue
+        mine = {gpu: place for gpu, place in used.items() if machine.node_of(gpu) == node}
+        name = f"{what} of node {node}" if machine.nodes > 1 else what
+        _discs(figure, mine, name, f"{what} %{{text}}", colours[node % len(colours)], text="white", edge="white")
+    _discs(figure, idle, "idle", f"{what} %{{text}} is idle", style.IDLE, text=style.INK, edge=style.MUTED)
+
+
+def _discs(figure: go.Figure, places: _Places, name: str, hover: str, colour: str, *, text: str, edge: str) -> None:
+    if places:
         figure.add_scatter(
-            x=[x[k] for k in mine],
-            y=[y[k] for k in mine],
+            x=[x for x, _ in places.values()],
+            y=[y for _, y in places.values()],
             mode="markers+text",
-            text=[str(gpus[k]) for k in mine],
-            textfont={"color": "white", "size": 12},
-            marker={"size": 26, "color": colours[node % len(colours)], "line": {"color": "white", "width": 1}},
-            name=f"{what} of node {node}" if machine.nodes > 1 else what,
-            hovertemplate=f"{what} %{{text}}<extra></extra>",
-        )
-    if used < len(gpus):
-        figure.add_scatter(
-            x=list(x[used:]),
-            y=list(y[used:]),
-            mode="markers+text",
-            text=[str(gpu) for gpu in gpus[used:]],
-            textfont={"color": style.INK, "size": 12},
-            marker={"size": 26, "color": style.IDLE, "line": {"color": style.MUTED, "width": 1}},
-            name="idle",
-            hovertemplate=f"{what} %{{text}} is idle<extra></extra>",
+            text=[str(gpu) for gpu in places],
+            textfont={"color": text, "size": 12},
+            marker={"size": 26, "color": colour, "line": {"color": edge, "width": 1}},
+            name=name,
+            hovertemplate=f"{hover}<extra></extra>",
         )

@@ -1,9 +1,12 @@
 """What ranks measured beside what the advisor said: layouts, and the all-reduces and messages they are made of."""
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
+from tplab.lab.figures import marks
 from tplab.measure.columns import EMULATED_LINK
 from tplab.topology.advisor.calibration import Calibration
 
@@ -21,32 +24,15 @@ def verification_figure(
     settings = [setting.split(EMULATED_LINK)[-1] for setting in frame["setting"]]
     several = len(set(settings)) > 1
     x = [settings, frame["layout"].tolist()] if several else frame["layout"].tolist()
-    figure.add_bar(
-        x=x,
-        y=frame[f"measured_{measure}"],
-        name="measured",
-        marker=style.bar_marker(style.WEIGHT_GRADIENT),
-        hovertemplate="%{y:.3g} measured<extra>%{x}</extra>",
-    )
-    figure.add_scatter(
-        x=x,
-        y=frame[f"predicted_{measure}"],
-        mode="markers",
-        name="predicted",
-        marker={"symbol": "diamond", "size": 12, "color": style.BACKWARD, "line": {"color": style.INK, "width": 1}},
-        customdata=frame[f"{measure}_error_pct"],
-        hovertemplate="%{y:.3g} predicted, %{customdata:+.0f} %<extra>%{x}</extra>",
-    )
-    if f"spec_sheet_{measure}" in frame:
-        figure.data[1].name = "predicted, calibrated"
-        figure.add_scatter(
-            x=x,
-            y=frame[f"spec_sheet_{measure}"],
-            mode="markers",
-            name="predicted by spec sheet",
-            marker={"symbol": "diamond-open", "size": 11, "color": style.INK, "line": {"width": 1.5}},
-            hovertemplate="%{y:.3g} by spec sheet<extra>%{x}</extra>",
-        )
+    measured, predicted, told = (frame.get(f"{kind}_{measure}") for kind in ("measured", "predicted", "spec_sheet"))
+    hover = "%{y:.3g} measured<extra>%{x}</extra>"
+    marks.bars(figure, x, measured, "measured", style.WEIGHT_GRADIENT, hover=hover)
+    name = "predicted" if told is None else "predicted, calibrated"
+    off, hover = frame[f"{measure}_error_pct"], "%{y:.3g} predicted, %{customdata:+.0f} %<extra>%{x}</extra>"
+    marks.predictions(figure, x, predicted, name, size=12, customdata=off, hover=hover)
+    if told is not None:
+        name, hover = "predicted by spec sheet", "%{y:.3g} by spec sheet<extra>%{x}</extra>"
+        marks.points(figure, x, told, name, style.INK, "diamond-open", size=11, marker_line_width=1.5, hover=hover)
     names = {
         "tpot_ms": "milliseconds per output token",
         "ttft_ms": "milliseconds to the first token",
@@ -68,40 +54,32 @@ def calibration_figure(calibration: Calibration, *, badge: str) -> go.Figure:
     colours = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, "#B07B00")
     sizes = sorted({sweep.num_ranks for sweep in calibration.all_reduce})
     seen: set[str] = set()
+    said = "%{x:,.0f} bytes: %{y:,.0f} µs"
     for sweep in calibration.all_reduce:
         at = sizes.index(sweep.num_ranks)
         name = f"all-reduce of {sweep.num_ranks}" + (f", {sweep.launch}" if sweep.launch != "eager" else "")
-        figure.add_scatter(
-            x=sweep.nbytes,
-            y=sweep.p50_us,
-            mode="lines+markers",
-            name=name,
-            legendgroup=name,
-            showlegend=name not in seen,
-            line={"color": colours[at % len(colours)], "width": 1.5},
-            marker={"symbol": ("circle", "square", "diamond", "cross")[at % 4], "size": 7},
-            hovertemplate="%{x:,.0f} bytes: %{y:,.0f} µs<extra>ranks " + ", ".join(map(str, sweep.gpus)) + "</extra>",
-        )
+        colour, symbol = colours[at % len(colours)], ("circle", "square", "diamond", "cross")[at % 4]
+        entry: dict[str, Any] = {
+            "legendgroup": name,
+            "showlegend": name not in seen,
+            "marker": {"symbol": symbol, "size": 7},
+        }
+        hover = f"{said}<extra>ranks {', '.join(map(str, sweep.gpus))}</extra>"
+        marks.line(figure, sweep.nbytes, sweep.p50_us, name, colour, width=1.5, hover=hover, **entry)
         seen.add(name)
-    for sends in calibration.sends:
-        figure.add_scatter(
-            x=sends.nbytes,
-            y=sends.p50_us,
-            mode="lines",
-            name="message",
-            legendgroup="message",
-            showlegend="message" not in seen,
-            line={"color": style.POINT_TO_POINT, "width": 1.5, "dash": "dot"},
-            hovertemplate=f"%{{x:,.0f}} bytes: %{{y:,.0f}} µs<extra>{sends.source} to {sends.target}</extra>",
+    for number, sends in enumerate(calibration.sends):
+        entry = {"legendgroup": "message", "showlegend": number == 0}
+        hover = f"{said}<extra>{sends.source} to {sends.target}</extra>"
+        marks.line(
+            figure, sends.nbytes, sends.p50_us, "message", style.POINT_TO_POINT, "dot", width=1.5, hover=hover, **entry
         )
-        seen.add("message")
-    points = [
-        *((size, us) for sweep in calibration.all_reduce for size, us in zip(sweep.nbytes, sweep.p50_us, strict=True)),
-        *((size, us) for sends in calibration.sends for size, us in zip(sends.nbytes, sends.p50_us, strict=True)),
-    ]
-    kept = sorted({size for size, _ in points})
+    measured = [(sweep.nbytes, sweep.p50_us) for sweep in calibration.all_reduce]
+    measured += [(sends.nbytes, sends.p50_us) for sends in calibration.sends]
+    kept = sorted({size for sizes, _ in measured for size in sizes})
     figure.update_xaxes(
         title="bytes", type="log", tickvals=kept, ticktext=[style.bytes_text(int(size)) for size in kept]
     )
-    figure.update_yaxes(title="microseconds", type="log", **style.log_ticks(us for _, us in points))
+    figure.update_yaxes(
+        title="microseconds", type="log", **style.log_ticks(us for _, times in measured for us in times)
+    )
     return style.card(figure, title="What calibration measured", badge=badge, height=440)
