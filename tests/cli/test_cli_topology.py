@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from tplab.cli import main
+from tplab.models.precision import ITEMSIZE
 from tplab.models.presets import MODELS
-from tplab.models.spec import ITEMSIZE, ModelSpec
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from tplab.models.decoder import make_rotary
-from tplab.models.spec import ModelConfig, RopeScaling
+from tplab.models.hf import RopeScaling
+from tplab.models.spec import ModelConfig
 
 CLASSES = {
     "llama": transformers.LlamaConfig,

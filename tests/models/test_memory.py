@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tplab.layers.core_attention import KVCache
 from tplab.models.decoder import Stage
+from tplab.models.precision import PRECISIONS, itemsize
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
-from tplab.models.spec import PRECISIONS, ModelConfig, itemsize
+from tplab.models.spec import ModelConfig
 
 
 class Place:

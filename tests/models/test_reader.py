@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from tplab.models.spec import MODEL_TYPES, ModelConfig, ModelSpec
+from tplab.models.hf import MODEL_TYPES
+from tplab.models.spec import ModelConfig, ModelSpec
 
 SIZES: dict[str, Any] = {
     "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 32,

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from tplab.models.hf import MODEL_TYPES
+from tplab.models.precision import ITEMSIZE
 from tplab.models.presets import HUGGING_FACE, MODELS
-from tplab.models.spec import ITEMSIZE, MODEL_TYPES, ModelConfig
+from tplab.models.spec import ModelConfig
 from tplab.topology import EnginePolicy, ModelSpec, Workload
 
 LLAMA = {

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from tplab.checks import check_count
 from tplab.cli.words import table, width, writable, write_csv
 from tplab.files import MAX_BYTES, read_text
+from tplab.models.precision import ITEMSIZE
 from tplab.models.presets import MODELS
-from tplab.models.spec import ITEMSIZE
 from tplab.shown import fixed
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.machine.presets import GPUS, MACHINES

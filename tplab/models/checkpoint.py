@@ -21,8 +21,9 @@ import torch
 from tplab.checks import check_count
 from tplab.files import read_json, replacing, settle
 from tplab.models.decoder import Stage
+from tplab.models.precision import itemsize
 from tplab.models.records import CheckpointError
-from tplab.models.spec import ModelConfig, itemsize
+from tplab.models.spec import ModelConfig
 from tplab.shown import listed, shown
 
 INDEX = "model.safetensors.index.json"

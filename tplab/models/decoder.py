@@ -27,8 +27,9 @@ from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.shards import Shard, VocabShard, prefixed
 from tplab.layers.strategies import Blocking, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
+from tplab.models.hf import RopeScaling
 from tplab.models.shards import StageSpec
-from tplab.models.spec import ModelConfig, RopeScaling
+from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

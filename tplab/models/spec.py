@@ -14,49 +14,18 @@ size of a head; V vocabulary; t ranks that share a layer, p pipeline stages. Byt
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from tplab.checks import check_length, check_one_of
 from tplab.layers.ranges import kv_heads_by_rank
+from tplab.models.hf import RopeScaling, config_json, read_config
 from tplab.models.keys import whole
+from tplab.models.precision import ITEMSIZE, DType, itemsize, precisions
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-"""Values of ``model_type`` in a config.json that ``tplab.models`` runs; the advisor sizes others too."""
-
-DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
-PRECISIONS: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""torch's names of the types that models are computed in, and the advisor's."""
-ITEMSIZE: Mapping[str, float] = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "fp16": 2.0,
-    "fp8": 1.0,
-    "int8": 1.0,
-    "fp4": 0.5 + 1 / 16,
-    "int4": 0.5 + 2.5 / 128,
-}
-"""Bytes per number. fp8 and int8 leave out their scales (one per channel or tensor: under 0.1 %). fp4 counts one 8-bit
-scale per 16 numbers (NVFP4), int4 a 16-bit scale and a 4-bit zero point per 128 (AWQ's and GPTQ's usual group)."""
 _SIZES = (
     *("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"),
     "norms_per_block",
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RopeScaling:
-    """How the rotary frequencies of a longer context are made from the trained ones."""
-
-    kind: str
-    """``rope_type`` of the config.json. ``linear`` divides all frequencies by ``factor``, ``llama3`` the low ones, with
-    a smooth passage; ``tplab.models`` computes these two."""
-    factor: float = 1.0
-    """Factor by which the context is stretched."""
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    """Wavelengths above ``original_max_positions`` / low are stretched, those below the same / high are not."""
-    original_max_positions: int | None = None
-    """Context the model was trained with, in tokens; ``llama3`` needs it. None: not given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,19 +120,18 @@ class ModelConfig:
             FileNotFoundError: no such file.
             ValueError: an architecture, or a key that changes the mathematics, that is not supported; it is named.
         """
-        from tplab.models.hf import read_config
-
-        return read_config(source)
+        return ModelConfig(**read_config(source))
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a ``config.json`` that transformers, and :meth:`from_hf`, read as this model."""
-        from tplab.models.hf import config_json
-
-        return config_json(self)
+        keys = config_json(self)
+        if replace(ModelConfig.from_hf(keys), name=self.name) != self.in_dtype(self.dtype):
+            raise ValueError(f"a {self.model_type} model in a config.json cannot be this: {self}")
+        return keys
 
     def in_dtype(self, dtype: str | None) -> "ModelConfig":
         """The model as ``tplab.models`` runs it: all of it in this type."""
-        return ModelConfig(**{each.name: getattr(self, each.name) for each in fields(ModelConfig)} | {"dtype": dtype})
+        return ModelConfig(**_fields_of(self) | {"dtype": dtype})
 
     def window(self, layer: int) -> int | None:
         """How many tokens back a token of this layer sees; None: all."""
@@ -370,9 +338,13 @@ class ModelSpec(ModelConfig):
             ValueError: unknown name (with the nearest ones), a file that cannot be read, missing or malformed key, or
                 an architecture the advisor has no model of (mixture of experts, latent attention, encoder, ...).
         """
-        from tplab.models.served import read_spec
+        from tplab.models.served import read_spec  # names and precisions, which ranks do without
 
-        return read_spec(config, weight_precision=weight_precision, kv_precision=kv_precision)
+        if not isinstance(config, ModelConfig):
+            return cls(**read_spec(config, weight_precision, kv_precision))
+        notes: list[str] = []
+        served = precisions({}, config.dtype, weight_precision, kv_precision, notes)
+        return cls(**_fields_of(config), **served, notes=tuple(notes))
 
     def with_layers(self, num_layers: int) -> "ModelSpec":
         """The model with so many layers and the same share of windowed ones, rounded down and spread evenly."""
@@ -393,7 +365,5 @@ class ModelSpec(ModelConfig):
         return ITEMSIZE[self.activation_precision]
 
 
-def itemsize(dtype: str | None) -> int:
-    """Bytes per number. Raises ``ValueError`` for a type that ``tplab.models`` does not compute in."""
-    check_one_of("dtype", dtype, PRECISIONS)
-    return int(ITEMSIZE[PRECISIONS[str(dtype)]])
+def _fields_of(config: ModelConfig) -> dict[str, Any]:
+    return {each.name: getattr(config, each.name) for each in fields(ModelConfig)}

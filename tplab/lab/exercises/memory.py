@@ -11,8 +11,9 @@ from typing import Any
 
 from tplab.cluster import Cluster, ClusterError
 from tplab.lab.exercises.verdict import Verdict
+from tplab.models.precision import PRECISIONS, itemsize
 from tplab.models.shards import Layout
-from tplab.models.spec import PRECISIONS, ModelConfig, itemsize
+from tplab.models.spec import ModelConfig
 from tplab.topology.verification.memory import ShardPlan, measure_shards
 
 _BATCH, _CONTEXT = 2, 5

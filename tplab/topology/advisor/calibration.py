@@ -78,7 +78,7 @@ class MatmulTimes:
     """Times of GEMMs (tokens, k) x (k, n), with cold weights, over tokens and shapes."""
 
     precision: str
-    """Precision of the weights, a key of ``models.spec.ITEMSIZE``."""
+    """Precision of the weights, a key of ``models.precision.ITEMSIZE``."""
     num_ranks: int = 1
     """Number of ranks that computed at once: on CPUs they share the memory bandwidth."""
     tokens: tuple[int, ...]

@@ -25,7 +25,7 @@ Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tplab.models.spec import ITEMSIZE
+from tplab.models.precision import ITEMSIZE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

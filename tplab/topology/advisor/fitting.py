@@ -5,8 +5,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tplab.models.precision import ITEMSIZE
 from tplab.models.shards import Layout, can_cut
-from tplab.models.spec import ITEMSIZE, ModelSpec
+from tplab.models.spec import ModelSpec
 from tplab.shown import as_GB
 from tplab.topology.advisor.layouts import Choice, all_choices, no_room_on
 from tplab.topology.advisor.memory import fullest_rank

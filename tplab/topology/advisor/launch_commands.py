@@ -13,8 +13,9 @@ import math
 import shlex
 from collections.abc import Mapping
 
+from tplab.models.precision import ITEMSIZE
 from tplab.models.shards import Layout
-from tplab.models.spec import ITEMSIZE, ModelSpec
+from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement

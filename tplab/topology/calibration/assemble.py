@@ -7,7 +7,8 @@ from typing import Any
 
 from tplab.cluster import Provenance, Report
 from tplab.measure import link_text, samples_of
-from tplab.models.spec import PRECISIONS, ModelConfig
+from tplab.models.precision import PRECISIONS
+from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.roofline import MATMULS_PER_BLOCK

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from tplab.checks import check_count, check_one_of
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.measure import link_text
+from tplab.models.precision import PRECISIONS
 from tplab.models.shards import Layout, kv_bytes, weight_bytes
-from tplab.models.spec import PRECISIONS, ModelConfig, ModelSpec
+from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.layouts import groups_in_order, links_alike

@@ -1,0 +1,128 @@
+"""Types of numbers: how models are computed, how engines keep their weights and cache, and bytes of each.
+
+Which ones an engine serves a checkpoint in follows from its ``dtype`` and ``quantization_config``, and from what is
+asked for.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from tplab.checks import ArgumentError, check_one_of
+from tplab.models.keys import Config, mapping, text, texts
+from tplab.shown import shown
+
+DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""torch's names of the types that models are computed in, and the advisor's."""
+ITEMSIZE: Mapping[str, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "fp4": 0.5 + 1 / 16,
+    "int4": 0.5 + 2.5 / 128,
+}
+"""Bytes per number. fp8 and int8 leave out their scales (one per channel or tensor: under 0.1 %). fp4 counts one 8-bit
+scale per 16 numbers (NVFP4), int4 a 16-bit scale and a 4-bit zero point per 128 (AWQ's and GPTQ's usual group)."""
+
+
+def itemsize(dtype: str | None) -> int:
+    """Bytes per number. Raises ``ValueError`` for a type that ``tplab.models`` does not compute in."""
+    check_one_of("dtype", dtype, PRECISIONS)
+    return int(ITEMSIZE[PRECISIONS[str(dtype)]])
+
+
+def precisions(
+    how: Config, dtype: str | None, weights: str | None, cache: str | None, notes: list[str]
+) -> dict[str, Any]:
+    """Fields of a ``ModelSpec``: precisions of weights, cache and activations, and how the checkpoint is quantised.
+
+    Args:
+        how: the ``quantization_config``; empty where there is none.
+        dtype: type of the numbers that are not quantised, where the configuration says so.
+        weights, cache: what is asked for.
+        notes: what was assumed is added.
+    """
+    quantised, given = _weights_of(how), weights
+    if how and quantised is None and given is None:
+        method = shown(how.get("quant_method"))
+        rule = f"must be one of {', '.join(ITEMSIZE)} for a quantization_config not known here (quant_method={method})"
+        raise ArgumentError("weight_precision", given, rule)
+    activation = PRECISIONS[dtype or "bfloat16"]
+    weights = given or quantised or activation
+    if given == "fp32":  # everything: engines have one type for what is not quantised
+        activation = "fp32"
+    elif dtype is None:
+        notes.append("the configuration names no dtype: bf16 is assumed")
+    if activation == "fp32" and weights != "fp32":
+        # Engines' dtype=auto casts float32 checkpoints to 16 bits (vLLM: _resolve_auto_dtype in vllm/config/model.py,
+        # to the platform's first type, bf16 on NVIDIA GPUs since Ampere; SGLang: its _get_and_verify_dtype, to fp16).
+        activation = "fp16" if weights == "fp16" else "bf16"
+    elif activation == "fp32" and given is None:
+        notes.append(
+            "counted in float32, as the configuration says; engines serve such a model in 16 bits: "
+            "weight_precision='bf16' counts it so"
+        )
+    if quantised and weights != quantised:
+        notes.append(f"weights counted as {weights}, where quantization_config says {quantised}")
+    left = _left_alone(how)
+    if left and ITEMSIZE.get(weights, 2) < 2:
+        notes.append(
+            f"quantization_config leaves out {len(left)} modules or patterns, first {shown(left[0])}: "
+            f"counted as {weights}, too"
+        )
+    cache_fp8 = how.get("kv_cache_scheme") or text(how, "kv_cache_quant_algo").upper() == "FP8"
+    return {
+        "weight_precision": weights,
+        "kv_precision": cache or ("fp8" if cache_fp8 else activation),
+        "activation_precision": activation,
+        "quant_method": text(how, "quant_method") or text(how, "quant_algo") or "unknown" if how else None,
+    }
+
+
+def _weights_of(how: Config) -> str | None:
+    """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
+    method = text(how, "quant_method")
+    bits = how.get("bits") or how.get("w_bit")
+    groups = mapping(how.get("config_groups") or {}, "config_groups in quantization_config")
+    for name, group in groups.items():
+        weights = group.get("weights") or {} if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise ValueError(
+                f"config_groups in quantization_config must hold objects with an object weights, got "
+                f"{name}: {shown(group)}"
+            )
+        bits = weights.get("num_bits", bits)
+        if bits == 8:
+            return "fp8" if weights.get("type") == "float" else "int8"
+        if bits == 4:
+            return "fp4" if weights.get("type") == "float" else "int4"
+    if "fp8" in method or text(how, "quant_algo").upper().startswith("FP8"):
+        return "fp8"
+    # Before the search for "fp4": bitsandbytes writes bnb_4bit_quant_type="fp4" beside load_in_8bit, too.
+    if bits == 4 or how.get("load_in_4bit"):
+        return "int4"
+    if bits == 8 or how.get("load_in_8bit"):
+        return "int8"
+    return "fp4" if "fp4" in json.dumps(how, default=str).lower() else None
+
+
+_NOT_CONVERTED = (
+    *("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules"),
+    "skip_modules",
+)
+"""Names for the same thing: fp8, AWQ and fbgemm; compressed-tensors; vLLM; ModelOpt; bitsandbytes; HQQ."""
+_NOT_IN_BLOCKS = re.compile("lm_head|embed|norm|vision|visual|multi_modal|audio")
+"""Modules that are counted unquantised anyway, or not at all."""
+
+
+def _left_alone(how: Config) -> list[str]:
+    """Modules of the blocks, or patterns of them, that are not quantised."""
+    names: list[str] = []
+    for key in _NOT_CONVERTED:
+        found = texts(how.get(key) or [], f"{key} in quantization_config")
+        names += [each for each in found if not _NOT_IN_BLOCKS.search(each)]
+    return names
