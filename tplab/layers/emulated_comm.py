@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from tplab.checks import check_one_of
 from tplab.collectives.direct import direct_all_gather, direct_reduce_scatter
 from tplab.collectives.emulated import ALGORITHMS, EmulatedGroup
 from tplab.collectives.transport import Transport
@@ -38,8 +39,7 @@ class EmulatedComm:
     def __init__(self, group: EmulatedGroup, algorithm: str = "ring") -> None:
         if not isinstance(group, EmulatedGroup):
             raise ValueError(f"group must be an EmulatedGroup; got {group!r}")
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
+        check_one_of("algorithm", algorithm, ALGORITHMS)
         self._emulated = group
         self._algorithm = algorithm
         self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tplab-emulated")

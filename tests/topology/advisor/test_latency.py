@@ -267,6 +267,17 @@ def test_terms_add_up_and_nothing_is_negative(tp, pp, requests, isl, osl, chunk,
     assert in_flight == pytest.approx(requests, rel=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [None, 512, 8192])
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (8, 1), (2, 4)])
+def test_one_request_waits_for_nobodys_prompt(tp, pp, chunk):
+    def prefill_us(requests):
+        policy = EnginePolicy(name="vllm", chunked_prefill=chunk)
+        return float(np.max(serve([(tp, pp)], concurrency=requests, policy=policy, output_length=16).terms["prefill"]))
+
+    assert prefill_us(1) == 0
+    assert prefill_us(8) > 0
+
+
 def test_more_requests_never_shorten_a_token():
     loads = np.geomspace(1, 2000, 30)
     tpot = [serve([(4, 1)], engine="trtllm", concurrency=int(load)).tpot_us[0] for load in loads]

@@ -161,6 +161,9 @@ def test_gpus_of_another_kind_are_left_out():
         ("Tesla V100-PCIE-32GB", 34.1, None),  # no NVLink: the sheet of the SXM module would promise one
         ("Tesla T4", 16.0, None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10.2, None),
+        ("NVIDIA H100 64GB HBM2", 68.7, None),  # the sheet of the 80 GB card would promise it 17 GB
+        ("NVIDIA H100 HBM3", 94.0, "h100"),  # a tenth less or more is what drivers and firmware take
+        ("NVIDIA H100 HBM3", 96.0, None),
     ],
 )
 def test_names_of_the_driver(name, memory, preset):
