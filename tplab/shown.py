@@ -43,7 +43,7 @@ def fixed(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def count(number: float) -> str:
+def amount(number: float) -> str:
     """Format a request count: integer if whole, else three significant digits."""
     return f"{number:,.0f}" if number == round(number) else fixed(number)
 

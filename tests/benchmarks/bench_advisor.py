@@ -12,7 +12,6 @@ average is printed.
 import argparse
 import os
 import time
-from typing import Any
 
 from tplab import Cluster
 from tplab.cluster import Report
@@ -21,7 +20,7 @@ from tplab.models.spec import ModelConfig
 from tplab.topology import ModelSpec, Verification, Workload, submit_calibrate, submit_verify
 from tplab.topology.calibration.assemble import calibration_of
 from tplab.topology.calibration.plan import plan_calibration
-from tplab.topology.verification.plan import plan_verify
+from tplab.topology.verification.plan import ClusterFacts, plan_verify
 from tplab.topology.verification.run import verification_of
 
 LINKS = {
@@ -66,16 +65,14 @@ def measure(cluster: Cluster, link: EmulatedLink, turns: int, llama: ModelConfig
         assert verifying.run is not None
         calibrated += calibrating.run.reports
         verified += verifying.run.reports
-    cores = cluster.provenance.num_cores
-    plan = plan_calibration(cluster.num_ranks, cluster.backend, num_cores=cores, links=link, rounds=1, model=spec)
-    settings: dict[str, Any] = {
-        "num_ranks": cluster.num_ranks,
-        "num_cores": cores,
-        "free_bytes": [float("inf")] * cluster.num_ranks,
-        "links": link,
-    }
-    whole = calibration_of(plan, calibrated, cluster.provenance)
-    planned = plan_verify(layouts, llama, WORKLOAD, calibration=whole, **settings)
+    plan = plan_calibration(cluster.provenance, links=link, rounds=1, model=spec)
+    facts = ClusterFacts(
+        provenance=cluster.provenance,
+        calibration=calibration_of(plan, calibrated, cluster.provenance),
+        free_bytes=(float("inf"),) * cluster.num_ranks,
+        links=link,
+    )
+    planned = plan_verify(layouts, llama, WORKLOAD, cluster=facts)
     return verification_of(planned, verified, cluster.provenance)
 
 

@@ -72,14 +72,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         links = EmulatedLink(latency_us=arguments.latency_us, bandwidth_GBps=arguments.bandwidth_GBps)
     if under_torchrun():
         with attached(arguments.backend) as (rank, provenance, reports):
-            plan = plan_calibration(
-                rank.world_size,
-                provenance.backend,
-                num_cores=provenance.num_cores,
-                shares_gpus=provenance.shares_gpus,
-                links=links,
-                rounds=arguments.rounds,
-            )
+            plan = plan_calibration(provenance, links=links, rounds=arguments.rounds)
             calibrate_on_rank(rank, plan)
             everything = gather_reports(rank, reports)
         if rank.index == 0:

@@ -34,6 +34,11 @@ class Provenance:
         return self.backend == "nccl" and self.num_ranks > self.num_devices
 
     @property
+    def own_gpus(self) -> bool:
+        """Whether every rank has a GPU of its own, over NCCL."""
+        return self.backend == "nccl" and not self.shares_gpus
+
+    @property
     def badge(self) -> str:
         """``LIVE gloo · 2 ranks`` or ``LIVE nccl · 4 ranks on 1 GPU``."""
         badge = f"LIVE {self.backend} · {count(self.num_ranks, 'rank')}"

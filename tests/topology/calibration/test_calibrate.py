@@ -4,6 +4,8 @@ Over an emulated link a message cannot arrive before its latency has passed, how
 are held against bounds, not against times.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from tplab import Cluster
@@ -54,8 +56,14 @@ PROVENANCE = Provenance(
 )
 
 
+def on(num_ranks, backend, num_cores=2, num_gpus=None):
+    """A cluster with a GPU for each rank, unless there are fewer."""
+    gpus = num_ranks if num_gpus is None else num_gpus
+    return replace(PROVENANCE, num_ranks=num_ranks, backend=backend, num_cores=num_cores, num_devices=gpus)
+
+
 def quick_plan(num_ranks=2, **more):
-    return plan_calibration(num_ranks, "gloo", num_cores=2, **{**QUICK, **more})
+    return plan_calibration(on(num_ranks, "gloo"), **{**QUICK, **more})
 
 
 @pytest.mark.parametrize(
@@ -73,16 +81,16 @@ def test_groups_are_neighbours_in_sizes_that_tensor_parallelism_takes(ranks, wan
 
 
 def test_ranks_beyond_the_cores_do_not_compute_at_once():
-    plan = plan_calibration(4, "gloo", num_cores=2)
+    plan = plan_calibration(on(4, "gloo"))
     assert plan.computing == (1, 2)
     assert "4 ranks share 2 cores" in plan.notes[0]
-    assert plan_calibration(6, "gloo", num_cores=16).computing == (1, 2, 4, 6)
-    assert plan_calibration(1, "gloo", num_cores=16).computing == (1,)
+    assert plan_calibration(on(6, "gloo", num_cores=16)).computing == (1, 2, 4, 6)
+    assert plan_calibration(on(1, "gloo", num_cores=16)).computing == (1,)
 
 
 def test_gpus_are_timed_in_graphs_too_unless_ranks_share_them():
-    assert plan_calibration(2, "nccl", num_cores=8).launches == ("eager", "graph")
-    shared = plan_calibration(2, "nccl", num_cores=8, shares_gpus=True)
+    assert plan_calibration(on(2, "nccl")).launches == ("eager", "graph")
+    shared = plan_calibration(on(2, "nccl", num_gpus=1))
     assert shared.launches == ("eager",)
     assert "share GPUs" in shared.notes[0]
 
@@ -105,7 +113,7 @@ def test_gpus_are_timed_in_graphs_too_unless_ranks_share_them():
 )
 def test_what_cannot_be_measured(backend, settings, match):
     with pytest.raises(ValueError, match=match):
-        plan_calibration(2, backend, num_cores=2, **settings)
+        plan_calibration(on(2, backend), **settings)
 
 
 def test_blocks_of_a_model_are_cut_as_tensor_parallelism_cuts_them():
@@ -118,7 +126,7 @@ def test_blocks_of_a_model_are_cut_as_tensor_parallelism_cuts_them():
     for t, block in zip((1, 2, 4), model_blocks(model, 4), strict=True):
         assert 4 * mean_params(block) == model.block_matmul_params / t
     assert len(model_blocks(model, 3)) == 1  # 3 does not divide 16 heads
-    assert len(plan_calibration(1, "gloo", num_cores=1, model=model).blocks) == 2  # a small one for the start-up
+    assert len(plan_calibration(on(1, "gloo", num_cores=1), model=model).blocks) == 2  # a small one for the start-up
 
 
 def test_of_each_sample_the_slowest_rank_then_the_median():
@@ -172,7 +180,7 @@ def test_overheads_on_a_gpu_are_what_is_left_of_blocks_in_graphs():
     """Planted times must come back out."""
     fixed, rate, overhead, by_width, ends, handoff, wire, kv_GBps = 5.0, 6e-7, 20.0, 2e-3, 150.0, 10.0, 12.0, 5.0
     widths, tokens = (1024, 4096), (1, BLOCK_TOKENS)
-    plan = plan_calibration(2, "nccl", num_cores=8, **{**QUICK, "widths": widths, "tokens": tokens})
+    plan = plan_calibration(on(2, "nccl"), **{**QUICK, "widths": widths, "tokens": tokens})
 
     def block(width):
         return overhead + by_width * width + 4 * fixed + llama(1, width, "bfloat16").block_matmul_params * rate

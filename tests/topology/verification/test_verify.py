@@ -18,7 +18,7 @@ from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.verification.plan import plan_verify, runs_whole
+from tplab.topology.verification.plan import ClusterFacts, plan_verify, runs_whole
 from tplab.topology.verification.run import Verification, spearman, verification_of, verify
 from tplab.topology.verification.static_batch import machine_of, predict_batch, requests_by_replica, runnable
 
@@ -86,9 +86,42 @@ def calibrated(num_ranks=2, latency_us=LATENCY_US, *, sends=None, notes=(), all_
     )
 
 
+PROVENANCE = Provenance(
+    backend="gloo",
+    num_ranks=2,
+    device="a CPU",
+    num_devices=1,
+    link="TCP over loopback",
+    num_cores=2,
+    torch_version="2.13",
+    nccl_version="",
+    python_version="3.11",
+    started_at="2026-11-24T12:00:00+00:00",
+)
+
+
 def planned(target=((2, 1), (1, 2), (1, 1, 2)), model=LLAMA, workload=LOAD, **more):
-    settings = {"calibration": calibrated(), "num_ranks": 2, "num_cores": 2, "free_bytes": [ROOMY] * 2} | more
-    return plan_verify(target, model, workload, **settings)
+    own_gpus = more.pop("own_gpus", False)
+    settings = {"calibration": calibrated(), "free_bytes": [ROOMY] * 2, "links": None} | more
+    num_ranks = more.get("num_ranks", 2)
+    provenance = replace(
+        PROVENANCE,
+        backend="nccl" if own_gpus else "gloo",
+        num_ranks=num_ranks,
+        num_devices=num_ranks if own_gpus else 1,
+        num_cores=more.get("num_cores", 2),
+    )
+    facts = ClusterFacts(
+        provenance=provenance,
+        calibration=settings["calibration"],
+        free_bytes=tuple(settings["free_bytes"]),
+        links=settings["links"],
+    )
+    how = {key: value for key, value in more.items() if key in HOW}
+    return plan_verify(target, model, workload, cluster=facts, **how)
+
+
+HOW = ("compute", "cuda_graphs", "layers", "tokens", "rounds", "repeats")
 
 
 @pytest.mark.parametrize(
@@ -297,20 +330,6 @@ def test_unlike_links_choose_the_ranks():
 def test_what_cannot_be_verified(settings, match):
     with pytest.raises(ValueError, match=match):
         planned(**settings)
-
-
-PROVENANCE = Provenance(
-    backend="gloo",
-    num_ranks=2,
-    device="a CPU",
-    num_devices=1,
-    link="TCP over loopback",
-    num_cores=2,
-    torch_version="2.13",
-    nccl_version="",
-    python_version="3.11",
-    started_at="2026-11-24T12:00:00+00:00",
-)
 
 
 def reported(row, rank, first_s, token_s, tokens=LOAD.output_length, start_s=100.0):

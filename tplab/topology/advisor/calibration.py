@@ -182,7 +182,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         _in_range("num_ranks", (self.num_ranks,), least=1, most=_MOST_RANKS)
-        for key in ("copy_GBps", "kv_read_GBps", "prompt_attention_TFLOPS"):
+        for key in _RATES:
             value = getattr(self, key)
             if value is not None and not _LEAST <= value <= _MOST:
                 raise ValueError(f"{key} must be above 0 or None, got {value}")
@@ -207,6 +207,11 @@ class Calibration:
             return self
         not_measured: dict[str, Any] = dict.fromkeys(_OVERHEADS)
         return replace(self, **not_measured)
+
+    def measured(self) -> dict[str, float]:
+        """Fields that are a single time or rate and were measured, by name: what goes before a spec sheet's."""
+        values = {key: getattr(self, key) for key in (*_RATES, *_OVERHEADS)}
+        return {key: value for key, value in values.items() if value is not None}
 
     def all_reduce_us(self, nbytes: ArrayLike, n: int, *, graph: bool, gpus: Iterable[int] = ()) -> Floats | None:
         """Time of an all-reduce of ``n`` ranks, by the sweep of that very group, else of any group of that size.
@@ -297,6 +302,7 @@ class Calibration:
 
 _PARTS: Mapping[str, Any] = {"all_reduce": AllReduceTimes, "sends": SendTimes, "matmuls": MatmulTimes}
 _SIXTEEN_BITS = ("bf16", "fp16")
+_RATES = ("copy_GBps", "kv_read_GBps", "prompt_attention_TFLOPS")
 _OVERHEADS = (
     "attention_fixed_us",
     "light_kernel_us",

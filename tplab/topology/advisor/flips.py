@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tplab.models.shards import Layout
-from tplab.shown import count, fixed
+from tplab.shown import amount, fixed
 from tplab.topology.advisor.allreduce import Floats, Ints
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.served import Served
@@ -43,7 +43,7 @@ class Flip:
 
     def __str__(self) -> str:
         wide = self.quantity == "link bandwidth"
-        at, here = (None if x is None else fixed(x) if wide else count(math.ceil(x)) for x in (self.at, self.here))
+        at, here = (None if x is None else fixed(x) if wide else amount(math.ceil(x)) for x in (self.at, self.here))
         now = f" (here {here})" if here else ""
         return f"{self.below} below {at} {'GB/s' if wide else 'requests'}{now}, {self.above} above"
 

@@ -277,24 +277,21 @@ class Server:
     @cached_property
     def _hop_us(self) -> Callable[[Floats], Floats]:
         """Hidden states to the next stage (tokens back to the first are small, and not cheaper), by the tokens."""
-        lay, c = self.layouts, self.calibration
+        lay = self.layouts
         wire = hop(
             lay.hop_family,
             lay.hop_GBps,
             lay.hop_latency_us,
             constants=self.constants,
-            calibration=c,
+            calibration=self.calibration,
             pairs=lay.hop_pairs,
             width=lay.groups.width,
         )
-        handoff = c.handoff_us if c and c.handoff_us is not None else self.engine.handoff_us
         each = self.engine.hop_tensors * self.model.hidden_size * self.model.activation_itemsize
-        return lambda tokens: wire(each * tokens) + handoff
+        return lambda tokens: wire(each * tokens) + self.rates.handoff_us
 
     def _host(self, b: Floats) -> Floats:
-        c = self.calibration
-        step = c.step_overhead_us if c and c.step_overhead_us is not None else self.engine.step_us
-        return step + self.engine.sequence_us * b
+        return self.rates.step_us + self.engine.sequence_us * b
 
     def _pass(self, tokens: Floats, prompt: Floats) -> dict[str, Floats]:
         """All blocks on ``tokens`` tokens, ``prompt`` of them of prompts; by term."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
-from tplab.shown import count, fixed
+from tplab.shown import amount, fixed
 from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
@@ -24,6 +24,7 @@ from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
+from tplab.topology.advisor.roofline import source
 from tplab.topology.advisor.served import TERMS, TTFT_TERMS, Served
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
@@ -205,6 +206,7 @@ def predictions_of(
     shape = served.tpot_us.shape
     token = {name: np.broadcast_to(served.terms[name], shape).tolist() for name in TERMS}
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
+    notes = (*server.model.notes, *_length_notes(server), *machine.notes, *_calibration_notes(server))
     known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
     made = []
     for i in range(len(memories)) if order is None else order:
@@ -213,7 +215,7 @@ def predictions_of(
             tuple(Term(name=name, ms=us[i] / 1e3, provenance=sources[name]) for name, us in of.items())
             for of in (token, first)
         )
-        made.append(_prediction(server, served, machine, memories[i], int(i), terms, ttft_terms))
+        made.append(_prediction(server, served, machine, memories[i], int(i), terms, ttft_terms, notes))
     return made
 
 
@@ -256,11 +258,11 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
     if not fits:
         return "memory: the weights leave no room for one request"
     asked = server.workload.concurrency or 0
-    of = f" of {count(asked / int(server.layouts.replicas[i]))}" if asked else ""
+    of = f" of {amount(asked / int(server.layouts.replicas[i]))}" if asked else ""
     if served.running[i] >= served.admitted[i]:
-        return f"the limit per token: it admits {count(float(served.admitted[i]))}{of} requests"
+        return f"the limit per token: it admits {amount(float(served.admitted[i]))}{of} requests"
     if served.queue_us[i] > 0:
-        return f"KV cache: room for {count(float(served.running[i]))}{of} requests"
+        return f"KV cache: room for {amount(float(served.running[i]))}{of} requests"
     largest = max(terms, key=lambda term: term.ms).name
     if largest != "weights":
         return _IN_WORDS[largest]
@@ -294,6 +296,7 @@ def _prediction(
     i: int,
     terms: tuple[Term, ...],
     ttft_terms: tuple[Term, ...],
+    notes: tuple[str, ...],
 ) -> Prediction:
     model, workload, layout, most = server.model, server.workload, of.layout, served.most_per_s
     rate, tpot, running = float(served.requests_per_s[i]), float(served.tpot_us[i]) / 1e3, float(served.running[i])
@@ -306,7 +309,7 @@ def _prediction(
     asked = workload.concurrency or rate * float(served.e2e_us[i]) / 1e6
     if most is not None and workload.request_rate and most[i] < workload.request_rate:
         reason = reason or (
-            f"cannot keep up: at most {fixed(float(most[i]))} of {count(workload.request_rate)} requests per second; "
+            f"cannot keep up: at most {fixed(float(most[i]))} of {amount(workload.request_rate)} requests per second; "
             f"its queue grows"
         )
     regime = regime_of(model, machine, workload, layout, _is_calibrated(server))
@@ -337,12 +340,12 @@ def _prediction(
         binding=_binding(server, served, terms, fits, i),
         tpot_range_ms=(tpot / spread, tpot * spread),
         regime=regime,
-        notes=(*model.notes, *_length_notes(model, workload), *machine.notes, *_calibration_notes(server)),
+        notes=notes,
     )
 
 
-def _length_notes(model: ModelSpec, workload: Workload) -> tuple[str, ...]:
-    asked, most = workload.context_length, model.max_length
+def _length_notes(server: Server) -> tuple[str, ...]:
+    asked, most = server.workload.context_length, server.model.max_length
     if most is None or asked <= most:
         return ()
     return (f"requests of {asked} tokens are longer than the {most} the model was made for: engines refuse them",)
@@ -382,15 +385,13 @@ def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
             reduced = f"{e.name}'s kernels by formula where it has them; {reduced}"
     hops = f"formula on {machine.source} links (kernel tables)"
     if c and c.sends:
-        hops = c.badge if c.handoff_us is not None else f"{c.badge}; handing over as {server.workload.engine.name} does"
+        hops = source(c, f"{c.badge}; handing over as {server.workload.engine.name} does", "handoff_us")
     return {
         **known,
         "lm_head": known["weights"],
         "all_reduce": reduced,
         "hops": hops,
-        "host": c.badge if c and c.step_overhead_us is not None else f"engine {server.workload.engine.name}",
-        "launch": c.badge if c and c.launch_us is not None else "assumption",
+        "host": source(c, f"engine {server.workload.engine.name}", "step_overhead_us"),
         "prefill": known["weights"],
-        "attention": c.badge if c and c.prompt_attention_TFLOPS else "spec sheet x share of peak (kernel tables)",
         **dict.fromkeys(("bubble", "queue", "prompts ahead", "step under way"), "follows from the other terms"),
     }

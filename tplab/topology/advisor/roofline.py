@@ -65,6 +65,10 @@ class Rates:
     """Fixed overhead of a block's kernels."""
     host_us: float
     """Host time to launch a block's kernels one by one."""
+    step_us: float
+    """Host work and sampling per step, in us."""
+    handoff_us: float
+    """Host work to hand a micro-batch to the next stage, in us."""
     provenance: dict[str, str]
     """Term -> where its rate comes from."""
 
@@ -134,37 +138,35 @@ def rates(
         num_ranks: ranks that compute at once, of each layout: on CPUs they share the memory.
     """
     k, c = constants, calibration
-    from_kernels, from_engines = "kernel tables", "served models"
-    stream = 1e-3 / (k.hbm_share * gpu.hbm_GBps)  # us per byte
+    scale = k.generation_scale.get(gpu.name, 1.0)
     peak, head_peak = gpu.peak_TFLOPS(model.weight_precision), gpu.peak_TFLOPS(model.activation_precision)
     mfu, head_mfu = engine.mfu[model.weight_precision], engine.mfu[model.activation_precision]
+    us = {
+        "copy_GBps": k.hbm_share * gpu.hbm_GBps,
+        "kv_read_GBps": k.kv_share * gpu.hbm_GBps,
+        "prompt_attention_TFLOPS": k.attention_share * head_peak,
+        "attention_fixed_us": scale * k.attention_fixed_us,
+        "light_kernel_us": scale * k.light_kernel_us,
+        "launch_us": k.python_launch_us if engine.python else k.launch_us,
+        "step_overhead_us": engine.step_us,
+        "handoff_us": engine.handoff_us,
+    }
+    us |= c.measured() if c else {}
     at_once = np.atleast_1d(np.asarray(num_ranks, dtype=np.int64))
     distinct = {int(n): c.matmul_curve(model.weight_precision, int(n)) if c else None for n in np.unique(at_once)}
     curves = tuple(dict.fromkeys(curve for curve in distinct.values() if curve))
-    curve = bool(curves)
-    curve_of = np.array([curves.index(distinct[int(n)]) if curve else 0 for n in at_once], dtype=np.int64)
+    curve_of = np.array([curves.index(distinct[int(n)]) if curves else 0 for n in at_once], dtype=np.int64)
     light = light_kernels(model, engine)
-    scale = k.generation_scale.get(gpu.name, 1.0)  # of what is not measured
-    light_us = c.light_kernel_us if c and c.light_kernel_us is not None else scale * k.light_kernel_us
-    fixed = c.attention_fixed_us if c and c.attention_fixed_us is not None else scale * k.attention_fixed_us
-    matmul_fixed = 0.0 if curve else MATMULS_PER_BLOCK * scale * k.matmul_fixed_us
-    startup = matmul_fixed + fixed + light * light_us
-    startup_from = from_kernels
-    if c and c.block_overhead_us is not None:
-        by_width = (c.block_overhead_per_width_us or 0.0) * model.hidden_size
-        startup, startup_from = matmul_fixed + c.block_overhead_us + by_width, c.badge
-    elif c and (c.light_kernel_us is not None or c.attention_fixed_us is not None):
-        startup_from = c.badge
-    launch = k.python_launch_us if engine.python else k.launch_us
-    if c and c.launch_us is not None:
-        launch = c.launch_us
-    copy = 1e-3 / c.copy_GBps if c and c.copy_GBps else stream
-    kv_GBps = c.kv_read_GBps if c and c.kv_read_GBps else k.kv_share * gpu.hbm_GBps
-    attention_TFLOPS = (c.prompt_attention_TFLOPS if c else None) or k.attention_share * head_peak
+    overhead = us["attention_fixed_us"] + light * us["light_kernel_us"]
+    if "block_overhead_us" in us:
+        overhead = us["block_overhead_us"] + us.get("block_overhead_per_width_us", 0.0) * model.hidden_size
+    stream, copy = 1e-3 / (k.hbm_share * gpu.hbm_GBps), 1e-3 / us["copy_GBps"]  # us per byte
     h, f, e = model.hidden_size, model.intermediate_size, model.activation_itemsize
     quantised = model.weight_precision in ("fp8", "int8", "fp4")
     convert = e + 1 if quantised else 0.0  # read wide, write narrow
     flops = 4 * 1e-6  # per query width, token and context token: scores and values, in us at 1 TFLOPS
+    from_kernels = "spec sheet x share of bandwidth (kernel tables)"
+    overheads = ("block_overhead_us", "light_kernel_us", "attention_fixed_us")
     return Rates(
         params=float(model.block_matmul_params),
         head_params=float(model.lm_head_params),
@@ -176,16 +178,27 @@ def rates(
         curve_of=curve_of,
         sharpness=k.sharpness,
         slowdown=engine.small_batch_slowdown if model.weight_precision == "fp8" else 1.0,
-        kv_byte_us=1e-3 / kv_GBps,
-        attention_us=flops * model.q_size / attention_TFLOPS,
+        kv_byte_us=1e-3 / us["kv_read_GBps"],
+        attention_us=flops * model.q_size / us["prompt_attention_TFLOPS"],
         activation_us=((4 * model.norms_per_block * e) + 2 * convert) * h * copy,
-        split_activation_us=((3 if model.gated_mlp else 2) * f * e + (model.q_size + f) * convert) * copy,
-        startup_us=startup,
-        host_us=(MATMULS_PER_BLOCK + 2 + light) * launch,
+        split_activation_us=(model.mlp_matrices * f * e + (model.q_size + f) * convert) * copy,
+        startup_us=(0.0 if curves else MATMULS_PER_BLOCK * scale * k.matmul_fixed_us) + overhead,
+        host_us=(MATMULS_PER_BLOCK + 2 + light) * us["launch_us"],
+        step_us=us["step_overhead_us"],
+        handoff_us=us["handoff_us"],
         provenance={
-            "weights": c.badge if c and curve else f"spec sheet x share of bandwidth and peak ({from_engines})",
-            "kv_cache": c.badge if c and c.kv_read_GBps else f"spec sheet x share of bandwidth ({from_kernels})",
-            "kernels": startup_from,
-            "activations": c.badge if c and c.copy_GBps else f"spec sheet x share of bandwidth ({from_kernels})",
+            "weights": c.badge if c and curves else "spec sheet x share of bandwidth and peak (served models)",
+            "kv_cache": source(c, from_kernels, "kv_read_GBps"),
+            "kernels": source(c, "kernel tables", *overheads),
+            "activations": source(c, from_kernels, "copy_GBps"),
+            "launch": source(c, "assumption", "launch_us"),
+            "attention": source(c, "spec sheet x share of peak (kernel tables)", "prompt_attention_TFLOPS"),
         },
     )
+
+
+def source(calibration: Calibration | None, otherwise: str, *measured: str) -> str:
+    """The calibration's badge if it has one of those fields, else where the number comes ``otherwise``."""
+    if calibration and any(getattr(calibration, key) is not None for key in measured):
+        return calibration.badge
+    return otherwise

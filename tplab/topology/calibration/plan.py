@@ -1,11 +1,12 @@
 """What ``calibrate`` measures and how often. Pure: made in the notebook kernel, the same on every rank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from tplab.checks import check_count
+from tplab.cluster import Provenance
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
 from tplab.measure import link_text
 from tplab.models.spec import ModelConfig, ModelSpec
@@ -84,12 +85,34 @@ class CalibrationPlan:
         return max(2, self.iterations // self.rounds)
 
 
+_USUAL: Mapping[str, Mapping[str, Any]] = {
+    "gloo": {
+        "dtype": "float32",
+        "widths": (256, 512, 1024, 2048),
+        "tokens": (1, 2, 4, 8, 16, 32, 64, 128),
+        "sizes": tuple(1 << power for power in range(11, 24, 2)),
+        "pool_bytes": 96 * _MIB,
+        "cache_shape": (1, 4, 8),
+        "cache_tokens": 2048,
+        "prompt_tokens": 512,
+    },
+    "nccl": {
+        "dtype": "bfloat16",
+        "widths": (1024, 2048, 4096, 8192),
+        "tokens": (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096),
+        "sizes": tuple(1 << power for power in range(11, 27, 2)),
+        "pool_bytes": 512 * _MIB,
+        "cache_shape": (16, 8, 32),
+        "cache_tokens": 4096,
+        "prompt_tokens": 4096,
+    },
+}
+"""What is measured unless something else is asked for, by backend: on CPUs, and on GPUs."""
+
+
 def plan_calibration(
-    num_ranks: int,
-    backend: str,
+    cluster: Provenance,
     *,
-    num_cores: int,
-    shares_gpus: bool = False,
     links: LinkTable | EmulatedLink | None = None,
     rounds: int = 4,
     sizes: Sequence[int] | None = None,
@@ -101,7 +124,7 @@ def plan_calibration(
     """Plan a calibration; by default one that suits a CPU or a GPU and takes about half a minute.
 
     Args:
-        num_ranks, backend, num_cores, shares_gpus: of the cluster it is for.
+        cluster: which it is for.
         links: declared links between the ranks, on gloo.
         rounds: more of them take longer and forgive busier machines.
         sizes: bytes of all-reduces and messages.
@@ -113,11 +136,38 @@ def plan_calibration(
     Raises:
         ValueError: emulated links on NCCL, or an argument without what it needs.
     """
-    check_backend(links, backend)
+    check_backend(links, cluster.backend)
     check_count("rounds", rounds, least=1)
-    gpu = backend == "nccl"
-    if widths is None:
-        widths = (1024, 2048, 4096, 8192) if gpu else (256, 512, 1024, 2048)
+    usual, num_ranks, gpu = _USUAL[cluster.backend], cluster.num_ranks, cluster.backend == "nccl"
+    blocks = _blocks(usual["widths"] if widths is None else widths, model, shapes, num_ranks)
+    tokens = usual["tokens"] if tokens is None else tokens
+    sizes = usual["sizes"] if sizes is None else sizes
+    if not tokens or min(tokens) < 1 or not sizes or min(sizes) < 4:
+        raise ValueError(f"tokens must be at least 1 and sizes at least 4 bytes; got {list(tokens)} and {list(sizes)}")
+    most = 1 if gpu else min(num_ranks, cluster.num_cores)
+    return CalibrationPlan(
+        num_ranks=num_ranks,
+        backend=cluster.backend,
+        shares_gpus=cluster.shares_gpus,
+        links=links,
+        groups=groups_of(num_ranks),
+        launches=("eager", "graph") if cluster.own_gpus else ("eager",),
+        sizes=tuple(sorted(sizes)),
+        pairs=tuple(combinations(range(num_ranks), 2)),
+        send_sizes=tuple(sorted(sizes)),
+        computing=tuple(sorted({1, most} | {1 << i for i in range(most.bit_length()) if 1 << i < most})),
+        tokens=tuple(sorted(tokens)),
+        blocks=blocks,
+        rounds=rounds,
+        iterations=8 * rounds,
+        notes=_notes(cluster, most, links),
+        **{key: usual[key] for key in ("dtype", "pool_bytes", "cache_shape", "cache_tokens", "prompt_tokens")},
+    )
+
+
+def _blocks(
+    widths: Sequence[int], model: ModelSpec | None, shapes: Sequence[tuple[int, int]] | None, num_ranks: int
+) -> tuple[BlockShapes, ...]:
     if min(widths, default=0) < 8:
         raise ValueError(f"widths must be at least 8; got {list(widths)}")
     blocks = [llama_block(width) for width in widths] if model is None else model_blocks(model, num_ranks)
@@ -129,45 +179,19 @@ def plan_calibration(
         raise ValueError(
             f"widths and shapes must have at least two sizes, to tell start-up from rate; got {list(shapes or widths)}"
         )
-    if tokens is None:
-        tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096) if gpu else (1, 2, 4, 8, 16, 32, 64, 128)
-    if sizes is None:
-        sizes = [1 << power for power in range(11, 27 if gpu else 24, 2)]
-    if not tokens or min(tokens) < 1 or not sizes or min(sizes) < 4:
-        raise ValueError(f"tokens must be at least 1 and sizes at least 4 bytes; got {list(tokens)} and {list(sizes)}")
-    most = 1 if gpu else min(num_ranks, num_cores)
-    notes = []
-    if num_ranks > num_cores and not gpu:
+    return tuple(blocks)
+
+
+def _notes(cluster: Provenance, at_once: int, links: LinkTable | EmulatedLink | None) -> tuple[str, ...]:
+    notes, num_ranks = [], cluster.num_ranks
+    if num_ranks > cluster.num_cores and cluster.backend == "gloo":
         notes.append(
-            f"{num_ranks} ranks share {num_cores} cores: matmuls are measured with at most {most} at once; beyond, "
-            f"compute must be emulated"
+            f"{num_ranks} ranks share {cluster.num_cores} cores: matmuls are measured with at most {at_once} at once; "
+            f"beyond, compute must be emulated"
         )
-    if shares_gpus:
+    if cluster.shares_gpus:
         notes.append(f"{num_ranks} ranks share GPUs: collectives go through sockets, rates are those of a GPU alone")
-    if links is not None:
-        notes.append(link_text(links))
-    return CalibrationPlan(
-        num_ranks=num_ranks,
-        backend=backend,
-        shares_gpus=shares_gpus,
-        links=links,
-        dtype="bfloat16" if gpu else "float32",
-        groups=groups_of(num_ranks),
-        launches=("eager", "graph") if gpu and not shares_gpus else ("eager",),
-        sizes=tuple(sorted(sizes)),
-        pairs=tuple(combinations(range(num_ranks), 2)),
-        send_sizes=tuple(sorted(sizes)),
-        computing=tuple(sorted({1, most} | {1 << i for i in range(most.bit_length()) if 1 << i < most})),
-        tokens=tuple(sorted(tokens)),
-        blocks=tuple(blocks),
-        pool_bytes=512 * _MIB if gpu else 96 * _MIB,
-        cache_shape=(16, 8, 32) if gpu else (1, 4, 8),
-        cache_tokens=4096 if gpu else 2048,
-        prompt_tokens=4096 if gpu else 512,
-        rounds=rounds,
-        iterations=8 * rounds,
-        notes=tuple(notes),
-    )
+    return (*notes, *((link_text(links),) if links is not None else ()))
 
 
 def llama_block(hidden: int) -> BlockShapes:

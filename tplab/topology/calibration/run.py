@@ -67,15 +67,8 @@ def submit_calibrate(
         on_report: called with each report; those of rank 0 with a ``phase`` (one of ``PHASES``) have ``done`` and
             ``total``.
     """
-    plan = plan_calibration(
-        cluster.num_ranks,
-        cluster.backend,
-        num_cores=cluster.provenance.num_cores,
-        shares_gpus=cluster.shares_gpus,
-        links=links,
-        **settings,
-    )
     provenance = cluster.provenance
+    plan = plan_calibration(provenance, links=links, **settings)
     run = cluster.submit(calibrate_on_rank, plan, timeout=timeout, on_report=on_report)
     return run.map(lambda run: calibration_of(plan, run.reports, provenance, machine=machine))
 

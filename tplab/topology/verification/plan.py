@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tplab.checks import check_count, check_one_of
+from tplab.cluster import Provenance
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.measure import link_text
 from tplab.models.precision import PRECISIONS
@@ -28,6 +29,20 @@ _SHARE_OF_MEMORY = 0.6
 """Share of the free memory for weights and caches: activations, buffers and the notebook need the rest."""
 RankGroups = tuple[tuple[tuple[int, ...], ...], ...]
 Target = Advice | Sequence[Layout | tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterFacts:
+    """The cluster that layouts are run on."""
+
+    provenance: Provenance
+    """Ranks, backend, cores and devices."""
+    calibration: Calibration
+    """What was measured on it, over the same links."""
+    free_bytes: tuple[float, ...]
+    """Free memory of each rank's device in bytes, for that rank alone."""
+    links: LinkTable | EmulatedLink | None = None
+    """Declared links between the ranks; None for the backend's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,12 +103,7 @@ def plan_verify(
     model: ModelSpec | ModelConfig | None = None,
     workload: Workload | None = None,
     *,
-    calibration: Calibration,
-    num_ranks: int,
-    num_cores: int,
-    free_bytes: Sequence[float],
-    own_gpus: bool = False,
-    links: LinkTable | EmulatedLink | None = None,
+    cluster: ClusterFacts,
     compute: str = "auto",
     cuda_graphs: bool | None = None,
     layers: int | None = None,
@@ -101,27 +111,19 @@ def plan_verify(
     rounds: int = 3,
     repeats: int = 2,
 ) -> VerifyPlan:
-    """See ``verify`` for the arguments.
+    """Plan the runs of layouts on a cluster.
 
     Args:
-        num_ranks, num_cores: of the cluster.
-        free_bytes: memory of each rank's device, for it alone.
-        own_gpus: whether each rank has a GPU of its own, over NCCL.
+        target, model, workload: what is run, see ``verify``.
+        cluster: where.
+        compute, cuda_graphs, layers, tokens, rounds, repeats: how, see ``verify``.
 
     Raises:
         ValueError: a calibration of another cluster, layouts that it has no ranks for, a model that does not fit with
             as many layers as there are stages, or an argument that cannot be.
     """
-    if calibration.num_ranks != num_ranks:
-        raise ValueError(
-            f"the calibration is of {calibration.num_ranks} ranks, the cluster has {num_ranks}: calibrate this one, or "
-            f"use Cluster({calibration.num_ranks})"
-        )
-    check_one_of("compute", compute, COMPUTE)
-    if cuda_graphs and compute == "emulated":
-        raise ValueError("cuda_graphs=True has nothing to replay with compute='emulated', where stages only wait")
-    if cuda_graphs and not own_gpus:
-        raise ValueError("cuda_graphs=True needs a GPU for every rank; leave it out to run eagerly where there is none")
+    facts, calibration = cluster.provenance, cluster.calibration
+    _check_settings(cluster, compute, cuda_graphs)
     for name, value, least in (("tokens", tokens, 2), ("rounds", rounds, 1), ("repeats", repeats, 1)):
         check_count(name, value, least)
     if isinstance(target, Advice):
@@ -129,28 +131,65 @@ def plan_verify(
     if model is None or workload is None:
         raise ValueError("model and workload must be given with a list of layouts; an Advice brings its own")
     spec, notes = in_precision(model, calibration)
-    layouts = _layouts(target, spec, num_ranks)
-    machine = machine_of(calibration)
-    placements = None
-    if not links_alike(machine):  # as advise judges them: on the ranks they would get
-        placements = [place(machine, one.tp, one.pp, one.replicas) for one in layouts]
-    groups = [at.groups for at in placements] if placements else [groups_in_order(one) for one in layouts]
+    layouts = _layouts(target, spec, facts.num_ranks)
     requests_by_replica(workload, 1)
     if workload.output_length > tokens:
         notes.append(f"{tokens} of {workload.output_length} new tokens are generated")
         workload = replace(workload, output_length=tokens)
-    depth, more = _depth(spec, layouts, workload, free_bytes, layers)
-    notes += more
-    requests = workload.concurrency or 1
-    busiest = max(one.tp * min(one.pp * one.replicas, requests) for one in layouts)
-    emulated = compute == "emulated" or (compute == "auto" and calibration.backend == "gloo" and busiest > num_cores)
-    graphs = (own_gpus if cuda_graphs is None else cuda_graphs) and not emulated
+    depth, more = _depth(spec, layouts, workload, cluster.free_bytes, layers)
+    busiest = max(one.tp * min(one.pp * one.replicas, workload.concurrency or 1) for one in layouts)
+    too_busy = calibration.backend == "gloo" and busiest > facts.num_cores
+    emulated = compute == "emulated" or (compute == "auto" and too_busy)
     if emulated:
-        notes.append(f"stages wait as long as they were timed alone: up to {busiest} ranks would compute at once")
-    context = workload.input_length + workload.output_length
-    config = runnable(spec, depth, context + 1, _DTYPE[spec.activation_precision])
-    run_spec = spec.with_layers(depth)
-    parts = [Layout.of(run_spec, one.tp, one.pp, one.replicas) for one in layouts]
+        more.append(f"stages wait as long as they were timed alone: up to {busiest} ranks would compute at once")
+    graphs = (facts.own_gpus if cuda_graphs is None else cuda_graphs) and not emulated
+    return VerifyPlan(
+        config=_runnable(spec, depth, workload),
+        model=spec,
+        runs=_runs(spec, depth, layouts, workload, calibration, alone=emulated, cuda_graphs=graphs),
+        input_length=workload.input_length,
+        output_length=workload.output_length,
+        micro_batches=workload.engine.pp_micro_batches,
+        links=cluster.links,
+        emulated_compute=emulated,
+        cuda_graphs=graphs,
+        rounds=rounds,
+        repeats=repeats,
+        notes=(*notes, *more, *calibration.notes),
+    )
+
+
+def _check_settings(cluster: ClusterFacts, compute: str, cuda_graphs: bool | None) -> None:
+    calibrated, num_ranks = cluster.calibration.num_ranks, cluster.provenance.num_ranks
+    if calibrated != num_ranks:
+        raise ValueError(
+            f"the calibration is of {calibrated} ranks, the cluster has {num_ranks}: calibrate this one, or use "
+            f"Cluster({calibrated})"
+        )
+    check_one_of("compute", compute, COMPUTE)
+    if cuda_graphs and compute == "emulated":
+        raise ValueError("cuda_graphs=True has nothing to replay with compute='emulated', where stages only wait")
+    if cuda_graphs and not cluster.provenance.own_gpus:
+        raise ValueError("cuda_graphs=True needs a GPU for every rank; leave it out to run eagerly where there is none")
+
+
+def _runs(
+    spec: ModelSpec,
+    depth: int,
+    layouts: Sequence[Layout],
+    workload: Workload,
+    calibration: Calibration,
+    *,
+    alone: bool,
+    cuda_graphs: bool,
+) -> tuple[LayoutRun, ...]:
+    """Each layout with its ranks, and what ``predict_batch`` says of it."""
+    machine, shallow = machine_of(calibration), spec.with_layers(depth)
+    placements = None
+    if not links_alike(machine):  # as advise judges them: on the ranks they would get
+        placements = [place(machine, one.tp, one.pp, one.replicas) for one in layouts]
+    groups = [at.groups for at in placements] if placements else [groups_in_order(one) for one in layouts]
+    parts = [Layout.of(shallow, one.tp, one.pp, one.replicas) for one in layouts]
     of_run, of_all = (
         predict_batch(
             each,
@@ -159,35 +198,21 @@ def plan_verify(
             split,
             calibration=calibration,
             placements=placements,
-            alone=emulated,
-            cuda_graphs=graphs,
+            alone=alone,
+            cuda_graphs=cuda_graphs,
         )
-        for each, split in ((run_spec, parts), (spec, layouts))
+        for each, split in ((shallow, parts), (spec, layouts))
     )
-    runs = tuple(
+    return tuple(
         LayoutRun(
-            layout=Layout.of(run_spec, one.tp, one.pp),
+            layout=replace(part, replicas=1),
             sharding=one,
             groups=where,
             batches=tuple(requests_by_replica(workload, one.replicas)),
             predicted=made,
             scale=whole.tpot_ms / made.tpot_ms,
         )
-        for one, where, made, whole in zip(layouts, groups, of_run, of_all, strict=True)
-    )
-    return VerifyPlan(
-        config=config,
-        model=spec,
-        runs=runs,
-        input_length=workload.input_length,
-        output_length=workload.output_length,
-        micro_batches=workload.engine.pp_micro_batches,
-        links=links,
-        emulated_compute=emulated,
-        cuda_graphs=graphs,
-        rounds=rounds,
-        repeats=repeats,
-        notes=(*notes, *calibration.notes),
+        for one, part, where, made, whole in zip(layouts, parts, groups, of_run, of_all, strict=True)
     )
 
 
@@ -254,13 +279,14 @@ def runs_whole(spec: ModelSpec, layout: Layout, workload: Workload, free_bytes: 
     return _bytes(spec, spec.num_layers, layout, workload) <= min(free_bytes) * _SHARE_OF_MEMORY
 
 
+def _runnable(spec: ModelSpec, depth: int, workload: Workload) -> ModelConfig:
+    return runnable(spec, depth, workload.context_length + 1, _DTYPE[spec.activation_precision])
+
+
 def _bytes(spec: ModelSpec, depth: int, one: Layout, workload: Workload) -> float:
-    context = workload.input_length + workload.output_length
-    config = runnable(spec, depth, context + 1, _DTYPE[spec.activation_precision])
+    config = _runnable(spec, depth, workload)
     layout = Layout.of(config, one.tp, one.pp)
     batch = requests_by_replica(workload, one.replicas)[0]
+    load = {"requests": batch, "context": workload.context_length}
     places = [layout.place(rank) for rank in range(layout.gpus_per_replica)]
-    return max(
-        weight_bytes(config, layout, *place) + kv_bytes(config, layout, *place, requests=batch, context=context)
-        for place in places
-    )
+    return max(weight_bytes(config, layout, *place) + kv_bytes(config, layout, *place, **load) for place in places)

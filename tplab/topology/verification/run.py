@@ -21,7 +21,7 @@ from tplab.measure import joined_badge, provenance_columns, samples_of
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.verification.plan import LayoutRun, Target, VerifyPlan, plan_verify
+from tplab.topology.verification.plan import ClusterFacts, LayoutRun, Target, VerifyPlan, plan_verify
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, DerivedRun, Rank
@@ -165,19 +165,19 @@ def submit_verify(
     Args:
         on_report: called with each report; those of rank 0 with ``phase`` have ``done`` and ``total`` turns.
     """
+    provenance = cluster.provenance
     plan = plan_verify(
         target,
         model,
         workload,
-        calibration=calibration,
-        num_ranks=cluster.num_ranks,
-        num_cores=cluster.provenance.num_cores,
-        free_bytes=cluster.run(free_bytes),
-        own_gpus=cluster.own_gpus,
-        links=links,
+        cluster=ClusterFacts(
+            provenance=provenance,
+            calibration=calibration,
+            free_bytes=tuple(cluster.run(free_bytes)),
+            links=links,
+        ),
         **settings,
     )
-    provenance = cluster.provenance
     run = cluster.submit(verify_on_rank, plan, timeout=timeout, on_report=on_report)
     return run.map(lambda run: verification_of(plan, run.reports, provenance))
 
