@@ -39,17 +39,20 @@ def cluster3() -> Iterator[Cluster]:
         ({"dtypes": []}, "dtypes"),
         ({"algorithms": ["rign"]}, "algorithms.*rign"),
         ({"mode": "lazy"}, "mode.*lazy"),
-        ({"mode": "graph"}, "mode='graph' needs"),
-        ({"mode": "graph", "backend": "nccl", "algorithms": ["ring"]}, "mode='graph'"),
+        ({"mode": "graph"}, "mode must be eager on the gloo backend: CUDA graphs need nccl; got 'graph'"),
+        (
+            {"mode": "graph", "backend": "nccl", "algorithms": ["ring"]},
+            "mode must be eager for algorithms other",
+        ),
         ({"iterations": 0}, "iterations"),
-        ({"algorithms": ["symmetric-one-shot"]}, "need a GPU per rank; this cluster has the gloo backend"),
+        ({"algorithms": ["symmetric-one-shot"]}, "need a GPU per rank, and this cluster has the gloo backend"),
         (
             {"algorithms": ["ring", "int8-two-shot"], "dtypes": ["float32", "int32"]},
-            "dtypes for algorithms=int8-two-shot must be out of float32, .*float64; got int32",
+            "dtypes must be out of float32, .*float64 for int8-two-shot; got .'int32'",
         ),
         (
             {"algorithms": ["symmetric-one-shot"], "backend": "nccl", "dtypes": ["float16"]},
-            "dtypes for algorithms=symmetric-one-shot must be out of bfloat16, float32; got float16",
+            "dtypes must be out of bfloat16, float32 for symmetric-one-shot; got .'float16'",
         ),
         (
             {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "sizes": [1024 + 64]},
@@ -57,7 +60,7 @@ def cluster3() -> Iterator[Cluster]:
         ),
         (
             {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "shares_gpus": True},
-            "need a GPU per rank; this cluster has ranks that share a GPU",
+            "need a GPU per rank, and this cluster has ranks that share a GPU",
         ),
     ],
 )
@@ -186,7 +189,12 @@ def test_the_command_writes_a_csv_and_a_page(tmp_path: Path, capsys: pytest.Capt
     [
         (["--from-size", "3 elephants"], "--from-size"),
         (["--from-size", "2MiB", "--to-size", "1MiB"], "--from-size must not be above --to-size"),
-        (["--algorithms", "rign"], "algorithms"),
+        (["--algorithms", "rign"], "--algorithms must be out of library, "),
+        (["--mode", "lazy"], "--mode must be one of eager, graph; got 'lazy'"),
+        (["--mode", "graph"], "--mode must be eager on the gloo backend"),
+        (["--algorithms", "symmetric-one-shot"], "--algorithms need a GPU per rank"),
+        (["--algorithms", "int8-two-shot", "--dtypes", "int32"], "--dtypes must be out of float32, "),
+        (["--iterations", "0"], "--iterations must be a whole number of at least 1; got 0"),
         (["--ranks", "0"], "--ranks must be a whole number from 1 to"),
         (["--out", "/there/is/no/such/folder/x.csv"], "--out"),
     ],

@@ -75,37 +75,29 @@ def plan_sweep(
     check_all_of("algorithms", algorithms, ALGORITHMS)
     check_one_of("mode", mode, MODES)
     if mode == "graph" and backend != "nccl":
-        raise ValueError(
-            f"mode='graph' needs CUDA graphs, so the nccl backend; this cluster runs {backend}: use 'eager'"
-        )
-    if mode == "graph" and not set(algorithms) <= {"library", *ON_SYMMETRIC_MEMORY}:
-        raise ValueError(
-            f"mode='graph' captures the backend's own all-reduce and the symmetric-memory kernels only: use algorithms "
-            f"out of library, {', '.join(ON_SYMMETRIC_MEMORY)}"
-        )
+        raise ArgumentError("mode", mode, f"must be eager on the {backend} backend: CUDA graphs need nccl")
+    captured = ("library", *ON_SYMMETRIC_MEMORY)
+    if mode == "graph" and not set(algorithms) <= set(captured):
+        raise ArgumentError("mode", mode, f"must be eager for algorithms other than {', '.join(captured)}")
     shared = sorted(set(algorithms) & set(ON_SYMMETRIC_MEMORY))
     if shared and (backend != "nccl" or shares_gpus):
         where = "ranks that share a GPU" if backend == "nccl" else f"the {backend} backend"
-        raise ValueError(f"algorithms {', '.join(shared)} need a GPU per rank; this cluster has {where}")
+        raise ArgumentError("algorithms", shared, f"need a GPU per rank, and this cluster has {where}")
     for algorithm in algorithms:
         known = _DTYPES_OF.get(algorithm, dtypes)
         if unknown := sorted(set(dtypes) - set(known)):
-            raise ValueError(
-                f"dtypes for algorithms={algorithm} must be out of {', '.join(known)}; got {', '.join(unknown)}"
-            )
+            raise ArgumentError("dtypes", unknown, f"must be out of {', '.join(known)} for {algorithm}")
     if iterations is not None:
         check_count("iterations", iterations, least=1)
     sizes = [check_count("sizes", size, least=1) for size in sizes]
-    if not sizes:
-        raise ValueError("sizes must hold at least one message size in bytes; it is empty")
     largest = max(ITEMSIZES[dtype] for dtype in dtypes)
     for size in sizes:
         if size % largest:
-            raise ValueError(f"sizes must be multiples of the largest dtype's {largest} bytes; got {size}")
+            raise ArgumentError("sizes", size, f"must be multiples of the largest dtype's {largest} bytes")
         if shared and size % _SYMMETRIC_BYTES:
-            raise ValueError(f"sizes must be multiples of {_SYMMETRIC_BYTES} bytes for {', '.join(shared)}; got {size}")
-    if any(after <= before for before, after in pairwise(sizes)):
-        raise ValueError(f"sizes must rise: each larger than the one before; got {sizes}")
+            raise ArgumentError("sizes", size, f"must be multiples of {_SYMMETRIC_BYTES} bytes for {', '.join(shared)}")
+    if not sizes or any(after <= before for before, after in pairwise(sizes)):
+        raise ArgumentError("sizes", sizes, "must rise, each larger than the one before, and be one at least")
     return [
         Point(
             algorithm=algorithm,
