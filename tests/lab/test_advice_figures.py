@@ -18,15 +18,9 @@ from tplab.lab.figures import (
     verification_figure,
     waterfall_figure,
 )
-from tplab.lab.figures.advice import reference_GBps, with_links_scaled
-from tplab.lab.words_topology import (
-    explain_advice,
-    explain_calibration,
-    explain_flips,
-    explain_links,
-    explain_placement,
-    explain_verification,
-)
+from tplab.lab.figures.advice import explain_advice, explain_flips, reference_GBps, with_links_scaled
+from tplab.lab.figures.topology import explain_links, explain_placement
+from tplab.lab.figures.verification import explain_calibration, explain_verification
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Verification, Workload, advise, place
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, SendTimes
 from tplab.topology.advisor.prediction import predict

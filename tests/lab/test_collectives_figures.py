@@ -13,8 +13,7 @@ from tplab.cluster import RankDied, RunStopped
 from tplab.collectives.cost import AlphaBeta
 from tplab.lab import Pool, RingStepper, SweepPanel
 from tplab.lab.figures import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
-from tplab.lab.figures.collectives import leave_one_out, ring_state
-from tplab.lab.words import explain_sweep
+from tplab.lab.figures.collectives import explain_sweep, leave_one_out, ring_state
 
 pytestmark = pytest.mark.timeout(90)
 

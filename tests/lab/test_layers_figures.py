@@ -13,12 +13,13 @@ from tplab.lab import style
 from tplab.lab.figures.layers import (
     chunk_lanes_figure,
     error_bytes_figure,
+    explain_chunks,
+    explain_phases,
     overlap_figure,
     phases_figure,
     strategies_figure,
     timeline_figure,
 )
-from tplab.lab.words import explain_chunks, explain_phases
 from tplab.layers.cost import Overlap, pipelined_us
 
 BADGE = "LIVE gloo · 2 ranks · emulated link 200 us, 0.05 GB/s"

@@ -10,8 +10,9 @@ import pytest
 
 from tplab.cluster import RunStopped
 from tplab.lab import PipelinePanel, Pool, ScheduleStudio, ServingPanel, style
+from tplab.lab.figures.pipeline import explain_pipeline
+from tplab.lab.figures.pipeline_curves import explain_serving
 from tplab.lab.panels.pipeline import serving_plan
-from tplab.lab.words import explain_pipeline, explain_serving
 from tplab.pipeline import SCHEDULES, Costs, Trace, build_schedule, formulas, simulate
 from tplab.pipeline.build import INFERENCE, TRAINING
 

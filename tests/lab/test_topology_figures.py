@@ -6,8 +6,8 @@ import pytest
 
 from tplab.cluster import Report
 from tplab.lab.figures import degrees_frame, memory_figure, memory_frame, shards_figure
+from tplab.lab.figures.memory import explain_memory, explain_shards
 from tplab.lab.panels.memory_wall import small_model
-from tplab.lab.words_topology import explain_memory, explain_shards
 from tplab.topology import Layout, Machine, ModelSpec, Workload
 from tplab.topology.advisor.memory import fullest_rank, max_requests
 from tplab.topology.verification.memory import ShardPlan, shards_frame

@@ -171,8 +171,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _write_sweep(frame: "pd.DataFrame", badge: str, csv: Path) -> None:
-    from tplab.lab.figures.collectives import latency_figure
-    from tplab.lab.words import explain_sweep
+    from tplab.lab.figures.collectives import explain_sweep, latency_figure
 
     if frame.empty:
         return

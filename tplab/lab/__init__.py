@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from tplab.lab.exercises import check_reduction as check_reduction
     from tplab.lab.exercises import check_schedule as check_schedule
     from tplab.lab.exercises import check_score as check_score
+    from tplab.lab.figures.advice import explain_advice as explain_advice
+    from tplab.lab.figures.advice import explain_flips as explain_flips
+    from tplab.lab.figures.collectives import explain_sweep as explain_sweep
+    from tplab.lab.figures.layers import explain_chunks as explain_chunks
+    from tplab.lab.figures.layers import explain_phases as explain_phases
+    from tplab.lab.figures.memory import explain_memory as explain_memory
+    from tplab.lab.figures.memory import explain_shards as explain_shards
+    from tplab.lab.figures.pipeline import explain_pipeline as explain_pipeline
+    from tplab.lab.figures.pipeline_curves import explain_serving as explain_serving
+    from tplab.lab.figures.topology import explain_links as explain_links
+    from tplab.lab.figures.topology import explain_placement as explain_placement
+    from tplab.lab.figures.verification import explain_calibration as explain_calibration
+    from tplab.lab.figures.verification import explain_verification as explain_verification
     from tplab.lab.panels.advisor import AdvisorPanel as AdvisorPanel
     from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
     from tplab.lab.panels.generation import example_model as example_model
@@ -50,18 +63,5 @@ if TYPE_CHECKING:
     from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
     from tplab.lab.panels.verification import verified_model as verified_model
     from tplab.lab.predict import Predict as Predict
-    from tplab.lab.words import explain_chunks as explain_chunks
-    from tplab.lab.words import explain_phases as explain_phases
-    from tplab.lab.words import explain_pipeline as explain_pipeline
-    from tplab.lab.words import explain_serving as explain_serving
-    from tplab.lab.words import explain_sweep as explain_sweep
-    from tplab.lab.words_topology import explain_advice as explain_advice
-    from tplab.lab.words_topology import explain_calibration as explain_calibration
-    from tplab.lab.words_topology import explain_flips as explain_flips
-    from tplab.lab.words_topology import explain_links as explain_links
-    from tplab.lab.words_topology import explain_memory as explain_memory
-    from tplab.lab.words_topology import explain_placement as explain_placement
-    from tplab.lab.words_topology import explain_shards as explain_shards
-    from tplab.lab.words_topology import explain_verification as explain_verification
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

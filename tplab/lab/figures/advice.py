@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.models.shards import Layout
+from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.prediction import predict_all
 from tplab.topology.machine.machine import Link, Machine
@@ -243,3 +244,30 @@ def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float
     figure.layout.annotations[-1].update(yshift=6 + above_px)  # the badge: above the flips' words
     figure.update_layout(margin_t=70 + above_px)
     return figure
+
+
+def explain_advice(advice: Advice) -> str:
+    """The recommendation in sentences: what, how sure, what binds, what is too close to call."""
+    best, made = advice.best, advice.best.prediction
+    low, high = made.tpot_range_ms
+    text = (
+        f"{best.layout}: {fixed(made.tpot_ms)} ms per token ({fixed(low)} to {fixed(high)}), the first after "
+        f"{duration(made.ttft_ms)}, {made.output_tokens_per_s:,.0f} tokens/s. Bound by {made.binding}."
+    )
+    if made.admitted is not None:
+        text += f" The others wait, {duration(made.queue_ms)} on average."
+    if best.misses:
+        text += f" No layout is within the limits; this one misses least: {'; '.join(best.misses)}."
+    if best.choice.idle:
+        text += f" {best.choice.idle} of {advice.machine.num_gpus} GPUs stay idle."
+    if advice.close:
+        names = ", ".join(str(option.layout) for option in advice.close)
+        text += f" Too close to call without a measurement: {names}."
+    return text
+
+
+def explain_flips(advice: Advice) -> str:
+    """Where another layout takes over, along link bandwidth and along load."""
+    if not advice.flips:
+        return f"{advice.best.layout} stays the best at every link bandwidth and load tried."
+    return " ".join(f"Along {flip.quantity}: {flip}." for flip in advice.flips)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tplab.checks import check_count
-from tplab.collectives.cost import AlphaBeta, Curve, fit_line, lower_bound_us, time_us
+from tplab.collectives.cost import AlphaBeta, Curve, errors, fit_line, leave_out_error, lower_bound_us, time_us
 from tplab.lab import style
 from tplab.lab.figures import marks
 
@@ -207,3 +207,30 @@ def algorithms_figure(
     )
     title = f"All-reduce formulas, {n} ranks, α = {alpha_us:g} µs, β = {beta_GBps:g} GB/s"
     return style.card(figure, title=title, badge="MODEL", height=460)
+
+
+def explain_sweep(frame: pd.DataFrame) -> str:
+    """Two or three sentences on a sweep (``sweep_frame``): small messages, large ones, and how well the models fit."""
+    if frame.empty:
+        return ""
+    algorithm, dtype = frame["algorithm"].iloc[0], frame["dtype"].iloc[0]
+    rows = frame[(frame["algorithm"] == algorithm) & (frame["dtype"] == dtype)].sort_values("bytes")
+    small, large = rows.iloc[0], rows.iloc[-1]
+    wrong = int((~frame["correct"]).sum())
+    text = [
+        f"{algorithm}, {dtype}: {style.bytes_text(int(small['bytes']))} take {small['p50_us']:,.0f} µs, "
+        f"{style.bytes_text(int(large['bytes']))} take {large['p50_us']:,.0f} µs "
+        f"({large['algbw_GBps']:.2f} GB/s algbw, {large['busbw_GBps']:.2f} GB/s busbw)."
+    ]
+    if len(rows) >= 5:
+        line = fit_line(rows["bytes"], rows["p50_us"])
+        off = errors(line, rows["bytes"], rows["p50_us"])
+        left_out = leave_out_error(rows["bytes"], rows["p50_us"])
+        text.append(
+            f"The line {line.alpha_us:,.0f} µs + S / {line.beta_GBps:.2f} GB/s is off by {off.mean_pct:.0f} % on "
+            f"average, {off.max_pct:.0f} % at worst; the curve, on every second size left out, by "
+            f"{left_out.mean_pct:.0f} %."
+        )
+    checked = "Every result was checked on every rank" if not wrong else f"{wrong} results were WRONG on some rank"
+    text.append(f"{checked}.")
+    return " ".join(text)

@@ -179,3 +179,44 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         figure.update_yaxes(range=[math.log10(errors.min()) - 0.5, math.log10(errors.max()) + 0.7])
         figure.update_xaxes(range=[0, 1.25 * float(frame["ratio_to_bf16"].max())])
     return style.card(figure, title="What an all-reduce sends, and how wrong it is", badge=badge, height=440)
+
+
+def explain_chunks(frame: pd.DataFrame) -> str:
+    """Sentences on chunk counts (``chunks_frame``): the best one, what it hides, how good the prediction was."""
+    if frame.empty:
+        return ""
+    first, best = frame.iloc[0], frame.iloc[int(frame["total_us"].argmin())]
+    predicted = frame.iloc[int(frame["predicted_us"].argmin())]
+    off = 100 * (frame["predicted_us"] / frame["total_us"] - 1).abs().mean()
+    regret = 100 * (predicted["total_us"] / best["total_us"] - 1)
+    text = (
+        f"In one piece {first['total_us'] / 1e3:.1f} ms, of which {first['exposed_us'] / 1e3:.1f} ms are exposed "
+        f"communication; best in {_chunks(best)}: {best['total_us'] / 1e3:.1f} ms, which hides "
+        f"{100 * best['hidden_share']:.0f} % of what can be hidden (overlap ratio {best['overlap_ratio']:.2f}). "
+        f"The model says {_chunks(predicted)}, {regret:.0f} % slower than the best; its times are off by "
+        f"{off:.0f} % on average."
+    )
+    return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+def explain_phases(frame: pd.DataFrame) -> str:
+    """A sentence on a block's time by step size (``phases_frame``)."""
+    if frame.empty:
+        return ""
+    small, large = frame.iloc[0], frame.iloc[-1]
+    text = f"{_step(small)}: {small['exposed_pct']:.0f} % of {small['total_us'] / 1e3:.2f} ms is exposed communication"
+    if len(frame) > 1:
+        text += (
+            f"; {_step(large)}: {large['exposed_pct']:.0f} % of {large['total_us'] / 1e3:.2f} ms. Computation and "
+            f"bytes both grow with the tokens; the latency of two all-reduces does not"
+        )
+    text += "."
+    return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+def _step(row: "pd.Series[Any]") -> str:
+    return "A decode step" if row["tokens"] == 1 else f"{row['tokens']:,} tokens"
+
+
+def _chunks(row: "pd.Series[Any]") -> str:
+    return "1 chunk" if row["chunks"] == 1 else f"{row['chunks']} chunks"

@@ -217,3 +217,22 @@ def _lay_out(
         **{"showspikes": True, "spikemode": "across", "spikesnap": "cursor", "spikethickness": 1},
         **{"spikecolor": style.MUTED, "spikedash": "dot"},
     }
+
+
+def explain_pipeline(simulated: Trace, measured: Trace) -> str:
+    """Sentences on a run of a schedule beside its simulation: makespan, bubble, and the most a rank held."""
+    name, wanted = measured.schedule.name, int(simulated.is_compute.sum())
+    done = int(measured.is_compute.sum())
+    if not done:
+        return ""
+    if done < wanted:
+        return f"{name}: {done:,} of {wanted:,} computations so far."
+    text = (
+        f"{name}: {measured.makespan_s * 1e3:.0f} ms measured, {simulated.makespan_s * 1e3:.0f} ms simulated, a ratio "
+        f"of {measured.makespan_s / simulated.makespan_s:.3f}. The ranks were idle for {measured.idle_over_total:.1%} "
+        f"of the time (simulated: {simulated.idle_over_total:.1%}), which is {measured.idle_over_work:.1%} of the work."
+    )
+    if measured.schedule.is_inference:
+        return text
+    held = measured.peak_activations_per_rank
+    return text + f" At its peak rank 0 held {held[0]:g} micro-batches, the last rank {held[-1]:g}."

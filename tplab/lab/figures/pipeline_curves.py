@@ -142,3 +142,38 @@ def _note(figure: go.Figure, position: int, height: float, text: str) -> None:
         **{"x": position, "y": height, "text": text, "showarrow": True, "arrowhead": 2, "arrowcolor": style.INK},
         **{"ax": 0, "ay": -34, "font": {"size": 12, "color": style.INK}, "bgcolor": "white"},
     )
+
+
+def explain_serving(frame: pd.DataFrame) -> str:
+    """Sentences on an inference pipeline (frame of a plan in ``tplab.pipeline.serving``): what fills it, what costs."""
+    if frame.empty:
+        return ""
+    off = frame["error_pct"].abs()
+    if "in_flight" in frame:
+        first, needed = frame.iloc[0], int(frame["needed"].iloc[0])
+        text = (
+            f"With {first['in_flight']} in flight {first['steps_per_s']:.0f} micro-batches get a token per second, "
+            f"{first['of_best']:.0%} of what the slowest stage allows; the ring is full from k = {needed}"
+        )
+        full = frame[frame["full"]]
+        text += f", measured {full['of_best'].iloc[0]:.0%}." if len(full) else "."
+    elif "chunks" in frame:
+        first, best = frame.iloc[0], frame.iloc[int(frame["measured_ms"].argmin())]
+        text = (
+            f"The prompt in one piece takes {first['measured_ms']:.0f} ms, for all stages but one wait; in "
+            f"{_chunks(best)} {best['measured_ms']:.0f} ms, the least measured. The model says "
+            f"{_chunks(frame.iloc[int(frame['simulated_ms'].argmin())])}: below, stages wait; above, each chunk costs "
+            f"more than it fills."
+        )
+    else:
+        first, last = frame.iloc[0], frame.iloc[-1]
+        text = (
+            f"One micro-batch takes {first['measured_ms']:.0f} ms and leaves the ranks idle for "
+            f"{first['idle_over_total']:.0%}; {last['micro_batches']} take {last['measured_ms']:.0f} ms, "
+            f"{last['per_micro_batch_ms']:.0f} ms each, {last['idle_over_total']:.0%} idle."
+        )
+    return text + f" Measurement and simulation differ by {off.median():.1f} % (median), {off.max():.1f} % at most."
+
+
+def _chunks(row: "pd.Series[Any]") -> str:
+    return "1 chunk" if row["chunks"] == 1 else f"{row['chunks']} chunks"

@@ -1,7 +1,7 @@
 """Links of a machine as a heat map, and which of its GPUs a layout takes as a graph."""
 
 import math
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import TypeAlias
 
 import pandas as pd
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.machine.machine import Link, Machine, slowest
 from tplab.topology.machine.placement import Placement
 
 _CELLS_LABELLED = 16
@@ -190,3 +190,64 @@ def _discs(figure: go.Figure, places: _Places, name: str, hover: str, colour: st
             name=name,
             hovertemplate=f"{hover}<extra></extra>",
         )
+
+
+def explain_links(machine: Machine) -> str:
+    """What joins the GPUs of a machine, and what follows for groups that share layers."""
+    pairs = list(combinations(range(machine.gpus_per_node), 2))
+    what = "rank" if machine.gpu.kind == "cpu" else "GPU"
+    if not pairs:
+        text = f"One {what} a node: nothing to join."
+    else:
+        links = [machine.link(i, j) for i, j in pairs]
+        fast, slow = max(links, key=lambda link: link.bandwidth_GBps), slowest(links)
+        if fast.bandwidth_GBps == slow.bandwidth_GBps and fast.kind == slow.kind:
+            text = (
+                f"Every pair of {what}s has the same link: {_link(fast)}. Which of them share a layer does not matter."
+            )
+        else:
+            ratio = fast.bandwidth_GBps / slow.bandwidth_GBps
+            count = sum(link.bandwidth_GBps == fast.bandwidth_GBps for link in links)
+            text = (
+                f"{count} of {len(pairs)} pairs have the fastest link, {_link(fast)}; the slowest, {_link(slow)}, has "
+                f"1/{ratio:.3g} of its bandwidth. A group that shares layers is as slow as its slowest pair, so it "
+                f"matters which {what}s form one: see placement."
+            )
+    if machine.network is not None:
+        text += f" Between nodes each {what} gets {machine.network.bandwidth_GBps:.3g} GB/s when all send at once."
+    return " ".join([text, *(f"{note[:1].upper()}{note[1:]}." for note in machine.notes)])
+
+
+def explain_placement(machine: Machine, placement: Placement) -> str:
+    """Slowest links of a placement, beside those of GPUs taken in order."""
+    tp, pp = len(placement.groups[0][0]), len(placement.groups[0])
+    words = []
+    inside = placement.slowest_tp_link
+    if inside is not None:
+        words.append(f"The slowest link inside a group is {_link(inside)}")
+        ring = placement.slowest_ring_link
+        if ring is not None and ring.bandwidth_GBps > inside.bandwidth_GBps:
+            words[-1] += f", which a ring goes around: its slowest is {_link(ring)}"
+        chosen, order = placement.groups, range(0, machine.gpus_per_node - tp + 1, tp)
+        in_order = slowest(
+            link
+            for first in list(order)[: len(chosen) * pp]
+            if (link := machine.slowest_link(range(first, first + tp))) is not None
+        )
+        if in_order.bandwidth_GBps < inside.bandwidth_GBps:
+            words[-1] += (
+                f". GPUs in order (0-{tp - 1}, ...), as launchers take them, would have {_link(in_order)}: "
+                f"{inside.bandwidth_GBps / in_order.bandwidth_GBps:.3g} times slower"
+            )
+    hop = placement.slowest_hop_link
+    if hop is not None:
+        words.append(f"The slowest hop between stages is {_link(hop)}")
+    if placement.idle:
+        words.append(f"Idle: {', '.join(map(str, placement.idle))}")
+    if not placement.exact:
+        words.append("Found by growing groups and swapping members; not every choice was tried")
+    return " ".join(f"{text}." for text in words) or "One GPU does everything."
+
+
+def _link(link: Link) -> str:
+    return f"{link.label or link.kind} with {link.bandwidth_GBps:.3g} GB/s"

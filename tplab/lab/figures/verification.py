@@ -1,6 +1,6 @@
 """What ranks measured beside what the advisor said: layouts, and the all-reduces and messages they are made of."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,6 +9,9 @@ from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.measure.columns import EMULATED_LINK
 from tplab.topology.advisor.calibration import Calibration
+
+if TYPE_CHECKING:
+    from tplab.topology.verification.run import Verification
 
 
 def verification_figure(
@@ -83,3 +86,46 @@ def calibration_figure(calibration: Calibration, *, badge: str) -> go.Figure:
         title="microseconds", type="log", **style.log_ticks(us for _, times in measured for us in times)
     )
     return style.card(figure, title="What calibration measured", badge=badge, height=440)
+
+
+def explain_verification(made: "Verification") -> str:
+    """How good predictions were, and what following them would have cost."""
+    if made.frame.empty:
+        return ""
+    choices = made.choices()
+    chosen = "; ".join(
+        f"advised {row['advised']}, best {row['best']}"
+        + (f" (over {str(row['setting']).split(' · ')[-1]})" if len(choices) > 1 else "")
+        for row in choices.to_dict("records")
+    )
+    return (
+        f"{len(made.frame)} layouts run: time per token off by {made.mape_pct():.0f} % on average, rank correlation "
+        f"{made.spearman:.2f}, regret {made.regret_pct:.1f} %; {chosen}."
+    )
+
+
+def explain_calibration(made: Calibration) -> str:
+    """What was measured, in a sentence or two."""
+    words = []
+    if made.sends:
+        first = [sends.p50_us[0] for sends in made.sends]
+        rates = [sends.nbytes[-1] / sends.p50_us[-1] / 1e3 for sends in made.sends]
+        pairs = f"{len(made.sends)} pair{'s' * (len(made.sends) > 1)}"
+        words.append(f"{pairs}: a small message takes {_range(first, 'µs')}, a large one gets {_range(rates, 'GB/s')}")
+    if made.all_reduce:
+        by_size = {sweep.num_ranks: sweep.p50_us[0] for sweep in made.all_reduce}
+        listed = ", ".join(f"{us:,.0f} µs of {n}" for n, us in sorted(by_size.items()))
+        words.append(f"A small all-reduce: {listed}")
+    if made.block_overhead_us is not None and made.step_overhead_us is not None:
+        by_width = made.block_overhead_per_width_us
+        wider = f" and {by_width * 1024:.2g} µs per 1,024 of its width" if by_width else ""
+        words.append(
+            f"A block adds {made.block_overhead_us:,.0f} µs{wider} to its matmuls, a step "
+            f"{made.step_overhead_us:,.0f} µs to its blocks"
+        )
+    return " ".join(f"{text}." for text in (*words, *made.notes))
+
+
+def _range(values: list[float], unit: str) -> str:
+    low, high = (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in (min(values), max(values)))
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

@@ -11,6 +11,8 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.figures.advice import (
+    explain_advice,
+    explain_flips,
     flip_figure,
     flip_frame,
     front_figure,
@@ -18,12 +20,11 @@ from tplab.lab.figures.advice import (
     waterfall_figure,
     with_links_scaled,
 )
-from tplab.lab.figures.topology import placement_figure
+from tplab.lab.figures.topology import explain_placement, placement_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
 from tplab.lab.panels.links import LinkPanel
-from tplab.lab.words_topology import explain_advice, explain_flips, explain_placement
 from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, Option, advise

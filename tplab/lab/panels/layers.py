@@ -8,13 +8,12 @@ import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
 from tplab.collectives.emulated_link import EmulatedLink
-from tplab.lab.figures.layers import chunk_lanes_figure, overlap_figure, phases_figure
+from tplab.lab.figures.layers import chunk_lanes_figure, explain_chunks, explain_phases, overlap_figure, phases_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
-from tplab.lab.words import explain_chunks, explain_phases
 from tplab.layers.overlap import ChunkPlan, chunks_frame, submit_chunks
 from tplab.layers.phases import PhasePlan, phases_frame, submit_phases
 from tplab.measure import joined_badge, link_text

@@ -7,10 +7,9 @@ from typing import Any, Self
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from tplab.lab.figures.topology import link_figure, link_frame, placement_figure
+from tplab.lab.figures.topology import explain_links, explain_placement, link_figure, link_frame, placement_figure
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
-from tplab.lab.words_topology import explain_links, explain_placement
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
 from tplab.topology.machine.presets import GPUS, MACHINES

@@ -7,13 +7,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
-from tplab.lab.figures.memory import degrees_frame, memory_figure, memory_frame, shards_figure
+from tplab.lab.figures.memory import (
+    degrees_frame,
+    explain_memory,
+    explain_shards,
+    memory_figure,
+    memory_frame,
+    shards_figure,
+)
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
-from tplab.lab.words_topology import explain_memory, explain_shards
 from tplab.models.presets import MODELS
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec

@@ -12,13 +12,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
-from tplab.lab.figures.pipeline import gantt
-from tplab.lab.figures.pipeline_curves import decode_figure, prefill_figure
+from tplab.lab.figures.pipeline import explain_pipeline, gantt
+from tplab.lab.figures.pipeline_curves import decode_figure, explain_serving, prefill_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
-from tplab.lab.words import explain_pipeline, explain_serving
 from tplab.pipeline.build import SCHEDULES, build_schedule
 from tplab.pipeline.costs import Costs
 from tplab.pipeline.job import RunPlan

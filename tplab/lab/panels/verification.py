@@ -8,12 +8,16 @@ import plotly.graph_objects as go
 from tplab.cluster import Cluster, DerivedRun, Run
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.lab.figures.topology import link_figure, measured_links_frame
-from tplab.lab.figures.verification import calibration_figure, verification_figure
+from tplab.lab.figures.verification import (
+    calibration_figure,
+    explain_calibration,
+    explain_verification,
+    verification_figure,
+)
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
-from tplab.lab.words_topology import explain_calibration, explain_verification
 from tplab.measure import joined_badge, link_text
 from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelConfig
