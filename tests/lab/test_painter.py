@@ -8,7 +8,7 @@ from tplab.collectives.cost import AlphaBeta
 from tplab.lab import style
 from tplab.lab.figures.painter import painter_figure, rank_colour, short_bytes
 from tplab.lab.panels.painter import LINKS, SHAPES, THIS_MACHINE, ShardPainter, verdict
-from tplab.layers.plan import CANONICAL, Plan, plan_block
+from tplab.layers.plan import CANONICAL, BlockPlan, plan_block
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -16,7 +16,7 @@ LLAMA = {"hidden": 4096, "intermediate": 14336, "num_heads": 32, "num_kv_heads":
 TINY = {"hidden": 768, "intermediate": 3072, "num_heads": 12, "num_kv_heads": 4, "itemsize": 2}
 
 
-def plan_of(*choices: str, tokens: int = 4096, n: int = 4, **sizes: int) -> Plan:
+def plan_of(*choices: str, tokens: int = 4096, n: int = 4, **sizes: int) -> BlockPlan:
     return plan_block(choices, **LLAMA | sizes, tokens=tokens, n=n)
 
 

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tplab.layers.plan import CANONICAL, CHOICES, MATRICES, Plan, plan_block
+from tplab.layers.plan import CANONICAL, CHOICES, MATRICES, BlockPlan, plan_block
 
 LLAMA_8B = {"hidden": 4096, "intermediate": 14336, "num_heads": 32, "num_kv_heads": 8}
 ALL = list(itertools.product(CHOICES, repeat=4))
 MIB = 1 << 20
 
 
-def llama(*choices: str, tokens: int = 4096, n: int = 4) -> Plan:
+def llama(*choices: str, tokens: int = 4096, n: int = 4) -> BlockPlan:
     return plan_block(choices, **LLAMA_8B, tokens=tokens, itemsize=2, n=n)
 
 
 class Ranks:
     """A block of real arrays on n ranks; each activation is a list with one array per rank."""
 
-    def __init__(self, plan: Plan, seed: int = 0) -> None:
+    def __init__(self, plan: BlockPlan, seed: int = 0) -> None:
         self.plan, self.n = plan, plan.n
         heads, kv, d = plan.num_heads, plan.num_kv_heads, plan.head_dim
         rng = np.random.default_rng(seed)

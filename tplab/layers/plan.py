@@ -39,7 +39,7 @@ from tplab.collectives.volumes import sent_bytes
 from tplab.layers.ranges import kv_heads_by_rank
 
 Sharding: TypeAlias = Literal["column", "row", "replicated"]
-Layout: TypeAlias = Literal["replicated", "split", "partial"]
+TensorPlacement: TypeAlias = Literal["replicated", "split", "partial"]
 Conversion: TypeAlias = Literal["all-reduce", "all-gather", "reduce-scatter", "slice"]
 
 MATRICES: tuple[str, ...] = ("qkv", "out", "up", "down")
@@ -47,13 +47,13 @@ MATRICES: tuple[str, ...] = ("qkv", "out", "up", "down")
 CHOICES: tuple[Sharding, ...] = ("column", "row", "replicated")
 CANONICAL: dict[str, Sharding] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
 """Megatron-LM's choice: each pair starts by column and ends by row, so that only the two ends need a sum."""
-_CONVERSIONS: dict[tuple[Layout, Layout], Conversion] = {
+_CONVERSIONS: dict[tuple[TensorPlacement, TensorPlacement], Conversion] = {
     ("partial", "replicated"): "all-reduce",
     ("split", "replicated"): "all-gather",
     ("partial", "split"): "reduce-scatter",
     ("replicated", "split"): "slice",
 }
-_TAKES: dict[str, tuple[Layout, ...]] = {
+_TAKES: dict[str, tuple[TensorPlacement, ...]] = {
     "column": ("replicated",),
     "row": ("split",),
     "replicated": ("replicated",),
@@ -62,7 +62,7 @@ _TAKES: dict[str, tuple[Layout, ...]] = {
     "add + norm": ("replicated",),
     "add": ("replicated",),
 }
-_GIVES: dict[str, Layout] = {"column": "split", "row": "partial", "replicated": "replicated"}
+_GIVES: dict[str, TensorPlacement] = {"column": "split", "row": "partial", "replicated": "replicated"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,13 +73,13 @@ class Step:
     """``qkv``, ``attention``, ``out``, ``add + norm``, ``up``, ``activation``, ``down`` or ``add``."""
     choice: Sharding | None
     """How the matrix is split; None for an operation."""
-    arrives: Layout
+    arrives: TensorPlacement
     """Layout in which the step before left the activation."""
     conversion: Conversion | None
     """What turns it into ``input_layout``; None where it fits already."""
-    input_layout: Layout
+    input_layout: TensorPlacement
     """Layout in which this step takes its input."""
-    output_layout: Layout
+    output_layout: TensorPlacement
     """Layout in which this step leaves its output."""
     in_features: int
     """Features of the full input, over all ranks."""
@@ -105,7 +105,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class BlockPlan:
     """A block on n ranks, forward: its steps, what they force, and the totals per block."""
 
     choices: dict[str, Sharding]
@@ -205,7 +205,7 @@ def plan_block(
     tokens: int,
     itemsize: int,
     n: int,
-) -> Plan:
+) -> BlockPlan:
     """The steps of one block. On one rank every choice is the same, and there are no collectives.
 
     Args:
@@ -248,7 +248,7 @@ def plan_block(
     steps: list[Step] = []
     for name, into, outof in chain:
         steps.append(_step(name, chosen.get(name), into, outof, steps[-1] if steps else None, sizes))
-    return Plan(choices=chosen, head_dim=head_dim, steps=tuple(steps), **sizes)
+    return BlockPlan(choices=chosen, head_dim=head_dim, steps=tuple(steps), **sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +262,7 @@ class _Width:
     total: int | None
     """Features over all ranks when split: more than ``full`` where key-value heads are copied."""
 
-    def on_rank(self, layout: Layout) -> int:
+    def on_rank(self, layout: TensorPlacement) -> int:
         if layout != "split":
             return self.full
         assert self.most is not None, "checked before"
@@ -279,14 +279,14 @@ def _step(
     name: str, choice: Sharding | None, into: _Width, outof: _Width, before: Step | None, sizes: Mapping[str, int]
 ) -> Step:
     tokens, itemsize, n = sizes["tokens"], sizes["itemsize"], sizes["n"]
-    arrives: Layout = "replicated" if before is None else before.output_layout
+    arrives: TensorPlacement = "replicated" if before is None else before.output_layout
     options = {layout: _convert(arrives, layout, into, tokens * itemsize, n) for layout in _TAKES[choice or name]}
     if n == 1:
         options = {"replicated": (None, 0)}
     possible = {layout: found for layout, found in options.items() if found is not None}
     layout = min(possible, key=lambda key: (possible[key][0] is not None, _sent(possible[key], n)))
     conversion, payload = possible[layout]
-    output: Layout = layout if choice is None or n == 1 else _GIVES[choice]
+    output: TensorPlacement = layout if choice is None or n == 1 else _GIVES[choice]
     # One of the two is whole: a matrix is split by its inputs or by its outputs.
     weights = 0 if choice is None else into.on_rank(layout) * outof.on_rank(output)
     return Step(
@@ -311,7 +311,9 @@ _Converted: TypeAlias = tuple[Conversion | None, int]
 """A conversion and its payload in bytes; None, 0 where none is needed."""
 
 
-def _convert(arrives: Layout, wanted: Layout, width: _Width, bytes_per_feature: int, n: int) -> _Converted | None:
+def _convert(
+    arrives: TensorPlacement, wanted: TensorPlacement, width: _Width, bytes_per_feature: int, n: int
+) -> _Converted | None:
     """None where there is no way."""
     if arrives == wanted:
         return None, 0

@@ -16,7 +16,7 @@ from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.verification.box import STEPS, BoxPlan, measure_box
-from tplab.topology.verification.box_layouts import MODES, BoxCase, measure_cases, scores
+from tplab.topology.verification.box_layouts import PREDICTED_FROM, BoxCase, measure_cases, scores
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -123,7 +123,7 @@ def test_scores_of_predictions_that_are_known() -> None:
         }
     )  # fmt: skip
     spec_sheet, calibrated = scores(frame).to_dict("records")
-    assert (spec_sheet["prediction"], calibrated["prediction"]) == MODES
+    assert (spec_sheet["prediction"], calibrated["prediction"]) == PREDICTED_FROM
     assert spec_sheet["tpot_mape_pct"] == pytest.approx(50)
     assert calibrated["tpot_mape_pct"] == pytest.approx(10)
     assert (spec_sheet["ttft_mape_pct"], calibrated["ttft_mape_pct"]) == (pytest.approx(0), pytest.approx(25))

@@ -17,7 +17,7 @@ from plotly.colors import find_intermediate_color, hex_to_rgb
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.layers.plan import Plan, Step
+from tplab.layers.plan import BlockPlan, Step
 
 WIDTH, HEIGHT = 665.0, 620.0
 """Size of the drawing in its own units, which are about pixels where it is 700 px wide."""
@@ -44,7 +44,7 @@ class _Part:
     """Whether several ranks hold this part although the matrix is split."""
 
 
-def painter_figure(plan: Plan, *, badge: str = "MODEL") -> go.Figure:
+def painter_figure(plan: BlockPlan, *, badge: str = "MODEL") -> go.Figure:
     """The block as ``plan`` splits it: matrices to scale, layouts on the arrows, forced collectives in red."""
     figure = go.Figure()
     scale = _LONGEST / max(max(step.in_features, _drawn_width(plan, step)) for step in plan.steps if step.choice)
@@ -90,7 +90,9 @@ def _flops_text(flops: int) -> str:
     return f"{flops / 1000**power:,.3g} {'MGT'[power - 2]}FLOP"
 
 
-def _column(figure: go.Figure, plan: Plan, steps: tuple[Step, ...], axis: float, scale: float, first: str) -> float:
+def _column(
+    figure: go.Figure, plan: BlockPlan, steps: tuple[Step, ...], axis: float, scale: float, first: str
+) -> float:
     """Draw steps downwards, each with the arrow before it; the y where the last one ends."""
     y = _TOP
     for step in steps:
@@ -132,7 +134,7 @@ def _arrival_word(step: Step) -> str:
     return _WORDS[step.arrives] + (" by heads" if by_heads else "")
 
 
-def _matrix(figure: go.Figure, plan: Plan, step: Step, axis: float, top: float, scale: float) -> float:
+def _matrix(figure: go.Figure, plan: BlockPlan, step: Step, axis: float, top: float, scale: float) -> float:
     """Draw a matrix under the arrow, with its name beside it; its height."""
     parts = _parts(plan, step, axis, top, scale)
     size = f"{step.in_features:,} × {step.out_features:,}"
@@ -160,17 +162,17 @@ def _matrix(figure: go.Figure, plan: Plan, step: Step, axis: float, top: float, 
     return bottom - top
 
 
-def _drawn_width(plan: Plan, step: Step) -> int:
+def _drawn_width(plan: BlockPlan, step: Step) -> int:
     """Features across: gate and up lie one above the other."""
     return plan.intermediate if step.name == "up" else step.out_features
 
 
-def _copies(plan: Plan, step: Step) -> bool:
+def _copies(plan: BlockPlan, step: Step) -> bool:
     """Whether ranks hold the same key-value heads of a split matrix."""
     return step.name == "qkv" and step.choice == "column" and plan.kv_heads_per_rank * plan.n > plan.num_kv_heads
 
 
-def _parts(plan: Plan, step: Step, axis: float, top: float, scale: float) -> list[_Part]:
+def _parts(plan: BlockPlan, step: Step, axis: float, top: float, scale: float) -> list[_Part]:
     height = step.in_features * scale
     if step.name == "up":
         width, x = plan.intermediate * scale, axis - plan.intermediate * scale / 2
@@ -288,7 +290,7 @@ def _collective_marks(figure: go.Figure) -> None:
     )
 
 
-def _totals(figure: go.Figure, plan: Plan, top: float) -> None:
+def _totals(figure: go.Figure, plan: BlockPlan, top: float) -> None:
     lines = (
         "<b>Each rank, per block</b>",
         f"sends {short_bytes(plan.sent_bytes)} (rings)",

@@ -19,7 +19,7 @@ from tplab.lab.figures.painter import painter_figure, short_bytes
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.controls import Settings, wide
-from tplab.layers.plan import CANONICAL, CHOICES, MATRICES, Plan, plan_block
+from tplab.layers.plan import CANONICAL, CHOICES, MATRICES, BlockPlan, plan_block
 
 THIS_MACHINE = "this machine"
 _ITEMSIZE = 2  # bfloat16
@@ -88,7 +88,7 @@ class ShardPainter(AnalyticPanel):
         self._draw()
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> BlockPlan:
         """The plan shown: the last one that can work."""
         return self._plan
 
@@ -121,7 +121,7 @@ class ShardPainter(AnalyticPanel):
         return self.show(**wanted)
 
     @staticmethod
-    def _planned(settings: Mapping[str, Any], choices: Mapping[str, str] | None = None) -> Plan:
+    def _planned(settings: Mapping[str, Any], choices: Mapping[str, str] | None = None) -> BlockPlan:
         shape = SHAPES[settings["model"]]
         return plan_block(
             {name: settings[name] for name in MATRICES} if choices is None else choices,
@@ -148,7 +148,7 @@ class ShardPainter(AnalyticPanel):
         return painter_figure(plan), _price_table(plan, canonical, link, layers) + _reason_table(plan)
 
 
-def verdict(plan: Plan, canonical: Plan | None, link: AlphaBeta) -> str:
+def verdict(plan: BlockPlan, canonical: BlockPlan | None, link: AlphaBeta) -> str:
     """What was painted, in words, and how much dearer it is than column, row, column, row."""
     if plan.is_canonical:
         return f"Canonical: {plan.summary} per block."
@@ -175,8 +175,8 @@ def verdict(plan: Plan, canonical: Plan | None, link: AlphaBeta) -> str:
     return " ".join(words)
 
 
-def _price_table(plan: Plan, canonical: Plan | None, link: AlphaBeta, layers: int) -> str:
-    def cells(item: Plan) -> list[str]:
+def _price_table(plan: BlockPlan, canonical: BlockPlan | None, link: AlphaBeta, layers: int) -> str:
+    def cells(item: BlockPlan) -> list[str]:
         us = item.time_us(link.alpha_us, link.beta_GBps)
         return [
             item.summary,
@@ -206,7 +206,7 @@ def _price_table(plan: Plan, canonical: Plan | None, link: AlphaBeta, layers: in
     )
 
 
-def _reason_table(plan: Plan) -> str:
+def _reason_table(plan: BlockPlan) -> str:
     if not plan.forced:
         return html.quiet("No collective is forced.")
     rows = [

@@ -54,10 +54,10 @@ def calibration_of(
     return _with_overheads(bare, plan, times, precision)
 
 
-Times = dict[tuple[Any, ...], float]
+MedianTimes = dict[tuple[Any, ...], float]
 
 
-def _all_reduces(plan: CalibrationPlan, times: Times, link: str) -> tuple[AllReduceTimes, ...]:
+def _all_reduces(plan: CalibrationPlan, times: MedianTimes, link: str) -> tuple[AllReduceTimes, ...]:
     made = []
     for ranks in plan.groups:
         for launch in plan.launches:
@@ -66,7 +66,7 @@ def _all_reduces(plan: CalibrationPlan, times: Times, link: str) -> tuple[AllRed
     return tuple(made)
 
 
-def _sends(plan: CalibrationPlan, times: Times) -> tuple[SendTimes, ...]:
+def _sends(plan: CalibrationPlan, times: MedianTimes) -> tuple[SendTimes, ...]:
     made = []
     for source, target in plan.pairs:
         if curve := _curve(times, plan.send_sizes, "send", source, target):
@@ -74,13 +74,13 @@ def _sends(plan: CalibrationPlan, times: Times) -> tuple[SendTimes, ...]:
     return tuple(made)
 
 
-def _curve(times: Times, sizes: Iterable[int], *what: Any) -> dict[str, Any]:
+def _curve(times: MedianTimes, sizes: Iterable[int], *what: Any) -> dict[str, Any]:
     """``nbytes`` and ``p50_us`` of the sizes that were measured; empty where none was."""
     found = {float(size): times[*what, size] for size in sizes if (*what, size) in times}
     return {"nbytes": tuple(found), "p50_us": tuple(found.values())} if found else {}
 
 
-def _matmuls(plan: CalibrationPlan, times: Times, precision: str) -> tuple[MatmulTimes, ...]:
+def _matmuls(plan: CalibrationPlan, times: MedianTimes, precision: str) -> tuple[MatmulTimes, ...]:
     """Times of one GEMM, the mean over a block's."""
     made = []
     order = sorted(range(len(plan.blocks)), key=lambda place: mean_params(plan.blocks[place]))
@@ -98,7 +98,7 @@ def _matmuls(plan: CalibrationPlan, times: Times, precision: str) -> tuple[Matmu
     return tuple(made)
 
 
-def _with_overheads(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> Calibration:
+def _with_overheads(bare: Calibration, plan: CalibrationPlan, times: MedianTimes, precision: str) -> Calibration:
     more: dict[str, float] = {}
     for key, us in times.items():
         if key[0] == "copy":
@@ -118,7 +118,7 @@ def _with_overheads(bare: Calibration, plan: CalibrationPlan, times: Times, prec
     return replace(made, **_engine(made, plan, times, precision))  # type: ignore[arg-type]
 
 
-def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
+def _engine(bare: Calibration, plan: CalibrationPlan, times: MedianTimes, precision: str) -> dict[str, float]:
     """Overheads: from the narrow models' times per token, or a GPU's from its blocks."""
     more: dict[str, float] = {}
     kernels = MATMULS_PER_BLOCK + 2 + DEFAULT.engines["lab"].light_kernels
@@ -143,7 +143,7 @@ def _engine(bare: Calibration, plan: CalibrationPlan, times: Times, precision: s
     return more | _handoff(bare, times, DEEP, config.hidden_size * 4)
 
 
-def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, precision: str) -> dict[str, float]:
+def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: MedianTimes, precision: str) -> dict[str, float]:
     """Overheads on a GPU: from blocks in CUDA graphs, and from a model of many blocks."""
     more: dict[str, float] = {}
     curve = bare.matmul_curve(precision)
@@ -166,7 +166,7 @@ def _engine_on_gpu(bare: Calibration, plan: CalibrationPlan, times: Times, preci
     return more | _handoff(bare, times, GPU_LAYERS, BLOCK_TOKENS * BLOCK_WIDTHS[0] * 2)
 
 
-def _handoff(bare: Calibration, times: Times, layers: int, nbytes: int) -> dict[str, float]:
+def _handoff(bare: Calibration, times: MedianTimes, layers: int, nbytes: int) -> dict[str, float]:
     """Two hops are what two stages take longer than one, each a message of ``nbytes`` and a hand-over."""
     if ("pipeline", layers) not in times or ("step", layers) not in times:
         return {}

@@ -22,7 +22,7 @@ from tplab.topology.verification.plan import in_precision, runs_whole
 from tplab.topology.verification.run import MEASURES, Verification, free_bytes, verify
 from tplab.topology.verification.static_batch import LAB, machine_of, predict_batch, requests_by_replica, runnable
 
-MODES = ("spec sheet", "calibrated")
+PREDICTED_FROM = ("spec sheet", "calibrated")
 """What predictions were made from."""
 
 
@@ -161,14 +161,15 @@ def _advised(cluster: Cluster, spec: ModelSpec, machine: Machine, workload: Work
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
     """What the predictions were worth, a row per case and kind of prediction.
 
-    ``model``, ``concurrency``, ``input_length``, ``output_length``, ``prediction`` (one of ``MODES``), ``layouts``,
-    ``tpot_mape_pct``, ``ttft_mape_pct``, ``spearman`` (tokens per second), ``chosen``, ``best`` and ``regret_pct``.
+    ``model``, ``concurrency``, ``input_length``, ``output_length``, ``prediction`` (one of ``PREDICTED_FROM``),
+    ``layouts``, ``tpot_mape_pct``, ``ttft_mape_pct``, ``spearman`` (tokens per second), ``chosen``, ``best`` and
+    ``regret_pct``.
     Without predictions by spec sheet there are no rows of them.
     """
     rows = []
     keys = ["model", "concurrency", "input_length", "output_length"]
     for key, group in frame.groupby(keys, sort=False):
-        for mode in MODES if "spec_sheet_tpot_ms" in frame else MODES[1:]:
+        for mode in PREDICTED_FROM if "spec_sheet_tpot_ms" in frame else PREDICTED_FROM[1:]:
             columns = _predicted(group, mode)
             whole = Verification(frame=columns.assign(setting=""), notes=(), badge="")
             (choice,) = whole.choices().to_dict("records")

@@ -24,7 +24,7 @@ from tplab.topology.verification.static_batch import (
     runnable,
 )
 
-COMPUTE = ("auto", "real", "emulated")
+COMPUTE_MODES = ("auto", "real", "emulated")
 _SHARE_OF_MEMORY = 0.6
 """Share of the free memory for weights and caches: activations, buffers and the notebook need the rest."""
 RankGroups = tuple[tuple[tuple[int, ...], ...], ...]
@@ -166,7 +166,7 @@ def _check_settings(cluster: ClusterFacts, compute: str, cuda_graphs: bool | Non
             f"the calibration is of {calibrated} ranks, the cluster has {num_ranks}: calibrate this one, or use "
             f"Cluster({calibrated})"
         )
-    check_one_of("compute", compute, COMPUTE)
+    check_one_of("compute", compute, COMPUTE_MODES)
     if cuda_graphs and compute == "emulated":
         raise ValueError("cuda_graphs=True has nothing to replay with compute='emulated', where stages only wait")
     if cuda_graphs and not cluster.provenance.own_gpus:
