@@ -61,7 +61,7 @@ class TensorParallelLinear(ColumnParallelLinear):
     ) -> None:
         comm = group_of(tp_rank, tp_world_size, group)
         full = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self._shard(full, comm, gather_output, None)
+        self._shard(full, comm, None, gather_output=gather_output)
 
 
 class TensorParallelAttention(ParallelAttention):

@@ -11,21 +11,20 @@ dimension; n ranks.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tplab.layers.comm import Comm, Pending, as_comm
 from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
-from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear, Sharded
 from tplab.layers.plain import Attention
 from tplab.layers.regions import SharedRows, check_shape, pad_tokens, share_norm
-from tplab.layers.shards import HeadShard, Shard, load, prefixed
+from tplab.layers.shards import HeadShard, Shard, prefixed, rows_plan
 from tplab.layers.strategies import Blocking
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class ParallelAttention(nn.Module):
+class ParallelAttention(Sharded[Attention]):
     """MHA, GQA or MQA with the heads sharded over the ranks; rotary positions, causal, with a key-value cache.
 
     ==================  ===================  ===============================================
@@ -73,15 +72,6 @@ class ParallelAttention(nn.Module):
     ) -> None:
         self._shard(Attention(hidden_size, num_heads, num_kv_heads, **plain), as_comm(group), strategy)
 
-    @classmethod
-    def from_module(
-        cls, module: Attention, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
-    ) -> "ParallelAttention":
-        """This rank's heads of a plain ``Attention``."""
-        layer = cls.__new__(cls)
-        layer._shard(module, as_comm(group), strategy)
-        return layer
-
     def _shard(self, plain: Attention, comm: Comm, strategy: Blocking | None) -> None:
         super().__init__()
         self.comm = comm
@@ -91,35 +81,22 @@ class ParallelAttention(nn.Module):
         self.head_dim = size = plain.head_dim
         self.rope: RotaryEmbedding | None = plain.rope
         self.causal, self.sliding_window = plain.causal, plain.sliding_window
-        places = (
-            ("q_proj", heads.q_start, heads.q_end),
-            ("k_proj", heads.kv_start, heads.kv_end),
-            ("v_proj", heads.kv_start, heads.kv_end),
-        )
-        plan = {
-            kind: tuple(
-                Shard(source=f"{name}.{kind}", dim=0, start=start * size, end=end * size) for name, start, end in places
-            )
-            for kind in ("weight", "bias")
-            if getattr(plain.q_proj, kind) is not None
-        }
         kv_start, kv_end, kv_rows = heads.kv_start * size, heads.kv_end * size, plain.num_kv_heads * size
+        places = (
+            ("q_proj.", heads.q_start * size, heads.q_end * size),
+            ("k_proj.", kv_start, kv_end),
+            ("v_proj.", kv_start, kv_end),
+        )
+        blocks = ((kv_start, kv_end), (kv_rows + kv_start, kv_rows + kv_end))
         self.qkv = MergedColumnParallelLinear(
             plain.hidden_size,
             (plain.num_heads + 2 * plain.num_kv_heads) * size,
-            plan,
+            rows_plan(places, bias=plain.q_proj.bias is not None),
             comm,
-            like=plain,
+            plain=plain,
             strategy=strategy,
-            shared=SharedRows(
-                heads.num_q * size,
-                ((kv_start, kv_end), (kv_rows + kv_start, kv_rows + kv_end)),
-                2 * kv_rows,
-            )
-            if heads.replicated
-            else None,
+            shared=SharedRows(heads.num_q * size, blocks, 2 * kv_rows) if heads.replicated else None,
         )
-        load(self.qkv, plan, dict(plain.named_parameters()).__getitem__)
         self.o = RowParallelLinear.from_module(plain.o_proj, comm, strategy=strategy)
         self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
         even = heads.num_q % heads.num_kv == 0

@@ -18,10 +18,10 @@ from tplab.checks import check_length
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.comm import Comm, Pending, as_comm
 from tplab.layers.core_attention import GrowingCache, KVCache
-from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear, Sharded
 from tplab.layers.plain import GATES, MLP, Block
 from tplab.layers.regions import gather_tokens, scatter_tokens, share_norm
-from tplab.layers.shards import Shard, even_range, load, prefixed
+from tplab.layers.shards import Shard, even_range, prefixed, rows_plan
 from tplab.layers.strategies import BatchSplit, Blocking
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Steps: TypeAlias = Generator[None, None, torch.Tensor]
 """Work that stops (yields) whenever it has started a sum, and returns its result."""
 
 
-class ParallelMLP(nn.Module):
+class ParallelMLP(Sharded[MLP]):
     """SwiGLU, GeGLU or GELU with the intermediate features sharded over the ranks.
 
     Column-parallel in, row-parallel out. Not two sharded layers that each gather: the activation works feature by
@@ -81,30 +81,16 @@ class ParallelMLP(nn.Module):
         plain = MLP(hidden_size, intermediate_size, activation=activation, bias=bias, device=device, dtype=dtype)
         self._shard(plain, as_comm(group), strategy)
 
-    @classmethod
-    def from_module(
-        cls, module: MLP, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
-    ) -> "ParallelMLP":
-        """This rank's part of a plain ``MLP``. Raises ``ValueError`` unless n divides its intermediate size."""
-        layer = cls.__new__(cls)
-        layer._shard(module, as_comm(group), strategy)
-        return layer
-
     def _shard(self, plain: MLP, comm: Comm, strategy: Blocking | None) -> None:
         super().__init__()
         self.activation = plain.activation
         up = plain.up_proj
         start, end = even_range("intermediate_size", up.out_features, comm.index, comm.size)
-        names = ["gate_proj", "up_proj"] if plain.activation in GATES else ["up_proj"]
-        plan = {
-            kind: tuple(Shard(source=f"{name}.{kind}", dim=0, start=start, end=end) for name in names)
-            for kind in ("weight", "bias")
-            if getattr(up, kind) is not None
-        }
+        names = ["gate_proj.", "up_proj."] if plain.activation in GATES else ["up_proj."]
+        plan = rows_plan([(name, start, end) for name in names], bias=up.bias is not None)
         self.gate_up = MergedColumnParallelLinear(
-            up.in_features, len(names) * up.out_features, plan, comm, like=plain, strategy=strategy
+            up.in_features, len(names) * up.out_features, plan, comm, plain=plain, strategy=strategy
         )
-        load(self.gate_up, plan, dict(plain.named_parameters()).__getitem__)
         self.down = RowParallelLinear.from_module(plain.down_proj, comm, strategy=strategy)
 
     @property
@@ -129,7 +115,7 @@ class ParallelMLP(nn.Module):
         return self.down.finish(pending)
 
 
-class ParallelBlock(nn.Module):
+class ParallelBlock(Sharded[Block]):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with heads and intermediate features sharded over
     the ranks.
 
@@ -148,27 +134,14 @@ class ParallelBlock(nn.Module):
     :func:`run_blocks` shards and gathers around a stack.
     """
 
-    @classmethod
-    def from_module(
-        cls, module: Block, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
-    ) -> "ParallelBlock":
-        """This rank's part of a plain ``Block``."""
-        block = cls.__new__(cls)
-        nn.Module.__init__(block)
-        block.comm = as_comm(group)
-        block.strategy = strategy or Blocking()
-        block.input_layernorm = module.input_layernorm
-        block.self_attn = ParallelAttention.from_module(module.self_attn, block.comm, strategy=strategy)
-        block.post_attention_layernorm = module.post_attention_layernorm
-        block.mlp = ParallelMLP.from_module(module.mlp, block.comm, strategy=strategy)
-        return block
-
-    comm: Comm
-    strategy: Blocking
-    input_layernorm: nn.Module
-    post_attention_layernorm: nn.Module
-    self_attn: ParallelAttention
-    mlp: ParallelMLP
+    def _shard(self, plain: Block, comm: Comm, strategy: Blocking | None) -> None:
+        super().__init__()
+        self.comm = comm
+        self.strategy = strategy or Blocking()
+        self.input_layernorm: nn.Module = plain.input_layernorm
+        self.self_attn = ParallelAttention.from_module(plain.self_attn, comm, strategy=strategy)
+        self.post_attention_layernorm: nn.Module = plain.post_attention_layernorm
+        self.mlp = ParallelMLP.from_module(plain.mlp, comm, strategy=strategy)
 
     @property
     def plan(self) -> dict[str, tuple[Shard, ...]]:

@@ -7,7 +7,8 @@ ranks, at the end: what lies between them is sharded by features and never gathe
 Legend: B batch, S sequence, T tokens; I input features, O output features; n ranks.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 from torch import nn
@@ -21,43 +22,75 @@ from tplab.layers.regions import (
     split_to_group,
     start_row_matmul,
 )
-from tplab.layers.shards import Plan, Shard, even_range, load, same_kind
+from tplab.layers.shards import Plan, Shard, even_range, load_from, rows_plan, same_kind
 from tplab.layers.strategies import Blocking, as_strategy
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class _ParallelLinear(nn.Module):
+Plain = TypeVar("Plain", bound=nn.Module)
+
+
+class Sharded(nn.Module, Generic[Plain]):
+    """A module that holds this rank's part of a plain one."""
+
+    _shard: Callable[..., None]
+    """``_shard(plain, comm, strategy, **how)`` takes the part; ``how`` is what only some modules are asked."""
+
+    @classmethod
+    def from_module(
+        cls, module: Plain, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None, **how: Any
+    ) -> Self:
+        """This rank's part of a plain module that is there already.
+
+        Args:
+            module: the plain module: an ``nn.Linear`` for a linear layer, an ``MLP`` for a ``ParallelMLP``.
+            group: process group, ``Comm``, or None for a rank alone.
+            strategy: how the layer communicates; None: blocking.
+            how: the class's other arguments that are not of the plain module, such as ``gather_output``.
+
+        Raises:
+            ValueError: what the class raises; parameters of mixed dtypes or devices.
+        """
+        layer = cls.__new__(cls)
+        layer._shard(module, as_comm(group), strategy, **how)
+        return layer
+
+
+class _ParallelLinear(Sharded[nn.Linear]):
     """What both kinds share: the local weight, the table of its slices, the checks."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(
+    def _hold(
         self,
         comm: Comm,
         strategy: Blocking | None,
-        in_features: int,
-        out_features: int,
+        features: tuple[int, int],
         shape: tuple[int, int],
-        bias: int | None,
         plan: Plan,
-        kind: tuple[torch.dtype, torch.device],
+        plain: nn.Module,
     ) -> None:
-        super().__init__()
-        dtype, device = kind
-        check_device(comm, device)
-        self.comm = comm
-        self.strategy = as_strategy(strategy)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.plan = plan
-        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
-        self.bias = None if bias is None else nn.Parameter(torch.empty(bias, dtype=dtype, device=device))
+        """Become the module that holds the slices in ``plan``.
 
-    def _load(self, module: nn.Module) -> None:
-        load(self, self.plan, dict(module.named_parameters()).__getitem__)
+        Args:
+            comm: the ranks.
+            strategy: how the layer communicates.
+            features: input and output features of the full layer.
+            shape: shape of the local weight; the bias has as many elements as that has rows.
+            plan: what the weight and the bias consist of.
+            plain: the module with the full tensors.
+        """
+        super().__init__()
+        dtype, device = same_kind(plain)
+        check_device(comm, device)
+        self.comm, self.strategy, self.plan = comm, as_strategy(strategy), plan
+        self.in_features, self.out_features = features
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=device)) if "bias" in plan else None
+        load_from(plain, self, plan)
 
     def _check(self, x: torch.Tensor, weight: torch.Tensor, features: int) -> None:
         """Says what does not fit. Asked once a matmul has refused ``x``: beforehand it would cost a decode step as much
@@ -115,6 +148,8 @@ class ColumnParallelLinear(_ParallelLinear):
     Source: Shoeybi and others, "Megatron-LM" (2019), section 3.
     """
 
+    gather_output = False
+
     def __init__(
         self,
         in_features: int,
@@ -128,56 +163,14 @@ class ColumnParallelLinear(_ParallelLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         full = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self._shard(full, as_comm(group), gather_output, strategy)
+        self._shard(full, as_comm(group), strategy, gather_output=gather_output)
 
-    @classmethod
-    def from_module(
-        cls,
-        module: nn.Linear,
-        group: "ProcessGroup | Comm | None",
-        *,
-        gather_output: bool = False,
-        strategy: Blocking | None = None,
-    ) -> "ColumnParallelLinear":
-        """This rank's part of a full ``nn.Linear``."""
-        layer = cls.__new__(cls)
-        layer._shard(module, as_comm(group), gather_output, strategy)
-        return layer
-
-    def _shard(self, full: nn.Linear, comm: Comm, gather_output: bool, strategy: Blocking | None) -> None:
+    def _shard(self, full: nn.Linear, comm: Comm, strategy: Blocking | None, *, gather_output: bool = False) -> None:
         start, end = even_range("out_features", full.out_features, comm.index, comm.size)
-        plan = {
-            name: (Shard(source=name, dim=0, start=start, end=end),)
-            for name in ("weight", "bias")
-            if getattr(full, name) is not None
-        }
-        rows = end - start
-        self._set(comm, strategy, full.in_features, full.out_features, rows, full.bias is not None, plan, full)
+        plan = rows_plan([("", start, end)], bias=full.bias is not None)
+        features = full.in_features, full.out_features
+        self._hold(comm, strategy, features, (end - start, full.in_features), plan, full)
         self.gather_output = gather_output
-        self._load(full)
-
-    def _set(
-        self,
-        comm: Comm,
-        strategy: Blocking | None,
-        in_features: int,
-        out_features: int,
-        rows: int,
-        bias: bool,
-        plan: Plan,
-        like: nn.Module,
-    ) -> None:
-        super().__init__(
-            comm,
-            strategy,
-            in_features,
-            out_features,
-            (rows, in_features),
-            rows if bias else None,
-            plan,
-            same_kind(like),
-        )
-        self.gather_output = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._multiply(x, self.weight, self.bias)
@@ -213,12 +206,12 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
         plan: Plan,
         comm: Comm,
         *,
-        like: nn.Module,
+        plain: nn.Module,
         strategy: Blocking | None = None,
         shared: SharedRows | None = None,
     ) -> None:
         rows = sum(shard.end - shard.start for shard in plan["weight"])
-        self._set(comm, strategy, in_features, out_features, rows, "bias" in plan, plan, like)
+        self._hold(comm, strategy, (in_features, out_features), (rows, in_features), plan, plain)
         self.shared = shared
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -274,40 +267,17 @@ class RowParallelLinear(_ParallelLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         full = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self._shard(full, as_comm(group), input_is_parallel, strategy)
+        self._shard(full, as_comm(group), strategy, input_is_parallel=input_is_parallel)
 
-    @classmethod
-    def from_module(
-        cls,
-        module: nn.Linear,
-        group: "ProcessGroup | Comm | None",
-        *,
-        input_is_parallel: bool = True,
-        strategy: Blocking | None = None,
-    ) -> "RowParallelLinear":
-        """This rank's part of a full ``nn.Linear``."""
-        layer = cls.__new__(cls)
-        layer._shard(module, as_comm(group), input_is_parallel, strategy)
-        return layer
-
-    def _shard(self, full: nn.Linear, comm: Comm, input_is_parallel: bool, strategy: Blocking | None) -> None:
+    def _shard(self, full: nn.Linear, comm: Comm, strategy: Blocking | None, *, input_is_parallel: bool = True) -> None:
         start, end = even_range("in_features", full.in_features, comm.index, comm.size)
         plan = {"weight": (Shard(source="weight", dim=1, start=start, end=end),)}
         if full.bias is not None:
             plan["bias"] = (Shard(source="bias"),)
-        super().__init__(
-            comm,
-            strategy,
-            full.in_features,
-            full.out_features,
-            (full.out_features, end - start),
-            None if full.bias is None else full.out_features,
-            plan,
-            same_kind(full),
-        )
+        features = full.in_features, full.out_features
+        self._hold(comm, strategy, features, (full.out_features, end - start), plan, full)
         self.local_features = end - start
         self.input_is_parallel = input_is_parallel
-        self._load(full)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.finish(self.start(x))

@@ -8,7 +8,7 @@ v, one below the other", nor that two ranks hold the same key head.
 Legend: n ranks, r this rank.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -17,7 +17,18 @@ from torch import nn
 
 from tplab.layers.ranges import HeadShard, VocabShard, even_range
 
-__all__ = ["HeadShard", "Plan", "Shard", "VocabShard", "even_range", "load", "prefixed", "same_kind"]
+__all__ = [
+    "HeadShard",
+    "Plan",
+    "Shard",
+    "VocabShard",
+    "even_range",
+    "load",
+    "load_from",
+    "prefixed",
+    "rows_plan",
+    "same_kind",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +70,27 @@ def prefixed(plan: Plan, here: str, there: str) -> dict[str, tuple[Shard, ...]]:
         here + name: tuple(replace(shard, source=there + shard.source) for shard in shards)
         for name, shards in plan.items()
     }
+
+
+def rows_plan(places: Sequence[tuple[str, int, int]], *, bias: bool, padding: int = 0) -> Plan:
+    """Rows of full linear layers one below the other, as ``weight`` and ``bias``.
+
+    Args:
+        places: for each full layer what its parameters' names begin with, the first row and the one after the last.
+        bias: whether the layers have one.
+        padding: rows of zeros after each layer's.
+    """
+    return {
+        kind: tuple(
+            Shard(source=prefix + kind, dim=0, start=start, end=end, padding=padding) for prefix, start, end in places
+        )
+        for kind in (("weight", "bias") if bias else ("weight",))
+    }
+
+
+def load_from(plain: nn.Module, module: nn.Module, plan: Plan) -> None:
+    """Fill the parameters of ``module`` by ``plan`` from those of ``plain``."""
+    load(module, plan, dict(plain.named_parameters()).__getitem__)
 
 
 def load(module: nn.Module, plan: Plan, source: Callable[[str], Any]) -> None:

@@ -16,22 +16,16 @@ from torch.nn import functional as F
 
 from tplab.checks import check_count, check_number, check_one_of
 from tplab.layers.comm import Comm, as_comm
-from tplab.layers.linear import ColumnParallelLinear, check_device
+from tplab.layers.linear import ColumnParallelLinear, Sharded, check_device
 from tplab.layers.regions import gather_from_group, pad_tokens, reduce_from_group
-from tplab.layers.shards import Plan, Shard, VocabShard, load, same_kind
+from tplab.layers.shards import VocabShard, load_from, rows_plan, same_kind
 from tplab.layers.strategies import Blocking, as_strategy
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def _vocab_plan(vocab: VocabShard, names: list[str]) -> Plan:
-    return {
-        name: (Shard(source=name, dim=0, start=vocab.start, end=vocab.end, padding=vocab.padding),) for name in names
-    }
-
-
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding(Sharded[nn.Embedding]):
     """Embedding with the vocabulary sharded over the ranks; any vocabulary size.
 
     ==========  ===========  =========================================================
@@ -74,15 +68,6 @@ class VocabParallelEmbedding(nn.Module):
         full = nn.Embedding(num_embeddings, embedding_dim, device=device, dtype=dtype)
         self._shard(full, as_comm(group), strategy)
 
-    @classmethod
-    def from_module(
-        cls, module: nn.Embedding, group: "ProcessGroup | Comm | None", *, strategy: Blocking | None = None
-    ) -> "VocabParallelEmbedding":
-        """This rank's rows of a full ``nn.Embedding``."""
-        layer = cls.__new__(cls)
-        layer._shard(module, as_comm(group), strategy)
-        return layer
-
     def _shard(self, full: nn.Embedding, comm: Comm, strategy: Blocking | None) -> None:
         for name in ("max_norm", "scale_grad_by_freq", "sparse"):
             if getattr(full, name):
@@ -96,8 +81,8 @@ class VocabParallelEmbedding(nn.Module):
         mine = padding is not None and vocab.start <= padding < vocab.end
         self._padding_idx = padding - vocab.start if padding is not None and mine else None
         self.weight = nn.Parameter(torch.empty((vocab.rows, full.embedding_dim), dtype=dtype, device=device))
-        self.plan = _vocab_plan(vocab, ["weight"])
-        load(self, self.plan, dict(full.named_parameters()).__getitem__)
+        self.plan = rows_plan([("", vocab.start, vocab.end)], bias=False, padding=vocab.padding)
+        load_from(full, self, self.plan)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         vocab = self.vocab
@@ -157,30 +142,20 @@ class ParallelLMHead(ColumnParallelLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         full = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self._shard_vocab(full, as_comm(group), strategy, tied)
+        self._shard(full, as_comm(group), strategy, tied=tied)
 
-    @classmethod
-    def from_module(  # type: ignore[override]
-        cls,
-        module: nn.Linear,
-        group: "ProcessGroup | Comm | None",
+    def _shard(  # type: ignore[override]
+        self,
+        full: nn.Linear,
+        comm: Comm,
+        strategy: Blocking | None,
         *,
-        strategy: Blocking | None = None,
         tied: VocabParallelEmbedding | None = None,
-    ) -> "ParallelLMHead":
-        """This rank's rows of a full ``nn.Linear`` (D, V)."""
-        layer = cls.__new__(cls)
-        layer._shard_vocab(module, as_comm(group), strategy, tied)
-        return layer
-
-    def _shard_vocab(
-        self, full: nn.Linear, comm: Comm, strategy: Blocking | None, tied: VocabParallelEmbedding | None
     ) -> None:
         self.vocab = vocab = VocabShard.of(full.out_features, comm.index, comm.size)
-        names = ["weight", "bias"] if full.bias is not None else ["weight"]
-        plan = _vocab_plan(vocab, names)
-        self._set(comm, strategy, full.in_features, full.out_features, vocab.rows, full.bias is not None, plan, full)
-        self._load(full)
+        plan = rows_plan([("", vocab.start, vocab.end)], bias=full.bias is not None, padding=vocab.padding)
+        features = full.in_features, full.out_features
+        self._hold(comm, strategy, features, (vocab.rows, full.in_features), plan, full)
         if tied is None:
             return
         if tied.weight.shape != self.weight.shape:
