@@ -17,7 +17,7 @@ from tplab.checks import check_count
 from tplab.cluster.run import DerivedRun
 from tplab.models.records import CheckpointError, LoadReport, RankResult, Request, Weights, check_prompts
 from tplab.models.result import Generation
-from tplab.models.shards import Layout, kv_bytes
+from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 from tplab.shown import listed
 
@@ -273,14 +273,7 @@ def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list
         (end - start, max(map(len, prompts[start:end])) + request.max_new_tokens - 1)
         for start, end in request.micro_batches()
     ]
-    layout = loaded.layout
-    # Ranks on the CPU share the machine's memory; on GPUs each is asked for its own.
-    asked = range(layout.gpus_per_replica) if rank.device.type == "cpu" else [rank.index]
-    needed = sum(
-        kv_bytes(loaded.stage.config, layout, *layout.place(each), requests=batch, context=length)
-        for each in asked
-        for batch, length in shapes
-    )
+    needed = loaded.kv_bytes_per_token * sum(batch * length for batch, length in shapes)
     free = _free_bytes(rank)
     if needed > free:
         raise MemoryError(

@@ -12,7 +12,7 @@ from tplab.layers.comm import Comm, NullComm, OneShotComm, ProcessGroupComm, Rec
 from tplab.models.checkpoint import Checkpoint, RandomWeights, Source, fill, torch_dtype
 from tplab.models.decoder import Stage
 from tplab.models.records import LoadReport, Weights
-from tplab.models.shards import Layout
+from tplab.models.shards import Layout, kv_bytes_per_token
 from tplab.models.spec import ModelConfig
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Loaded:
     """The rank's place in the layout."""
     report: LoadReport
     """What loading cost."""
+    kv_bytes_per_token: float = 0.0
+    """Bytes of the cache of a token, on all ranks that share this one's memory."""
 
 
 def in_own_dtype(config: ModelConfig, weights: Weights) -> ModelConfig:
@@ -80,7 +82,10 @@ def load_stage(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layo
         weight_bytes=stage.weight_bytes,
         peak_bytes=peak.bytes(),
     )
-    return Loaded(stage=stage, comm=comm, layout=layout, place=rank.index, report=report)
+    # Ranks on the CPU share the machine's memory; on GPUs each has its own.
+    sharing = range(layout.gpus_per_replica) if rank.device.type == "cpu" else [rank.index]
+    per_token = sum(kv_bytes_per_token(config, layout, *layout.place(each)) for each in sharing)
+    return Loaded(stage=stage, comm=comm, layout=layout, place=rank.index, report=report, kv_bytes_per_token=per_token)
 
 
 class _Peak:
