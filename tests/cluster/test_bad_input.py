@@ -138,10 +138,8 @@ def _result(returned):
 
 
 def test_timeout_beyond_all_clocks(clusters, assert_works):
-    """Refused or honoured, it must not end the cluster."""
+    """Refused, and it does not end the cluster."""
     cluster = clusters(1)
-    try:
+    with pytest.raises(ValueError, match="timeout"):
         cluster.run(lambda rank: 1, timeout=10**400)
-    except (ValueError, TypeError, OverflowError) as error:
-        assert "timeout" in str(error)  # noqa: PT017  # both outcomes are fine
     assert_works(cluster)

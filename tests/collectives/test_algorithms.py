@@ -36,9 +36,9 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4, 5], ids=lambda n: f"n={n}")
-def ranks(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with Cluster(request.param, "gloo") as cluster:
-        yield cluster
+def ranks(request: pytest.FixtureRequest, clusters: Any) -> Cluster:
+    made: Cluster = clusters[request.param]
+    return made
 
 
 def addend(rank: int, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
@@ -207,12 +207,11 @@ def reduce_in_subgroups(rank: Any) -> tuple[dict[str, list[float]], str]:
     return out, "accepted"
 
 
-def test_subgroup_reduces_among_its_members_only() -> None:
-    with Cluster(4, "gloo") as cluster:
-        for index, (by_name, refusal) in enumerate(cluster.run(reduce_in_subgroups)):
-            for name, got in by_name.items():
-                assert got == [1010.0 if index % 2 else 101.0] * 5, name
-            assert "group" in refusal
+def test_subgroup_reduces_among_its_members_only(clusters: Any) -> None:
+    for index, (by_name, refusal) in enumerate(clusters[4].run(reduce_in_subgroups)):
+        for name, got in by_name.items():
+            assert got == [1010.0 if index % 2 else 101.0] * 5, name
+        assert "group" in refusal
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -34,12 +34,6 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(request.module)
 
 
-@pytest.fixture(scope="module")
-def cluster3() -> Iterator[Cluster]:
-    with Cluster(3, "gloo") as cluster:
-        yield cluster
-
-
 def check(what: str, measured_us: list[float], declared_us: float) -> None:
     median, least = statistics.median(measured_us), min(measured_us)
     print(f"\n{what}: declared {declared_us:.0f} us, median {median:.0f} us, least {least:.0f} us")

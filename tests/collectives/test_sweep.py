@@ -2,8 +2,8 @@
 
 import csv
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +16,6 @@ from tplab.collectives.sweep import submit_sweep, sweep_all_reduce, sweep_frame
 from tplab.collectives.sweep_plan import ALGORITHMS, ON_SYMMETRIC_MEMORY, default_iterations, plan_sweep
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module")
-def cluster3() -> Iterator[Cluster]:
-    with Cluster(3, "gloo") as cluster:
-        yield cluster
 
 
 @pytest.mark.parametrize(
@@ -97,9 +91,8 @@ def test_every_algorithm_and_dtype_is_measured_and_checked(cluster3: Cluster) ->
     assert set(frame["link"]) == {"TCP over loopback"}
 
 
-def test_one_rank_has_no_bus(cluster2: Cluster) -> None:
-    with Cluster(1, "gloo") as alone:
-        frame = sweep_all_reduce(alone, sizes=[1024], iterations=2)
+def test_one_rank_has_no_bus(clusters: Any) -> None:
+    frame = sweep_all_reduce(clusters[1], sizes=[1024], iterations=2)
     assert frame["correct"].all()
     assert frame["busbw_GBps"].tolist() == [0.0]
 
@@ -165,13 +158,13 @@ def test_point_to_point_measures_every_ordered_pair(cluster3: Cluster) -> None:
     assert link.alpha_us > 0
 
 
-def test_point_to_point_names_bad_input(cluster2: Cluster) -> None:
+def test_point_to_point_names_bad_input(clusters: Any, cluster2: Cluster) -> None:
     with pytest.raises(ValueError, match="sizes"):
         measure_point_to_point(cluster2, sizes=[0])
     with pytest.raises(ValueError, match="iterations"):
         measure_point_to_point(cluster2, iterations=0)
-    with Cluster(1, "gloo") as alone, pytest.raises(ValueError, match="at least 2 ranks"):
-        measure_point_to_point(alone)
+    with pytest.raises(ValueError, match="at least 2 ranks"):
+        measure_point_to_point(clusters[1])
 
 
 def test_the_command_writes_a_csv_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

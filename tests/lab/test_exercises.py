@@ -1,7 +1,5 @@
 """The checkers, against the reference, an empty answer and planted wrong answers; and the prediction field."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,10 +10,9 @@ from tplab.lab import Predict, check_reduction
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(2, "gloo") as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(cluster2) -> Cluster:
+    return cluster2
 
 
 def product(rank, x):

@@ -25,9 +25,8 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"n={n}")
-def cluster(request) -> Iterator[Cluster]:
-    with Cluster(request.param, "gloo") as cluster:
-        yield cluster
+def cluster(request, clusters) -> Cluster:
+    return clusters[request.param]
 
 
 def mlp(rank, x, gate, up, down):
@@ -165,9 +164,9 @@ def test_attention_wrong(cluster: Cluster, wrong, says: str) -> None:
     assert says in verdict.message
 
 
-def test_other_numbers_of_ranks_are_refused() -> None:
-    with Cluster(1, "gloo") as alone, pytest.raises(ValueError, match="made for 2 or 4 ranks; this one has 1"):
-        check_mlp(alone, mlp)
+def test_other_numbers_of_ranks_are_refused(clusters) -> None:
+    with pytest.raises(ValueError, match="made for 2 or 4 ranks; this one has 1"):
+        check_mlp(clusters[1], mlp)
 
 
 def int8(rank, x):

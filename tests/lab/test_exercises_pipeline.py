@@ -1,7 +1,7 @@
 """The checker of notebook 05, against references, an empty answer and planted wrong answers."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -133,14 +133,8 @@ def test_wrong_answers(wrong: Callable[[int, int], Any], says: str) -> None:
     assert "\n" not in verdict.message
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(2, "gloo") as cluster:
-        yield cluster
-
-
-def test_with_a_cluster_it_runs_for_real(cluster: Cluster) -> None:
-    verdict = check_schedule(reference, cluster)
+def test_with_a_cluster_it_runs_for_real(cluster2: Cluster) -> None:
+    verdict = check_schedule(reference, cluster2)
     assert verdict.passed, verdict.message
     assert "ran on 2 real ranks" in verdict.message
 

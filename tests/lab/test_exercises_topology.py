@@ -1,7 +1,5 @@
 """Checkers of notebooks 01 and 07, against a reference, an empty answer and planted wrong answers."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tplab.cluster import Cluster
@@ -13,10 +11,9 @@ from tplab.topology import Link, Machine, ModelSpec
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(2, "gloo") as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(cluster2) -> Cluster:
+    return cluster2
 
 
 def per_rank(cfg, tp, heads):

@@ -142,6 +142,7 @@ def test_it_starts_canonical(panel: ShardPainter) -> None:
     assert panel._view.outputs[0]["data"]["application/vnd.plotly.v1+json"]["data"]
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("name", CANONICAL)
 @pytest.mark.parametrize("choice", ["column", "row", "replicated"])
 def test_each_matrix_control_repaints(panel: ShardPainter, name: str, choice: str) -> None:

@@ -4,11 +4,12 @@ import os
 import re
 import signal
 import time
+from typing import Any
 
 import psutil
 import pytest
 
-from tplab.cluster import Cluster, RankDied, RunStopped, State
+from tplab.cluster import RankDied, RunStopped, State
 from tplab.lab import HelloPanel, Pool
 from tplab.lab.panels import html
 from tplab.lab.panels.hello import slowest_per_repeat
@@ -138,14 +139,13 @@ def test_a_closed_pool_ends_its_ranks() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_every_reduction_is_checked_against_what_it_must_be(n: int) -> None:
+def test_every_reduction_is_checked_against_what_it_must_be(n: int, clusters: Any) -> None:
     from tplab.cluster.hello import REDUCTIONS, all_reduce_hello
 
-    with Cluster(n, "gloo") as cluster:
-        for reduction in REDUCTIONS:
-            values = cluster.run(all_reduce_hello, 5, reduction, 2)
-            want = {"SUM": n * (n + 1) / 2, "PRODUCT": {1: 1, 2: 2, 3: 6}[n], "MIN": 1, "MAX": n}[reduction]
-            assert [(v["got"], v["correct"]) for v in values] == [(want, True)] * n
+    for reduction in REDUCTIONS:
+        values = clusters[n].run(all_reduce_hello, 5, reduction, 2)
+        want = {"SUM": n * (n + 1) / 2, "PRODUCT": {1: 1, 2: 2, 3: 6}[n], "MIN": 1, "MAX": n}[reduction]
+        assert [(v["got"], v["correct"]) for v in values] == [(want, True)] * n
 
 
 def test_error_cards_escape_what_ranks_said() -> None:

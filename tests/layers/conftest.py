@@ -1,6 +1,7 @@
-"""Fixtures for the tests of tplab.layers: warm clusters of one to four ranks, shared by all modules."""
+"""Fixtures for the tests of tplab.layers: one to four warm ranks."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -15,15 +16,7 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(request.module)
 
 
-@pytest.fixture(scope="package")
-def clusters(no_ranks_left: None) -> Iterator[dict[int, Cluster]]:
-    """For tests that leave the ranks in step: faults belong elsewhere."""
-    clusters = {n: Cluster(n, "gloo") for n in (1, 2, 3, 4)}
-    yield clusters
-    for cluster in clusters.values():
-        cluster.close()
-
-
 @pytest.fixture(params=[1, 2, 3, 4], ids=lambda n: f"n={n}")
-def ranks(request: pytest.FixtureRequest, clusters: dict[int, Cluster]) -> Cluster:
-    return clusters[request.param]
+def ranks(request: pytest.FixtureRequest, clusters: Any) -> Cluster:
+    made: Cluster = clusters[request.param]
+    return made

@@ -87,6 +87,7 @@ def too_far(outcomes: list[dict[str, float]]) -> dict[str, float]:
     return {f"rank {r}: {k}": v for r, errors in enumerate(outcomes) for k, v in errors.items() if not v < TOLERANCE}
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("num_kv_heads", KV_HEADS)
 def test_decoding_equals_the_whole_sequence(ranks: Cluster, num_kv_heads: int, name: str) -> None:

@@ -68,6 +68,7 @@ def stack(rank: Any, strategy: Blocking, shape: tuple[int, int], grad: bool) -> 
     return errors
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("shape", [(1, 3), (3, 17)], ids=str)
 @pytest.mark.parametrize(

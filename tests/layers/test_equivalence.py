@@ -196,6 +196,7 @@ def stack(
     return compare(plains, parallels, x, run_blocks)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 @pytest.mark.parametrize("heads", [(12, 12), (12, 2)], ids=str)
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3, 17)])

@@ -184,6 +184,7 @@ def sample_and_check(rank: Any, vocab_size: int) -> list[str]:
     return wrong
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_samples_stay_in_the_allowed_set(ranks: Cluster, vocab: int) -> None:
     assert ranks.run(sample_and_check, vocab) == [[]] * ranks.num_ranks

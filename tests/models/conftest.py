@@ -1,12 +1,10 @@
-"""Fixtures for the tests of tplab.models: warm clusters, models of each family that are small and awkward."""
+"""Fixtures for the tests of tplab.models: models of each family that are small and awkward."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
 import pytest
-
-from tplab import Cluster
 
 SIZES: dict[str, Any] = {
     "vocab_size": 1009,  # prime: divides over no number of ranks
@@ -49,29 +47,6 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(request.module)
     yield
     cloudpickle.unregister_pickle_by_value(request.module)
-
-
-class Clusters:
-    """Clusters by number of ranks, started when first asked for."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, Cluster] = {}
-
-    def __getitem__(self, n: int) -> Cluster:
-        if n not in self._made:
-            self._made[n] = Cluster(n, "gloo")
-        return self._made[n]
-
-    def close(self) -> None:
-        for cluster in self._made.values():
-            cluster.close()
-
-
-@pytest.fixture(scope="package")
-def clusters(no_ranks_left: None) -> Iterator[Clusters]:
-    clusters = Clusters()
-    yield clusters
-    clusters.close()
 
 
 @pytest.fixture(scope="session")

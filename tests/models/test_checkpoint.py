@@ -46,6 +46,7 @@ def qwen(families: dict[str, dict[str, Any]], tmp_path: Path) -> tuple[ModelConf
     return config, tmp_path / "qwen"
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_rank_has_its_slices_of_the_full_tensors(

@@ -85,6 +85,7 @@ def judge(families: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPath
     return Judge(families, tmp_path_factory.mktemp("checkpoints"))
 
 
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"tp={layout[0]}, pp={layout[1]}")
 def test_greedy_is_token_exact(layout: tuple[int, int], variant: str, judge: Judge, clusters: Any) -> None:

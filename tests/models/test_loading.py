@@ -117,7 +117,12 @@ def damage_one_file(folder: Path, tensor: str) -> str:
     return file
 
 
-@pytest.mark.parametrize("layout", [(1, 2), (2, 2), (1, 4)], ids=str)
+WIDE = pytest.mark.wide
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param((1, 2), marks=WIDE), (2, 2), pytest.param((1, 4), marks=WIDE)], ids=str
+)
 def test_every_rank_comes_back_from_a_fault_of_one(layout: tuple[int, int], checkpoint: Path, clusters: Any) -> None:
     tp, pp = layout
     cluster = clusters[tp * pp]

@@ -259,18 +259,10 @@ def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster_of(no_ranks_left: None) -> Iterator[Callable[[int], Cluster]]:
+def cluster_of(clusters: Any) -> Callable[[int], Cluster]:
     """``cluster_of(n)``: n warm ranks, for tests that leave them in step."""
-    clusters: dict[int, Cluster] = {}
-
-    def get(n: int) -> Cluster:
-        if n not in clusters:
-            clusters[n] = Cluster(n, "gloo")
-        return clusters[n]
-
-    yield get
-    for cluster in clusters.values():
-        cluster.close()
+    get: Callable[[int], Cluster] = clusters.__getitem__
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ class Place:
         self.index, self.size = index, size
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
 def test_as_allocated(name, tp, pp):

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from tplab import Cluster
 from tplab.cluster import Provenance, Report, RunStopped
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.spec import ModelSpec
@@ -248,12 +247,6 @@ def test_an_emulated_link_costs_at_least_its_latency(cluster2):
     assert "measured: gloo" in next(term.provenance for term in two.terms if term.name == "all_reduce")
 
 
-@pytest.fixture(scope="module")
-def cluster3(no_ranks_left):
-    with Cluster(3, "gloo") as cluster:
-        yield cluster
-
-
 def test_unlike_links_are_told_apart_and_groups_are_measured_by_themselves(cluster3):
     near, far = (
         EmulatedLink(latency_us=100, bandwidth_GBps=1),
@@ -303,9 +296,8 @@ def test_links_that_differ_by_noise_are_alike():
     assert machine.link(0, 1).latency_us == pytest.approx(100, rel=0.01)
 
 
-def test_one_rank_has_nothing_to_send(no_ranks_left):
-    with Cluster(1, "gloo") as cluster:
-        made = calibrate(cluster, timeout=120, **QUICK)
+def test_one_rank_has_nothing_to_send(clusters):
+    made = calibrate(clusters[1], timeout=120, **QUICK)
     assert made.all_reduce == () == made.sends
     assert made.handoff_us is None
     assert [m.num_ranks for m in made.matmuls] == [1]

@@ -85,7 +85,7 @@ def test_models_in_every_layout_advised_run_and_predicted_twice(
 
 
 def test_models_are_halved_until_two_layouts_hold_them_and_left_out_where_none_does(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_ranks_left: None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster2: Cluster
 ) -> None:
     config = {
         "model_type": "qwen2", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8,
@@ -100,11 +100,10 @@ def test_models_are_halved_until_two_layouts_hold_them_and_left_out_where_none_d
     free = 3 * a_layer / 0.6  # half of 8 layers is too much for a rank, half of 4 is not; no vocabulary of 100,000
     monkeypatch.setattr(box_layouts, "free_bytes", lambda rank: free)
     said: list[str] = []
-    with Cluster(2, "gloo") as cluster:
-        calibration = calibrate(cluster, **BoxPlan.small().calibration)
-        frame = measure_cases(cluster, [wide, deep], calibration, say=said.append)
-        with pytest.raises(ValueError, match="none of the models could be run"):
-            measure_cases(cluster, [wide], calibration, say=said.append)
+    calibration = calibrate(cluster2, **BoxPlan.small().calibration)
+    frame = measure_cases(cluster2, [wide, deep], calibration, say=said.append)
+    with pytest.raises(ValueError, match="none of the models could be run"):
+        measure_cases(cluster2, [wide], calibration, say=said.append)
     assert (frame["layers"] == 4).all()
     assert set(frame["setting"]) == {deep.label}
     assert said[0].startswith(f"{wide.label}: left out: ")

@@ -1,7 +1,5 @@
 """Shards really built on ranks hold what the formulas say, byte for byte."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tplab.cluster import Cluster
@@ -12,10 +10,9 @@ from tplab.topology.verification.memory import ShardPlan, measure_shards
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(2, "gloo") as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(cluster2) -> Cluster:
+    return cluster2
 
 
 def model(**changes):

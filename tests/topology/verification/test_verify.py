@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tplab import Cluster
 from tplab.cluster import Provenance, Report
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.measure import link_text
@@ -423,12 +422,6 @@ def test_an_advice_is_run_over_the_backends_own_links(cluster2):
     assert (made.frame["measured_ttft_ms"] > 0).all()
     assert made.badge == "LIVE gloo · 2 ranks"
     assert made.frame["setting"].unique().tolist() == ["TCP over loopback"]
-
-
-@pytest.fixture(scope="module")
-def cluster3(no_ranks_left):
-    with Cluster(3, "gloo") as cluster:
-        yield cluster
 
 
 def test_emulated_compute_on_more_ranks(cluster3):
