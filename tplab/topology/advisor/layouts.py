@@ -266,7 +266,7 @@ def layout_arrays(
         where = placements[i] if placements is not None else None
         if where is None and not alike and layout.tp <= machine.gpus_per_node:
             where = place(machine, layout.tp, layout.pp, layout.replicas)
-        found = _by_placement(machine, where) if where else _in_order(machine, layout)
+        found = _by_placement(where) if where else _in_order(machine, layout)
         ring.append(found[0])
         direct.append(found[1])
         hop.append(found[2] or NO_LINK)
@@ -318,12 +318,10 @@ def links_alike(machine: Machine) -> bool:
 _Found = tuple[Link | None, bool, Link | None, int]
 
 
-def _by_placement(machine: Machine, where: Placement) -> _Found:
-    """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group."""
-    groups = [group for chain in where.groups for group in chain]
+def _by_placement(where: Placement) -> _Found:
+    """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group: none lies over two."""
     pair = where.slowest_tp_link
-    nodes = max(len({machine.node_of(gpu) for gpu in group}) for group in groups)
-    return where.slowest_ring_link, pair is not None and pair.is_nvlink, where.slowest_hop_link, nodes
+    return where.slowest_ring_link, pair is not None and pair.is_nvlink, where.slowest_hop_link, 1
 
 
 def _in_order(machine: Machine, layout: Layout) -> _Found:

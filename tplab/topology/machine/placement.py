@@ -17,12 +17,15 @@ Letters: t GPUs of a group, p stages, G GPUs of a node.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, groupby, pairwise, permutations
+from operator import itemgetter
 
 from tplab.topology.machine.machine import Link, Machine, slowest
 
 Group = tuple[int, ...]
 Key = tuple[float, float]
+Chain = list[tuple[int, Group]]
+"""Stages of a replica: the number of a node, and GPUs as that node numbers them."""
 
 EXACT_UP_TO = 8
 """Most GPUs of a node for which every choice is tried; beyond, groups are grown one by one and improved by swaps."""
@@ -50,17 +53,17 @@ class Placement:
     @property
     def slowest_tp_link(self) -> Link | None:
         """Over all groups; None with t = 1."""
-        return _slowest_of([link for row in self.tp_links for link in row if link])
+        return _slowest_of(self.tp_links)
 
     @property
     def slowest_ring_link(self) -> Link | None:
         """Over all groups' best rings; None with t = 1."""
-        return _slowest_of([link for row in self.ring_links for link in row if link])
+        return _slowest_of(self.ring_links)
 
     @property
     def slowest_hop_link(self) -> Link | None:
         """Over all boundaries; None with p = 1."""
-        return _slowest_of([link for row in self.hop_links for link in row])
+        return _slowest_of(self.hop_links)
 
     def device_order(self, replica: int = 0) -> tuple[int, ...]:
         """GPUs of a replica by rank, stage by stage: for ``CUDA_VISIBLE_DEVICES`` where they are one node's."""
@@ -84,14 +87,15 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
     node = _node(machine.links)
     chains = _chains(node, machine.nodes, tp, pp, wanted, per_node)
     strung = [_aligned(machine, node, chain) for chain in chains]
-    inside = [[node.links_inside(_local(group, node.size)) for group in chain] for chain in chains]
-    used = {gpu for chain in chains for group in chain for gpu in group}
+    inside = [[node.links_inside(group) for _, group in chain] for chain in chains]
+    groups = tuple(groups for groups, _ in strung)
+    used = {gpu for chain in groups for group in chain for gpu in group} if wanted * tp * pp < machine.num_gpus else ()
     return Placement(
-        groups=tuple(groups for groups, _ in strung),
+        groups=groups,
         tp_links=tuple(tuple(pair for pair, _ in links) for links in inside),
         ring_links=tuple(tuple(ring for _, ring in links) for links in inside),
         hop_links=tuple(hops for _, hops in strung),
-        idle=tuple(gpu for gpu in range(machine.num_gpus) if gpu not in used),
+        idle=tuple(gpu for gpu in range(machine.num_gpus) if gpu not in used) if used else (),
         exact=node.exact,
     )
 
@@ -125,8 +129,9 @@ def _key(link: Link) -> Key:
     return (link.bandwidth_GBps, -link.latency_us)
 
 
-def _slowest_of(links: Sequence[Link]) -> Link | None:
-    return slowest(links) if links else None
+def _slowest_of(rows: Sequence[Sequence[Link | None]]) -> Link | None:
+    different = {id(link): link for row in rows for link in row if link}  # a machine has few, and hashing costs more
+    return slowest(different.values()) if different else None
 
 
 class _Node:
@@ -145,6 +150,8 @@ class _Node:
         self.chains = cache(self._chains)
         self.links_inside = cache(self._links_inside)
         self.facing = cache(self._facing)
+        self.aligned = cache(self._aligned)
+        self.shifted = cache(self._shifted)
 
     def _inside(self, group: Group) -> tuple[Key, Key]:
         """The group's slowest pair, and the slowest of its best ring."""
@@ -173,6 +180,19 @@ class _Node:
         found = {order: slowest(self._link(i, j) for i, j in zip(a, order, strict=True)) for order in orders}
         order = max(orders, key=lambda order: _key(found[order]))
         return order, found[order]
+
+    def _aligned(self, chain: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Link, ...]]:
+        """Stages in this node: each one's GPUs in the order that faces the stage before it, and the slowest links."""
+        ordered, hops = [chain[0]], []
+        for group in chain[1:]:
+            order, link = self.facing(ordered[-1], group)
+            ordered.append(order)
+            hops.append(link)
+        return tuple(ordered), tuple(hops)
+
+    def _shifted(self, group: Group, number: int) -> Group:
+        """The GPUs of node ``number`` in the machine's own numbers."""
+        return tuple(gpu + number * self.size for gpu in group)
 
     def _link(self, i: int, j: int) -> Link:
         link = self.links[i][j]
@@ -212,19 +232,19 @@ def _node(links: tuple[tuple[Link | None, ...], ...]) -> _Node:
     return _Node(links)
 
 
-def _chains(node: _Node, nodes: int, tp: int, pp: int, wanted: int, per_node: int) -> list[list[Group]]:
-    """Stages of each replica, in order: inside nodes as long as one fits into a node, then over what is left."""
+def _chains(node: _Node, nodes: int, tp: int, pp: int, wanted: int, per_node: int) -> list[Chain]:
+    """Stages of each replica, in order: inside nodes as long as a node has room for one, then over what is left."""
     inside = min(wanted, nodes * (per_node // pp))
-    chains: list[list[Group]] = []
-    left: list[Group] = []
+    chains: list[Chain] = []
+    left: Chain = []
     for number in range(nodes):
         here = min(per_node // pp, inside - len(chains))
         leftover = per_node - here * pp if len(chains) + here < wanted else 0
         if not here and not leftover:
             break
-        mine, rest = node.chains(tp, pp, here, leftover)
-        chains += [[_shifted(group, number, node.size) for group in chain] for chain in mine]
-        left += [_shifted(group, number, node.size) for group in rest]
+        whole, rest = node.chains(tp, pp, here, leftover)
+        chains += [[(number, group) for group in chain] for chain in whole]
+        left += [(number, group) for group in rest]
     while len(chains) < wanted:
         chains.append(left[:pp])
         left = left[pp:]
@@ -350,26 +370,14 @@ def _grown(node: _Node, tp: int, count: int) -> list[Group]:
     return [tuple(sorted(group)) for group in groups]
 
 
-def _shifted(group: Group, node: int, size: int) -> Group:
-    return tuple(gpu + node * size for gpu in group)
-
-
-def _local(group: Group, size: int) -> Group:
-    return tuple(gpu % size for gpu in group)
-
-
-def _aligned(machine: Machine, node: _Node, chain: Sequence[Group]) -> tuple[tuple[Group, ...], tuple[Link, ...]]:
+def _aligned(machine: Machine, node: _Node, chain: Chain) -> tuple[tuple[Group, ...], tuple[Link, ...]]:
     """Members of each group in the order that faces the group before it over the fastest links; the slowest links."""
-    ordered: list[Group] = [chain[0]]
+    ordered: list[Group] = []
     hops: list[Link] = []
-    for group in chain[1:]:
-        before = ordered[-1]
-        number = group[0] // node.size
-        if before[0] // node.size == number:
-            order, link = node.facing(_local(before, node.size), _local(group, node.size))
-            ordered.append(_shifted(order, number, node.size))
-        else:
-            ordered.append(group)
-            link = machine.link(before[0], group[0])
-        hops.append(link)
+    for number, stages in groupby(chain, key=itemgetter(0)):
+        groups, links = node.aligned(tuple(group for _, group in stages))
+        if ordered:
+            hops.append(machine.link(ordered[-1][0], number * node.size))
+        ordered += [node.shifted(group, number) for group in groups]
+        hops += links
     return tuple(ordered), tuple(hops)
