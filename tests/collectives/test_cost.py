@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 from tplab.collectives.cost import (
     AlphaBeta,
     Curve,
-    Piecewise,
     algbw_GBps,
-    best_algorithm,
     busbw_factor,
     busbw_GBps,
     errors,
     fit_line,
-    fit_piecewise,
     leave_out_error,
     lower_bound_us,
     time_us,
@@ -113,28 +110,6 @@ def test_bound_has_the_rounds_and_the_bytes() -> None:
     assert time_us("one-shot", 0, 8, 5, 100) == lower_bound_us(0, 8, 5, 100, ports=7)
 
 
-def test_best_algorithm_changes_with_size_and_links() -> None:
-    def best(nbytes: int, *algorithms: str) -> str:
-        return best_algorithm(nbytes, 8, 5, 100, algorithms or None)
-
-    assert best(16 * 2**10) == "one-shot"
-    assert best(32 * 2**20) == "two-shot"
-    assert best(1024, "ring", "tree", "recursive-doubling") == "recursive-doubling"
-    assert best(2**20, "ring", "tree", "recursive-doubling") == "recursive-doubling"
-    assert best(8 * 2**20, "ring", "tree", "recursive-doubling") == "tree"
-    assert best(2**30, "ring", "tree", "recursive-doubling") == "ring"
-    assert best_algorithm(2**20, 1, 5, 100) == ALL_REDUCES[0]
-
-
-@settings(deadline=None)
-@given(nbytes=num_bytes, n=num_ranks, alpha_us=latencies, beta_GBps=bandwidths)
-def test_best_is_no_slower_than_any(nbytes: int, n: int, alpha_us: float, beta_GBps: float) -> None:
-    best = best_algorithm(nbytes, n, alpha_us, beta_GBps)
-    assert time_us(best, nbytes, n, alpha_us, beta_GBps) == min(
-        time_us(name, nbytes, n, alpha_us, beta_GBps) for name in ALL_REDUCES
-    )
-
-
 # Fits
 
 
@@ -181,32 +156,6 @@ def test_fit_of_times_that_do_not_grow() -> None:
     falling = fit_line([1024, 2048, 4096], [9, 8, 7])
     assert math.isinf(falling.beta_GBps)
     assert falling.time_us(2**40) == falling.alpha_us
-
-
-def test_piecewise_finds_the_switch_of_algorithms() -> None:
-    small, large = AlphaBeta(alpha_us=5, beta_GBps=20), AlphaBeta(alpha_us=60, beta_GBps=300)
-    switch = 2**20
-    times = [(small if size < switch else large).time_us(size) for size in OCTAVES]
-    fitted = fit_piecewise(OCTAVES, times, num_segments=2)
-    assert fitted.starts == (0, pytest.approx(switch / math.sqrt(2)))
-    assert [line.alpha_us for line in fitted.lines] == pytest.approx([5, 60], rel=1e-3)
-    assert errors(fitted, OCTAVES, times).max_pct < 1e-3
-    assert errors(fit_line(OCTAVES, times), OCTAVES, times).max_pct > 20
-    assert len(fit_piecewise(OCTAVES[:5], times[:5]).lines) == 1  # too few for two
-    assert fitted.time_us(fitted.starts[1]) == fitted.lines[1].time_us(fitted.starts[1])
-
-
-@settings(deadline=None)
-@given(times=st.lists(st.floats(1, 100), min_size=9, max_size=9))
-def test_piecewise_takes_the_best_of_all_cuts(times: list[float]) -> None:
-    sizes = OCTAVES[:9]
-
-    def loss(model: AlphaBeta | Piecewise, start: int, end: int) -> float:
-        return sum((model.time_us(x) / t - 1) ** 2 for x, t in zip(sizes[start:end], times[start:end], strict=True))
-
-    cuts = [[(0, cut), (cut, 9)] for cut in range(3, 7)]
-    best = min(sum(loss(fit_line(sizes[i:j], times[i:j]), i, j) for i, j in cut) for cut in cuts)
-    assert loss(fit_piecewise(sizes, times, 2), 0, 9) == pytest.approx(best, rel=1e-6, abs=1e-9)
 
 
 # Curves
@@ -276,7 +225,6 @@ def test_errors_are_percentages_of_what_was_measured() -> None:
         (lambda: time_us("ring", 1, 2, 5, 0), r"beta_GBps must be a number above 0; got 0"),
         (lambda: time_us("ring", math.nan, 2, 5, 1), r"nbytes .*got nan"),
         (lambda: lower_bound_us(1, 2, 5, 100, ports=0), r"ports must be a whole number of at least 1; got 0"),
-        (lambda: best_algorithm(1, 2, 5, 100, []), r"algorithms must name at least one of ring"),
         (lambda: busbw_factor("scan", 2), r"got 'scan'"),
         (lambda: busbw_factor("broadcast", 0), r"n must be a whole number of at least 1; got 0"),
         (lambda: algbw_GBps(1, 0), r"us must be a number above 0; got 0"),
@@ -284,8 +232,6 @@ def test_errors_are_percentages_of_what_was_measured() -> None:
         (lambda: fit_line([8, 8], [1, 2]), r"two different sizes, got 2 times 8 bytes"),
         (lambda: fit_line([1, 2], [1, 0]), r"times_us must be finite and above 0, got \[1.0, 0.0\]"),
         (lambda: fit_line([1, -2], [1, 1]), r"sizes must be finite and not negative, got \[1.0, -2.0\]"),
-        (lambda: fit_piecewise([1, 2, 3], [1, 1, 1], 4), r"num_segments must be a whole number from 1 to 3; got 4"),
-        (lambda: fit_piecewise([1, 2, 2], [1, 1, 1]), r"each size must come once"),
         (lambda: Curve([0, 2], [1, 2]), r"sizes must be above 0 and differ, got \[0.0, 2.0\]"),
         (lambda: Curve([2, 2], [1, 2]), r"sizes must be above 0 and differ"),
         (lambda: Curve([], []), r"at least 1 sizes"),

@@ -12,21 +12,19 @@ bandwidth of one rank in one direction, in GB/s = 1e9 bytes per second = 1000 by
 """
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations, pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tplab.checks import check_count, check_number
-from tplab.collectives.volumes import ALGORITHMS, check_algorithm, lower_bound_bytes, sent_bytes
+from tplab.collectives.volumes import check_algorithm, lower_bound_bytes, sent_bytes
 
 Floats = NDArray[np.float64]
 _BYTES_PER_US = 1e3  # at 1 GB/s
-_LEAST_IN_SEGMENT = 3  # a line through two points is always right there, and says nothing
 
 
 class Model(Protocol):
@@ -77,19 +75,6 @@ class AlphaBeta:
     def transfer_us(self, nbytes: float) -> float:
         """What the bytes add to the latency."""
         return check_number("nbytes", nbytes, least=0) / (self.beta_GBps * _BYTES_PER_US)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piecewise:
-    """One line per range of sizes. Time jumps where the lines change, as it does where a library changes algorithm."""
-
-    starts: tuple[float, ...]
-    """Size in bytes from which each line holds; the first is 0."""
-    lines: tuple[AlphaBeta, ...]
-    """One line for each of ``starts``."""
-
-    def time_us(self, nbytes: float) -> float:
-        return self.lines[bisect_right(self.starts, check_number("nbytes", nbytes, least=0)) - 1].time_us(nbytes)
 
 
 @dataclass(frozen=True, init=False, slots=True)
@@ -155,28 +140,6 @@ def fit_line(sizes: Iterable[float], times_us: Iterable[float]) -> AlphaBeta:
     x, t = _points(sizes, times_us, least=2)
     if x[0] == x[-1]:
         raise ValueError(f"a line needs two different sizes, got {len(x)} times {x[0]:g} bytes")
-    return _fit(x, t)[0]
-
-
-def fit_piecewise(sizes: Iterable[float], times_us: Iterable[float], num_segments: int = 3) -> Piecewise:
-    """The best lines (as ``fit_line``) over at most ``num_segments`` ≤ 3 ranges of at least three sizes each.
-
-    All ways to cut are tried. A line holds from the geometric mean of the sizes on both sides of the cut.
-    """
-    check_count("num_segments", num_segments, least=1, most=3)
-    x, t = _points(sizes, times_us, least=_LEAST_IN_SEGMENT)
-    if len(np.unique(x)) != len(x):
-        raise ValueError(f"each size must come once, got {x.tolist()}")
-    num = min(num_segments, len(x) // _LEAST_IN_SEGMENT)
-    fits = {(i, j): _fit(x[i:j], t[i:j]) for i, j in combinations(range(len(x) + 1), 2) if j - i >= _LEAST_IN_SEGMENT}
-    cuts = (list(pairwise((0, *inner, len(x)))) for inner in combinations(range(1, len(x)), num - 1))
-    best = min((cut for cut in cuts if all(at in fits for at in cut)), key=lambda cut: sum(fits[at][1] for at in cut))
-    starts = (0.0, *(math.sqrt(x[i - 1] * x[i]) for i, _ in best[1:]))
-    return Piecewise(starts=starts, lines=tuple(fits[at][0] for at in best))
-
-
-def _fit(x: Floats, t: Floats) -> tuple[AlphaBeta, float]:
-    """The line and its sum of squared relative errors. Two unknowns: the optimum is inside, or on one of two edges."""
     latency, transfer = 1 / t, x / t
     scale = float(np.linalg.norm(transfer))
     design = np.column_stack([latency, transfer / scale])
@@ -184,11 +147,11 @@ def _fit(x: Floats, t: Floats) -> tuple[AlphaBeta, float]:
     flat = np.array([latency.sum() / (latency @ latency), 0.0])
     through_zero = np.array([0.0, design[:, 1].sum()])
     candidates = [inside] if (inside >= 0).all() else [flat, through_zero]
-    residuals = [float(np.sum((design @ candidate - 1) ** 2)) for candidate in candidates]
-    best = int(np.argmin(residuals))
-    alpha, slope = float(candidates[best][0]), float(candidates[best][1]) / scale
+    # Two unknowns: the optimum is inside, or on one of two edges.
+    alpha, scaled = min(candidates, key=lambda candidate: float(np.sum((design @ candidate - 1) ** 2)))
+    slope = float(scaled) / scale
     beta = 1 / (slope * _BYTES_PER_US) if slope > 0 else math.inf
-    return AlphaBeta(alpha_us=alpha, beta_GBps=beta), residuals[best]
+    return AlphaBeta(alpha_us=float(alpha), beta_GBps=beta)
 
 
 def errors(model: Model, sizes: Iterable[float], times_us: Iterable[float]) -> Errors:
@@ -271,26 +234,6 @@ def lower_bound_us(nbytes: float, n: int, alpha_us: float, beta_GBps: float, por
     while reached < n:
         rounds, reached = rounds + 1, reached * (ports + 1)
     return max(rounds * link.alpha_us, lower_bound_bytes("all-reduce", 1, n) * link.transfer_us(nbytes))
-
-
-def best_algorithm(
-    nbytes: float, n: int, alpha_us: float, beta_GBps: float, algorithms: Sequence[str] | None = None
-) -> str:
-    """The fastest all-reduce of ``algorithms`` (default: all) by formula; the first of them, if equal.
-
-    Args:
-        nbytes: M, bytes of the full tensor.
-        n: ranks.
-        alpha_us: a, latency of one message.
-        beta_GBps: B, bandwidth of one rank in one direction.
-        algorithms: names to choose from; None for all.
-
-    Known to be wrong: by these formulas two-shot never loses to the ring. Give only what the links allow.
-    """
-    names = ALGORITHMS["all-reduce"] if algorithms is None else algorithms
-    if not names:
-        raise ValueError(f"algorithms must name at least one of {', '.join(ALGORITHMS['all-reduce'])}; got none")
-    return min(names, key=lambda name: time_us(name, nbytes, n, alpha_us, beta_GBps))
 
 
 def _points(sizes: Iterable[float], times_us: Iterable[float], least: int) -> tuple[Floats, Floats]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tplab.layers.linear import RowParallelLinear as RowParallelLinear
     from tplab.layers.mistakes import demonstrate as demonstrate
     from tplab.layers.overlap import StackPlan as StackPlan
+    from tplab.layers.overlap import measure_chunks as measure_chunks
     from tplab.layers.overlap import measure_strategies as measure_strategies
     from tplab.layers.phases import PhasePlan as PhasePlan
     from tplab.layers.phases import measure_phases as measure_phases
@@ -59,5 +60,6 @@ if TYPE_CHECKING:
     from tplab.layers.timeline import record_timeline as record_timeline
     from tplab.layers.vocabulary import ParallelLMHead as ParallelLMHead
     from tplab.layers.vocabulary import VocabParallelEmbedding as VocabParallelEmbedding
+    from tplab.layers.vocabulary import parallel_cross_entropy as parallel_cross_entropy
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

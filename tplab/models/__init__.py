@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tplab.models.checkpoint import save_checkpoint as save_checkpoint
     from tplab.models.generation import generate as generate
     from tplab.models.generation import submit_generate as submit_generate
+    from tplab.models.generation import unload as unload
     from tplab.models.records import CheckpointError as CheckpointError
     from tplab.models.result import Generation as Generation
     from tplab.models.result import compare as compare

@@ -14,7 +14,7 @@ from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.advice import advise, on_front
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration
 from tplab.topology.advisor.latency import engine_constants
-from tplab.topology.advisor.launch_commands import ENGINES, as_text, launch_commands
+from tplab.topology.advisor.launch_commands import ENGINES, launch_commands
 from tplab.topology.advisor.layouts import all_choices, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import predict
@@ -361,7 +361,7 @@ def test_commands_over_nodes():
     assert (value(head, "--node-rank"), value(other, "--node-rank")) == ("0", "1")
     assert value(made["sglang"][1], "--dist-init-addr") == "$HEAD:5000"
     assert words(made["trtllm"][0])[:3] == ["mpirun", "-n", "16"]
-    assert all(text in as_text(made) for text in ("# vllm", "# sglang", "# trtllm", "# node 1"))
+    assert "# node 1" in made["vllm"][1]
 
 
 def test_commands_say_what_the_policy_says():

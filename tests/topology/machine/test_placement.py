@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.topology import Link, Machine
-from tplab.topology.machine.placement import EXACT_UP_TO, place, ring_link
+from tplab.topology.machine.placement import EXACT_UP_TO, place
 from tplab.topology.machine.presets import GPUS
 
 
@@ -213,9 +213,9 @@ def test_ring_avoids_a_slow_pair():
     table[0][1] = 1
     machine = machine_of(table)
     assert machine.slowest_link(range(4)).bandwidth_GBps == 1
-    assert ring_link(machine, range(4)).bandwidth_GBps == 5
-    assert ring_link(machine, (0, 1, 2)).bandwidth_GBps == 1
-    assert ring_link(machine, (3,)) is None
+    assert place(machine, 4, 1).slowest_ring_link.bandwidth_GBps == 5
+    assert place(machine_of([row[:3] for row in table[:3]]), 3, 1).slowest_ring_link.bandwidth_GBps == 1
+    assert place(machine, 1, 1).slowest_ring_link is None
 
 
 def test_too_much():

@@ -214,8 +214,3 @@ def _sequences(workload: Workload, layout: Layout) -> int:
     if workload.concurrency is None:
         return 256
     return min(_MOST_SEQUENCES, max(1, math.ceil(workload.concurrency / layout.replicas)))
-
-
-def as_text(commands: Mapping[str, tuple[str, ...]]) -> str:
-    """All of them, under the engine's name."""
-    return "\n\n".join(f"# {engine}\n" + "\n".join(lines) for engine, lines in commands.items())

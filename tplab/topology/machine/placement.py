@@ -100,18 +100,9 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
     )
 
 
-def ring_link(machine: Machine, gpus: Sequence[int]) -> Link | None:
-    """The slowest link of the ring through ``gpus`` whose slowest link is fastest; None for one GPU.
-
-    A DGX-1 has pairs without NVLink, and yet a ring of double NVLinks through all eight. Beyond 8 GPUs: the ring in the
-    order given.
-    """
-    if len(gpus) < 2:
-        return None
-    return _ring_link({(i, j): machine.link(i, j) for i in gpus for j in gpus if i != j}, gpus)
-
-
 def _ring_link(links: Mapping[tuple[int, int], Link], gpus: Sequence[int]) -> Link:
+    """The slowest link of the ring through ``gpus`` whose slowest link is fastest; beyond 8 GPUs of the ring in the
+    order given. A DGX-1 has pairs without NVLink, and yet a ring of double NVLinks through all eight."""
     if len(set(links.values())) == 1:
         return next(iter(links.values()))
     if len(gpus) > EXACT_UP_TO:
