@@ -6,6 +6,7 @@ into backticks is looked up here, and so is every link between documents.
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -132,6 +133,12 @@ def test_names_are_in_the_files_that_the_architecture_says() -> None:
     pairs = [(name, path) for first, second, path in NAMED_IN.findall(text) for name in (first, second) if name]
     assert len(pairs) >= 40
     assert [(name, path) for name, path in pairs if name not in set(definitions(trees()[path]))] == []
+
+
+def test_every_marker_is_explained_to_contributors() -> None:
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]["markers"]
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
+    assert set(rows) == {re.match(r"\w+", marker)[0] for marker in markers}
 
 
 def test_the_picture_shows_the_rooms() -> None:
