@@ -102,9 +102,9 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
 def test_files_in_backticks_exist(document: Path) -> None:
     missing = []
     for word in (word for code in code_in(document) for word in code.split()):
-        # In NN-name.ipynb and bench_*.py a reader fills something in, or means all; a bare name is one of the tests'.
+        # In NN-name.ipynb and bench_*.py a reader fills something in, or means all; a bare name may be anywhere.
         if FILE.fullmatch(word) and "NN" not in word:
-            found = list(ROOT.glob(word)) or ("/" not in word and list((ROOT / "tests").rglob(word)))
+            found = list(ROOT.glob(word)) or ("/" not in word and [*PACKAGE.rglob(word), *(ROOT / "tests").rglob(word)])
             missing += [] if found or word in ("config.json", "claims.yaml") else [word]
     assert missing == []
 
