@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.layers.core_attention import KVCache
@@ -58,6 +58,7 @@ def models(draw: st.DrawFn) -> tuple[ModelConfig, Layout]:
     return config, Layout.of(config, tp, pp)
 
 
+@settings(deadline=None)  # 16 stages are built on the meta device
 @given(models(), st.integers(1, 3), st.integers(1, 7))
 def test_bytes_told_are_the_bytes_allocated(model: tuple[ModelConfig, Layout], batch: int, length: int) -> None:
     config, layout = model
