@@ -181,10 +181,6 @@ def generate_on_rank(
     import torch.distributed as dist
 
     prompts = _prompts_of(rank, config, weights, request)
-    if config.dtype is None:
-        from tplab.models.loading import in_own_dtype
-
-        config = together(rank, lambda: in_own_dtype(config, weights))
     loaded, load = ensure_loaded(rank, config, weights, layout)
     engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
     if rank.world_size > 1:

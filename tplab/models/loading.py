@@ -35,13 +35,6 @@ class Loaded:
     """Bytes of the cache of a token, on all ranks that share this one's memory."""
 
 
-def in_own_dtype(config: ModelConfig, weights: Weights) -> ModelConfig:
-    """A model whose configuration names no type, in that of its tensors."""
-    if weights.folder is None:
-        return config.in_dtype("float32")  # as they are drawn
-    return config.in_dtype(Checkpoint(weights.folder, config).dtype)
-
-
 def tensor_parallel_comm(rank: "Rank", layout: Layout) -> Comm:
     """Collectives of the ranks of this stage, recorded while an engine runs."""
     if layout.tp == 1:
@@ -55,7 +48,7 @@ def load_stage(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layo
 
     Args:
         rank: this rank, whose index is its place in the layout.
-        config, weights: the model, and where its weights come from.
+        config, weights: the model, in the type of its tensors if it names none, and where its weights come from.
         layout: how it is sharded over the ranks.
         comm: collectives of the ranks that share the stage.
 
@@ -65,10 +58,12 @@ def load_stage(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layo
     began, peak = time.perf_counter(), _Peak(rank)
     source: Source
     if weights.folder is not None:
-        source = Checkpoint(weights.folder, config)
+        source = checkpoint = Checkpoint(weights.folder, config)
+        config = config if config.dtype else config.in_dtype(checkpoint.dtype)
     else:
         assert weights.seed is not None
         source = RandomWeights(config, weights.seed)
+        config = config if config.dtype else config.in_dtype("float32")  # as they are drawn
     stage = Stage(config, layout.spec(layout.place(rank.index)[0]), comm, dtype=torch_dtype(config.dtype))
 
     def progress(done: int, total: int) -> None:
