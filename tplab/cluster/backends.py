@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from tplab.checks import ArgumentError, check_one_of
+from tplab.moved import say_new_names
 
 BACKENDS = ("auto", "gloo", "nccl")
 LOOPBACK = "127.0.0.1"
@@ -122,3 +123,6 @@ def describe_link(placement: RankDevices) -> str:
     if placement.shares_gpus:
         return "NCCL sockets over loopback (ranks share a GPU)"
     return "NCCL between GPUs"
+
+
+say_new_names(__name__)

@@ -18,6 +18,8 @@ from typing import Any
 
 import cloudpickle
 
+from tplab.moved import say_new_names
+
 Frame = tuple[str, int, str, str | None]
 """File name, line number, function name, source line (None where this process cannot see it)."""
 
@@ -294,3 +296,6 @@ def _frames_of(tb: TracebackType | None) -> tuple[Frame, ...]:
 
 def _portable(summary: traceback.StackSummary) -> tuple[Frame, ...]:
     return tuple((entry.filename, entry.lineno or 0, entry.name, entry.line or None) for entry in summary)
+
+
+say_new_names(__name__)

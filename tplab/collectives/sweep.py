@@ -9,6 +9,7 @@ from tplab.cluster import Cluster, Provenance, Report, Run
 from tplab.collectives.cost import algbw_GBps, busbw_GBps
 from tplab.collectives.sweep_plan import DEFAULT_SIZES, ITEMSIZES, Point, plan_sweep
 from tplab.measure import provenance_columns, samples_of
+from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
@@ -94,3 +95,6 @@ _COLUMNS = (
     *("algorithm", "dtype", "bytes", "iterations", "p50_us", "p95_us", "min_us", "fastest_rank_p50_us"),
     *("algbw_GBps", "busbw_GBps", "correct"),
 )
+
+
+say_new_names(__name__)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tplab.moved import say_new_names
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -56,3 +58,6 @@ def _check(tensor: torch.Tensor, multiple: int) -> None:
         raise ValueError(f"tensor must be a multiple of {multiple} bytes for this kernel; it has {num_bytes:,}")
     if tensor.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"tensor must be bfloat16 or float32 for this kernel; it is {tensor.dtype}")
+
+
+say_new_names(__name__)

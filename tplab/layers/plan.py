@@ -37,6 +37,7 @@ from tplab.checks import check_count, check_one_of
 from tplab.collectives.cost import time_us
 from tplab.collectives.volumes import sent_bytes
 from tplab.layers.ranges import kv_heads_by_rank
+from tplab.moved import say_new_names
 
 Sharding: TypeAlias = Literal["column", "row", "replicated"]
 TensorPlacement: TypeAlias = Literal["replicated", "split", "partial"]
@@ -389,3 +390,6 @@ def _check_divides(choices: Mapping[str, Sharding], sizes: Mapping[str, int], n:
             f"{what}={sizes[what]} does not divide by n={n} ranks (remainder {sizes[what] % n}), and {name} split by "
             f"{choice} needs it: use n={', '.join(map(str, fitting))}, or make {name} replicated"
         )
+
+
+say_new_names(__name__)

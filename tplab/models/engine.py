@@ -28,6 +28,7 @@ from tplab.measure.clock import Recorder
 from tplab.models.decoder import Padding
 from tplab.models.loading import Loaded
 from tplab.models.records import Activity, Request
+from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
     from tplab.layers.core_attention import KVCache
@@ -286,3 +287,6 @@ def _wait(sent: list[tuple[Handle, torch.Tensor]]) -> None:
     for work, _ in sent:
         work.wait()
     sent.clear()
+
+
+say_new_names(__name__)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tplab.models.records import Activity, LoadReport, RankResult
 from tplab.models.shards import Layout
+from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,3 +263,6 @@ def compare(generation: Generation, reference: Sequence[Sequence[int]], *, tie: 
     near = sum(margin <= tie for margins in margins_of for margin in margins)
     total = sum(map(len, reference))
     return Agreement(agreeing=agreeing, total=total, partings=partings, near_ties=near, tie=tie)
+
+
+say_new_names(__name__)

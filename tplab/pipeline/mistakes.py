@@ -6,6 +6,7 @@ the right gradients, which is why nothing but a look at the memory, or at the ta
 
 from typing import TYPE_CHECKING
 
+from tplab.moved import say_new_names
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.faults import ScheduleError
 from tplab.pipeline.schedule import Action, Op, Schedule
@@ -93,3 +94,6 @@ def _caught(wrong: Schedule, caps: tuple[float, ...]) -> str:
     except ScheduleError as error:
         return str(error.faults[0])
     return ""
+
+
+say_new_names(__name__)

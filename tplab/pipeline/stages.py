@@ -15,6 +15,7 @@ from torch import nn
 
 from tplab.checks import check_length
 from tplab.collectives.emulated import sleep_until
+from tplab.moved import say_new_names
 from tplab.pipeline.schedule import Action, Op
 from tplab.pipeline.split_backward import WeightHalf, input_half
 
@@ -215,3 +216,6 @@ def _parameters_of(module: Any) -> Sequence[str]:
         return list(inspect.signature(call).parameters)
     except (TypeError, ValueError):  # built in
         return []
+
+
+say_new_names(__name__)

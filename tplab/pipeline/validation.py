@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.moved import say_new_names
 from tplab.pipeline.faults import MOST_FAULTS, Fault, ScheduleError
 from tplab.pipeline.progress import run_through
 from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
@@ -267,3 +268,6 @@ def _memory_faults(schedule: Schedule, max_activations: float | Sequence[float])
             f"max_activations allows {cap[rank]:g}",
         )
     return finder.found
+
+
+say_new_names(__name__)
