@@ -170,7 +170,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "10,000 ranks": (schedule("0F0\n" * 10_000), "row 4097: the table has more than 4,096 rows"),
     "two million cells": (schedule("0F0" + "," * 2_000_000), "row 1: the table has more than"),
     "a schedule of 10^12 micro-batches": (
-        lambda folder: Schedule(name="x", num_stages=1, num_micro_batches=10**12, ranks=((),)), "num_micro_batches=10"),
+        lambda folder: Schedule(name="x", num_stages=1, num_micro_batches=10**12, ranks=((),)),
+        "num_micro_batches must be .* from 1 to 1,048,576; got 10"),
     "an action of 10^30": (
         lambda folder: validate(Schedule(name="x", num_stages=1, num_micro_batches=1,
                                          ranks=((Action(10**30, Op.F, 0),),))), "more than 64 bits"),

@@ -96,6 +96,12 @@ def check_all_of(name: str, values: Iterable[T], choices: Iterable[T]) -> list[T
     return given
 
 
+def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
+    """``value`` must be above 0 and divide ``whole``."""
+    if value < 1 or whole % value:
+        raise ArgumentError(name, value, f"must divide {whole_name}={whole}")
+
+
 def check_length(name: str, values: Sized, length: int, what: str) -> None:
     """``values`` must have one for each of ``length`` things, ``what``."""
     if len(values) != length:

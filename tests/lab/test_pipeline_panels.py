@@ -252,7 +252,7 @@ def test_a_setting_that_is_not_offered_is_named(pool: Pool, setting: dict[str, o
 
 
 def test_stages_of_a_chunked_prefill_are_alike() -> None:
-    with pytest.raises(ValueError, match="last stage ms must be stage ms = 10"):
+    with pytest.raises(ValueError, match=r"last_ms must be stage_ms=10: .*; got 20"):
         serving_plan(4, "chunked prefill", stage_ms=10, last_ms=20, hop_ms=0)
     plan = serving_plan(4, "chunked prefill", stage_ms=10, last_ms=10, hop_ms=0)
     best = {chunks: sum(plan.chunk_s(chunks)) + 3 * max(plan.chunk_s(chunks)) for chunks in plan.chunks}

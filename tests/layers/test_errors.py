@@ -43,8 +43,8 @@ OF_FOUR = NullComm(1, 4)
             lambda: ColumnParallelLinear(8, 3, OF_FOUR),
             r"out_features=3 does not divide .*use 1, 3 ranks, or out_features=4",
         ),
-        (lambda: Attention(12, 6, 4), "num_kv_heads=4 must divide num_heads=6"),
-        (lambda: Attention(13, 6), "num_heads=6 must divide hidden_size=13, or head_dim be given"),
+        (lambda: Attention(12, 6, 4), "num_kv_heads must divide num_heads=6; got 4"),
+        (lambda: Attention(13, 6), "num_heads must divide hidden_size=13, or head_dim be given; got 6"),
     ],
 )
 def test_sizes_that_do_not_divide_say_which_by_what_and_what_would(make: Any, message: str) -> None:

@@ -271,7 +271,7 @@ def test_bad_input_is_named() -> None:
     for name, value in (("n", 0), ("tokens", 0), ("hidden", -1), ("itemsize", 1.5)):
         with pytest.raises(ValueError, match=name):
             plan_block(CANONICAL, **LLAMA_8B | {"tokens": 1, "itemsize": 2, "n": 2} | {name: value})
-    with pytest.raises(ValueError, match="num_kv_heads=5 must divide num_heads=32"):
+    with pytest.raises(ValueError, match="num_kv_heads must divide num_heads=32; got 5"):
         plan_block(CANONICAL, **LLAMA_8B | {"num_kv_heads": 5}, tokens=1, itemsize=2, n=2)
-    with pytest.raises(ValueError, match="hidden=4097 does not divide by num_heads=32: give head_dim"):
+    with pytest.raises(ValueError, match="num_heads must divide hidden=4097, or head_dim be given; got 32"):
         plan_block(CANONICAL, **LLAMA_8B | {"hidden": 4097}, tokens=1, itemsize=2, n=1)

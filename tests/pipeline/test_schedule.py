@@ -111,8 +111,8 @@ def test_columns_are_the_table() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_stages": 0}, "num_stages must be a whole number of at least 1; got 0"),
-        ({"num_micro_batches": 0}, "num_micro_batches must be a whole number of at least 1; got 0"),
+        ({"num_stages": 0}, "num_stages must be a whole number from 1 to 4,096; got 0"),
+        ({"num_micro_batches": 0}, "num_micro_batches must be a whole number from 1 to 1,048,576; got 0"),
         ({"num_stages": 3}, "ranks must have one for each of the 3 num_stages; got 1"),
         ({"placement": "w"}, "placement must be one of loop, v; got 'w'"),
         ({"micro_batches": (MicroBatch(),)}, "micro_batches must have one for each of the 2 micro-batches; got 1"),

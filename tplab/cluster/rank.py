@@ -76,16 +76,7 @@ class Rank:
         The axis left out takes the ranks that are left; with both left out, ``tp`` takes all. The same shape gives the
         same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size.
         """
-        for name, size in (("tp", tp), ("pp", pp)):
-            if size is not None:
-                check_count(name, size, least=1)
-        shape = ((pp or self.world_size // (tp or self.world_size)), (tp or self.world_size // (pp or 1)))
-        if shape[0] * shape[1] != self.world_size:
-            asked = ", ".join(f"{name}={size}" for name, size in (("tp", tp), ("pp", pp)) if size is not None)
-            raise ValueError(
-                f"mesh({asked}) does not fit {self.world_size} ranks: tp * pp must be {self.world_size}; "
-                f"use sizes that divide it, or a cluster of another size"
-            )
+        shape = degrees(self.world_size, tp, pp)[::-1]
         if shape not in self._meshes:
             from torch.distributed.device_mesh import init_device_mesh
 
@@ -97,3 +88,20 @@ class Rank:
 
     def __reduce__(self) -> str:
         raise TypeError("a Rank stays on its rank: return values made from it (rank.index, tensors), not itself")
+
+
+def degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:
+    """Tensor- and pipeline-parallel degree: the one left out takes the ranks that are left, ``tp`` all if both are.
+
+    Raises ``ValueError`` where their product is not ``num_ranks``.
+    """
+    for name, size in (("tp", tp), ("pp", pp)):
+        if size is not None:
+            check_count(name, size, least=1)
+    made = tp or num_ranks // (pp or 1), pp or num_ranks // (tp or num_ranks)
+    if made[0] * made[1] != num_ranks:
+        raise ValueError(
+            f"tp={made[0]} times pp={made[1]} must be the {num_ranks} ranks of the cluster: use sizes that divide it, "
+            f"or a cluster of another size"
+        )
+    return made

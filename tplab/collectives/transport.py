@@ -129,6 +129,13 @@ class NullTransport:
         return _Works([])
 
 
+def check_alone() -> None:
+    """Raises ``ValueError`` where a group that is left out cannot stand for a rank alone."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        ranks = dist.get_world_size()
+        raise ValueError(f"group must be given: there are {ranks} ranks, and None stands for a rank alone: rank.group")
+
+
 def as_transport(group: "ProcessGroup | Transport | None") -> Transport:
     """The transport over a process group; a transport is returned as it is; None: a rank alone.
 
@@ -136,11 +143,7 @@ def as_transport(group: "ProcessGroup | Transport | None") -> Transport:
     an error. So it is refused where there is a default group of several ranks.
     """
     if group is None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError(
-                f"group must be given: there are {dist.get_world_size()} ranks, and None stands for a rank alone; "
-                f"pass rank.group"
-            )
+        check_alone()
         return NullTransport()
     if isinstance(group, dist.ProcessGroup):
         return ProcessGroupTransport(group)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tplab.collectives.emulated import EmulatedGroup
-from tplab.collectives.transport import Handle, Message, NullTransport, ProcessGroupTransport, Transport
+from tplab.collectives.transport import Handle, Message, NullTransport, ProcessGroupTransport, Transport, check_alone
 from tplab.measure.clock import Recorder, TimedSpan
 
 if TYPE_CHECKING:
@@ -337,11 +337,7 @@ def as_comm(group: "ProcessGroup | Comm | None") -> Comm:
             there is a default group of several ranks: a layer that silently left out its sum would be wrong.
     """
     if group is None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError(
-                f"group must be given: there are {dist.get_world_size()} ranks, and None stands for a rank alone; "
-                f"pass rank.group"
-            )
+        check_alone()
         return NullComm()
     if isinstance(group, dist.ProcessGroup):
         # A sum over one rank is what is there already: no call, and no copy into a queue.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tplab.checks import check_one_of
+from tplab.checks import ArgumentError, check_count, check_divides, check_one_of
 from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
 
 GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -80,10 +80,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
+        check_divides("num_kv_heads", num_kv_heads, "num_heads", check_count("num_heads", num_heads, least=1))
         if head_dim is None and hidden_size % num_heads:
-            raise ValueError(f"num_heads={num_heads} must divide hidden_size={hidden_size}, or head_dim be given")
+            raise ArgumentError("num_heads", num_heads, f"must divide hidden_size={hidden_size}, or head_dim be given")
         if sliding_window is not None and (sliding_window < 1 or not causal):
             raise ValueError(f"sliding_window={sliding_window} must be at least 1, and needs causal=True")
         self.hidden_size, self.num_heads, self.num_kv_heads = hidden_size, num_heads, num_kv_heads

@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
-from tplab.checks import check_count, check_one_of
+from tplab.checks import ArgumentError, check_count, check_divides, check_one_of
 from tplab.collectives.cost import time_us
 from tplab.collectives.volumes import sent_bytes
 from tplab.layers.ranges import kv_heads_by_rank
@@ -220,10 +220,9 @@ def plan_block(
     given |= {"tokens": tokens, "itemsize": itemsize, "n": n}
     sizes = {name: check_count(name, value, least=1) for name, value in given.items()}
     hidden, intermediate, num_heads, num_kv_heads, tokens, itemsize, n = sizes.values()
-    if num_heads % num_kv_heads:
-        raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}, to serve as many each")
+    check_divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
     if head_dim is None and hidden % num_heads:
-        raise ValueError(f"hidden={hidden} does not divide by num_heads={num_heads}: give head_dim")
+        raise ArgumentError("num_heads", num_heads, f"must divide hidden={hidden}, or head_dim be given")
     head_dim = hidden // num_heads if head_dim is None else check_count("head_dim", head_dim, least=1)
     _check_divides(chosen, sizes, n)
 

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tplab.checks import check_divides
+
 
 def divisors(number: int) -> list[int]:
     """In order. Looks no further than the square root."""
@@ -68,11 +70,7 @@ def kv_ranges(num_heads: int, num_kv_heads: int, n: int) -> tuple[tuple[int, int
     6 heads with 2 key-value heads on 3 ranks give the middle rank a query head of each group, so both key-value heads.
     Raises ``ValueError`` for head counts that cannot be cut.
     """
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(
-            f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}: every key-value head serves as many "
-            f"query heads"
-        )
+    check_divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
     group = num_heads // num_kv_heads
     cuts = (even_range("num_heads", num_heads, rank, n) for rank in range(n))
     return tuple((start // group, (end - 1) // group + 1) for start, end in cuts)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tplab.checks import check_count
+from tplab.cluster.rank import degrees
 from tplab.cluster.run import DerivedRun
 from tplab.models.records import CheckpointError, LoadReport, RankResult, Request, Weights, check_prompts
 from tplab.models.result import Generation
@@ -107,7 +107,7 @@ def submit_generate(
         on_report: called with each report of a rank: ``phase`` is ``load`` or ``generate``, with ``done`` and
             ``total``.
     """
-    tp, pp = _degrees(cluster.num_ranks, tp, pp)
+    tp, pp = degrees(cluster.num_ranks, tp, pp)
     config, weights = Weights.of(model, weights_seed)
     if dtype is not None:
         config = config.in_dtype(dtype)
@@ -331,17 +331,3 @@ def _tokenizer(weights: Weights) -> Any:
             f"no tokenizer can be read from {weights.folder}: {type(error).__name__}: {listed([error])}. Fetch its "
             f"files (tokenizer.json, ...) again, or give token ids"
         ) from error
-
-
-def _degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:
-    for name, size in (("tp", tp), ("pp", pp)):
-        if size is not None:
-            check_count(name, size, least=1)
-    tp_size = tp if tp is not None else num_ranks // (pp or 1)
-    pp_size = pp if pp is not None else num_ranks // tp_size if tp_size else 0
-    if tp_size * pp_size != num_ranks:
-        raise ValueError(
-            f"tp={tp_size} times pp={pp_size} must be the {num_ranks} ranks of the cluster: use sizes that divide it, "
-            f"or a cluster of another size"
-        )
-    return tp_size, pp_size

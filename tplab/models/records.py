@@ -57,13 +57,8 @@ class Request:
         texts = [isinstance(prompt, str) for prompt in self.prompts]
         if any(texts) and not all(texts):
             raise ValueError("prompts must all be texts, or all lists of token ids; they are mixed")
-        for name in ("max_new_tokens", "num_micro_batches"):
-            check_count(name, getattr(self, name), least=1)
-        if self.num_micro_batches > len(self.prompts):
-            raise ValueError(
-                f"num_micro_batches={self.num_micro_batches} is more than the {len(self.prompts)} prompts: a "
-                f"micro-batch needs one at least"
-            )
+        check_count("max_new_tokens", self.max_new_tokens, least=1)
+        check_count("num_micro_batches", self.num_micro_batches, least=1, most=len(self.prompts))  # a prompt in each
         check_count("seed", self.seed, most=(1 << 63) - 1)
         check_number("temperature", self.temperature, least=0)
         if self.top_k is not None:

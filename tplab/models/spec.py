@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from tplab.checks import check_length, check_one_of
+from tplab.checks import check_divides, check_length, check_one_of
 from tplab.layers.ranges import kv_heads_by_rank
 from tplab.models.hf import RopeScaling, config_json, read_config
 from tplab.models.keys import whole
@@ -98,11 +98,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in _SIZES:
             whole(getattr(self, key), key)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}: every key-value head serves "
-                f"as many query heads"
-            )
+        check_divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
         if self.dtype is not None:
             itemsize(self.dtype)
         if self.windows:

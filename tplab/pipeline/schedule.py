@@ -157,15 +157,10 @@ class Schedule:
     _columns: Columns | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("num_stages", "num_micro_batches", "num_chunks"):
-            check_count(name, getattr(self, name), least=1)
+        check_count("num_stages", self.num_stages, least=1, most=MAX_RANKS)
+        check_count("num_chunks", self.num_chunks, least=1, most=MAX_PAIRS // self.num_stages)
+        check_count("num_micro_batches", self.num_micro_batches, least=1, most=MAX_PAIRS // self.total_stages)
         check_length("ranks", self.ranks, self.num_stages, "num_stages")
-        if self.num_stages > MAX_RANKS or self.total_stages * self.num_micro_batches > MAX_PAIRS:
-            raise ValueError(
-                f"a schedule has at most {MAX_RANKS:,} ranks, and {MAX_PAIRS:,} stages times micro-batches; got "
-                f"num_stages={self.num_stages}, num_chunks={self.num_chunks} and "
-                f"num_micro_batches={self.num_micro_batches}"
-            )
         check_one_of("placement", self.placement, ("loop", "v"))
         if self.micro_batches:
             check_length("micro_batches", self.micro_batches, self.num_micro_batches, "micro-batches")

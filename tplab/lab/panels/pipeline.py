@@ -11,6 +11,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
+from tplab.checks import ArgumentError
 from tplab.cluster import Cluster, Run
 from tplab.lab.figures.pipeline import explain_pipeline, gantt
 from tplab.lab.figures.pipeline_curves import decode_figure, explain_serving, prefill_figure
@@ -142,10 +143,7 @@ def serving_plan(num_ranks: int, what: str, stage_ms: float, last_ms: float, hop
         return PrefillPlan(stage_s=stage_s, hop_s=hop_s, rounds=3)
     if what == "chunked prefill":
         if last_ms != stage_ms:
-            raise ValueError(
-                f"last stage ms must be stage ms = {stage_ms} in a chunked prefill, whose stages are alike; it is "
-                f"{last_ms}"
-            )
+            raise ArgumentError("last_ms", last_ms, f"must be stage_ms={stage_ms}: chunked prefills have stages alike")
         # A tenth of it is attention to the tokens before, and each chunk costs what 4 % of the prompt do besides.
         tokens, whole_s = 4096, 8 * stage_ms * 1e-3
         return ChunkedPrefillPlan(

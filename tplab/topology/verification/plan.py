@@ -254,11 +254,8 @@ def _depth(
 ) -> tuple[int, list[str]]:
     """The most layers that fit on every rank in every layout, and notes on it."""
     least = max(one.pp for one in layouts)
-    if layers is not None and not least <= layers <= spec.num_layers:
-        raise ValueError(
-            f"layers must be {least} (the stages of the longest pipeline) to {spec.num_layers} (the model's); got "
-            f"{layers}"
-        )
+    if layers is not None:
+        check_count("layers", layers, least, spec.num_layers)  # a stage of the longest pipeline needs one
     room = min(free_bytes) * _SHARE_OF_MEMORY
     for depth in range(layers or spec.num_layers, least - 1, -1):
         most = max(_bytes(spec, depth, one, workload) for one in layouts)
