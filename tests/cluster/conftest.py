@@ -76,6 +76,13 @@ def clusters(no_ranks_left: None) -> Iterator[Clusters]:
     clusters.close()
 
 
+@pytest.fixture(scope="session")
+def cluster2(no_ranks_left: None) -> Iterator[Cluster]:
+    """Two ranks that no test ruins."""
+    with Cluster(2, "gloo") as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def cluster(clusters: Clusters) -> Cluster:
     """Two ranks that a test may ruin; ready."""

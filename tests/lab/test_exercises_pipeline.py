@@ -139,8 +139,8 @@ def test_with_a_cluster_it_runs_for_real(cluster2: Cluster) -> None:
     assert "ran on 2 real ranks" in verdict.message
 
 
-def test_an_answer_that_is_wrong_only_on_the_cluster(cluster: Cluster) -> None:
-    verdict = check_schedule(lambda p, m: gpipe(p, m) if (p, m) == (2, 4) else reference(p, m), cluster)
+def test_an_answer_that_is_wrong_only_on_the_cluster(cluster2: Cluster) -> None:
+    verdict = check_schedule(lambda p, m: gpipe(p, m) if (p, m) == (2, 4) else reference(p, m), cluster2)
     assert not verdict.passed
     assert "With p=2, m=4: valid and fast, but rank 0 holds 4" in verdict.message
 
