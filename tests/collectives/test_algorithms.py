@@ -242,7 +242,7 @@ def call_badly(rank: Any, what: str) -> None:
         ("expanded", "tensor of shape .* is expanded"),
         ("no group", "group must be given: there are 2 ranks"),
         ("group", "group must be a process group.*'tp'"),
-        ("segment", "segment_bytes must be at least 1"),
+        ("segment", "segment_bytes must be a whole number of at least 1"),
     ],
 )
 def test_bad_input_names_the_argument(cluster2: Cluster, what: str, message: str) -> None:

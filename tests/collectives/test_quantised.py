@@ -172,7 +172,7 @@ def test_alone_nothing_changes() -> None:
 
 @pytest.mark.parametrize("scale_group", [0, -1, 2.5, True])
 def test_bad_scale_groups(scale_group: Any) -> None:
-    with pytest.raises(ValueError, match="scale_group must be a positive whole number"):
+    with pytest.raises(ValueError, match="scale_group must be a whole number of at least 1"):
         int8_all_reduce(torch.ones(3), None, scale_group=scale_group)
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tplab.checks import check_one_of
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommRecord:
@@ -101,8 +103,8 @@ class CommCounter:
 
     def total(self, kind: str | None = None) -> CommTotal:
         """All calls of a kind; of every kind without one. A kind that did not occur counts zero."""
-        if kind is not None and kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+        if kind is not None:
+            check_one_of("kind", kind, KINDS)
         mine = [record for record in self.records if kind in (None, record.kind)]
         return CommTotal(num_calls=len(mine), num_bytes=sum(record.num_bytes for record in mine))
 

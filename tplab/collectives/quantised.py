@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tplab.checks import check_count
 from tplab.collectives.transport import Transport, as_transport, flat_view, split_evenly
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def int8_all_reduce(
     Source: two-shot all-reduce with quantised messages as in NVIDIA's TensorRT-LLM and DeepSpeed's ZeRO++ (Wang and
     others, 2023, section 4.3: quantise, exchange, add in full precision).
     """
-    if isinstance(scale_group, bool) or not isinstance(scale_group, int) or scale_group < 1:
-        raise ValueError(f"scale_group must be a positive whole number; got {scale_group!r}")
+    check_count("scale_group", scale_group, least=1)
     transport = as_transport(group)
     with flat_view(tensor, transport) as x:
         if not x.is_floating_point():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tplab.checks import check_count
 from tplab.collectives.transport import Handle, Transport, as_transport, flat_view, scratch_like, split_evenly
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def ring_all_reduce(
 
     Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69 (2009).
     """
-    if segment_bytes is not None and segment_bytes < 1:
-        raise ValueError(f"segment_bytes must be at least 1, or None for whole chunks; got {segment_bytes}")
+    if segment_bytes is not None:
+        check_count("segment_bytes", segment_bytes, least=1)
     transport = as_transport(group)
     with flat_view(tensor, transport) as x:
         if transport.size > 1 and x.numel() > 0:
