@@ -80,3 +80,14 @@ def test_nothing_heavy_is_imported():
         [sys.executable, "-c", f"import sys, tplab.checks; print({heavy})"], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan, 10**400, -(10**400)])
+@pytest.mark.parametrize("bounds", [{}, {"most": 5}, {"least": 0.0}])
+def test_a_number_is_finite(value, bounds):
+    with pytest.raises(ArgumentError, match="n must be a"):
+        checks.check_number("n", value, **bounds)
+
+
+def test_infinity_is_a_number_where_it_is_the_most():
+    assert checks.check_number("n", math.inf, above=0, most=math.inf) == math.inf

@@ -65,9 +65,10 @@ def check_number(
     if (
         not isinstance(value, int | float | Real)
         or isinstance(value, bool)
+        or not (_is_finite(value) or value == most)
         or not (least is None or value >= least)
         or not (above is None or value > above)
-        or not (value < math.inf if most is None else value <= most)
+        or not (most is None or value <= most)
     ):
         kind = "a finite number" if most is None else "a number"
         bounds = {"of at least": least, "above": above, "at most": None if most == math.inf else most}
@@ -120,6 +121,13 @@ def check_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ArgumentError(name, value, "must be a text")
     return value
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _short(number: float) -> str:

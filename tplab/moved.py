@@ -1,4 +1,4 @@
-"""Modules and names under what they were called before: an import of theirs still works, or says where to look.
+"""Modules and names under what they were called before: imports that worked still do, or say where to look.
 
 A module that moved loads from its old path too, with a warning that names the new one: notebooks and scripts of others
 import deep paths. A class or function that is called otherwise now, because another one has its name with another

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tplab.cluster import Rank, RankError
 from tplab.models.checkpoint import INDEX, RandomWeights, save_checkpoint
 from tplab.models.generation import ensure_loaded, generate, submit_generate, unload
+from tplab.models.hf import RopeScaling
 from tplab.models.records import CheckpointError, Weights
 from tplab.models.shards import Layout, weight_bytes
 from tplab.models.spec import ModelConfig
@@ -218,3 +220,22 @@ def test_texts_go_through_the_checkpoints_tokenizer(checkpoint: Path, clusters: 
     with pytest.raises(RankError, match="prompt 1 has 300 tokens"):
         generate(clusters[2], checkpoint, ["w1", "w2 " * 300], max_new_tokens=3)
     assert generate(clusters[2], checkpoint, PROMPTS, max_new_tokens=3).tokens == from_ids.tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"gated_mlp": False}, "gated_mlp must be True in a model that is to run here; got False"),
+        ({"norms_per_block": 4}, "norms_per_block must be 2"),
+        ({"norm_bias": True}, "norm_bias must be False"),
+        ({"num_positions": 64}, "num_positions must be 0"),
+        ({"parallel_residual": True}, "parallel_residual must be False"),
+        ({"model_type": "gpt2"}, "model_type must be one of llama, mistral"),
+        ({"rope_scaling": RopeScaling(kind="yarn", factor=2.0)}, "kind of rope_scaling must be one of linear, llama3"),
+    ],
+)
+def test_what_the_decoder_does_not_compute_is_not_run(
+    change: dict[str, Any], error: str, families: dict[str, dict[str, Any]]
+) -> None:
+    with pytest.raises(ValueError, match=error):
+        Weights.of(replace(ModelConfig.from_hf(families["llama"]), **change))

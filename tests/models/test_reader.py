@@ -170,3 +170,21 @@ def test_a_key_does_what_it_does_in_transformers(family: str, extra: dict[str, A
         if family in MODEL_TYPES:
             with pytest.raises(ValueError, match=key):
                 ModelConfig.from_hf(FILES[family] | {"model_type": family, key: extra[key]})
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_use_sliding_window_is_a_key_of_qwens_only(family):
+    """transformers' other classes pass it over."""
+    config = {"model_type": family, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 100}
+    theirs = transformers.AutoConfig.for_model(**config, use_sliding_window=False)
+    ours = ModelSpec.from_config(config | {"use_sliding_window": False})
+    assert ours.sliding_window == theirs.sliding_window == 4096
+
+
+def test_llama3_scaling_needs_a_length():
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "vocab_size": 100, "rope_scaling": rope, "max_position_embeddings": None}
+    with pytest.raises(ValueError, match="of type llama3 needs original_max_position_embeddings"):
+        ModelConfig.from_hf(config)

@@ -482,7 +482,7 @@ def test_sizes_given_by_hand():
         replace(ModelSpec.from_config("qwen3-8b"), num_layers=0)
     with pytest.raises(ValueError, match=r"windows must have one for each of the 36 layers; got 40"):
         replace(ModelSpec.from_config("qwen3-8b"), windows=(4096,) * 40)
-    with pytest.raises(ValueError, match=r"num_heads=32 does not divide over 3 ranks .*: use 1, 2, 4, 8 ranks"):
+    with pytest.raises(ValueError, match=r"tp must divide num_heads=32: use one of 1, 2, 4, 8, 16, 32; got 3"):
         ModelSpec.from_config("qwen3-8b").kv_heads_of_rank(0, 3)
 
 
@@ -533,3 +533,20 @@ def test_workload_lengths():
 def test_policies_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         EnginePolicy(**arguments)
+
+
+def test_heads_of_a_rank_need_a_degree_that_divides_them():
+    spec = ModelSpec.from_config("llama-3.1-8b")
+    for tp in (0, 3):
+        with pytest.raises(ValueError, match=rf"tp must divide num_heads=32: use one of 1, 2, 4, 8, 16, 32; got {tp}"):
+            spec.kv_heads_per_rank(tp)
+    with pytest.raises(ValueError, match="index must be a whole number from 0 to 1; got 2"):
+        spec.kv_heads_of_rank(2, 2)
+
+
+def test_sizes_written_by_hand_have_no_longest_length():
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"vocab_size": 100}
+    assert ModelSpec.from_config(sizes).max_length is None
+    assert ModelSpec.from_config(sizes | {"max_position_embeddings": 512}).max_length == 512
+    assert ModelSpec.from_config(sizes | {"model_type": "llama"}).max_length == 2048

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep.set_defaults(call=_sweep)
     for add in (measure.add_calibrate, advise.add_advise, advise.add_validate, measure.add_box):
         add(commands)
+    for each in commands.choices.values():
+        words.show_options(each)
     arguments = parser.parse_args(argv)
     arguments.options = words.options(commands.choices[arguments.command])
     status = 2

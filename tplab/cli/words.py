@@ -28,6 +28,13 @@ def options(parser: argparse.ArgumentParser) -> dict[str, str]:
     return {action.dest: (action.option_strings or [str(action.metavar)])[0] for action in parser._actions}
 
 
+def show_options(parser: argparse.ArgumentParser) -> None:
+    """Values stand in the help under their option's name, ``--input INPUT``, and not under the argument's."""
+    for action in parser._actions:
+        if action.option_strings and action.metavar is None and action.nargs is None:
+            action.metavar = action.option_strings[-1].lstrip("-").replace("-", "_").upper()
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Reject empty texts, which argparse accepts but no command can use. Raises ``ArgumentError``."""
     for name, value in vars(arguments).items():

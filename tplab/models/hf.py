@@ -212,7 +212,7 @@ def _windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
             f"{len(types)} of {listed(sorted(set(types)))}"
         )
     window, qwen = keys.optional("sliding_window"), family.startswith("qwen")
-    if not keys.flag("use_sliding_window", not qwen):
+    if not keys.flag("use_sliding_window", not qwen) and (qwen or not keys.known):  # a key of Qwen's
         window = None
     lacks = keys.known and "sliding_window" not in keys.defaults
     if lacks and window is not None:
@@ -281,6 +281,8 @@ def _rope(keys: Keys, positions: int | None) -> tuple[float, RopeScaling | None]
     check_number(f"{at}factor of {name}", checked.get("factor", 1.0), least=1.0, most=_LARGEST_STRETCH)
     if kind == "llama3" and original is None:  # transformers takes the top-level key, else the model's own length
         original = keys.optional("original_max_position_embeddings") or positions
+        if original is None:
+            keys.unsupported.append(f"{name} of type llama3 needs original_max_position_embeddings")
     low, high = checked.get("low_freq_factor", 0), checked.get("high_freq_factor", 1)
     if high <= low:
         keys.unsupported.append(f"{name}: high_freq_factor={high} must be more than low_freq_factor={low}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tplab.checks import check_count, check_number
+from tplab.checks import ArgumentError, check_count, check_number, check_one_of
+from tplab.models.hf import MODEL_TYPES
 from tplab.models.spec import ModelConfig, ModelSpec
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Weights:
     def of(cls, model: "str | Path | ModelConfig", seed: int = 0) -> "tuple[ModelConfig, Weights]":
         """A folder with a checkpoint, or a configuration whose weights are made up by ``seed``."""
         if isinstance(model, ModelConfig) and not isinstance(model, ModelSpec):  # that is for other engines
+            _check_runs(model)
             return model, cls(seed=seed)
         if not isinstance(model, str | Path):
             raise ValueError(f"model must be the folder of a checkpoint, or a ModelConfig; got {model!r}")
@@ -145,6 +147,22 @@ class Weights:
             raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
         files = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
         return config, cls(folder=str(folder.resolve()), files=files)
+
+
+def _check_runs(model: ModelConfig) -> None:
+    """Refuse what the advisor can size and the decoder does not compute; the reader of files has its own words."""
+    check_one_of("model_type", model.model_type, MODEL_TYPES)
+    for name, value in _COMPUTED.items():
+        if getattr(model, name) != value:
+            raise ArgumentError(name, getattr(model, name), f"must be {value} in a model that is to run here")
+    if model.rope_scaling is not None:
+        check_one_of("kind of rope_scaling", model.rope_scaling.kind, ("linear", "llama3"))
+
+
+_COMPUTED = {
+    **{"gated_mlp": True, "parallel_residual": False, "norms_per_block": 2, "norm_bias": False},
+    "num_positions": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,8 @@ def read_spec(
     _refuse(values, where)
     keys = Keys(values, family, where, core=family == "gemma3_text")
     made = described(keys)
+    if not values.get("model_type") and family == "llama" and keys.find("max_position_embeddings")[0] not in values:
+        made["max_positions"] = None  # sizes written by hand, not a Llama file that leaves its 2048 out
     notes += keys.notes
     how = mapping(values.get("quantization_config") or {}, "quantization_config", keys.at)
     served = precisions(how, made["dtype"], weight_precision, kv_precision, notes)

@@ -77,6 +77,8 @@ class Layout:
         Raises:
             ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, or stages that do not add up.
         """
+        if not isinstance(model, ModelConfig):
+            raise ArgumentError("model", model, "must be a ModelConfig or a ModelSpec")
         for name, size in (("tp", tp), ("pp", pp), ("replicas", replicas)):
             check_count(name, size, least=1)
         if cannot := why_not(model, tp, pp):

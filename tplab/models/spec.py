@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from tplab.checks import check_divides, check_length, check_one_of
-from tplab.layers.ranges import kv_heads_by_rank
+from tplab.checks import ArgumentError, check_count, check_divides, check_length, check_one_of
+from tplab.layers.ranges import divisors, kv_heads_by_rank
 from tplab.models.hf import RopeScaling, config_json, read_config
 from tplab.models.keys import whole
 from tplab.models.precision import ITEMSIZE, DType, itemsize, precisions
@@ -249,11 +249,17 @@ class ModelConfig:
     def kv_heads_of_rank(self, index: int, t: int) -> int:
         """Distinct key-value heads that the query heads of rank ``index`` of ``t`` use: every rank keeps the keys and
         values of all of them. Raises ``ValueError`` where ``t`` does not divide the query heads."""
-        return kv_heads_by_rank(self.num_heads, self.num_kv_heads, t)[index]
+        return self._kv_heads(t)[check_count("index", index, most=t - 1)]
 
     def kv_heads_per_rank(self, t: int) -> int:
         """The most that any rank of ``t`` holds: it sets the cache's size, since all ranks hold as many tokens."""
-        return max(kv_heads_by_rank(self.num_heads, self.num_kv_heads, t))
+        return max(self._kv_heads(t))
+
+    def _kv_heads(self, t: int) -> tuple[int, ...]:
+        if t < 1 or self.num_heads % t:
+            fitting = ", ".join(map(str, divisors(self.num_heads)))
+            raise ArgumentError("tp", t, f"must divide num_heads={self.num_heads}: use one of {fitting}")
+        return kv_heads_by_rank(self.num_heads, self.num_kv_heads, t)
 
     def kept_tokens(self, context: float) -> float:
         """How many of ``context`` tokens an average layer keeps and looks at: fewer where some layers are windowed."""

@@ -5,6 +5,7 @@ In this room "kernel" is always a CUDA kernel.
 
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.moved import say_new_names
 from tplab.topology.advisor.advice import Advice, advise
 from tplab.topology.advisor.article import CommunicationTopology
 from tplab.topology.advisor.calibration import Calibration
@@ -28,3 +29,5 @@ __all__ = [
     "feasible_choices",
     "predict",
 ]
+
+say_new_names(__name__)

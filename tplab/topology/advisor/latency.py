@@ -33,7 +33,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tplab.checks import check_one_of
+from tplab.checks import ArgumentError
 from tplab.models.spec import ModelSpec
 from tplab.pipeline.formulas import decode_round, forward_makespan, micro_batches_in_flight, prefill_share
 from tplab.topology.advisor.admission import LOADS_AT_ONCE, most_within
@@ -376,5 +376,6 @@ def without_prompts(terms: "dict[str, Floats]") -> Floats:
 def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
     """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
     if name not in constants.engines:
-        check_one_of("engine", name, sorted(constants.engines))
+        rule = f"must be one of {', '.join(sorted(constants.engines))}; generic is any other"
+        raise ArgumentError("engine", name, rule)
     return constants.engines[name]

@@ -78,7 +78,8 @@ class Choice:
     def reason(self) -> str | None:
         """Why the layout cannot be; None if it can."""
         if self.fullest is None:
-            return str(why_not(self.spec, self.tp, self.pp) or no_room_on(self.machine, self.tp, self.pp))
+            cannot = why_not(self.spec, self.tp, self.pp)
+            return f"{cannot.argument} {cannot.rule}" if cannot else no_room_on(self.machine, self.tp, self.pp)
         return _too_full(self.fullest) if self.missing_bytes else None
 
     @property

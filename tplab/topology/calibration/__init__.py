@@ -1,5 +1,6 @@
 """What a machine's links, processors and the lab's engine really do, measured on the ranks of a cluster."""
 
+from tplab.moved import say_new_names
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.calibration.run import calibrate, submit_calibrate
 
@@ -8,3 +9,5 @@ __all__ = [
     "calibrate",
     "submit_calibrate",
 ]
+
+say_new_names(__name__)

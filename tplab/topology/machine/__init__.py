@@ -1,5 +1,6 @@
 """GPUs and the link of every pair, and which of them a layout takes."""
 
+from tplab.moved import say_new_names
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.placement import Placement, place
 
@@ -10,3 +11,5 @@ __all__ = [
     "Placement",
     "place",
 ]
+
+say_new_names(__name__)
