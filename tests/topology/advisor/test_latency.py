@@ -167,7 +167,7 @@ def test_light_kernels_follow_the_model():
 
 
 def test_no_such_engine():
-    with pytest.raises(ValueError, match=r"engine must be one of .*vllm; got 'tgi'"):
+    with pytest.raises(ValueError, match=r"engine must be one of .*vllm, or generic for any other; got 'tgi'"):
         serve([(1, 1)], policy=EnginePolicy(name="tgi"))
 
 

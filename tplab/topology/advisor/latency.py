@@ -376,6 +376,6 @@ def without_prompts(terms: "dict[str, Floats]") -> Floats:
 def engine_constants(name: str, constants: Constants = DEFAULT) -> EngineConstants:
     """Constants of engine ``name``. Raises ``ValueError`` for a name that is not known."""
     if name not in constants.engines:
-        rule = f"must be one of {', '.join(sorted(constants.engines))}; generic is any other"
-        raise ArgumentError("engine", name, rule)
+        known = ", ".join(sorted(constants.engines.keys() - {"generic"}))
+        raise ArgumentError("engine", name, f"must be one of {known}, or generic for any other")
     return constants.engines[name]
