@@ -540,7 +540,7 @@ def test_heads_of_a_rank_need_a_degree_that_divides_them():
     for tp in (0, 3):
         with pytest.raises(ValueError, match=rf"tp must divide num_heads=32: use one of 1, 2, 4, 8, 16, 32; got {tp}"):
             spec.kv_heads_per_rank(tp)
-    with pytest.raises(ValueError, match="index must be a whole number from 0 to 1; got 2"):
+    with pytest.raises(ValueError, match="index must be a rank of 2, from 0 to 1; got 2"):
         spec.kv_heads_of_rank(2, 2)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from tplab.checks import ArgumentError, check_count, check_divides, check_length, check_one_of
+from tplab.checks import ArgumentError, check_divides, check_length, check_one_of
 from tplab.layers.ranges import divisors, kv_heads_by_rank
 from tplab.models.hf import RopeScaling, config_json, read_config
 from tplab.models.keys import whole
@@ -249,7 +249,10 @@ class ModelConfig:
     def kv_heads_of_rank(self, index: int, t: int) -> int:
         """Distinct key-value heads that the query heads of rank ``index`` of ``t`` use: every rank keeps the keys and
         values of all of them. Raises ``ValueError`` where ``t`` does not divide the query heads."""
-        return self._kv_heads(t)[check_count("index", index, most=t - 1)]
+        heads = self._kv_heads(t)
+        if not 0 <= index < t:
+            raise ArgumentError("index", index, f"must be a rank of {t}, from 0 to {t - 1}")
+        return heads[index]
 
     def kv_heads_per_rank(self, t: int) -> int:
         """The most that any rank of ``t`` holds: it sets the cache's size, since all ranks hold as many tokens."""
