@@ -44,6 +44,8 @@ def test_the_new_names_are_there(new: str) -> None:
 def test_other_names_are_missing_as_ever() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'tplab\.topology\.nowhere'"):
         importlib.import_module("tplab.topology.nowhere")
+    with pytest.raises(AttributeError, match="has no attribute '__bool__'"):
+        importlib.import_module("tplab.cluster.backends").__bool__  # noqa: B018
 
 
 def test_the_finder_is_installed_once() -> None:

@@ -9,13 +9,11 @@ there or gone. Read when an import has failed, so it costs nobody else anything.
 which would fill the rooms with some seventy of them.
 """
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -25,18 +23,26 @@ from typing import Any
 @cache
 def moved() -> Mapping[str, Mapping[str, str]]:
     """``modules`` and ``names``: from the old dotted name to the new one."""
+    import json  # not before it is needed: every rank imports this module first
+
     table: dict[str, dict[str, str]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
     return table
 
 
-class _MovedModules(MetaPathFinder, Loader):
-    """Asked last, when no module of that name was found."""
+class _MovedModules:
+    """Finder and loader, asked last, when no module of that name was found.
+
+    Not a subclass of ``importlib.abc``'s, whose import takes longer than all else that a rank imports here.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         is_ours = fullname.startswith("tplab.") and fullname in moved()["modules"]
-        return ModuleSpec(fullname, self) if is_ours else None
+        return ModuleSpec(fullname, self) if is_ours else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An empty module, as usual."""
 
     def exec_module(self, module: ModuleType) -> None:
         new = moved()["modules"][module.__name__]
@@ -61,7 +67,7 @@ def _with_new_names(module: str, there: ModuleType | None = None) -> Callable[[s
     def find(name: str) -> Any:
         if not name.startswith("__") and (now := moved()["names"].get(f"{module}.{name}")):
             raise ImportError(f"{name} of {module} is now called {now}")
-        if hasattr(there, name):
+        if there is not None and hasattr(there, name):
             return getattr(there, name)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
