@@ -1,0 +1,40 @@
+"""The sum over ranks, the residual and the norm that follow a row-parallel layer in a decoder block, as one call.
+
+One function and not three, so that a ``Comm`` that has all three in one kernel can take it: in a decode step each of
+the three is a launch and a trip through memory for a few kilobytes.
+
+Legend: T tokens, D hidden.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from tplab.layers.comm import Comm
+
+
+def sum_add_norm(
+    comm: Comm,
+    x_TD: torch.Tensor,
+    residual_TD: torch.Tensor,
+    weight_D: torch.Tensor,
+    eps: float,
+    offset: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual with the sum over ranks of ``x`` added, and its RMSNorm: both (T, D), the same on every rank.
+
+    Equation: ``h = residual + sum over r of x_r``, each rounded to their dtype;
+    ``y = h / sqrt(mean(h²) + eps) · (offset + weight)``, in float32, rounded once.
+
+    Args:
+        comm: the ranks.
+        x_TD: partial sums of this rank, contiguous; may be overwritten.
+        residual_TD: the same on every rank; stays as it is.
+        weight_D: of the norm.
+        eps: added to the mean square.
+        offset: what the norm adds to its weights: 1 for Gemma's, whose weights are stored less 1.
+    """
+    h_TD = residual_TD + comm.all_reduce(x_TD)
+    if not offset:
+        return h_TD, F.rms_norm(h_TD, weight_D.shape, weight_D, eps)
+    y_TD = F.rms_norm(h_TD.float(), weight_D.shape, None, eps) * (offset + weight_D.float())
+    return h_TD, y_TD.to(h_TD.dtype)
