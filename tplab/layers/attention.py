@@ -8,6 +8,7 @@ Legend: B batch, S sequence, T = B·S tokens, D hidden; H query heads, G key-val
 dimension; n ranks.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,6 +104,7 @@ class ParallelAttention(Sharded[Attention]):
         per_group = heads.num_q // heads.num_kv
         uniform = even and heads.kv_of_q == tuple(head // per_group for head in range(heads.num_q))
         self._kv_of_q = None if uniform else list(heads.kv_of_q)
+        self._firsts: tuple[torch.Tensor, int] | None = None
 
     @property
     def plan(self) -> dict[str, tuple[Shard, ...]]:
@@ -117,6 +119,16 @@ class ParallelAttention(Sharded[Attention]):
         """An empty cache for this rank's key-value heads, where the weights are."""
         weight = self.qkv.weight
         return KVCache(batch, self._heads_of[1], max_length, self.head_dim, dtype=weight.dtype, device=weight.device)
+
+    def query_heads_of_kv(self, device: torch.device) -> tuple[torch.Tensor, int]:
+        """First query head of each key-value head of this rank, and H at the end: (g + 1,) int32 on ``device``; and how
+        many query heads a key-value head has at most."""
+        if self._firsts is None or self._firsts[0].device != device:
+            of_q = self.heads.kv_of_q
+            firsts = [sum(kv < head for kv in of_q) for head in range(self.heads.num_kv + 1)]
+            most = max(after - first for first, after in pairwise(firsts))
+            self._firsts = torch.tensor(firsts, dtype=torch.int32, device=device), most
+        return self._firsts
 
     def forward(self, x: torch.Tensor, **how: Any) -> torch.Tensor:
         """(B, S, D) -> (B, S, D); arguments as :meth:`start`."""

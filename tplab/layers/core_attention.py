@@ -39,6 +39,7 @@ class RotaryEmbedding:
         self.factor = factor
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
         self.frequencies = 1.0 / theta**exponents if frequencies is None else frequencies
+        self._tables: dict[tuple[int, torch.dtype, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def angles(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, each (..., S, E), for ``positions`` (..., S); computed in float32.
@@ -51,6 +52,18 @@ class RotaryEmbedding:
         half = positions[..., None].float() * self.frequencies
         cos, sin = half.cos() * self.factor, half.sin() * self.factor
         return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+    def tables(self, length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (C, E/2) of positions 0 to C, which is ``length`` or more, as :meth:`angles` has them.
+
+        Kept for good: a CUDA graph reads them where they are. C is a power of two, so they are few.
+        """
+        places = 1 << max(0, length - 1).bit_length()
+        if (places, dtype, device) not in self._tables:
+            cos, sin = RotaryEmbedding.angles(self, torch.arange(places, device=device), dtype)
+            half = self.head_dim // 2
+            self._tables[places, dtype, device] = cos[:, :half].contiguous(), sin[:, half:].contiguous()
+        return self._tables[places, dtype, device]
 
 
 class SharedRotary(RotaryEmbedding):

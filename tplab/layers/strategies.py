@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tplab.checks import check_count, check_one_of
+from tplab.layers import kernels
 from tplab.layers.comm import Comm, Done, Pending
 
 
@@ -200,6 +201,8 @@ class Int8(Blocking):
 def few_tokens_linear(x: torch.Tensor, w_OI: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``F.linear`` without gradients: equal up to the order of adding, (..., I) -> (..., O), contiguous.
 
+    On a GPU, for up to four tokens, the matrix-vector product of ``tplab.layers.kernels``.
+
     Not ``F.linear`` for 2 to 8 tokens in float32, as in a decode step of a small batch: it has MKL multiply with the
     long side as rows, and reaches half of the memory's speed. The other way round the same GEMM takes 0.5 to 0.8 of
     the time where there are more output than input features (AMD EPYC, AVX2, one thread, torch 2.13, matrices of 1 to
@@ -207,6 +210,10 @@ def few_tokens_linear(x: torch.Tensor, w_OI: torch.Tensor, bias: torch.Tensor | 
     """
     out_features, in_features = w_OI.shape
     tokens = x.numel() // in_features
+    if tokens <= kernels.MOST_VECTORS and kernels.usable(x) and w_OI.is_contiguous():
+        from tplab.layers.kernels.gemv import gemv
+
+        return gemv(x.contiguous(), w_OI, bias)
     gains = 2 <= tokens <= 8 and out_features > in_features
     if not gains or x.dtype is not torch.float32 or x.device.type != "cpu":
         return F.linear(x, w_OI, bias)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import Comm, as_comm
 from tplab.layers.core_attention import KVCache, SharedRotary
+from tplab.layers.decode import decode_blocks, sum_add_norm, why_not_decode
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.shards import Shard, VocabShard, prefixed
 from tplab.layers.strategies import Blocking, set_strategy
@@ -258,11 +259,7 @@ class Stage(nn.Module):
             caches: from :meth:`make_caches`; the new tokens are added.
             every_position: logits (B, S, v) instead of the last position's.
         """
-        if self.embed is not None:
-            x = self.embed(x)
-            if self.config.embedding_scale != 1.0:
-                # Rounded to the dtype first, as the trained model had it.
-                x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        x = self._embedded(x)
         past, seq = caches[0].length, x.shape[1]
         positions = padding.positions(past, seq)
         blocks: list[ParallelBlock] = [*self.layers]
@@ -275,6 +272,42 @@ class Stage(nn.Module):
             x = x[:, -1]
         logits: torch.Tensor = self.head(self.norm(x))
         return logits
+
+    def why_no_decode(self) -> str | None:
+        """The reason why :meth:`decode` cannot run on this rank, in words; None where it can."""
+        return why_not_decode([*self.layers])
+
+    def decode(
+        self, x: torch.Tensor, *, padding: Padding, caches: Sequence[KVCache], past: torch.Tensor
+    ) -> torch.Tensor:
+        """One token of each sequence, like :meth:`forward` for a step of decoding, with the fused kernels.
+
+        Nothing is read from the host: a CUDA graph of the call is good for every ``past``. The caches' host lengths are
+        neither read nor changed.
+
+        Args:
+            x: ids (B, 1) or hidden states (B, 1, D).
+            padding: where the prompts begin.
+            caches: from :meth:`make_caches`; the new tokens' keys and values are written at place ``past``.
+            past: (1,) int32 on the device: tokens that are in the caches.
+        """
+        blocks: list[ParallelBlock] = [*self.layers]
+        x_BD = self._embedded(x)[:, 0].contiguous()
+        x_BD, part = decode_blocks(blocks, x_BD, caches, past=past, starts_B=padding.start_B)
+        if self.norm is None or self.head is None:
+            return (x_BD + self.comm.all_reduce(part)).unsqueeze(1)
+        _, h_BD = sum_add_norm(self.comm, part, x_BD, self.norm)
+        logits: torch.Tensor = self.head(h_BD)
+        return logits
+
+    def _embedded(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states of ids, on the first stage; on the others ``x`` is hidden states already."""
+        if self.embed is None:
+            return x
+        x = self.embed(x)
+        scale = self.config.embedding_scale
+        # Rounded to the dtype first, as the trained model had it; on the host, as a CUDA graph takes nothing from it.
+        return x if scale == 1.0 else x * float(torch.tensor(scale, dtype=x.dtype))
 
 
 def make_rotary(config: ModelConfig) -> SharedRotary:
