@@ -151,3 +151,21 @@ def test_every_reduction_is_checked_against_what_it_must_be(n: int, clusters: An
 def test_error_cards_escape_what_ranks_said() -> None:
     card = html.error_card(RuntimeError("<script>alert(1)</script>"))
     assert "<script>" not in card
+
+
+def test_pool_resized(pool: Pool) -> None:
+    """Fewer ranks are some of those there are; for more the pool grows, also to a number that was not offered."""
+    whole = pool.cluster.start()
+    assert pool.resized(1).run(lambda rank: rank.world_size) == [1]
+    assert pool.resized(2).pids == whole.pids
+    for wrong in (0, 65):
+        with pytest.raises(ValueError, match="n must be"):
+            pool.resized(wrong)
+    assert pool.cluster is whole
+    small = Pool(1, backend="gloo")
+    try:
+        assert small.resized(5).num_ranks == 5
+        assert (small.num_ranks, small.cluster.num_ranks) == (5, 5)
+        assert small.resized(2).badge == "LIVE gloo · 2 ranks"
+    finally:
+        small.stop()

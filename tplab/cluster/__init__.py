@@ -20,7 +20,7 @@ launch      one start of the ranks
 own_thread  a thread that owns something; supervisor: the one that owns the ranks, with the fault policy
 interrupts  Ctrl-C held back for a moment
 run         the handle of one run, and of what is made of it
-cluster     the public face
+cluster     the public face; resized: some of its ranks as a cluster, worlds: the rank's side of that
 torchrun    the same measurement where torchrun starts the ranks
 
 Public names load on first use.

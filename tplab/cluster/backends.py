@@ -6,7 +6,7 @@ NVML first: a laptop without one then never pays for importing torch in the kern
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tplab.checks import ArgumentError, check_one_of
 from tplab.moved import say_new_names
@@ -36,6 +36,10 @@ class RankDevices:
     @property
     def shares_gpus(self) -> bool:
         return self.backend == "nccl" and self.num_devices < self.num_ranks
+
+    def first(self, num_ranks: int) -> "RankDevices":
+        """Those of the first ranks."""
+        return replace(self, devices=self.devices[:num_ranks])
 
 
 def num_cores() -> int:

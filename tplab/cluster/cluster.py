@@ -48,7 +48,8 @@ class Cluster:
     ``RankTimeout``, ``RunStopped``, ``ClusterClosed``. Each names the rank, leaves no process behind unless all ranks
     are fit for the next run, and that run works in any case.
 
-    A rank imports a module once: after editing a module beside the notebook, ``restart()``.
+    A rank imports a module once: after editing a module beside the notebook, ``restart()``. For runs on fewer ranks
+    there is ``resized(n)``, which starts none.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Cluster:
             self._supervisor,
             self._supervisor.stop,
             name=getattr(fn, "__name__", type(fn).__name__),
+            num_ranks=self.num_ranks,
             payload=wire.pack_call(fn, args),
             timeout=timeout,
             on_report=on_report,
@@ -130,11 +132,25 @@ class Cluster:
             keep_alive=self,
         )
         try:
-            self._supervisor.submit(run)
+            self._enqueue(run)
         except KeyboardInterrupt:
             run.stop()  # nobody gets to hold it
             raise
         return run
+
+    def resized(self, n: int) -> "Cluster":
+        """The first ``n`` of these ranks, as a cluster: nothing is started, and the other ranks idle meanwhile.
+
+        On these ranks ``rank.world_size`` is ``n``, and the default process group, ``rank.group`` and ``rank.mesh`` are
+        theirs alone; they connect in the first run on so many ranks. ``rank.store`` is the rank's, whatever the size:
+        what a run on all ranks loaded is there. Runs of all sizes wait for each other's end, and a fault that replaces
+        ranks replaces them all. Closing it leaves the ranks to the cluster that it came from.
+
+        Raises ``ValueError`` for more ranks than there are: those would have to be started, as ``Cluster(n)`` does.
+        """
+        from tplab.cluster.resized import Resized
+
+        return Resized(self, n)
 
     def start(self) -> Self:
         """Wait until the ranks are ready, starting them if they are down. Raises like :meth:`run`."""
@@ -155,10 +171,19 @@ class Cluster:
 
     def _wait_ready(self) -> list[dict[str, Any]]:
         ready: Run[dict[str, Any]] = Run(
-            self._supervisor, self._supervisor.stop, name="start", payload=None, timeout=None, keep_alive=self
+            self._supervisor,
+            self._supervisor.stop,
+            name="start",
+            num_ranks=self.num_ranks,
+            payload=None,
+            timeout=None,
+            keep_alive=self,
         )
-        self._supervisor.submit(ready)
+        self._enqueue(ready)
         return ready.result()
+
+    def _enqueue(self, run: Run[Any]) -> None:
+        self._supervisor.submit(run)
 
     def watch(self, callback: Callable[[State], None]) -> None:
         """Call ``callback(state)`` now and at every change of state, on the cluster's own thread; it must be quick."""

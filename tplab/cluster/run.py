@@ -44,6 +44,7 @@ class Run(Future[list[T]], Generic[T]):
         owner: the thread that owns the ranks.
         stop: called with the run to end it.
         name: the function's name, for messages.
+        num_ranks: how many ranks run it, the first ones.
         payload: the pickled call; None to wait for the ranks only.
         timeout: seconds the ranks have; None: no limit.
         on_report: called with each :class:`Report`.
@@ -57,6 +58,7 @@ class Run(Future[list[T]], Generic[T]):
         stop: "Callable[[Run[Any]], None]",
         *,
         name: str,
+        num_ranks: int,
         payload: bytes | None,
         timeout: float | None,
         on_report: Callable[[Report], None] | None = None,
@@ -67,6 +69,8 @@ class Run(Future[list[T]], Generic[T]):
         self.id = next(_run_ids)
         self.name = name
         """The function's name."""
+        self.num_ranks = num_ranks
+        """How many ranks run it: the first ones of the cluster."""
         self.payload = payload
         """The pickled call, until it is handed over; None for a run that only waits for the ranks to be ready."""
         self.timeout = timeout

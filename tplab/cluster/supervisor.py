@@ -47,6 +47,7 @@ class Supervisor(OwnThread):
         self._deadline: float | None = None
         self._handed_over = 0.0
         self._replaced_while_idle = ""
+        self._sequences: dict[int, dict[str, int]] = {}  # rank -> what it last said of its groups
         # Runs that are over and still in somebody's hands: what their threads say later is theirs.
         self._past: weakref.WeakValueDictionary[int, Run[Any]] = weakref.WeakValueDictionary()
         # And of the last runs that nobody holds: how to print where their output went.
@@ -166,10 +167,10 @@ class Supervisor(OwnThread):
                     self._guard(self._current.deliver_output, rank, stream, line, quietly=echo)
                 else:
                     self._launch.output.append(f"[rank {rank}] {line}")
-            case Broke(rank, reason) if self.state in (State.STARTING, State.RUNNING):
+            case Broke(rank, reason) if self._takes_part(rank):
                 self._evidence.broken[rank] = reason
                 self._cannot_succeed()
-            case Broke(rank, reason) if self.state is State.READY:
+            case Broke(rank, reason) if self.state in (State.READY, State.RUNNING):
                 self._replace_while_idle(f"rank {rank} sent what is no message ({reason})")
             case Exited(rank, exit_code):
                 self._on_exit(rank, exit_code)
@@ -178,8 +179,8 @@ class Supervisor(OwnThread):
 
     def _on_message(self, rank: int, message: object) -> None:
         match message:
-            case wire.Ready(facts) if self.state is State.STARTING:
-                self.facts[rank] = facts
+            case wire.Ready(facts, sequences) if self.state is State.STARTING:
+                self.facts[rank], self._sequences[rank] = facts, sequences
                 if len(self.facts) == self._engine.num_ranks:
                     self.launches.append(self._launch.phases())
                     self._become(State.READY)
@@ -193,6 +194,7 @@ class Supervisor(OwnThread):
                     self._send([receiver], reply)
             case wire.Answer(run_id) as answer if self._current is not None and run_id == self._current.id:
                 self._evidence.answers[rank] = answer
+                self._sequences[rank] = answer.sequences
                 if self._evidence.complete:
                     self._conclude()
                 elif answer.fault is not None:
@@ -214,19 +216,26 @@ class Supervisor(OwnThread):
             return self._current
         return self._past.get(run_id)
 
+    def _takes_part(self, rank: int) -> bool:
+        """Whether the start or the run under way needs this rank."""
+        return self.state in (State.STARTING, State.RUNNING) and rank < self._evidence.world_size
+
     def _on_exit(self, rank: int, exit_code: int | None) -> None:
-        if self.state is State.READY:
-            self._replace_while_idle(f"rank {rank} {wire.describe_exit(exit_code)}")
-        elif self.state in (State.STARTING, State.RUNNING):
+        if self._takes_part(rank):
             self._evidence.deaths[rank] = exit_code
             if self._evidence.complete:
                 self._conclude()
             else:
                 self._cannot_succeed()
+        elif self.state in (State.READY, State.RUNNING):
+            self._replace_while_idle(f"rank {rank} {wire.describe_exit(exit_code)}")
 
     def _replace_while_idle(self, what: str) -> None:
-        self._replaced_while_idle = f"tplab: {what} between two runs; the ranks were replaced, and rank.store is empty."
-        self._kill()
+        """A rank is lost that nobody needs now: a run on others goes on, and then all ranks are replaced."""
+        when = "between two runs" if self.state is State.READY else "while a run on other ranks went on"
+        self._replaced_while_idle = f"tplab: {what} {when}; the ranks were replaced, and rank.store is empty."
+        if self.state is State.READY:
+            self._kill()
 
     def _cannot_succeed(self) -> None:
         """A rank raised or died: give the others a moment to answer, then conclude."""
@@ -262,10 +271,10 @@ class Supervisor(OwnThread):
         run.elapsed_s = time.monotonic() - self._handed_over
         outcome: list[Any] | ClusterError = []
         if succeeded := evidence.succeeded:
-            run.rank_s = [evidence.answers[rank].seconds for rank in range(self._engine.num_ranks)]
+            run.rank_s = [evidence.answers[rank].seconds for rank in range(run.num_ranks)]
         else:
             outcome = judge(evidence, run.output)
-        if succeeded or evidence.in_step:
+        if (succeeded or evidence.in_step) and not self._replaced_while_idle:
             self._become(State.READY)
         else:
             self._kill()
@@ -300,15 +309,16 @@ class Supervisor(OwnThread):
             self._replaced_while_idle = ""
         run.set_running_or_notify_cancel()
         if run.payload is None:
-            self._finish(run, [self.facts[rank] for rank in range(self._engine.num_ranks)])
+            self._finish(run, [self.facts[rank] for rank in range(run.num_ranks)])
             return
         self._current = run
         self._become(State.RUNNING)
-        self._evidence = Evidence(run.name, self._engine.num_ranks, run.timeout)
+        aside = [self._sequences[rank] for rank in range(run.num_ranks, self._engine.num_ranks)]
+        self._evidence = Evidence(run.name, run.num_ranks, run.timeout, aside=aside)
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
         payload, run.payload = wire.bulk(run.payload), b""  # a handle that is kept must not keep it, too
-        self._send(range(self._engine.num_ranks), wire.Call(run.id, payload, tuple(wire.import_path())))
+        self._send(range(run.num_ranks), wire.Call(run.id, run.num_ranks, payload, tuple(wire.import_path())))
 
     def _send(self, ranks: Iterable[int], message: object) -> None:
         parts = encode(message)  # once: it may be large
@@ -350,7 +360,7 @@ class Supervisor(OwnThread):
                 self._send(self._evidence.missing, wire.Interrupt(run.id))
         elif run in self._queue:
             self._queue.remove(run)
-            self._finish(run, judge(Evidence(run.name, self._engine.num_ranks, run.timeout, cause="stop")))
+            self._finish(run, judge(Evidence(run.name, run.num_ranks, run.timeout, cause="stop")))
 
     def _restart(self) -> None:
         if self._closed:

@@ -33,6 +33,8 @@ class Evidence:
     """Rank -> exit code, in order of arrival."""
     stacks: dict[int, tuple[wire.Frame, ...]] = field(default_factory=dict)
     """Rank -> its stack, of ranks that had not answered."""
+    aside: Sequence[dict[str, int]] = ()
+    """What the ranks that have no part in the run last said of the groups that they are in."""
 
     @property
     def faults(self) -> dict[int, wire.RankFault]:
@@ -61,8 +63,8 @@ class Evidence:
         if len(answers) < self.world_size or not all(answer.fit for answer in answers):
             return False
         counts: dict[str, set[int]] = {}
-        for answer in answers:
-            for group, count in answer.sequences.items():
+        for sequences in (*(answer.sequences for answer in answers), *self.aside):
+            for group, count in sequences.items():
                 counts.setdefault(group, set()).add(count)
         return all(len(seen) == 1 for seen in counts.values())
 

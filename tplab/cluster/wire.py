@@ -42,6 +42,8 @@ class Call:
     """Run a pickled ``(fn, args)``."""
 
     run_id: int
+    num_ranks: int
+    """How many ranks run it: so many first ones are then the world."""
     payload: Bulk
     sys_path: tuple[str, ...]
     """The kernel's import path, so that a module beside the notebook imports on the ranks too."""
@@ -92,6 +94,8 @@ class Ready:
 
     facts: dict[str, Any]
     """``torch_version``, ``nccl_version``, ``device_name`` and ``phases``: (name, monotonic seconds) pairs."""
+    sequences: dict[str, int]
+    """How many operations each process group has been handed so far."""
 
 
 @dataclass(frozen=True, slots=True)

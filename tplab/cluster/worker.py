@@ -29,8 +29,8 @@ from tplab.cluster.neighbours import Intruder, check_all, guard_groups
 if TYPE_CHECKING:
     import torch
 
-    from tplab.cluster.rank import Rank
     from tplab.cluster.rank_store import KernelStore
+    from tplab.cluster.worlds import Worlds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class Worker:
         tag_output(self._ledger, lambda stream, run_id, line: self._send(wire.LateLine(run_id, stream, line)))
         threading.Thread(target=self._listen, name="tplab-control", daemon=True).start()
         try:
-            rank = self._join(setup, phases)
+            worlds = self._join(setup, phases)
         except BaseException as error:
             self._send(wire.Spoiled(str(error)) if isinstance(error, Intruder) else wire.describe_fault(error))
             raise
@@ -80,14 +80,14 @@ class Worker:
         while True:
             # An interrupt can come just as a run ends: its answer is out then, or the supervisor ends this rank.
             with suppress(KeyboardInterrupt):
-                self._execute(rank, self._calls.get())
+                self._execute(worlds, setup.device, self._calls.get())
 
-    def _join(self, setup: Setup, phases: list[tuple[str, float]]) -> "Rank":
+    def _join(self, setup: Setup, phases: list[tuple[str, float]]) -> "Worlds":
         import torch
-        import torch.distributed as dist
 
         from tplab.cluster.rank import Rank
         from tplab.cluster.rank_store import KernelStore
+        from tplab.cluster.worlds import Worlds, join
 
         phases.append(("import torch", time.monotonic()))
         device = torch.device(setup.device)
@@ -95,16 +95,7 @@ class Worker:
             torch.cuda.set_device(device)
         self._store = KernelStore(self._send, timedelta(seconds=setup.start_timeout))
         self._groups_made = guard_groups(self._store)
-        dist.init_process_group(
-            setup.backend,
-            store=self._store,
-            rank=setup.index,
-            world_size=setup.world_size,
-            # With a device NCCL connects now, not in the first collective: a bad link is then an error of the start.
-            device_id=device if device.type == "cuda" else None,
-        )
-        group = dist.group.WORLD
-        assert group is not None
+        group = join(setup.backend, self._store, setup.index, setup.world_size, device)
         phases.append(("process group", time.monotonic()))
         nccl = torch.cuda.nccl.version() if setup.backend == "nccl" else ()  # type: ignore[no-untyped-call]
         facts = {
@@ -114,10 +105,12 @@ class Worker:
             "device_name": device_name(device),
             "phases": phases,
         }
-        self._send(wire.Ready(facts))
-        return Rank(index=setup.index, world_size=setup.world_size, group=group, device=device, send_report=_no_run)
+        rank = Rank(index=setup.index, world_size=setup.world_size, group=group, device=device, send_report=_no_run)
+        worlds = Worlds(rank, self._store, setup.backend, shares_gpus=setup.shares_gpus)
+        self._send(wire.Ready(facts, self._sequences(worlds)))
+        return worlds
 
-    def _execute(self, rank: "Rank", call: wire.Call) -> None:
+    def _execute(self, worlds: "Worlds", device: str, call: wire.Call) -> None:
         for entry in call.sys_path:
             if entry not in sys.path:
                 sys.path.append(entry)
@@ -128,12 +121,13 @@ class Worker:
         seconds = 0.0
         self._running = run_id = call.run_id
         try:
+            rank = worlds.enter(call.num_ranks)
             fn, args = wire.unpack(call.payload)
             del call  # what came with it may be large
             began = time.perf_counter()
             result = fn(rank.in_run(partial(self._send_report, run_id)), *args)
             self._end_copy(None)
-            _settle(rank)
+            _settle(device)
             if self._shares_gpus:
                 check_all()
             seconds = time.perf_counter() - began
@@ -146,14 +140,17 @@ class Worker:
             self._end_copy(error)
             seconds = seconds or time.perf_counter() - began
             fault = wire.describe_any_fault(error, skip_frames=1)
-            fit = _settles(rank)
+            fit = _settles(device)
         finally:
             self._running = None
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # the function has closed it, or put something else in its place
                 stream.flush()
         self._ledger.close_run(run_id)
-        self._send(wire.Answer(run_id, value, fault, seconds, _sequences() | self._groups_made, fit))
+        self._send(wire.Answer(run_id, value, fault, seconds, self._sequences(worlds), fit))
+
+    def _sequences(self, worlds: "Worlds") -> dict[str, int]:
+        return worlds.sequences() | self._groups_made
 
     def _end_copy(self, error: BaseException | None) -> None:
         """End a process that the function forked and that came back from it: the rank answers, not its copy."""
@@ -240,33 +237,20 @@ class Worker:
             raise KeyboardInterrupt
 
 
-def _settle(rank: "Rank") -> None:
+def _settle(device: str) -> None:
     """Wait for the device: work that fails, or hangs, does so in the run that launched it, not in the next."""
-    if rank.device.type == "cuda":
+    if device != "cpu":
         import torch
 
-        torch.cuda.synchronize(rank.device)
+        torch.cuda.synchronize(device)
 
 
-def _settles(rank: "Rank") -> bool:
+def _settles(device: str) -> bool:
     try:
-        _settle(rank)
+        _settle(device)
     except Exception:
         return False
     return True
-
-
-def _sequences() -> dict[str, int]:
-    """How many operations each process group of this rank has been handed. Gloo counts collectives and point-to-point,
-    NCCL collectives (what else it left undone keeps the device from settling)."""
-    from torch.distributed.distributed_c10d import _world
-
-    counts = {
-        name: group._get_sequence_number_for_group()
-        for group, name in _world.pg_names.items()
-        if hasattr(group, "_get_sequence_number_for_group")
-    }
-    return counts | {"groups": _world.group_count}  # the next group's name comes from it
 
 
 def _no_run(fields: dict[str, Any]) -> None:

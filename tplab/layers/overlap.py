@@ -170,7 +170,7 @@ def linked_comm(rank: "Rank", link: "EmulatedLink | None") -> Any:
         return as_comm(rank.group)
     from tplab.collectives.emulated import EmulatedGroup
 
-    key = "tplab.layers.overlap", link
+    key = "tplab.layers.overlap", rank.world_size, link
     if key not in rank.store:
         rank.store[key] = EmulatedComm(EmulatedGroup(rank.group, link), "one-shot" if rank.world_size == 2 else "ring")
     return rank.store[key]

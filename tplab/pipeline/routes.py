@@ -65,7 +65,7 @@ def open_routes(rank: "Rank", pairs: Iterable[Pair], links: LinkTable | Emulated
 
 
 def _nccl_routes(rank: "Rank", pairs: list[Pair]) -> Routes:
-    groups: dict[Pair, ProcessGroup | None] = rank.store.setdefault("tplab.pipeline.routes", {})
+    groups: dict[Pair, ProcessGroup | None] = rank.store.setdefault(("tplab.pipeline.routes", rank.world_size), {})
     for pair in pairs:
         if pair not in groups:
             group = dist.new_group(sorted(pair), backend="nccl")

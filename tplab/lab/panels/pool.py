@@ -6,7 +6,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterError, State
+from tplab.cluster.cluster import MAX_LOCAL_RANKS
 from tplab.lab import style
 from tplab.lab.panels import html
 
@@ -30,15 +32,13 @@ class Pool(widgets.VBox):
     def __init__(self, num_ranks: int = 2, backend: str = "auto") -> None:
         self._backend = backend
         self._cluster: Cluster | None = None
-        sizes = sorted({*_SIZES, num_ranks})
         self._size = widgets.Dropdown(
-            options=[(f"{n} rank{'s' * (n > 1)}", n) for n in sizes],
-            value=num_ranks,
             layout=widgets.Layout(width="110px"),
             tooltip="World size of the next start",
         )
         self._start = widgets.Button(description="Start", icon="play", tooltip="Start the ranks, or replace them")
         self._stop = widgets.Button(description="Stop", icon="stop", tooltip="End the ranks and what they run")
+        self.num_ranks = num_ranks
         for button in (self._start, self._stop):
             button.layout.width = "90px"
         self._chip = widgets.HTML()
@@ -59,6 +59,7 @@ class Pool(widgets.VBox):
 
     @num_ranks.setter
     def num_ranks(self, value: int) -> None:
+        self._size.options = [(f"{n} rank{'s' * (n > 1)}", n) for n in sorted({*_SIZES, value})]
         self._size.value = value
 
     @property
@@ -68,6 +69,13 @@ class Pool(widgets.VBox):
             self._launch()
         assert self._cluster is not None
         return self._cluster
+
+    def resized(self, n: int) -> Cluster:
+        """A cluster of ``n`` ranks: the first ones of the pool. Where it has fewer, it is started anew with ``n``,
+        which its chip then shows."""
+        if check_count("n", n, least=1, most=MAX_LOCAL_RANKS) > self.num_ranks:
+            self.num_ranks = n
+        return self.cluster.resized(n)
 
     @property
     def badge(self) -> str:

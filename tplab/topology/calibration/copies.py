@@ -43,7 +43,7 @@ def subgroup(rank: Rank, ranks: Sequence[int]) -> "ProcessGroup | None":
     wanted = tuple(sorted(ranks))
     if len(wanted) == rank.world_size:
         return rank.group
-    held: dict[tuple[int, ...], Any] = rank.store.setdefault(f"{_KEY}.groups", {})
+    held: dict[tuple[int, ...], Any] = rank.store.setdefault((f"{_KEY}.groups", rank.world_size), {})
     if wanted not in held:
         held[wanted] = dist.new_group(list(wanted))
     return held[wanted] if rank.index in wanted else None

@@ -1,0 +1,130 @@
+"""The rank's side of ``Cluster.resized``: for each number of ranks a world of its own, in which no other ranks exist.
+
+torch.distributed keeps all it knows of groups in one object, ``distributed_c10d._world``, which it documents as the
+point to override it at. A run on the first n ranks finds another such object there: with their default group, the
+groups that were made in it, and names that no other world gives. So whatever takes the default group, or asks for the
+world's size, works unchanged.
+
+Imported on ranks only, because it needs torch.
+"""
+
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from tplab.cluster.rank import Rank
+from tplab.cluster.rank_store import KernelStore
+
+# Groups of all worlds have their names in one C++ table and their keys in one store.
+_NAMES_PER_SIZE = 10**12
+_NAMES_PER_ATTEMPT = 10**6
+
+
+class _World(distributed_c10d._World):
+    """What torch knows of groups, in attributes; torch's own class has it in globals of its module."""
+
+    pg_map = pg_names = pg_group_ranks = pg_backend_config = tags_to_pg = pg_to_tag = None  # type: ignore[assignment]
+    group_count = 0
+
+    def __init__(self, first_name: int) -> None:
+        super().__init__()
+        for name in ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "tags_to_pg", "pg_to_tag"):
+            setattr(self, name, {})
+        self.group_count = first_name
+
+
+class Worlds:
+    """The worlds of one rank.
+
+    Args:
+        whole: the rank among all, whose default group exists.
+        store: keys through which the ranks of a new world find each other.
+        backend: ``gloo`` or ``nccl``.
+        shares_gpus: whether ranks of the cluster share GPUs.
+    """
+
+    def __init__(self, whole: Rank, store: KernelStore, backend: str, *, shares_gpus: bool) -> None:
+        self._whole = whole
+        self._store = store
+        self._backend = backend
+        self._shares_gpus = shares_gpus
+        self._entered: dict[int, tuple[Any, Rank]] = {whole.world_size: (distributed_c10d._world, whole)}
+        self._attempts: dict[str, int] = {}
+
+    def enter(self, num_ranks: int) -> Rank:
+        """Make the first ``num_ranks`` the world, until the next call; the first time they all connect to each other.
+
+        Returns the rank as it is among these. It stays their world after the run, too, for threads that go on.
+        """
+        if num_ranks not in self._entered:
+            self._entered[num_ranks] = self._make(num_ranks)
+        world, rank = self._entered[num_ranks]
+        distributed_c10d._world = world
+        return rank
+
+    def sequences(self) -> dict[str, int]:
+        """How many operations each process group of this rank has been handed. Gloo counts collectives and
+        point-to-point, NCCL collectives (what else it left undone keeps the device from settling)."""
+        counts = dict(self._attempts)
+        for num_ranks, (world, _) in self._entered.items():
+            for group, name in world.pg_names.items():
+                if hasattr(group, "_get_sequence_number_for_group"):
+                    counts[name] = group._get_sequence_number_for_group()
+            counts[f"groups among {num_ranks}"] = world.group_count  # the next group's name comes from it
+        return counts
+
+    def _make(self, num_ranks: int) -> tuple[_World, Rank]:
+        attempt = f"attempts at {num_ranks}"  # ranks that disagree on it would look for each other in vain
+        self._attempts[attempt] = self._attempts.get(attempt, 0) + 1
+        world = _World(num_ranks * _NAMES_PER_SIZE + self._attempts[attempt] * _NAMES_PER_ATTEMPT)
+        before, hook = distributed_c10d._world, sys.excepthook
+        host = None
+        if self._shares_gpus and num_ranks <= torch.cuda.device_count():
+            # These have a GPU each: to NCCL they are one host again, which it joins by the GPUs' own links.
+            host = os.environ.pop("NCCL_HOSTID", None)
+        distributed_c10d._world = world
+        try:
+            group = join(self._backend, self._store, self._whole.index, num_ranks, self._whole.device)
+        except BaseException:
+            distributed_c10d._world = before
+            raise
+        finally:
+            sys.excepthook = hook  # torch puts the rank's number in front of a traceback once for every world
+            if host is not None:
+                os.environ["NCCL_HOSTID"] = host
+        whole = self._whole
+        rank = Rank(
+            index=whole.index,
+            world_size=num_ranks,
+            group=group,
+            device=whole.device,
+            send_report=whole._send_report,
+            store=whole.store,
+        )
+        return world, rank
+
+
+def join(backend: str, store: KernelStore, index: int, num_ranks: int, device: torch.device) -> dist.ProcessGroup:
+    """Make the default group.
+
+    Args:
+        backend: ``gloo`` or ``nccl``.
+        store: keys through which its ranks find each other.
+        index, num_ranks: this rank's number, and how many there are.
+        device: this rank's.
+    """
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=index,
+        world_size=num_ranks,
+        # With a device NCCL connects now, not in the first collective: a bad link is then an error of the start.
+        device_id=device if device.type == "cuda" else None,
+    )
+    group = dist.group.WORLD
+    assert group is not None
+    return group
