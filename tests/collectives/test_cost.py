@@ -1,6 +1,9 @@
 """Formulas, fits and curves: planted parameters come back, bounds hold, points are hit, bad input is named."""
 
 import math
+from collections.abc import Callable
+from random import Random
+from statistics import median
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from tplab.collectives.cost import (
     busbw_factor,
     busbw_GBps,
     errors,
+    fit_ends,
     fit_line,
     leave_out_error,
     lower_bound_us,
@@ -156,6 +160,64 @@ def test_fit_of_times_that_do_not_grow() -> None:
     falling = fit_line([1024, 2048, 4096], [9, 8, 7])
     assert math.isinf(falling.beta_GBps)
     assert falling.time_us(2**40) == falling.alpha_us
+
+
+GPU_SIZES = [2.0**k for k in range(10, 29, 3)]
+CPU_SIZES = [2.0**k for k in (10, 14, 17, 20, 23)]
+
+
+def switching(small: AlphaBeta, large: AlphaBeta, switch: float) -> Callable[[float], float]:
+    """A link whose library changes protocol at a size."""
+    return lambda size: (small if size <= switch else large).time_us(size)
+
+
+LINE_NVLINK = AlphaBeta(alpha_us=10, beta_GBps=350)
+LINKS = {
+    "nvlink": (GPU_SIZES, LINE_NVLINK.time_us, 10, 350),
+    "sockets": (GPU_SIZES, AlphaBeta(alpha_us=30, beta_GBps=2).time_us, 30, 2),
+    "gloo": (CPU_SIZES, AlphaBeta(alpha_us=60, beta_GBps=2.5).time_us, 60, 2.5),
+    "slow start": (GPU_SIZES, lambda size: 8 + size / 350e3 + 12 * (1 - math.exp(-size / 2e6)), 8, 350),
+    "NCCL's protocols": (
+        GPU_SIZES,
+        switching(AlphaBeta(alpha_us=7, beta_GBps=20), AlphaBeta(alpha_us=12, beta_GBps=350), 1 << 16),
+        7,
+        350,
+    ),
+    "rendezvous": (
+        CPU_SIZES,
+        switching(AlphaBeta(alpha_us=60, beta_GBps=1), AlphaBeta(alpha_us=110, beta_GBps=2.5), 1 << 15),
+        60,
+        2.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_both_ends_of_a_link_come_back(link: str, noise: float) -> None:
+    """Within 10 % for the median of 100 noisy series, where times are up to some 6 % too long."""
+    sizes, time_of, alpha_us, beta_GBps = LINKS[link]
+    random = Random(3)
+    fits = [
+        fit_ends(sizes, [time_of(size) * (1 + noise * abs(random.gauss())) for size in sizes])
+        for _ in range(100 if noise else 1)
+    ]
+    assert median(fit.alpha_us for fit in fits) == pytest.approx(alpha_us, rel=0.12 if link == "rendezvous" else 0.1)
+    assert median(fit.beta_GBps for fit in fits) == pytest.approx(beta_GBps, rel=0.05)
+
+
+def test_ends_in_the_numbers_of_the_docstring() -> None:
+    sizes, time_of, *_ = LINKS["NCCL's protocols"]
+    line = fit_line(sizes, map(time_of, sizes))
+    assert (round(line.alpha_us, 1), round(line.beta_GBps)) == (8.3, 326)
+
+
+def test_ends_of_a_link_without_latency_or_without_transfer() -> None:
+    assert fit_ends([1e3, 1e6, 1e9], [1, 1e3, 1e6]).alpha_us == pytest.approx(0, abs=1e-6)
+    flat = fit_ends([1e3, 1e6, 1e9], [7, 7, 7])
+    assert flat.alpha_us == pytest.approx(7)
+    two = fit_ends([1024, 2048], [3, 4])
+    assert (two.alpha_us, two.beta_GBps) == (pytest.approx(2), pytest.approx(1.024))
 
 
 # Curves

@@ -28,6 +28,7 @@ from tplab.lazy import lazy_names
 if TYPE_CHECKING:
     from tplab.collectives.cost import AlphaBeta as AlphaBeta
     from tplab.collectives.cost import Curve as Curve
+    from tplab.collectives.cost import fit_ends as fit_ends
     from tplab.collectives.cost import fit_line as fit_line
     from tplab.collectives.cost import lower_bound_us as lower_bound_us
     from tplab.collectives.cost import time_us as time_us

@@ -26,6 +26,12 @@ WARM_UPS = 2
 # Busy time put in front of a sample on the GPU, so that everything is queued before the first event fires and the
 # sample does not contain the host's launch overhead: half a millisecond, several times what a host takes for it.
 _SPIN_CYCLES = 1_000_000
+# For each message that must be queued before a chain of them begins: 50 to 100 us.
+_SPIN_CYCLES_PER_MESSAGE = 150_000
+# There and back so often in one sample on the GPU, as long as it does not take longer than this many bytes do.
+_MOST_TRIPS = 8
+_CHAIN_BYTES = 1 << 23
+_LARGE_BYTES = 1 << 25  # from here on a third of the samples will do
 
 
 def line_up(rank: "Rank") -> None:
@@ -121,18 +127,20 @@ def ping_pong(
     pairs: Iterable[tuple[int, int]],
     sizes: Sequence[int],
     iterations: int,
-    send: Callable[[torch.Tensor, int], Any],
-    receive: Callable[[torch.Tensor, int], Any],
+    exchange: Callable[[Sequence[Any], Sequence[Any]], Any],
 ) -> None:
     """Messages there and back between every two ranks in turn, the others idle.
 
-    The source reports ``("send", source, target, bytes)``: microseconds of one way, half of there and back.
+    The source reports ``("send", source, target, bytes)``: microseconds of one way, half of there and back. On a GPU by
+    its own clock, over a chain of trips that was queued behind a spin kernel and a first trip, so that neither the
+    host's share of each call nor the other rank's start is in it.
 
     Args:
         pairs: (source, target) of each link; the same on every rank.
         sizes: bytes of the messages.
-        iterations: samples of each.
-        send, receive: of a tensor, to and from a rank; done when they return.
+        iterations: samples of each; a third, of messages from 32 MiB on.
+        exchange: takes messages to send and to receive, as (tensor, rank) each, and returns what can be waited for: a
+            transport's (``tplab.collectives.transport``).
     """
     for source, target in pairs:
         dist.barrier(group=rank.group)
@@ -141,12 +149,34 @@ def ping_pong(
         first, peer = rank.index == source, target if rank.index == source else source
         for nbytes in sizes:
             message = torch.ones(nbytes, dtype=torch.uint8, device=rank.device)
-            steps = [partial(send, message, peer), partial(receive, message, peer)]
-            trip = partial(_one_after_the_other, steps if first else steps[::-1])
-            us = [timed(trip, rank.device)[0] / 2 for _ in range(WARM_UPS + iterations)]
+            send = partial(_pass, exchange, [(message, peer)], [])
+            receive = partial(_pass, exchange, [], [(message, peer)])
+            steps = [send, receive] if first else [receive, send]
+            sample = _trip_sampler(steps, nbytes, rank.device)
+            samples = iterations if nbytes < _LARGE_BYTES else -(-iterations // 3)
+            us = [sample() / 2 for _ in range(WARM_UPS + samples)]
             if first:
                 rank.report(samples={("send", source, target, nbytes): us[WARM_UPS:]})
     dist.barrier(group=rank.group)
+
+
+def _pass(exchange: Callable[..., Any], sends: Sequence[Any], receives: Sequence[Any]) -> None:
+    exchange(sends, receives).wait()
+
+
+def _trip_sampler(steps: Sequence[Callable[[], Any]], nbytes: int, device: torch.device) -> Timer:
+    """Times of a trip there and back."""
+    if device.type != "cuda":
+        return lambda: timed(partial(_one_after_the_other, steps))[0]
+    trips = max(1, min(_MOST_TRIPS, _CHAIN_BYTES // nbytes))
+    chain = partial(_one_after_the_other, [*steps] * trips)
+
+    def sample() -> float:
+        torch.cuda._sleep(_SPIN_CYCLES + _SPIN_CYCLES_PER_MESSAGE * 2 * trips)  # type: ignore[no-untyped-call]
+        _one_after_the_other(steps)  # back from there: the other GPU is here, too
+        return device_us(chain) / trips
+
+    return sample
 
 
 def _one_after_the_other(calls: Sequence[Callable[[], Any]]) -> None:

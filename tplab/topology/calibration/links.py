@@ -77,11 +77,4 @@ def _relay(rank: Rank, ranks: tuple[int, ...], launch: str, sizes: Sequence[int]
 def time_sends(rank: Rank, plan: "CalibrationPlan") -> None:
     """There and back between every two ranks, half of it: keys ``("send", source, target, bytes)``."""
     p2p = p2p_of(rank, plan.links)
-    ping_pong(
-        rank,
-        plan.pairs,
-        plan.send_sizes,
-        plan.rounds * 5,
-        send=lambda message, peer: p2p.exchange([(message, peer)], []).wait(),
-        receive=lambda message, peer: p2p.exchange([], [(message, peer)]).wait(),
-    )
+    ping_pong(rank, plan.pairs, plan.send_sizes, plan.rounds * 5, p2p.exchange)

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from tplab.collectives.cost import AlphaBeta, fit_line
+from tplab.collectives.cost import AlphaBeta, fit_ends
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.allreduce import Floats, all_reduce
@@ -155,7 +155,7 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
             kind="gpu" if c.backend == "nccl" else "cpu",
         )
     kind = "emulated" if c.emulated_links else "host"
-    found = {(s.source, s.target): fit_line(s.nbytes, s.p50_us) for s in c.sends if len(s.nbytes) > 1}
+    found = {(s.source, s.target): fit_ends(s.nbytes, s.p50_us) for s in c.sends if len(s.nbytes) > 1}
     lines = _told_apart(found)
     rows: list[list[Link | None]] = [[None] * c.num_ranks for _ in range(c.num_ranks)]
     for i, j in combinations(range(c.num_ranks), 2):
