@@ -10,6 +10,8 @@ from typing import Any
 
 from tplab import Machine, ModelSpec, Workload, advise, predict
 from tplab.cli import main
+from tplab.collectives.crossover import comparable, crossovers
+from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
 from tplab.models.spec import ModelConfig
@@ -55,6 +57,14 @@ RESULT = {
     "total_output_tokens": 40960, "request_throughput": 3.1, "output_throughput": 800.0, "mean_ttft_ms": 50.0,
     "median_ttft_ms": 49.0, "mean_tpot_ms": 9.0, "median_tpot_ms": 9.0, "tensor_parallel_size": "2",
 }  # fmt: skip
+SWEEP = (
+    "algorithm,dtype,bytes,p50_us,min_us,correct,backend,num_ranks,device,num_devices,link,launch_mode,num_cores,"
+    "torch_version,nccl_version,python_version,started_at\n"
+) + "".join(
+    f"{algorithm},bfloat16,{1 << power},{power},{power - 1},True,nccl,2,NVIDIA H200,2,NCCL,graph,8,2.13,2.28,3.12,now\n"
+    for algorithm in ("library", "ring")
+    for power in range(10, 14)
+)
 CALIBRATION = Calibration(
     machine="2 x test", device="NVIDIA H100 80GB HBM3", backend="nccl", num_ranks=2, created="2026-11-24T18:00:00",
     versions={"torch": "2.13"},
@@ -186,6 +196,8 @@ READERS: dict[str, Reader] = {
     "trace": Reader(bases=(), file="trace.json", read=_trace),
     "tables": Reader(bases=tuple(text.encode() for text in TABLES), file="table.csv",
                      read=lambda path: read_folder(path.parent), words=("has no table of a known form",)),
+    "sweep": Reader(bases=(SWEEP.encode(),), file="sweep.csv", words=("the sweep has", "a comparison needs"),
+                    read=lambda path: crossovers(comparable(read_sweep(path)))),
     "sizes": Reader(bases=(b"64KiB", b"1GiB", b"512", b" 3 MiB"), file="size.txt", words=("--from-size",),
                     read=lambda path: parse_bytes("--from-size", path.read_text("utf-8", "replace"))),
     "options": Reader(bases=(b"--gpus 8 --nodes 2 --input 1024 --output 16 --concurrency 8 --most 3 --tpot-limit-ms 9",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, measure, words
+from tplab.cli import advise, crossover, measure, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -63,7 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep.add_argument("--iterations", type=int, help="samples per size (default: 50, fewer for large messages)")
     sweep.add_argument("--out", default="sweep.csv", help="CSV file; the figure goes beside it as .html")
     sweep.set_defaults(call=_sweep)
-    for add in (measure.add_calibrate, advise.add_advise, advise.add_validate, measure.add_box):
+    for add in (
+        crossover.add_crossover,
+        measure.add_calibrate,
+        advise.add_advise,
+        advise.add_validate,
+        measure.add_box,
+    ):
         add(commands)
     for each in commands.choices.values():
         words.show_options(each)

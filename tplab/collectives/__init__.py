@@ -11,6 +11,7 @@ What it is:
 What it should cost (pure: no process group, no cluster):
   volumes              bytes, by collective and algorithm
   cost                 time: alpha-beta line, curve, formulas, lower bound
+  crossover            the fastest of a sweep by size, and what engines' fixed limits (engine_thresholds) lose beside it
 What it does cost (on a cluster):
   sweep, timing        all-reduce over sizes, dtypes and algorithms; the rank's side of it; sweep_plan: what they share
   point_to_point       every pair of ranks
@@ -34,10 +35,16 @@ if TYPE_CHECKING:
     from tplab.collectives.cost import time_us as time_us
     from tplab.collectives.counter import CommCounter as CommCounter
     from tplab.collectives.counting import count_sent_bytes as count_sent_bytes
+    from tplab.collectives.crossover import comparable as comparable
+    from tplab.collectives.crossover import crossovers as crossovers
+    from tplab.collectives.crossover import engine_losses as engine_losses
+    from tplab.collectives.crossover import explain_crossovers as explain_crossovers
+    from tplab.collectives.crossover import fastest as fastest
     from tplab.collectives.emulated import EmulatedGroup as EmulatedGroup
     from tplab.collectives.emulated_link import EmulatedLink as EmulatedLink
     from tplab.collectives.emulated_link import LinkTable as LinkTable
     from tplab.collectives.emulated_sweep import measure_emulated as measure_emulated
+    from tplab.collectives.engine_thresholds import engine_rules as engine_rules
     from tplab.collectives.one_shot import one_shot_all_reduce as one_shot_all_reduce
     from tplab.collectives.point_to_point import fit_link as fit_link
     from tplab.collectives.point_to_point import measure_point_to_point as measure_point_to_point
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from tplab.collectives.sweep import submit_sweep as submit_sweep
     from tplab.collectives.sweep import sweep_all_reduce as sweep_all_reduce
     from tplab.collectives.sweep import sweep_frame as sweep_frame
+    from tplab.collectives.sweep_plan import plan_crossover as plan_crossover
     from tplab.collectives.sweep_plan import plan_sweep as plan_sweep
     from tplab.collectives.two_shot import two_shot_all_reduce as two_shot_all_reduce
     from tplab.collectives.volumes import pp_forward_bytes as pp_forward_bytes

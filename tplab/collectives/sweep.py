@@ -1,5 +1,6 @@
 """What an all-reduce does cost: a sweep over sizes, dtypes and algorithms on a cluster."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import pandas as pd
 from tplab.cluster import Cluster, Provenance, Report, Run
 from tplab.collectives.cost import algbw_GBps, busbw_GBps
 from tplab.collectives.sweep_plan import DEFAULT_SIZES, ITEMSIZES, Point, plan_sweep
-from tplab.measure import provenance_columns, samples_of
+from tplab.files import MAX_WHOLE, read_frame
+from tplab.measure import newest_spelling, provenance_columns, samples_of
 from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
@@ -59,6 +61,27 @@ def sweep_all_reduce(
     run = submit_sweep(cluster, points)
     run.result()
     return sweep_frame(points, run.reports, cluster.provenance)
+
+
+def read_sweep(path: "str | os.PathLike[str]") -> pd.DataFrame:
+    """A frame that was written as CSV, as ``tplab sweep`` does.
+
+    Raises:
+        ValueError: a file that cannot be read or is no table, without a column that comparisons need, or with times
+            that are none.
+    """
+    frame = read_frame(path)
+    needed = ("algorithm", "dtype", "bytes", "p50_us", "min_us", "correct", *Provenance.__dataclass_fields__)
+    if missing := [name for name in needed if name not in frame]:
+        raise ValueError(f"{path} is no sweep of all-reduces: it has no column {', '.join(missing)}")
+    for name in ("bytes", "p50_us", "min_us", "num_ranks", "num_devices"):
+        column = pd.to_numeric(frame[name], errors="coerce")
+        if not ((column > 0) & (column < MAX_WHOLE)).all():
+            raise ValueError(f"{path} is no sweep of all-reduces: its column {name} holds more than numbers above 0")
+        frame[name] = column if name.endswith("_us") else column.astype("int64")
+    frame = frame.astype(dict.fromkeys(("algorithm", "dtype", "backend", "device", "link", "launch_mode"), str))
+    correct = frame["correct"].astype(str).str.lower() == "true"
+    return frame.assign(link=frame["link"].map(newest_spelling), correct=correct)
 
 
 def sweep_frame(points: Sequence[Point], reports: Iterable[Report], provenance: Provenance) -> pd.DataFrame:

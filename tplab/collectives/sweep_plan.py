@@ -16,6 +16,8 @@ _MOST_BYTES = 1 << 40
 """Most bytes of a message on the command line: beyond the memory of any rank."""
 ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
 """torch's CUDA kernels over memory that GPUs share; they need one GPU per rank."""
+_OF_MESSAGES = ("ring", "two-shot", "one-shot", "recursive-doubling")
+"""Ours, exact, of point-to-point messages."""
 _SYMMETRIC_BYTES = 128
 """Bytes that sizes are a multiple of for those kernels: they move 16 bytes of every rank's part, and a host has up to
 8 GPUs."""
@@ -47,6 +49,11 @@ class Point:
     """Number of samples."""
     mode: str
     """``eager`` or ``graph``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the message in bytes."""
+        return self.num_elements * ITEMSIZES[self.dtype]
 
 
 def plan_sweep(
@@ -110,6 +117,36 @@ def plan_sweep(
         for dtype in dtypes
         for size in sizes
     ]
+
+
+def plan_crossover(
+    *,
+    backend: str,
+    shares_gpus: bool,
+    sizes: Sequence[int] | None = None,
+    dtype: str = "bfloat16",
+    iterations: int | None = None,
+) -> list[Point]:
+    """The sweep that shows which exact all-reduce is the fastest for which size, as far as a cluster has them.
+
+    On GPUs of their own in CUDA graphs, as engines decode: the library's beside those on symmetric memory. Elsewhere
+    eagerly: the library's beside ours of point-to-point messages.
+
+    Args:
+        backend, shares_gpus: of the cluster it is for.
+        sizes: bytes of the messages; by default up to 64 MiB on GPUs of their own and up to 4 MiB elsewhere.
+        dtype, iterations: as for :func:`plan_sweep`, whose ``ValueError`` it raises.
+    """
+    own_gpus = backend == "nccl" and not shares_gpus
+    return plan_sweep(
+        sizes=sizes or (DEFAULT_SIZES if own_gpus else DEFAULT_SIZES[:13]),
+        dtypes=(dtype,),
+        algorithms=("library", *(ON_SYMMETRIC_MEMORY if own_gpus else _OF_MESSAGES)),
+        mode="graph" if own_gpus else "eager",
+        iterations=iterations,
+        backend=backend,
+        shares_gpus=shares_gpus,
+    )
 
 
 def parse_bytes(argument: str, text: str) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.advice import explain_advice as explain_advice
     from tplab.lab.figures.advice import explain_flips as explain_flips
     from tplab.lab.figures.collectives import explain_sweep as explain_sweep
+    from tplab.lab.figures.crossover import explain_losses as explain_losses
     from tplab.lab.figures.layers import explain_chunks as explain_chunks
     from tplab.lab.figures.layers import explain_phases as explain_phases
     from tplab.lab.figures.memory import explain_memory as explain_memory
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.verification import explain_calibration as explain_calibration
     from tplab.lab.figures.verification import explain_verification as explain_verification
     from tplab.lab.panels.advisor import AdvisorPanel as AdvisorPanel
+    from tplab.lab.panels.crossover import CrossoverPanel as CrossoverPanel
     from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
     from tplab.lab.panels.generation import example_model as example_model
     from tplab.lab.panels.generation import example_prompts as example_prompts
