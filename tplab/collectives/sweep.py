@@ -79,7 +79,8 @@ def read_sweep(path: "str | os.PathLike[str]") -> pd.DataFrame:
         if not ((column > 0) & (column < MAX_WHOLE)).all():
             raise ValueError(f"{path} is no sweep of all-reduces: its column {name} holds more than numbers above 0")
         frame[name] = column if name.endswith("_us") else column.astype("int64")
-    frame = frame.astype(dict.fromkeys(("algorithm", "dtype", "backend", "device", "link", "launch_mode"), str))
+    for name in ("algorithm", "dtype", "backend", "device", "link", "launch_mode"):
+        frame[name] = frame[name].map(str)  # an empty field was read as not a number
     correct = frame["correct"].astype(str).str.lower() == "true"
     return frame.assign(link=frame["link"].map(newest_spelling), correct=correct)
 
