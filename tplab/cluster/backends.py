@@ -1,12 +1,16 @@
 """Which backend the ranks speak, which device each one gets, and the environment it needs.
 
 Decided in the kernel before any rank starts, so that a wrong argument is an error at once. GPUs are counted through
-NVML first: a laptop without one then never pays for importing torch in the kernel.
+NVML: the kernel never pays for importing torch.
 """
 
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from tplab.checks import ArgumentError, check_one_of
 from tplab.moved import say_new_names
@@ -49,19 +53,74 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def num_gpus() -> int:
-    """CUDA devices visible to this process (0 without an NVIDIA driver). Starts no CUDA context."""
-    import pynvml
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisibleGpu:
+    """A GPU that the ranks can use."""
+
+    name: str
+    """As the driver says it, ``NVIDIA H100 80GB HBM3``."""
+    memory_bytes: int
+    """Its memory, used or not."""
+
+
+def visible_gpus() -> tuple[VisibleGpu, ...]:
+    """The GPUs that torch can use, in its order where they are alike: none without an NVIDIA driver, or where torch is
+    a build for CPUs.
+
+    From NVML, without a CUDA context, and without torch: a notebook's kernel does not have it. As torch counts them
+    (``torch.cuda._device_count_nvml``, 2.13): ``CUDA_VISIBLE_DEVICES`` ends at the first entry that names none.
+    """
+    import pynvml as nvml
 
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    pynvml.nvmlShutdown()
-    # NVML counts the machine's GPUs; torch knows CUDA_VISIBLE_DEVICES and whether this build can use them.
-    import torch
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        if not handles or not _torch_is_for_cuda():
+            return ()
+        return tuple(
+            VisibleGpu(
+                name=str(nvml.nvmlDeviceGetName(handle)), memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total
+            )
+            for handle in _visible(nvml, handles)
+        )
+    finally:
+        nvml.nvmlShutdown()
 
-    return torch.cuda.device_count()
+
+def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
+    """Those that ``CUDA_VISIBLE_DEVICES`` names, by number or by the beginning of a UUID."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return handles
+    found: list[Any] = []
+    for entry in map(str.strip, asked.split(",")):
+        if entry.startswith("MIG-"):
+            named = [nvml.nvmlDeviceGetHandleByUUID(entry)]
+        elif entry.startswith("GPU-"):
+            named = [handle for handle in handles if str(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
+        else:
+            named = handles[int(entry) :][:1] if entry.isdecimal() else []
+        if len(named) != 1 or named[0] in found:
+            break
+        found += named
+    return found
+
+
+def _torch_is_for_cuda() -> bool:
+    """Whether the torch that ranks import was built with CUDA: said in its ``version.py``."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    said = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    return re.search(r"^cuda\b[^=]*=\s*['\"]", said, re.MULTILINE) is not None
+
+
+def num_gpus() -> int:
+    """How many :func:`visible_gpus` there are."""
+    return len(visible_gpus())
 
 
 def devices_of(num_ranks: int, backend: str) -> RankDevices:

@@ -4,6 +4,7 @@ style       colours, the figure card, the badge
 figures/    tidy frame in, plotly figure out
 panels/     ipywidgets around the public functions
 checks      what this machine can do, and what is wrong with it
+choice      what it offers the ranks of a notebook
 predict     the learner commits a number before anything runs
 exercises   stubs' checkers
 """
@@ -15,6 +16,8 @@ from tplab.lazy import lazy_names
 if TYPE_CHECKING:
     from tplab.lab.checks import preflight as preflight
     from tplab.lab.checks import preflight_table as preflight_table
+    from tplab.lab.choice import Choice as Choice
+    from tplab.lab.choice import choices as choices
     from tplab.lab.exercises import check_attention as check_attention
     from tplab.lab.exercises import check_chunk_choice as check_chunk_choice
     from tplab.lab.exercises import check_int8_all_reduce as check_int8_all_reduce

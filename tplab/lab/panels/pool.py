@@ -8,8 +8,10 @@ import ipywidgets as widgets
 
 from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterError, State
+from tplab.cluster.backends import devices_of
 from tplab.cluster.cluster import MAX_LOCAL_RANKS
 from tplab.lab import style
+from tplab.lab.choice import Choice, choices
 from tplab.lab.panels import html
 
 _STATE_WORDS = {
@@ -23,22 +25,34 @@ _SIZES = (1, 2, 3, 4, 8, 16)
 
 
 class Pool(widgets.VBox):
-    """The ranks a notebook's panels share: a chip with their state, the number of ranks, Start and Stop.
+    """The ranks a notebook's panels share: a chip with their state, how many there are, what they run on, Start and
+    Stop.
 
     ``pool.start()`` and ``pool.stop()`` are what the buttons do; ``pool.cluster`` is the running :class:`Cluster`
-    (started if need be), for cells that call ``cluster.run`` themselves.
+    (started if need be), for cells that call ``cluster.run`` themselves; ``pool.choice`` says what it runs on.
+
+    Args:
+        num_ranks: world size; the chip changes it.
+        backend: ``auto``, the best that the machine has, or ``gloo``, or ``nccl``; the chip changes it.
     """
 
     def __init__(self, num_ranks: int = 2, backend: str = "auto") -> None:
-        self._backend = backend
-        self._cluster: Cluster | None = None
+        self._cluster: Cluster | None = None  # first of all: what a failed call leaves is closed, too
+        backend = devices_of(check_count("num_ranks", num_ranks, least=1, most=MAX_LOCAL_RANKS), backend).backend
         self._size = widgets.Dropdown(
             layout=widgets.Layout(width="110px"),
             tooltip="World size of the next start",
         )
+        self._runs_on = widgets.Dropdown(
+            layout=widgets.Layout(width="210px"),
+            tooltip="What the ranks of the next start speak and compute on; cells that were sized for another have to "
+            "be run again",
+        )
         self._start = widgets.Button(description="Start", icon="play", tooltip="Start the ranks, or replace them")
         self._stop = widgets.Button(description="Stop", icon="stop", tooltip="End the ranks and what they run")
+        self._size.observe(lambda _: self._offer(), names="value")
         self.num_ranks = num_ranks
+        self._runs_on.value = backend
         for button in (self._start, self._stop):
             button.layout.width = "90px"
         self._chip = widgets.HTML()
@@ -46,7 +60,8 @@ class Pool(widgets.VBox):
         self._start.on_click(lambda _: self._launch())
         self._stop.on_click(lambda _: self.stop())
         row = widgets.HBox(
-            [self._size, self._start, self._stop, self._chip], layout=widgets.Layout(align_items="center")
+            [self._size, self._runs_on, self._start, self._stop, self._chip],
+            layout=widgets.Layout(align_items="center"),
         )
         super().__init__([row, self._detail])
         self.add_class("tplab-pool")
@@ -63,9 +78,23 @@ class Pool(widgets.VBox):
         self._size.value = value
 
     @property
+    def choice(self) -> Choice:
+        """What is chosen in the chip: the backend and its devices, for so many ranks. It counts from the next start."""
+        return next(each for each in self._choices if each.backend == self._runs_on.value)
+
+    def _offer(self) -> None:
+        """Offer what the machine has for the chosen number of ranks, and keep the backend that was chosen."""
+        before = self._runs_on.value
+        self._choices = choices(self.num_ranks)
+        self._runs_on.options = [(each.label, each.backend) for each in self._choices]
+        if before is not None:
+            self._runs_on.value = before
+
+    @property
     def cluster(self) -> Cluster:
-        """The running cluster; starts one of the chosen size if there is none, without waiting for it."""
-        if self._cluster is None or self._cluster.closed or self._cluster.num_ranks != self.num_ranks:
+        """The running cluster; starts one as chosen if there is none, without waiting for it."""
+        cluster, chosen = self._cluster, (self.num_ranks, self.choice.backend)
+        if cluster is None or cluster.closed or (cluster.num_ranks, cluster.backend) != chosen:
             self._launch()
         assert self._cluster is not None
         return self._cluster
@@ -83,7 +112,7 @@ class Pool(widgets.VBox):
         return self.cluster.badge
 
     def start(self) -> "Pool":
-        """Start fresh ranks of the chosen size and wait until they are ready."""
+        """Start fresh ranks as chosen and wait until they are ready."""
         self._launch()
         assert self._cluster is not None
         self._cluster.start()
@@ -101,7 +130,7 @@ class Pool(widgets.VBox):
 
     def _launch(self) -> None:
         self.stop()
-        self._cluster = Cluster(self.num_ranks, self._backend)
+        self._cluster = Cluster(self.num_ranks, self.choice.backend)
         # The cluster's thread must not keep the pool alive, or a dropped pool would never end its ranks.
         me = weakref.ref(self)
 
