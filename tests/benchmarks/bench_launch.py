@@ -1,6 +1,7 @@
 """How long until ranks have all-reduced something, and how long each further call takes: tplab beside its peers.
 
     python tests/benchmarks/bench_launch.py --ranks 2 4 --rounds 5
+    python tests/benchmarks/bench_launch.py --backend nccl --ranks 1 4     # bare and tplab only
 
 Every launcher all-reduces the same 1024 floats over gloo on this machine and brings the result of every rank, 4 KiB
 each, back to the caller, who checks it. Three numbers each:
@@ -28,6 +29,9 @@ imported its launcher. spawn, elastic_launch and notebook_launcher need torch in
 then, and notebook_launcher's forked ranks inherit it: its first result can come before bare's, whose ranks have yet to
 import torch. The callers of bare, tplab and ipyparallel need no torch. OMP_NUM_THREADS=1, and gloo keeps to the
 loopback interface. One all-reduce of each launcher before the first round is thrown away: it fills the page cache.
+
+With NCCL, bare ranks take their GPU's context, form the group on it and all-reduce, as tplab's ranks do. Where ranks
+share a GPU, both are told to look like hosts of their own (see ``tplab.cluster.backends``).
 
 The rounds interleave: all launchers take turns within a round, in an order that shifts from round to round, so that a
 busy spell of the machine hits all of them. Compare medians of one run of this program, not numbers of two runs.
@@ -65,6 +69,7 @@ LATER_CALLS_WARM = 30
 LATER_CALLS_COLD = 1
 SAMPLE_TIMEOUT_S = 120.0
 _TAG = "TPLAB_BENCH_SAMPLE"
+_BACKEND = "TPLAB_BENCH_BACKEND"
 
 
 # What runs on the ranks.
@@ -79,9 +84,10 @@ def all_reduce(
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size)
-    x = torch.full((num_elements,), dist.get_rank() + 1.0)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    x = torch.full((num_elements,), dist.get_rank() + 1.0, device=device)
     dist.all_reduce(x)
-    return x.numpy().tobytes()
+    return x.cpu().numpy().tobytes()
 
 
 def _tplab_rank(rank: Any) -> bytes:
@@ -114,15 +120,20 @@ import sys
 import torch
 import torch.distributed as dist
 from datetime import timedelta
-rank, world_size, port, fd = map(int, sys.argv[1:])
+rank, world_size, port, fd = map(int, sys.argv[1:5])
+backend, device = sys.argv[5], torch.device("cpu")
+if backend == "nccl":
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
 listen = dict(master_listen_fd=fd) if rank == 0 else dict()
 store = dist.TCPStore("127.0.0.1", port, world_size=world_size, is_master=rank == 0, wait_for_workers=False,
                       timeout=timedelta(seconds=60), **listen)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
+                        device_id=device if backend == "nccl" else None)
 while True:
-    x = torch.full(({NUM_ELEMENTS},), rank + 1.0)
+    x = torch.full(({NUM_ELEMENTS},), rank + 1.0, device=device)
     dist.all_reduce(x)
-    print("value", x.numpy().tobytes().hex(), flush=True)
+    print("value", x.cpu().numpy().tobytes().hex(), flush=True)
     if not sys.stdin.readline():
         break
 """
@@ -148,6 +159,9 @@ Caller = Generator[Outcome | None, None, None]
 
 
 def bare(n: int) -> Caller:
+    from tplab.cluster import backends  # light, and not part of the time
+
+    placement = backends.devices_of(n, _backend())
     yield None
     with ExitStack() as stack:
         ranks = []
@@ -156,13 +170,14 @@ def bare(n: int) -> Caller:
             listener.listen()
             port, fd = listener.getsockname()[1], listener.fileno()
             for rank in range(n):
-                command = [sys.executable, "-c", _BARE_RANK, *map(str, (rank, n, port, fd))]
+                command = [sys.executable, "-c", _BARE_RANK, *map(str, (rank, n, port, fd)), _backend()]
                 pass_fds = [fd] if rank == 0 else []
                 popen = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     pass_fds=pass_fds,
+                    env=backends.rank_environment(placement, rank, f"bare-{port}"),
                     start_new_session=True,
                     text=True,
                 )
@@ -173,6 +188,10 @@ def bare(n: int) -> Caller:
             for popen in ranks:
                 popen.stdin.write("again\n")
                 popen.stdin.flush()
+
+
+def _backend() -> str:
+    return os.environ.get(_BACKEND, "gloo")
 
 
 def _read_value(popen: "subprocess.Popen[str]") -> bytes:
@@ -191,7 +210,7 @@ def tplab(n: int) -> Caller:
     from tplab import Cluster
 
     yield None
-    with Cluster(n, backend="gloo") as cluster:
+    with Cluster(n, backend=_backend()) as cluster:
         while True:
             run = cluster.submit(_tplab_rank)
             values = run.result()
@@ -520,8 +539,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of ranks (default: 2 4)")
     parser.add_argument("--rounds", type=int, default=5, help="samples of each launcher (default: 5)")
     parser.add_argument(
-        "--only", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS), help="launchers (default: all)"
+        "--only", nargs="+", choices=LAUNCHERS, help="launchers (default: all with gloo, bare and tplab with nccl)"
     )
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="what ranks speak (default: gloo)")
     parser.add_argument("--later-calls", type=int, help="later calls per sample")
     parser.add_argument("--timeout", type=float, default=SAMPLE_TIMEOUT_S, help="seconds a sample may take")
     parser.add_argument("--json", type=Path, help="also write every sample to this file")
@@ -544,8 +564,9 @@ def main() -> None:
         loads.append(os.getloadavg()[0])
         print(f"{line} (load {loads[-1]:.1f})", flush=True)
 
+    os.environ[_BACKEND] = arguments.backend
     samples = measure(
-        arguments.only,
+        arguments.only or (list(LAUNCHERS) if arguments.backend == "gloo" else ["bare", "tplab"]),
         arguments.ranks,
         arguments.rounds,
         timeout=arguments.timeout,

@@ -125,6 +125,49 @@ def test_mesh(nccl_clusters):
     assert nccl_clusters(4).run(sums) == [[11, 101], [11, 1010], [1100, 101], [1100, 1010]]
 
 
+def test_phases_of_a_start(nccl_clusters):
+    for phases in nccl_clusters(2).launches[-1].values():
+        assert [*phases] == ["interpreter", "import torch", "context", "process group", "first collective"]
+        assert all(seconds >= 0 for seconds in phases.values())
+
+
+class TestResized:
+    def test_each_size_is_a_world(self, nccl_clusters):
+        whole = nccl_clusters(4)
+        pids = whole.pids
+        for n in (2, 4, 1, 2):
+            cluster = whole.resized(n)
+            assert cluster.run(total) == [[n * (n + 1) / 2]] * n
+            assert cluster.own_gpus == (n <= torch.cuda.device_count())
+        assert whole.pids == pids
+
+    def test_fault_on_some(self, nccl_clusters, assert_gone):
+        whole = nccl_clusters(4)
+        two = whole.resized(2)
+        two.run(total)
+        pids = whole.pids
+        with pytest.raises(RankTimeout):
+            two.run(lambda rank: wait_for_others(rank) if rank.index == 0 else None, timeout=1.0)
+        assert_gone(pids)
+        assert two.run(total) == [[3.0]] * 2
+        assert whole.run(total) == [[10.0]] * 4
+
+    def test_ranks_with_a_gpu_each_are_one_host_to_nccl(self, nccl_clusters):
+        """Else NCCL would take sockets between them. Told that there are GPUs enough, it finds that two share one."""
+        whole = nccl_clusters(4)
+        if not whole.shares_gpus or torch.cuda.device_count() > 1:
+            pytest.skip("needs ranks that share one GPU")
+        whole.run(lambda rank: setattr(torch.cuda, "device_count", lambda: 3))
+        with pytest.raises(RankError, match="Duplicate GPU"):
+            whole.resized(3).run(total)
+        assert whole.run(total) == [[10.0]] * 4
+
+    def test_beside_a_pool_of_gloo(self, pair):
+        with Cluster(2, "gloo") as cpu_ranks:
+            assert cpu_ranks.run(lambda rank: str(rank.device)) == ["cpu"] * 2
+            assert cpu_ranks.run(total) == pair.run(total) == [[3.0]] * 2
+
+
 def test_auto_picks_nccl():
     with Cluster(1) as cluster:
         assert cluster.backend == "nccl"

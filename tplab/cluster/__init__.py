@@ -10,7 +10,7 @@ wire        what crosses the socket between kernel and rank
 store       the keys through which ranks find each other, kept in the kernel; rank_store: the rank's side
 sockets     who owns the other end of a connection; neighbours: nobody else joins a process group
 late        what threads print after their run is over
-worker      the rank's side: a main loop in a fresh interpreter
+worker      the rank's side: a main loop in a fresh interpreter; context: its CUDA context, made meanwhile
 engine      the small protocol between the supervisor and whatever hosts the ranks
 output      an output stream of a rank, cut into lines
 keeper      the process between kernel and ranks, which outlives both

@@ -224,8 +224,9 @@ class Cluster:
 
     @property
     def launches(self) -> list[dict[int, dict[str, float]]]:
-        """For each start of the ranks so far: rank -> phase (``interpreter``, ``import torch``, ``process group``)
-        -> seconds."""
+        """For each start of the ranks so far: rank -> phase -> seconds, in order: ``interpreter``, ``import torch``,
+        ``process group``. On GPUs ``context`` before that (what was left of it, for it is made while torch is imported)
+        and ``first collective`` after it, in which NCCL connects the ranks."""
         return list(self._supervisor.launches)
 
     @property

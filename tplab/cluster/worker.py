@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
 from tplab.cluster.channel import RankChannel, encode
+from tplab.cluster.context import begin_context
 from tplab.cluster.late import Ledger, tag_output
 from tplab.cluster.neighbours import Intruder, check_all, guard_groups
 
@@ -83,6 +84,8 @@ class Worker:
                 self._execute(worlds, setup.device, self._calls.get())
 
     def _join(self, setup: Setup, phases: list[tuple[str, float]]) -> "Worlds":
+        on_gpu = setup.device != "cpu"
+        context = begin_context(setup.device) if on_gpu else None
         import torch
 
         from tplab.cluster.rank import Rank
@@ -91,12 +94,20 @@ class Worker:
 
         phases.append(("import torch", time.monotonic()))
         device = torch.device(setup.device)
-        if device.type == "cuda":
+        if context is not None:
+            context.join()
             torch.cuda.set_device(device)
+            phases.append(("context", time.monotonic()))
         self._store = KernelStore(self._send, timedelta(seconds=setup.start_timeout))
         self._groups_made = guard_groups(self._store)
         group = join(setup.backend, self._store, setup.index, setup.world_size, device)
         phases.append(("process group", time.monotonic()))
+        if on_gpu:  # NCCL connects now: a bad link is an error of the start, and the first run need not wait for it
+            torch.distributed.all_reduce(torch.zeros(1, device=device))
+            _settle(setup.device)
+            if setup.shares_gpus:
+                check_all()
+            phases.append(("first collective", time.monotonic()))
         nccl = torch.cuda.nccl.version() if setup.backend == "nccl" else ()  # type: ignore[no-untyped-call]
         facts = {
             "torch_version": str(torch.__version__),  # the bare TorchVersion would import torch in the kernel
