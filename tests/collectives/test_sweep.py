@@ -53,6 +53,10 @@ pytestmark = pytest.mark.timeout(120)
             "sizes must be multiples of 128 bytes for symmetric-two-shot; got 1088",
         ),
         (
+            {"algorithms": ["pushed-one-shot"], "backend": "nccl", "sizes": [1 << 20]},
+            "sizes must begin below 256 KiB for pushed-one-shot alone",
+        ),
+        (
             {"algorithms": ["symmetric-two-shot"], "backend": "nccl", "shares_gpus": True},
             "need a GPU per rank, and this cluster has ranks that share a GPU",
         ),
@@ -66,6 +70,15 @@ def test_bad_input_is_named(arguments: dict[str, object], names: str) -> None:
 def test_the_plan_names_what_the_ranks_have() -> None:
     """Two lists, because the plan is made where there is no torch."""
     assert tuple(timing.IMPLEMENTATIONS) == ALGORITHMS
+
+
+def test_one_step_has_rows_of_small_messages_only() -> None:
+    points = plan_sweep(algorithms=["library", "pushed-one-shot"], sizes=[1 << 18, 1 << 19], backend="nccl")
+    assert [(point.algorithm, point.num_elements) for point in points] == [
+        ("library", 1 << 16),
+        ("library", 1 << 17),
+        ("pushed-one-shot", 1 << 16),
+    ]
 
 
 def test_iterations_fall_with_size_and_are_the_same_everywhere() -> None:

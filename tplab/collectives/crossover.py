@@ -23,11 +23,9 @@ import pandas as pd
 from tplab.checks import check_count
 from tplab.collectives.cost import Curve
 from tplab.collectives.engine_thresholds import KINDS, EngineRule
-from tplab.collectives.sweep_plan import ITEMSIZES
+from tplab.collectives.sweep_plan import INEXACT, ITEMSIZES
 from tplab.shown import listed
 
-INEXACT = ("int8-two-shot", "fp8-two-shot")
-"""Algorithms that change the numbers: not in a race with those that do not."""
 _ONE_OF = ("num_ranks", "launch_mode", "dtype", "backend", "device", "link")
 """Columns in which the rows of a comparison agree."""
 _BF16_BYTES = 2

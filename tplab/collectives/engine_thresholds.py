@@ -22,8 +22,8 @@ from tplab.checks import check_count
 KIB, MIB = 1 << 10, 1 << 20
 ENGINES = ("vLLM", "SGLang", "TensorRT-LLM")
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "one-shot": ("symmetric-one-shot",),
-    "two-shot": ("symmetric-two-shot",),
+    "one-shot": ("pushed-one-shot", "symmetric-one-shot"),
+    "two-shot": ("pushed-two-shot", "symmetric-two-shot"),
     "NCCL": ("library",),
 }
 """What an engine can choose -> algorithms of the sweep that take the same steps."""

@@ -31,7 +31,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MOST_BLOCKS = tl.constexpr(256)
 """Blocks of a launch, at most."""
-MOST_RANKS = 8
 FLOAT32, BFLOAT16, FLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 # Thread t signals to peer t and waits for peer t's signal. All in one piece, as a layout of Triton's may give an
@@ -211,7 +210,20 @@ def one_shot_kernel(
     x, out, table, epochs, num_words, polls, KIND: tl.constexpr, RANK: tl.constexpr, N: tl.constexpr,
     SLOT: tl.constexpr, BLOCK: tl.constexpr, PACK: tl.constexpr, PHASE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """``out`` = the sum of ``x`` over the ranks. A block has BLOCK words. Phases: 1 push, 2 take and add."""
+    """``out`` = the sum of ``x`` over the ranks. Phases: 1 push, 2 take and add.
+
+    Args:
+        x, out: words.
+        table: address of every rank's memory.
+        epochs: calls so far, for each block.
+        num_words: of ``x``.
+        polls: looks at a flag before the kernel traps.
+        KIND: dtype.
+        RANK, N: this rank, and how many there are.
+        SLOT: room for a sender, in words.
+        BLOCK, PACK: words of a block, and those a thread polls at once.
+        PHASE, PDL: see above; whether the kernel starts before the last one has ended.
+    """
     follow(PDL)
     epoch = tl.load(epochs + tl.program_id(0)) + 1
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -235,7 +247,13 @@ def add_rms_norm_kernel(
 ):  # fmt: skip
     """``hidden`` = residual + the sum of ``x`` over the ranks; ``normed`` = its RMSNorm times (shift + weight).
 
-    A block has a row, of ``num_words`` at most BLOCK. Phases as in ``one_shot_kernel``.
+    A block has a row.
+
+    Args:
+        x, residual, weight, hidden, normed: words.
+        num_words: of a row, at most BLOCK.
+        eps, shift: added to the mean square, and to the weights.
+        table, epochs, polls, KIND, RANK, N, SLOT, BLOCK, PACK, PHASE, PDL: as in ``one_shot_kernel``.
     """
     column = tl.arange(0, BLOCK)
     inside = column < num_words
@@ -280,8 +298,14 @@ def two_shot_kernel(
 ):  # fmt: skip
     """``out`` = the sum of ``x`` over the ranks; each adds up ``chunk`` words and sends them to all.
 
-    ``flags``, ``inbox`` and ``results`` are offsets in bytes in everybody's shared memory. Phases: 1 push the chunks to
-    those who add them up, 2 add and push the sums, 3 take them.
+    Phases: 1 push the chunks to those who add them up, 2 add and push the sums, 3 take them.
+
+    Args:
+        x, out: words; may be the same.
+        num_words, chunk: of ``x``, and of a rank's part.
+        flags, inbox, results: offsets in bytes in everybody's memory.
+        BLOCK: words that a block moves at a time.
+        table, epochs, polls, KIND, RANK, N, PHASE: as in ``one_shot_kernel``.
     """
     epoch = tl.load(epochs + tl.program_id(0)) + 1
     step = tl.num_programs(0) * BLOCK

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tplab.checks import ArgumentError, check_count, check_one_of
+from tplab.collectives.sweep_plan import MOST_ONE_SHOT_BYTES
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from tplab.cluster import Rank
+
 MOST_RANKS = 8
 """Ranks that the kernels are made for: the GPUs of a host."""
-MOST_ONE_SHOT_BYTES = 256 << 10
-"""The largest one-shot message, and the largest (T, D) of :func:`all_reduce_add_rms_norm`."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of the tensors, in the order of the kernels' ``KIND``."""
 NARROW = ("int8", "fp8")
@@ -108,6 +109,18 @@ class PeerMemory:
 
     def _launch(self) -> dict[str, Any]:
         return {"table": self.table, "epochs": self.epochs, "polls": self.most_polls, "RANK": self.index}
+
+
+def memory_of(rank: "Rank", group: "ProcessGroup", most_bytes: int) -> PeerMemory:
+    """The memory that this rank shares with ``group``: what there is, or a longer one; see :meth:`PeerMemory.over`.
+
+    Lives on the rank until ranks are replaced: the survivors' view of the others' memory is then gone, too.
+    """
+    key = ("tplab.collectives.peer_memory", group.group_name)
+    memory: PeerMemory | None = rank.store.get(key)
+    if memory is None or memory.most_bytes < most_bytes:
+        rank.store[key] = memory = PeerMemory.over(group, rank.device, most_bytes)
+    return memory
 
 
 def one_shot(

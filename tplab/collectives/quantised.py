@@ -117,27 +117,37 @@ def dequantise(message: torch.Tensor, length: int, scale_group: int = SCALE_GROU
 
 
 def error_bound(
-    addends: Sequence[torch.Tensor], owner: int, scale_group: int = SCALE_GROUP, *, dtype: torch.dtype = torch.float32
+    addends: Sequence[torch.Tensor],
+    owner: int,
+    scale_group: int = SCALE_GROUP,
+    *,
+    dtype: torch.dtype = torch.float32,
+    narrow: str = "int8",
 ) -> torch.Tensor:
     """What no element of a chunk's sum is off by more than: float64, as long as the chunk.
 
-    Rounding to a scale is off by half of it: ``max |group| / 254``. That happens once to each addend but the owner's,
-    and once to their sum; float32 rounding and that of the result's ``dtype`` come on top.
+    Rounding to a scale is off by half of it: ``max |group| / 254``; rounding to e4m3 by half of its largest step, 16 of
+    448: ``max |group| / 28``. That happens once to each addend but the owner's, and once to their sum; float32 rounding
+    and that of the result's ``dtype`` come on top.
 
     Args:
         addends: the chunk of each rank, (C,), in rank order.
         owner: the rank that adds this chunk up.
+        scale_group: elements per scale.
+        dtype: of the result.
+        narrow: what is sent, ``int8`` or ``fp8`` (e4m3).
     """
+    off_by = {"int8": 1 / (2 * _LEVELS), "fp8": 1 / 28}[narrow]
     rounded = [addend.double() for addend in addends]
     off = sum(
-        (_group_max(addend, scale_group) / (2 * _LEVELS) for rank, addend in enumerate(rounded) if rank != owner),
+        (_group_max(addend, scale_group) * off_by for rank, addend in enumerate(rounded) if rank != owner),
         start=torch.zeros_like(rounded[owner]),
     )
     total = torch.stack(rounded).sum(0)
     largest = _group_max(total.abs() + off, scale_group)
     rounding = len(addends) * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps
     magnitude = torch.stack(rounded).abs().sum(0) + largest
-    return off + largest / (2 * _LEVELS) + rounding * magnitude
+    return off + largest * off_by + rounding * magnitude
 
 
 def _group_max(x_N: torch.Tensor, scale_group: int) -> torch.Tensor:

@@ -65,8 +65,17 @@ def quantised_two_shot_kernel(
 ):  # fmt: skip
     """``out`` = nearly the sum of ``x`` over the ranks, with the same bits on all of them.
 
-    ``flags``, ``inbox`` and ``results`` are offsets in bytes in everybody's shared memory; the last two begin with a
-    byte per element of n chunks, and their scales come ``scales`` bytes later. Phases as in ``two_shot_kernel``.
+    Phases as in ``two_shot_kernel``.
+
+    Args:
+        x, out: numbers; may be the same.
+        num_elements, chunk: of ``x``, and of a rank's part.
+        flags, inbox, results: offsets in bytes in everybody's memory; the last two begin with a byte per element of n
+            chunks.
+        scales: bytes from there to their scales.
+        FP8: e4m3; otherwise int8.
+        ROWS: groups that a block moves at a time.
+        table, epochs, polls, RANK, N, PHASE: as in ``one_shot_kernel``.
     """
     epoch = tl.load(epochs + tl.program_id(0)) + 1
     step = tl.num_programs(0) * ROWS * _GROUP

@@ -14,8 +14,14 @@ ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4
 MODES = ("eager", "graph")
 _MOST_BYTES = 1 << 40
 """Most bytes of a message on the command line: beyond the memory of any rank."""
-ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot")
-"""torch's CUDA kernels over memory that GPUs share; they need one GPU per rank."""
+PUSHED = ("pushed-one-shot", "pushed-two-shot", "pushed-int8", "pushed-fp8")
+"""Our kernels (``peer_memory``), which write into the memory of other GPUs; the last two are quantised."""
+ON_SYMMETRIC_MEMORY = ("symmetric-one-shot", "symmetric-two-shot", *PUSHED)
+"""torch's CUDA kernels over memory that GPUs share, and ours; they need one GPU per rank."""
+INEXACT = ("int8-two-shot", "pushed-int8", "pushed-fp8")
+"""Algorithms that change the numbers: not in a race with those that do not."""
+MOST_ONE_SHOT_BYTES = 256 << 10
+"""The largest message of ``pushed-one-shot``: beyond, two-shot is faster everywhere, and sweeps have no such rows."""
 _OF_MESSAGES = ("ring", "two-shot", "one-shot", "recursive-doubling")
 """Ours, exact, of point-to-point messages."""
 _SYMMETRIC_BYTES = 128
@@ -25,10 +31,11 @@ ALGORITHMS = (
     *("library", "ring", "two-shot", "one-shot", "recursive-doubling", "int8-two-shot"),
     *ON_SYMMETRIC_MEMORY,
 )
-"""Names of all-reduces: the backend's own choice, ours, and torch's symmetric-memory kernels."""
+"""Names of all-reduces: the backend's own choice, ours of messages, and kernels over symmetric memory."""
 _DTYPES_OF = {
     "int8-two-shot": ("float32", "bfloat16", "float16", "float64"),
     **dict.fromkeys(ON_SYMMETRIC_MEMORY, ("bfloat16", "float32")),
+    **dict.fromkeys(PUSHED, ("bfloat16", "float32", "float16")),
 }
 """Dtypes of the algorithms that do not take all."""
 DEFAULT_SIZES = tuple(1 << power for power in range(10, 27))
@@ -69,7 +76,7 @@ def plan_sweep(
     """The rows of a sweep, in the order they are measured. Raises ``ValueError`` naming a bad argument.
 
     Args:
-        sizes: message sizes in bytes, rising.
+        sizes: message sizes in bytes, rising. ``pushed-one-shot`` has rows up to 256 KiB only.
         dtypes: names of torch dtypes.
         algorithms: ``library`` (the backend's own all-reduce) or one of ours.
         mode: ``eager`` or, on GPUs, ``graph``: the all-reduce captured in a CUDA graph.
@@ -105,6 +112,8 @@ def plan_sweep(
             raise ArgumentError("sizes", size, f"must be multiples of {_SYMMETRIC_BYTES} bytes for {', '.join(shared)}")
     if not sizes or any(after <= before for before, after in pairwise(sizes)):
         raise ArgumentError("sizes", sizes, "must rise, each larger than the one before, and be one at least")
+    if set(algorithms) == {PUSHED[0]} and sizes[0] > MOST_ONE_SHOT_BYTES:
+        raise ArgumentError("sizes", sizes, f"must begin below {MOST_ONE_SHOT_BYTES >> 10} KiB for {PUSHED[0]} alone")
     return [
         Point(
             algorithm=algorithm,
@@ -116,6 +125,7 @@ def plan_sweep(
         for algorithm in algorithms
         for dtype in dtypes
         for size in sizes
+        if algorithm != PUSHED[0] or size <= MOST_ONE_SHOT_BYTES
     ]
 
 

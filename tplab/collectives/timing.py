@@ -4,17 +4,18 @@ Imported by the ranks.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from tplab.collectives import symmetric
+from tplab.collectives import peer_memory, symmetric
 from tplab.collectives.one_shot import one_shot_all_reduce
 from tplab.collectives.quantised import int8_all_reduce
 from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
 from tplab.collectives.ring import ring_all_reduce
-from tplab.collectives.sweep_plan import ON_SYMMETRIC_MEMORY, Point
+from tplab.collectives.sweep_plan import ITEMSIZES, ON_SYMMETRIC_MEMORY, PUSHED, Point
 from tplab.collectives.two_shot import two_shot_all_reduce
 from tplab.measure.sampler import WARM_UPS, collective_sampler
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from tplab.cluster import Rank
 
-AllReduce = Callable[[torch.Tensor, "ProcessGroup"], None]
+AllReduce = Callable[[torch.Tensor, Any], Any]
+"""Sums a tensor in place, over a process group; those of ``PUSHED`` over a ``PeerMemory``."""
+_LARGEST_ROUNDING = {"int8-two-shot": 1 / 127, "pushed-int8": 1 / 127, "pushed-fp8": 1 / 28}
+"""Quantised algorithms: a step of int8, or half a step of e4m3, over the largest number of a group."""
 
 
 def _library(tensor: torch.Tensor, group: "ProcessGroup") -> None:
@@ -39,6 +43,10 @@ IMPLEMENTATIONS: dict[str, AllReduce] = {
     "int8-two-shot": int8_all_reduce,
     "symmetric-one-shot": symmetric.symmetric_one_shot,
     "symmetric-two-shot": symmetric.symmetric_two_shot,
+    "pushed-one-shot": peer_memory.one_shot,
+    "pushed-two-shot": peer_memory.two_shot,
+    "pushed-int8": peer_memory.quantised_two_shot,
+    "pushed-fp8": partial(peer_memory.quantised_two_shot, narrow="fp8"),
 }
 
 _ROUNDS = 3
@@ -92,6 +100,12 @@ class _Inputs:
             else:
                 target = torch.empty_like(source[:longest])
             self._buffers[dtype] = source, target
+        pushed = [point.num_elements * ITEMSIZES[point.dtype] for point in points if point.algorithm in PUSHED]
+        self._memory = peer_memory.memory_of(rank, rank.group, max(pushed)) if pushed else None
+
+    def group(self, point: Point) -> Any:
+        """What ``point``'s algorithm runs over."""
+        return self._memory if point.algorithm in PUSHED else self._rank.group
 
     def source(self, point: Point, index: int) -> torch.Tensor:
         """What rank ``index`` brings to ``point``."""
@@ -102,19 +116,20 @@ class _Inputs:
         return self._buffers[point.dtype][1][: point.num_elements]
 
     def check(self, point: Point) -> bool:
-        """Whether this rank's buffer holds the sum over all ranks: exactly, or, in int8, to a step of its scale."""
+        """Whether this rank's buffer holds the sum over all ranks: exactly, or, quantised, to a step of its scale."""
         want = self.source(point, 0)
         for index in range(1, self._rank.world_size):
             want = want + self.source(point, index)
-        if point.algorithm == "int8-two-shot":
-            # Numbers up to 8 from each rank: half a step of at most 8/127 each, and of their sum's scale.
+        if point.algorithm in _LARGEST_ROUNDING:
+            # Numbers up to 8 from each rank: rounded each, and their sum.
             most = (self.target(point).float() - want.float()).abs().max()
-            return bool(most <= 16 * self._rank.world_size / 127 + 0.1)
+            return bool(most <= 16 * self._rank.world_size * _LARGEST_ROUNDING[point.algorithm] + 0.1)
         return torch.equal(self.target(point), want)
 
 
 def _sampler(rank: "Rank", point: Point, inputs: _Inputs) -> Callable[[], float]:
     """Refills the buffer, lines the ranks up, and gives one time in microseconds."""
     reduce, x, mine = IMPLEMENTATIONS[point.algorithm], inputs.target(point), inputs.source(point, rank.index)
-    refill, call = (lambda: x.copy_(mine)), (lambda: reduce(x, rank.group))
+    group = inputs.group(point)
+    refill, call = (lambda: x.copy_(mine)), (lambda: reduce(x, group))
     return collective_sampler(rank, call, before=refill, graph=point.mode == "graph")
