@@ -76,6 +76,19 @@ def test_formulas_written_out() -> None:
     assert at("tree", 2) == pytest.approx(2 * 5 + 10)
 
 
+def test_formulas_with_a_link_for_every_pair() -> None:
+    """a = 1 ms, B = 0.1 GB/s, 1e6 bytes, 4 ranks: 10 ms to send it once, 2.5 ms a quarter."""
+
+    def at(algorithm: str, ports: int) -> float:
+        return time_us(algorithm, 1_000_000, 4, alpha_us=1000, beta_GBps=0.1, ports=ports)
+
+    assert at("two-shot", 1) == pytest.approx(2 * 1000 + 1.5 * 10_000)
+    assert at("two-shot", 3) == at("two-shot", 8) == pytest.approx(2 * (1000 + 2500))
+    assert at("one-shot", 3) == pytest.approx(1000 + 10_000)
+    for algorithm in ("ring", "tree", "recursive-doubling"):
+        assert at(algorithm, 3) == at(algorithm, 1)
+
+
 def test_formulas_of_other_collectives() -> None:
     def at(collective: str, algorithm: str) -> float:
         return time_us(algorithm, 1_000_000, 8, alpha_us=5, beta_GBps=100, collective=collective)

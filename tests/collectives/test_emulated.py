@@ -18,6 +18,7 @@ import torch.distributed as dist
 from tplab import Cluster
 from tplab.cluster import RankError
 from tplab.collectives.emulated import ALGORITHMS, EmulatedGroup, EmulatedLink, LinkTable
+from tplab.collectives.emulated_sweep import measure_emulated
 from tplab.measure import link_text
 
 SLOW = EmulatedLink(latency_us=4000, bandwidth_GBps=0.05)
@@ -191,6 +192,32 @@ def tell_lateness(rank: Any, links: Any) -> tuple[float, list[Any]]:
     handle.wait()  # again: nothing
     assert handle.late_us is not None
     return handle.late_us, list(emulated.deliveries)
+
+
+def test_measured_all_reduces_follow_their_formulas(cluster3: Cluster) -> None:
+    """Never sooner: each of three ranks sends two-shot's pieces over two links at once, and so says the formula."""
+    frame = measure_emulated(cluster3, SLOW, sizes=[1 << 12, 1 << 18], algorithms=["ring", "two-shot"])
+    assert frame["correct"].all()
+    assert len(frame) == 4
+    for row in frame.itertuples():
+        print(f"\n{row.algorithm}, {row.bytes} bytes: {row.p50_us:.0f} us, by formula {row.formula_us:.0f} us")
+        assert row.p50_us >= row.formula_us - CLOCK_GRAIN_US, "early"
+    assert frame["error_pct"].min() < 100 * (MOST_OVER - 1)
+
+
+def test_line_up_lets_all_go_at_once(cluster2: Cluster) -> None:
+    def meet(rank: Any) -> list[float]:
+        group = EmulatedGroup(rank.group, SLOW)
+        times = []
+        for _ in range(20):
+            time.sleep(0.003 * rank.index)
+            group.line_up()
+            times.append(time.monotonic() * 1e6)
+        return times
+
+    apart = [abs(a - b) for a, b in zip(*cluster2.run(meet), strict=True)]
+    print(f"\napart: median {statistics.median(apart):.0f} us, least {min(apart):.0f} us")
+    assert min(apart) < 30
 
 
 def test_link_faster_than_gloo_says_how_late_it_was(cluster2: Cluster) -> None:

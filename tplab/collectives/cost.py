@@ -194,7 +194,14 @@ def leave_out_error(sizes: Iterable[float], times_us: Iterable[float]) -> Errors
 
 
 def time_us(
-    algorithm: str, nbytes: float, n: int, alpha_us: float, beta_GBps: float, collective: str = "all-reduce"
+    algorithm: str,
+    nbytes: float,
+    n: int,
+    alpha_us: float,
+    beta_GBps: float,
+    collective: str = "all-reduce",
+    *,
+    ports: int = 1,
 ) -> float:
     """Time of one call by formula: ``steps · a + bytes that follow one another / B``. 0 on one rank.
 
@@ -217,6 +224,8 @@ def time_us(
         n: ranks.
         alpha_us: a, latency of one message.
         beta_GBps: B, bandwidth of one rank in one direction.
+        ports: links of B each over which a rank sends at once, up to n-1 where every pair has its own: one-shot and
+            two-shot then wait for their bytes that many times less.
 
     Sources: Thakur, Rabenseifner and Gropp 2005 (recursive doubling and the a, B notation); Patarasuk and Yuan 2009
     (ring); Sanders, Speck and Träff 2009 (two trees). One-shot and two-shot are sums of their sends.
@@ -227,6 +236,8 @@ def time_us(
     per_byte = max(unit.sent_max, unit.received_max)
     if algorithm == "recursive-doubling":
         per_byte = unit.steps  # folding in and out load different directions, but never at the same time
+    if algorithm in ("one-shot", "two-shot"):
+        per_byte /= max(1, min(check_count("ports", ports, least=1), n - 1))
     return unit.steps * link.alpha_us + per_byte * link.transfer_us(nbytes)
 
 

@@ -31,8 +31,8 @@ def measure_emulated(
         iterations: samples of each size.
 
     Returns one row per ``algorithm`` and ``bytes``: ``p50_us`` of the slowest rank, ``formula_us`` of the same
-    algorithm with the link's alpha and beta (whole chunks), ``error_pct``, ``correct``, and the provenance, whose
-    ``link`` is the declared one.
+    algorithm with the link's alpha and beta (whole chunks; every two ranks have a link), ``error_pct``, ``correct``,
+    and the provenance, whose ``link`` is the declared one.
 
     Raises ``ValueError`` for a cluster without gloo.
     """
@@ -41,7 +41,8 @@ def measure_emulated(
     run.result()
     rows = []
     for (algorithm, nbytes), samples in samples_of(run.reports, cluster.num_ranks).items():
-        formula = time_us(algorithm, nbytes, cluster.num_ranks, link.latency_us, link.bandwidth_GBps)
+        n = cluster.num_ranks
+        formula = time_us(algorithm, nbytes, n, link.latency_us, link.bandwidth_GBps, ports=max(1, n - 1))
         rows.append(
             {
                 "algorithm": algorithm,
@@ -60,18 +61,18 @@ def _time_emulated(rank: "Rank", link: EmulatedLink, algorithms: list[str], size
     import torch
 
     from tplab.collectives.emulated import EmulatedGroup
-    from tplab.measure.sampler import WARM_UPS, collective_sampler
+    from tplab.measure.clock import timed
+    from tplab.measure.sampler import WARM_UPS
 
     group = EmulatedGroup(rank.group, link)
     for algorithm in algorithms:
         for nbytes in sizes:
             x = torch.empty(nbytes // 4)
             want = torch.full_like(x, sum(range(1, rank.world_size + 1)))
-            sample = collective_sampler(
-                rank, partial(group.all_reduce, x, algorithm), before=partial(x.fill_, rank.index + 1.0)
-            )
             us, right = [], []
             for _ in range(WARM_UPS + iterations):
-                us.append(sample())
+                x.fill_(rank.index + 1.0)
+                group.line_up()
+                us.append(timed(partial(group.all_reduce, x, algorithm))[0])
                 right.append(torch.equal(x, want))
             rank.report(samples={(algorithm, nbytes): us[WARM_UPS:]}, correct=all(right))
