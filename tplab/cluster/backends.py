@@ -58,9 +58,9 @@ class VisibleGpu:
     """A GPU that the ranks can use."""
 
     name: str
-    """As the driver says it, ``NVIDIA H100 80GB HBM3``."""
+    """Name that the driver gives it, ``NVIDIA H100 80GB HBM3``."""
     memory_bytes: int
-    """Its memory, used or not."""
+    """Bytes of its memory, used or not."""
 
 
 def visible_gpus() -> tuple[VisibleGpu, ...]:

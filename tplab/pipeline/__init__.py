@@ -17,6 +17,7 @@ What it does cost (on a cluster):
   executor      one rank's row, interpreted; stages and clock are its parts
   channels      messages in the table's order, over routes
   split_backward  I and W, from one graph
+  blocks        stages of a real model's shape
   cases         several tables in one run
   serving       prefill, chunked prefill and decoding ring: formula, simulation, run
 Both give a
@@ -32,6 +33,8 @@ from tplab.lazy import lazy_names
 if TYPE_CHECKING:
     from tplab.pipeline.article import PipelineConfig as PipelineConfig
     from tplab.pipeline.article import PipelineScheduler as PipelineScheduler
+    from tplab.pipeline.blocks import BlockStages as BlockStages
+    from tplab.pipeline.blocks import block_stages as block_stages
     from tplab.pipeline.build import SCHEDULES as SCHEDULES
     from tplab.pipeline.build import build_schedule as build_schedule
     from tplab.pipeline.cases import case_traces as case_traces

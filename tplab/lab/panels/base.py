@@ -15,6 +15,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Report, Run, RunStopped
+from tplab.lab.choice import Choice
 from tplab.lab.panels import html
 from tplab.lab.panels.controls import NamedControls, Settings, panel
 from tplab.lab.panels.figure_view import FigureView
@@ -74,6 +75,7 @@ class RunPanel(widgets.VBox):
         left = [*self._named.values(), buttons, self._progress, self._phase]
         right = [self._ribbon, self._error, *([self._look] if views else []), self._view, self._below]
         super().__init__(panel(title, left, right))
+        pool.on_choice(self.suit)
         # For user style sheets and for tests that look at the page.
         self.add_class("tplab-panel")
         for widget, name in (
@@ -95,6 +97,9 @@ class RunPanel(widgets.VBox):
         self._named.check(settings)
         self._named.put(settings)
         return self
+
+    def suit(self, choice: Choice) -> None:
+        """Offer what suits the pool's ranks: called at the beginning, and when the pool's chip changes."""
 
     @abstractmethod
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:

@@ -1,7 +1,8 @@
 """The live panels of notebook 05: a schedule on real ranks, and inference pipelines.
 
-Stages wait declared times instead of computing (``emulated compute``, on the badge): with more ranks than cores real
-ones would take the cores from each other. Ranks, messages and the order of work are real.
+On GPUs of their own ranks compute: blocks of a real model's shape. Elsewhere stages wait declared times instead
+(``emulated compute``, on the badge): with more ranks than cores, or several on a GPU, real ones would take the
+processors from each other. Ranks, messages and the order of work are real.
 """
 
 from typing import Any
@@ -13,14 +14,16 @@ import plotly.graph_objects as go
 
 from tplab.checks import ArgumentError
 from tplab.cluster import Cluster, Run
+from tplab.lab.choice import Choice
 from tplab.lab.figures.pipeline import explain_pipeline, gantt
 from tplab.lab.figures.pipeline_curves import decode_figure, explain_serving, prefill_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.pipeline.blocks import block_stages
 from tplab.pipeline.build import SCHEDULES, build_schedule
-from tplab.pipeline.costs import Costs
+from tplab.pipeline.costs import Costs, measured_costs
 from tplab.pipeline.job import RunPlan
 from tplab.pipeline.run import MeasuredTrace, run_trace, submit_schedule
 from tplab.pipeline.serving import (
@@ -35,6 +38,7 @@ from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 
 _MESSAGE_BYTES = 4096
+_WAIT, _COMPUTE = "wait", "compute"
 
 
 def _slider(value: int, low: int, high: int, text: str, step: int = 1) -> Any:
@@ -55,35 +59,51 @@ class PipelinePanel(RunPanel):
                 "schedule": widgets.Dropdown(options=SCHEDULES, value=schedule, description="schedule", **wide(92)),
                 "m": _slider(m, 1, 32, "m micro-b."),
                 "v": _slider(2, 1, 4, "v chunks"),
+                "stages": widgets.Dropdown(options=(_WAIT, _COMPUTE), description="stages", **wide(92)),
                 "forward_ms": _slider(20, 2, 100, "F = I = W ms"),
                 "hop_ms": _slider(2, 0, 50, "hop ms"),
             },
             height=560,
         )
-        self._drawn: WeakKeyDictionary[Run[Any], tuple[RunPlan, Trace]] = WeakKeyDictionary()
+        self._drawn: WeakKeyDictionary[Run[Any], RunPlan] = WeakKeyDictionary()
         self.simulated: Trace | None = None
         self.trace: MeasuredTrace | None = None
+
+    def suit(self, choice: Choice) -> None:
+        stages = self._named["stages"]
+        stages.options = (_WAIT, _COMPUTE) if choice.on_gpus else (_WAIT,)
+        stages.value = choice.pick(cpu=_WAIT, shared=_WAIT, own=_COMPUTE)
+        # Links are emulated over gloo: elsewhere they are the ranks' own.
+        self._named["hop_ms"].disabled = choice.on_gpus
+        if choice.on_gpus:
+            self._named["hop_ms"].value = 0
+        self._blocks = block_stages(choice.memory_GB)
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
         name = settings["schedule"]
         v = settings["v"] if name == "interleaved" else 1
         schedule = build_schedule(name, cluster.num_ranks, settings["m"], v)
-        seconds = settings["forward_ms"] * 1e-3
-        costs = Costs(
-            forward_s=seconds,
-            input_grad_s=seconds,
-            weight_grad_s=seconds,
-            hop_s=settings["hop_ms"] * 1e-3,
-            message_bytes=_MESSAGE_BYTES,
-        )
-        plan, simulated = RunPlan(schedule=schedule, stage=costs), simulate(schedule, costs)
+        if settings["stages"] == _COMPUTE:
+            plan = self._blocks.plan(schedule)
+        else:
+            seconds = settings["forward_ms"] * 1e-3
+            costs = Costs(
+                forward_s=seconds,
+                input_grad_s=seconds,
+                weight_grad_s=seconds,
+                hop_s=settings["hop_ms"] * 1e-3,
+                message_bytes=_MESSAGE_BYTES,
+            )
+            plan = RunPlan(schedule=schedule, stage=costs)
         run = submit_schedule(cluster, plan, on_report=self.on_report)
-        self._drawn[run] = plan, simulated  # by run: the one before may still be drawn
+        self._drawn[run] = plan  # by run: the one before may still be drawn
         return run
 
     def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        plan, self.simulated = self._drawn[run]
+        plan = self._drawn[run]
         self.trace = run_trace(plan, run.reports, cluster.provenance)
+        costs = plan.stage if isinstance(plan.stage, Costs) else measured_costs(self.trace)
+        self.simulated = simulate(plan.schedule, costs)
         figure = gantt(self.simulated, self.trace)
         self._view.layout.min_height = f"{figure.layout.height}px"
         return figure, html.quiet(explain_pipeline(self.simulated, self.trace))

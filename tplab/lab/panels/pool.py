@@ -1,6 +1,7 @@
 """The pool: the ranks of a notebook as a chip with Start and Stop."""
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -37,6 +38,7 @@ class Pool(widgets.VBox):
     """
 
     def __init__(self, num_ranks: int = 2, backend: str = "auto") -> None:
+        self._told: list[Callable[[Choice], None]] = []
         self._cluster: Cluster | None = None  # first of all: what a failed call leaves is closed, too
         backend = devices_of(check_count("num_ranks", num_ranks, least=1, most=MAX_LOCAL_RANKS), backend).backend
         self._size = widgets.Dropdown(
@@ -51,6 +53,7 @@ class Pool(widgets.VBox):
         self._start = widgets.Button(description="Start", icon="play", tooltip="Start the ranks, or replace them")
         self._stop = widgets.Button(description="Stop", icon="stop", tooltip="End the ranks and what they run")
         self._size.observe(lambda _: self._offer(), names="value")
+        self._runs_on.observe(lambda _: self._tell(), names="value")
         self.num_ranks = num_ranks
         self._runs_on.value = backend
         for button in (self._start, self._stop):
@@ -89,6 +92,16 @@ class Pool(widgets.VBox):
         self._runs_on.options = [(each.label, each.backend) for each in self._choices]
         if before is not None:
             self._runs_on.value = before
+        self._tell()
+
+    def on_choice(self, callback: Callable[[Choice], None]) -> None:
+        """Call ``callback(choice)`` now, and whenever something else is chosen in the chip."""
+        self._told.append(callback)
+        callback(self.choice)
+
+    def _tell(self) -> None:
+        for callback in self._told:
+            callback(self.choice)
 
     @property
     def cluster(self) -> Cluster:

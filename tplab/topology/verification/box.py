@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -24,17 +24,14 @@ from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import sweep_all_reduce
 from tplab.collectives.sweep_plan import ON_SYMMETRIC_MEMORY
 from tplab.files import check_writable, write_text
-from tplab.layers.overlap import StackPlan, measure_strategies, plain_stack
+from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.models.spec import ModelConfig
-from tplab.pipeline import build_schedule, run_schedule, simulate
+from tplab.pipeline import BlockStages, build_schedule, run_schedule, simulate
 from tplab.pipeline.costs import measured_costs
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.machine.machine import Machine
 from tplab.topology.verification.box_layouts import BoxCase, measure_cases, scores
-
-if TYPE_CHECKING:
-    from tplab.cluster import Rank
 
 STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
 _PIPELINES = ("forward-only", "gpipe", "1f1b")
@@ -292,13 +289,13 @@ def pipeline_step(cluster: Cluster, plan: BoxPlan, files: _Files) -> pd.DataFram
     Each trace is also written as ``pipeline-<schedule>.json``.
     """
     p = cluster.num_ranks
-    make = _StageOfBlocks(plan)
+    blocks = BlockStages(stack=plan.stack, tokens=plan.micro_batch_tokens)
     rows = []
     for name in _PIPELINES:
         schedule = build_schedule(name, p, 2 * p)
-        training = {} if schedule.is_inference else {"loss": _mean_square}
+        training = {} if schedule.is_inference else {"loss": blocks.loss}
         trace = run_schedule(
-            cluster, schedule, make, inputs=make.inputs, warm_ups=2, keep=False, timeout=300.0, **training
+            cluster, schedule, blocks, inputs=blocks.inputs, warm_ups=2, keep=False, timeout=300.0, **training
         )
         files.write(f"pipeline-{name}.json", json.dumps(trace.perfetto()))
         rows.append(
@@ -313,27 +310,6 @@ def pipeline_step(cluster: Cluster, plan: BoxPlan, files: _Files) -> pd.DataFram
             }
         )
     return pd.DataFrame(rows)
-
-
-class _StageOfBlocks:
-    """Makes a stage: blocks with weights by seed, on the rank that holds it."""
-
-    def __init__(self, plan: BoxPlan) -> None:
-        self.plan = plan
-
-    def __call__(self, rank: "Rank", index: int) -> Any:
-        import torch
-
-        return torch.nn.Sequential(*plain_stack(rank, self.plan.stack, seed=10 * index))
-
-    def inputs(self, rank: "Rank", micro_batch: int) -> Any:
-        import torch
-
-        # Drawn where it is used, while the run goes on: a processor would take longer for it than the stage does.
-        stack = self.plan.stack
-        shape = 1, self.plan.micro_batch_tokens, stack.hidden
-        generator = torch.Generator(rank.device).manual_seed(micro_batch)
-        return torch.randn(shape, generator=generator, device=rank.device, dtype=getattr(torch, stack.dtype))
 
 
 def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[str], None]) -> pd.DataFrame:
@@ -351,7 +327,3 @@ def _first_gpus(machine: Machine, num_ranks: int) -> Machine:
     """The machine cut down to the GPUs that the ranks have."""
     links = tuple(row[:num_ranks] for row in machine.links[:num_ranks])
     return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
-
-
-def _mean_square(output: Any) -> Any:
-    return output.float().square().mean()
