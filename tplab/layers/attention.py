@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tplab.layers import kernels
 from tplab.layers.comm import Comm, Pending, as_comm
-from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
+from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend, scaled_dot_products
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear, Sharded
 from tplab.layers.plain import Attention
 from tplab.layers.regions import SharedRows, check_shape, pad_tokens, share_norm
 from tplab.layers.shards import HeadShard, Shard, prefixed, rows_plan
 from tplab.layers.strategies import Blocking
+from tplab.layers.sum_norm import of_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -160,6 +162,9 @@ class ParallelAttention(Sharded[Attention]):
             check_shape(shape, qkv.shape[0], self.comm.size)
             qkv = qkv[: shape[0] * shape[1]].view(*shape, -1)
         batch, seq, _ = qkv.shape
+        if isinstance(cache, KVCache) and self.rope is not None and self.causal and kernels.usable(qkv):
+            y = self._attend_fused(qkv, self.rope, cache, positions, mask)
+            return self.o.start(pad_tokens(y.flatten(0, 1), self.comm.size) if sharded else y)
         every = qkv.view(batch, seq, sum(self._heads_of), self.head_dim).transpose(1, 2)
         q_BHSE, k_BGSE, v_BGSE = every.split(self._heads_of, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -180,6 +185,40 @@ class ParallelAttention(Sharded[Attention]):
         )
         y = y_BHSE.transpose(1, 2).reshape(batch, seq, self._heads_of[0] * self.head_dim)
         return self.o.start(pad_tokens(y.flatten(0, 1), self.comm.size) if sharded else y)
+
+    def _attend_fused(
+        self,
+        qkv_BSF: torch.Tensor,
+        rope: RotaryEmbedding,
+        cache: KVCache,
+        positions: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The same as below, (B, S, h·E), with one kernel from the projection to the cache."""
+        from tplab.layers.kernels.rotary import rotate_into_cache
+
+        seq = qkv_BSF.shape[1]
+        past = cache.claim(qkv_BSF.shape[0], self._heads_of[1], seq, qkv_BSF.dtype)
+        if positions is None:
+            positions = torch.arange(past, past + seq, device=qkv_BSF.device)
+        cos, sin = rope.tables(cache.max_length, qkv_BSF.dtype, qkv_BSF.device)
+        q_BSHE = rotate_into_cache(
+            qkv_BSF.contiguous(), cache.k_BGSE, cache.v_BGSE, cos=cos, sin=sin, past=past,
+            positions=positions.contiguous(), norms=self.norms_of_heads(qkv_BSF.dtype),
+        )  # fmt: skip
+        k_BGSE, v_BGSE = cache.k_BGSE[:, :, : past + seq], cache.v_BGSE[:, :, : past + seq]
+        y_BHSE = scaled_dot_products(
+            q_BSHE.transpose(1, 2), k_BGSE, v_BGSE, sliding_window=self.sliding_window, mask=mask,
+            kv_of_q=self._kv_of_q,
+        )  # fmt: skip
+        return y_BHSE.transpose(1, 2).flatten(2)
+
+    def norms_of_heads(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float, float] | None:
+        """Weights of the queries' and the keys' norm, their eps and offset; None where there are none."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        weight, eps, offset = of_norm(self.q_norm, dtype)
+        return weight, self.k_norm.weight, eps, offset
 
     def finish(self, pending: Pending) -> torch.Tensor:
         """What ``forward`` returns, from what ``start`` returned."""

@@ -15,14 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from tplab.checks import check_length
+from tplab.layers import kernels
 from tplab.layers.attention import ParallelAttention
 from tplab.layers.comm import Comm, Pending, as_comm
 from tplab.layers.core_attention import GrowingCache, KVCache
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear, Sharded
-from tplab.layers.plain import GATES, MLP, Block
+from tplab.layers.plain import GATES, MLP, Block, gated
 from tplab.layers.regions import gather_tokens, scatter_tokens, share_norm
 from tplab.layers.shards import Shard, even_range, prefixed, rows_plan
 from tplab.layers.strategies import BatchSplit, Blocking
+from tplab.layers.sum_norm import add_norm, of_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Cache: TypeAlias = KVCache | GrowingCache
 Steps: TypeAlias = Generator[None, None, torch.Tensor]
 """Work that stops (yields) whenever it has started a sum, and returns its result."""
+BlockSteps: TypeAlias = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 
 
 class ParallelMLP(Sharded[MLP]):
@@ -104,12 +107,7 @@ class ParallelMLP(Sharded[MLP]):
     def start(self, x: torch.Tensor) -> Pending:
         """Compute, and start the sum; ``finish`` waits for it and gives what ``forward`` returns."""
         h = self.gate_up(x)
-        if self.activation in GATES:
-            gate, up = h.chunk(2, dim=-1)
-            h = GATES[self.activation](gate) * up
-        else:
-            h = F.gelu(h)
-        return self.down.start(h)
+        return self.down.start(gated(h, self.activation) if self.activation in GATES else F.gelu(h))
 
     def finish(self, pending: Pending) -> torch.Tensor:
         return self.down.finish(pending)
@@ -153,19 +151,29 @@ class ParallelBlock(Sharded[Block]):
 
     def forward(self, x: torch.Tensor, **attention: Any) -> torch.Tensor:
         """One block. Arguments as :meth:`ParallelAttention.start`."""
-        return run_blocks([self], x, **attention) if self.strategy.num_parts > 1 else _run(self.steps(x, **attention))
+        cache = attention.pop("cache", None)
+        if self.strategy.num_parts > 1:
+            return run_blocks([self], x, cache=cache, **attention)
+        return _run(_stack([self], x, [cache], **attention))
 
-    def steps(self, x: torch.Tensor, **attention: Any) -> Steps:
-        """The block, stopping at each of its two sums."""
-        pending = self.self_attn.start(self._norm(self.input_layernorm, x), **attention)
+    def steps(self, x: torch.Tensor, delta: torch.Tensor | None = None, **attention: Any) -> BlockSteps:
+        """The block for ``x + delta``, stopping at each of its two sums. The result is two addends, too: whoever has
+        another norm behind it adds them up in the same kernel."""
+        x, h = self._add_norm(self.input_layernorm, x, delta)
+        pending = self.self_attn.start(h, **attention)
         yield
-        x = x + self.self_attn.finish(pending)
-        pending = self.mlp.start(self._norm(self.post_attention_layernorm, x))
+        x, h = self._add_norm(self.post_attention_layernorm, x, self.self_attn.finish(pending))
+        pending = self.mlp.start(h)
         yield
-        return x + self.mlp.finish(pending)
+        return x, self.mlp.finish(pending)
 
-    def _norm(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return share_norm(norm, x, self.comm) if self.strategy.sequence_parallel else norm(x)
+    def _add_norm(
+        self, norm: nn.Module, x: torch.Tensor, delta: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if kernels.usable(x) and isinstance(norm, nn.RMSNorm):
+            return add_norm(x, delta, *of_norm(norm, x.dtype))
+        x = x if delta is None else x + delta
+        return x, share_norm(norm, x, self.comm) if self.strategy.sequence_parallel else norm(x)
 
 
 def run_blocks(
@@ -256,9 +264,10 @@ def _run_split(
 
 
 def _stack(blocks: Sequence[ParallelBlock], x: torch.Tensor, caches: "Sequence[Cache | None]", **how: Any) -> Steps:
+    delta: torch.Tensor | None = None
     for block, cache in zip(blocks, caches, strict=True):
-        x = yield from block.steps(x, cache=cache, **how)
-    return x
+        x, delta = yield from block.steps(x, delta, cache=cache, **how)
+    return x if delta is None else x + delta
 
 
 def interleave(works: Sequence[Steps]) -> list[torch.Tensor]:

@@ -13,6 +13,11 @@ Source of the rotary positions: Su and others, "RoFormer: Enhanced Transformer w
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_CUDNN_FROM = 4096
+"""Tokens of a prompt from which cuDNN's attention is worth its plan: on an H100 0.9 ms for 8,192, flash 1.7."""
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class RotaryEmbedding:
@@ -132,22 +137,35 @@ class KVCache:
 
         Raises ``ValueError`` when they do not fit. Not differentiable: for inference.
         """
-        self.check_room(k_BGSE.shape[2])
-        end = self.length + k_BGSE.shape[2]
-        if k_BGSE.shape[0] != self.k_BGSE.shape[0] or k_BGSE.shape[1] != self.k_BGSE.shape[1]:
+        batch, num_heads, seq, _ = k_BGSE.shape
+        past = self.claim(batch, num_heads, seq, k_BGSE.dtype)
+        end = past + seq
+        self.k_BGSE[:, :, past:end] = k_BGSE
+        self.v_BGSE[:, :, past:end] = v_BGSE
+        return self.k_BGSE[:, :, :end], self.v_BGSE[:, :, :end]
+
+    def claim(self, batch: int, num_kv_heads: int, seq: int, dtype: torch.dtype) -> int:
+        """Count ``seq`` more tokens, which the caller writes behind those that are there; returns how many those are.
+
+        Args:
+            batch, num_kv_heads, dtype: of what will be written.
+            seq: tokens of each sequence.
+
+        Raises ``ValueError`` when they do not fit.
+        """
+        self.check_room(seq)
+        if batch != self.k_BGSE.shape[0] or num_kv_heads != self.k_BGSE.shape[1]:
             raise ValueError(
                 f"the cache is for batch {self.k_BGSE.shape[0]} and {self.k_BGSE.shape[1]} key-value heads on this "
-                f"rank; got batch {k_BGSE.shape[0]} and {k_BGSE.shape[1]} heads"
+                f"rank; got batch {batch} and {num_kv_heads} heads"
             )
-        if k_BGSE.dtype is not self.k_BGSE.dtype:
+        if dtype is not self.k_BGSE.dtype:
             raise ValueError(
-                f"the cache holds {self.k_BGSE.dtype}, the new keys and values are {k_BGSE.dtype}: make the cache with "
-                f"dtype={k_BGSE.dtype}"
+                f"the cache holds {self.k_BGSE.dtype}, the new keys and values are {dtype}: make the cache with "
+                f"dtype={dtype}"
             )
-        self.k_BGSE[:, :, self.length : end] = k_BGSE
-        self.v_BGSE[:, :, self.length : end] = v_BGSE
-        self.length = end
-        return self.k_BGSE[:, :, :end], self.v_BGSE[:, :, :end]
+        self.length += seq
+        return self.length - seq
 
     def check_room(self, num_tokens: int) -> None:
         """Raises ``ValueError`` unless the capacity suffices for ``num_tokens`` more."""
@@ -216,9 +234,30 @@ def attend(
         q_BHSE, k_BGSE = rotate(q_BHSE, cos, sin), rotate(k_BGSE, cos, sin)
     if cache is not None:
         k_BGSE, v_BGSE = cache.append(k_BGSE, v_BGSE)
+    return scaled_dot_products(
+        q_BHSE, k_BGSE, v_BGSE, causal=causal, sliding_window=sliding_window, mask=mask, kv_of_q=kv_of_q
+    )
+
+
+def scaled_dot_products(
+    q_BHSE: torch.Tensor,
+    k_BGSE: torch.Tensor,
+    v_BGSE: torch.Tensor,
+    *,
+    causal: bool = True,
+    sliding_window: int | None = None,
+    mask: torch.Tensor | None = None,
+    kv_of_q: list[int] | None = None,
+) -> torch.Tensor:
+    """Attention of the last S of T tokens over all of them; arguments as of :func:`attend`.
+
+    On a GPU cuDNN's kernel only for long prompts: it makes a plan for every shape that it meets for the first time,
+    some 60 ms for a stack of 32 layers, which a short prompt never earns back.
+    """
+    seq, total = q_BHSE.shape[2], k_BGSE.shape[2]
+    past = total - seq
     is_causal = False
     if mask is None and causal:
-        total = past + seq
         windowed = sliding_window is not None and sliding_window < total
         if seq > 1 and past == 0 and not windowed:
             is_causal = True  # torch's causal mask starts at the first key, right only without a past
@@ -231,9 +270,17 @@ def attend(
         # The query heads of a group as so many queries of one head: the kernels read each key once, not once per head.
         q_BGhE = q_BHSE.view(q_BHSE.shape[0], k_BGSE.shape[1], -1, q_BHSE.shape[3])
         return F.scaled_dot_product_attention(q_BGhE, k_BGSE, v_BGSE, attn_mask=mask).reshape(q_BHSE.shape)
-    return F.scaled_dot_product_attention(
-        q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
-    )
+    if q_BHSE.device.type != "cuda" or (seq >= _CUDNN_FROM and mask is None):
+        return F.scaled_dot_product_attention(
+            q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+        )
+    if grouped and mask is not None:  # the one kernel that takes masks without a plan wants as many heads
+        k_BGSE, v_BGSE = (x.repeat_interleave(q_BHSE.shape[1] // x.shape[1], dim=1) for x in (k_BGSE, v_BGSE))
+        grouped = False
+    with sdpa_kernel(_WITHOUT_PLANS):
+        return F.scaled_dot_product_attention(
+            q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+        )
 
 
 def causal_mask(seq: int, total: int, window: int | None, device: torch.device) -> torch.Tensor:

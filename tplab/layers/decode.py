@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from tplab.layers import kernels
 from tplab.layers.comm import Comm
-from tplab.layers.plain import GATES
+from tplab.layers.plain import GATES, gated
 from tplab.layers.strategies import few_tokens_linear
+from tplab.layers.sum_norm import add_norm, of_norm, sum_add_norm
 
 if TYPE_CHECKING:
     from tplab.layers.attention import ParallelAttention
@@ -43,7 +44,7 @@ def decode_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states after a stack, as two addends: the residual, and this rank's part of the last MLP's sum.
 
-    They are for :func:`sum_add_norm` with whatever norm comes next.
+    They are for :func:`sum_and_norm` with whatever norm comes next.
 
     Args:
         blocks: the stack.
@@ -54,23 +55,20 @@ def decode_blocks(
     """
     part: torch.Tensor | None = None
     for block, cache in zip(blocks, caches, strict=True):
-        x_BD, h_BD = sum_add_norm(block.comm, part, x_BD, block.input_layernorm)
+        x_BD, h_BD = sum_and_norm(block.comm, part, x_BD, block.input_layernorm)  # type: ignore[arg-type]
         part = _row(block.self_attn.o, _attend(block.self_attn, h_BD, cache, past, starts_B))
-        x_BD, h_BD = sum_add_norm(block.comm, part, x_BD, block.post_attention_layernorm)
+        x_BD, h_BD = sum_and_norm(block.comm, part, x_BD, block.post_attention_layernorm)  # type: ignore[arg-type]
         part = _row(block.mlp.down, _gate_up(block.mlp, h_BD))
     assert part is not None
     return x_BD, part
 
 
-def sum_add_norm(
-    comm: Comm, part: torch.Tensor | None, x_BD: torch.Tensor, norm: nn.Module
+def sum_and_norm(
+    comm: Comm, part: torch.Tensor | None, x_BD: torch.Tensor, norm: nn.RMSNorm
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x`` plus the sum over ranks of ``part``, and the norm of that."""
-    from tplab.layers.kernels.norm import add_norm
-
-    if part is not None and comm.size > 1:
-        part = comm.all_reduce(part)
-    return add_norm(x_BD, part, norm.weight, norm.eps, getattr(norm, "offset", 0.0))  # type: ignore[arg-type]
+    """``x`` plus the sum over ranks of ``part``, if there is any, and the norm of that."""
+    how = of_norm(norm, x_BD.dtype)
+    return add_norm(x_BD, None, *how) if part is None else sum_add_norm(comm, part, x_BD, *how)
 
 
 def _row(linear: "RowParallelLinear", x: torch.Tensor) -> torch.Tensor:
@@ -87,22 +85,19 @@ def _attend(
     assert attention.rope is not None
     qkv_BF = few_tokens_linear(h_BD, attention.qkv.weight, attention.qkv.bias)
     cos, sin = attention.rope.tables(cache.max_length, h_BD.dtype, h_BD.device)
-    norms = None
-    if attention.q_norm is not None and attention.k_norm is not None:
-        q_norm, k_norm = attention.q_norm, attention.k_norm
-        norms = q_norm.weight, k_norm.weight, float(q_norm.eps or 0.0), getattr(q_norm, "offset", 0.0)
-    places = {"past": past, "starts_B": starts_B}
-    q_B1HE = rotate_into_cache(qkv_BF.unsqueeze(1), cache.k_BGSE, cache.v_BGSE, cos=cos, sin=sin, norms=norms, **places)
+    norms = attention.norms_of_heads(h_BD.dtype)
+    k, v = cache.k_BGSE, cache.v_BGSE
+    q_B1HE = rotate_into_cache(qkv_BF.unsqueeze(1), k, v, cos=cos, sin=sin, past=past, positions=starts_B, norms=norms)
     firsts, most = attention.query_heads_of_kv(h_BD.device)
+    window = attention.sliding_window
     y_BHE = decode_attention(
-        q_B1HE.squeeze(1), cache.k_BGSE, cache.v_BGSE, **places,
-        firsts=firsts, most=most, window=attention.sliding_window,
-    )  # fmt: skip
+        q_B1HE.squeeze(1), k, v, past=past, starts_B=starts_B, firsts=firsts, most=most, window=window
+    )
     return y_BHE.flatten(1)
 
 
 def _gate_up(mlp: "ParallelMLP", h_BD: torch.Tensor) -> torch.Tensor:
-    from tplab.layers.kernels.gemv import gated, gated_gemv
+    from tplab.layers.kernels.gemv import gated_gemv
 
     weight, bias = mlp.gate_up.weight, mlp.gate_up.bias
     if mlp.activation not in GATES:

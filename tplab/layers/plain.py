@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tplab.checks import ArgumentError, check_count, check_divides, check_one_of
+from tplab.layers import kernels
 from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend
 
 GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -23,6 +24,16 @@ GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """What is applied to the gate of a gated MLP; GeGLU as in Gemma."""
 ACTIVATIONS = (*GATES, "gelu")
+
+
+def gated(h: torch.Tensor, activation: str) -> torch.Tensor:
+    """``act(gate) * up`` of a product with both side by side, (..., 2·I) -> (..., I); one kernel where there is one."""
+    if kernels.usable(h):
+        from tplab.layers.kernels.gemv import gated as fused
+
+        return fused(h.contiguous(), activation)
+    gate, up = h.chunk(2, dim=-1)
+    return GATES[activation](gate) * up
 
 
 class MLP(nn.Module):

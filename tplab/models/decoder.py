@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import Comm, as_comm
 from tplab.layers.core_attention import KVCache, SharedRotary
-from tplab.layers.decode import decode_blocks, sum_add_norm, why_not_decode
+from tplab.layers.decode import decode_blocks, sum_and_norm, why_not_decode
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.shards import Shard, VocabShard, prefixed
 from tplab.layers.strategies import Blocking, set_strategy
@@ -296,7 +296,7 @@ class Stage(nn.Module):
         x_BD, part = decode_blocks(blocks, x_BD, caches, past=past, starts_B=padding.start_B)
         if self.norm is None or self.head is None:
             return (x_BD + self.comm.all_reduce(part)).unsqueeze(1)
-        _, h_BD = sum_add_norm(self.comm, part, x_BD, self.norm)
+        _, h_BD = sum_and_norm(self.comm, part, x_BD, self.norm)
         logits: torch.Tensor = self.head(h_BD)
         return logits
 

@@ -23,6 +23,8 @@ import torch
 
 MOST_VECTORS = 4
 """Vectors up to which the matrix-vector product is faster than a GEMM: beyond, the tensor cores are needed."""
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter runs the kernels, on any device. Triton, too, looks when it is imported."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -31,14 +33,9 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def interpreted() -> bool:
-    """Whether kernels are run by Triton's interpreter, on any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why the kernels cannot run there, in words; None where they can."""
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"the fused kernels need a GPU; this rank computes on {device}"
     if not _has_triton():
         return "the fused kernels need Triton, which is not installed"
@@ -49,6 +46,6 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def usable(x: torch.Tensor) -> bool:
     """Whether the kernels can take ``x``: on a GPU, without gradients."""
-    if x.device.type != "cuda" and not interpreted():
+    if x.device.type != "cuda" and not INTERPRETED:
         return False  # first, and fast: a decode step on the CPU asks some hundred times
     return not torch.is_grad_enabled() and why_not(x.device, x.dtype) is None and x.numel() > 0

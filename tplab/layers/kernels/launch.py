@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from tplab.layers.kernels import interpreted
+from tplab.layers.kernels import INTERPRETED
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def dependents(PDL: tl.constexpr):
 
 @cache
 def _overlaps(index: int | None) -> bool:
-    return not interpreted() and torch.cuda.get_device_capability(index)[0] >= 9
+    return not INTERPRETED and torch.cuda.get_device_capability(index)[0] >= 9
 
 
 def num_warps_for(wanted: int, like: torch.Tensor) -> dict[str, Any]:

@@ -39,12 +39,13 @@ def add_norm(
     """``x + delta``, and its RMSNorm: (..., D) each. The sum is rounded to the dtype first, as it is stored.
 
     Args:
-        x: (..., D), contiguous.
-        delta: (..., D), contiguous; None for nothing to add, then ``x`` itself comes back.
+        x: (..., D).
+        delta: (..., D); None for nothing to add, then ``x`` itself comes back.
         weight_D: weights of the norm.
         eps: added to the mean square.
         offset: added to the weights, as Gemma's norms have it.
     """
+    x, delta = x.contiguous(), None if delta is None else delta.contiguous()
     normed = torch.empty_like(x)
     summed = x if delta is None else torch.empty_like(x)
     size = x.shape[-1]

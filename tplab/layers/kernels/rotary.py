@@ -23,9 +23,9 @@ def _of_heads(q_weight, k_weight, is_q, at, E: tl.constexpr):
 
 @triton.jit
 def _rope_cache_kernel(
-    qkv, q_out, k_cache, v_cache, cos, sin, past, starts, q_weight, k_weight, seq, capacity, eps, offset,
+    qkv, q_out, k_cache, v_cache, cos, sin, past, positions, q_weight, k_weight, seq, capacity, stride, eps, offset,
     H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr,
-    HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+    ON_DEVICE: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per new token and ``BLOCK_H`` of its heads: queries, then keys, then values."""
     token = tl.program_id(0).to(tl.int64)
@@ -35,8 +35,12 @@ def _rope_cache_kernel(
     inside = (half < E // 2)[None, :] & (heads < H + 2 * G)[:, None]
     dependents(PDL)
     wait_for_previous(PDL)
-    place = tl.load(past) + step
-    position = tl.maximum(place - tl.load(starts + sequence), 0)
+    if ON_DEVICE:
+        place = tl.load(past) + step
+        position = tl.maximum(place - tl.load(positions + sequence), 0)
+    else:
+        place = past + step
+        position = tl.load(positions + sequence * stride + step)
     at = qkv + token * ((H + 2 * G) * E) + heads[:, None] * E + half[None, :]
     first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(at + E // 2, mask=inside, other=0.0).to(tl.float32)
@@ -73,8 +77,8 @@ def rotate_into_cache(
     *,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    past: torch.Tensor,
-    starts_B: torch.Tensor,
+    past: "torch.Tensor | int",
+    positions: torch.Tensor,
     norms: tuple[torch.Tensor, torch.Tensor, float, float] | None = None,
 ) -> torch.Tensor:
     """Queries with their positions, (B, S, H, E); keys and values are written into the cache.
@@ -83,18 +87,21 @@ def rotate_into_cache(
         qkv_BSF: (B, S, (H + 2·G)·E), contiguous: queries, keys and values of the new tokens.
         k_BGCE, v_BGCE: the cache, contiguous, whose places ``past`` to ``past + S`` are written.
         cos, sin: (C, E/2) by position, at least as many as the cache has places.
-        past: (1,) int32 on the device: tokens that are in the cache.
-        starts_B: (B,): first place of each sequence, where its positions count from.
+        past: tokens that are in the cache; (1,) int32 on the device, or a number.
+        positions: of the new tokens, (S,) or (B, S). With ``past`` on the device: (B,), the first place of each
+            sequence, where its positions count from.
         norms: weights of the queries' and of the keys' RMSNorm, their eps and offset; None: there are none.
     """
     batch, seq, _ = qkv_BSF.shape
     _, num_kv, capacity, size = k_BGCE.shape
     num_q = qkv_BSF.shape[2] // size - 2 * num_kv
     q_BSHE = qkv_BSF.new_empty((batch, seq, num_q, size))
+    on_device = isinstance(past, torch.Tensor)
     q_weight, k_weight, eps, offset = norms or (qkv_BSF, qkv_BSF, 0.0, 0.0)
     _rope_cache_kernel[(batch * seq, triton.cdiv(num_q + 2 * num_kv, _HEADS))](
-        qkv_BSF, q_BSHE, k_BGCE, v_BGCE, cos, sin, past, starts_B, q_weight, k_weight, seq, capacity, eps, offset,
+        qkv_BSF, q_BSHE, k_BGCE, v_BGCE, cos, sin, past, positions, q_weight, k_weight, seq, capacity,
+        seq if positions.dim() == 2 else 0, eps, offset,
         H=num_q, G=num_kv, E=size, HALF=triton.next_power_of_2(size // 2), BLOCK_H=_HEADS,
-        HAS_NORM=norms is not None, **num_warps_for(4, qkv_BSF),
+        ON_DEVICE=on_device, HAS_NORM=norms is not None, **num_warps_for(4, qkv_BSF),
     )  # fmt: skip
     return q_BSHE
