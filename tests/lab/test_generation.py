@@ -95,6 +95,7 @@ FRAME = pd.DataFrame(
         "tpot_ms": [10.0, 20.0],
         "compute_share": [0.9, 0.2],
         "collective_share": [0.0, 0.5],
+        "graph_share": [0.0, 0.0],
         "wait_share": [0.0, 0.25],
         "num_ranks": [1, 4],
         "num_cores": [2, 2],

@@ -1,5 +1,10 @@
-"""Decode steps from CUDA graphs: the same tokens as eagerly, from the first generation to replayed ones."""
+"""Decode steps from CUDA graphs: bitwise what the same kernels give one by one, at every length, kept for the next
+generation; and tokens that the host reads late are dropped behind a stop token.
 
+Beside it the CPU, which has neither: in float32 it chooses the same tokens.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -7,152 +12,282 @@ import pytest
 import torch
 
 from tplab import Cluster
-from tplab.models.graphed import GraphedStage
+from tplab.cluster import RankError
+from tplab.models.generation import generate
+from tplab.models.graphed import KeptSteps, StepShape
+from tplab.models.records import Request
 from tplab.models.spec import ModelConfig
 
 LLAMA = ModelConfig(
     model_type="llama",
-    vocab_size=512,
+    vocab_size=509,
     hidden_size=128,
     intermediate_size=256,
     num_layers=4,
     num_heads=8,
     num_kv_heads=4,
     head_dim=16,
-    max_positions=64,
+    max_positions=2048,
     dtype="float32",
 )
-NEW = 6
+MODELS = {
+    "llama": LLAMA,
+    "qwen3, windows": replace(LLAMA, model_type="qwen3", qk_norm=True, windows=(None, None, 7, 7)),
+    "gemma": replace(
+        LLAMA, model_type="gemma", gate="gelu_tanh", embedding_scale=128**0.5, norm_offset=1.0, num_kv_heads=1
+    ),
+}
+NEW = 8
 PROMPTS = [[7 * i + j for j in range(length)] for i, length in enumerate((5, 3, 8, 4))]
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 5}
 
 
-class _Cache:
-    def __init__(self) -> None:
-        self.length = 0
-
-    def reset(self) -> None:
-        self.length = 0
+def request(**changes: Any) -> Request:
+    return Request.of(PROMPTS, **({"max_new_tokens": NEW} | changes))
 
 
-class _Stage:
-    """Counts its calls."""
-
-    spec = vocab = None
-    config = LLAMA
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def make_caches(self, batch: int, max_length: int) -> list[_Cache]:
-        return [_Cache()]
-
-    def __call__(self, x: torch.Tensor, *, padding: Any, caches: list[_Cache]) -> torch.Tensor:
-        self.calls += 1
-        caches[0].length += x.shape[1]
-        return x
+def test_lengths_share_a_shape_and_ways_to_choose_do_not() -> None:
+    one = StepShape.of(request(), 4, 15)
+    assert one.capacity == 256
+    assert StepShape.of(request(seed=3, stop_tokens=(1,)), 4, 256) == one
+    assert StepShape.of(request(), 4, 257).capacity == 512
+    others = [{"margins": True}, {"temperature": 0.5}, {"temperature": 0.5, "top_k": 3}]
+    assert len({StepShape.of(request(**each), 4, 15) for each in ({}, *others)}) == 4
 
 
-class _Padding:
-    lengths = (3, 3)
+class _Step:
+    def __init__(self, shape: StepShape) -> None:
+        self.shape = shape
 
 
-def test_caches_are_the_same_after_a_restart_and_empty() -> None:
-    graphed = GraphedStage(_Stage())  # type: ignore[arg-type]
-    first, second = graphed.make_caches(2, 8), graphed.make_caches(2, 8)
-    assert first is not second
-    first[0].length = 3
-    graphed.restart()
-    assert graphed.make_caches(2, 8) is first
-    assert first[0].length == 0
-    with pytest.raises(ValueError, match=r"captured for batch and length \(2, 8\), got \(3, 8\)"):
-        graphed.make_caches(3, 8)
+def test_kept_steps_are_found_by_shape_each_once_and_the_oldest_go() -> None:
+    kept = KeptSteps()
+    shapes = [StepShape(batch, 256, ()) for batch in range(12)]
+    two: Any = [_Step(shapes[1]), _Step(shapes[1])]
+    kept.keep(two)
+    assert kept.taken([shapes[1], shapes[1]]) == two
+    assert kept.taken([shapes[1]] * 3) is None
+    assert not kept.has([shapes[1], shapes[2]])
+    for shape in shapes[2:]:
+        kept.keep([_Step(shape)])  # type: ignore[list-item]
+        assert kept.has([shapes[1]]), "used all the time"
+    assert len(kept) == 8
+    assert not kept.has([shapes[2]])
+    assert kept.has([shapes[-1]])
+    kept.forget([shapes[-1]])
+    assert not kept.has([shapes[-1]])
+    kept.drop()
+    assert len(kept) == 0
 
 
-def test_prompts_and_first_visits_run_as_they_are() -> None:
-    stage = _Stage()
-    graphed = GraphedStage(stage)  # type: ignore[arg-type]
-    caches = graphed.make_caches(2, 8)
-    for length in (3, 1, 1):
-        graphed(torch.zeros(2, length), padding=_Padding(), caches=caches)  # type: ignore[arg-type]
-    assert stage.calls == 3
-    assert graphed.num_graphs == 0
+def read_late(rank: Any, lag: int) -> None:
+    """From now on the engine on this rank looks at tokens ``lag`` steps later, as on a GPU."""
+    from tplab.models import engine, reading
+
+    class Late(reading.TokenReader):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            self.lag = lag
+
+        def put(self, *step: object) -> None:
+            super().put(*step)  # type: ignore[arg-type]
+            assert len(self._under_way) <= lag + 1
+
+    engine.TokenReader = Late if lag else reading.TokenReader  # type: ignore[misc]
 
 
-def test_a_model_whose_embedding_is_scaled_by_the_host_is_refused() -> None:
-    stage = _Stage()
-    stage.config = replace(LLAMA, embedding_scale=8.0)
-    with pytest.raises(ValueError, match=r"embedding_scale=8\.0 cannot be captured"):
-        GraphedStage(stage)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)])
+def test_tokens_that_are_read_a_step_later_are_the_same(clusters: Any, tp: int, pp: int) -> None:
+    """Sequences end by stop tokens at their first token, in the middle, and at the last; micro-batches one by one."""
+    cluster = clusters[tp * pp]
+    layout: dict[str, Any] = {"tp": tp, "pp": pp, "max_new_tokens": NEW}
+    want = generate(cluster, LLAMA, PROMPTS, margins=True, stop_tokens=(), **layout)
+    stops = [want.tokens[0][0], want.tokens[1][3], want.tokens[2][-1]]
+    for k in (1, 3):
+        cut = generate(cluster, LLAMA, PROMPTS, margins=True, num_micro_batches=k, stop_tokens=stops, **layout)
+        cluster.run(read_late, 1)
+        try:
+            whole = generate(cluster, LLAMA, PROMPTS, margins=True, num_micro_batches=k, stop_tokens=(), **layout)
+            late = generate(cluster, LLAMA, PROMPTS, margins=True, num_micro_batches=k, stop_tokens=stops, **layout)
+        finally:
+            cluster.run(read_late, 0)
+        assert whole.tokens == want.tokens
+        assert (late.tokens, late.finish) == (cut.tokens, cut.finish)
+        assert [len(margins) for margins in late.margins or ()] == [len(tokens) for tokens in cut.tokens]
+        assert late.tokens[0] == want.tokens[0][:1]
 
 
-def generations(rank: Any, tp: int, pp: int) -> tuple[list[Any], list[int]]:
-    """Tokens of an eager generation and of four graphed ones, and the number of graphs after each."""
-    from tplab.models.engine import GenerationEngine
-    from tplab.models.records import Request
-    from tplab.models.shards import Layout
-    from tplab.topology.calibration.copies import comm_of, load_random, p2p_of
-
-    torch.manual_seed(rank.index)
-    layout = Layout.of(LLAMA, tp, pp)
-    comms = [comm_of(rank, range(stage * tp, (stage + 1) * tp), None) for stage in range(pp)]
-    comm = comms[rank.index // tp]
-    assert comm is not None
-    loaded = load_random(LLAMA, layout, rank.index, comm, device=rank.device)
-    graphed = GraphedStage(loaded.stage)
-    made, counts = [], []
-    for stage in (loaded.stage, *[graphed] * 4):
-        graphed.restart()
-        request = Request.of(PROMPTS, max_new_tokens=NEW, num_micro_batches=pp)
-        engine = GenerationEngine(replace(loaded, stage=stage), request, PROMPTS, p2p_of(rank, None))
-        engine.run()
-        made.append(engine.tokens)
-        counts.append(graphed.num_graphs)
-    return made, counts
+def test_on_the_cpu_decoding_is_eager_and_says_so(clusters: Any) -> None:
+    got = generate(clusters[1], LLAMA, PROMPTS, max_new_tokens=2)
+    assert got.decode == "eager: the fused kernels need a GPU; this rank computes on cpu"
+    assert (got.capture_s, got.frame()["launch_mode"][0]) == (0.0, "eager")
+    asked = generate(clusters[1], LLAMA, PROMPTS, max_new_tokens=2, cuda_graphs=False)
+    assert asked.decode == "eager: asked for by cuda_graphs=False"
+    with pytest.raises(ValueError, match="cuda_graphs must be left out or False where ranks speak gloo; got True"):
+        generate(clusters[1], LLAMA, PROMPTS, cuda_graphs=True)
 
 
-def logits(rank: Any) -> bool:
-    """Whether two replays of every step give the eager logits, bitwise, padded prompts included."""
+@pytest.mark.timeout(240)
+def test_the_fused_kernels_choose_the_same_tokens(
+    clusters: Any, monkeypatch: pytest.MonkeyPatch, no_ranks_left: None
+) -> None:
+    """Run by Triton's interpreter, on the CPU: two micro-batches, a stop token, prompts of other lengths."""
+    pytest.importorskip("triton")
+    small = replace(LLAMA, vocab_size=61, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, head_dim=8)
+    small = replace(small, num_kv_heads=2)
+    how: dict[str, Any] = {"tp": 1, "pp": 2, "num_micro_batches": 2, "max_new_tokens": 4}
+    prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
+    ways: list[dict[str, Any]] = [{"margins": True}, SAMPLED]
+    want = [generate(clusters[2], small, prompts, **how, **way) for way in ways]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with Cluster(2) as cluster:
+        for way, reference in zip(ways, want, strict=True):
+            got = generate(cluster, small, prompts, **how, **way)
+            assert got.tokens == reference.tokens
+            assert got.decode == "eager: CUDA graphs need a GPU; this rank computes on cpu"
+            torch.testing.assert_close(got.margins, reference.margins, atol=1e-4, rtol=0)
+
+
+# On GPUs: ranks share one where there are fewer.
+
+
+@pytest.fixture(scope="module")
+def gpu_ranks() -> Iterator[Any]:
+    """The first n of four NCCL ranks."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    with Cluster(4, "nccl") as cluster:
+        yield {4: cluster} | {n: cluster.resized(n) for n in (1, 2)}
+
+
+def graphed_logits(rank: Any, config: ModelConfig, dtype: str) -> tuple[bool, bool, float]:
+    """Whether replays of one graph give bitwise the logits of the same kernels one by one, at every length, twice over;
+    whether all are finite; and the largest difference from the layers' own step, of the largest logit."""
     from tplab.layers.comm import NullComm
+    from tplab.measure.graph import capture
     from tplab.models.decoder import Padding
     from tplab.models.shards import Layout
     from tplab.topology.calibration.copies import load_random
 
     torch.manual_seed(0)
-    loaded = load_random(LLAMA, Layout.of(LLAMA), 0, NullComm(), device=rank.device)
-    graphed = GraphedStage(loaded.stage)
-    lengths = [len(prompt) for prompt in PROMPTS]
-    ids = torch.randint(LLAMA.vocab_size, (NEW, len(PROMPTS), 1), device=rank.device)
+    config = config.in_dtype(dtype)
+    stage = load_random(config, Layout.of(config), 0, NullComm(), device=rank.device).stage
+    lengths, capacity = [len(prompt) for prompt in PROMPTS], 256
+    ids = torch.randint(config.vocab_size, (140, len(PROMPTS), 1), device=rank.device)  # beyond a part of the cache
+    padding = Padding(lengths, capacity, rank.device)
+    past = torch.zeros(1, dtype=torch.int32, device=rank.device)
+    x = torch.zeros_like(ids[0])
 
-    def generation(stage: Any) -> list[torch.Tensor]:
-        graphed.restart()
-        padding = Padding(lengths, max(lengths) + NEW, rank.device)
-        caches = stage.make_caches(len(PROMPTS), max(lengths) + NEW)
-        made = [stage(padding.ids(PROMPTS), padding=padding, caches=caches)]
-        return made + [stage(each, padding=padding, caches=caches).clone() for each in ids]
+    def generation(step: Any, caches: Any) -> torch.Tensor:
+        for cache in caches:
+            cache.reset()
+        stage(padding.ids(PROMPTS), padding=padding, caches=caches)
+        past.fill_(padding.longest)
+        made = []
+        for each in ids:
+            x.copy_(each)
+            made.append(step().clone())
+            past.add_(1)
+        return torch.stack(made)
 
     with torch.inference_mode():
-        eager = generation(loaded.stage)
-        turns = [generation(graphed) for _ in range(4)]
-    assert graphed.num_graphs == NEW
-    return all(torch.equal(one, other) for turn in turns for one, other in zip(eager, turn, strict=True))
+        plain, fused, graphed = (stage.make_caches(len(PROMPTS), capacity) for _ in range(3))
+        layers = generation(lambda: stage(x, padding=padding, caches=plain), plain)
+        eager = generation(lambda: stage.decode(x, padding=padding, caches=fused, past=past), fused)
+        graph, y = capture(lambda: stage.decode(x, padding=padding, caches=graphed, past=past))
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return y
+
+        turns = [generation(replay, graphed) for _ in range(2)]
+    error = float((eager - layers).abs().max() / layers.abs().max())
+    return all(torch.equal(eager, turn) for turn in turns), bool(eager.isfinite().all()), error
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(150)
-def test_the_same_logits_as_eagerly(no_ranks_left: None) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA GPU")
-    with Cluster(1, "nccl") as cluster:
-        assert cluster.run(logits, timeout=120) == [True]
+@pytest.mark.parametrize("model", MODELS)
+def test_captured_or_not_the_same_logits(gpu_ranks: Any, model: str) -> None:
+    for dtype, most in (("float32", 1e-5), ("bfloat16", 0.05)):
+        [(same, finite, error)] = gpu_ranks[1].run(graphed_logits, MODELS[model], dtype, timeout=120)
+        print(f"{model}, {dtype}: kernels and layers differ by {error:.1e} of the largest logit")
+        assert same
+        assert finite
+        assert error < most
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_the_same_tokens_as_eagerly(no_ranks_left: None, tp: int, pp: int) -> None:
-    if torch.cuda.device_count() < tp * pp:
-        pytest.skip(f"needs {tp * pp} CUDA GPUs")
-    with Cluster(tp * pp, "nccl") as cluster:
-        for made, counts in cluster.run(generations, tp, pp, timeout=120):
-            assert all(tokens == made[0] for tokens in made)
-            assert counts == [0, 0, *[(NEW - 1) * pp] * 3]
+def test_the_same_tokens_on_a_cpu_eagerly_and_from_graphs(gpu_ranks: Any, clusters: Any, tp: int, pp: int) -> None:
+    cluster = gpu_ranks[tp * pp]
+    for config in MODELS.values():
+        for way in ({"margins": True}, SAMPLED):
+            how: dict[str, Any] = {"max_new_tokens": NEW, **way}
+            want = generate(clusters[1], config, PROMPTS, stop_tokens=(), **how)
+            stops = [want.tokens[1][3], want.tokens[2][-2]]
+            cut = generate(clusters[1], config, PROMPTS, stop_tokens=stops, **how)
+            how |= {"tp": tp, "pp": pp, "num_micro_batches": min(pp, 2)}
+            eager = generate(cluster, config, PROMPTS, stop_tokens=(), cuda_graphs=False, **how)
+            first = generate(cluster, config, PROMPTS, stop_tokens=(), **how)
+            again = generate(cluster, config, PROMPTS, stop_tokens=stops, **how)
+            assert eager.decode == "eager: asked for by cuda_graphs=False"
+            assert first.decode == again.decode == "CUDA graphs"
+            assert first.tokens == eager.tokens == want.tokens
+            assert (again.tokens, again.finish) == (cut.tokens, cut.finish)
+            assert first.capture_s > 0
+            assert again.capture_s == 0, "kept from the first"
+            assert first.frame()["launch_mode"][0] == "graph"
+            assert (first.communication_share == first.communication_share) == (tp == 1), "NaN, not 0 %"
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(150)
+def test_other_lengths_find_the_same_graph(gpu_ranks: Any, clusters: Any) -> None:
+    for new, longer in ((3, 0), (150, 20), (40, 60)):
+        prompts = [[*range(longer), *prompt] for prompt in PROMPTS]
+        want = generate(clusters[1], LLAMA, prompts, max_new_tokens=new)
+        got = generate(gpu_ranks[1], LLAMA, prompts, max_new_tokens=new)
+        assert got.tokens == want.tokens
+        assert (got.capture_s > 0) == (new == 3)
+
+
+def break_capture(rank: Any, how: str) -> None:
+    """The next capture on rank 0 fails, in the middle of the layers."""
+    stage = rank.store["tplab.models"][1].stage
+    rank.store["tplab.models"][1].kept.drop()
+    whole = type(stage).decode
+
+    def decode(x: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        y = whole(stage, x, **arguments)
+        if torch.cuda.is_current_stream_capturing():
+            if how == "raises":
+                raise RuntimeError("a fault while capturing")
+            y.sum().item()  # waits for the device, which a graph cannot hold
+        return y
+
+    if rank.index == 0:
+        stage.decode = decode
+
+
+def mend(rank: Any) -> None:
+    vars(rank.store["tplab.models"][1].stage).pop("decode", None)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("how", ["raises", "waits"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_fault_while_capturing_leaves_the_ranks_usable(gpu_ranks: Any, tp: int, how: str) -> None:
+    cluster = gpu_ranks[tp]
+    want = generate(cluster, LLAMA, PROMPTS, max_new_tokens=NEW, cuda_graphs=False).tokens
+    cluster.run(break_capture, how)
+    with pytest.raises(RankError, match="a fault while capturing" if how == "raises" else "captur"):
+        generate(cluster, LLAMA, PROMPTS, max_new_tokens=NEW, cuda_graphs=True, timeout=60)
+    got = generate(cluster, LLAMA, PROMPTS, max_new_tokens=NEW, timeout=60)
+    assert got.tokens == want
+    assert got.decode.startswith("eager: capturing did not work")
+    cluster.run(mend)
+    got = generate(cluster, LLAMA, PROMPTS, max_new_tokens=NEW, timeout=60)
+    assert (got.tokens, got.decode) == (want, "CUDA graphs")

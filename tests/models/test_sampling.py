@@ -19,7 +19,7 @@ def scores(size: int) -> torch.Tensor:
 
 def choose(rank: Rank) -> list[tuple[torch.Tensor, torch.Tensor]]:
     from tplab.layers.comm import as_comm
-    from tplab.models.engine import argmax_and_margin
+    from tplab.models.sampling import argmax_and_margin
 
     out = []
     for size in VOCABULARIES:
@@ -65,8 +65,8 @@ def test_a_generator_per_row_draws_as_each_would_alone() -> None:
 
 def test_a_row_draws_by_its_place_in_the_request_whatever_its_micro_batch() -> None:
     from tplab.layers.comm import NullComm
-    from tplab.models.engine import Sampler
     from tplab.models.records import Request
+    from tplab.models.sampling import Sampler
 
     vocab = VocabShard.of(50, 0, 1)
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(1)).expand(4, 50)

@@ -55,6 +55,10 @@ class Comm(Protocol):
         """Device types that tensors may be on; empty if any."""
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether its collectives may be captured in a CUDA graph."""
+
+    @property
     def transport(self) -> Transport:
         """Point-to-point messages between the same ranks, for collectives of our own. Ask for it each time: what was
         started before may have to be over first."""
@@ -115,6 +119,7 @@ class NullComm:
     """
 
     device_types: frozenset[str] = frozenset()
+    is_capturable = True
 
     def __init__(self, index: int = 0, size: int = 1) -> None:
         self.index, self.size = index, size
@@ -154,6 +159,7 @@ class ProcessGroupComm:
         self.device_types = {"nccl": frozenset({"cuda"}), "gloo": frozenset({"cpu", "cuda"})}.get(
             backend, frozenset[str]()
         )
+        self.is_capturable = backend == "nccl"
         # With asyncOp off, NCCL runs on the current stream: no second stream to wait for.
         self._blocking = dist.AllreduceOptions()
         self._blocking.asyncOp = False
@@ -233,6 +239,7 @@ class RecordingComm:
         self.recorder = recorder
         self._started: list[_Recorded] = []
         self.index, self.size, self.device_types = comm.index, comm.size, comm.device_types
+        self.is_capturable = comm.is_capturable
 
     @property
     def transport(self) -> Transport:
@@ -349,3 +356,10 @@ def as_comm(group: "ProcessGroup | Comm | None") -> Comm:
     if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("group: this rank is not in it; build the layer only on the ranks that are")
     raise ValueError(f"group must be a process group, a Comm, or None for a rank alone; got {group!r}")
+
+
+def why_not_captured(comm: Comm) -> str | None:
+    """The reason why collectives cannot be captured in a CUDA graph, in words; None where they can."""
+    if comm.is_capturable:
+        return None
+    return "CUDA graphs hold NCCL's collectives only; those of this rank go through the host"

@@ -35,6 +35,7 @@ class EmulatedComm:
     """
 
     device_types = frozenset({"cpu"})
+    is_capturable = False
 
     def __init__(self, group: EmulatedGroup, algorithm: str = "ring") -> None:
         if not isinstance(group, EmulatedGroup):

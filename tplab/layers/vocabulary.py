@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tplab.checks import check_count, check_number, check_one_of
 from tplab.layers.comm import Comm, as_comm
 from tplab.layers.linear import ColumnParallelLinear, Sharded, check_device
+from tplab.layers.noise import NoiseByPlace
 from tplab.layers.regions import gather_from_group, pad_tokens, reduce_from_group
 from tplab.layers.shards import VocabShard, load_from, rows_plan, same_kind
 from tplab.layers.strategies import Blocking, as_strategy
@@ -273,7 +274,7 @@ def parallel_sample(
     vocab: VocabShard,
     group: "ProcessGroup | Comm | None",
     *,
-    generator: torch.Generator | Sequence[torch.Generator],
+    generator: torch.Generator | Sequence[torch.Generator] | NoiseByPlace,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -282,11 +283,12 @@ def parallel_sample(
 
     The largest of ``logit / temperature + noise`` with Gumbel noise per token of the vocabulary: a draw from the
     softmax. Every rank draws the noise of all V tokens from ``generator``, which must be in the same state on all of
-    them, and uses its own part.
+    them, and uses its own part; of a ``NoiseByPlace`` its own part only.
 
     Args:
         generator: on the CPU, so that the noise is the same on every device. Several: one per row, so that a row's
-            tokens do not depend on which others are in the batch.
+            tokens do not depend on which others are in the batch. Or ``tplab.layers.noise.NoiseByPlace`` of as many
+            rows, on the logits' device: nothing comes from the host then, and a CUDA graph can hold the call.
         temperature: 0: the argmax, without noise.
         top_k: of the ``top_k`` likeliest only (those that tie with the last included); an all-gather of ``top_k``
             numbers per rank.
@@ -300,19 +302,10 @@ def parallel_sample(
         check_count("top_k", top_k, least=1)
     if top_p is not None:
         check_number("top_p", top_p, above=0, most=1)
-    generators = [generator] if isinstance(generator, torch.Generator) else [*generator]
-    for each in generators:
-        if each.device.type != "cpu":
-            raise ValueError(f"generator must be on the cpu; it is on {each.device}")
-    _local(logits, vocab)
     comm = as_comm(group)
+    _local(logits, vocab)
     # Drawn in any case: how far the generator gets must not depend on the settings.
-    if isinstance(generator, torch.Generator):
-        uniform = torch.rand((*logits.shape[:-1], vocab.size), generator=generator, dtype=torch.float64)
-    elif logits.dim() != 2 or len(generators) != logits.shape[0]:
-        raise ValueError(f"generator: {len(generators)} of them for logits of shape {tuple(logits.shape)}; one per row")
-    else:
-        uniform = torch.stack([torch.rand(vocab.size, generator=each, dtype=torch.float64) for each in generators])
+    uniform = _drawn(generator, logits, vocab)
     if temperature == 0:
         return parallel_argmax(logits, vocab, comm)
     scores = logits.float()
@@ -322,10 +315,36 @@ def parallel_sample(
         full = gather_logits(scores, vocab, comm)
         scores = scores.masked_fill(scores < _smallest_in_nucleus(full, temperature, top_p), -torch.inf)
     noise = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
-    mine = F.pad(noise[..., vocab.start : vocab.end], (0, vocab.padding)).to(scores.device)
+    mine = F.pad(noise, (0, vocab.padding)).to(scores.device)
     # Below 1 the noise is shrunk instead of the scores blown up: over a temperature near zero they would be infinite,
     # and tie. Noise that vanishes leaves the argmax, as it should.
     return parallel_argmax(scores.double() / max(temperature, 1.0) + mine * min(temperature, 1.0), vocab, comm)
+
+
+def _drawn(
+    generator: torch.Generator | Sequence[torch.Generator] | NoiseByPlace, logits: torch.Tensor, vocab: VocabShard
+) -> torch.Tensor:
+    """(..., tokens of this rank) float64: this step's uniform numbers."""
+    mine = slice(vocab.start, vocab.end)
+    if isinstance(generator, torch.Generator):
+        _check_on_cpu(generator)
+        return torch.rand((*logits.shape[:-1], vocab.size), generator=generator, dtype=torch.float64)[..., mine]
+    rows = generator.num_rows if isinstance(generator, NoiseByPlace) else len(generator)
+    if logits.dim() != 2 or rows != logits.shape[0]:
+        raise ValueError(f"generator: {rows} of them for logits of shape {tuple(logits.shape)}; one per row")
+    if isinstance(generator, NoiseByPlace):
+        uniform = generator.uniform(vocab.start, vocab.end)
+        generator.advance()
+        return uniform
+    for each in generator:
+        _check_on_cpu(each)
+    draws = [torch.rand(vocab.size, generator=each, dtype=torch.float64) for each in generator]
+    return torch.stack(draws)[..., mine]
+
+
+def _check_on_cpu(generator: torch.Generator) -> None:
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the cpu; it is on {generator.device}")
 
 
 def _kth_largest(scores: torch.Tensor, vocab: VocabShard, comm: Comm, k: int) -> torch.Tensor:

@@ -12,8 +12,10 @@ On the ranks:
   decoder       one rank's part of the model
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
-  engine        prefill and decode, micro-batches in flight, tokens chosen
-  graphed       decode steps replayed from CUDA graphs
+  engine        prefill and decode, micro-batches in flight
+  graphed       decode steps, replayed from CUDA graphs
+  sampling      tokens chosen from logits
+  reading       their way to the host, a step later
 What it does cost, and the one call:
   generation    a model on a cluster, prompts in, tokens and their cost out
   result        tokens, times, shares, trace

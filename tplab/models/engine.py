@@ -5,6 +5,9 @@ others: to the first as its next input, to the rest because then every rank know
 and goes on with the same micro-batches, without a message about it. With k of them in flight stage 0 works on the next
 while the tokens of this one are on their way: the decode ring, full when k is at least the number of stages.
 
+On a GPU a decode step is one CUDA graph wherever that works, and the host reads its tokens a step later; see
+``tplab.models.graphed`` and ``reading``. Messages between stages stay outside of the graphs.
+
 Messages between two ranks keep their order and a receiver takes them in the order in which they are sent, so there are
 no tags; sends are not waited for until their micro-batch comes round again, so no rank stands still with work to do.
 
@@ -12,93 +15,29 @@ Legend: B sequences of a micro-batch, S tokens of the longest prompt, D hidden, 
 micro-batches, p stages, t ranks each.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from tplab.checks import ArgumentError
 from tplab.collectives.transport import Handle, Transport
-from tplab.layers.comm import Comm, RecordingComm
-from tplab.layers.shards import VocabShard
+from tplab.layers.comm import RecordingComm
 from tplab.layers.strategies import Blocking
-from tplab.layers.vocabulary import parallel_argmax, parallel_sample
-from tplab.measure.clock import Recorder
+from tplab.measure.clock import Recorder, synchronize
 from tplab.models.decoder import Padding
+from tplab.models.graphed import DecodeStep, StepShape, why_no_graph
 from tplab.models.loading import Loaded
+from tplab.models.reading import TokenReader
 from tplab.models.records import Activity, Request
+from tplab.models.sampling import Sampler
 from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
     from tplab.layers.core_attention import KVCache
 
 _REPORT_EVERY_S = 0.2
-
-
-class Sampler:
-    """Chooses tokens for the sequences ``start`` to ``end`` of a request, the same whatever the layout.
-
-    A sequence has a generator of its own, keyed by the seed and its place in the request: what it draws does not depend
-    on which other sequences are in its micro-batch, nor on how many ranks or stages there are.
-
-    Args:
-        request: how tokens are chosen, and the seed.
-        start, end: numbers of the sequences in the request.
-        vocab: which tokens this rank has the logits of.
-        comm: the ranks that share the vocabulary.
-    """
-
-    def __init__(self, request: Request, start: int, end: int, vocab: VocabShard, comm: Comm) -> None:
-        self._request, self._vocab, self._comm = request, vocab, comm
-        self._generators = (
-            [_generator(request.seed, place) for place in range(start, end)] if request.temperature else []
-        )
-
-    def __call__(self, logits_Bv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens (B,), the same on every rank of the stage; and the margins (B,) if the request wants them."""
-        request = self._request
-        if request.margins:
-            return argmax_and_margin(logits_Bv, self._vocab, self._comm)
-        if not request.temperature:
-            return parallel_argmax(logits_Bv, self._vocab, self._comm), None
-        tokens = parallel_sample(
-            logits_Bv,
-            self._vocab,
-            self._comm,
-            generator=self._generators,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-        )
-        return tokens, None
-
-
-@torch.no_grad()
-def argmax_and_margin(logits_Bv: torch.Tensor, vocab: VocabShard, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
-    """The likeliest token (B,), the lowest where several tie, and by how much its logit beats the next (B,) float64.
-
-    One all-gather of 32 bytes per sequence and rank: each rank's two largest logits and their tokens. A vocabulary of
-    one token has a margin of infinity.
-    """
-    local = logits_Bv[..., : vocab.end - vocab.start]
-    pairs = torch.full((*local.shape[:-1], 2, 2), -torch.inf, dtype=torch.float64, device=local.device)
-    # The first of a tie, as max has it: topk promises no order.
-    scores = local.double()
-    for rank in range(min(2, local.shape[-1])):
-        best, place = scores.max(-1)
-        pairs[..., rank, 0], pairs[..., rank, 1] = best, (place + vocab.start).double()
-        scores = scores.scatter(-1, place.unsqueeze(-1), -torch.inf)
-    every_nB22 = comm.start_all_gather(pairs.unsqueeze(0).contiguous()).wait()
-    every = every_nB22.movedim(0, -3).flatten(-3, -2)  # (B, 2n, 2), in order of tokens where they tie across ranks
-    best, winner = every[..., 0].max(-1, keepdim=True)
-    rest = every[..., 0].scatter(-1, winner, -torch.inf).amax(-1)
-    return every[..., 1].gather(-1, winner).squeeze(-1).long(), best.squeeze(-1) - rest
-
-
-def _generator(seed: int, place: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{place}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 class SequencesAtWork:
@@ -109,36 +48,73 @@ class SequencesAtWork:
         request: what is asked of the model.
         prompts: token ids of these sequences.
         start: number of the first of them in the request.
-        device: the device for its tensors.
+        step: their decode steps; None: they go through the stage as prompts do.
+        reader: takes their tokens to the host.
     """
 
-    def __init__(self, loaded: Loaded, request: Request, prompts: list[list[int]], start: int, device: torch.device):
-        stage = loaded.stage
-        self.start = start
-        self.prompts = prompts
-        longest = max(map(len, prompts))
-        self.max_length = longest + request.max_new_tokens - 1
-        self.padding = Padding([len(prompt) for prompt in prompts], self.max_length, device)
-        self.caches: list[KVCache] = stage.make_caches(len(prompts), self.max_length)
-        self.sampler = (
-            Sampler(request, start, start + len(prompts), stage.vocab, loaded.comm) if stage.spec.last else None
-        )
+    def __init__(
+        self,
+        loaded: Loaded,
+        request: Request,
+        prompts: list[list[int]],
+        start: int,
+        step: DecodeStep | None,
+        reader: TokenReader,
+    ) -> None:
+        self._stage = stage = loaded.stage
+        device = next(stage.parameters()).device
+        self.start, self.prompts, self.step, self.reader = start, prompts, step, reader
+        length = step.shape.capacity if step is not None else most_in_caches(request, prompts)
+        self.padding = Padding([len(prompt) for prompt in prompts], length, device)
+        if step is not None:
+            self.caches: list[KVCache] = step.caches
+            self._sampler = step.sampler
+        else:
+            self.caches = stage.make_caches(len(prompts), length)
+            end = start + len(prompts)
+            self._sampler = Sampler(request, start, end, stage.vocab, loaded.comm, device) if stage.spec.last else None
         self.input_BS: torch.Tensor | None = self.padding.ids(prompts) if stage.spec.first else None
         """Next input of the first stage."""
         self.running = [True] * len(prompts)
-        """Whether a sequence is still without a stop token."""
+        """Whether a sequence is still without a stop token, as far as its tokens were read."""
         self.sent: list[tuple[Handle, torch.Tensor]] = []
         """Messages of the last step, with their tensors: not to be overwritten yet."""
 
+    def buffer(self, kind: str, dtype: torch.dtype) -> torch.Tensor:
+        """Memory for the hidden states that a step other than the first stage's takes in."""
+        if kind == "decode" and self.step is not None:
+            return self.step.x
+        shape = len(self.prompts), self.padding.longest if kind == "prefill" else 1, self._stage.config.hidden_size
+        return torch.empty(shape, dtype=dtype, device=self.padding.device)
+
+    def compute(self, kind: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B,) and margins (B,) or None on the last stage, else hidden states."""
+        if kind == "decode" and self.step is not None:
+            return self.step()
+        y = self._stage(x, padding=self.padding, caches=self.caches)
+        return self._sampler(y) if self._sampler is not None else (y, None)
+
+    def take_in(self, tokens_B: torch.Tensor, step: int) -> None:
+        """The tokens of a step are the next one's input, on the first stage."""
+        if self.step is None:
+            self.input_BS = tokens_B[:, None]
+            return
+        if step == 0 or not self._stage.spec.last:  # else the step has written them there itself
+            self.step.x.copy_(tokens_B[:, None])
+        self.input_BS = self.step.x
+
 
 class GenerationEngine:
-    """One request on one rank, weights loaded.
+    """One request on one rank, weights loaded. :meth:`prepare` and then :meth:`run` it once.
 
     Args:
-        loaded: the stage, its place in the layout, and the ranks that share its layers. request: what is asked of the
-        model. prompts: token ids, checked. p2p: messages to the other stages. peers: the index in ``p2p`` of each place
-        of the layout; by default the place itself. report: called with progress, and with tokens where the request
-        wants them as they come; None: nothing is reported.
+        loaded: the stage, its place in the layout, and the ranks that share its layers.
+        request: what is asked of the model.
+        prompts: token ids, checked.
+        p2p: messages to the other stages.
+        peers: the index in ``p2p`` of each place of the layout; by default the place itself.
+        report: called with progress, and with tokens where the request wants them as they come; None: nothing is
+            reported.
     """
 
     def __init__(
@@ -160,18 +136,54 @@ class GenerationEngine:
         self._last = layout.pp - 1
         like = next(loaded.stage.parameters())
         self._dtype, self._device = like.dtype, like.device
-        self._comm = loaded.comm
+        self._comm, self._kept = loaded.comm, loaded.kept
+        self._recorder = Recorder(self._device)
+        self.eager_because = why_eager(loaded, request)
+        """Why decode steps are launched one by one, in words; None: they are replayed from CUDA graphs."""
+        self.capture_s = 0.0
+        """What capturing took; 0 where the graphs were there already."""
+        parts = [(prompts[start:end], start) for start, end in request.micro_batches()]
         self.micro_batches = [
-            SequencesAtWork(loaded, request, prompts[start:end], start, self._device)
-            for start, end in request.micro_batches()
+            SequencesAtWork(loaded, request, part, start, step, TokenReader(self._recorder, self._device, len(part)))
+            for (part, start), step in zip(parts, self._steps(loaded, prompts), strict=True)
         ]
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.margins: list[list[float]] = [[] for _ in prompts]
         self.token_s: list[list[float]] = [[] for _ in prompts]
-        self._recorder = Recorder(self._device)
         self.start_s = 0.0
         self._stop = frozenset(request.stop_tokens)
         self._reported_s = 0.0
+
+    def _steps(self, loaded: Loaded, prompts: list[list[int]]) -> "list[DecodeStep] | list[None]":
+        """The decode steps of each micro-batch: kept ones where there are, on a stage that has any."""
+        shapes = step_shapes(self._request, prompts)
+        if loaded.stage.why_no_decode() is not None:
+            return [None] * len(shapes)
+        kept = loaded.kept.taken(shapes) if self.eager_because is None else None
+        return kept or [DecodeStep(loaded.stage, loaded.comm, self._request, shape) for shape in shapes]
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture what is to be replayed and is not kept from earlier. All ranks that share a stage do it together."""
+        steps = [each.step for each in self.micro_batches if each.step is not None]
+        if self.eager_because is None and not all(step.is_captured for step in steps):
+            began = time.perf_counter()
+            for step in steps:
+                step.capture()
+            self._kept.keep(steps)
+            synchronize(self._device)
+            self.capture_s = time.perf_counter() - began
+        for each in self.micro_batches:
+            if each.step is not None:
+                each.step.restart(each.padding, self._request, each.start)
+
+    def give_up_graphs(self, reason: str) -> None:
+        """Launch decode steps one by one, whatever was captured. To be followed by :meth:`prepare`."""
+        self.eager_because = reason
+        self._kept.drop()
+        for each in self.micro_batches:
+            if each.step is not None:
+                each.step.release()
 
     @property
     def activities(self) -> list[Activity]:
@@ -202,57 +214,61 @@ class GenerationEngine:
                         continue
                     if step and self._index != self._last:
                         recorder.at = step - 1, number
-                        self._take(micro_batch, self._receive_tokens(micro_batch), None)
+                        self._take(micro_batch, step - 1, self._receive_tokens(micro_batch), None)
                         if not any(micro_batch.running):
                             continue
                     recorder.at = step, number
                     if step < request.max_new_tokens:
-                        self._advance(micro_batch, "decode" if step else "prefill")
+                        self._advance(micro_batch, step)
             for micro_batch in self.micro_batches:
                 _wait(micro_batch.sent)
+                self._read(micro_batch, behind=0)
         finally:
             if recording is not None:
                 recording.recorder = None
             stage.set_strategy(Blocking())
 
-    def _advance(self, micro_batch: SequencesAtWork, kind: str) -> None:
+    def _advance(self, micro_batch: SequencesAtWork, step: int) -> None:
         """One step of this stage for a micro-batch."""
+        kind = "decode" if step else "prefill"
         x = micro_batch.input_BS if self._stage.spec.first else self._receive_hidden(micro_batch, kind)
         assert x is not None
+        _wait(micro_batch.sent)  # a graph writes where it wrote before
         start = self._recorder.mark()
-        y = self._stage(x, padding=micro_batch.padding, caches=micro_batch.caches)
-        if micro_batch.sampler is None:
-            self._recorder.add(kind, start)
-            _wait(micro_batch.sent)
-            micro_batch.sent = [self._send(y.contiguous(), self._peers[self._index + 1])]
-            return
-        tokens_B, margins_B = micro_batch.sampler(y)
+        made, margins_B = micro_batch.compute(kind, x)
         self._recorder.add(kind, start)
-        _wait(micro_batch.sent)
-        micro_batch.sent = [self._send(tokens_B, peer) for peer in self._peers[:-1]]
-        self._take(micro_batch, tokens_B, margins_B)
+        if not self._stage.spec.last:
+            micro_batch.sent = [self._send(made.contiguous(), self._peers[self._index + 1])]
+            return
+        micro_batch.sent = [self._send(made, peer) for peer in self._peers[:-1]]
+        self._take(micro_batch, step, made, margins_B)
 
-    def _take(self, micro_batch: SequencesAtWork, tokens_B: torch.Tensor, margins_B: torch.Tensor | None) -> None:
-        """Write down the tokens of a step, and see which sequences have ended."""
-        if micro_batch.input_BS is not None:
-            micro_batch.input_BS = tokens_B[:, None]
-        tokens = tokens_B.tolist()
-        now = time.monotonic()
-        margins = None if margins_B is None else margins_B.tolist()
-        fresh = []
-        for place, token in enumerate(tokens):
-            if not micro_batch.running[place]:
-                continue
-            sequence = micro_batch.start + place
-            self.tokens[sequence].append(token)
-            self.token_s[sequence].append(now)
-            if margins is not None:
-                self.margins[sequence].append(margins[place])
-            fresh.append((sequence, token))
-            if token in self._stop:
-                micro_batch.running[place] = False
-        if self._report_to is not None:
-            self._report(self._report_to, fresh, now)
+    def _take(
+        self, micro_batch: SequencesAtWork, step: int, tokens_B: torch.Tensor, margins_B: torch.Tensor | None
+    ) -> None:
+        """The tokens of a step: the next one's input, and on their way to the host."""
+        if self._stage.spec.first:
+            micro_batch.take_in(tokens_B, step)
+        micro_batch.reader.put(tokens_B, margins_B)
+        self._read(micro_batch, behind=micro_batch.reader.lag)
+
+    def _read(self, micro_batch: SequencesAtWork, behind: int) -> None:
+        """Write down the tokens that the host may look at, and see which sequences have ended."""
+        for tokens, margins, known_s in micro_batch.reader.read(behind):
+            fresh = []
+            for place, token in enumerate(tokens):
+                if not micro_batch.running[place]:
+                    continue
+                sequence = micro_batch.start + place
+                self.tokens[sequence].append(token)
+                self.token_s[sequence].append(known_s)
+                if margins is not None:
+                    self.margins[sequence].append(margins[place])
+                fresh.append((sequence, token))
+                if token in self._stop:
+                    micro_batch.running[place] = False
+            if self._report_to is not None:
+                self._report(self._report_to, fresh, known_s)
 
     def _report(self, report: Callable[..., None], fresh: list[tuple[int, int]], now: float) -> None:
         if not self._request.stream and now - self._reported_s < _REPORT_EVERY_S:
@@ -263,9 +279,7 @@ class GenerationEngine:
         report(phase="generate", done=done, total=total, **({"tokens": fresh} if self._request.stream else {}))
 
     def _receive_hidden(self, micro_batch: SequencesAtWork, kind: str) -> torch.Tensor:
-        seq = micro_batch.padding.longest if kind == "prefill" else 1
-        shape = (len(micro_batch.prompts), seq, self._stage.config.hidden_size)
-        hidden_BSD = torch.empty(shape, dtype=self._dtype, device=self._device)
+        hidden_BSD = micro_batch.buffer(kind, self._dtype)
         self._receive(hidden_BSD, self._peers[self._index - 1])
         return hidden_BSD
 
@@ -281,6 +295,31 @@ class GenerationEngine:
 
     def _send(self, tensor: torch.Tensor, peer: int) -> tuple[Handle, torch.Tensor]:
         return self._p2p.exchange([(tensor, peer)], []), tensor
+
+
+def step_shapes(request: Request, prompts: list[list[int]]) -> list[StepShape]:
+    """What each micro-batch's decode steps are like."""
+    parts = [prompts[start:end] for start, end in request.micro_batches()]
+    return [StepShape.of(request, len(part), most_in_caches(request, part)) for part in parts]
+
+
+def why_eager(loaded: Loaded, request: Request) -> str | None:
+    """The reason why decode steps are not to be replayed from CUDA graphs, in words; the same on all ranks.
+
+    Raises:
+        ArgumentError: graphs that are asked for where they cannot be.
+    """
+    if request.cuda_graphs is False:
+        return "asked for by cuda_graphs=False"
+    reason = why_no_graph(loaded.stage, loaded.comm)
+    if reason is not None and request.cuda_graphs:
+        raise ArgumentError("cuda_graphs", True, f"cannot be here: {reason}")
+    return reason
+
+
+def most_in_caches(request: Request, prompts: list[list[int]]) -> int:
+    """The last new token is no step's input."""
+    return max(map(len, prompts)) + request.max_new_tokens - 1
 
 
 def _wait(sent: list[tuple[Handle, torch.Tensor]]) -> None:

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tplab.checks import ArgumentError
 from tplab.cluster.rank import degrees
 from tplab.cluster.run import DerivedRun
+from tplab.measure import joined_badge, provenance_columns
 from tplab.models.records import CheckpointError, LoadReport, RankResult, Request, Weights, check_prompts
 from tplab.models.result import Generation
 from tplab.models.shards import Layout
@@ -87,6 +89,7 @@ def submit_generate(
     weights_seed: int = 0,
     margins: bool = False,
     strategy: "Blocking | None" = None,
+    cuda_graphs: bool | None = None,
     on_token: OnToken | None = None,
     on_report: "Callable[[Report], None] | None" = None,
     timeout: float | None = 600.0,
@@ -103,6 +106,8 @@ def submit_generate(
         dtype: of weights, keys and values; by default the config's, and where it names none, that of the tensors.
         margins: also return how far ahead the likeliest token was.
         strategy: how the layers communicate in prefill, from ``tplab.layers``.
+        cuda_graphs: whether decode steps are replayed from CUDA graphs; None: wherever that works, and
+            ``Generation.decode`` says why not elsewhere. False: the same kernels one by one, to compare.
         on_token: called with each token as rank 0 learns it, on the cluster's own thread: it must be quick.
         on_report: called with each report of a rank: ``phase`` is ``load`` or ``generate``, with ``done`` and
             ``total``.
@@ -124,7 +129,10 @@ def submit_generate(
         margins=margins,
         stream=on_token is not None,
         strategy=strategy,
+        cuda_graphs=cuda_graphs,
     )
+    if cuda_graphs and cluster.backend != "nccl":
+        raise ArgumentError("cuda_graphs", True, f"must be left out or False where ranks speak {cluster.backend}")
     if num_micro_batches is None:
         request = replace(request, num_micro_batches=min(pp, len(request.prompts)))
     if request.is_text:
@@ -143,13 +151,15 @@ def submit_generate(
             on_report(report)
 
     def build(run: "Run[RankResult]") -> Generation:
+        results = run.result()
+        graphs = all(result.eager_because is None for result in results)
         return Generation.of(
-            run.result(),
+            results,
             layout=layout,
             num_micro_batches=request.num_micro_batches,
             stop_tokens=request.stop_tokens,
-            badge=cluster.provenance.badge,
-            provenance=cluster.provenance.columns(),
+            badge=joined_badge(cluster.provenance.badge, "CUDA graphs" if graphs else ""),
+            provenance=provenance_columns(cluster.provenance, launch_mode="graph" if graphs else None),
         )
 
     run = cluster.submit(generate_on_rank, config, weights, layout, request, timeout=timeout, on_report=deliver)
@@ -182,7 +192,7 @@ def generate_on_rank(
 
     prompts = _prompts_of(rank, config, weights, request)
     loaded, load = ensure_loaded(rank, config, weights, layout)
-    engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
+    engine = _engine(rank, loaded, request, prompts)
     if rank.world_size > 1:
         dist.barrier(group=rank.group)  # all start together, and NCCL has connected
     engine.run()
@@ -193,6 +203,8 @@ def generate_on_rank(
         token_s=engine.token_s,
         start_s=engine.start_s,
         spans=engine.activities,
+        eager_because=engine.eager_because,
+        capture_s=engine.capture_s,
         load=load,
         kv_bytes=engine.kv_bytes,
         prompts=prompts,
@@ -260,20 +272,46 @@ def together(rank: "Rank", work: Callable[[], T], *, all_of: bool = False) -> T:
     return answer
 
 
+def _engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> "GenerationEngine":
+    """The engine, ready to run: with its caches, and with its decode steps captured where they are to be."""
+    from tplab.models.engine import step_shapes, why_eager
+
+    shapes = step_shapes(request, prompts)
+    graphs = together(rank, lambda: why_eager(loaded, request)) is None
+    # A rank that failed last time has none while others have, and capturing takes all that share a stage.
+    if graphs and not together(rank, lambda: loaded.kept.has(shapes), all_of=True):
+        loaded.kept.forget(shapes)
+    engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
+    fault: list[Exception] = []
+
+    def prepare() -> bool:
+        try:
+            engine.prepare()
+        except Exception as error:
+            if request.cuda_graphs or not graphs:
+                raise
+            fault.append(error)
+        return not fault
+
+    if not together(rank, prepare, all_of=True):
+        what = listed([f"{type(each).__name__}: {each}" for each in fault]) or "another rank failed"
+        engine.give_up_graphs(f"capturing did not work ({what})")
+        engine.prepare()
+    return engine
+
+
 def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> "GenerationEngine":
     """The engine with its caches, after a look whether they fit."""
     from tplab.collectives.transport import NullTransport, ProcessGroupTransport
-    from tplab.models.engine import GenerationEngine
+    from tplab.models.engine import GenerationEngine, why_eager
 
-    shapes = [
-        (end - start, max(map(len, prompts[start:end])) + request.max_new_tokens - 1)
-        for start, end in request.micro_batches()
-    ]
-    needed = loaded.kv_bytes_per_token * sum(batch * length for batch, length in shapes)
+    needed, longest = _cache_bytes(loaded, request, prompts, to_capture=why_eager(loaded, request) is None)
+    if needed > _free_bytes(rank):
+        loaded.kept.drop()
     free = _free_bytes(rank)
     if needed > free:
         raise MemoryError(
-            f"keys and values of {len(prompts)} sequences of {max(length for _, length in shapes)} tokens take "
+            f"keys and values of {len(prompts)} sequences of {longest} tokens take "
             f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on {rank.device}: use fewer or shorter prompts, "
             f"a smaller max_new_tokens, or dtype='bfloat16'"
         )
@@ -282,11 +320,31 @@ def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list
     return GenerationEngine(loaded, request, prompts, p2p, report=rank.report if rank.index == 0 else None)
 
 
-def _free_bytes(rank: "Rank") -> int:
+def _cache_bytes(
+    loaded: "Loaded", request: Request, prompts: list[list[int]], *, to_capture: bool
+) -> tuple[float, int]:
+    """Bytes of the caches that are to be made, on all ranks that share this one's memory, and places of the longest."""
+    from tplab.models.engine import most_in_caches, step_shapes
+
+    if loaded.stage.why_no_decode() is None:
+        shapes = step_shapes(request, prompts)
+        if to_capture and loaded.kept.has(shapes):
+            return 0.0, 0
+        sizes = [(shape.batch, shape.capacity) for shape in shapes]
+    else:
+        parts = [prompts[start:end] for start, end in request.micro_batches()]
+        sizes = [(len(part), most_in_caches(request, part)) for part in parts]
+    places = sum(batch * length for batch, length in sizes)
+    return loaded.kv_bytes_per_token * places, max(length for _, length in sizes)
+
+
+def _free_bytes(rank: "Rank") -> float:
     if rank.device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(rank.device)[0]
+        # What torch's allocator holds and nobody uses is free, too.
+        held = torch.cuda.memory_reserved(rank.device) - torch.cuda.memory_allocated(rank.device)
+        return torch.cuda.mem_get_info(rank.device)[0] + held
     import psutil
 
     return int(psutil.virtual_memory().available)

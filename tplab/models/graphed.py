@@ -1,124 +1,191 @@
-"""Decode steps replayed from CUDA graphs: one launch instead of some ten per layer.
+"""Decode steps with everything that they read and write in one place, launched one by one or as one CUDA graph.
 
-A decode step of one token launches so many small CUDA kernels that the host cannot keep up: eagerly, a layer takes some
-0.3 ms of host time whatever its weights, and tensor parallelism has nothing to win. Serving engines replay graphs, and
-so must whoever wants to measure what a layout is worth to them.
+A decode step of one token launches so many small kernels that the host cannot keep up: eagerly, a layer takes tenths of
+a millisecond of host time whatever its weights, and tensor parallelism has nothing to win. Serving engines replay
+graphs, and so does ``generate`` wherever it can.
 
-One graph per place in the cache, not one graph over a cache of full length with the length in a tensor: the layers stay
-as they are, and attention reads what is there and no more. It costs a capture per token of the output, which is right
-for a batch that is run several times over, as a measurement is, and wrong for a server.
+One graph per batch shape, for every length: how many tokens are in the caches is a number in the device's memory, which
+the step itself counts on, as it writes its token where the next step reads it. A graph per place in the cache needs
+nothing of the kind, but a capture per token of the output.
 
-Prefill, and whatever comes for the first time, runs as it is: libraries choose their algorithms and take their memory
-then, which must not be captured.
+Captured steps are kept with the model, so that the next generation of their shape captures nothing. Prompts, and
+whatever comes for the first time, run as they are: libraries choose their algorithms and take their memory then, which
+must not be captured.
+
+Legend: B sequences, D hidden.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
+from tplab.layers.comm import Comm, why_not_captured
 from tplab.measure.graph import capture
-from tplab.models.decoder import Padding
+from tplab.models.decoder import Padding, Stage
+from tplab.models.records import Request
+from tplab.models.sampling import Sampler
 
-if TYPE_CHECKING:
-    from tplab.layers.core_attention import KVCache
-    from tplab.models.decoder import Stage
-
-
-WARM_UPS = 3
-"""Number of generations until everything is replayed: one as it is, one that captures, and the first replay."""
-
-
-class _Step(NamedTuple):
-    """A captured step."""
-
-    graph: torch.cuda.CUDAGraph
-    x: torch.Tensor
-    """Tensor that the step reads."""
-    y: torch.Tensor
-    """Tensor that the step writes."""
-    padding: Padding
-    """Padding whose memory the step reads too, so that it must be held."""
+_CAPACITY_STEP = 256
+"""Caches have a multiple of so many places: a length more or less then finds the same graph."""
+_MOST_KEPT = 8
+"""Captured steps that are kept with a model; the one that was not used for longest goes first."""
+_WARM_UPS = 2
 
 
-class GraphedStage:
-    """A :class:`~tplab.models.decoder.Stage` on a GPU, for batches of the same shapes again and again.
+class StepShape(NamedTuple):
+    """What two decode steps must have in common to be one graph."""
 
-    The first generation runs eagerly, the second captures as it goes, the third and later ones replay. Call
-    :meth:`restart` before each: its caches are the same memory every time, since graphs write there.
+    batch: int
+    """B."""
+    capacity: int
+    """Places in the caches."""
+    choice: tuple[Any, ...]
+    """How tokens are chosen: margins, temperature, top_k and top_p of the request."""
 
-    Results are those of the stage, bitwise: the same CUDA kernels in the same order. There is no ``every_position``.
+    @classmethod
+    def of(cls, request: Request, batch: int, length: int) -> "StepShape":
+        """For sequences of at most ``length`` tokens in the caches."""
+        capacity = -(-length // _CAPACITY_STEP) * _CAPACITY_STEP
+        return cls(batch, capacity, (request.margins, request.temperature, request.top_k, request.top_p))
 
-    Raises:
-        ValueError: a model that scales its embedding by a number from the host (Gemma): a graph cannot hold that.
+
+class DecodeStep:
+    """The decode steps of one micro-batch on one rank.
+
+    ==========  =====================  ======================================================
+    in memory   shape                  what
+    ==========  =====================  ======================================================
+    caches                             keys and values, one cache per layer
+    x           (B, 1) or (B, 1, D)    what the next step reads: token ids on the first stage,
+                                       hidden states on the others
+    past        (1,)                   tokens in the caches
+    ==========  =====================  ======================================================
+
+    A step returns tokens (B,) and margins (B,) or None on the last stage, else hidden states (B, 1, D) and None. With a
+    graph they are the same memory at every step: what is to be kept must be copied, or sent and waited for, before the
+    next. A stage alone writes its tokens into ``x`` itself.
+
+    Args:
+        stage: whose steps.
+        comm: the ranks that share the stage.
+        request: how tokens are chosen.
+        shape: sequences, and places in the caches.
     """
 
-    def __init__(self, stage: "Stage") -> None:
-        if stage.config.embedding_scale != 1.0:
-            raise ValueError(
-                f"a {stage.config.model_type} model with embedding_scale={stage.config.embedding_scale} cannot be "
-                f"captured in a CUDA graph: run it eagerly"
-            )
-        self.spec, self.config, self.vocab = stage.spec, stage.config, stage.vocab
+    def __init__(self, stage: Stage, comm: Comm, request: Request, shape: StepShape) -> None:
+        like = next(stage.parameters())
+        device, batch, hidden = like.device, shape.batch, stage.config.hidden_size
+        self.shape = shape
+        self.caches = stage.make_caches(batch, shape.capacity)
+        self.sampler = Sampler(request, 0, batch, stage.vocab, comm, device) if stage.spec.last else None
+        if stage.spec.first:
+            self.x = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        else:
+            self.x = torch.zeros((batch, 1, hidden), dtype=like.dtype, device=device)
+        self.past = torch.zeros(1, dtype=torch.int32, device=device)
+        self._padding = Padding([1] * batch, 1, device)
         self._stage = stage
-        self._caches: list[tuple[tuple[int, int], list[KVCache]]] = []
-        self._handed_out = 0
-        self._seen: set[tuple[Any, ...]] = set()
-        self._steps: dict[tuple[Any, ...], _Step] = {}
-        self._pool: Any = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._made: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     @property
-    def num_graphs(self) -> int:
-        """Steps that are captured."""
-        return len(self._steps)
+    def is_captured(self) -> bool:
+        """Whether steps are replayed from a graph."""
+        return self._graph is not None
 
-    def parameters(self) -> Any:
-        """The stage's."""
-        return self._stage.parameters()
+    @property
+    def num_bytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(cache.num_bytes for cache in self.caches)
 
-    def set_strategy(self, strategy: Any) -> None:
-        """The stage's. Steps that were captured stay as they are."""
-        self._stage.set_strategy(strategy)
-
-    def restart(self) -> None:
-        """Hand the same caches out again, from the first."""
-        self._handed_out = 0
-
-    def make_caches(self, batch: int, max_length: int) -> "list[KVCache]":
-        """Caches as the stage makes them; the i-th call after :meth:`restart` gives the i-th ones there are,
-        emptied."""
-        shape, place = (batch, max_length), self._handed_out
-        if place < len(self._caches) and self._caches[place][0] != shape:
-            raise ValueError(
-                f"captured for batch and length {self._caches[place][0]}, got {shape}: use another GraphedStage"
-            )
-        if place == len(self._caches):
-            self._caches.append((shape, self._stage.make_caches(batch, max_length)))
-        self._handed_out += 1
-        caches = self._caches[place][1]
-        for cache in caches:
+    def restart(self, padding: Padding, request: Request, start: int) -> None:
+        """For the sequences from ``start`` on of a request; their prompts are to be put into the empty caches."""
+        for cache in self.caches:
             cache.reset()
-        return caches
+        self._padding.start_B.copy_(padding.start_B)
+        self.past.fill_(padding.longest)
+        if self.sampler is not None:
+            self.sampler.restart(request, start)
 
-    def __call__(self, x: torch.Tensor, *, padding: Padding, caches: "list[KVCache]") -> torch.Tensor:
-        """The stage's output for the last position. It is overwritten by the next replay of the same step."""
-        past = caches[0].length
-        key = (id(caches), past, padding.lengths)
-        if past == 0 or x.shape[1] > 1 or key not in self._seen:
-            self._seen.add(key)
-            return self._stage(x, padding=padding, caches=caches)  # type: ignore[no-any-return]
-        step = self._steps.get(key)
-        if step is None:
-            step = self._steps[key] = self._capture(x, padding, caches)
-        else:
-            step.x.copy_(x)
-            for cache in caches:
-                cache.length += 1
-        step.graph.replay()
-        return step.y
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The next step, of ``x``."""
+        if self._graph is None or self._made is None:
+            return self._run()
+        self._graph.replay()
+        return self._made
 
-    def _capture(self, x: torch.Tensor, padding: Padding, caches: "list[KVCache]") -> _Step:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        held = x.clone()
-        graph, y = capture(lambda: self._stage(held, padding=padding, caches=caches), self._pool)
-        return _Step(graph, held, y, padding)
+    def capture(self) -> None:
+        """From now on steps are replayed. All ranks that share the stage must capture together: steps that warm up
+        run their collectives. To be followed by :meth:`restart`."""
+        for _ in range(_WARM_UPS):
+            self.past.zero_()
+            self._run()
+        torch.cuda.current_stream().synchronize()
+        self._graph, self._made = capture(self._run)
+
+    def release(self) -> None:
+        """Launch steps one by one from now on."""
+        self._graph = self._made = None
+
+    def _run(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        stage = self._stage
+        y = stage.decode(self.x, padding=self._padding, caches=self.caches, past=self.past)
+        self.past += 1
+        if self.sampler is None:
+            return y, None
+        tokens_B, margins_B = self.sampler(y)
+        if stage.spec.first:
+            self.x.copy_(tokens_B[:, None])
+        return tokens_B, margins_B
+
+
+class KeptSteps:
+    """Captured steps of a model on one rank, the one used last at the end."""
+
+    def __init__(self) -> None:
+        self._kept: list[DecodeStep] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def taken(self, shapes: Sequence[StepShape]) -> list[DecodeStep] | None:
+        """One for each shape, those of equal shapes apart; None unless there are all of them."""
+        left, found = list(self._kept), []
+        for shape in shapes:
+            step = next((step for step in left if step.shape == shape), None)
+            if step is None:
+                return None
+            left.remove(step)
+            found.append(step)
+        self._kept = left + found
+        return found
+
+    def keep(self, steps: Sequence[DecodeStep]) -> None:
+        """Add what was captured for one generation; of the others only as many as there is room for."""
+        room = max(0, _MOST_KEPT - len(steps))
+        self._kept = [*(self._kept[-room:] if room else []), *steps]
+
+    def has(self, shapes: Sequence[StepShape]) -> bool:
+        """Whether there is one for each shape, those of equal shapes apart."""
+        return self.taken(shapes) is not None
+
+    def forget(self, shapes: Sequence[StepShape]) -> None:
+        """Let those of these shapes go."""
+        self._kept = [step for step in self._kept if step.shape not in shapes]
+
+    def drop(self) -> None:
+        """Let all of them go, with their memory."""
+        self._kept.clear()
+
+
+def why_no_graph(stage: Stage, comm: Comm) -> str | None:
+    """The reason why decode steps of a stage cannot be replayed from a CUDA graph, in words; None where they can. The
+    same on all ranks of a cluster, whose devices and backend are alike."""
+    reason = stage.why_no_decode()
+    if reason is not None:
+        return reason
+    device = next(stage.parameters()).device
+    return (
+        why_not_captured(comm) if device.type == "cuda" else f"CUDA graphs need a GPU; this rank computes on {device}"
+    )

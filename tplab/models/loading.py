@@ -1,7 +1,7 @@
 """A stage of a model onto its rank: which tensors it takes, over which group it sums, and what loading cost."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tplab.layers.comm import Comm, NullComm, OneShotComm, ProcessGroupComm, RecordingComm
 from tplab.models.checkpoint import Checkpoint, RandomWeights, Source, fill, torch_dtype
 from tplab.models.decoder import Stage
+from tplab.models.graphed import KeptSteps
 from tplab.models.records import LoadReport, Weights
 from tplab.models.shards import Layout, kv_bytes_per_token
 from tplab.models.spec import ModelConfig
@@ -33,6 +34,8 @@ class Loaded:
     """What loading cost."""
     kv_bytes_per_token: float = 0.0
     """Bytes of the cache of a token, on all ranks that share this one's memory."""
+    kept: KeptSteps = field(default_factory=KeptSteps)
+    """Decode steps that were captured in CUDA graphs, with their caches."""
 
 
 def tensor_parallel_comm(rank: "Rank", layout: Layout) -> Comm:

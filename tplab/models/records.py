@@ -51,6 +51,8 @@ class Request:
     """Whether to report every token as it comes."""
     strategy: "Blocking | None" = None
     """How the layers communicate in prefill; decode steps are too short for anything but blocking."""
+    cuda_graphs: bool | None = None
+    """Whether decode steps are replayed from CUDA graphs; None: wherever that works."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -204,6 +206,10 @@ class RankResult:
     start_s: float
     """Time at which the rank began, with weights loaded and caches made."""
     spans: list[Activity]
+    eager_because: str | None
+    """Why decode steps were launched one by one, in words; None: they were replayed from CUDA graphs."""
+    capture_s: float
+    """Seconds that capturing the graphs took, steps to warm up included; 0 where they were there already."""
     load: LoadReport
     kv_bytes: int
     """Bytes of the KV caches that the rank allocated."""

@@ -18,6 +18,8 @@ KINDS = ("prefill", "decode", "collective", "wait")
 """Kinds of spans: a stage's work on a micro-batch, of which collectives between the ranks of the stage are a part; and
 waiting for a message from another stage."""
 
+GRAPHS = "CUDA graphs"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
@@ -44,7 +46,11 @@ class Generation:
     num_micro_batches: int
     """k, micro-batches in flight."""
     spans: list[list[Activity]]
-    """What each rank did, and when."""
+    """What each rank did, and when. Of a step in a CUDA graph only as a whole."""
+    decode: str
+    """How decode steps were launched: ``CUDA graphs``, or ``eager`` with the reason."""
+    capture_s: float
+    """Seconds that capturing the graphs took on the slowest rank, before the start; 0 where they were there."""
     loads: list[LoadReport]
     """What loading cost on each rank."""
     kv_bytes: list[int]
@@ -75,6 +81,7 @@ class Generation:
         """
         first, last = results[0], results[-1]
         start = min(result.start_s for result in results)
+        reasons = [result.eager_because for result in results if result.eager_because is not None]
         assert all(result.tokens == first.tokens for result in results), "ranks disagree on the tokens"
         return cls(
             tokens=first.tokens,
@@ -88,6 +95,8 @@ class Generation:
             layout=layout,
             num_micro_batches=num_micro_batches,
             spans=[result.spans for result in results],
+            decode=f"eager: {reasons[0]}" if reasons else GRAPHS,
+            capture_s=max(result.capture_s for result in results),
             loads=[result.load for result in results],
             kv_bytes=[result.kv_bytes for result in results],
             badge=badge,
@@ -111,30 +120,44 @@ class Generation:
         count = self.num_tokens - len(self.tokens)
         return count / after if count and after > 0 else 0.0
 
+    @property
+    def knows_collectives(self) -> bool:
+        """Whether collectives of decode steps have times of their own: not inside CUDA graphs."""
+        return self.decode != GRAPHS or self.layout.tp == 1
+
     def shares(self) -> list[dict[str, float]]:
         """Which part of the whole time each rank spent in ``collective`` (between the ranks of a stage, waiting
         for the slowest included), ``wait`` (for messages of other stages: bubbles and hops) and ``compute`` (its work
-        less collectives). What is left of 1 is bookkeeping, and on a GPU whatever overlapped."""
+        less collectives). What is left of 1 is bookkeeping, and on a GPU whatever overlapped.
+
+        Where several ranks replay a stage's steps from CUDA graphs, nobody sees the collectives in them: then
+        ``graph`` is the share of those steps, computing and collectives together, and the other two are the
+        prefill's. Elsewhere it is 0."""
         shares = []
         for spans in self.spans:
             time = dict.fromkeys(KINDS, 0.0)
             for span in spans:
                 time[span.kind] += span.end_s - span.start_s
-            compute = time["prefill"] + time["decode"] - time["collective"]
-            parts = {"compute": compute, "collective": time["collective"], "wait": time["wait"]}
+            graph = 0.0 if self.knows_collectives else time["decode"]
+            compute = time["prefill"] + time["decode"] - graph - time["collective"]
+            parts = {"compute": compute, "collective": time["collective"], "graph": graph, "wait": time["wait"]}
             shares.append({name: part / self.total_s for name, part in parts.items()})
         return shares
 
     @property
     def communication_share(self) -> float:
-        """Collectives and waiting, mean over the ranks, as a part of the whole time."""
+        """Collectives and waiting, mean over the ranks, as a part of the whole time; NaN where collectives are inside
+        CUDA graphs."""
+        if not self.knows_collectives:
+            return float("nan")
         shares = self.shares()
         return sum(share["collective"] + share["wait"] for share in shares) / len(shares)
 
     def frame(self) -> "pd.DataFrame":
         """One row: ``tp``, ``pp``, ``micro_batches``, ``sequences``, ``prompt_tokens``, ``new_tokens``, ``ttft_ms`` and
         ``tpot_ms`` (medians), ``total_ms``, ``output_tokens_per_s``, ``decode_tokens_per_s``, ``communication_share``,
-        ``weight_bytes`` and ``kv_bytes`` (of the rank that has most), ``load_s`` (the slowest), and the provenance."""
+        ``weight_bytes`` and ``kv_bytes`` (of the rank that has most), ``load_s`` and ``capture_s`` (the slowest),
+        ``decode`` (how its steps were launched), and the provenance."""
         import pandas as pd
 
         row = {
@@ -153,6 +176,8 @@ class Generation:
             "weight_bytes": max(load.weight_bytes for load in self.loads),
             "kv_bytes": max(self.kv_bytes),
             "load_s": max(load.load_s for load in self.loads),
+            "capture_s": self.capture_s,
+            "decode": self.decode,
             **self.provenance,
         }
         return pd.DataFrame([row])

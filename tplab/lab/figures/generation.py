@@ -9,6 +9,7 @@ from tplab.lab.figures import marks
 _PARTS = (
     ("compute", "computing", style.FORWARD, ""),
     ("collective", "collectives", style.COLLECTIVE, "/"),
+    ("graph", "CUDA graphs (computing and collectives)", style.FORWARD, "x"),
     ("wait", "waiting for another stage", style.IDLE, ""),
 )
 
@@ -27,6 +28,8 @@ def layouts_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     edge = {"color": style.MUTED, "width": 0.5}
     for part, name, colour, pattern in _PARTS:
         share = frame[f"{part}_share"]
+        if part == "graph" and not share.any():
+            continue  # collectives have times of their own in all of these
         hover = "%{y:.2f} ms, %{customdata:.0f} % of the time<extra>" + part + "</extra>"
         y, share_pct = frame["tpot_ms"] * share, 100 * share
         marks.bars(figure, labels, y, name, colour, pattern, customdata=share_pct, marker_line=edge, hover=hover)

@@ -55,8 +55,8 @@ def example_prompts(num_sequences: int, length: int, vocab_size: int = 1003) -> 
 
 
 def layouts_frame(generations: list[Generation]) -> pd.DataFrame:
-    """One row per generation, as ``Generation.frame`` gives it, with ``compute_share``, ``collective_share`` and
-    ``wait_share``: means over the ranks."""
+    """One row per generation, as ``Generation.frame`` gives it, with ``compute_share``, ``collective_share``,
+    ``graph_share`` and ``wait_share``: means over the ranks."""
     rows = []
     for generation in generations:
         shares = pd.DataFrame(generation.shares()).mean()
@@ -160,13 +160,18 @@ class GenerationPanel(RunPanel):
 
 def _summary(generation: Generation) -> str:
     row = generation.frame().iloc[0]
+    share = 100 * row["communication_share"]
     cells = (
         f"{row['ttft_ms']:.1f} ms",
         f"{row['tpot_ms']:.2f} ms",
         f"{row['output_tokens_per_s']:,.0f}",
-        f"{100 * row['communication_share']:.0f} %",
+        "inside the graphs" if share != share else f"{share:.0f} %",
         f"{row['weight_bytes'] / 1e6:.1f} MB",
         f"{row['kv_bytes'] / 1e6:.2f} MB",
+        generation.decode + (f", captured in {generation.capture_s:.1f} s" if generation.capture_s else ""),
     )
-    header = ("first token", "per token", "tokens/s", "communication and waiting", "weights per rank", "KV per rank")
+    header = (
+        *("first token", "per token", "tokens/s", "communication and waiting"),
+        *("weights per rank", "KV per rank", "decode steps"),
+    )
     return html.table(header, [cells])

@@ -10,7 +10,6 @@ Runs on the ranks. Weights are random and need not be the same on every layout: 
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +24,6 @@ from tplab.layers.emulated_comm import EmulatedComm
 from tplab.layers.shards import VocabShard
 from tplab.models.checkpoint import torch_dtype
 from tplab.models.decoder import Stage
-from tplab.models.graphed import GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.records import LoadReport
 from tplab.models.shards import Layout
@@ -134,6 +132,10 @@ class EmulatedStage:
     def make_caches(self, batch: int, max_length: int) -> "list[_NoCache]":
         return [_NoCache()]
 
+    def why_no_decode(self) -> str:
+        """It has no kernels."""
+        return "stages wait instead of computing"
+
     def set_strategy(self, strategy: object) -> None:
         """Waits and sums in turns, whatever the strategy."""
 
@@ -163,12 +165,6 @@ def waiting(loaded: Loaded, times: StageTimes, comm: Comm, device: torch.device)
     """The stage with waiting in the place of computation; its weights may be on the meta device."""
     stage: Any = EmulatedStage(loaded.stage, times, comm, device)
     return _loaded(stage, comm, loaded.layout, loaded.place)
-
-
-def graphed(loaded: Loaded) -> Loaded:
-    """The stage with decode steps replayed from CUDA graphs: ``restart`` it before each generation."""
-    stage: Any = GraphedStage(loaded.stage)  # the engine calls it as it calls a stage
-    return replace(loaded, stage=stage)
 
 
 def wait_s(seconds: float) -> None:

@@ -8,8 +8,9 @@ On a GPU a narrow model would measure launches, and nothing else. Where decode s
 graphs, blocks of real widths are timed by the GPU's own clock, and the engine on a model that outlasts its host's work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,16 @@ from tplab.cluster import Rank
 from tplab.collectives.transport import Transport
 from tplab.layers.block import run_blocks
 from tplab.layers.comm import NullComm
+from tplab.layers.decode import decode_blocks
 from tplab.measure.clock import synchronize, timed
 from tplab.measure.sampler import lone_sampler
 from tplab.models.engine import GenerationEngine
-from tplab.models.graphed import WARM_UPS, GraphedStage
 from tplab.models.loading import Loaded
 from tplab.models.records import Request
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 from tplab.topology.calibration.compute import COLD_PARAMS
-from tplab.topology.calibration.copies import graphed, load_random, p2p_of
+from tplab.topology.calibration.copies import load_random, p2p_of
 from tplab.topology.calibration.plan import (
     BLOCK_CONTEXT,
     BLOCK_TOKENS,
@@ -63,33 +64,30 @@ def time_engine(rank: Rank, plan: "CalibrationPlan") -> None:
     def loaded(config: ModelConfig, num_stages: int) -> Loaded:
         layout = Layout.of(config, 1, num_stages)
         place = rank.index if num_stages > 1 else 0
-        made = load_random(config, layout, place, NullComm(), device=rank.device)
-        return graphed(made) if graphs else made
+        return load_random(config, layout, place, NullComm(), device=rank.device)
 
     ready = [loaded(config, 1) for config in models] if rank.index == 0 else []
     half = loaded(models[-1], 2) if plan.num_ranks > 1 and rank.index < 2 else None
-    warm_ups = WARM_UPS if graphs else 1
-    for turn in range(plan.rounds + warm_ups):
+    for turn in range(-1, plan.rounds):
         for config, each in zip(models, ready, strict=False):
-            times = _token_us(each, p2p)
-            if turn >= warm_ups:
+            times = _token_us(each, p2p, graphs)
+            if turn >= 0:
                 rank.report(samples={("step", config.num_layers): times})
         dist.barrier(group=rank.group)
         if half is not None:
-            times = _token_us(half, p2p)
-            if turn >= warm_ups and rank.index == 1:  # the last stage has the tokens
+            times = _token_us(half, p2p, graphs)
+            if turn >= 0 and rank.index == 1:  # the last stage has the tokens
                 rank.report(samples={("pipeline", models[-1].num_layers): times})
         dist.barrier(group=rank.group)
 
 
-def _token_us(loaded: Loaded, p2p: Transport) -> list[float]:
+def _token_us(loaded: Loaded, p2p: Transport, graphs: bool) -> list[float]:
     """Intervals between the tokens of one generation, without the first ones."""
-    if isinstance(loaded.stage, GraphedStage):
-        loaded.stage.restart()
-        prompts = [[1] * (BLOCK_CONTEXT - _NEW)] * BLOCK_TOKENS  # as those blocks are timed
-    else:
-        prompts = [[1] * _PROMPT]
-    engine = GenerationEngine(loaded, Request.of(prompts, max_new_tokens=_NEW), prompts, p2p)
+    # With graphs as those blocks are timed.
+    prompts = [[1] * (BLOCK_CONTEXT - _NEW)] * BLOCK_TOKENS if graphs else [[1] * _PROMPT]
+    request = Request.of(prompts, max_new_tokens=_NEW, cuda_graphs=graphs)
+    engine = GenerationEngine(loaded, request, prompts, p2p)
+    engine.prepare()
     engine.run()
     known_s = engine.token_s[0]
     return [(after - before) * 1e6 for before, after in pairwise(known_s[2:])]
@@ -102,17 +100,11 @@ def _time_launches(rank: Rank, plan: "CalibrationPlan") -> None:
     if rank.index == 0 and rank.device.type == "cuda":
         config = narrow(SHALLOW, plan.dtype)
         loaded = load_random(config, Layout.of(config), 0, NullComm(), device=rank.device)
-        blocks: Sequence[Any] = list(loaded.stage.layers)
-        caches = [block.self_attn.make_cache(1, 64) for block in blocks]
-        x = torch.zeros(1, 1, config.hidden_size, dtype=next(loaded.stage.parameters()).dtype, device=rank.device)
-        positions = torch.zeros(1, dtype=torch.int64, device=rank.device)
+        call = _blocks(loaded, rank.device, tokens=1, context=64)
         samples = []
         for _ in range(8 * plan.rounds):
-            for cache in caches:
-                cache.reset()
             synchronize(rank.device)
-            us, _ = timed(lambda: run_blocks(blocks, x, caches=caches, positions=positions))
-            samples.append(us / len(blocks))
+            samples.append(timed(call)[0] / config.num_layers)
         rank.report(samples={("block launches",): [median(samples[2:])]})
     dist.barrier(group=rank.group)
 
@@ -130,17 +122,23 @@ def _time_blocks(rank: Rank, plan: "CalibrationPlan") -> None:
     dist.barrier(group=rank.group)
 
 
-def _blocks(loaded: Loaded, device: torch.device) -> Callable[[], object]:
-    """All blocks of a stage on the next token of some sequences, as the stage calls them."""
-    blocks: list[Any] = list(loaded.stage.layers)
-    caches = loaded.stage.make_caches(BLOCK_TOKENS, BLOCK_CONTEXT)
-    shape = BLOCK_TOKENS, 1, loaded.stage.config.hidden_size
-    x = torch.randn(shape, device=device).to(next(loaded.stage.parameters()).dtype)
-    positions = torch.full((1,), BLOCK_CONTEXT - 1, device=device)
+def _blocks(
+    loaded: Loaded, device: torch.device, *, tokens: int = BLOCK_TOKENS, context: int = BLOCK_CONTEXT
+) -> Callable[[], object]:
+    """All blocks of a stage on the next token of some sequences, as a decode step calls them."""
+    stage = loaded.stage
+    blocks: list[Any] = list(stage.layers)
+    caches = stage.make_caches(tokens, context)
+    x_BD = torch.randn((tokens, stage.config.hidden_size), device=device).to(next(stage.parameters()).dtype)
+    if stage.why_no_decode() is None:
+        starts_B = torch.zeros(tokens, dtype=torch.int64, device=device)
+        past = torch.full((1,), context - 1, dtype=torch.int32, device=device)
+        return partial(decode_blocks, blocks, x_BD, caches, past=past, starts_B=starts_B)
+    positions = torch.full((1,), context - 1, device=device)
 
     def call() -> object:
         for cache in caches:
-            cache.length = BLOCK_CONTEXT - 1
-        return run_blocks(blocks, x, caches=caches, positions=positions)
+            cache.length = context - 1
+        return run_blocks(blocks, x_BD.unsqueeze(1), caches=caches, positions=positions)
 
     return call

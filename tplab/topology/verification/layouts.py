@@ -16,14 +16,13 @@ from tplab.collectives.transport import Transport
 from tplab.layers.comm import Comm, NullComm
 from tplab.measure.clock import timed
 from tplab.models.decoder import Padding
-from tplab.models.engine import GenerationEngine, Sampler
-from tplab.models.graphed import WARM_UPS, GraphedStage
+from tplab.models.engine import GenerationEngine
 from tplab.models.loading import Loaded
 from tplab.models.records import Request
+from tplab.models.sampling import Sampler
 from tplab.topology.calibration.copies import (
     StageTimes,
     comm_of,
-    graphed,
     load_random,
     p2p_of,
     waiting,
@@ -60,8 +59,6 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int) -> None:
     loaded: Loaded | None = None
     if mine and not plan.emulated_compute:
         loaded = _load(rank, plan, run, place, comms[replica])
-        if plan.cuda_graphs:
-            loaded = graphed(loaded)
     elif plan.emulated_compute:
         times = _timed_stages(rank, plan, run, seat)
         if mine:
@@ -70,12 +67,10 @@ def _run(rank: Rank, plan: "VerifyPlan", run: "LayoutRun", row: int) -> None:
     # Sorted like the groups: a rank's index in its group is its place in the stage.
     ranks_of_place = [each for ranks in run.groups[replica] for each in sorted(ranks)] if mine else []
     p2p = p2p_of(rank, plan.links)
-    for repeat in range(-WARM_UPS if plan.cuda_graphs else -1, plan.repeats):
+    for repeat in range(-1, plan.repeats):
         dist.barrier(group=rank.group)
         if loaded is None:
             continue
-        if isinstance(loaded.stage, GraphedStage):
-            loaded.stage.restart()
         engine = _generate(plan, loaded, run.batches[replica], p2p, ranks_of_place)
         if repeat < 0:
             continue
@@ -101,8 +96,14 @@ def _generate(
 ) -> GenerationEngine:
     prompts = [[(7 * i + j) % plan.config.vocab_size for j in range(plan.input_length)] for i in range(batch)]
     in_flight = min(loaded.layout.pp, batch, plan.micro_batches or batch)
-    request = Request.of(prompts, max_new_tokens=plan.output_length, num_micro_batches=in_flight)
+    request = Request.of(
+        prompts,
+        max_new_tokens=plan.output_length,
+        num_micro_batches=in_flight,
+        cuda_graphs=plan.cuda_graphs,
+    )
     engine = GenerationEngine(loaded, request, prompts, p2p, peers=ranks_of_place)
+    engine.prepare()
     engine.run()
     return engine
 

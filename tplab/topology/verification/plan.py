@@ -85,7 +85,7 @@ class VerifyPlan:
     rounds: int
     """Number of turns of every layout."""
     repeats: int
-    """Generations in one turn, after one to warm up, or ``graphed.WARM_UPS``."""
+    """Generations in one turn, after one to warm up."""
     notes: tuple[str, ...]
 
     @property
