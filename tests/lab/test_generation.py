@@ -12,6 +12,7 @@ from tplab.lab.panels.generation import (
     example_prompts,
     layouts_badge,
     layouts_frame,
+    shares_in_words,
 )
 from tplab.lab.panels.pool import Pool
 
@@ -100,6 +101,7 @@ FRAME = pd.DataFrame(
         "num_ranks": [1, 4],
         "num_cores": [2, 2],
         "backend": ["gloo", "gloo"],
+        "launch_mode": ["eager", "eager"],
     }
 )
 
@@ -111,6 +113,24 @@ def test_bars_are_shares_of_a_tokens_time() -> None:
     assert list(by_name["collectives"].y) == [0.0, 10.0]
     assert list(by_name["waiting for another stage"].y) == [0.0, 5.0]
     assert list(by_name["computing"].x) == ["TP 1 x PP 1", "TP 2 x PP 2, k=3"]
+
+
+def test_collectives_inside_graphs_are_not_shown_as_none() -> None:
+    graphs = FRAME.assign(compute_share=[0.9, 0.1], collective_share=[0.0, 0.02], graph_share=[0.0, 0.7])
+    by_name = {trace.name: trace for trace in layouts_figure(graphs, badge="LIVE").data}
+    assert list(by_name["CUDA graphs (computing and collectives)"].y) == [0.0, 14.0]
+    assert "CUDA graphs (computing and collectives)" not in [
+        trace.name for trace in layouts_figure(FRAME, badge="LIVE").data
+    ]
+    alone, two = (shares_in_words(row) for row in graphs.itertuples())
+    assert alone == "90 % computing, 0 % in collectives, 0 % waiting for another stage"
+    assert two == (
+        "70 % in CUDA graphs (computing and collectives, which have no times of their own there), 12 % in the prefill, "
+        "25 % waiting for another stage"
+    )
+    assert (
+        layouts_badge(graphs.assign(launch_mode="graph", backend="nccl")) == "LIVE nccl · 1 and 4 ranks · CUDA graphs"
+    )
 
 
 def test_the_badge_says_who_shares_cores() -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.generation import example_prompts as example_prompts
     from tplab.lab.panels.generation import layouts_badge as layouts_badge
     from tplab.lab.panels.generation import layouts_frame as layouts_frame
+    from tplab.lab.panels.generation import shares_in_words as shares_in_words
     from tplab.lab.panels.hello import HelloPanel as HelloPanel
     from tplab.lab.panels.layers import LINKS as LINKS
     from tplab.lab.panels.layers import ChunkModel as ChunkModel

@@ -14,6 +14,7 @@ from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.measure import joined_badge
 from tplab.models.generation import GenerationRun, submit_generate
 from tplab.models.result import Generation
 from tplab.models.spec import ModelConfig
@@ -72,7 +73,22 @@ def layouts_badge(frame: pd.DataFrame) -> str:
     cores = int(frame["num_cores"].iloc[0])
     if frame["backend"].iloc[0] == "gloo" and sizes[-1] > cores:
         badge += f", {sizes[-1]} sharing {cores} cores"
-    return badge
+    return joined_badge(badge, "CUDA graphs" if (frame["launch_mode"] == "graph").all() else "")
+
+
+def shares_in_words(row: Any) -> str:
+    """Where the time of a row of :func:`layouts_frame` went: ``62 % computing, 30 % in collectives, 8 % waiting for
+    another stage``; collectives inside CUDA graphs have no times of their own, and are named together with them."""
+    if row.graph_share:
+        return (
+            f"{100 * row.graph_share:.0f} % in CUDA graphs (computing and collectives, which have no times of their "
+            f"own there), {100 * (row.compute_share + row.collective_share):.0f} % in the prefill, "
+            f"{100 * row.wait_share:.0f} % waiting for another stage"
+        )
+    return (
+        f"{100 * row.compute_share:.0f} % computing, {100 * row.collective_share:.0f} % in collectives, "
+        f"{100 * row.wait_share:.0f} % waiting for another stage"
+    )
 
 
 class GenerationPanel(RunPanel):
