@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from tplab import Cluster
-from tplab.cluster import ClusterError, Provenance, RankError, Report, Run, RunStopped
+from tplab.cluster import ClusterError, Provenance, RankError, Report, Run, RunStopped, launch_phases
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -104,6 +104,13 @@ class TestEveryWorldSize:
         for phases in launch.values():
             assert all(seconds >= 0 for seconds in phases.values())
             assert 0 < sum(phases.values()) < 120
+        frame = launch_phases(sized)
+        assert frame["phase"].tolist() == ["interpreter", "import torch", "process group"] * sized.num_ranks
+        totals = frame.groupby("rank")["seconds"].sum().tolist()
+        assert totals == pytest.approx([sum(phases.values()) for phases in launch.values()])
+        arrived = frame[frame["phase"] == "process group"].set_index("rank")
+        assert arrived["last"].tolist() == (arrived["start_s"] == arrived["start_s"].max()).tolist()
+        assert set(frame["backend"]) == {"gloo"}
 
     def test_provenance(self, sized):
         provenance = sized.provenance

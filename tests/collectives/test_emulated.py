@@ -217,7 +217,7 @@ def test_line_up_lets_all_go_at_once(cluster2: Cluster) -> None:
 
     apart = [abs(a - b) for a, b in zip(*cluster2.run(meet), strict=True)]
     print(f"\napart: median {statistics.median(apart):.0f} us, least {min(apart):.0f} us")
-    assert min(apart) < 30
+    assert min(apart) < 100
 
 
 def test_link_faster_than_gloo_says_how_late_it_was(cluster2: Cluster) -> None:

@@ -4,40 +4,58 @@ import pandas as pd
 import pytest
 
 from tplab.lab import style
-from tplab.lab.figures import calls_figure, launch_figure, timings_figure
-from tplab.lab.figures.launch import predict_launch
-
-
-@pytest.fixture
-def launches() -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"num_ranks": n, "phase": phase, "seconds": seconds * n, "num_cores": 2}
-            for n in (1, 2, 4)
-            for phase, seconds in (("interpreter", 0.1), ("import torch", 1.4))
-        ]
-    )
+from tplab.lab.figures import calls_figure, explain_launch, launch_figure, timings_figure
 
 
 def badge_of(figure: object) -> str:
     return figure.layout.annotations[-1].text  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("num_ranks", "cores", "factor"), [(1, 2, 1), (2, 2, 1), (3, 2, 1.5), (4, 2, 2), (4, 64, 1)])
-def test_launch_model_shares_cores_only_when_there_are_too_few(num_ranks: int, cores: int, factor: float) -> None:
-    assert predict_launch(num_ranks, 1.5, cores) == pytest.approx(1.5 * factor)
+PHASES = {"gloo": {"interpreter": 0.1, "import torch": 1.5, "process group": 0.4}}
+PHASES["nccl"] = {
+    "interpreter": 0.1,
+    "import torch": 3.5,
+    "context": 0.02,
+    "process group": 0.6,
+    "first collective": 0.1,
+}
 
 
-def test_launch_figure_stacks_phases_under_the_model(launches: pd.DataFrame) -> None:
-    figure = launch_figure(launches, badge="LIVE gloo · 4 ranks", prediction_s=9.0)
-    bars = [trace for trace in figure.data if trace.type == "bar"]
-    assert [trace.name for trace in bars] == ["interpreter", "import torch"]
-    assert list(bars[1].y) == pytest.approx([1.4, 2.8, 5.6])
-    model, guess = (trace for trace in figure.data if trace.type == "scatter")
-    assert list(model.y) == pytest.approx([1.5, 1.5, 3.0])
-    assert (list(guess.x), list(guess.y)) == (["4"], [9.0])
-    assert "LIVE gloo · 4 ranks" in badge_of(figure)
+def launch_of(backend: str, num_ranks: int = 2) -> pd.DataFrame:
+    """Rank 1 imports torch 0.3 s faster than rank 0, and waits for it."""
+    rows = []
+    for rank in range(num_ranks):
+        start_s = 0.0
+        for phase, seconds in PHASES[backend].items():
+            seconds += rank * {"import torch": -0.3, "process group": 0.3}.get(phase, 0.0)
+            rows.append({"rank": rank, "phase": phase, "start_s": start_s, "seconds": seconds, "last": rank == 0})
+            start_s += seconds
+    return pd.DataFrame(rows).assign(backend=backend, num_ranks=num_ranks)
+
+
+@pytest.mark.parametrize("backend", PHASES)
+def test_launch_figure_has_a_bar_per_rank(backend: str) -> None:
+    figure = launch_figure(launch_of(backend), badge="LIVE x · 2 ranks")
+    assert [trace.name for trace in figure.data] == [*PHASES[backend]]
+    group = figure.data[list(PHASES[backend]).index("process group")]
+    assert list(group.y) == ["rank 0", "rank 1"]
+    assert group.x[1] - group.x[0] == pytest.approx(0.3)
+    assert group.base[0] - group.base[1] == pytest.approx(0.3)
+    assert list(figure.layout.yaxis.categoryarray) == ["rank 1", "rank 0"]  # from the bottom
+    assert "LIVE x · 2 ranks" in badge_of(figure)
     assert figure.layout.paper_bgcolor == "white"  # readable in the dark theme
+
+
+def test_explain_launch_speaks_of_the_rank_that_the_others_waited_for() -> None:
+    assert explain_launch(launch_of("gloo")) == (
+        "The 2 ranks were ready after 2.0 s, 75% of it importing torch. Connecting took 0.40 s once every rank had "
+        "come."
+    )
+    said = explain_launch(launch_of("nccl", 1))
+    assert said.startswith("The rank was ready after 4.3 s, 81% of it importing torch. The GPU's context is made")
+    assert "(0.02 s were left of it)" in said
+    assert "bootstrap took 0.60 s" in said
+    assert said.endswith("the first all-reduce, in which it opens its channels, 0.10 s.")
 
 
 def test_calls_figure_names_its_medians() -> None:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from tplab.cluster.errors import RankError as RankError
     from tplab.cluster.errors import RankTimeout as RankTimeout
     from tplab.cluster.errors import RunStopped as RunStopped
+    from tplab.cluster.latency import launch_phases as launch_phases
     from tplab.cluster.latency import measure_calls as measure_calls
-    from tplab.cluster.latency import measure_launch as measure_launch
     from tplab.cluster.launch import State as State
     from tplab.cluster.provenance import Provenance as Provenance
     from tplab.cluster.rank import Rank as Rank

@@ -1,6 +1,8 @@
 """What ranks cost before they do anything: the start, and a call to ranks that are warm."""
 
+import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,33 +11,37 @@ from tplab.checks import check_count
 from tplab.cluster.hello import all_reduce_hello
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tplab.cluster.cluster import Cluster
 
 
-def measure_launch(num_ranks: "Sequence[int]", backend: str = "auto") -> pd.DataFrame:
-    """Start a cluster of each size, run one all-reduce, end it.
+def launch_phases(cluster: "Cluster") -> pd.DataFrame:
+    """Where the seconds of the ranks' last start went; waits until they are ready.
 
-    Returns one row per ``num_ranks`` and ``phase`` with ``seconds`` (of the rank that came last; ``first all-reduce``
-    is the whole first call), and the provenance columns.
+    Returns one row per ``rank`` and ``phase`` (see :attr:`Cluster.launches`), in order: ``start_s``, since their
+    processes were started, ``seconds``, and the provenance columns. A rank that comes early to the process group waits
+    there for the others: the ``last`` one's is what connecting takes.
     """
-    from tplab.cluster.cluster import Cluster
-
+    cluster.start()
+    columns, launch = cluster.provenance.columns(), cluster.launches[-1]
+    last = last_rank(launch)
     rows: list[dict[str, object]] = []
-    for n in num_ranks:
-        with Cluster(n, backend) as cluster:
-            cluster.start()
-            began = time.perf_counter()
-            cluster.run(all_reduce_hello)
-            first_call = time.perf_counter() - began
-            phases = cluster.launches[-1]
-            columns = cluster.provenance.columns()
-        # The rank that was last to import torch: the others spend the difference waiting in the next phase.
-        last = max(phases, key=lambda rank: phases[rank]["interpreter"] + phases[rank]["import torch"])
-        rows += [{"phase": phase, "seconds": seconds, **columns} for phase, seconds in phases[last].items()]
-        rows.append({"phase": "first all-reduce", "seconds": first_call, **columns})
+    for rank, phases in launch.items():
+        start_s = 0.0
+        for phase, seconds in phases.items():
+            row = {"rank": rank, "phase": phase, "start_s": start_s, "seconds": seconds, "last": rank == last}
+            rows.append(row | columns)
+            start_s += seconds
     return pd.DataFrame(rows)
+
+
+def last_rank(launch: Mapping[int, Mapping[str, float]]) -> int:
+    """The rank for which the others of a start waited: the last that was ready to connect."""
+
+    def arrival(rank: int) -> float:
+        phases = launch[rank]
+        return math.fsum(phases.get(phase, 0.0) for phase in ("interpreter", "import torch", "context"))
+
+    return max(launch, key=arrival)
 
 
 def measure_calls(cluster: "Cluster", num_calls: int = 30) -> pd.DataFrame:

@@ -9,55 +9,54 @@ from tplab.lab.figures import marks
 _PHASES = {
     "interpreter": (style.IDLE, "/"),
     "import torch": (style.FORWARD, ""),
+    "context": (style.DECODE, "."),
     "process group": (style.POINT_TO_POINT, "x"),
-    "first all-reduce": (style.COLLECTIVE, "."),
+    "first collective": (style.COLLECTIVE, "\\"),
 }
 
 
-def predict_launch(num_ranks: int, one_rank_s: float, num_cores: int) -> float:
-    """Seconds until ``num_ranks`` ranks are ready, from what one rank took.
-
-    ``one_rank_s * max(1, num_ranks / num_cores)``: starting is CPU work (importing torch), so ranks start side by side
-    as long as each has a core, and share the cores beyond. Leaves out disk caches, memory bandwidth and the rendezvous,
-    so it is low for many ranks.
-    """
-    return one_rank_s * max(1.0, num_ranks / num_cores)
-
-
-def launch_figure(frame: pd.DataFrame, *, badge: str, prediction_s: float | None = None) -> go.Figure:
-    """Stacked phases per world size, the model's line over them, and the learner's guess for the last size.
+def launch_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
+    """One bar per rank, of the phases of its start.
 
     Args:
-        frame: rows of ``num_ranks``, ``phase``, ``seconds``, ``num_cores``; must hold one rank, the model's base.
-        prediction_s: the learner's guess for the largest world size, in seconds.
+        frame: of ``tplab.cluster.launch_phases``.
     """
-    sizes = sorted(frame["num_ranks"].unique())
-    labels = [str(n) for n in sizes]
-    totals = frame.groupby("num_ranks")["seconds"].sum()
+    ranks = [f"rank {rank}" for rank in sorted(frame["rank"].unique())]
     figure = go.Figure()
     for phase, rows in frame.groupby("phase", sort=False):
-        seconds = rows.set_index("num_ranks")["seconds"]
         colour, shape = _PHASES.get(str(phase), (style.MUTED, ""))
         figure.add_bar(
-            x=labels,
-            y=[seconds.get(n, 0.0) for n in sizes],
+            y=[f"rank {rank}" for rank in rows["rank"]],
+            x=rows["seconds"],
+            base=rows["start_s"],
+            orientation="h",
             name=str(phase),
             marker={"color": colour, "line": {"color": "white", "width": 1}},
             marker_pattern={"shape": shape, "fgcolor": style.INK, "fillmode": "overlay"},
-            hovertemplate="%{x} ranks: " + str(phase) + " %{y:.2f} s<extra></extra>",
+            customdata=rows["seconds"],
+            hovertemplate="%{y}: " + str(phase) + " %{customdata:.2f} s<extra></extra>",
         )
-    num_cores = int(frame["num_cores"].iloc[0])
-    name = f"model: one rank × max(1, ranks / {num_cores} cores)"
-    look, hover = {"symbol": "diamond", "size": 9}, "model %{y:.2f} s<extra></extra>"
-    model = [predict_launch(n, totals[1], num_cores) for n in sizes]
-    marks.line(figure, labels, model, name, style.INK, "dash", marker=look, hover=hover)
-    if prediction_s is not None:
-        x, y, hover = labels[-1:], [prediction_s], "your prediction %{y:.2f} s<extra></extra>"
-        marks.points(figure, x, y, "your prediction", style.BACKWARD, "star", size=16, edge=style.INK, hover=hover)
-    figure.update_layout(barmode="stack", bargap=0.5)
-    figure.update_xaxes(title="ranks", type="category")
-    figure.update_yaxes(title="seconds until the first result", rangemode="tozero")
+    figure.update_layout(barmode="overlay", bargap=0.4)
+    figure.update_xaxes(title="seconds since the ranks were started", rangemode="tozero")
+    figure.update_yaxes(categoryorder="array", categoryarray=ranks[::-1])
     return style.card(figure, title="Starting ranks costs seconds", badge=badge)
+
+
+def explain_launch(frame: pd.DataFrame) -> str:
+    """The figure in a few sentences, right for gloo and for NCCL."""
+    last = frame[frame["last"]].set_index("phase")["seconds"]
+    total, first = last.sum(), frame.iloc[0]
+    ranks = "The rank was" if first["num_ranks"] == 1 else f"The {first['num_ranks']} ranks were"
+    said = [f"{ranks} ready after {total:.1f} s, {last['import torch'] / total:.0%} of it importing torch."]
+    if first["backend"] == "nccl":
+        said.append(
+            f"The GPU's context is made meanwhile ({last['context']:.2f} s were left of it). NCCL's bootstrap took "
+            f"{last['process group']:.2f} s once every rank had come, and the first all-reduce, in which it opens its "
+            f"channels, {last['first collective']:.2f} s."
+        )
+    else:
+        said.append(f"Connecting took {last['process group']:.2f} s once every rank had come.")
+    return " ".join(said)
 
 
 def calls_figure(frame: pd.DataFrame, *, badge: str, prediction_ms: float | None = None) -> go.Figure:

@@ -11,6 +11,7 @@ from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterError, State
 from tplab.cluster.backends import devices_of
 from tplab.cluster.cluster import MAX_LOCAL_RANKS
+from tplab.cluster.latency import last_rank
 from tplab.lab import style
 from tplab.lab.choice import Choice, choices
 from tplab.lab.panels import html
@@ -22,6 +23,7 @@ _STATE_WORDS = {
     State.RUNNING: ("● running", style.COLLECTIVE),
     State.CLOSED: ("● stopped", style.MUTED),
 }
+_SHOWN_S = 0.05  # phases of a start that took less are not worth a reader's time
 _SIZES = (1, 2, 3, 4, 8, 16)
 
 
@@ -163,7 +165,9 @@ class Pool(widgets.VBox):
         if cluster is not None and state in (State.READY, State.RUNNING):
             provenance = cluster.provenance
             text.append(html.pill(provenance.badge, style.badge_colour(provenance.badge)))
-            launch = max(sum(phases.values()) for phases in cluster.launches[-1].values())
+            launch = cluster.launches[-1]
+            phases = launch[last_rank(launch)]
+            parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items() if seconds >= _SHOWN_S)
             pids = ", ".join(map(str, cluster.pids))
             shared = " Ranks share a GPU: NCCL is real, its speed is not that of a machine." * provenance.shares_gpus
             crowded = (
@@ -171,7 +175,12 @@ class Pool(widgets.VBox):
                 if provenance.backend == "gloo" and cluster.num_ranks > provenance.num_cores
                 else ""
             )
-            facts = [f"Ready in {launch:.1f} s", provenance.device, provenance.link, f"process ids {pids}"]
+            facts = [
+                f"Ready in {sum(phases.values()):.1f} s ({parts})",
+                provenance.device,
+                provenance.link,
+                f"process ids {pids}",
+            ]
             self._detail.value = html.quiet(f"{' · '.join(facts)}.{shared}{crowded}")
         elif state is State.CLOSED:
             self._detail.value = html.quiet("No processes. Start, or press Run in a panel.")
