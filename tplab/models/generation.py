@@ -151,19 +151,23 @@ def submit_generate(
             on_report(report)
 
     def build(run: "Run[RankResult]") -> Generation:
-        results = run.result()
-        graphs = all(result.eager_because is None for result in results)
-        return Generation.of(
-            results,
-            layout=layout,
-            num_micro_batches=request.num_micro_batches,
-            stop_tokens=request.stop_tokens,
-            badge=joined_badge(cluster.provenance.badge, "CUDA graphs" if graphs else ""),
-            provenance=provenance_columns(cluster.provenance, launch_mode="graph" if graphs else None),
-        )
+        return generation_of(cluster, run.result(), layout, request)
 
     run = cluster.submit(generate_on_rank, config, weights, layout, request, timeout=timeout, on_report=deliver)
     return GenerationRun(run, build, tokens)
+
+
+def generation_of(cluster: "Cluster", results: Sequence[RankResult], layout: Layout, request: Request) -> Generation:
+    """What the ranks of ``cluster`` sent, put together."""
+    graphs = all(result.eager_because is None for result in results)
+    return Generation.of(
+        results,
+        layout=layout,
+        num_micro_batches=request.num_micro_batches,
+        stop_tokens=request.stop_tokens,
+        badge=joined_badge(cluster.provenance.badge, "CUDA graphs" if graphs else ""),
+        provenance=provenance_columns(cluster.provenance, launch_mode="graph" if graphs else None),
+    )
 
 
 class GenerationRun(DerivedRun[Generation]):
@@ -188,10 +192,17 @@ def generate_on_rank(
         layout: how it is sharded over the ranks.
         request: what is asked of it.
     """
-    import torch.distributed as dist
-
     prompts = _prompts_of(rank, config, weights, request)
     loaded, load = ensure_loaded(rank, config, weights, layout)
+    result = generate_loaded(rank, loaded, request, prompts)
+    texts = _texts_of(weights, result.tokens) if request.is_text and rank.index == 0 else None
+    return replace(result, load=load, texts=texts)
+
+
+def generate_loaded(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> RankResult:
+    """The same for a stage that is there, wherever its weights are from. All ranks do it together."""
+    import torch.distributed as dist
+
     engine = _engine(rank, loaded, request, prompts)
     if rank.world_size > 1:
         dist.barrier(group=rank.group)  # all start together, and NCCL has connected
@@ -205,10 +216,10 @@ def generate_on_rank(
         spans=engine.activities,
         eager_because=engine.eager_because,
         capture_s=engine.capture_s,
-        load=load,
+        load=loaded.report,
         kv_bytes=engine.kv_bytes,
         prompts=prompts,
-        texts=_texts_of(weights, engine.tokens) if request.is_text and rank.index == 0 else None,
+        texts=None,
     )
 
 

@@ -362,10 +362,13 @@ class Server:
 
     def prompts_us(self, batch: "Floats | float") -> Floats:
         """The prompts of a static batch, until all have their first token."""
+        return np.asarray(sum(self.prompts_terms_us(batch).values(), np.zeros(1)), dtype=np.float64)
+
+    def prompts_terms_us(self, batch: "Floats | float") -> dict[str, Floats]:
+        """The same by term, names of ``served.TTFT_TERMS``."""
         size = np.ones(len(self.layouts)) * batch
         k = self._in_flight(size)
-        made = self._prefill(size * self.workload.input_length / k, k, size / k)
-        return np.asarray(sum(made.values(), np.zeros(1)), dtype=np.float64)
+        return self._prefill(size * self.workload.input_length / k, k, size / k)
 
 
 def without_prompts(terms: "dict[str, Floats]") -> Floats:

@@ -48,6 +48,8 @@ class BatchTimes:
     """Output tokens per second, prefill included, of all replicas."""
     terms_ms: dict[str, float]
     """Terms of ``tpot_ms`` in ms: ``served.TERMS`` and ``ends``."""
+    ttft_terms_ms: dict[str, float]
+    """Terms of ``ttft_ms`` in ms: the last of ``served.TTFT_TERMS``, from ``weights`` on, and ``ends``."""
 
 
 def requests_by_replica(workload: Workload, replicas: int) -> list[int]:
@@ -98,13 +100,14 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
     workload, model = server.workload, server.model
     osl, isl = workload.output_length, workload.input_length
     eager = replace(server, workload=replace(workload, engine=replace(workload.engine, cuda_graphs=False)))
-    first = eager.prompts_us(batch)
+    prompts = eager.prompts_terms_us(batch)
     terms, k = server.token(batch)
     step = without_prompts(terms)
     width = model.hidden_size * model.activation_itemsize
     ends = _ends_us(server, batch / k * width, batch / k)
-    ttft = first + _ends_us(eager, batch / k * isl * width, batch / k)
-    tpot = step + ends if osl > 1 else np.zeros_like(first)
+    prompts["ends"] = _ends_us(eager, batch / k * isl * width, batch / k)
+    ttft = sum(prompts.values(), np.zeros_like(batch))
+    tpot = step + ends if osl > 1 else np.zeros_like(ttft)
     total = ttft + (osl - 1) * tpot
     made = []
     for i in range(len(layouts)):
@@ -115,6 +118,7 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
                 tpot_ms=float(tpot[i]) / 1e3,
                 output_tokens_per_s=(workload.concurrency or 1) * osl / float(total[i]) * 1e6,
                 terms_ms={**at, "ends": float(ends[i]) / 1e3},
+                ttft_terms_ms={name: float(np.broadcast_to(us, batch.shape)[i]) / 1e3 for name, us in prompts.items()},
             )
         )
     return made

@@ -1,0 +1,198 @@
+"""What ran during a step, kernel by kernel, cut into the terms that the advisor adds up. Pure.
+
+A profiler gives names and times. Here each kernel gets a term by its name, and every instant of the step one term: that
+of the kernel that ran, or ``gaps``. So the terms add up to the step's wall time, whatever overlapped, and what no
+pattern knows is in ``other`` with its name.
+
+Where two ran at once, a kernel that computes counts before one that communicates: what is left of communication is what
+nothing hid. Of two that compute the one that began first counts until it ends.
+
+Known to be wrong: names are those of today's libraries (cuBLAS, cuDNN, NCCL, torch's and Triton's of this lab), so a
+new one may be in ``other``; a product that is part of attention by matmul and softmax counts among the weights; the
+last product of a step is taken for the head's, what follows it for sampling.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+TERMS = (*("weights", "head", "attention", "norms and elementwise", "all-reduce", "hops", "sampling", "other", "gaps"),)
+"""Terms of a step: products with weights, the last of them, attention over the cache, everything small between them,
+collectives, messages between stages, choosing tokens, what no pattern knows, and time in which nothing ran."""
+
+_COMMUNICATION = ("all-reduce", "hops")
+_PATTERNS = (
+    ("hops", r"nccl.*(SendRecv|Send|Recv)|^(gloo|c10d|nccl):*(send|recv)"),
+    (
+        "all-reduce",
+        r"nccl|^(gloo|c10d):|one_shot|two_shot|multimem|symm_mem|all_?reduce|all_?gather|reduce_?scatter",
+    ),
+    ("attention", r"flash|fmha|attention|sdpa|_combine_kernel|mha_"),
+    (
+        "weights",
+        r"gemm|gemv|gemvx|cutlass|cublas|nvjet|xmma|splitk|dot_kernel|_gate_up_kernel|^aten::(linear|mm|addmm|matmul|mv|"
+        r"bmm|baddbmm)$|mkldnn",
+    ),
+    (
+        "norms and elementwise",
+        r"norm|elementwise|_rope_cache_kernel|rotary|_silu_mul_kernel|silu|catarray|copy|memcpy|memset|fill|"
+        r"index|embedding|reduce_kernel|softmax|scatter|gather|arange|scan|sort|topk|distribution|compare|"
+        r"^triton_|^aten::",
+    ),
+)
+"""Term -> pattern of names, in the order in which they are tried; small or capital letters."""
+_COMPILED = tuple((term, re.compile(pattern, re.I)) for term, pattern in _PATTERNS)
+_LONGEST_NAME = 60
+
+
+class Kernel(NamedTuple):
+    """Something that ran: a GPU's kernel, or an operation of a CPU."""
+
+    name: str
+    start_s: float
+    end_s: float
+    """Seconds of the machine's monotonic clock, or of any other, the same for all of a step."""
+    term: str = ""
+    """One of ``TERMS`` but ``gaps``; empty before :func:`named` has looked at it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TermTime:
+    """One term of a step."""
+
+    term: str
+    """One of ``TERMS``."""
+    wall_s: float
+    """Seconds of the step that are this term's alone; those of all terms are the step."""
+    busy_s: float
+    """Seconds that its kernels ran, also at the same time as others; 0 for ``gaps``."""
+    calls: int
+    """Number of its kernels; for ``gaps``, of the gaps."""
+    names: tuple[str, ...]
+    """Short names of its kernels, those that ran longest first."""
+
+
+def term_of(name: str) -> str:
+    """The term of a kernel by its name alone: never ``head`` or ``sampling``, which its place in the step decides."""
+    return next((term for term, pattern in _COMPILED if pattern.search(name)), "other")
+
+
+def short_name(name: str) -> str:
+    """A kernel's name without arguments and outer namespaces: ``cutlass::Kernel2``, ``elementwise_kernel``."""
+    bare = re.sub(r"^(void|unsigned int|int|bool) ", "", name.replace("(anonymous namespace)::", ""))
+    bare = re.split(r"[<(]", bare, maxsplit=1)[0].removeprefix("at::native::")
+    return "::".join(bare.split("::")[-2:])[:_LONGEST_NAME]
+
+
+def named(
+    kernels: Iterable[Kernel], *, is_last_stage: bool, at_work: Sequence[tuple[float, float]] | None = None
+) -> list[Kernel]:
+    """Kernels of one step in the order in which they began, each with its term.
+
+    Args:
+        at_work: when the stage computed, from and to: communication within it is among the ranks that share a layer,
+            whatever it consists of, and any other is between stages. None where there is one stage only.
+        is_last_stage: whether this rank has the head: then the last product is the head's, and what comes after it, but
+            communication, is sampling.
+    """
+    ordered = sorted((kernel._replace(term=term_of(kernel.name)) for kernel in kernels), key=lambda each: each.start_s)
+    for place, kernel in enumerate(ordered):
+        if kernel.term in _COMMUNICATION:
+            own = at_work is None or any(start <= kernel.start_s < end for start, end in at_work)
+            ordered[place] = kernel._replace(term="all-reduce" if own else "hops")
+    products = [place for place, kernel in enumerate(ordered) if kernel.term == "weights"]
+    if not is_last_stage or not products:
+        return ordered
+    first = last = products[-1]
+    while first - 1 in products:  # a product in several kernels
+        first -= 1
+    made = []
+    for place, kernel in enumerate(ordered):
+        term = kernel.term
+        if first <= place <= last:
+            term = "head"
+        elif place > last and term not in (*_COMMUNICATION, "other"):
+            term = "sampling"
+        made.append(kernel._replace(term=term))
+    return made
+
+
+def times_of(kernels: Sequence[Kernel], start_s: float, end_s: float) -> list[TermTime]:
+    """The terms of a step from ``start_s`` to ``end_s``, one of each of ``TERMS`` in order; their ``wall_s`` add up to
+    the whole.
+
+    Args:
+        kernels: as :func:`named` gives them; parts outside of the step are cut off.
+
+    Raises:
+        ValueError: a step that ends before it begins.
+    """
+    if end_s < start_s:
+        raise ValueError(f"a step must end after it begins; got {start_s} and {end_s}")
+    inside = [
+        kernel._replace(start_s=max(kernel.start_s, start_s), end_s=min(kernel.end_s, end_s))
+        for kernel in kernels
+        if kernel.end_s > start_s and kernel.start_s < end_s
+    ]
+    wall = dict.fromkeys(TERMS, 0.0)
+    covered: list[tuple[float, float]] = []
+    for communicates in (False, True):
+        for kernel in sorted(inside, key=lambda each: each.start_s):
+            if (kernel.term in _COMMUNICATION) is communicates:
+                wall[kernel.term] += _uncovered(covered, kernel.start_s, kernel.end_s)
+                covered = _joined(covered, (kernel.start_s, kernel.end_s))
+    gaps = _between(covered, start_s, end_s)
+    wall["gaps"] = sum(end - start for start, end in gaps)
+    busy: dict[str, dict[str, float]] = {term: {} for term in TERMS}
+    calls = dict.fromkeys(TERMS, 0) | {"gaps": len(gaps)}
+    for kernel in inside:
+        name = short_name(kernel.name)
+        busy[kernel.term][name] = busy[kernel.term].get(name, 0.0) + kernel.end_s - kernel.start_s
+        calls[kernel.term] += 1
+    return [
+        TermTime(
+            term=term,
+            wall_s=wall[term],
+            busy_s=sum(busy[term].values()),
+            calls=calls[term],
+            names=tuple(sorted(busy[term], key=lambda name: -busy[term][name])),
+        )
+        for term in TERMS
+    ]
+
+
+_Spans = list[tuple[float, float]]
+
+
+def _joined(covered: _Spans, new: tuple[float, float]) -> _Spans:
+    """Spans in order, none overlapping another, with one more."""
+    made, (start, end) = [], new
+    placed = False
+    for span in covered:
+        if span[1] < start:
+            made.append(span)
+        elif span[0] > end:
+            if not placed:
+                made.append((start, end))
+                placed = True
+            made.append(span)
+        else:
+            start, end = min(start, span[0]), max(end, span[1])
+    return made if placed else [*made, (start, end)]
+
+
+def _between(covered: _Spans, start: float, end: float) -> _Spans:
+    """The parts of (start, end) outside of ``covered``."""
+    free, at = [], start
+    for begin, until in covered:
+        if begin >= end:
+            break
+        if begin > at:
+            free.append((at, begin))
+        at = max(at, until)
+    return [*free, (at, end)] if at < end else free
+
+
+def _uncovered(covered: _Spans, start: float, end: float) -> float:
+    return sum(until - begin for begin, until in _between(covered, start, end))

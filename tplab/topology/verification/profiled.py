@@ -1,0 +1,105 @@
+"""The rank's side of a profile: a generation under torch's profiler, cut down to one prefill and one decode step.
+
+The profiler's clock and the engine's marks are brought together by one event that is made between two looks at the
+host's clock. Kernels inside of CUDA graphs are seen as those outside are.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from tplab.measure.clock import synchronize
+from tplab.models.generation import ensure_loaded, generate_loaded, together
+from tplab.models.loading import Loaded, tensor_parallel_comm
+from tplab.models.records import Activity, RankResult, Request, Weights
+from tplab.models.shards import Layout
+from tplab.models.spec import ModelConfig
+from tplab.topology.calibration.copies import load_random
+from tplab.topology.verification.kernels import Kernel
+
+if TYPE_CHECKING:
+    from tplab.cluster import Rank
+
+WARM_UPS = 2
+"""Generations before the profiled one: libraries choose, graphs are captured."""
+_ZERO = "tplab zero"
+_ZEROS = 8
+_KEY = "tplab.profile"
+_ANNOTATIONS = ("nccl:", "gloo:", "ProfilerStep")
+
+
+class RankProfile(NamedTuple):
+    """What one rank sends back."""
+
+    result: RankResult
+    kernels: list[Kernel]
+    """What ran during the generation, without terms."""
+    spans_before: list[Activity]
+    """What the rank did in the generation before, without the profiler."""
+
+
+def profile_on_rank(
+    rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, request: Request
+) -> RankProfile:
+    """Generate, and once more under the profiler. All ranks do it together.
+
+    Args:
+        rank: this rank.
+        config, weights: the model, and where its weights come from; those made up are quick ones of no meaning.
+        layout: how it is sharded over the ranks.
+        request: what is asked of it; its prompts are token ids.
+    """
+    prompts = [[*map(int, prompt)] for prompt in request.prompts]
+    loaded = _loaded(rank, config, weights, layout)
+    for done in range(WARM_UPS):
+        before = generate_loaded(rank, loaded, request, prompts).spans
+        rank.report(phase="warm-up", done=done + 1, total=WARM_UPS + 1)
+    on_gpu = rank.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        zeros_s = []
+        for _ in range(_ZEROS):  # the first one takes the profiler milliseconds
+            with record_function(_ZERO):
+                zeros_s.append(time.monotonic())
+        result = generate_loaded(rank, loaded, request, prompts)
+        synchronize(rank.device)
+    rank.report(phase="profile", done=WARM_UPS + 1, total=WARM_UPS + 1)
+    return RankProfile(result, _kernels(profiler.events(), zeros_s, on_gpu), before)
+
+
+def _loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout) -> Loaded:
+    """The stage with its weights; random ones stay for the next profile of the same."""
+    if weights.folder is not None:
+        return ensure_loaded(rank, config, weights, layout)[0]
+    key = config, layout
+    held = rank.store.get(_KEY)
+    if together(rank, lambda: held is not None and held[0] == key, all_of=True) and held is not None:
+        loaded: Loaded = held[1]
+        return loaded
+    rank.store.pop(_KEY, None)  # before the next one is allocated
+    comm = tensor_parallel_comm(rank, layout)
+    loaded = together(rank, lambda: load_random(config, layout, rank.index, comm, device=rank.device))
+    rank.store[_KEY] = key, loaded
+    return loaded
+
+
+def _kernels(events: Any, zeros_s: list[float], on_gpu: bool) -> list[Kernel]:
+    """What ran on the device; on a CPU its outermost operations, and what gloo's threads did."""
+    marks = [event for event in events if event.name == _ZERO and event.device_type.name == "CPU"]
+    marks.sort(key=lambda mark: mark.time_range.start)
+    # The shortest of them says best when the clock was looked at, which was in its middle.
+    mark, zero_s = min(zip(marks, zeros_s, strict=True), key=lambda pair: pair[0].time_range.elapsed_us())
+    offset_s = zero_s - (mark.time_range.start + mark.time_range.end) / 2e6
+    made = []
+    for event in events:
+        on_device = event.device_type.name != "CPU"
+        if on_gpu:
+            counts = on_device and not event.is_user_annotation and not event.name.startswith(_ANNOTATIONS)
+        else:
+            outermost = event.cpu_parent is None and not event.is_user_annotation
+            counts = event.name.startswith("gloo:") or (outermost and not event.is_async)
+        if counts and event.name != _ZERO:
+            start, end = (offset_s + us / 1e6 for us in (event.time_range.start, event.time_range.end))
+            made.append(Kernel(event.name, start, end))
+    return made
