@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.memory import explain_shards as explain_shards
     from tplab.lab.figures.pipeline import explain_pipeline as explain_pipeline
     from tplab.lab.figures.pipeline_curves import explain_serving as explain_serving
+    from tplab.lab.figures.profile import explain_profile as explain_profile
     from tplab.lab.figures.topology import explain_links as explain_links
     from tplab.lab.figures.topology import explain_placement as explain_placement
     from tplab.lab.figures.verification import explain_calibration as explain_calibration

@@ -50,5 +50,8 @@ if TYPE_CHECKING:
     from tplab.topology.verification.box_layouts import scores as scores
     from tplab.topology.verification.memory import ShardPlan as ShardPlan
     from tplab.topology.verification.memory import measure_shards as measure_shards
+    from tplab.topology.verification.step_profile import StepProfile as StepProfile
+    from tplab.topology.verification.step_profile import profile_step as profile_step
+    from tplab.topology.verification.step_profile import submit_profile as submit_profile
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

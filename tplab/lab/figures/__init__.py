@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.pipeline_curves import bubble_frame as bubble_frame
     from tplab.lab.figures.pipeline_curves import decode_figure as decode_figure
     from tplab.lab.figures.pipeline_curves import prefill_figure as prefill_figure
+    from tplab.lab.figures.profile import profile_figure as profile_figure
     from tplab.lab.figures.timings import timings_figure as timings_figure
     from tplab.lab.figures.topology import link_figure as link_figure
     from tplab.lab.figures.topology import link_frame as link_frame

@@ -82,7 +82,7 @@ def short_name(name: str) -> str:
     """A kernel's name without arguments and outer namespaces: ``cutlass::Kernel2``, ``elementwise_kernel``."""
     bare = re.sub(r"^(void|unsigned int|int|bool) ", "", name.replace("(anonymous namespace)::", ""))
     bare = re.split(r"[<(]", bare, maxsplit=1)[0].removeprefix("at::native::")
-    return "::".join(bare.split("::")[-2:])[:_LONGEST_NAME]
+    return "::".join(bare.strip().split("::")[-2:])[:_LONGEST_NAME]
 
 
 def named(
