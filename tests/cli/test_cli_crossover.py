@@ -14,7 +14,8 @@ def test_of_a_recording(capsys):
     assert "Fastest here: symmetric-two-shot up to 25.5 MiB, library above." in said
     assert "160 all-reduces of batch x 16,384 bytes" in said
     assert (
-        "vLLM loses at most 0.58 ms per step, 3.6 µs per call, at batch 16: one-shot where two-shot is faster" in said
+        "vLLM loses at most 0.58 ms per step, 3.6 µs per call, at batch 16: one-shot where torch's two-shot is faster"
+        in said
     )
     for engine in ("vLLM: csrc", "SGLang: python", "TensorRT-LLM: cpp"):
         assert engine in said

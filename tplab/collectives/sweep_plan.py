@@ -148,10 +148,11 @@ def plan_crossover(
         dtype, iterations: as for :func:`plan_sweep`, whose ``ValueError`` it raises.
     """
     own_gpus = backend == "nccl" and not shares_gpus
+    exact = [name for name in ON_SYMMETRIC_MEMORY if name not in INEXACT]
     return plan_sweep(
         sizes=sizes or (DEFAULT_SIZES if own_gpus else DEFAULT_SIZES[:13]),
         dtypes=(dtype,),
-        algorithms=("library", *(ON_SYMMETRIC_MEMORY if own_gpus else _OF_MESSAGES)),
+        algorithms=("library", *(exact if own_gpus else _OF_MESSAGES)),
         mode="graph" if own_gpus else "eager",
         iterations=iterations,
         backend=backend,

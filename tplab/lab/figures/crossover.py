@@ -18,7 +18,12 @@ _COLOURS = (style.FORWARD, style.DECODE, style.BACKWARD, style.WEIGHT_GRADIENT, 
 _PATTERNS = ("", "/", "x", ".", "\\", "-")
 _MOST_TIMES = 2.0
 """Slowdown from which cells of the map are all equally pale."""
-_NAMES = {"library": "NCCL", "symmetric-one-shot": "one-shot", "symmetric-two-shot": "two-shot"}
+_NAMES = {
+    "symmetric-one-shot": "torch's one-shot",
+    "symmetric-two-shot": "torch's two-shot",
+    "pushed-one-shot": "our one-shot",
+    "pushed-two-shot": "our two-shot",
+}
 
 
 def crossover_figure(frame: pd.DataFrame, rules: Sequence[EngineRule], *, badge: str) -> go.Figure:

@@ -249,7 +249,7 @@ def submit_profile(
     layout = Layout.of(config, tp, pp)
     prompts = [[(7 * row + place) % config.vocab_size for place in range(prompt_length)] for row in range(batch)]
     check_prompts(prompts, config, new_tokens)
-    request = Request.of(prompts, max_new_tokens=new_tokens)
+    request = Request.of(prompts, max_new_tokens=new_tokens, cuda_graphs=cuda_graphs)
     workload = Workload(input_length=prompt_length, output_length=new_tokens, concurrency=batch)
     step = max(1, new_tokens // 2)
 
