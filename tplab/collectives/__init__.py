@@ -6,6 +6,8 @@ What it is:
   direct               all-gather and reduce-scatter in one round
   emulated             links of declared latency and bandwidth (emulated_link) over gloo
   symmetric            torch's all-reduces in one CUDA kernel, over memory that GPUs share
+  peer_memory          ours, which write into the other GPUs' memory; peer_kernels, quantised_kernels: in Triton
+  limits               up to which size they are taken
   quantised            two-shot in int8 messages
   counter              the collective and point-to-point calls a rank issues, and their payload bytes
 What it should cost (pure: no process group, no cluster):
@@ -45,7 +47,10 @@ if TYPE_CHECKING:
     from tplab.collectives.emulated_link import LinkTable as LinkTable
     from tplab.collectives.emulated_sweep import measure_emulated as measure_emulated
     from tplab.collectives.engine_thresholds import engine_rules as engine_rules
+    from tplab.collectives.limits import Limits as Limits
     from tplab.collectives.one_shot import one_shot_all_reduce as one_shot_all_reduce
+    from tplab.collectives.peer_memory import PeerMemory as PeerMemory
+    from tplab.collectives.peer_memory import all_reduce_add_rms_norm as all_reduce_add_rms_norm
     from tplab.collectives.point_to_point import fit_link as fit_link
     from tplab.collectives.point_to_point import measure_point_to_point as measure_point_to_point
     from tplab.collectives.quantised import int8_all_reduce as int8_all_reduce

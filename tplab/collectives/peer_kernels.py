@@ -281,7 +281,13 @@ def add_rms_norm_kernel(
 
 @triton.jit
 def meet(table, flags, what, polls, RANK: tl.constexpr, N: tl.constexpr):
-    """All blocks of this number, on all ranks, have come here, and what they wrote before can be read."""
+    """All blocks of this number, on all ranks, have come here, and what they wrote before can be read.
+
+    Args:
+        flags: offset of the flags in everybody's memory.
+        what: number to signal, and to wait for.
+        table, polls, RANK, N: as in ``one_shot_kernel``.
+    """
     tl.debug_barrier()
     row = flags + tl.program_id(0).to(tl.int64) * (4 * N)
     tl.inline_asm_elementwise(

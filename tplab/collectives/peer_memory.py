@@ -97,15 +97,26 @@ class PeerMemory:
         epochs = torch.zeros(_MOST_BLOCKS, dtype=torch.int32, device=table.device)
         return cls(index=index, size=size, most_bytes=most_bytes, table=table, epochs=epochs, held=held)
 
+    def takes(self, tensor: torch.Tensor, most_bytes: int) -> bool:
+        """Whether the kernels can take a tensor, of at most ``most_bytes``."""
+        num_bytes = tensor.numel() * tensor.element_size()
+        return (
+            tensor.dtype in DTYPES
+            and tensor.is_contiguous()
+            and not (num_bytes % _WORD or tensor.data_ptr() % _WORD)
+            and num_bytes <= most_bytes
+        )
+
     def check(self, tensor: torch.Tensor, most_bytes: int) -> None:
         """Raises ``ValueError`` for a tensor that the kernels cannot take, up to ``most_bytes``."""
+        if self.takes(tensor, most_bytes):
+            return
         if tensor.dtype not in DTYPES:
             raise ArgumentError("tensor", tensor.dtype, "must be float32, bfloat16 or float16 for these kernels")
         num_bytes = tensor.numel() * tensor.element_size()
-        if not tensor.is_contiguous() or num_bytes % _WORD or tensor.data_ptr() % _WORD:
-            raise ArgumentError("tensor", tuple(tensor.shape), "must be contiguous and of whole words of 4 bytes")
         if num_bytes > most_bytes:
             raise ArgumentError("tensor", num_bytes, f"must have at most {most_bytes:,} bytes here")
+        raise ArgumentError("tensor", tuple(tensor.shape), "must be contiguous and of whole words of 4 bytes")
 
     def _launch(self) -> dict[str, Any]:
         return {"table": self.table, "epochs": self.epochs, "polls": self.most_polls, "RANK": self.index}

@@ -5,12 +5,14 @@ Imported by the ranks.
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from tplab.collectives import peer_memory, symmetric
+from tplab.collectives.limits import Limits, limits_key
 from tplab.collectives.one_shot import one_shot_all_reduce
 from tplab.collectives.quantised import int8_all_reduce
 from tplab.collectives.recursive_doubling import recursive_doubling_all_reduce
@@ -67,13 +69,37 @@ def time_points(rank: "Rank", points: list[Point]) -> None:
             samplers[-1]()
         rank.report(phase="warm-up", done=index + 1, total=len(points))
     done, total = 0, _ROUNDS * len(points)
+    times: list[list[float]] = [[] for _ in points]
     for turn in range(_ROUNDS):
         for index, (point, sample) in enumerate(zip(points, samplers, strict=True)):
             sample()  # the other points have taken this one's buffers out of the caches
             share = (point.iterations + turn) // _ROUNDS  # the shares of all rounds add up to all iterations
             samples = {index: [sample() for _ in range(share)]}
+            times[index] += samples[index]
             done += 1
             rank.report(phase="measure", done=done, total=total, samples=samples, correct=inputs.check(point))
+    _keep_limits(rank, points, times)
+
+
+def _keep_limits(rank: "Rank", points: list[Point], times_us: list[list[float]]) -> None:
+    """Where the library and both of our exact kernels were measured: leave their limits with the rank, for layers.
+
+    By the slowest rank's medians, so that all ranks have the same; those in graphs go before eager ones.
+    """
+    raced = [index for index, point in enumerate(points) if point.algorithm in ("library", *PUSHED[:2])]
+    if len({points[index].algorithm for index in raced}) < 3:
+        return
+    medians = torch.tensor([median(times_us[index]) for index in raced], device=rank.device)
+    dist.all_reduce(medians, dist.ReduceOp.MAX, group=rank.group)
+    by_algorithm: dict[str, dict[int, float]] = {}
+    for index, us in zip(raced, medians.tolist(), strict=True):
+        point = points[index]
+        nbytes = point.num_elements * ITEMSIZES[point.dtype]
+        best = by_algorithm.setdefault(point.algorithm, {})
+        best[nbytes] = min(us, best.get(nbytes, us))  # of several dtypes
+    key = limits_key(rank.world_size)
+    if points[raced[0]].mode == "graph" or key not in rank.store:
+        rank.store[key] = Limits.measured(by_algorithm)
 
 
 class _Inputs:

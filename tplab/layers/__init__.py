@@ -2,9 +2,10 @@
 
 What it is:
   comm          the collectives that layers need: over a process group, alone, recorded
-  emulated_comm   the same over a declared link
+  emulated_comm   the same over a declared link; symmetric_comm: over GPUs that write into each other's memory
   ranges        which rows, tokens and heads a rank holds, without torch; shards: of which full tensors
-  strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8
+  strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8,
+                one kernel
   sum_norm      the sum, the residual and the norm after it as one call
   regions       the same collectives and the two matmuls with their gradients; shared weights and norms, sharded tokens
   linear        ColumnParallelLinear, RowParallelLinear
@@ -55,9 +56,11 @@ if TYPE_CHECKING:
     from tplab.layers.strategies import Blocking as Blocking
     from tplab.layers.strategies import Chunked as Chunked
     from tplab.layers.strategies import Int8 as Int8
+    from tplab.layers.strategies import OneKernel as OneKernel
     from tplab.layers.strategies import SequenceParallel as SequenceParallel
     from tplab.layers.strategies import set_strategy as set_strategy
     from tplab.layers.sum_norm import sum_add_norm as sum_add_norm
+    from tplab.layers.symmetric_comm import SymmetricComm as SymmetricComm
     from tplab.layers.timeline import overlap_ratio as overlap_ratio
     from tplab.layers.timeline import record_timeline as record_timeline
     from tplab.layers.vocabulary import ParallelLMHead as ParallelLMHead

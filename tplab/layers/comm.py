@@ -242,14 +242,19 @@ class RecordingComm:
         self.is_capturable = comm.is_capturable
 
     @property
+    def inner(self) -> Comm:
+        """Whose collectives are recorded."""
+        return self._comm
+
+    @property
     def transport(self) -> Transport:
         return self._comm.transport if self.recorder is None else _RecordingTransport(self._comm.transport, self)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return self._blocking(self._comm.all_reduce, x)
+        return self.timed(lambda: self._comm.all_reduce(x))
 
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
-        return self._blocking(self._comm.all_reduce_max, x)
+        return self.timed(lambda: self._comm.all_reduce_max(x))
 
     def start_all_reduce(self, x: torch.Tensor) -> Pending:
         return self.record(lambda: self._comm.start_all_reduce(x))
@@ -260,10 +265,11 @@ class RecordingComm:
     def start_reduce_scatter(self, x: torch.Tensor) -> Pending:
         return self.record(lambda: self._comm.start_reduce_scatter(x))
 
-    def _blocking(self, call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def timed(self, call: Callable[[], T]) -> T:
+        """What ``call`` gives, a collective that has ended when it returns; recorded."""
         if self.recorder is None:
-            return call(x)
-        began, out = self.recorder.mark(), call(x)
+            return call()
+        began, out = self.recorder.mark(), call()
         ended = self.recorder.mark()
         self.recorder.add(COLLECTIVE, began, ended)
         if self._in_flight:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from tplab.checks import check_count, check_one_of
 from tplab.layers import kernels
-from tplab.layers.comm import Comm, Done, Pending
+from tplab.layers.comm import Comm, Done, Pending, RecordingComm
+from tplab.layers.symmetric_comm import ALGORITHMS, symmetric_of
 
 
 class Blocking:
@@ -189,13 +190,52 @@ class Int8(Blocking):
 
     def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
         if comm.size > 1:
-            from tplab.collectives.quantised import int8_all_reduce
+            from tplab.collectives.quantised import SCALE_GROUP, int8_all_reduce
 
+            symmetric = symmetric_of(comm) if self.scale_group == SCALE_GROUP else None
+            if symmetric is not None:
+                return OneKernel("int8").reduce(partial, comm)
             int8_all_reduce(partial, comm.transport, scale_group=self.scale_group)
         return Done(partial)
 
     def __repr__(self) -> str:
         return f"Int8({self.scale_group})"
+
+
+class OneKernel(Blocking):
+    """Every sum as one kernel that writes into the other GPUs' memory, by the way that is chosen here.
+
+    With :class:`Blocking` over the same ranks the way follows from the message's size. For ranks with a GPU each; over
+    a ``SymmetricComm``, as ``generate`` makes it.
+
+    Args:
+        algorithm: ``one-shot`` or ``two-shot``, which are exact; ``int8`` or ``fp8``, which are not (see :class:`Int8`
+            for gradients, ``tplab.collectives.quantised.error_bound`` for the bound).
+
+    Raises:
+        ValueError: at the call, without such a ``Comm``.
+    """
+
+    name = "one kernel"
+
+    def __init__(self, algorithm: str) -> None:
+        self.algorithm = check_one_of("algorithm", algorithm, ALGORITHMS)
+
+    def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
+        if comm.size == 1:
+            return Done(partial)
+        symmetric = symmetric_of(comm)
+        if symmetric is None:
+            raise ValueError(
+                f"strategy {self} needs ranks with a GPU each that reach each other's memory, and a SymmetricComm of "
+                f"tplab.layers over them; the group is a {type(comm).__name__}"
+            )
+        if isinstance(comm, RecordingComm):
+            return Done(comm.timed(lambda: symmetric.all_reduce_by(self.algorithm, partial)))
+        return Done(symmetric.all_reduce_by(self.algorithm, partial))
+
+    def __repr__(self) -> str:
+        return f"OneKernel({self.algorithm!r})"
 
 
 def few_tokens_linear(x: torch.Tensor, w_OI: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The sum over ranks, the residual and the norm that follow a row-parallel layer in a decoder block, as one call.
 
-One function and not three, so that a ``Comm`` that has all three in one kernel can take it: in a decode step each of
-the three is a launch and a trip through memory for a few kilobytes.
+One function and not three, so that it is one kernel over a ``SymmetricComm`` and two with NCCL: in a decode step each
+of the three is a launch and a trip through memory for a few kilobytes.
 
 Legend: T tokens, D hidden.
 """
@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tplab.layers import kernels
-from tplab.layers.comm import Comm
+from tplab.layers.comm import Comm, RecordingComm
+from tplab.layers.symmetric_comm import symmetric_of
 
 
 def sum_add_norm(
@@ -35,6 +36,11 @@ def sum_add_norm(
         eps: added to the mean square.
         offset: what the norm adds to its weights: 1 for Gemma's, whose weights are stored less 1.
     """
+    symmetric = symmetric_of(comm)
+    if symmetric is not None and symmetric.fuses(x_TD, residual_TD, weight_D):
+        if isinstance(comm, RecordingComm):
+            return comm.timed(lambda: symmetric.sum_add_norm(x_TD, residual_TD, weight_D, eps, offset))
+        return symmetric.sum_add_norm(x_TD, residual_TD, weight_D, eps, offset)
     return add_norm(residual_TD, comm.all_reduce(x_TD), weight_D, eps, offset)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tplab.layers.comm import Comm, NullComm, OneShotComm, ProcessGroupComm, RecordingComm
+from tplab.layers.symmetric_comm import gpu_comm
 from tplab.models.checkpoint import Checkpoint, RandomWeights, Source, fill, torch_dtype
 from tplab.models.decoder import Stage
 from tplab.models.graphed import KeptSteps
@@ -43,7 +44,10 @@ def tensor_parallel_comm(rank: "Rank", layout: Layout) -> Comm:
     if layout.tp == 1:
         return NullComm()
     group = rank.mesh(tp=layout.tp, pp=layout.pp).get_group("tp")
-    return RecordingComm((OneShotComm if dist.get_backend(group) == "gloo" else ProcessGroupComm)(group))
+    backend = dist.get_backend(group)
+    if backend == "nccl":
+        return RecordingComm(gpu_comm(rank, group))
+    return RecordingComm((OneShotComm if backend == "gloo" else ProcessGroupComm)(group))
 
 
 def load_stage(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, comm: Comm) -> Loaded:

@@ -1,0 +1,101 @@
+"""Sums by size over GPUs that write into each other's memory: which kernel gets what, and that nobody else is asked."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tplab import Cluster
+from tplab.collectives import peer_memory
+from tplab.collectives.limits import Limits
+from tplab.layers.comm import NullComm, ProcessGroupComm, RecordingComm
+from tplab.layers.strategies import Blocking, Int8, OneKernel
+from tplab.layers.sum_norm import sum_add_norm
+from tplab.layers.symmetric_comm import SymmetricComm, symmetric_of, why_not_symmetric
+
+LIMITS = Limits(one_shot_bytes=1024, two_shot_bytes=4096)
+
+
+class Noted(SymmetricComm):
+    """A ``SymmetricComm`` without ranks; kernels and NCCL only write down that they were called."""
+
+    def __init__(self) -> None:
+        self.index, self.size, self.limits, self.device_types, self.is_capturable = 0, 2, LIMITS, frozenset(), True
+        self.memory = peer_memory.PeerMemory.in_one_process(2, torch.device("cpu"), 1 << 13)[0]
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    calls: list[tuple[Any, ...]] = []
+
+    def note(name: str) -> Any:
+        def kernel(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            calls.append((name, x.numel()))
+            return x
+
+        return kernel
+
+    monkeypatch.setattr(peer_memory, "one_shot", note("one-shot"))
+    monkeypatch.setattr(peer_memory, "two_shot", note("two-shot"))
+    monkeypatch.setattr(peer_memory, "quantised_two_shot", lambda x, _, narrow: note(narrow)(x))
+    monkeypatch.setattr(peer_memory, "all_reduce_add_rms_norm", lambda x, *_, **__: note("norm")(x) and (x, x))
+    monkeypatch.setattr(ProcessGroupComm, "all_reduce", lambda _, x: note("NCCL")(x))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("x", "way"),
+    [
+        (torch.ones(256), "one-shot"),
+        (torch.ones(2, 128), "one-shot"),
+        (torch.ones(257), "two-shot"),
+        (torch.ones(1024), "two-shot"),
+        (torch.ones(1025), "NCCL"),
+        (torch.ones(4, dtype=torch.float64), "NCCL"),
+        (torch.ones(3, dtype=torch.bfloat16), "NCCL"),
+        (torch.ones(4, dtype=torch.bfloat16)[1:3], "NCCL"),
+        (torch.ones(512, dtype=torch.bfloat16), "one-shot"),
+    ],
+)
+def test_the_way_follows_from_the_size(called: list[Any], x: torch.Tensor, way: str) -> None:
+    comm = RecordingComm(Noted())
+    Blocking().reduce(x, comm)
+    assert called == [(way, x.numel())]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "way"), [(Int8(), "int8"), (OneKernel("fp8"), "fp8"), (OneKernel("two-shot"), "two-shot")], ids=str
+)
+def test_strategies_that_choose_the_way(called: list[Any], strategy: Blocking, way: str) -> None:
+    """In pieces that fit into the memory."""
+    strategy.reduce(torch.ones(5000), Noted())
+    assert called == [(way, 2048), (way, 2048), (way, 904)]
+
+
+def test_one_kernel_without_such_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"OneKernel\('int8'\) needs ranks with a GPU each.*the group is a NullComm"):
+        OneKernel("int8").reduce(torch.ones(4), NullComm(0, 2))
+    assert OneKernel("int8").reduce(torch.ones(4), NullComm()).wait().tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="algorithm must be one of one-shot, two-shot, int8, fp8; got 'ring'"):
+        OneKernel("ring")
+
+
+@pytest.mark.parametrize(("tokens", "ways"), [(4, ["norm"]), (5, ["two-shot"]), (17, ["NCCL"])])
+def test_with_the_norm_while_it_goes_in_one_step(called: list[Any], tokens: int, ways: list[str]) -> None:
+    x = torch.ones(tokens, 64)
+    sum_add_norm(RecordingComm(Noted()), x, torch.ones(tokens, 64), torch.ones(64), 1e-5)
+    assert [way for way, _ in called] == ways
+
+
+def test_found_inside_what_records_it() -> None:
+    comm = Noted()
+    assert symmetric_of(comm) is symmetric_of(RecordingComm(comm)) is comm
+    assert symmetric_of(NullComm()) is None
+
+
+def asked(rank: Any) -> str | None:
+    return why_not_symmetric(rank.device, rank.group)
+
+
+def test_why_not_over_gloo(cluster2: Cluster) -> None:
+    assert cluster2.run(asked) == ["symmetric memory needs NCCL; these ranks speak gloo"] * 2
