@@ -38,7 +38,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(peer_memory, "one_shot", note("one-shot"))
     monkeypatch.setattr(peer_memory, "two_shot", note("two-shot"))
     monkeypatch.setattr(peer_memory, "quantised_two_shot", lambda x, _, narrow: note(narrow)(x))
-    monkeypatch.setattr(peer_memory, "all_reduce_add_rms_norm", lambda x, *_, **__: note("norm")(x) and (x, x))
+    monkeypatch.setattr(peer_memory, "all_reduce_add_rms_norm", lambda x, *_, **__: (note("norm")(x), x))
     monkeypatch.setattr(ProcessGroupComm, "all_reduce", lambda _, x: note("NCCL")(x))
     return calls
 
