@@ -5,6 +5,7 @@ Beside it the CPU, which has neither: in float32 it chooses the same tokens.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -151,13 +152,25 @@ def test_the_fused_kernels_choose_the_same_tokens(
 # On GPUs: ranks share one where there are fewer.
 
 
+class GpuRanks:
+    """Clusters of NCCL ranks by their number, started when asked for."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._made: dict[int, Cluster] = {}
+
+    def __getitem__(self, num_ranks: int) -> Cluster:
+        if num_ranks not in self._made:
+            self._made[num_ranks] = self._stack.enter_context(Cluster(num_ranks, "nccl"))
+        return self._made[num_ranks]
+
+
 @pytest.fixture(scope="module")
-def gpu_ranks() -> Iterator[Any]:
-    """The first n of four NCCL ranks."""
+def gpu_ranks() -> Iterator[GpuRanks]:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
-    with Cluster(4, "nccl") as cluster:
-        yield {4: cluster} | {n: cluster.resized(n) for n in (1, 2)}
+    with ExitStack() as stack:
+        yield GpuRanks(stack)
 
 
 def graphed_logits(rank: Any, config: ModelConfig, dtype: str) -> tuple[bool, bool, float]:

@@ -186,6 +186,6 @@ def why_no_graph(stage: Stage, comm: Comm) -> str | None:
     if reason is not None:
         return reason
     device = next(stage.parameters()).device
-    return (
-        why_not_captured(comm) if device.type == "cuda" else f"CUDA graphs need a GPU; this rank computes on {device}"
-    )
+    if device.type != "cuda":
+        return f"CUDA graphs need a GPU; this rank computes on {device}"
+    return why_not_captured(comm)
