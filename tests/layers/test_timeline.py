@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,9 +167,24 @@ def test_a_rank_alone_only_computes(clusters: dict[int, Cluster]) -> None:
         assert overlap_ratio(frame) == 0
 
 
-def test_gpus_are_refused() -> None:
+def test_a_declared_link_between_gpus_is_refused() -> None:
     cluster: Any = SimpleNamespace(backend="nccl")
-    with pytest.raises(
-        ValueError, match=r"a timeline is recorded on CPU ranks; this one runs nccl: Cluster\(n, 'gloo'\)"
-    ):
+    with pytest.raises(ValueError, match=r"must be gloo for emulated links, as of Cluster\(n, 'gloo'\)"):
         record_timeline(cluster, Blocking(), PLAN)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_pass_on_gpus_is_told_by_events() -> None:
+    plan = StackPlan(batch=2, seq=512, hidden=1024, num_heads=8, num_kv_heads=4, intermediate=4096, depth=2)
+    with Cluster(2, "nccl") as cluster:
+        blocking = record_timeline(cluster, Blocking(), plan)
+        split = record_timeline(cluster, BatchSplit(2), plan)
+        eight_bits = record_timeline(cluster, Int8(), plan)
+    for frame in (blocking, split, eight_bits):
+        assert set(frame["rank"]) == {0, 1}
+        assert (frame["end_us"] >= frame["start_us"]).all()
+        assert set(frame[frame["kind"] != COMPUTE]["name"]) >= SUMS
+        assert frame[frame["kind"] == COMPUTE].groupby("rank")["end_us"].max().min() > 0
+    assert overlap_ratio(blocking) < 0.01
+    assert overlap_ratio(split) > 0.01

@@ -229,9 +229,9 @@ class RecordingComm:
     Args:
         comm: whose collectives.
         recorder: where spans are written down; may be set and taken away. None: nothing is.
-        in_flight: also record when each collective was under way, kind ``in flight``, for :meth:`spans`. For ranks on
-            the CPU, where the host sees it: through an ``EmulatedComm`` until the last byte is there, through gloo
-            until gloo says so.
+        in_flight: also record when each collective was under way, kind ``in flight``, for :meth:`spans`: through an
+            ``EmulatedComm`` until the last byte is there, through gloo until gloo says so, on a GPU by events of the
+            stream that it runs on.
     """
 
     def __init__(self, comm: Comm, recorder: Recorder | None = None, *, in_flight: bool = False) -> None:
@@ -293,7 +293,10 @@ class RecordingComm:
         give_up = time.monotonic() + timeout_s
         while not all(each.ended for each in self._started) and time.monotonic() < give_up:
             time.sleep(1e-4)
-        flights = [(IN_FLIGHT, each.label, each.began, each.ended[0]) for each in self._started if each.ended]
+        seconds = self.recorder.seconds
+        flights = [
+            (IN_FLIGHT, each.label, seconds(each.began), seconds(each.ended[0])) for each in self._started if each.ended
+        ]
         spans, free = [], 0.0
         for kind, label, start, end in sorted([*self.recorder.spans(), *flights], key=lambda span: span[3]):
             if kind == IN_FLIGHT:
@@ -320,7 +323,11 @@ class _Recorded:
 
     def watch(self) -> None:
         """Learn of the end before anybody waits for it. Messages say nothing: they are under way until waited for."""
-        if hasattr(self._under_way, "future"):
+        if not hasattr(self._under_way, "future"):
+            return
+        if self._recorder.mark_after is not None:
+            self.ended.append(self._recorder.mark_after(self._under_way.wait))
+        else:
             self._under_way.future.add_done_callback(lambda _: self.ended.append(time.monotonic()))
 
     def wait(self) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tplab.checks import check_count
+from tplab.checks import check_count, check_one_of
 from tplab.collectives.cost import time_us
 from tplab.collectives.emulated_link import check_backend
 from tplab.collectives.volumes import chunk_lengths
@@ -25,16 +25,23 @@ if TYPE_CHECKING:
     from tplab.layers.strategies import Blocking
 
 
+_ITEMSIZES = {"float32": 4, "bfloat16": 2}
+_TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
+"""Largest error of a chunked layer, in units of the largest element: addends of 8 bits of mantissa, then added up."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkPlan:
-    """What :func:`measure_chunks` measures: a row-parallel linear layer, float32, at several chunk counts."""
+    """What :func:`measure_chunks` measures: a row-parallel linear layer at several chunk counts."""
 
     tokens: int = 512
     """T, tokens of the input."""
     in_features: int = 2048
     """I, input features of the full layer, sharded over the ranks."""
     out_features: int = 1024
-    """D, output features; the all-reduce has T·D·4 bytes."""
+    """D, output features; the all-reduce has T·D elements."""
+    dtype: str = "float32"
+    """Name of the torch dtype of weights and activations: ``float32`` or ``bfloat16``."""
     chunks: tuple[int, ...] = (1, 2, 4, 8)
     """Chunk counts to try; the first is 1, the blocking layer."""
     link: "EmulatedLink | None" = None
@@ -45,6 +52,7 @@ class ChunkPlan:
     def __post_init__(self) -> None:
         for name in ("tokens", "in_features", "out_features", "iterations"):
             check_count(name, getattr(self, name), least=1)
+        check_one_of("dtype", self.dtype, tuple(_TOLERANCES))
         if not self.chunks or self.chunks[0] != 1 or list(self.chunks) != sorted(set(self.chunks)):
             raise ValueError(f"chunks must rise from 1 on, such as (1, 2, 4, 8); got {self.chunks}")
         if self.chunks[-1] > self.tokens:
@@ -91,7 +99,7 @@ def chunks_frame(plan: ChunkPlan, reports: Sequence[Any], provenance: Any) -> pd
             return median("comm", pieces[tokens])
         return time_us(
             "one-shot" if n == 2 else "ring",
-            4 * tokens * plan.out_features,
+            _ITEMSIZES[plan.dtype] * tokens * plan.out_features,
             n,
             plan.link.latency_us,
             plan.link.bandwidth_GBps,
@@ -133,11 +141,12 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
 
     comm = linked_comm(rank, plan.link)
     torch.manual_seed(3)
-    full = nn.Linear(plan.in_features, plan.out_features, bias=False)
-    x = torch.randn(plan.tokens, plan.in_features)
+    with torch.device(rank.device):  # a processor takes seconds to draw what a GPU multiplies in milliseconds
+        full = nn.Linear(plan.in_features, plan.out_features, bias=False).to(getattr(torch, plan.dtype))
+        x = torch.randn(plan.tokens, plan.in_features).to(full.weight.dtype)
     start = rank.index * plan.in_features // rank.world_size
-    mine = x[:, start : start + plan.in_features // rank.world_size].contiguous().to(rank.device)
-    layer = RowParallelLinear.from_module(full.to(rank.device), comm)
+    mine = x[:, start : start + plan.in_features // rank.world_size].contiguous()
+    layer = RowParallelLinear.from_module(full, comm)
     deleted = NullComm(rank.index, rank.world_size)
     works: dict[tuple[str, int], Callable[[], Any]] = {}
 
@@ -150,11 +159,11 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
         works["total", k] = partial(run, comm, Chunked(k), mine)
         # One chunk's share, the longest: what the prediction is made from. For one chunk, all of it.
         works["compute", k] = partial(run, deleted, Chunked(1), mine[:longest])
-        works["comm", k] = partial(comm.all_reduce, torch.zeros(longest, plan.out_features, device=rank.device))
-    want = torch.nn.functional.linear(x.double(), full.weight.detach().cpu().double())
+        works["comm", k] = partial(comm.all_reduce, mine.new_zeros(longest, plan.out_features))
+    want = torch.nn.functional.linear(x.double(), full.weight.detach().double())
 
     def right(key: tuple[str, int], y: Any) -> bool:
-        return key[0] != "total" or bool((y.cpu().double() - want).abs().max() / want.abs().max() < 1e-5)
+        return key[0] != "total" or bool((y.double() - want).abs().max() / want.abs().max() < _TOLERANCES[plan.dtype])
 
     with torch.inference_mode():
         take_turns(rank, works, plan.iterations, right)

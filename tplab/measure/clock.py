@@ -75,6 +75,7 @@ class CudaClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._beside: Any = None
 
     def start(self) -> None:
         """Before the first mark: sets the device's clock by the host's."""
@@ -89,6 +90,15 @@ class CudaClock:
         mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._stream.record_event(mark)
         return mark
+
+    def mark_after(self, wait: Callable[[], Any]) -> torch.cuda.Event:
+        """When that is over which ``wait`` makes a stream wait for: told by a stream of its own, so that the current
+        one does not wait."""
+        if self._beside is None:
+            self._beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._beside):
+            wait()
+            return event()
 
     def seconds(self, mark: torch.cuda.Event | float) -> float:
         """When that was, by the host's clock; waits for it. The host's own marks, of an emulated link, are theirs."""
@@ -113,7 +123,9 @@ class Recorder:
         self.at: Any = None
         self.start = self._clock.start
         self.mark = self._clock.mark
-        self.seconds = self._clock.seconds
+        self.seconds: Callable[[Any], float] = self._clock.seconds
+        self.mark_after: Callable[[Callable[[], Any]], Any] | None = getattr(self._clock, "mark_after", None)
+        """See :meth:`CudaClock.mark_after`; None where the host's clock is read."""
 
     @property
     def label(self) -> Any:

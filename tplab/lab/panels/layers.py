@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
 from tplab.collectives.emulated_link import EmulatedLink
+from tplab.lab.choice import Choice
 from tplab.lab.figures.layers import chunk_lanes_figure, explain_chunks, explain_phases, overlap_figure, phases_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
@@ -18,13 +19,25 @@ from tplab.layers.overlap import ChunkPlan, chunks_frame, submit_chunks
 from tplab.layers.phases import PhasePlan, phases_frame, submit_phases
 from tplab.measure import joined_badge, link_text
 
+OWN_LINK = "the ranks' own"
 LINKS = {
-    "the ranks' own": None,
+    OWN_LINK: None,
     "0.2 ms, 0.05 GB/s": EmulatedLink(latency_us=200, bandwidth_GBps=0.05),
     "0.2 ms, 0.2 GB/s": EmulatedLink(latency_us=200, bandwidth_GBps=0.2),
     "2 ms, 0.05 GB/s": EmulatedLink(latency_us=2000, bandwidth_GBps=0.05),
 }
 """Slow enough that gloo hardly shows, in the ratios to a CPU's matmuls that PCIe and InfiniBand have to a GPU's."""
+
+
+_TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+_IN_FEATURES = (1024, 2048, 4096, 8192, 14336, 28672, 65536)
+_OUT_FEATURES = (1024, 2048, 4096, 8192)
+
+
+def offer_links(links: widgets.Dropdown, choice: Choice, *, cpu: str = OWN_LINK) -> None:
+    """Offer what the ranks can have: declared links are emulated over gloo, elsewhere there are the ranks' own."""
+    links.options = [OWN_LINK] if choice.on_gpus else list(LINKS)
+    links.value = OWN_LINK if choice.on_gpus else cpu
 
 
 class PhasesPanel(RunPanel):
@@ -49,6 +62,9 @@ class PhasesPanel(RunPanel):
         )
         self._plan = PhasePlan()
         self.frame: pd.DataFrame | None = None
+
+    def suit(self, choice: Choice) -> None:
+        offer_links(self._named["link"], choice)
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
         hidden = settings["hidden"]
@@ -83,22 +99,33 @@ class OverlapPanel(RunPanel):
                 "chunks": widgets.SelectMultiple(
                     options=chunks, value=(1, 2, 4, 8, 16), rows=len(chunks), description="Chunks", **look
                 ),
-                "tokens": widgets.Dropdown(options=(256, 512, 1024, 2048), value=2048, description="Tokens", **look),
-                "in_features": widgets.Dropdown(
-                    options=(1024, 2048, 4096, 8192), value=8192, description="Features in", **look
-                ),
-                "link": widgets.Dropdown(options=list(LINKS), value="0.2 ms, 0.05 GB/s", description="Link", **look),
+                "tokens": widgets.Dropdown(options=_TOKENS, description="Tokens", **look),
+                "in_features": widgets.Dropdown(options=_IN_FEATURES, description="Features in", **look),
+                "out_features": widgets.Dropdown(options=_OUT_FEATURES, description="Features out", **look),
+                "dtype": widgets.Dropdown(options=("float32", "bfloat16"), description="Dtype", **look),
+                "link": widgets.Dropdown(options=list(LINKS), description="Link", **look),
             },
             height=460,
         )
         self._plan = ChunkPlan()
         self.frame: pd.DataFrame | None = None
 
+    def suit(self, choice: Choice) -> None:
+        """Sizes at which there is something to hide: a matmul that takes about as long as its all-reduce, or, on GPUs
+        of their own, the down projection of Llama-3.1 70B's shape (8192 x 28672)."""
+        offer_links(self._named["link"], choice, cpu="0.2 ms, 0.05 GB/s")
+        names = "tokens", "in_features", "out_features", "dtype"
+        cpu, shared = (2048, 8192, 1024, "float32"), (2048, 65536, 2048, "float32")
+        chosen = choice.pick(cpu=cpu, shared=shared, own=(16384, 28672, 8192, "bfloat16"))
+        self._named.put(dict(zip(names, chosen, strict=True)))
+
     def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
         self._plan = ChunkPlan(
             chunks=tuple(sorted({1, *settings["chunks"]})),
             tokens=settings["tokens"],
             in_features=settings["in_features"],
+            out_features=settings["out_features"],
+            dtype=settings["dtype"],
             link=LINKS[settings["link"]],
             iterations=5,
         )
