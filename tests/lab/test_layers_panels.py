@@ -118,7 +118,7 @@ def test_a_stopped_run_keeps_its_rounds(overlap: OverlapPanel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"colour": "red"}, "colour is not a setting of this panel, which has chunks, tokens, in_features, out_features, dtype, link"),
+        ({"colour": "red"}, "colour is not a setting of this panel, which has chunks, tokens, in_features, out_feat"),
         ({"tokens": 17}, "tokens must be one of 256, 512, 1024, 2048, 4096, 8192, 16384; got 17"),
         ({"link": "carrier pigeon"}, "link must be one of the ranks' own, 0.2 ms, 0.05 GB/s, .*; got 'carrier pigeon'"),
         ({"chunks": (1, 3)}, "chunks must be one of 1, 2, 4, 8, 16, 32; got 3"),

@@ -10,11 +10,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from tplab.checks import check_length
 from tplab.lab import style
 from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Lanes, Scale, bars_of, memory_of
+from tplab.pipeline.schedule import CODES
 from tplab.pipeline.trace import Trace
 
 _TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
@@ -232,6 +234,10 @@ def explain_pipeline(simulated: Trace, measured: Trace) -> str:
         f"of {measured.makespan_s / simulated.makespan_s:.3f}. The ranks were idle for {measured.idle_over_total:.1%} "
         f"of the time (simulated: {simulated.idle_over_total:.1%}), which is {measured.idle_over_work:.1%} of the work."
     )
+    sends = np.isin(measured.op, [code for op, code in CODES.items() if op.is_send])
+    if sends.any() and "emulated" not in str(measured.provenance.get("link", "")):
+        took_s = float(np.median((measured.end_s - measured.start_s)[sends]))
+        text += f" Half of the messages took less than {took_s * 1e3:.1f} ms to be received; the simulation has none."
     if measured.schedule.is_inference:
         return text
     held = measured.peak_activations_per_rank
