@@ -13,6 +13,7 @@ On the ranks:
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
   engine        prefill and decode, micro-batches in flight
+  ready         an engine with its caches and CUDA graphs, on all ranks or none (together)
   graphed       decode steps, replayed from CUDA graphs
   sampling      tokens chosen from logits
   reading       their way to the host, a step later

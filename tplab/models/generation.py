@@ -11,7 +11,7 @@ No torch at import: the notebook's kernel calls this, and the work is on the ran
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tplab.checks import ArgumentError
 from tplab.cluster.rank import degrees
@@ -21,15 +21,14 @@ from tplab.models.records import CheckpointError, LoadReport, RankResult, Reques
 from tplab.models.result import Generation
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
+from tplab.models.together import together
 from tplab.shown import listed
 
 if TYPE_CHECKING:
     from tplab.cluster import Cluster, Rank, Report, Run
     from tplab.layers.strategies import Blocking
-    from tplab.models.engine import GenerationEngine
     from tplab.models.loading import Loaded
 
-T = TypeVar("T")
 _KEY = "tplab.models"
 OnToken = Callable[[int, int], None]
 """Called with the number of a sequence and its next token."""
@@ -203,7 +202,9 @@ def generate_loaded(rank: "Rank", loaded: "Loaded", request: Request, prompts: l
     """The same for a stage that is there, wherever its weights are from. All ranks do it together."""
     import torch.distributed as dist
 
-    engine = _engine(rank, loaded, request, prompts)
+    from tplab.models.ready import ready_engine
+
+    engine = ready_engine(rank, loaded, request, prompts)
     if rank.world_size > 1:
         dist.barrier(group=rank.group)  # all start together, and NCCL has connected
     engine.run()
@@ -246,119 +247,6 @@ def ensure_loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: L
 def unload(rank: "Rank") -> None:
     """Let the weights on this rank go."""
     rank.store.pop(_KEY, None)
-
-
-def together(rank: "Rank", work: Callable[[], T], *, all_of: bool = False) -> T:
-    """Do ``work`` on every rank; if it raises on any, every rank raises, so that none waits for one that is gone.
-
-    Two small collectives at most. With ``all_of`` the result is whether every rank's was true.
-
-    Raises:
-        CheckpointError: naming the rank, where the fault was another's; else the fault itself.
-    """
-    import torch
-    import torch.distributed as dist
-
-    error: Exception | None = None
-    result: Any = None
-    try:
-        result = work()
-    except Exception as raised:
-        error = raised
-    flags = torch.tensor([0 if error is None else 1, 0 if result else 1], device=rank.device)
-    if rank.world_size > 1:
-        dist.all_reduce(flags, group=rank.group)
-    num_failed, num_false = flags.tolist()
-    if num_failed:
-        what = None if error is None else f"{type(error).__name__}: {error}"
-        heard: list[Any] = [what]
-        if rank.world_size > 1:
-            heard = [None] * rank.world_size
-            dist.all_gather_object(heard, what, group=rank.group)
-        if error is not None:
-            raise error
-        first = next(index for index, said in enumerate(heard) if said is not None)
-        raise CheckpointError(f"rank {first} failed, so no rank went on: {heard[first]}")
-    answer: T = num_false == 0 if all_of else result
-    return answer
-
-
-def _engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> "GenerationEngine":
-    """The engine, ready to run: with its caches, and with its decode steps captured where they are to be."""
-    from tplab.models.engine import step_shapes, why_eager
-
-    shapes = step_shapes(request, prompts)
-    graphs = together(rank, lambda: why_eager(loaded, request)) is None
-    # A rank that failed last time has none while others have, and capturing takes all that share a stage.
-    if graphs and not together(rank, lambda: loaded.kept.has(shapes), all_of=True):
-        loaded.kept.forget(shapes)
-    engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
-    fault: list[Exception] = []
-
-    def prepare() -> bool:
-        try:
-            engine.prepare()
-        except Exception as error:
-            if request.cuda_graphs or not graphs:
-                raise
-            fault.append(error)
-        return not fault
-
-    if not together(rank, prepare, all_of=True):
-        what = listed([f"{type(each).__name__}: {each}" for each in fault]) or "another rank failed"
-        engine.give_up_graphs(f"capturing did not work ({what})")
-        engine.prepare()
-    return engine
-
-
-def _make_engine(rank: "Rank", loaded: "Loaded", request: Request, prompts: list[list[int]]) -> "GenerationEngine":
-    """The engine with its caches, after a look whether they fit."""
-    from tplab.collectives.transport import NullTransport, ProcessGroupTransport
-    from tplab.models.engine import GenerationEngine, why_eager
-
-    needed, longest = _cache_bytes(loaded, request, prompts, to_capture=why_eager(loaded, request) is None)
-    if needed > _free_bytes(rank):
-        loaded.kept.drop()
-    free = _free_bytes(rank)
-    if needed > free:
-        raise MemoryError(
-            f"keys and values of {len(prompts)} sequences of {longest} tokens take "
-            f"{needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on {rank.device}: use fewer or shorter prompts, "
-            f"a smaller max_new_tokens, or dtype='bfloat16'"
-        )
-    # A message at a time: NCCL then has a connection for every pair of ranks, and none waits for another's.
-    p2p = ProcessGroupTransport(rank.group, batched=False) if rank.world_size > 1 else NullTransport()
-    return GenerationEngine(loaded, request, prompts, p2p, report=rank.report if rank.index == 0 else None)
-
-
-def _cache_bytes(
-    loaded: "Loaded", request: Request, prompts: list[list[int]], *, to_capture: bool
-) -> tuple[float, int]:
-    """Bytes of the caches that are to be made, on all ranks that share this one's memory, and places of the longest."""
-    from tplab.models.engine import most_in_caches, step_shapes
-
-    if loaded.stage.why_no_decode() is None:
-        shapes = step_shapes(request, prompts)
-        if to_capture and loaded.kept.has(shapes):
-            return 0.0, 0
-        sizes = [(shape.batch, shape.capacity) for shape in shapes]
-    else:
-        parts = [prompts[start:end] for start, end in request.micro_batches()]
-        sizes = [(len(part), most_in_caches(request, part)) for part in parts]
-    places = sum(batch * length for batch, length in sizes)
-    return loaded.kv_bytes_per_token * places, max(length for _, length in sizes)
-
-
-def _free_bytes(rank: "Rank") -> float:
-    if rank.device.type == "cuda":
-        import torch
-
-        # What torch's allocator holds and nobody uses is free, too.
-        held = torch.cuda.memory_reserved(rank.device) - torch.cuda.memory_allocated(rank.device)
-        return torch.cuda.mem_get_info(rank.device)[0] + held
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def _prompts_of(rank: "Rank", config: ModelConfig, weights: Weights, request: Request) -> list[list[int]]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from tplab.measure.clock import synchronize
-from tplab.models.generation import ensure_loaded, generate_loaded, together
+from tplab.models.generation import ensure_loaded, generate_loaded
 from tplab.models.loading import Loaded, tensor_parallel_comm
 from tplab.models.records import Activity, RankResult, Request, Weights
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
+from tplab.models.together import together
 from tplab.topology.calibration.copies import load_random
 from tplab.topology.verification.kernels import Kernel
 
