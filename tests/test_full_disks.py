@@ -170,9 +170,9 @@ COMMANDS = {
         "table.csv", "tokens_per_s",
         ("advise", "--model", "llama-3.1-8b", "--machine", "h100", "--csv", "{folder}/table.csv"),
     ),
-    "box": ("links.csv", "latency_us", ("box", "{folder}", "--steps", "links,pipeline")),
+    "box": ("point_to_point.csv", "latency_us", ("box", "{folder}", "--steps", "links,pipeline")),
 }  # fmt: skip
-BESIDE = {"sweep": ["sweep.html"], "box": ["pipeline.csv", "pipeline-gpipe.json"]}
+BESIDE = {"sweep": ["sweep.html"], "box": ["links.csv", "pipeline.csv", "pipeline-gpipe.json"]}
 
 
 @pytest.mark.usefixtures("on_warm_ranks")
@@ -199,12 +199,12 @@ def test_commands(tmp_path, capsys, command, fault):
 
 @pytest.mark.usefixtures("on_warm_ranks")
 def test_the_steps_of_a_box_before_and_after_the_disk_was_full(tmp_path, monkeypatch):
-    """Links can be written, the first pipeline cannot: the file of the first step is there, the others are said."""
+    """Links can be written, the first pipeline cannot: the files of the first step are there, the others are said."""
     real, calls = files.os.fsync, []
 
     def once_full(fd):
         calls.append(fd)
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(fd)
 
@@ -212,7 +212,7 @@ def test_the_steps_of_a_box_before_and_after_the_disk_was_full(tmp_path, monkeyp
     said = []
     with pytest.raises(OSError, match=r"make room.*pipeline-forward-only\.json"):
         box.measure_box(tmp_path, num_ranks=2, steps=["links", "pipeline"], say=said.append)
-    there = ["links.csv", "pipeline-1f1b.json", "pipeline-gpipe.json", "pipeline.csv"]
+    there = ["links.csv", "pipeline-1f1b.json", "pipeline-gpipe.json", "pipeline.csv", "point_to_point.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == there
     assert len(pd.read_csv(tmp_path / "pipeline.csv")) == 3
     assert any("pipeline-forward-only.json cannot be written" in line and "traceEvents" in line for line in said)

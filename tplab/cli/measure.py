@@ -40,14 +40,17 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     """Add ``box`` to ``tplab``'s commands."""
     parser = commands.add_parser(
         "box",
-        help="measure everything on a machine with several GPUs, and run models in every layout",
-        description="Links, all-reduces, layers, a pipeline, and whole models in every layout of all ranks, predicted "
-        "from the spec sheet and from a calibration beside what was measured. A file per step in the folder.",
+        help="measure everything on a machine with GPUs, and run models in every layout",
+        description="Links, all-reduces, layers, a pipeline, whole models in every layout of all ranks, predicted "
+        "from the spec sheet and from a calibration beside what was measured, and generation profiled kernel by "
+        "kernel. A file per step in the folder. With one GPU two ranks share it, and one alone generates.",
     )
     parser.add_argument("out", metavar="FOLDER", help="where the files go")
     parser.add_argument("--ranks", dest="num_ranks", type=int, help="how many (default: one per GPU, 2 without)")
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
-    parser.add_argument("--steps", help="comma-separated: links, sweep, layers, pipeline, layouts (default: all)")
+    parser.add_argument(
+        "--steps", help="comma-separated: links, sweep, layers, pipeline, layouts, generation (default: all)"
+    )
     parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
     parser.add_argument(
         "--input", dest="input_length", type=int, help="with --model: tokens of a prompt (default 1024)"
@@ -122,7 +125,9 @@ def _box(arguments: argparse.Namespace) -> int:
     from tplab.topology.verification.box_layouts import BoxCase
 
     ranks = max(2, num_gpus()) if arguments.num_ranks is None else arguments.num_ranks
-    steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else STEPS
+    shared = 0 < num_gpus() < ranks and arguments.backend != "gloo"
+    usual = [step for step in STEPS if step != "layouts" or not shared]  # of ranks that take turns it says nothing
+    steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else usual
     asked = {
         "--input": arguments.input_length,
         "--output": arguments.output_length,

@@ -22,7 +22,7 @@ INEXACT = ("int8-two-shot", "pushed-int8", "pushed-fp8")
 """Algorithms that change the numbers: not in a race with those that do not."""
 MOST_ONE_SHOT_BYTES = 256 << 10
 """The largest message of ``pushed-one-shot``: beyond, two-shot is faster everywhere, and sweeps have no such rows."""
-_OF_MESSAGES = ("ring", "two-shot", "one-shot", "recursive-doubling")
+OF_MESSAGES = ("ring", "two-shot", "one-shot", "recursive-doubling")
 """Ours, exact, of point-to-point messages."""
 _SYMMETRIC_BYTES = 128
 """Bytes that sizes are a multiple of for those kernels: they move 16 bytes of every rank's part, and a host has up to
@@ -152,7 +152,7 @@ def plan_crossover(
     return plan_sweep(
         sizes=sizes or (DEFAULT_SIZES if own_gpus else DEFAULT_SIZES[:13]),
         dtypes=(dtype,),
-        algorithms=("library", *(exact if own_gpus else _OF_MESSAGES)),
+        algorithms=("library", *(exact if own_gpus else OF_MESSAGES)),
         mode="graph" if own_gpus else "eager",
         iterations=iterations,
         backend=backend,

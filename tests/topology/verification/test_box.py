@@ -47,8 +47,37 @@ def test_links_of_every_pair(measured: tuple[Path, dict[str, pd.DataFrame]]) -> 
 def test_sweeps_of_two_ranks_and_of_all(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
     sweep = measured[1]["sweep"]
     assert set(sweep["num_ranks"]) == {2, 3}
-    assert set(sweep["algorithm"]) == {"library", "ring", "int8-two-shot"}
+    own = {"ring", "one-shot", "two-shot", "recursive-doubling"}
+    assert set(sweep["algorithm"]) == {"library", "int8-two-shot", *own}
     assert sweep["correct"].all()
+    bands = pd.read_csv(measured[0] / "crossover.csv")
+    assert set(bands["algorithm"]) <= {"library", *own}
+    for num_ranks, rows in bands.groupby("num_ranks"):
+        assert num_ranks in (2, 3)
+        assert rows["from_bytes"].iloc[0] == 0
+        assert rows["from_bytes"].tolist()[1:] == rows["to_bytes"].tolist()[:-1]
+        assert {"device", "started_at", "dtype"} <= set(rows)
+
+
+def test_messages_of_every_size_stand_beside_the_links(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    messages = pd.read_csv(measured[0] / "point_to_point.csv")
+    assert messages.groupby(["src", "dst"]).ngroups == 6
+    assert messages["bytes"].nunique() > 3
+
+
+def test_generation_in_every_layout_and_where_its_time_goes(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
+    out, frames = measured
+    generation = frames["generation"]
+    layouts = [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3)]
+    assert list(zip(generation["tp"], generation["pp"], strict=True)) == layouts
+    assert (generation["num_ranks"] == generation["tp"] * generation["pp"]).all()
+    assert (generation[["ttft_ms", "tpot_ms"]] > 0).all(axis=None)
+    profile = pd.read_csv(out / "profile.csv")
+    assert len(profile) == len(layouts) * 2 * 9
+    for _, rows in profile.groupby(["tp", "pp", "phase"]):
+        assert rows["measured_ms"].sum() == pytest.approx(rows["wall_ms"].iloc[0])
+    for tp, pp in layouts:
+        assert json.loads((out / f"profile-tp{tp}-pp{pp}.json").read_text())["traceEvents"]
 
 
 def test_layers_are_right_in_every_strategy(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:

@@ -71,8 +71,8 @@ def test_every_predicted_term_stands_beside_a_measured_one(tensor: StepProfile, 
     for phase, rows in frame.groupby("phase"):
         predicted = rows.set_index("term")["predicted_ms"]
         assert predicted.sum() == pytest.approx(sum(tensor.predicted_ms[phase].values()))
-        assert set(predicted.dropna().index) == set(PREDICTED_BY)
-        assert {name for names in PREDICTED_BY.values() for name in names} >= set(tensor.predicted_ms[phase])
+        assert set(predicted.dropna().index) == set(PREDICTED_BY[phase])
+        assert {name for names in PREDICTED_BY[phase].values() for name in names} >= set(tensor.predicted_ms[phase])
         assert (rows["difference_ms"].dropna() == (rows["predicted_ms"] - rows["measured_ms"]).dropna()).all()
         assert rows["share_pct"].sum() == pytest.approx(100)
     assert frame["backend"].unique() == ["gloo"]

@@ -1,4 +1,4 @@
-"""One call on a machine with several GPUs: links, all-reduces, layers, pipeline, whole models; each with a file.
+"""One call on a machine with GPUs: links, all-reduces, layers, pipeline, whole models; each with a file.
 
 Every step writes its file as soon as it is done, with provenance in its columns, so that a machine that is taken away
 loses one step and not all, and a full disk none: what cannot be written is said. The same steps run over gloo with
@@ -19,10 +19,11 @@ from typing import Any
 import pandas as pd
 
 from tplab.checks import ArgumentError, check_all_of, check_count
-from tplab.cluster import Cluster, ClusterError
+from tplab.cluster import Cluster, ClusterError, Provenance
+from tplab.collectives.crossover import comparable, crossovers
 from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import sweep_all_reduce
-from tplab.collectives.sweep_plan import ON_SYMMETRIC_MEMORY
+from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY
 from tplab.files import check_writable, write_text
 from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.models.spec import ModelConfig
@@ -31,11 +32,18 @@ from tplab.pipeline.costs import measured_costs
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.machine.machine import Machine
+from tplab.topology.verification.box_generation import generation_step
 from tplab.topology.verification.box_layouts import BoxCase, measure_cases, scores
 
-STEPS = ("links", "sweep", "layers", "pipeline", "layouts")
+STEPS = ("links", "sweep", "layers", "pipeline", "layouts", "generation")
 _PIPELINES = ("forward-only", "gpipe", "1f1b")
-_BESIDE = {"pipeline": tuple(f"pipeline-{name}.json" for name in _PIPELINES), "layouts": ("calibration.json",)}
+_BESIDE = {
+    "links": ("point_to_point.csv",),
+    "sweep": ("crossover.csv",),
+    "pipeline": tuple(f"pipeline-{name}.json" for name in _PIPELINES),
+    "layouts": ("calibration.json",),
+    "generation": ("profile.csv",),
+}
 """Step -> files that it writes besides its table."""
 
 _TINY = ModelConfig(
@@ -48,6 +56,12 @@ _TINY = ModelConfig(
     num_kv_heads=24,
     head_dim=4,
     max_positions=64,
+)
+
+
+_GENERATED = tuple(
+    BoxCase(model="llama-3.1-8b", workload=Workload(input_length=prompt, output_length=16, concurrency=requests))
+    for prompt, requests in ((128, 1), (2048, 8))
 )
 
 
@@ -67,6 +81,8 @@ class BoxPlan:
     """Tokens of each micro-batch of a pipeline, which has m = 2p of them."""
     cases: tuple[BoxCase, ...]
     """Models that are run in every layout, each with its workload."""
+    generated: tuple[BoxCase, ...]
+    """Models that generate in every layout of 1, 2, 4, ... ranks, profiled kernel by kernel."""
     calibration: Mapping[str, Any]
     """Arguments of the ``calibrate`` that runs before the layouts."""
 
@@ -86,7 +102,24 @@ class BoxPlan:
                 for model in ("llama-3.1-8b", "llama-3.1-70b")
                 for prompt, new, requests in ((128, 32, 8), (2048, 32, 32))  # decode counts; prompts count
             ),
+            generated=_GENERATED,
             calibration={},
+        )
+
+    @classmethod
+    def shared(cls) -> "BoxPlan":
+        """A plan for ranks that share GPUs, whose messages take milliseconds: blocks of Llama-3.1 8B's shape, and
+        generation on as many ranks as there are GPUs. No layouts: they would compare how the ranks take turns."""
+        return replace(
+            cls.large(),
+            sizes=tuple(1 << power for power in range(10, 21)),
+            own_up_to=1 << 18,
+            tokens=(1024,),
+            stack=StackPlan(
+                batch=1, hidden=4096, num_heads=32, num_kv_heads=8, intermediate=14336, dtype="bfloat16", iterations=5
+            ),
+            micro_batch_tokens=1024,
+            cases=(),
         )
 
     @classmethod
@@ -99,6 +132,7 @@ class BoxPlan:
             stack=StackPlan(batch=1, hidden=96, num_heads=24, num_kv_heads=8, intermediate=144, depth=1, iterations=2),
             micro_batch_tokens=16,
             cases=(BoxCase(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=6)),),
+            generated=(BoxCase(model=_TINY, workload=Workload(input_length=8, output_length=4, concurrency=2)),),
             calibration={"rounds": 1, "sizes": (1 << 12, 1 << 16), "tokens": (1, 4, 16), "widths": (64, 128)},
         )
 
@@ -113,16 +147,17 @@ def measure_box(
     cases: Sequence[BoxCase] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, pd.DataFrame]:
-    """Measure the machine and write ``links.csv``, ``sweep.csv``, ``layers.csv``, ``pipeline.csv`` (with
-    ``pipeline-*.json`` for ui.perfetto.dev) and ``layouts.csv`` (with ``calibration.json``) into the folder ``out``.
+    """Measure the machine and write into the folder ``out``: ``links.csv`` (with ``point_to_point.csv``), ``sweep.csv``
+    (with ``crossover.csv``), ``layers.csv``, ``pipeline.csv`` (with ``pipeline-*.json`` for ui.perfetto.dev),
+    ``layouts.csv`` (with ``calibration.json``) and ``generation.csv`` (with ``profile.csv`` and ``profile-*.json``).
 
     A step that fails is said and left out; the others go on. So they do when a file cannot be written: then what was
     to go into it is said instead.
 
     Args:
-        num_ranks: all of them; the sweep also takes 2, 4, ... of them.
+        num_ranks: all of them; the sweep also takes 2, 4, ... of them, generation 1, 2, 4, ...
         steps: which of ``STEPS``.
-        plan: by default large on GPUs of their own, small elsewhere.
+        plan: by default large on GPUs of their own, ``shared`` on fewer GPUs, small without.
         cases: instead of the plan's.
         say: called with lines about what goes on.
 
@@ -146,15 +181,18 @@ def measure_box(
             check_writable(folder / name)
     frames: dict[str, pd.DataFrame] = {}
     with Cluster(num_ranks, backend) as cluster:
-        plan = plan or (BoxPlan.large() if cluster.own_gpus else BoxPlan.small())
+        plan = plan or (
+            BoxPlan.large() if cluster.own_gpus else BoxPlan.shared() if cluster.shares_gpus else BoxPlan.small()
+        )
         if cases is not None:
             plan = replace(plan, cases=tuple(cases))
         calls: dict[str, Callable[[], pd.DataFrame]] = {
-            "links": lambda: links_step(cluster),
-            "sweep": lambda: sweep_step(cluster, plan, say),
+            "links": lambda: links_step(cluster, files),
+            "sweep": lambda: with_crossovers(sweep_step(cluster, plan, say), files),
             "layers": lambda: layers_step(cluster, plan),
             "pipeline": lambda: pipeline_step(cluster, plan, files),
             "layouts": lambda: layouts_step(cluster, plan, files, say),
+            "generation": lambda: generation_step(cluster, plan.generated, plan.stack.dtype, files.write, say),
         }
         for step in steps:
             began = time.monotonic()
@@ -190,11 +228,12 @@ class _Files:
         return path
 
 
-def links_step(cluster: Cluster) -> pd.DataFrame:
+def links_step(cluster: Cluster, files: _Files) -> pd.DataFrame:
     """A row per ordered pair: ``detected`` and ``topo`` (kind of link, by the driver's library and by the text of
     ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a small message and ``GBps`` of a large
     one, with the provenance."""
     pairs = measure_point_to_point(cluster)
+    files.write("point_to_point.csv", pairs.to_csv(index=False))
     detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
     small, large = pairs["bytes"].min(), pairs["bytes"].max()
     rows = []
@@ -236,7 +275,7 @@ def _kind(machine: Machine | None, src: int, dst: int) -> str:
 
 def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> pd.DataFrame:
     """All-reduces of 2, 4, ... and all ranks: the library's, eager and in a CUDA graph, symmetric memory's where ranks
-    have GPUs of their own, our ring and int8 up to a size; rows as ``sweep_frame`` has them.
+    have GPUs of their own, ours of messages and int8 up to a size; rows as ``sweep_frame`` has them.
 
     GPUs that cannot reach each other's memory have no rows of symmetric memory; that is said.
     """
@@ -246,7 +285,8 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
         sweep = partial(sweep_all_reduce, clustered, dtypes=[plan.stack.dtype])
         modes = ("eager", "graph") if clustered.own_gpus else ("eager",)
         frames += [sweep(algorithms=["library"], sizes=plan.sizes, mode=mode) for mode in modes]
-        frames.append(sweep(algorithms=["ring", "int8-two-shot"], sizes=small))
+        own = ["ring"] if clustered.own_gpus else OF_MESSAGES
+        frames.append(sweep(algorithms=[*own, "int8-two-shot"], sizes=small))
         for mode in modes if clustered.own_gpus else ():
             try:
                 frames.append(sweep(algorithms=ON_SYMMETRIC_MEMORY, sizes=plan.sizes, mode=mode))
@@ -254,6 +294,18 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
                 say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: {error}")
                 break
     return pd.concat(frames, ignore_index=True)
+
+
+def with_crossovers(frame: pd.DataFrame, files: _Files) -> pd.DataFrame:
+    """The sweep again; which all-reduce is the fastest for which size, as ``crossovers`` has it, is in
+    ``crossover.csv``."""
+    bands = []
+    for num_ranks in sorted(frame["num_ranks"].unique()):
+        rows = comparable(frame, num_ranks=int(num_ranks))
+        about = {name: rows[name].iloc[0] for name in Provenance.__dataclass_fields__}
+        bands.append(crossovers(rows).assign(dtype=rows["dtype"].iloc[0], **about))
+    files.write("crossover.csv", pd.concat(bands, ignore_index=True).to_csv(index=False))
+    return frame
 
 
 def _clusters(cluster: Cluster) -> Iterator[Cluster]:

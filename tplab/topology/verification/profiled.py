@@ -34,10 +34,11 @@ class RankProfile(NamedTuple):
     """What one rank sends back."""
 
     result: RankResult
+    """The generation before, without the profiler."""
+    spans: list[Activity]
+    """What the rank did in the generation that was profiled."""
     kernels: list[Kernel]
-    """What ran during the generation, without terms."""
-    spans_before: list[Activity]
-    """What the rank did in the generation before, without the profiler."""
+    """What ran during that, without terms."""
 
 
 def profile_on_rank(
@@ -54,7 +55,7 @@ def profile_on_rank(
     prompts = [[*map(int, prompt)] for prompt in request.prompts]
     loaded = _loaded(rank, config, weights, layout)
     for done in range(WARM_UPS):
-        before = generate_loaded(rank, loaded, request, prompts).spans
+        result = generate_loaded(rank, loaded, request, prompts)
         rank.report(phase="warm-up", done=done + 1, total=WARM_UPS + 1)
     on_gpu = rank.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -63,10 +64,10 @@ def profile_on_rank(
         for _ in range(_ZEROS):  # the first one takes the profiler milliseconds
             with record_function(_ZERO):
                 zeros_s.append(time.monotonic())
-        result = generate_loaded(rank, loaded, request, prompts)
+        spans = generate_loaded(rank, loaded, request, prompts).spans
         synchronize(rank.device)
     rank.report(phase="profile", done=WARM_UPS + 1, total=WARM_UPS + 1)
-    return RankProfile(result, _kernels(profiler.events(), zeros_s, on_gpu), before)
+    return RankProfile(result, spans, _kernels(profiler.events(), zeros_s, on_gpu))
 
 
 def _loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout) -> Loaded:

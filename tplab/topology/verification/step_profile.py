@@ -33,7 +33,7 @@ from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.verification.kernels import TERMS, Kernel, TermTime, named, times_of
+from tplab.topology.verification.kernels import TERMS, Kernel, TermTime, named, short_name, times_of
 from tplab.topology.verification.plan import in_precision
 from tplab.topology.verification.static_batch import machine_of, predict_batch
 
@@ -43,18 +43,31 @@ if TYPE_CHECKING:
     from tplab.topology.verification.profiled import RankProfile
 
 PHASES = ("prefill", "decode")
-PREDICTED_BY: Mapping[str, tuple[str, ...]] = {
+_BOTH: dict[str, tuple[str, ...]] = {
     "weights": ("weights",),
     "head": ("lm_head",),
-    "attention": ("kv_cache", "attention"),
-    "norms and elementwise": ("activations", "kernels"),
     "all-reduce": ("all_reduce", "ends"),
     "hops": ("hops", "bubble"),
+}
+_OF_PROMPTS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention",),
+    "norms and elementwise": ("activations",),
+    "gaps": ("host", "kernels"),  # launched one by one: the longer of starting kernels and launching them
+}
+_OF_TOKENS: dict[str, tuple[str, ...]] = {
+    "attention": ("kv_cache",),
+    "norms and elementwise": ("activations", "kernels"),
     "gaps": ("host", "launch"),
 }
-"""Term of a profile -> the advisor's terms that speak of it; those that are not here have none."""
+PREDICTED_BY: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "prefill": _BOTH | _OF_PROMPTS,
+    "decode": _BOTH | _OF_TOKENS,
+}
+"""Phase -> term of a profile -> the advisor's terms that speak of it; terms that are not here have none."""
 _FRAME_COLUMNS = ("phase", "term", "measured_ms", "predicted_ms", "difference_ms", "share_pct", "calls", "names")
 _NAMES_SHOWN = 4
+_LONGEST_NAME = 160
+"""Letters of a kernel's name that a file keeps: templates make hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +75,9 @@ class StepProfile:
     """One prefill and one decode step, kernel by kernel, on all ranks."""
 
     generation: Generation
-    """The generation that was profiled."""
+    """The same generation without the profiler, right before."""
+    spans: tuple[tuple[Activity, ...], ...]
+    """What each rank did in the generation that was profiled."""
     step: int
     """Number of the decode step."""
     kernels: Mapping[str, tuple[tuple[Kernel, ...], ...]]
@@ -71,8 +86,6 @@ class StepProfile:
     """Phase -> when each rank's step began and ended, in seconds of the machine's clock."""
     predicted_ms: Mapping[str, Mapping[str, float]]
     """Phase -> the advisor's terms in ms; empty without a machine to predict from."""
-    unprofiled_ms: Mapping[str, float]
-    """Phase -> time of the same step without a profiler: medians over the generation before."""
     badge: str
     notes: tuple[str, ...] = ()
     """Sentences to be shown with the result."""
@@ -128,7 +141,7 @@ class StepProfile:
         for phase in self.kernels:
             predicted, wall = self.predicted_ms.get(phase, {}), self.wall_ms(phase)
             for each in self.terms(phase):
-                by = [predicted[name] for name in PREDICTED_BY.get(each.term, ()) if name in predicted]
+                by = [predicted[name] for name in PREDICTED_BY[phase].get(each.term, ()) if name in predicted]
                 ms = each.wall_s * 1e3
                 expected = sum(by) if by else float("nan")
                 shown = ", ".join(each.names[:_NAMES_SHOWN]) + (", ..." if len(each.names) > _NAMES_SHOWN else "")
@@ -152,14 +165,25 @@ class StepProfile:
         return sorted({k.name for ranks in self.kernels.values() for rank in ranks for k in rank if k.term == "other"})
 
     @property
+    def unprofiled_ms(self) -> dict[str, float]:
+        """Phase -> time of such a step without the profiler, in ms: median over steps and ranks of the first stage."""
+        prefill, decode = [], []
+        for spans in self.generation.spans[: self.generation.layout.tp]:
+            starts = [start for _, start in sorted(_starts(spans).items())]
+            lengths = [(after - before) * 1e3 for before, after in pairwise(starts)]
+            prefill.append(lengths[0])
+            decode += lengths[1:]
+        return {"prefill": median(prefill), "decode": median(decode)}
+
+    @property
     def trace(self) -> "Trace":
-        """The stages' steps of the whole generation, as a pipeline trace."""
+        """The stages' steps of the whole generation without the profiler, as a pipeline trace."""
         return self.generation.trace()
 
     def perfetto(self) -> dict[str, Any]:
         """Both steps in Chrome's JSON form, which ui.perfetto.dev and chrome://tracing open: microseconds; a process
         per rank, with a track for the engine's spans and one for each kernel that runs beside others."""
-        spans = self.generation.spans
+        spans = self.spans
         zero_s = min(start for windows in self.windows.values() for start, _ in windows)
         end_s = max(end for windows in self.windows.values() for _, end in windows)
         events: list[dict[str, Any]] = []
@@ -176,10 +200,11 @@ class StepProfile:
                 lane = next(free, len(lanes))
                 lanes[lane : lane + 1] = [kernel.end_s]
                 times = kernel.start_s, kernel.end_s, zero_s
-                events.append(_slice(rank, lane + 1, kernel.name, kernel.term, *times, {"term": kernel.term}))
+                about = {"term": kernel.term, "name": kernel.name[:_LONGEST_NAME]}
+                events.append(_slice(rank, lane + 1, short_name(kernel.name), kernel.term, *times, about))
             events += [_meta("thread_name", rank, lane + 1, f"kernels {lane}") for lane in range(len(lanes))]
-        about = {"badge": self.badge, "decode_step": self.step, **self.generation.provenance}
-        return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+        made_by = {"badge": self.badge, "decode_step": self.step, **self.generation.provenance}
+        return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": made_by}
 
     def to_perfetto(self, path: str | Path) -> None:
         """Write :meth:`perfetto` to a file, whole or not at all. Raises ``OSError`` like ``files.replacing``."""
@@ -256,7 +281,7 @@ def submit_profile(
     def build(run: "Run[RankProfile]") -> StepProfile:
         profiles = run.result()
         generation = generation_of(cluster, [each.result for each in profiles], layout, request)
-        starts = [_starts(spans) for spans in generation.spans]
+        starts = [_starts(each.spans) for each in profiles]
         windows = {
             "prefill": tuple((start[0], start[1]) for start in starts),
             "decode": tuple((start[step], start[step + 1]) for start in starts),
@@ -268,7 +293,7 @@ def submit_profile(
                     named(
                         _within(each.kernels, *window),
                         is_last_stage=rank >= last_stage,
-                        at_work=None if pp == 1 else _at_work(each.result.spans) if tp > 1 else [],
+                        at_work=None if pp == 1 else _at_work(each.spans) if tp > 1 else [],
                     )
                 )
                 for rank, (each, window) in enumerate(zip(profiles, windows[phase], strict=True))
@@ -279,11 +304,11 @@ def submit_profile(
         predicted, notes = _predicted(cluster, config, layout, workload, calibration, machine, graph)
         return StepProfile(
             generation=generation,
+            spans=tuple(tuple(each.spans) for each in profiles),
             step=step,
             kernels=kernels,
             windows=windows,
             predicted_ms=predicted,
-            unprofiled_ms=_unprofiled([each.spans_before for each in profiles[:tp]]),
             badge=generation.badge,
             notes=notes,
         )
@@ -310,17 +335,6 @@ def _at_work(spans: Sequence[Activity]) -> list[tuple[float, float]]:
 def _within(kernels: Sequence[Kernel], start_s: float, end_s: float) -> list[Kernel]:
     """Those that begin in the step: what an earlier one left over is not its own."""
     return [kernel for kernel in kernels if start_s <= kernel.start_s < end_s]
-
-
-def _unprofiled(spans_of_ranks: Sequence[Sequence[Activity]]) -> dict[str, float]:
-    """Median time of a prefill and of a decode step in ms, over ranks and steps."""
-    prefill, decode = [], []
-    for spans in spans_of_ranks:
-        starts = [start for _, start in sorted(_starts(spans).items())]
-        lengths = [(after - before) * 1e3 for before, after in pairwise(starts)]
-        prefill.append(lengths[0])
-        decode += lengths[1:]
-    return {"prefill": median(prefill), "decode": median(decode)}
 
 
 def _predicted(
