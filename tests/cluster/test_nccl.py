@@ -138,7 +138,7 @@ class TestResized:
         for n in (2, 4, 1, 2):
             cluster = whole.resized(n)
             assert cluster.run(total) == [[n * (n + 1) / 2]] * n
-            assert cluster.own_gpus == (n <= torch.cuda.device_count())
+            assert cluster.own_gpus == (n == 1 or whole.own_gpus)
         assert whole.pids == pids
 
     def test_fault_on_some(self, nccl_clusters, assert_gone):
@@ -152,15 +152,21 @@ class TestResized:
         assert two.run(total) == [[3.0]] * 2
         assert whole.run(total) == [[10.0]] * 4
 
-    def test_ranks_with_a_gpu_each_are_one_host_to_nccl(self, nccl_clusters):
-        """Else NCCL would take sockets between them. Told that there are GPUs enough, it finds that two share one."""
-        whole = nccl_clusters(4)
-        if not whole.shares_gpus or torch.cuda.device_count() > 1:
-            pytest.skip("needs ranks that share one GPU")
-        whole.run(lambda rank: setattr(torch.cuda, "device_count", lambda: 3))
-        with pytest.raises(RankError, match="Duplicate GPU"):
-            whole.resized(3).run(total)
-        assert whole.run(total) == [[10.0]] * 4
+    def test_meshes_of_all_sizes(self, nccl_clusters):
+        """NCCL splits groups for them, whose names torch makes of ranks and numbers of groups."""
+
+        def sums(rank):
+            mesh = rank.mesh(pp=rank.world_size)
+            values = []
+            for axis in ("tp", "pp"):
+                x = torch.tensor([10.0**rank.index], device=rank.device)
+                dist.all_reduce(x, group=mesh.get_group(axis))
+                values.append(int(x.item()))
+            return values
+
+        for n in (4, 2, 1, 3, 4, 2):
+            expected = [[10**index, int("1" * n)] for index in range(n)]
+            assert nccl_clusters(4).resized(n).run(sums) == expected
 
     def test_beside_a_pool_of_gloo(self, pair):
         with Cluster(2, "gloo") as cpu_ranks:

@@ -3,13 +3,15 @@
 import os
 import signal
 import time
+from collections import Counter
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from tplab import Cluster
-from tplab.cluster import ClusterClosed, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster import ClusterClosed, RankDied, RankError, RankTimeout, RunStopped, backends
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -98,6 +100,28 @@ class TestWhatRanksSee:
             whole.resized(n)
         with pytest.raises(ValueError, match=r"at most the 2 ranks .* make a Cluster\(3\)"):
             whole.resized(2).resized(3)
+
+    def test_hashed_names_of_groups_differ(self, whole, two):
+        """As NCCL's groups of a mesh have them: of ranks and of how many groups there are."""
+
+        def name(rank):
+            return distributed_c10d._process_group_name([0], use_hashed_name=True)
+
+        names = [cluster.run(name)[0] for cluster in (whole, two, two.resized(1), whole)]
+        assert len(set(names[:3])) == 3
+        assert names[0] == names[3]
+
+    @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
+    def test_first_ranks_share_a_gpu_if_all_ranks_do(self, monkeypatch, gpus):
+        """NCCL takes sockets between ranks that were told to look like hosts: no two of them may pass for more."""
+        monkeypatch.setattr(backends, "num_gpus", lambda: gpus)
+        for num_ranks in range(1, 17):
+            placement = backends.devices_of(num_ranks, "nccl")
+            assert placement.num_devices == min(num_ranks, gpus)
+            held = Counter(placement.devices).values()
+            assert max(held) - min(held) <= 1
+            for n in range(2, num_ranks + 1):
+                assert placement.first(n).shares_gpus == placement.shares_gpus
 
 
 class TestFaults:

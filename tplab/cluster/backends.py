@@ -124,7 +124,10 @@ def num_gpus() -> int:
 
 
 def devices_of(num_ranks: int, backend: str) -> RankDevices:
-    """Resolve ``auto`` and give every rank its device; ranks share GPUs round-robin when there are too few.
+    """Resolve ``auto`` and give every rank its device.
+
+    Where there are too few GPUs, neighbouring ranks share one: so the first ones do however many are taken (see
+    ``Cluster.resized``), over the sockets that NCCL was told to take between all of them.
 
     Raises ``ValueError`` for an unknown backend, or for ``nccl`` where it cannot run.
     """
@@ -137,7 +140,9 @@ def devices_of(num_ranks: int, backend: str) -> RankDevices:
         )
     if gpus == 0:
         return RankDevices(backend="gloo", devices=("cpu",) * num_ranks)
-    return RankDevices(backend="nccl", devices=tuple(f"cuda:{index % gpus}" for index in range(num_ranks)))
+    return RankDevices(
+        backend="nccl", devices=tuple(f"cuda:{index * gpus // max(num_ranks, gpus)}" for index in range(num_ranks))
+    )
 
 
 def rank_environment(placement: RankDevices, rank: int, cluster_id: str) -> dict[str, str]:

@@ -117,7 +117,7 @@ class Worker:
             "phases": phases,
         }
         rank = Rank(index=setup.index, world_size=setup.world_size, group=group, device=device, send_report=_no_run)
-        worlds = Worlds(rank, self._store, setup.backend, shares_gpus=setup.shares_gpus)
+        worlds = Worlds(rank, self._store, setup.backend)
         self._send(wire.Ready(facts, self._sequences(worlds)))
         return worlds
 

@@ -8,7 +8,6 @@ world's size, works unchanged.
 Imported on ranks only, because it needs torch.
 """
 
-import os
 import sys
 from typing import Any
 
@@ -24,6 +23,18 @@ _NAMES_PER_SIZE = 10**12
 _NAMES_PER_ATTEMPT = 10**6
 
 
+class _Names(dict[Any, str]):
+    """Group -> name. torch makes names of the ranks in a group and of how many groups there are, which no two worlds
+    must agree on: NCCL's groups of a mesh would take those of another world for their own."""
+
+    def __init__(self, first_name: int) -> None:
+        super().__init__()
+        self._first_name = first_name
+
+    def __len__(self) -> int:
+        return self._first_name + super().__len__()
+
+
 class _World(distributed_c10d._World):
     """What torch knows of groups, in attributes; torch's own class has it in globals of its module."""
 
@@ -32,8 +43,9 @@ class _World(distributed_c10d._World):
 
     def __init__(self, first_name: int) -> None:
         super().__init__()
-        for name in ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "tags_to_pg", "pg_to_tag"):
+        for name in ("pg_map", "pg_group_ranks", "pg_backend_config", "tags_to_pg", "pg_to_tag"):
             setattr(self, name, {})
+        self.pg_names = _Names(first_name)
         self.group_count = first_name
 
 
@@ -44,14 +56,12 @@ class Worlds:
         whole: the rank among all, whose default group exists.
         store: keys through which the ranks of a new world find each other.
         backend: ``gloo`` or ``nccl``.
-        shares_gpus: whether ranks of the cluster share GPUs.
     """
 
-    def __init__(self, whole: Rank, store: KernelStore, backend: str, *, shares_gpus: bool) -> None:
+    def __init__(self, whole: Rank, store: KernelStore, backend: str) -> None:
         self._whole = whole
         self._store = store
         self._backend = backend
-        self._shares_gpus = shares_gpus
         self._entered: dict[int, tuple[Any, Rank]] = {whole.world_size: (distributed_c10d._world, whole)}
         self._attempts: dict[str, int] = {}
 
@@ -82,10 +92,6 @@ class Worlds:
         self._attempts[attempt] = self._attempts.get(attempt, 0) + 1
         world = _World(num_ranks * _NAMES_PER_SIZE + self._attempts[attempt] * _NAMES_PER_ATTEMPT)
         before, hook = distributed_c10d._world, sys.excepthook
-        host = None
-        if self._shares_gpus and num_ranks <= torch.cuda.device_count():
-            # These have a GPU each: to NCCL they are one host again, which it joins by the GPUs' own links.
-            host = os.environ.pop("NCCL_HOSTID", None)
         distributed_c10d._world = world
         try:
             group = join(self._backend, self._store, self._whole.index, num_ranks, self._whole.device)
@@ -94,8 +100,6 @@ class Worlds:
             raise
         finally:
             sys.excepthook = hook  # torch puts the rank's number in front of a traceback once for every world
-            if host is not None:
-                os.environ["NCCL_HOSTID"] = host
         whole = self._whole
         rank = Rank(
             index=whole.index,
