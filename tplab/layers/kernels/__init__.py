@@ -21,8 +21,8 @@ from functools import cache
 
 import torch
 
-MOST_VECTORS = 4
-"""Vectors up to which the matrix-vector product is faster than a GEMM: beyond, the tensor cores are needed."""
+MOST_VECTORS = 16
+"""Vectors up to which the product of a matrix and few vectors is faster than a GEMM."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's interpreter runs the kernels, on any device. Triton, too, looks when it is imported."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -23,7 +23,7 @@ _MOST_PARTS = 64
 _SHORTEST_PART = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "window"])
 def _decode_attention_kernel(
     q, k_cache, v_cache, out, sums, past, starts, firsts, capacity, scale, window,
     H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, M: tl.constexpr,

@@ -3,7 +3,7 @@
 cuBLAS reaches some three quarters of it for one vector: its kernels are made for tiles. Here a program takes a few rows
 and walks along them, the next piece on its way while this one is multiplied; sums are in float32.
 
-Legend: B vectors, N rows (output features), K columns (input features), I intermediate features.
+Legend: B vectors (padded to 16), N rows (output features), K columns (input features), I intermediate features.
 """
 
 import torch
@@ -22,24 +22,16 @@ def _tile(start, columns, have, K: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _vectors(x, columns, num_vectors, B: tl.constexpr, K: tl.constexpr):
-    """(B, 1, BLOCK_K) float32: a piece of every vector."""
-    b = tl.arange(0, B)
-    seen = (b < num_vectors)[:, None] & (columns < K)[None, :]
-    return tl.load(x + b[:, None] * K + columns[None, :], mask=seen, other=0.0).to(tl.float32)[:, None, :]
-
-
-@triton.jit
-def _store(y, sums, rows, num_vectors, num_rows, B: tl.constexpr):
-    b = tl.arange(0, B)
-    keep = (b < num_vectors)[:, None] & (rows < num_rows)[None, :]
-    tl.store(y + b[:, None] * num_rows + rows[None, :], sums.to(y.dtype.element_ty), mask=keep)
+def _vector(x, columns, K: tl.constexpr, EVEN: tl.constexpr):
+    """(1, BLOCK_K) float32: a piece of the vector."""
+    if EVEN:
+        return tl.load(x + columns).to(tl.float32)[None, :]
+    return tl.load(x + columns, mask=columns < K, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
 def _gemv_kernel(
-    x, w, bias, y, num_vectors, num_rows, K: tl.constexpr,
-    B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, w, bias, y, num_rows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per block of rows."""
@@ -50,18 +42,18 @@ def _gemv_kernel(
     dependents(PDL)
     piece = _tile(start, columns, have, K, EVEN)  # weights are of no earlier kernel: before the wait
     wait_for_previous(PDL)
-    sums = tl.zeros([B, BLOCK_N, BLOCK_K], tl.float32)
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for k in range(0, K, BLOCK_K):
         at = k + columns
         following = piece
         if k + BLOCK_K < K:
             following = _tile(start + k + BLOCK_K, at + BLOCK_K, have, K, EVEN)
-        sums += _vectors(x, at, num_vectors, B, K) * piece.to(tl.float32)[None, :, :]
+        sums += _vector(x, at, K, EVEN) * piece.to(tl.float32)
         piece = following
-    total = tl.sum(sums, axis=2)
+    total = tl.sum(sums, axis=1)
     if HAS_BIAS:
-        total += tl.load(bias + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[None, :]
-    _store(y, total, rows, num_vectors, num_rows, B)
+        total += tl.load(bias + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    tl.store(y + rows, total.to(y.dtype.element_ty), mask=rows < num_rows)
 
 
 @triton.jit
@@ -75,8 +67,7 @@ def _activated(gate, KIND: tl.constexpr):
 
 @triton.jit
 def _gate_up_kernel(
-    x, w, bias, y, num_vectors, num_rows, K: tl.constexpr,
-    B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, w, bias, y, num_rows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     KIND: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As above, with a row of gate and its row of up in the same program."""
@@ -88,23 +79,68 @@ def _gate_up_kernel(
     dependents(PDL)
     gate_piece, up_piece = _tile(gates, columns, have, K, EVEN), _tile(ups, columns, have, K, EVEN)
     wait_for_previous(PDL)
-    gate = tl.zeros([B, BLOCK_N, BLOCK_K], tl.float32)
-    up = tl.zeros([B, BLOCK_N, BLOCK_K], tl.float32)
+    gate = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for k in range(0, K, BLOCK_K):
         at = k + columns
         next_gate, next_up = gate_piece, up_piece
         if k + BLOCK_K < K:
             next_gate = _tile(gates + k + BLOCK_K, at + BLOCK_K, have, K, EVEN)
             next_up = _tile(ups + k + BLOCK_K, at + BLOCK_K, have, K, EVEN)
-        values = _vectors(x, at, num_vectors, B, K)
-        gate += values * gate_piece.to(tl.float32)[None, :, :]
-        up += values * up_piece.to(tl.float32)[None, :, :]
+        values = _vector(x, at, K, EVEN)
+        gate += values * gate_piece.to(tl.float32)
+        up += values * up_piece.to(tl.float32)
         gate_piece, up_piece = next_gate, next_up
-    gates_BN, ups_BN = tl.sum(gate, axis=2), tl.sum(up, axis=2)
+    gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
     if HAS_BIAS:
-        gates_BN += tl.load(bias + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[None, :]
-        ups_BN += tl.load(bias + num_rows + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[None, :]
-    _store(y, _activated(gates_BN, KIND) * ups_BN, rows, num_vectors, num_rows, B)
+        gate_N += tl.load(bias + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+        up_N += tl.load(bias + num_rows + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    tl.store(y + rows, (_activated(gate_N, KIND) * up_N).to(y.dtype.element_ty), mask=rows < num_rows)
+
+
+@triton.jit
+def _few_rows(
+    x, start, num_vectors, have,
+    B: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_N, B) float32, by the tensor cores: the vectors as the short side of a tile."""
+    columns, b = tl.arange(0, BLOCK_K), tl.arange(0, B)
+    sums = tl.zeros([BLOCK_N, B], tl.float32)
+    for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        at = k + columns
+        piece = _tile(start + k, at, have, K, EVEN)
+        seen = (b < num_vectors)[None, :] & (at < K)[:, None]
+        values = tl.load(x + b[None, :] * K + at[:, None], mask=seen, other=0.0)
+        sums = tl.dot(piece, values, sums, input_precision="ieee" if EXACT else "tf32")
+    return sums
+
+
+@triton.jit(do_not_specialize=["num_vectors"])
+def _few_kernel(
+    x, w, bias, y, num_vectors, num_rows, K: tl.constexpr,
+    B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GATED: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EVEN: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The same two for 2 to 16 vectors: multiplying each weight by every vector would take longer than reading it."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    have = (rows < num_rows)[:, None]
+    start = w + rows.to(tl.int64)[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
+    dependents(PDL)
+    wait_for_previous(PDL)
+    sums = _few_rows(x, start, num_vectors, have, B, K, BLOCK_N, BLOCK_K, EVEN, EXACT, STAGES)
+    if HAS_BIAS:
+        sums += tl.load(bias + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[:, None]
+    if GATED:
+        ups = start + tl.cast(num_rows, tl.int64) * K
+        up = _few_rows(x, ups, num_vectors, have, B, K, BLOCK_N, BLOCK_K, EVEN, EXACT, STAGES)
+        if HAS_BIAS:
+            up += tl.load(bias + num_rows + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[:, None]
+        sums = _activated(sums, KIND) * up
+    b = tl.arange(0, B)
+    keep = (b < num_vectors)[None, :] & have
+    tl.store(y + b[None, :] * num_rows + rows[:, None], sums.to(y.dtype.element_ty), mask=keep)
 
 
 @triton.jit
@@ -123,39 +159,47 @@ def _silu_mul_kernel(h, y, size, KIND: tl.constexpr, BLOCK: tl.constexpr, PDL: t
 ACTIVATIONS = {"swiglu": 0, "geglu": 1}
 
 
-def _blocks(num_columns: int, rows: int) -> tuple[int, int, int]:
-    """Rows and columns of a program's tile, and warps: 16 elements for each thread. Found by trying on an H100: few
-    rows and long pieces of them are best, whatever the matrix."""
-    columns = next((size for size in (2048, 1024, 512) if num_columns % size == 0), 512)
-    return rows, columns, rows * columns // 512
+def gemv(x: torch.Tensor, w_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ w.T + bias`` for at most ``MOST_VECTORS`` vectors: (..., K) -> (..., N)."""
+    return _multiply(x, w_NK, bias_N, None)
 
 
-def gemv(x: torch.Tensor, w_NK: torch.Tensor, bias_N: torch.Tensor | None = None, *, blocks=None) -> torch.Tensor:
-    """``x @ w.T + bias`` for at most :data:`MOST_VECTORS` vectors: (..., K) -> (..., N)."""
-    num_rows, num_columns = w_NK.shape
-    num_vectors = x.numel() // num_columns
-    y = x.new_empty((*x.shape[:-1], num_rows))
-    block_n, block_k, warps = blocks or _blocks(num_columns, 2)
-    _gemv_kernel[(triton.cdiv(num_rows, block_n),)](
-        x, w_NK, w_NK if bias_N is None else bias_N, y, num_vectors, num_rows, K=num_columns,
-        B=triton.next_power_of_2(num_vectors), BLOCK_N=block_n, BLOCK_K=block_k,
-        HAS_BIAS=bias_N is not None, EVEN=num_columns % block_k == 0, **num_warps_for(warps, x),
-    )  # fmt: skip
-    return y
-
-
-def gated_gemv(
-    x: torch.Tensor, w_IIK: torch.Tensor, bias: torch.Tensor | None, activation: str, *, blocks=None
-) -> torch.Tensor:
+def gated_gemv(x: torch.Tensor, w_IIK: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
     """``act(x @ gate.T) * (x @ up.T)`` for few vectors, (..., K) -> (..., I): gate's rows of ``w``, then up's."""
-    num_rows, num_columns = w_IIK.shape[0] // 2, w_IIK.shape[1]
-    num_vectors = x.numel() // num_columns
+    return _multiply(x, w_IIK, bias, ACTIVATIONS[activation])
+
+
+def _multiply(
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, kind: int | None, blocks: tuple[int, ...] = ()
+) -> torch.Tensor:
+    """Blocks of rows and columns, and warps, were found by trying on an H100: for one vector few rows and long pieces
+    of them, 16 elements for each thread; for several the smallest tile of the tensor cores.
+
+    Args:
+        kind: of activation, for gate and up; None: there is none.
+        blocks: rows and columns of a tile, warps, and for several vectors pieces on their way; to try others.
+    """
+    num_rows, size = w.shape[0] // (1 if kind is None else 2), w.shape[1]
+    num_vectors = x.numel() // size
     y = x.new_empty((*x.shape[:-1], num_rows))
-    block_n, block_k, warps = blocks or _blocks(num_columns, 1)
-    _gate_up_kernel[(triton.cdiv(num_rows, block_n),)](
-        x, w_IIK, w_IIK if bias is None else bias, y, num_vectors, num_rows, K=num_columns,
-        B=triton.next_power_of_2(num_vectors), BLOCK_N=block_n, BLOCK_K=block_k, KIND=ACTIVATIONS[activation],
-        HAS_BIAS=bias is not None, EVEN=num_columns % block_k == 0, **num_warps_for(warps, x),
+    flags = {"HAS_BIAS": bias is not None, "K": size}
+    tensors = x, w, w if bias is None else bias, y
+    if num_vectors == 1:
+        rows = 2 if kind is None else 1
+        columns = next((columns for columns in (2048, 1024) if size % columns == 0), 512)
+        rows, columns, warps = blocks or (rows, columns, rows * columns // 512)
+        kernel = _gemv_kernel if kind is None else _gate_up_kernel
+        if kind is not None:
+            flags["KIND"] = kind
+        kernel[(triton.cdiv(num_rows, rows),)](
+            *tensors, num_rows, BLOCK_N=rows, BLOCK_K=columns, EVEN=size % columns == 0,
+            **flags, **num_warps_for(warps, x),
+        )  # fmt: skip
+        return y
+    rows, columns, warps, stages = blocks or (16, 256, 4, 4)
+    _few_kernel[(triton.cdiv(num_rows, rows),)](
+        *tensors, num_vectors, num_rows, B=16, BLOCK_N=rows, BLOCK_K=columns, GATED=kind is not None, KIND=kind or 0,
+        EVEN=size % columns == 0, EXACT=x.dtype is torch.float32, STAGES=stages, **flags, **num_warps_for(warps, x),
     )  # fmt: skip
     return y
 

@@ -21,7 +21,8 @@ def _of_heads(q_weight, k_weight, is_q, at, E: tl.constexpr):
     return tl.where(is_q, of_q[None, :], of_k[None, :]).to(tl.float32)
 
 
-@triton.jit
+# A length must not make a new kernel: compiling takes longer than a prompt.
+@triton.jit(do_not_specialize=["past", "seq", "capacity", "stride"])
 def _rope_cache_kernel(
     qkv, q_out, k_cache, v_cache, cos, sin, past, positions, q_weight, k_weight, seq, capacity, stride, eps, offset,
     H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr,
