@@ -27,7 +27,7 @@ def test_studio_run_and_ring_from_the_page(run_notebook: Callable[[str], Page]) 
 
     runs, serving = page.locator(".tplab-panel").nth(0), page.locator(".tplab-panel").nth(1)
     phase = runs.locator(".tplab-phase")
-    runs.locator("select").select_option("zb-h1")
+    runs.locator("select").first.select_option("zb-h1")
     expect(runs.locator(".tplab-ribbon")).to_contain_text("Settings changed")
     runs.locator(".tplab-run").click()
     expect(phase).to_contain_text("Done in", timeout=60_000)

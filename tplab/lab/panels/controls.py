@@ -7,6 +7,7 @@ import ipywidgets as widgets
 
 from tplab.checks import ArgumentError, check_count, check_number, check_one_of, check_text
 from tplab.lab import style
+from tplab.lab.choice import Choice
 from tplab.lab.panels import html
 
 Settings = dict[str, Any]
@@ -15,6 +16,20 @@ Settings = dict[str, Any]
 def wide(description_px: int = 84) -> dict[str, Any]:
     """Keywords of a control as wide as its column; a layout of its own, since panels hide single controls."""
     return {"layout": widgets.Layout(width="auto"), "style": {"description_width": f"{description_px}px"}}
+
+
+def offer_links(control: widgets.Dropdown, links: Sequence[str], choice: Choice, *, cpu: str | None = None) -> None:
+    """Offer the links that ranks can have.
+
+    Args:
+        control: the panel's.
+        links: the ranks' own, and declared ones: these are emulated over gloo, so on GPUs there are none.
+        choice: what the ranks run on.
+        cpu: the one to begin with on the CPU; by default the ranks' own.
+    """
+    own = links[0]
+    control.options = [own] if choice.on_gpus else list(links)
+    control.value = own if choice.on_gpus or cpu is None else cpu
 
 
 class NamedControls(dict[str, Any]):

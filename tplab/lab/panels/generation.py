@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
 from tplab.lab import style
+from tplab.lab.choice import Choice
 from tplab.lab.figures.generation import layouts_figure
 from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
@@ -22,7 +23,23 @@ from tplab.models.spec import ModelConfig
 _SIZES: dict[str, dict[str, int]] = {
     "tiny (4 layers of 256)": {"hidden_size": 256, "intermediate_size": 768, "num_layers": 4, "num_heads": 8},
     "small (8 layers of 512)": {"hidden_size": 512, "intermediate_size": 1536, "num_layers": 8, "num_heads": 8},
+    "middle (4 layers of 2048)": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_layers": 4,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+    },
+    "wide (4 layers of 4096)": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_layers": 4,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+    },
 }
+"""Sizes that a CPU, a GPU that ranks share and a GPU for each rank have an answer for; the weights of the widest are
+drawn in some five seconds."""
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -34,7 +51,8 @@ _TOKENS_SHOWN = 24
 
 
 def example_model(family: str = "llama", size: str = "tiny (4 layers of 256)", **changes: Any) -> ModelConfig:
-    """A model to run on a laptop, in the shape of a family: 2 key-value heads, 1,003 tokens, random weights by seed."""
+    """A model to run here, in the shape of a family: 1,003 tokens, 2 key-value heads in those for a CPU; random weights
+    by seed."""
     made: dict[str, Any] = {
         "model_type": family,
         "vocab_size": 1003,
@@ -113,6 +131,12 @@ class GenerationPanel(RunPanel):
         self._handle: GenerationRun | None = None
         self._runs: dict[tuple[Any, ...], Generation] = {}
         super().__init__(pool, title="Generate", named=named, views=("Timeline", "Layouts"), height=300)
+
+    def suit(self, choice: Choice) -> None:
+        size = choice.pick(
+            cpu="tiny (4 layers of 256)", shared="middle (4 layers of 2048)", own="wide (4 layers of 4096)"
+        )
+        self._named.put({"size": size, "dtype": "bfloat16" if choice.on_gpus else "float32"})
 
     @property
     def generation(self) -> Generation | None:

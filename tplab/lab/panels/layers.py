@@ -13,15 +13,14 @@ from tplab.lab.figures.layers import chunk_lanes_figure, explain_chunks, explain
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.base import RunPanel
-from tplab.lab.panels.controls import Settings, wide
+from tplab.lab.panels.controls import Settings, offer_links, wide
 from tplab.lab.panels.pool import Pool
 from tplab.layers.overlap import ChunkPlan, chunks_frame, submit_chunks
 from tplab.layers.phases import PhasePlan, phases_frame, submit_phases
 from tplab.measure import joined_badge, link_text
 
-OWN_LINK = "the ranks' own"
 LINKS = {
-    OWN_LINK: None,
+    "the ranks' own": None,
     "0.2 ms, 0.05 GB/s": EmulatedLink(latency_us=200, bandwidth_GBps=0.05),
     "0.2 ms, 0.2 GB/s": EmulatedLink(latency_us=200, bandwidth_GBps=0.2),
     "2 ms, 0.05 GB/s": EmulatedLink(latency_us=2000, bandwidth_GBps=0.05),
@@ -32,12 +31,6 @@ LINKS = {
 _TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _IN_FEATURES = (1024, 2048, 4096, 8192, 14336, 28672, 65536)
 _OUT_FEATURES = (1024, 2048, 4096, 8192)
-
-
-def offer_links(links: widgets.Dropdown, choice: Choice, *, cpu: str = OWN_LINK) -> None:
-    """Offer what the ranks can have: declared links are emulated over gloo, elsewhere there are the ranks' own."""
-    links.options = [OWN_LINK] if choice.on_gpus else list(LINKS)
-    links.value = OWN_LINK if choice.on_gpus else cpu
 
 
 class PhasesPanel(RunPanel):
@@ -64,7 +57,7 @@ class PhasesPanel(RunPanel):
         self.frame: pd.DataFrame | None = None
 
     def suit(self, choice: Choice) -> None:
-        offer_links(self._named["link"], choice)
+        offer_links(self._named["link"], list(LINKS), choice)
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
         hidden = settings["hidden"]
@@ -113,7 +106,7 @@ class OverlapPanel(RunPanel):
     def suit(self, choice: Choice) -> None:
         """Sizes at which there is something to hide: a matmul that takes about as long as its all-reduce, or, on GPUs
         of their own, the down projection of Llama-3.1 70B's shape (8192 x 28672)."""
-        offer_links(self._named["link"], choice, cpu="0.2 ms, 0.05 GB/s")
+        offer_links(self._named["link"], list(LINKS), choice, cpu="0.2 ms, 0.05 GB/s")
         names = "tokens", "in_features", "out_features", "dtype"
         cpu, shared = (2048, 8192, 1024, "float32"), (2048, 65536, 2048, "float32")
         chosen = choice.pick(cpu=cpu, shared=shared, own=(16384, 28672, 8192, "bfloat16"))

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, DerivedRun, Run
 from tplab.collectives.emulated_link import EmulatedLink
+from tplab.lab.choice import Choice
 from tplab.lab.figures.topology import link_figure, measured_links_frame
 from tplab.lab.figures.verification import (
     calibration_figure,
@@ -16,7 +17,7 @@ from tplab.lab.figures.verification import (
 )
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel
-from tplab.lab.panels.controls import Settings, wide
+from tplab.lab.panels.controls import Settings, offer_links, wide
 from tplab.lab.panels.pool import Pool
 from tplab.measure import joined_badge, link_text
 from tplab.models.shards import Layout, can_cut
@@ -39,7 +40,13 @@ _QUICK: dict[str, Any] = {
     "tokens": (1, 4, 16, 64),
     "shapes": ((512, 512), (1024, 1024), (2048, 2048), (6144, 2048)),
 }
-"""What is measured in some five seconds; ``calibrate`` by itself takes several times as long, and is surer."""
+"""What is measured on a CPU in some five seconds; ``calibrate`` by itself takes several times as long, and is surer."""
+_QUICK_ON_GPUS: dict[str, Any] = {
+    "rounds": 2,
+    "sizes": (1 << 12, 1 << 16, 1 << 20, 1 << 24),
+    "tokens": (1, 4, 16, 64),
+    "widths": (1024, 2048, 4096),
+}
 _THOROUGH: dict[str, Any] = {}
 _MEASURES = {"per token": "tpot_ms", "first token": "ttft_ms", "tokens/s": "output_tokens_per_s"}
 
@@ -61,9 +68,13 @@ class CalibrationPanel(RunPanel):
         super().__init__(pool, title="Calibrate", named=named, views=("pairs", "all-reduces"), height=440)
         self.add_class("tplab-calibration")
 
+    def suit(self, choice: Choice) -> None:
+        offer_links(self._named["link"], list(LINKS), choice)
+
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
         self.link = LINKS[settings["link"]]
-        effort = _QUICK if settings["effort"] == "quick" else _THOROUGH
+        quick = _QUICK_ON_GPUS if cluster.backend == "nccl" else _QUICK
+        effort = quick if settings["effort"] == "quick" else _THOROUGH
         self._handle = submit_calibrate(cluster, links=self.link, on_report=self.on_report, **effort)
         return self._handle.run
 
@@ -90,7 +101,7 @@ class VerifyPanel(RunPanel):
     def __init__(self, calibrated: CalibrationPanel) -> None:
         self._calibrated = calibrated
         named = {
-            "hidden": widgets.Dropdown(options=(256, 512, 1024, 2048), value=2048, description="hidden", **wide()),
+            "hidden": widgets.Dropdown(options=(256, 512, 1024, 2048, 4096), description="hidden", **wide()),
             "layers": widgets.IntSlider(value=3, min=2, max=8, description="layers", **wide()),
             "concurrency": widgets.SelectionSlider(options=(1, 2, 4, 8), value=1, description="in flight", **wide()),
             "tokens": widgets.SelectionSlider(options=(4, 8, 16, 32), value=8, description="tokens out", **wide()),
@@ -100,6 +111,10 @@ class VerifyPanel(RunPanel):
         self._all: dict[str, Verification] = {}
         super().__init__(calibrated.pool, title="Verify", named=named, views=tuple(_MEASURES), height=460)
         self.add_class("tplab-verify")
+
+    def suit(self, choice: Choice) -> None:
+        hidden, layers = choice.pick(cpu=(2048, 3), shared=(2048, 4), own=(4096, 8))
+        self._named.put({"hidden": hidden, "layers": layers})
 
     @property
     def verification(self) -> Verification | None:
@@ -141,7 +156,7 @@ class VerifyPanel(RunPanel):
 
 
 def verified_model(hidden: int = 2048, layers: int = 3) -> ModelConfig:
-    """A Llama that is run for real: wide enough for a CPU's matmuls to matter beside a link."""
+    """A Llama that is run for real: wide enough for its matmuls to matter beside a link."""
     return ModelConfig(
         model_type="llama",
         vocab_size=2000,
