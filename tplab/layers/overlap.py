@@ -169,12 +169,18 @@ def time_chunks(rank: "Rank", plan: ChunkPlan) -> None:
         take_turns(rank, works, plan.iterations, right)
 
 
-def linked_comm(rank: "Rank", link: "EmulatedLink | None") -> Any:
+def linked_comm(rank: "Rank", link: "EmulatedLink | None", strategies: "Sequence[Blocking]" = ()) -> Any:
     """The rank's group, or all its ranks joined by an emulated link. One per link lives on the rank: two would mix
-    their messages."""
+    their messages. Where one of ``strategies`` is a kernel, the group can be summed over by kernels, too; the others
+    have the backend's sums as ever."""
+    from tplab.collectives.limits import Limits
     from tplab.layers.comm import as_comm
     from tplab.layers.emulated_comm import EmulatedComm
+    from tplab.layers.strategies import OneKernel
+    from tplab.layers.symmetric_comm import gpu_comm
 
+    if link is None and rank.world_size > 1 and any(isinstance(strategy, OneKernel) for strategy in strategies):
+        return gpu_comm(rank, rank.group, Limits(one_shot_bytes=0, two_shot_bytes=0))
     if link is None or rank.world_size == 1:
         return as_comm(rank.group)
     from tplab.collectives.emulated import EmulatedGroup
@@ -245,7 +251,7 @@ def time_strategies(rank: "Rank", strategies: "list[Blocking]", plan: StackPlan)
     plain = plain_stack(rank, plan)
     x = torch.randn(plan.batch, plan.seq, plan.hidden, generator=torch.Generator().manual_seed(4))
     x = x.to(device=rank.device, dtype=getattr(torch, plan.dtype))
-    comms = [NullComm(rank.index, rank.world_size), linked_comm(rank, plan.link)]
+    comms = [NullComm(rank.index, rank.world_size), linked_comm(rank, plan.link, strategies)]
     silent, linked = ([ParallelBlock.from_module(block, comm) for block in plain] for comm in comms)
     errors = [0.0] * len(strategies)
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("one-shot", "two-shot", *peer_memory.NARROW)
 """Ways to sum in one kernel, of which the last two are quantised."""
-_MOST_MEMORY_BYTES = 32 << 20
-"""Longest two-shot message that memory is kept for: twice as much, beside the model's weights."""
+_LEAST_MEMORY_BYTES, _MOST_MEMORY_BYTES = 8 << 20, 32 << 20
+"""Longest two-shot message that memory is kept for, at least and at most; it takes twice as much of each GPU."""
 
 
 class SymmetricComm(ProcessGroupComm):
@@ -106,16 +106,21 @@ def symmetric_of(comm: Comm) -> SymmetricComm | None:
     return inner if isinstance(inner, SymmetricComm) else None
 
 
-def gpu_comm(rank: "Rank", group: "ProcessGroup") -> ProcessGroupComm:
+def gpu_comm(rank: "Rank", group: "ProcessGroup", limits: Limits | None = None) -> ProcessGroupComm:
     """The fastest collectives there are for an NCCL group: a :class:`SymmetricComm` where it can be, else NCCL's.
 
-    A collective: all ranks of the group get the same kind. With the limits of the last sweep on these ranks that had
-    our kernels and the library's, else the default ones.
+    A collective: all ranks of the group get the same kind.
+
+    Args:
+        limits: by default those of the last sweep on these ranks that had our kernels and the library's, or else
+            :meth:`Limits.default`.
     """
     if why_not_symmetric(rank.device, group) is not None:
         return ProcessGroupComm(group)
-    limits: Limits = rank.store.get(limits_key(group.size())) or Limits.default(group.size())
-    memory = peer_memory.memory_of(rank, group, min(max(limits.two_shot_bytes, 1 << 20), _MOST_MEMORY_BYTES))
+    limits = limits or rank.store.get(limits_key(group.size())) or Limits.default(group.size())
+    memory = peer_memory.memory_of(
+        rank, group, min(max(limits.two_shot_bytes, _LEAST_MEMORY_BYTES), _MOST_MEMORY_BYTES)
+    )
     return SymmetricComm(group, memory, limits)
 
 
