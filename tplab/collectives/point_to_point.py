@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MESSAGE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
 """Bytes of the messages, by default."""
+SHARED_GPU_MESSAGE_SIZES = (*MESSAGE_SIZES, 1 << 25)
+"""Where ranks share GPUs: taking turns costs as much as 8 MiB through NCCL's sockets."""
 GPU_MESSAGE_SIZES = tuple(1 << power for power in range(10, 29, 3))
 """Where every rank has a GPU: to 256 MiB, since at 8 MiB NVLink is not yet at its bandwidth."""
 
@@ -29,7 +31,8 @@ def measure_point_to_point(
 
     Args:
         cluster: two ranks or more.
-        sizes: bytes of the messages; None: ``GPU_MESSAGE_SIZES`` where every rank has a GPU, else ``MESSAGE_SIZES``.
+        sizes: bytes of the messages; None: ``MESSAGE_SIZES`` on the CPU, ``GPU_MESSAGE_SIZES`` where every rank has a
+            GPU, ``SHARED_GPU_MESSAGE_SIZES`` where ranks share them.
         iterations: samples of each; a third, of messages from 32 MiB on.
 
     Returns one row per ordered pair and size: ``src``, ``dst``, ``bytes``, ``p50_us`` and ``p95_us`` of one way (half
@@ -38,7 +41,8 @@ def measure_point_to_point(
     if cluster.num_ranks < 2:
         raise ValueError(f"cluster must have at least 2 ranks for a link between two; it has {cluster.num_ranks}")
     if sizes is None:
-        sizes = GPU_MESSAGE_SIZES if cluster.own_gpus else MESSAGE_SIZES
+        on_gpus = SHARED_GPU_MESSAGE_SIZES if cluster.shares_gpus else GPU_MESSAGE_SIZES
+        sizes = on_gpus if cluster.backend == "nccl" else MESSAGE_SIZES
     if not sizes:
         raise ArgumentError("sizes", sizes, "must hold at least one size in bytes")
     sizes = [check_count("sizes", size, least=1) for size in sizes]

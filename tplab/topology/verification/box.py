@@ -312,8 +312,7 @@ def _clusters(cluster: Cluster) -> Iterator[Cluster]:
     """Yield clusters of 2, 4, ... ranks, then the full cluster."""
     size = 2
     while size < cluster.num_ranks:
-        with Cluster(size, cluster.backend) as smaller:
-            yield smaller
+        yield cluster.resized(size)
         size *= 2
     yield cluster
 
