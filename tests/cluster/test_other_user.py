@@ -129,6 +129,22 @@ def test_who_takes_a_ranks_place_is_named(attack):
         assert cluster.run(share) == SECRETS
 
 
+def test_who_takes_a_ranks_place_among_the_first_is_named(attack):
+    """The first run on some of the ranks connects these."""
+    with Cluster(3, "gloo") as whole:
+        whole.run(linger, 0.2)
+        attacker, two = attack("join"), whole.resized(2)
+        for _ in range(8):  # on a busy machine it can come late
+            error = two.submit(lambda rank: rank.index, timeout=60).exception()
+            if error is not None:
+                break
+            whole.restart().run(linger, 0.2)
+        assert isinstance(error, RankError)
+        assert "another user of this machine (uid 12345)" in str(error)
+        attacker.end()
+        assert two.run(share) == SECRETS
+
+
 LINGER = """
 import os, sys, time
 if any(argument.startswith("rank ") for argument in sys.orig_argv):  # a rank of tplab, which begins
