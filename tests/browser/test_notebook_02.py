@@ -13,9 +13,17 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 def test_sweep_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     page = run_notebook("02-collectives.ipynb")
-    panel = page.locator(".tplab-panel")
+    panel = page.locator(".tplab-panel").first
     phase, figure = panel.locator(".tplab-phase"), panel.locator(".js-plotly-plot")
     dtypes, algorithms = panel.locator("select").nth(0), panel.locator("select").nth(1)
+
+    # The map of a recording, without a run: another model draws it anew.
+    crossover = page.locator(".tplab-panel").nth(1)
+    crossover.locator("select").nth(0).select_option("4xH200-2026-11-26, 4 ranks")
+    expect(crossover.locator(".js-plotly-plot")).to_contain_text("over 4 ranks")
+    expect(crossover.locator(".tplab-below")).to_contain_text("at batch 16: one-shot")
+    crossover.locator("select").nth(1).select_option("llama-3.1-8b")
+    expect(crossover.locator(".tplab-below")).to_contain_text("vLLM loses at most 0.12 ms per step")
 
     # Run with other settings: the ribbon shows before, the figure changes after.
     dtypes.select_option("bfloat16")
