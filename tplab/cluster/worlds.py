@@ -131,4 +131,8 @@ def join(backend: str, store: KernelStore, index: int, num_ranks: int, device: t
     )
     group = dist.group.WORLD
     assert group is not None
+    if device.type == "cuda":
+        # Of the first NCCL group of a process torch knows that it has all ranks; of another it splits off ranks that it
+        # looks up in an empty list, and crashes (ProcessGroupNCCL::groupRanks, torch 2.11).
+        group._get_backend(device).options.global_ranks_in_group = [*range(num_ranks)]
     return group

@@ -26,8 +26,8 @@ WARM_UPS = 2
 # Busy time put in front of a sample on the GPU, so that everything is queued before the first event fires and the
 # sample does not contain the host's launch overhead: half a millisecond, several times what a host takes for it.
 _SPIN_CYCLES = 1_000_000
-# For each message that must be queued before a chain of them begins: 50 to 100 us.
-_SPIN_CYCLES_PER_MESSAGE = 150_000
+# For each message that must be queued before a chain of them begins: 100 us.
+_SPIN_CYCLES_PER_MESSAGE = 200_000
 # There and back so often in one sample on the GPU, as long as it does not take longer than this many bytes do.
 _MOST_TRIPS = 8
 _CHAIN_BYTES = 1 << 23
