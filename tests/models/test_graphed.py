@@ -128,6 +128,32 @@ def test_on_the_cpu_decoding_is_eager_and_says_so(clusters: Any) -> None:
         generate(clusters[1], LLAMA, PROMPTS, cuda_graphs=True)
 
 
+def break_prepare(rank: Any) -> None:
+    """As if graphs could be captured here, and the next capture fails on the last rank."""
+    from tplab.models import engine, ready
+
+    whole = engine.GenerationEngine.prepare
+
+    def prepare(self: engine.GenerationEngine) -> None:
+        engine.GenerationEngine.prepare, ready.why_eager = whole, engine.why_eager  # type: ignore[method-assign]
+        if rank.index == rank.world_size - 1:
+            raise RuntimeError("no room for a graph")
+        whole(self)
+
+    engine.GenerationEngine.prepare = prepare  # type: ignore[method-assign]
+    ready.why_eager = lambda loaded, request: None
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_capture_that_fails_on_one_rank_leaves_all_eager(clusters: Any, n: int) -> None:
+    want = generate(clusters[n], LLAMA, PROMPTS, max_new_tokens=NEW).tokens
+    clusters[n].run(break_prepare)
+    got = generate(clusters[n], LLAMA, PROMPTS, max_new_tokens=NEW)
+    why = "RuntimeError: no room for a graph" if n == 1 else "another rank failed"
+    assert (got.tokens, got.decode) == (want, f"eager: capturing did not work ({why})")
+    assert generate(clusters[n], LLAMA, PROMPTS, max_new_tokens=NEW).tokens == want
+
+
 @pytest.mark.timeout(240)
 def test_the_fused_kernels_choose_the_same_tokens(
     clusters: Any, monkeypatch: pytest.MonkeyPatch, no_ranks_left: None
