@@ -4,7 +4,11 @@ The profiler's clock and the engine's marks are brought together by one event th
 host's clock. Kernels inside of CUDA graphs are seen as those outside are.
 """
 
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -59,15 +63,36 @@ def profile_on_rank(
         rank.report(phase="warm-up", done=done + 1, total=WARM_UPS + 1)
     on_gpu = rank.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    profiler = profile(activities=activities, acc_events=True)
+    with _quiet():
+        profiler.start()
+    try:
         zeros_s = []
         for _ in range(_ZEROS):  # the first one takes the profiler milliseconds
             with record_function(_ZERO):
                 zeros_s.append(time.monotonic())
         spans = generate_loaded(rank, loaded, request, prompts).spans
         synchronize(rank.device)
+    finally:
+        with _quiet():
+            profiler.stop()
     rank.report(phase="profile", done=WARM_UPS + 1, total=WARM_UPS + 1)
     return RankProfile(result, spans, _kernels(profiler.events(), zeros_s, on_gpu))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing goes to the error output: torch 2.13's profiler writes there that it starts and stops, whatever the level
+    of its log."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout) -> Loaded:

@@ -258,7 +258,7 @@ def submit_profile(
         batch: sequences, in one micro-batch.
         prompt_length: tokens of each prompt.
         new_tokens: tokens to generate; the step in the middle is the one that is shown.
-        dtype: of weights and cache; by default the config's.
+        dtype: of weights and cache; by default the config's, and float32 where it names none.
         cuda_graphs: as for ``generate``.
         calibration, machine: what the advisor predicts from: what was measured here, or a spec sheet. By default the
             spec sheet of this machine's GPUs; nothing is predicted on a CPU that was not calibrated.
@@ -269,8 +269,8 @@ def submit_profile(
     check_count("prompt_length", prompt_length, least=1)
     tp, pp = degrees(cluster.num_ranks, tp, pp)
     config, weights = Weights.of(model)
-    if dtype is not None:
-        config = config.in_dtype(dtype)
+    if dtype is not None or weights.folder is None:
+        config = config.in_dtype(dtype or config.dtype or "float32")
     layout = Layout.of(config, tp, pp)
     prompts = [[(7 * row + place) % config.vocab_size for place in range(prompt_length)] for row in range(batch)]
     check_prompts(prompts, config, new_tokens)
