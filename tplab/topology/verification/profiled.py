@@ -63,7 +63,7 @@ def profile_on_rank(
         rank.report(phase="warm-up", done=done + 1, total=WARM_UPS + 1)
     on_gpu = rank.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    profiler = profile(activities=activities, acc_events=True)
+    profiler: Any = profile(activities=activities, acc_events=True)
     with _quiet():
         profiler.start()
     try:
