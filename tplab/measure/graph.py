@@ -1,6 +1,7 @@
 """A call captured in a CUDA graph: launched as one, without the host's share of each kernel. Runs on the ranks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -25,8 +26,11 @@ def capture(call: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGra
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             result = call()
-        finally:  # or else the rank could run nothing any more
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # of a capture that failed: the call's own error says more
+                graph.capture_end()  # or else the rank could run nothing any more
+            raise
+        graph.capture_end()
     current.wait_stream(side)
     return graph, result
 

@@ -94,11 +94,6 @@ class DecodeStep:
         """Whether steps are replayed from a graph."""
         return self._graph is not None
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of keys and values."""
-        return sum(cache.num_bytes for cache in self.caches)
-
     def restart(self, padding: Padding, request: Request, start: int) -> None:
         """For the sequences from ``start`` on of a request; their prompts are to be put into the empty caches."""
         for cache in self.caches:
