@@ -1,5 +1,8 @@
 """Recorded measurements: readable, right, and with where they come from."""
 
+from importlib.resources import files
+from pathlib import Path
+
 import pytest
 
 from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
@@ -17,6 +20,11 @@ def test_every_step_of_every_recording_is_readable() -> None:
             assert len(frame)
             assert {"backend", "num_ranks", "device", "torch_version", "nccl_version", "started_at"} <= set(frame)
             assert frame["started_at"].str.startswith(name[-10:]).all()
+
+
+def test_all_recordings_together_are_small() -> None:
+    sizes = [path.stat().st_size for path in Path(str(files("tplab.lab.recorded"))).rglob("*") if path.is_file()]
+    assert sum(sizes) < 2_000_000
 
 
 def test_all_results_were_checked() -> None:
