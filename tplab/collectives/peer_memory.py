@@ -33,7 +33,8 @@ ALL_PHASES = 0
 PHASES = {"one-shot": (1, 2), "two-shot": (1, 2, 3), "int8": (1, 2, 3), "fp8": (1, 2, 3)}
 """The parts of each kernel that do not wait."""
 _MOST_BLOCKS = 256
-_TWO_SHOT_BLOCKS = 64
+_TWO_SHOT_BLOCKS, _QUANTISED_BLOCKS = 128, 256
+"""Blocks of a large message, a block or two per processor of an H100: each has few loads under way at a time."""
 _WORD = 4
 _SLOT_WORDS = MOST_ONE_SHOT_BYTES // _WORD
 _ROUNDING = 512
@@ -246,10 +247,10 @@ def two_shot(
     out = x if out is None else out
     num_words = _words(x)
     if num_words:
-        chunk = _rounded(-(-num_words // memory.size), 16)
-        block = 4096 if chunk >= 4096 * _TWO_SHOT_BLOCKS else 1024
+        chunk, most_blocks = _rounded(-(-num_words // memory.size), 16), _TWO_SHOT_BLOCKS
+        block = 4096 if chunk >= 4096 * most_blocks else 1024
         places = _places(memory.size, memory.most_bytes)
-        two_shot_kernel[(min(_TWO_SHOT_BLOCKS, -(-chunk // block)),)](
+        two_shot_kernel[(min(most_blocks, -(-chunk // block)),)](
             x.view(-1).view(torch.int32), out.view(-1).view(torch.int32), num_words=num_words, chunk=chunk,
             flags=places["flags"], inbox=places["inbox"], results=places["results"], N=memory.size,
             KIND=DTYPES.index(x.dtype), BLOCK=block, PHASE=phase, num_warps=8 if block == 1024 else 16,
@@ -294,10 +295,10 @@ def quantised_two_shot(
     out = x if out is None else out
     if x.numel():
         chunk = _rounded(-(-x.numel() // memory.size), SCALE_GROUP)
-        groups = chunk // SCALE_GROUP
-        rows = 16 if groups < 16 * _TWO_SHOT_BLOCKS else 64
+        groups, most_blocks = chunk // SCALE_GROUP, _QUANTISED_BLOCKS
+        rows = 64 if groups >= 64 * most_blocks // 2 else 16
         places = _places(memory.size, memory.most_bytes)
-        quantised_two_shot_kernel[(min(_TWO_SHOT_BLOCKS, -(-groups // rows)),)](
+        quantised_two_shot_kernel[(min(most_blocks, -(-groups // rows)),)](
             x.view(-1), out.view(-1), num_elements=x.numel(), chunk=chunk, flags=places["flags"],
             inbox=places["inbox"], results=places["results"], scales=memory.size * chunk, FP8=narrow == "fp8",
             N=memory.size, ROWS=rows, PHASE=phase, num_warps=4 if rows == 16 else 8, **memory._launch(),
