@@ -154,6 +154,36 @@ def test_a_capture_that_fails_on_one_rank_leaves_all_eager(clusters: Any, n: int
     assert generate(clusters[n], LLAMA, PROMPTS, max_new_tokens=NEW).tokens == want
 
 
+def with_free_bytes(rank: Any, free: list[float] | None) -> int:
+    """A step is kept, and from now on the looks at the free memory find these; None: what there is. How many steps were
+    kept before."""
+    from tplab.models import ready
+
+    kept = rank.store["tplab.models"][1].kept
+    before = len(kept)
+    if free is None:
+        ready._free_bytes = vars(ready).pop("free_bytes_of_old")
+        kept.drop()
+    else:
+        vars(ready).setdefault("free_bytes_of_old", ready._free_bytes)
+        ready._free_bytes = lambda rank: free.pop(0)
+        kept.keep([object()])
+    return before
+
+
+def test_kept_steps_go_when_their_memory_is_wanted(clusters: Any) -> None:
+    generate(clusters[1], LLAMA, PROMPTS, max_new_tokens=2)
+    cluster = clusters[1]
+    cluster.run(with_free_bytes, [1e9, 1e9])
+    generate(cluster, LLAMA, PROMPTS, max_new_tokens=2)
+    assert cluster.run(with_free_bytes, [0.0, 1e9]) == [1], "there was room"
+    generate(cluster, LLAMA, PROMPTS, max_new_tokens=2)
+    assert cluster.run(with_free_bytes, [0.0, 100.0]) == [0]
+    with pytest.raises(RankError, match=r"keys and values of 4 sequences of 9 tokens take 0\.00 GB"):
+        generate(cluster, LLAMA, PROMPTS, max_new_tokens=2)
+    assert cluster.run(with_free_bytes, None) == [0]
+
+
 @pytest.mark.timeout(240)
 def test_the_fused_kernels_choose_the_same_tokens(
     clusters: Any, monkeypatch: pytest.MonkeyPatch, no_ranks_left: None
