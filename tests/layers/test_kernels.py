@@ -23,10 +23,11 @@ runs = pytest.mark.skipif(
 
 @pytest.mark.skipif(torch.cuda.is_available() or kernels.INTERPRETED, reason="the tests below run here")
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.timeout(400)
 def test_the_kernels_by_tritons_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
 
@@ -36,8 +37,8 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 
 
 @runs
-@pytest.mark.parametrize("vectors", [1, 2, 3, 16])
-@pytest.mark.parametrize(("rows", "columns"), [(48, 64), (7, 1030), (33, 512)])
+@pytest.mark.parametrize("vectors", [1, 3, 16])
+@pytest.mark.parametrize(("rows", "columns"), [(7, 1030), (33, 512)])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.no_grad()
 def test_products_of_a_matrix_and_few_vectors(vectors: int, rows: int, columns: int, bias: bool) -> None:
@@ -136,7 +137,7 @@ FAMILIES = {
         "tied_embeddings": True,
     },
     "biases": {"out_bias": True, "mlp_bias": True},
-    "windows": {"model_type": "mistral", "windows": (None, 3, 4)},
+    "windows": {"model_type": "mistral", "windows": (None, 3)},
 }
 
 
@@ -149,7 +150,7 @@ def test_a_stage_decodes_as_the_layers_do(family: str, monkeypatch: pytest.Monke
     from tplab.models.shards import Layout
     from tplab.models.spec import ModelConfig
 
-    sizes = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_layers": 3, "num_heads": 4}
+    sizes = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 4}
     sizes |= {"num_kv_heads": 2, "head_dim": 16, "max_positions": 64, "dtype": "float32", "model_type": "llama"}
     config = ModelConfig(**(sizes | FAMILIES[family]))  # type: ignore[arg-type]
     stage = Stage(config, Layout.of(config).spec(0), None, dtype=torch.float32)
@@ -164,7 +165,7 @@ def test_a_stage_decodes_as_the_layers_do(family: str, monkeypatch: pytest.Monke
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "usable", lambda x: False)
             want = stage(padding.ids(prompts), padding=padding, caches=plain)
-        for _ in range(4):
+        for _ in range(3):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
             token = want.argmax(-1)[:, None]
             got = stage.decode(token, padding=padding, caches=fused, past=past)

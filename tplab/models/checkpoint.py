@@ -10,6 +10,7 @@ flipped bits inside a tensor are not.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -210,8 +211,12 @@ class RandomWeights:
     slices of the same values, whatever it takes them of and in what order.
 
     Matrices are normal with variance 1/columns, so that logits have a spread of about 1 and the likeliest token is one;
-    norms are around 1, and biases small. Drawn in float32: other dtypes are its rounding.
+    norms are around 1, and biases small. Drawn in float32: other dtypes are its rounding. Beyond four million numbers a
+    tensor's begin again: drawing the billions of a real model's takes minutes. As many as a prime number, so that rows
+    differ.
     """
+
+    _DRAWN = 4_000_037
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self._config, self._seed = config, seed
@@ -226,10 +231,13 @@ class RandomWeights:
         shape = self._shapes[name]
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        full = torch.empty(shape).normal_(generator=generator)
+        size = math.prod(shape)
+        drawn = torch.empty(min(size, self._DRAWN)).normal_(generator=generator)
         if name.endswith("norm.weight"):
-            return full.mul_(0.1).add_(1.0 - self._config.norm_offset)
-        return full.mul_(0.1 if len(shape) == 1 else shape[1] ** -0.5)
+            drawn.mul_(0.1).add_(1.0 - self._config.norm_offset)
+        else:
+            drawn.mul_(0.1 if len(shape) == 1 else shape[1] ** -0.5)
+        return drawn.repeat(-(-size // drawn.numel()))[:size].view(shape)
 
 
 def save_checkpoint(

@@ -196,7 +196,7 @@ def _multiply(
             **flags, **num_warps_for(warps, x),
         )  # fmt: skip
         return y
-    rows, columns, warps, stages = blocks or (16, 256, 4, 4)
+    rows, columns, warps, stages = blocks or (16, 256, 2, 4)
     _few_kernel[(triton.cdiv(num_rows, rows),)](
         *tensors, num_vectors, num_rows, B=16, BLOCK_N=rows, BLOCK_K=columns, GATED=kind is not None, KIND=kind or 0,
         EVEN=size % columns == 0, EXACT=x.dtype is torch.float32, STAGES=stages, **flags, **num_warps_for(warps, x),
