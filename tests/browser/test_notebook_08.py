@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     page = run_notebook("08-capstone.ipynb")
-    panel = page.locator(".tplab-panel")
+    panel = page.locator(".tplab-panel").first
     phase, figure = panel.locator(".tplab-phase"), panel.locator(".js-plotly-plot")
     tp = panel.locator("select").nth(2)
     expect(figure).to_contain_text("TP 1 x PP 2")  # what the last cells configured and ran

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.pipeline import PipelinePanel as PipelinePanel
     from tplab.lab.panels.pipeline import ServingPanel as ServingPanel
     from tplab.lab.panels.pool import Pool as Pool
+    from tplab.lab.panels.profile import ProfilePanel as ProfilePanel
     from tplab.lab.panels.ring import RingStepper as RingStepper
     from tplab.lab.panels.schedule_studio import ScheduleStudio as ScheduleStudio
     from tplab.lab.panels.sweep import SweepPanel as SweepPanel

@@ -8,7 +8,7 @@ import pytest
 
 from tplab import Cluster
 from tplab.checks import ArgumentError
-from tplab.lab import example_model, explain_profile
+from tplab.lab import Pool, ProfilePanel, example_model, explain_profile
 from tplab.lab.figures import profile_figure
 from tplab.topology import Machine, StepProfile, profile_step
 from tplab.topology.verification.kernels import TERMS
@@ -129,3 +129,20 @@ def test_what_cannot_work_is_refused_before_ranks_start(cluster: Cluster, settin
 def test_a_phase_that_there_is_not(tensor: StepProfile) -> None:
     with pytest.raises(ArgumentError, match="prefill, decode"):
         tensor.terms("training")
+
+
+def test_the_panel_profiles_what_its_controls_say(no_ranks_left: None) -> None:
+    pool = Pool(2, backend="gloo")
+    try:
+        panel = ProfilePanel(pool, example_model())
+        assert panel.profile is None
+        panel.configure(tp=2, prompt_length=32).run()
+        assert panel.profile is not None
+        assert (panel.profile.generation.layout.tp, panel.profile.generation.layout.pp) == (2, 1)
+        assert "TP 2" in panel.figure.layout.title.text
+        assert "nothing is predicted" in panel._below.value
+        with pytest.raises(ValueError, match="TP 4 does not divide"):
+            panel.configure(tp=4).run()
+        assert "TP 2" in panel.figure.layout.title.text
+    finally:
+        pool.stop()

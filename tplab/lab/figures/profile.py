@@ -27,12 +27,13 @@ def profile_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figure:
         frame: as ``StepProfile.frame`` gives it.
         title: of the figure.
     """
+    frame = frame[(frame["measured_ms"] > 0) | (frame["predicted_ms"] > 0)]
     phases = list(dict.fromkeys(frame["phase"]))
     names = {"prefill": "prefill", "decode": "one decode step"}
     heads = [f"{names[phase]}, {_wall(frame, phase):.3g} ms" for phase in phases]
     figure = make_subplots(rows=1, cols=len(phases), subplot_titles=heads, shared_yaxes=True, horizontal_spacing=0.06)
     for column, phase in enumerate(phases, 1):
-        rows = frame[(frame["phase"] == phase) & ((frame["measured_ms"] > 0) | frame["predicted_ms"].notna())]
+        rows = frame[frame["phase"] == phase]
         looks = [_LOOK[term] for term in rows["term"]]
         marker = style.bar_marker("", pattern="")
         marker |= {
@@ -59,7 +60,12 @@ def profile_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figure:
             x, y = known["predicted_ms"], known["term"]
             marks.predictions(figure, x, y, "predicted", hover=hover, showlegend=column == 1, row=1, col=column)
         figure.update_xaxes(title="milliseconds", rangemode="tozero", row=1, col=column)
-    figure.update_yaxes(autorange="reversed", type="category", categoryorder="array", categoryarray=list(_LOOK))
+    figure.update_yaxes(
+        autorange="reversed",
+        type="category",
+        categoryorder="array",
+        categoryarray=[term for term in _LOOK if term in set(frame["term"])],
+    )
     card = style.card(figure, title=title, badge=badge, height=460)
     card.update_layout(margin={"t": 100}, bargap=0.3)
     for head in card.layout.annotations[: len(phases)]:

@@ -1,0 +1,77 @@
+"""Notebook 08's profile: where one prefill and one decode step of a model spend their time on the pool's ranks."""
+
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.cluster import Cluster, DerivedRun, Run
+from tplab.lab import style
+from tplab.lab.figures.profile import explain_profile, profile_figure
+from tplab.lab.panels import html
+from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.controls import Settings, wide
+from tplab.lab.panels.pool import Pool
+from tplab.models.spec import ModelConfig
+from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.verification.step_profile import StepProfile, submit_profile
+
+
+class ProfilePanel(RunPanel):
+    """TP (the rest of the pool's ranks are stages), sequences, prompt, dtype, CUDA graphs; terms as measured from
+    kernels, beside what the advisor predicts.
+
+    ``profile`` is the last result. ``calibration``, when set, is what predictions are made from; without it they are
+    from the spec sheet of the GPUs, and there are none on a CPU.
+
+    Args:
+        pool: the ranks.
+        model: what they run; its weights have no meaning.
+        calibration: of these ranks.
+    """
+
+    def __init__(self, pool: Pool, model: ModelConfig, *, calibration: Calibration | None = None) -> None:
+        look = wide(86)
+        named = {
+            "tp": widgets.Dropdown(options=(1, 2, 4, 8), description="TP", **look),
+            "batch": widgets.Dropdown(options=(1, 4, 16, 64), description="Sequences", **look),
+            "prompt_length": widgets.Dropdown(options=(32, 128, 512, 1024), value=128, description="Prompt", **look),
+            "dtype": widgets.Dropdown(options=("float32", "bfloat16"), description="Dtype", **look),
+            "cuda_graphs": widgets.Dropdown(
+                options=[("where they work", None), ("off", False)], description="CUDA graphs", **look
+            ),
+        }
+        self.model, self.calibration = model, calibration
+        self._handle: DerivedRun[StepProfile] | None = None
+        super().__init__(pool, title="Profile of a step", named=named, height=460)
+
+    @property
+    def profile(self) -> StepProfile | None:
+        """The last result; None before there is one, and after a run that failed."""
+        handle = self._handle
+        return handle.result() if handle is not None and handle.done() and handle.exception() is None else None
+
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+        tp = settings["tp"]
+        if cluster.num_ranks % tp:
+            raise ValueError(
+                f"TP {tp} does not divide the pool's {cluster.num_ranks} ranks: choose another TP, or start a pool of "
+                f"another size"
+            )
+        self._handle = submit_profile(
+            cluster,
+            self.model,
+            **settings,
+            pp=cluster.num_ranks // tp,
+            calibration=self.calibration,
+            on_report=self.on_report,
+        )
+        return self._handle.run
+
+    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
+        profile = self.profile
+        if profile is None:
+            return style.card(go.Figure(), title="No profile yet", badge=cluster.badge, height=460), ""
+        frame, layout = profile.frame(), profile.generation.layout
+        figure = profile_figure(frame, title=f"{layout}: where the time goes", badge=profile.badge)
+        return figure, html.quiet(" ".join([explain_profile(frame), *(f"{note}." for note in profile.notes)]))
