@@ -19,8 +19,8 @@ from tplab import Cluster
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
 # On a GPU each rank's kernel is compiled for each kind of length, in a second or so.
-N = (1, 3) if torch.cuda.is_available() else (1, 2, 3, 4)
-LENGTHS = (4096, 1000) if torch.cuda.is_available() else (2, 64, 1000, 4098)
+N = (1, 3) if torch.cuda.is_available() else (1, 2, 3)
+LENGTHS = (4096, 1000) if torch.cuda.is_available() else (2, 200, 1030)
 MOST_BYTES = 1 << 20
 
 
@@ -107,7 +107,7 @@ def memories_of(n: int, algorithm: str, rehearse: Callable[[Any, int], Any]) -> 
     return memories
 
 
-def all_reduced(n: int, algorithm: str, parts: list[torch.Tensor], turns: int = 3) -> list[torch.Tensor]:
+def all_reduced(n: int, algorithm: str, parts: list[torch.Tensor], turns: int = 2) -> list[torch.Tensor]:
     from tplab.collectives import peer_memory
 
     reduce: Any = {

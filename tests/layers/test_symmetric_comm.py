@@ -1,7 +1,9 @@
 """Sums by size over GPUs that write into each other's memory: which kernel gets what, and that nobody else is asked."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 
@@ -22,6 +24,13 @@ class Noted(SymmetricComm):
     def __init__(self) -> None:
         self.index, self.size, self.limits, self.device_types, self.is_capturable = 0, 2, LIMITS, frozenset(), True
         self.memory = peer_memory.PeerMemory.in_one_process(2, torch.device("cpu"), 1 << 13)[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture
@@ -99,3 +108,42 @@ def asked(rank: Any) -> str | None:
 
 def test_why_not_over_gloo(cluster2: Cluster) -> None:
     assert cluster2.run(asked) == ["symmetric memory needs NCCL; these ranks speak gloo"] * 2
+
+
+def summed_by_processes(rank: Any) -> list[Any]:
+    from tplab.layers.symmetric_comm import gpu_comm
+    from tplab.measure.graph import replayed
+
+    def addend(of: int, *shape: int) -> torch.Tensor:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(of)).bfloat16()
+        return x.to(rank.device)
+
+    comm = gpu_comm(rank, rank.group, Limits(one_shot_bytes=16 << 10, two_shot_bytes=64 << 10))
+    wrong: list[Any] = [] if isinstance(comm, SymmetricComm) else [type(comm).__name__]
+    for length in (4096, 20_000, 100_000):
+        x, mine = addend(rank.index, length), addend(rank.index, length)
+        want = (addend(0, length).float() + addend(1, length).float()).bfloat16()
+
+        def again(x: torch.Tensor = x, mine: torch.Tensor = mine) -> None:
+            x.copy_(mine)
+            comm.all_reduce(x)
+
+        replay = replayed(again)
+        for _ in range(3):
+            replay()
+        wrong += [] if torch.equal(x, want) else [length]
+    x, residual, weight = addend(rank.index, 2, 512), addend(8, 2, 512), addend(9, 512)
+    slow = sum_add_norm(ProcessGroupComm(rank.group), x.clone(), residual, weight, 1e-5, 1.0)
+    fast = sum_add_norm(RecordingComm(comm), x, residual, weight, 1e-5, 1.0)
+    wrong += [] if torch.equal(fast[0], slow[0]) else ["residual"]
+    wrong += [] if torch.allclose(fast[1].float(), slow[1].float(), rtol=2**-7, atol=1e-3) else ["norm"]
+    return wrong
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_ranks_that_are_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them, on one GPU if there is no other: then they take turns of milliseconds."""
+    monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    with Cluster(2, "nccl") as cluster:
+        assert cluster.run(summed_by_processes, timeout=120) == [[], []]

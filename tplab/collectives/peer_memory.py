@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from tplab.checks import ArgumentError, check_count, check_one_of
 from tplab.collectives.sweep_plan import MOST_ONE_SHOT_BYTES
@@ -128,7 +129,8 @@ def memory_of(rank: "Rank", group: "ProcessGroup", most_bytes: int) -> PeerMemor
 
     Lives on the rank until ranks are replaced: the survivors' view of the others' memory is then gone, too.
     """
-    key = ("tplab.collectives.peer_memory", group.group_name)
+    # By its ranks, not by its name: that of a group in another world on the same ranks can be the same.
+    key = "tplab.collectives.peer_memory", rank.world_size, tuple(dist.get_process_group_ranks(group))
     memory: PeerMemory | None = rank.store.get(key)
     if memory is None or memory.most_bytes < most_bytes:
         rank.store[key] = memory = PeerMemory.over(group, rank.device, most_bytes)
