@@ -180,3 +180,13 @@ def test_a_change_in_the_chip_replaces_the_ranks(machine, monkeypatch):
     assert first.backend == "nccl"
     pool._runs_on.value = "gloo"
     assert (pool.cluster.backend, first.closed, len(started)) == ("gloo", True, 2)
+
+
+def test_who_asked_is_told_what_is_chosen(machine):
+    machine(2)
+    pool, told = Pool(num_ranks=2), []
+    pool.on_choice(lambda choice: told.append(choice.label))
+    pool.num_ranks = 4
+    pool._runs_on.value = "gloo"
+    assert (told[0], told[-1]) == ("NCCL, a GPU each", "gloo, CPU")
+    assert "NCCL, ranks share 2 GPUs" in told

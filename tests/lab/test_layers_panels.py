@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -186,3 +187,17 @@ def test_the_model_follows_its_sliders() -> None:
 def test_sliders_name_what_they_cannot_be(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ChunkModel().show(**settings)
+
+
+def test_sizes_and_links_suit_the_ranks(pool: Pool) -> None:
+    cpu = pool.choice
+    shared = replace(cpu, backend="nccl", num_gpus=1, gpu="a GPU", memory_GB=40.0)
+    for panel in (OverlapPanel(pool), PhasesPanel(pool)):
+        panel.suit(shared)
+        assert panel._named["link"].options == ("the ranks' own",)
+        panel.suit(cpu)
+        assert len(panel._named["link"].options) == len(LINKS)
+    overlap = OverlapPanel(pool)
+    assert overlap.settings()["link"] == "0.2 ms, 0.05 GB/s"
+    overlap.suit(replace(shared, num_gpus=2))
+    assert (overlap.settings()["dtype"], overlap.settings()["out_features"]) == ("bfloat16", 8192)

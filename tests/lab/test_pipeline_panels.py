@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ from tplab.lab import PipelinePanel, Pool, ScheduleStudio, ServingPanel, style
 from tplab.lab.figures.pipeline import explain_pipeline
 from tplab.lab.figures.pipeline_curves import explain_serving
 from tplab.lab.panels.pipeline import serving_plan
-from tplab.pipeline import SCHEDULES, Costs, Trace, build_schedule, formulas, simulate
+from tplab.layers import StackPlan
+from tplab.pipeline import SCHEDULES, BlockStages, Costs, Trace, build_schedule, formulas, measured_costs, simulate
 from tplab.pipeline.build import INFERENCE, TRAINING
 
 pytestmark = pytest.mark.timeout(90)
@@ -187,6 +189,28 @@ def test_a_run_is_drawn_under_its_simulation(pool: Pool) -> None:
     assert "LIVE gloo · 2 ranks · emulated compute · emulated link 2000 us" in badge
     assert "ms measured" in panel._below.value
     assert panel._progress.value == 1.0
+
+
+def test_stages_compute_where_ranks_have_gpus_of_their_own(pool: Pool) -> None:
+    cpu = pool.choice
+    own = replace(cpu, backend="nccl", num_gpus=2, gpu="a GPU", memory_GB=80.0)
+    panel = PipelinePanel(pool)
+    stages, hop = panel._named["stages"], panel._named["hop_ms"]
+    assert (stages.options, hop.disabled) == (("wait",), False)
+    panel.suit(replace(own, num_gpus=1))
+    assert (stages.options, stages.value) == (("wait", "compute"), "wait")
+    assert (hop.disabled, hop.value) == (True, 0)
+    panel.suit(own)
+    assert stages.value == "compute"
+    panel._blocks = BlockStages(
+        stack=StackPlan(batch=1, hidden=32, num_heads=2, num_kv_heads=2, intermediate=32, depth=2), tokens=8
+    )
+    panel.configure(m=4, schedule="interleaved").run()
+    assert "emulated" not in panel.figure.layout.annotations[0].text
+    assert panel.simulated.makespan_s == simulate(panel.trace.schedule, measured_costs(panel.trace)).makespan_s
+    assert "of the messages took less than" in panel._below.value
+    panel.suit(cpu)
+    assert (stages.options, stages.value, hop.disabled) == (("wait",), "wait", False)
 
 
 def test_settings_that_cannot_work_are_said_before_anything_runs(pool: Pool) -> None:

@@ -53,9 +53,10 @@ class BlockStages:
 
     def run(self, cluster: "Cluster", schedule: Schedule, *, timeout: float = 120.0) -> MeasuredTrace:
         """Run ``schedule`` with these stages, divided among its chunks, once before the run that counts."""
-        run = submit_schedule(cluster, plan := self.plan(schedule), timeout=timeout)
-        run.result()
-        return run_trace(plan, run.reports, cluster.provenance)
+        plan = self.plan(schedule)
+        run = submit_schedule(cluster, plan, timeout=timeout)
+        values = run.result()
+        return run_trace(plan, run.reports, cluster.provenance, values)
 
     def plan(self, schedule: Schedule) -> RunPlan:
         """The plan of that run. Outputs and gradients stay where they are: they are large."""
