@@ -78,6 +78,13 @@ def test_the_last_product_is_the_heads_and_what_follows_is_sampling() -> None:
     assert "head" not in [each.term for each in named(kernels, is_last_stage=False)]
 
 
+def test_kernels_of_the_next_step_at_the_end_do_not_take_the_heads_place() -> None:
+    kernels = step(GEMM, NORM, GEMM, ARGMAX, "vectorized_gather_kernel", NORM, GEMM)
+    terms = [each.term for each in named(kernels, is_last_stage=True)]
+    assert (terms[0], terms[2], terms[3]) == ("weights", "head", "sampling")
+    assert terms.count("head") == 1
+
+
 def test_messages_within_a_stage_are_its_all_reduces_whatever_they_consist_of() -> None:
     kernels = step("gloo:send", "gloo:all_gather", "gloo:recv")  # at 0, 1.5 and 3 ms
     assert [each.term for each in named(kernels, is_last_stage=False)] == ["all-reduce"] * 3

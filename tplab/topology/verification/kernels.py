@@ -43,6 +43,8 @@ _PATTERNS = (
 )
 """Term -> pattern of names, in the order in which they are tried; small or capital letters."""
 _COMPILED = tuple((term, re.compile(pattern, re.I)) for term, pattern in _PATTERNS)
+_CHOOSES = re.compile(r"argmax|reduce_kernel|softmax|topk|sort|^aten::max", re.I)
+"""Names of what chooses a token."""
 _LONGEST_NAME = 60
 
 
@@ -93,20 +95,18 @@ def named(
     Args:
         at_work: when the stage computed, from and to: communication within it is among the ranks that share a layer,
             whatever it consists of, and any other is between stages. None where there is one stage only.
-        is_last_stage: whether this rank has the head: then the last product is the head's, and what comes after it, but
-            communication, is sampling.
+        is_last_stage: whether this rank has the head: then the last product before tokens are chosen is the head's, and
+            what comes after it, but communication, is sampling.
     """
     ordered = sorted((kernel._replace(term=term_of(kernel.name)) for kernel in kernels), key=lambda each: each.start_s)
     for place, kernel in enumerate(ordered):
         if kernel.term in _COMMUNICATION:
             own = at_work is None or any(start <= kernel.start_s < end for start, end in at_work)
             ordered[place] = kernel._replace(term="all-reduce" if own else "hops")
-    products = [place for place, kernel in enumerate(ordered) if kernel.term == "weights"]
-    if not is_last_stage or not products:
+    head = _head(ordered) if is_last_stage else None
+    if head is None:
         return ordered
-    first = last = products[-1]
-    while first - 1 in products:  # a product in several kernels
-        first -= 1
+    first, last = head
     made = []
     for place, kernel in enumerate(ordered):
         term = kernel.term
@@ -116,6 +116,21 @@ def named(
             term = "sampling"
         made.append(kernel._replace(term=term))
     return made
+
+
+def _head(ordered: Sequence[Kernel]) -> tuple[int, int] | None:
+    """First and last place of the head's product. A step in a CUDA graph ends some microseconds before the next one
+    begins, less than clocks are apart: so its last product may be the next step's first."""
+    runs: list[tuple[int, int]] = []
+    for place, kernel in enumerate(ordered):
+        if kernel.term == "weights":  # a product may be in several kernels
+            joined = bool(runs) and runs[-1][1] == place - 1
+            runs[-1:] = [(runs[-1][0], place)] if joined else [*runs[-1:], (place, place)]
+    ends = [first for first, _ in runs[1:]] + [len(ordered)]
+    for run, end in reversed(list(zip(runs, ends, strict=True))):
+        if any(_CHOOSES.search(kernel.name) for kernel in ordered[run[1] + 1 : end]):
+            return run
+    return runs[-1] if runs else None
 
 
 def times_of(kernels: Sequence[Kernel], start_s: float, end_s: float) -> list[TermTime]:
