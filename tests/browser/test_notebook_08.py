@@ -19,11 +19,11 @@ def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
     panel.locator(".tplab-run").click()
     expect(phase).to_contain_text("Done in", timeout=60_000)
-    expect(figure).to_contain_text("TP 2 x PP 1")
+    expect(figure).to_contain_text("TP 2 x PP 2")  # of four ranks: a cell below has asked for them
     expect(panel.locator(".tplab-below")).to_contain_text("communication and waiting")
     panel.get_by_text("Layouts", exact=True).click()
     expect(figure).to_contain_text("The same tokens in every layout")
 
-    tp.select_option("4")
+    tp.select_option("8")
     panel.locator(".tplab-run").click()
-    expect(panel.locator(".tplab-error")).to_contain_text("does not divide the pool's 2 ranks")
+    expect(panel.locator(".tplab-error")).to_contain_text("does not divide the pool's 4 ranks")

@@ -113,7 +113,7 @@ class VerifyPanel(RunPanel):
         self.add_class("tplab-verify")
 
     def suit(self, choice: Choice) -> None:
-        hidden, layers = choice.pick(cpu=(2048, 3), shared=(2048, 4), own=(4096, 8))
+        hidden, layers = choice.pick(cpu=(2048, 3), shared=(2048, 4), own=(4096, 4))
         self._named.put({"hidden": hidden, "layers": layers})
 
     @property
