@@ -121,6 +121,7 @@ def test_the_chip_tells_the_state_and_buttons_follow() -> None:
     wait_for(lambda: "ready" in pool._chip.value)
     assert "LIVE gloo · 1 rank" in pool._chip.value
     assert re.search(rf"process ids {pool.cluster.pids[0]}\b", pool._detail.value)
+    assert re.search(r"Ready in \d+\.\d s \(.*import torch \d+\.\d.*\)", pool._detail.value)
     first = pool.cluster
     pool.num_ranks = 2
     assert pool.cluster.num_ranks == 2
