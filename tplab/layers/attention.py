@@ -15,7 +15,14 @@ import torch
 
 from tplab.layers import kernels
 from tplab.layers.comm import Comm, Pending, as_comm
-from tplab.layers.core_attention import GrowingCache, KVCache, RotaryEmbedding, attend, scaled_dot_products
+from tplab.layers.core_attention import (
+    GrowingCache,
+    KVCache,
+    RotaryEmbedding,
+    SharedRotary,
+    attend,
+    scaled_dot_products,
+)
 from tplab.layers.linear import MergedColumnParallelLinear, RowParallelLinear, Sharded
 from tplab.layers.plain import Attention
 from tplab.layers.regions import SharedRows, check_shape, pad_tokens, share_norm
@@ -162,7 +169,7 @@ class ParallelAttention(Sharded[Attention]):
             check_shape(shape, qkv.shape[0], self.comm.size)
             qkv = qkv[: shape[0] * shape[1]].view(*shape, -1)
         batch, seq, _ = qkv.shape
-        if isinstance(cache, KVCache) and self.rope is not None and self.causal and kernels.usable(qkv):
+        if isinstance(cache, KVCache) and isinstance(self.rope, SharedRotary) and self.causal and kernels.usable(qkv):
             y = self._attend_fused(qkv, self.rope, cache, positions, mask)
             return self.o.start(pad_tokens(y.flatten(0, 1), self.comm.size) if sharded else y)
         every = qkv.view(batch, seq, sum(self._heads_of), self.head_dim).transpose(1, 2)
@@ -194,7 +201,8 @@ class ParallelAttention(Sharded[Attention]):
         positions: torch.Tensor | None,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The same as below, (B, S, h·E), with one kernel from the projection to the cache."""
+        """The same as below, (B, S, h·E), with one kernel from the projection to the cache. For a stage of a model,
+        whose positions are places of the cache: the kernel looks angles up."""
         from tplab.layers.kernels.rotary import rotate_into_cache
 
         seq = qkv_BSF.shape[1]

@@ -11,6 +11,8 @@ Legend: B batch, H query heads, G key-value heads of this rank, S sequence, E he
 Source of the rotary positions: Su and others, "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -266,21 +268,24 @@ def scaled_dot_products(
     if kv_of_q is not None:
         k_BGSE, v_BGSE = k_BGSE[:, kv_of_q], v_BGSE[:, kv_of_q]
     grouped = k_BGSE.shape[1] != q_BHSE.shape[1]
+    on_gpu = q_BHSE.device.type == "cuda"
     if grouped and seq == 1:
         # The query heads of a group as so many queries of one head: the kernels read each key once, not once per head.
-        q_BGhE = q_BHSE.view(q_BHSE.shape[0], k_BGSE.shape[1], -1, q_BHSE.shape[3])
-        return F.scaled_dot_product_attention(q_BGhE, k_BGSE, v_BGSE, attn_mask=mask).reshape(q_BHSE.shape)
-    if q_BHSE.device.type != "cuda" or (seq >= _CUDNN_FROM and mask is None):
-        return F.scaled_dot_product_attention(
-            q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
-        )
-    if grouped and mask is not None:  # the one kernel that takes masks without a plan wants as many heads
+        shape = q_BHSE.shape
+        q_BHSE = q_BHSE.view(shape[0], k_BGSE.shape[1], -1, shape[3])
+        with _kernels(on_gpu):
+            return F.scaled_dot_product_attention(q_BHSE, k_BGSE, v_BGSE, attn_mask=mask).reshape(shape)
+    if grouped and mask is not None and on_gpu:  # the one kernel that takes masks without a plan wants as many heads
         k_BGSE, v_BGSE = (x.repeat_interleave(q_BHSE.shape[1] // x.shape[1], dim=1) for x in (k_BGSE, v_BGSE))
         grouped = False
-    with sdpa_kernel(_WITHOUT_PLANS):
+    with _kernels(on_gpu and (seq < _CUDNN_FROM or mask is not None)):
         return F.scaled_dot_product_attention(
             q_BHSE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
         )
+
+
+def _kernels(without_plans: bool) -> AbstractContextManager[None]:
+    return sdpa_kernel(_WITHOUT_PLANS) if without_plans else nullcontext()
 
 
 def causal_mask(seq: int, total: int, window: int | None, device: torch.device) -> torch.Tensor:
