@@ -10,8 +10,11 @@ from tplab.checks import ArgumentError
 from tplab.cli import main
 from tplab.cli.words import check, options, table
 from tplab.cluster import Cluster
+from tplab.collectives.crossover import engine_losses
 from tplab.collectives.emulated_link import EmulatedLink
-from tplab.collectives.sweep import plan_sweep
+from tplab.collectives.sweep import read_sweep
+from tplab.collectives.sweep_plan import plan_crossover, plan_sweep
+from tplab.lab.recorded import recorded
 from tplab.models.spec import ModelSpec
 from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import advise
@@ -30,6 +33,7 @@ TAKEN = {
     "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),
     "box": (measure_box, Workload, BoxCase),
     "sweep": (Cluster, plan_sweep),
+    "crossover": (Cluster, plan_crossover, recorded, read_sweep, engine_losses, ModelSpec.from_config),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
 OWN = {

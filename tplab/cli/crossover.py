@@ -39,12 +39,15 @@ def add_crossover(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--ranks", dest="n", type=int, help="how many ranks (default 2; of a recording: the most)")
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     parser.add_argument("--recorded", dest="name", help="a recording instead, such as 4xH200-2026-11-26")
-    parser.add_argument("--file", help="rows that tplab sweep or this command wrote, instead of measuring")
+    parser.add_argument("--file", dest="path", help="rows that tplab sweep or this command wrote, instead of measuring")
     parser.add_argument("--from-size", help="smallest message (default 1KiB)")
     parser.add_argument("--to-size", help="largest message (default 64MiB on GPUs of their own, 4MiB elsewhere)")
     parser.add_argument("--iterations", type=int, help="samples per size (default: 50, fewer for large messages)")
     parser.add_argument(
-        "--model", default="llama-3.1-70b", help="whose decode step: config.json, its folder, or a preset"
+        "--model",
+        dest="config",
+        default="llama-3.1-70b",
+        help="whose decode step: config.json, its folder, or a preset",
     )
     parser.add_argument("--batches", default="1,4,16,64,256", help="comma-separated: sequences that decode together")
     parser.add_argument("--csv", help="also write the rows that were measured here")
@@ -59,7 +62,7 @@ def _crossover(arguments: argparse.Namespace) -> int:
 
     out = writable("--csv", arguments.csv) if arguments.csv is not None else None
     batches = _batches(arguments.batches)
-    spec = ModelSpec.from_config(arguments.model)
+    spec = ModelSpec.from_config(arguments.config)
     sweep, badge = _rows(arguments)
     if out is not None:
         write_csv("--csv", sweep, out)
@@ -92,8 +95,8 @@ def _batches(text: str) -> list[int]:
 def _rows(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     """The sweep and its badge, measured or read."""
     measuring = {name: getattr(arguments, name) for name in ("from_size", "to_size", "iterations")}
-    if arguments.name is not None or arguments.file is not None:
-        if arguments.name is not None and arguments.file is not None:
+    if arguments.name is not None or arguments.path is not None:
+        if arguments.name is not None and arguments.path is not None:
             raise ValueError("--recorded and --file must not be given together")
         if given := [arguments.options[name] for name, value in measuring.items() if value is not None]:
             raise ValueError(f"{', '.join(given)} must not come with --recorded or --file, which measure nothing")
@@ -101,10 +104,10 @@ def _rows(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
         from tplab.lab.recorded import recorded, recorded_badge
 
         return recorded(arguments.name, "sweep"), recorded_badge(arguments.name)
-    if arguments.file is not None:
+    if arguments.path is not None:
         from tplab.collectives.sweep import read_sweep
 
-        return read_sweep(arguments.file), f"FILE {arguments.file}"
+        return read_sweep(arguments.path), f"FILE {arguments.path}"
     return _measured(arguments)
 
 

@@ -20,6 +20,7 @@ ARGMAX = "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at:
         ("void cublasLt::splitKreduce_kernel<32, 16, int>(x)", "weights"),
         ("_gemv_kernel", "weights"),
         ("_gate_up_kernel", "weights"),
+        ("_few_kernel", "weights"),
         ("aten::linear", "weights"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7", "attention"),
         ("void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<128>>(x)", "attention"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import pandas as pd
 
@@ -22,7 +23,7 @@ def generation_step(
     """Each case in every layout of 1, 2, 4, ... and all ranks, as many as have a GPU of their own.
 
     Rows as ``Generation.frame`` has them, with ``model``, ``layers``, ``compute_share``, ``collective_share`` and
-    ``wait_share`` (means over the ranks). Written besides: ``profile.csv`` (rows of ``StepProfile.frame``, with
+    ``wait_share`` (means over the ranks); on GPUs the first case also without CUDA graphs. Written besides: ``profile.csv`` (rows of ``StepProfile.frame``, with
     ``model``, ``batch`` and ``prompt_length``), and for the first case ``profile-tp1-pp1.json`` and so on for
     ui.perfetto.dev. A layout that fails is said and left out.
 
@@ -42,8 +43,10 @@ def generation_step(
         for place, case in enumerate(cases):
             workload, spec = case.workload, case.spec
             config = runnable(spec, spec.num_layers, workload.context_length + 1, dtype)
+            # The first case also one kernel after the other: what CUDA graphs are worth.
+            modes = (None, False) if place == 0 and cluster.backend == "nccl" else (None,)
             about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
-            for tp, pp in _layouts(case, size):
+            for (tp, pp), graphs in product(_layouts(case, size), modes):
                 try:
                     made = profile_step(
                         clustered,
@@ -53,6 +56,7 @@ def generation_step(
                         batch=workload.concurrency or 1,
                         prompt_length=workload.input_length,
                         new_tokens=workload.output_length,
+                        cuda_graphs=graphs,
                     )
                 except (ClusterError, ValueError) as error:
                     say(f"{case.label}, TP {tp} x PP {pp}: left out: {error}")
@@ -60,7 +64,7 @@ def generation_step(
                 rows.append(_row(made).assign(model=spec.name, layers=config.num_layers))
                 profiles.append(made.frame().assign(**about))
                 write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
-                if place == 0:
+                if place == 0 and graphs is None:
                     write(f"profile-tp{tp}-pp{pp}.json", json.dumps(made.perfetto()))
     if not rows:
         raise ValueError("no layout of any model could be run, for the reasons above")

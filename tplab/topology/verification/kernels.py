@@ -31,7 +31,7 @@ _PATTERNS = (
     ("attention", r"flash|fmha|attention|sdpa|_combine_kernel|mha_"),
     (
         "weights",
-        r"gemm|gemv|gemvx|cutlass|cublas|nvjet|xmma|splitk|dot_kernel|_gate_up_kernel|^aten::(linear|mm|addmm|matmul|mv|"
+        r"gemm|gemv|gemvx|cutlass|cublas|nvjet|xmma|splitk|dot_kernel|_gate_up_kernel|_few_kernel|^aten::(linear|mm|addmm|matmul|mv|"
         r"bmm|baddbmm)$|mkldnn",
     ),
     (

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -77,7 +78,8 @@ def profile_on_rank(
         with _quiet():
             profiler.stop()
     rank.report(phase="profile", done=WARM_UPS + 1, total=WARM_UPS + 1)
-    return RankProfile(result, spans, _kernels(profiler.events(), zeros_s, on_gpu))
+    load = replace(result.load, weight_bytes=loaded.stage.weight_bytes)
+    return RankProfile(replace(result, load=load), spans, _kernels(profiler.events(), zeros_s, on_gpu))
 
 
 @contextmanager
