@@ -23,9 +23,9 @@ def generation_step(
     """Each case in every layout of 1, 2, 4, ... and all ranks, as many as have a GPU of their own.
 
     Rows as ``Generation.frame`` has them, with ``model``, ``layers``, ``compute_share``, ``collective_share`` and
-    ``wait_share`` (means over the ranks); on GPUs the first case also without CUDA graphs. Written besides: ``profile.csv`` (rows of ``StepProfile.frame``, with
-    ``model``, ``batch`` and ``prompt_length``), and for the first case ``profile-tp1-pp1.json`` and so on for
-    ui.perfetto.dev. A layout that fails is said and left out.
+    ``wait_share`` (means over the ranks); on GPUs the first case also without CUDA graphs. Written besides:
+    ``profile.csv`` (rows of ``StepProfile.frame``, with ``model``, ``batch`` and ``prompt_length``), and for the first
+    case ``profile-tp1-pp1.json`` and so on for ui.perfetto.dev. A layout that fails is said and left out.
 
     Args:
         cluster: all ranks.
