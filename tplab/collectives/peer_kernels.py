@@ -225,7 +225,7 @@ def one_shot_kernel(
         PHASE, PDL: see above; whether the kernel starts before the last one has ended.
     """
     follow(PDL)
-    epoch = tl.load(epochs + tl.program_id(0)) + 1
+    epoch = tl.load(epochs + tl.program_id(0), volatile=True) + 1
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < num_words
     mine = tl.load(x + offset, mask=inside, other=0)
@@ -259,7 +259,7 @@ def add_rms_norm_kernel(
     inside = column < num_words
     scale = tl.load(weight + column, mask=inside, other=0)  # of no earlier kernel, so before the wait
     follow(PDL)
-    epoch = tl.load(epochs + tl.program_id(0)) + 1
+    epoch = tl.load(epochs + tl.program_id(0), volatile=True) + 1
     offset = tl.program_id(0) * num_words + column
     mine = tl.load(x + offset, mask=inside, other=0)
     if PHASE != 2:
@@ -313,7 +313,7 @@ def two_shot_kernel(
         BLOCK: words that a block moves at a time.
         table, epochs, polls, KIND, RANK, N, PHASE: as in ``one_shot_kernel``.
     """
-    epoch = tl.load(epochs + tl.program_id(0)) + 1
+    epoch = tl.load(epochs + tl.program_id(0), volatile=True) + 1
     step = tl.num_programs(0) * BLOCK
     begin = tl.program_id(0) * BLOCK
     lanes = tl.arange(0, BLOCK)

@@ -77,7 +77,7 @@ def quantised_two_shot_kernel(
         ROWS: groups that a block moves at a time.
         table, epochs, polls, RANK, N, PHASE: as in ``one_shot_kernel``.
     """
-    epoch = tl.load(epochs + tl.program_id(0)) + 1
+    epoch = tl.load(epochs + tl.program_id(0), volatile=True) + 1
     step = tl.num_programs(0) * ROWS * _GROUP
     begin = tl.program_id(0) * ROWS * _GROUP
     rows = tl.arange(0, ROWS)
