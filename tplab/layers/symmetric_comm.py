@@ -127,10 +127,13 @@ def gpu_comm(rank: "Rank", group: "ProcessGroup", limits: Limits | None = None) 
 def why_not_symmetric(device: torch.device, group: "ProcessGroup") -> str | None:
     """The reason why these ranks cannot write into each other's memory, in words; None where they can.
 
-    A collective: all ranks of the group learn the same.
+    A collective: all ranks of the group learn the same. With ``TPLAB_SYMMETRIC=0`` in the environment, so that they
+    are compared with NCCL's, they are said not to.
     """
     if dist.get_backend(group) != "nccl":
         return f"symmetric memory needs NCCL; these ranks speak {dist.get_backend(group)}"
+    if os.environ.get("TPLAB_SYMMETRIC") == "0":
+        return "TPLAB_SYMMETRIC=0 leaves all sums to NCCL, to compare"
     if group.size() > MOST_RANKS:
         return f"the kernels are made for up to {MOST_RANKS} ranks; these are {group.size()}"
     index = torch.cuda.current_device() if device.index is None else device.index
