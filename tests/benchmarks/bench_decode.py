@@ -17,6 +17,7 @@ of 65 tokens less that of one, over 64; medians.
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -143,51 +144,64 @@ def peer(rank: Rank, values: dict[str, Any], prefill: int) -> list[str]:
     return lines
 
 
+def ours(cluster: Any, config: ModelConfig, tp: int, batch: int, length: int, new: int, **how: Any) -> Any:
+    prompts = prompts_of(config, batch, length)
+    return generate(cluster, config, prompts, tp=tp, max_new_tokens=new, stop_tokens=(), **how)
+
+
+def decode(cluster: Any, config: ModelConfig, tp: int, batches: list[int], copy: float) -> float:
+    """Print times per token; those of the first batch, in milliseconds, come back."""
+    began = time.perf_counter()
+    first = ours(cluster, config, tp, 1, LENGTHS[0], NEW)
+    print(f"loaded in {time.perf_counter() - began:.0f} s, captured in {first.capture_s:.2f} s", flush=True)
+    table = config.vocab_size * config.hidden_size * (not config.tied_embeddings)
+    read = max(load.weight_bytes for load in first.loads) - 2 * table / tp
+    limit, tpots = read / copy * 1e3, []
+    for batch in batches:
+        runs = [ours(cluster, config, tp, batch, length, NEW) for length in (128, 100, 128)]
+        tpots.append(statistics.median(statistics.median(run.tpot_s) for run in runs) * 1e3)
+        share = limit / tpots[-1]
+        print(f"batch {batch}: {tpots[-1]:.3f} ms per token, {share:.3f} of the limit {limit:.3f} ms", flush=True)
+    for length in LENGTHS:
+        made = ours(cluster, config, tp, 1, length, NEW, cuda_graphs=False)
+        ttft, tpot = made.ttft_s[0] * 1e3, made.tpot_s[0] * 1e3
+        print(f"eager, {length} in: first token {ttft:.1f} ms, then {tpot:.2f} ms per token", flush=True)
+    return tpots[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama-3.1-8b", choices=sorted(MODELS))
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8])
-    parser.add_argument("--prefill", type=int, default=8192)
+    parser.add_argument("--layers", type=int, help="fewer layers, for a model that does not fit")
+    parser.add_argument("--prefill", type=int, default=8192, help="tokens; 0: none")
+    parser.add_argument("--alone", action="store_true", help="also on one of the GPUs")
     parser.add_argument("--no-peer", action="store_true")
     asked = parser.parse_args()
     config = config_of(asked.model)
+    if asked.layers:
+        config = replace(config, num_layers=asked.layers)
     with Cluster(asked.tp, "nccl") as cluster:
         print(cluster.badge, cluster.provenance.device, f"torch {cluster.provenance.torch_version}", flush=True)
         copy, product = cluster.run(ceilings, timeout=120)[0]
         print(f"copy {copy / 1e12:.3f} TB/s, 8192 cubed {product / 1e12:.0f} TFLOP/s", flush=True)
-
-        def ours(batch: int, length: int, new: int, **how: Any) -> Any:
-            prompts = prompts_of(config, batch, length)
-            return generate(cluster, config, prompts, tp=asked.tp, max_new_tokens=new, stop_tokens=(), **how)
-
-        began = time.perf_counter()
-        first = ours(1, LENGTHS[0], NEW)
-        print(f"loaded in {time.perf_counter() - began:.0f} s, captured in {first.capture_s:.2f} s", flush=True)
-        table = config.vocab_size * config.hidden_size * (not config.tied_embeddings)
-        read = max(load.weight_bytes for load in first.loads) - 2 * table / asked.tp
-        for batch in asked.batches:
-            tpot = statistics.median(
-                statistics.median(ours(batch, length, NEW).tpot_s) * 1e3 for length in (128, 100, 128)
-            )
-            limit = read / copy * 1e3
-            print(f"batch {batch}: {tpot:.3f} ms per token, {limit / tpot:.3f} of the limit {limit:.3f} ms", flush=True)
-        for length in LENGTHS:
-            made = ours(1, length, NEW, cuda_graphs=False)
-            print(f"eager, {length} in: first token {made.ttft_s[0] * 1e3:.1f} ms, then {made.tpot_s[0] * 1e3:.2f} ms")
-        seconds = min(ours(1, asked.prefill, 1).ttft_s[0] for _ in range(4))
-        work = (
-            2 * config.num_layers * (config.block_matmul_params * asked.prefill + config.hidden_size * asked.prefill**2)
-        )
-        done = work / asked.tp / seconds
-        print(f"prefill of {asked.prefill}: {seconds * 1e3:.1f} ms, {done / product:.3f} of the product's", flush=True)
+        tpot = decode(cluster, config, asked.tp, asked.batches, copy)
+        if asked.prefill:
+            seconds = min(ours(cluster, config, asked.tp, 1, asked.prefill, 1).ttft_s[0] for _ in range(4))
+            length = asked.prefill
+            work = 2 * config.num_layers * (config.block_matmul_params * length + config.hidden_size * length**2)
+            done = work / asked.tp / seconds / product
+            print(f"prefill of {length}: {seconds * 1e3:.1f} ms, {done:.3f} of the product's", flush=True)
         if asked.tp > 1:
             both = cluster.run(parts_alone, config, asked.tp, LENGTHS[0], timeout=300)
             shard, sums = (max(column) for column in zip(*both, strict=True))
-            tpot = statistics.median(ours(1, LENGTHS[0], NEW).tpot_s[0] * 1e3 for _ in range(3))
-            print(
-                f"shard alone {shard:.3f} ms + sums alone {sums:.3f} ms; together {tpot / (shard + sums):.3f} of that"
-            )
+            ratio = tpot / (shard + sums)
+            print(f"shard alone {shard:.3f} ms + sums alone {sums:.3f} ms; TPOT {ratio:.3f} of both", flush=True)
+        if asked.tp > 1 and asked.alone:
+            alone = cluster.resized(1)
+            print(alone.badge)
+            decode(alone, config, 1, asked.batches, copy)
     if not asked.no_peer:
         with Cluster(1, "nccl") as cluster:
             print("\n".join(cluster.run(peer, dict(MODELS[asked.model]), asked.prefill, timeout=300)[0]))
