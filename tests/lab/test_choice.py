@@ -116,7 +116,7 @@ def test_what_is_offered_and_what_is_taken(machine, gpus, ranks, offered, best):
     assert [each.label for each in offers] == offered
     assert offers[0].pick(cpu="cpu", shared="shared", own="own") == best
     assert offers[-1].pick(cpu="cpu", shared="shared", own="own") == "cpu"
-    assert (offers[0].on_gpus, offers[0].own_gpus, offers[0].shares_gpus) == (gpus > 0, best == "own", best == "shared")
+    assert (offers[0].on_gpus, offers[0].own_gpus) == (gpus > 0, best == "own")
 
 
 def test_memory_is_a_ranks_share_of_the_smallest_gpu(machine):
@@ -126,14 +126,6 @@ def test_memory_is_a_ranks_share_of_the_smallest_gpu(machine):
     assert str(choices(4)[0]) == "4 ranks over NCCL, sharing 2 x NVIDIA H100"
     assert str(choices(1)[0]) == "1 rank over NCCL, on one NVIDIA H100"
     assert choices(2)[1].memory_GB == 0
-
-
-def test_ranks_are_side_by_side_where_each_has_a_gpu_or_a_core(machine, monkeypatch):
-    monkeypatch.setattr("tplab.lab.choice.num_cores", lambda: 2)
-    machine(1)
-    assert [each.side_by_side for each in choices(2)] == [False, True]
-    assert [each.side_by_side for each in choices(4)] == [False, False]
-    assert choices(1)[0].side_by_side
 
 
 def test_the_chip_offers_what_there_is_and_can_be_changed(machine):

@@ -40,17 +40,6 @@ class Choice:
         """Whether every rank has a GPU of its own."""
         return self.on_gpus and self.num_gpus >= self.num_ranks
 
-    @property
-    def shares_gpus(self) -> bool:
-        """Whether ranks take turns on GPUs."""
-        return self.on_gpus and not self.own_gpus
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether all ranks can compute at the same time, on GPUs or cores of their own. Where they cannot, times of
-        real computations are times of taking turns."""
-        return self.own_gpus or (not self.on_gpus and self.num_cores >= self.num_ranks)
-
     def pick(self, *, cpu: T, shared: T, own: T) -> T:
         """What suits: on the CPU, on GPUs that ranks share, or on a GPU for each rank."""
         return own if self.own_gpus else shared if self.on_gpus else cpu
