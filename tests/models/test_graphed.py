@@ -178,9 +178,6 @@ def test_kept_steps_go_when_their_memory_is_wanted(clusters: Any) -> None:
     generate(cluster, LLAMA, PROMPTS, max_new_tokens=2)
     assert cluster.run(with_free_bytes, [0.0, 1e9]) == [1], "there was room"
     generate(cluster, LLAMA, PROMPTS, max_new_tokens=2)
-    assert cluster.run(with_free_bytes, [0.0, 100.0]) == [0]
-    with pytest.raises(RankError, match=r"keys and values of 4 sequences of 9 tokens take 0\.00 GB"):
-        generate(cluster, LLAMA, PROMPTS, max_new_tokens=2)
     assert cluster.run(with_free_bytes, None) == [0]
 
 
