@@ -251,10 +251,15 @@ def scaled_dot_products(
     mask: torch.Tensor | None = None,
     kv_of_q: list[int] | None = None,
 ) -> torch.Tensor:
-    """Attention of the last S of T tokens over all of them; arguments as of :func:`attend`.
+    """Attention of the last S of T tokens over all of them.
 
     On a GPU cuDNN's kernel only for long prompts: it makes a plan for every shape that it meets for the first time,
     some 60 ms for a stack of 32 layers, which a short prompt never earns back.
+
+    Args:
+        q_BHSE: queries of the last S tokens.
+        k_BGSE, v_BGSE: keys and values of all T.
+        causal, sliding_window, mask, kv_of_q: as of :func:`attend`.
     """
     seq, total = q_BHSE.shape[2], k_BGSE.shape[2]
     past = total - seq
