@@ -3,8 +3,10 @@
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from tplab.collectives import comparable, crossovers
 from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
 from tplab.pipeline import build_schedule
 from tplab.topology.verification.box_layouts import scores
@@ -60,9 +62,34 @@ def test_layouts_of_whole_models_and_what_predictions_of_them_are_worth() -> Non
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of 2xH100-2026-11-24.*got '8xB300'"):
+    with pytest.raises(ValueError, match=r"name must be one of 1xH100-2026-11-28, 2xH100-2026-11-24.*got '8xB300'"):
         recorded("8xB300", "sweep")
     with pytest.raises(ValueError, match=r"must be one of layers, links, sweep; got 'weather'"):
         recorded("2xH100-2026-11-24", "weather")
     with pytest.raises(ValueError, match="step of 2xH100-2026-11-24 must be one of none; got 'calibration'"):
         recorded_calibration("2xH100-2026-11-24")
+
+
+ONE = "1xH100-2026-11-28"
+
+
+def test_one_gpu_generates_and_where_its_time_goes() -> None:
+    generation = recorded(ONE, "generation")
+    assert generation["num_ranks"].unique() == [1]
+    in_graphs = generation[generation["launch_mode"] == "graph"]
+    assert in_graphs["tpot_ms"].iloc[0] == pytest.approx(5.4, abs=0.4)  # 16.1 GB of weights at some 3 TB/s
+    profile = recorded(ONE, "profile")
+    for _, rows in profile.groupby(["model", "batch", "launch_mode", "phase"]):
+        assert rows["measured_ms"].sum() == pytest.approx(rows["wall_ms"].iloc[0])
+    assert (profile.loc[profile["term"] == "other", "calls"] == 0).all()
+    decode = profile[(profile["phase"] == "decode") & (profile["batch"] == 1)].set_index(["launch_mode", "term"])
+    assert decode.loc[("graph", "gaps"), "share_pct"] < 5
+    assert decode.loc[("eager", "gaps"), "share_pct"] > 50
+
+
+def test_ranks_that_share_a_gpu_have_their_own_map() -> None:
+    sweep = recorded(ONE, "sweep")
+    assert sweep["link"].str.contains("share a GPU").all()
+    bands = recorded(ONE, "crossover")
+    pd.testing.assert_series_equal(bands["algorithm"], crossovers(comparable(sweep))["algorithm"])
+    assert recorded_trace(ONE, build_schedule("1f1b", 2, 4)).measured

@@ -82,7 +82,7 @@ class BoxPlan:
     cases: tuple[BoxCase, ...]
     """Models that are run in every layout, each with its workload."""
     generated: tuple[BoxCase, ...]
-    """Models that generate in every layout of 1, 2, 4, ... ranks, profiled kernel by kernel."""
+    """Loads of one model that generates in every layout of 1, 2, 4, ... ranks, profiled kernel by kernel."""
     calibration: Mapping[str, Any]
     """Arguments of the ``calibrate`` that runs before the layouts."""
 

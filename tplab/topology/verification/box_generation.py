@@ -25,11 +25,12 @@ def generation_step(
     Rows as ``Generation.frame`` has them, with ``model``, ``layers``, ``compute_share``, ``collective_share`` and
     ``wait_share`` (means over the ranks); on GPUs the first case also without CUDA graphs. Written besides:
     ``profile.csv`` (rows of ``StepProfile.frame``, with ``model``, ``batch`` and ``prompt_length``), and for the first
-    case ``profile-tp1-pp1.json`` and so on for ui.perfetto.dev. A layout that fails is said and left out.
+    case ``profile-tp1-pp1.json`` and so on for ui.perfetto.dev. A layout that fails is said and left out; what was
+    measured is written after each.
 
     Args:
         cluster: all ranks.
-        cases: models, each with a batch of ``concurrency`` prompts.
+        cases: loads of one model, each with a batch of ``concurrency`` prompts.
         dtype: of weights and cache.
         write: called with the name of a file and what goes into it.
         say: called with failures.
@@ -38,34 +39,38 @@ def generation_step(
         ValueError: nothing could be run.
     """
     rows, profiles = [], []
+    longest = max(case.workload.context_length for case in cases) + 1
+    modes = (None, False) if cluster.backend == "nccl" else (None,)
     for size in _sizes(cluster):
         clustered = cluster if size == cluster.num_ranks else cluster.resized(size)
-        for place, case in enumerate(cases):
+        # Layout by layout, so that weights are loaded once for each.
+        runs = product(_layouts(cases[0], size), enumerate(cases), modes)
+        for (tp, pp), (place, case), graphs in runs:
+            if place and graphs is False:
+                continue
             workload, spec = case.workload, case.spec
-            config = runnable(spec, spec.num_layers, workload.context_length + 1, dtype)
-            # The first case also one kernel after the other: what CUDA graphs are worth.
-            modes = (None, False) if place == 0 and cluster.backend == "nccl" else (None,)
+            config = runnable(spec, spec.num_layers, longest, dtype)
+            try:
+                made = profile_step(
+                    clustered,
+                    config,
+                    tp=tp,
+                    pp=pp,
+                    batch=workload.concurrency or 1,
+                    prompt_length=workload.input_length,
+                    new_tokens=workload.output_length,
+                    cuda_graphs=graphs,
+                )
+            except (ClusterError, ValueError) as error:
+                say(f"{case.label}, TP {tp} x PP {pp}: left out: {error}")
+                continue
             about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
-            for (tp, pp), graphs in product(_layouts(case, size), modes):
-                try:
-                    made = profile_step(
-                        clustered,
-                        config,
-                        tp=tp,
-                        pp=pp,
-                        batch=workload.concurrency or 1,
-                        prompt_length=workload.input_length,
-                        new_tokens=workload.output_length,
-                        cuda_graphs=graphs,
-                    )
-                except (ClusterError, ValueError) as error:
-                    say(f"{case.label}, TP {tp} x PP {pp}: left out: {error}")
-                    continue
-                rows.append(_row(made).assign(model=spec.name, layers=config.num_layers))
-                profiles.append(made.frame().assign(**about))
-                write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
-                if place == 0 and graphs is None:
-                    write(f"profile-tp{tp}-pp{pp}.json", json.dumps(made.perfetto()))
+            rows.append(_row(made).assign(model=spec.name, layers=config.num_layers))
+            profiles.append(made.frame().assign(**about))
+            write("generation.csv", pd.concat(rows, ignore_index=True).to_csv(index=False))
+            write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
+            if place == 0 and graphs is None:
+                write(f"profile-tp{tp}-pp{pp}.json", json.dumps(made.perfetto()))
     if not rows:
         raise ValueError("no layout of any model could be run, for the reasons above")
     return pd.concat(rows, ignore_index=True)
