@@ -200,8 +200,9 @@ class StepProfile:
                 lane = next(free, len(lanes))
                 lanes[lane : lane + 1] = [kernel.end_s]
                 times = kernel.start_s, kernel.end_s, zero_s
-                about = {"term": kernel.term, "name": kernel.name[:_LONGEST_NAME]}
-                events.append(_slice(rank, lane + 1, short_name(kernel.name), kernel.term, *times, about))
+                short = short_name(kernel.name)
+                about = {} if short == kernel.name else {"name": kernel.name[:_LONGEST_NAME]}
+                events.append(_slice(rank, lane + 1, short, kernel.term, *times, about))
             events += [_meta("thread_name", rank, lane + 1, f"kernels {lane}") for lane in range(len(lanes))]
         made_by = {"badge": self.badge, "decode_step": self.step, **self.generation.provenance}
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": made_by}
@@ -381,5 +382,5 @@ def _meta(what: str, pid: int, tid: int, name: str) -> dict[str, Any]:
 def _slice(
     pid: int, tid: int, name: str, kind: str, start_s: float, end_s: float, zero_s: float, about: dict[str, Any]
 ) -> dict[str, Any]:
-    times = {"ts": (start_s - zero_s) * 1e6, "dur": (end_s - start_s) * 1e6}
+    times = {"ts": round((start_s - zero_s) * 1e6, 3), "dur": round((end_s - start_s) * 1e6, 3)}
     return {"name": name, "cat": kind, "ph": "X", "pid": pid, "tid": tid, **times, "args": about}
