@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tplab.cluster import Cluster, ClusterError, Provenance
 from tplab.collectives.crossover import comparable, crossovers
 from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.collectives.sweep import sweep_all_reduce
-from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY
+from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY, PUSHED
 from tplab.files import check_writable, write_text
 from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.models.spec import ModelConfig
@@ -287,9 +288,10 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
         frames += [sweep(algorithms=["library"], sizes=plan.sizes, mode=mode) for mode in modes]
         own = ["ring"] if clustered.own_gpus else OF_MESSAGES
         frames.append(sweep(algorithms=[*own, "int8-two-shot"], sizes=small))
-        for mode in modes if clustered.own_gpus else ():
+        torchs = [name for name in ON_SYMMETRIC_MEMORY if name not in PUSHED]
+        for algorithms, mode in product((torchs, PUSHED), modes) if clustered.own_gpus else ():
             try:
-                frames.append(sweep(algorithms=ON_SYMMETRIC_MEMORY, sizes=plan.sizes, mode=mode))
+                frames.append(sweep(algorithms=algorithms, sizes=plan.sizes, mode=mode))
             except ClusterError as error:
                 say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: {error}")
                 break
