@@ -29,18 +29,20 @@ class Limits:
 
     @classmethod
     def default(cls, num_ranks: int) -> "Limits":
-        """What is taken before anything is measured: one step to 256 KiB (128 on more than four ranks), two to 8 MiB.
+        """What is taken before anything is measured: one step to 256 KiB (128 on more than four ranks), two to 8 MiB
+        (32 on two ranks).
 
-        The first is where n-1 times the bytes, with a flag to each word, take longer than the second step and its two
-        signals, some 4 us, at the 350 GB/s of an H100's NVLink. The second lies below the 16 MiB up to which torch's
-        two-shot kernel beat NCCL on four H200 (the recorded sweep of 2026-11-26, in graphs), since ours was not
-        measured beside it.
+        On two H200 (NVLink, NCCL 2.28.9, 2026-11-28, in graphs) one step was the fastest to 256 KiB, two steps beat
+        NCCL to 64 MiB, and beyond was not measured. On more ranks: one step ends where n-1 times the bytes, with a flag
+        to each word, take longer than a second step and its two signals, some 4 us, at the 350 GB/s of NVLink; two
+        steps end below the 16 MiB up to which torch's two-shot kernel beat NCCL on four H200 (the recorded sweep of
+        2026-11-26).
 
         Known to be wrong: over PCIe, where both should be smaller.
         """
         ranks = check_count("num_ranks", num_ranks, least=1)
         one_shot = MOST_ONE_SHOT_BYTES if ranks <= 4 else MOST_ONE_SHOT_BYTES // 2
-        return cls(one_shot_bytes=one_shot, two_shot_bytes=8 * _MIB)
+        return cls(one_shot_bytes=one_shot, two_shot_bytes=(32 if ranks <= 2 else 8) * _MIB)
 
     @classmethod
     def measured(cls, times_us: Mapping[str, Mapping[int, float]]) -> "Limits":

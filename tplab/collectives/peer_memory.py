@@ -1,8 +1,8 @@
 """Memory that GPUs write to each other, and the all-reduces over it in one kernel each.
 
 Not torch's kernels (``symmetric``): those take only tensors that lie in such memory, have a barrier before and after
-(13 us for 16 KiB on four H200, where the way over the link is 1), and no norm and no narrow numbers. Nor the
-``multimem`` ones: NVLink multicast stays off.
+(6.4 us for 16 KiB in a graph on two H200, where ours takes 1.9 and NCCL 10.6), and no norm and no narrow numbers. Nor
+the ``multimem`` ones: NVLink multicast stays off.
 
 ``PHASES`` of an algorithm are for ranks that are simulated in one process, see :meth:`PeerMemory.in_one_process`.
 
