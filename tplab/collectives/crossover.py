@@ -162,13 +162,17 @@ def engine_losses(
     check_count("hidden", hidden, least=1)
     calls = 2 * check_count("num_layers", num_layers, least=1)
     curves = {name: Curve(rows["bytes"], rows["p50_us"]) for name, rows in frame.groupby("algorithm", sort=False)}
-    bands = crossovers(frame)
+    bands, most = crossovers(frame), frame["bytes"].max()
     rows = []
     for rule in rules:
         for batch in batches:
             nbytes = check_count("batches", batch, least=1) * hidden * _BF16_BYTES
             kind, best = rule.kind_at(nbytes), best_for(bands, nbytes)
-            times = {name: curve.time_us(nbytes) for name, curve in curves.items()}
+            times = {
+                name: curve.time_us(nbytes)
+                for name, curve in curves.items()
+                if nbytes <= curve.sizes[-1] or curve.sizes[-1] == most  # what ends early is not to be had beyond
+            }
             alike = {name: us for name, us in times.items() if kind is not None and name in KINDS[kind]}
             algorithm = min(alike, key=alike.__getitem__, default=None)
             taken = math.nan if algorithm is None else alike[algorithm]

@@ -38,6 +38,8 @@ ARGMAX = "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at:
         ("ncclDevKernel_AllGather_RING_LL(x)", "all-reduce"),
         ("void (anonymous namespace)::two_shot_all_reduce_kernel_inplace<__nv_bfloat16, 16>(x)", "all-reduce"),
         ("gloo:all_reduce", "all-reduce"),
+        ("one_shot_kernel", "all-reduce"),
+        ("add_rms_norm_kernel", "all-reduce"),
         ("c10d::_allgather_base_", "all-reduce"),
         ("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", "hops"),
         ("gloo:send", "hops"),
@@ -108,6 +110,12 @@ def test_what_overlaps_counts_once_and_computing_first() -> None:
     assert found["norms and elementwise"].wall_s == 1
     assert (found["gaps"].wall_s, found["gaps"].calls) == (3, 2)
     assert list(found) == list(TERMS)
+
+
+def test_a_product_that_waits_under_our_own_all_reduce_does_not_hide_it() -> None:
+    kernels = [Kernel("add_rms_norm_kernel", 0, 3, "all-reduce"), Kernel("_gemv_kernel", 1, 5, "weights")]
+    found = {each.term: each.wall_s for each in times_of(kernels, 0, 5)}
+    assert (found["all-reduce"], found["weights"]) == (3, 2)
 
 
 def test_a_kernel_counts_as_far_as_it_is_in_the_step() -> None:

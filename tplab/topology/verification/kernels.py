@@ -4,8 +4,8 @@ A profiler gives names and times. Here each kernel gets a term by its name, and 
 of the kernel that ran, or ``gaps``. So the terms add up to the step's wall time, whatever overlapped, and what no
 pattern knows is in ``other`` with its name.
 
-Where two ran at once, a kernel that computes counts before one that communicates: what is left of communication is what
-nothing hid. Of two that compute the one that began first counts until it ends.
+Where two ran at once, a kernel that computes counts before NCCL's or gloo's: what is left of communication is what
+nothing hid. Of any two others the one that began first counts until it ends.
 
 Known to be wrong: names are those of today's libraries (cuBLAS, cuDNN, NCCL, torch's and Triton's of this lab), so a
 new one may be in ``other``; a product that is part of attention by matmul and softmax counts among the weights; the
@@ -26,7 +26,8 @@ _PATTERNS = (
     ("hops", r"nccl.*(SendRecv|Send|Recv)|^(gloo|c10d|nccl):*(send|recv)"),
     (
         "all-reduce",
-        r"nccl|^(gloo|c10d):|one_shot|two_shot|multimem|symm_mem|all_?reduce|all_?gather|reduce_?scatter",
+        r"nccl|^(gloo|c10d):|one_shot|two_shot|multimem|symm_mem|all_?reduce|all_?gather|reduce_?scatter|"
+        r"^add_rms_norm_kernel",  # ours, of the sum over ranks, the residual and the norm in one
     ),
     ("attention", r"flash|fmha|attention|sdpa|_combine_kernel|mha_"),
     (
@@ -43,6 +44,9 @@ _PATTERNS = (
 )
 """Term -> pattern of names, in the order in which they are tried; small or capital letters."""
 _COMPILED = tuple((term, re.compile(pattern, re.I)) for term, pattern in _PATTERNS)
+_BESIDE = re.compile(r"nccl|^(gloo|c10d):", re.I)
+"""Names of communication that runs beside what computes. Kernels of ours over other GPUs' memory are in line with it:
+what begins under them only waits for them."""
 _CHOOSES = re.compile(r"argmax|reduce_kernel|softmax|topk|sort|^aten::max", re.I)
 """Names of what chooses a token."""
 _LONGEST_NAME = 60
@@ -152,9 +156,9 @@ def times_of(kernels: Sequence[Kernel], start_s: float, end_s: float) -> list[Te
     ]
     wall = dict.fromkeys(TERMS, 0.0)
     covered: list[tuple[float, float]] = []
-    for communicates in (False, True):
+    for beside in (False, True):
         for kernel in sorted(inside, key=lambda each: each.start_s):
-            if (kernel.term in _COMMUNICATION) is communicates:
+            if bool(_BESIDE.search(kernel.name)) is beside:
                 wall[kernel.term] += _uncovered(covered, kernel.start_s, kernel.end_s)
                 covered = _joined(covered, (kernel.start_s, kernel.end_s))
     gaps = _between(covered, start_s, end_s)
