@@ -102,6 +102,6 @@ def _gate_up(mlp: "ParallelMLP", h_BD: torch.Tensor) -> torch.Tensor:
     weight, bias = mlp.gate_up.weight, mlp.gate_up.bias
     if mlp.activation not in GATES:
         return F.gelu(few_tokens_linear(h_BD, weight, bias))
-    if h_BD.shape[0] <= kernels.MOST_VECTORS:
+    if h_BD.shape[0] <= kernels.most_vectors(h_BD.dtype):
         return gated_gemv(h_BD, weight, bias, mlp.activation)
     return gated(F.linear(h_BD, weight, bias), mlp.activation)

@@ -250,7 +250,7 @@ def few_tokens_linear(x: torch.Tensor, w_OI: torch.Tensor, bias: torch.Tensor | 
     """
     out_features, in_features = w_OI.shape
     tokens = x.numel() // in_features
-    if tokens <= kernels.MOST_VECTORS and kernels.usable(x) and w_OI.is_contiguous():
+    if kernels.usable(x) and tokens <= kernels.most_vectors(x.dtype) and w_OI.is_contiguous():
         from tplab.layers.kernels.gemv import gemv
 
         return gemv(x.contiguous(), w_OI, bias)

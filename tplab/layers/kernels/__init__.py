@@ -21,8 +21,6 @@ from functools import cache
 
 import torch
 
-MOST_VECTORS = 16
-"""Vectors up to which the product of a matrix and few vectors is faster than a GEMM."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's interpreter runs the kernels, on any device. Triton, too, looks when it is imported."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -42,6 +40,12 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in DTYPES:
         return f"the fused kernels compute in bfloat16, float16 or float32; the weights are {dtype}"
     return None
+
+
+def most_vectors(dtype: torch.dtype) -> int:
+    """Vectors up to which the product of a matrix and few vectors is faster than a GEMM. In float32, for which there
+    are no tensor cores that do not round, only one."""
+    return 1 if dtype is torch.float32 else 16
 
 
 def usable(x: torch.Tensor) -> bool:

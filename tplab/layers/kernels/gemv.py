@@ -160,7 +160,7 @@ ACTIVATIONS = {"swiglu": 0, "geglu": 1}
 
 
 def gemv(x: torch.Tensor, w_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ w.T + bias`` for at most ``MOST_VECTORS`` vectors: (..., K) -> (..., N)."""
+    """``x @ w.T + bias`` for at most 16 vectors: (..., K) -> (..., N)."""
     return _multiply(x, w_NK, bias_N, None)
 
 
