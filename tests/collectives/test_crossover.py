@@ -240,7 +240,8 @@ def test_recorded_sweeps_have_a_map(name: str) -> None:
     rules = engine_rules(frame["device"].iloc[0], int(frame["num_ranks"].iloc[0]), 8192)
     losses = engine_losses(frame, rules, hidden=8192, num_layers=80, batches=[1, 16])
     assert losses["lost_us_per_call"].between(0, 20).all()
-    assert (losses["lost_us_per_call"] > 1).any()
+    # With a one-shot kernel that needs no copy behind it, engines choose right for messages as small as these.
+    assert (losses["lost_us_per_call"] > 1).any() != ours
 
 
 def test_a_sweep_that_was_written_reads_back(planted: pd.DataFrame, tmp_path: Any) -> None:
