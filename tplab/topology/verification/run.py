@@ -206,7 +206,7 @@ def verification_of(plan: VerifyPlan, reports: Iterable[Report], provenance: Pro
     """What the ranks have reported so far; layouts without a whole sample are left out."""
     samples = samples_of(reports)
     badge = joined_badge(provenance.badge, *plan.parts_of_badge)
-    setting = joined_badge(*plan.parts_of_badge) or provenance.link
+    setting = joined_badge(*plan.parts_of_badge, "" if plan.links is not None else provenance.link)
     about = {
         "badge": badge,
         **provenance_columns(provenance, link=plan.links, launch_mode="graph" if plan.cuda_graphs else None),
