@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tplab.layers import kernels
 from tplab.layers.core_attention import KVCache, RotaryEmbedding, attend
+from tplab.layers.strategies import few_tokens_linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 runs = pytest.mark.skipif(
@@ -52,6 +53,15 @@ def test_products_of_a_matrix_and_few_vectors(vectors: int, rows: int, columns: 
     for name, activation in (("swiglu", F.silu), ("geglu", lambda y: F.gelu(y, approximate="tanh"))):
         torch.testing.assert_close(gated_gemv(x, w, b, name).double(), activation(gate) * up, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(gated(want.float(), name).double(), activation(gate) * up, atol=1e-5, rtol=1e-4)
+
+
+@runs
+@torch.no_grad()
+def test_what_does_not_fit_together_is_refused_as_by_torch() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        few_tokens_linear(drawn(1, 64), drawn(8, 32))  # not as two vectors of 32
+    with pytest.raises(RuntimeError, match="dtype"):
+        few_tokens_linear(drawn(1, 64, dtype=torch.bfloat16), drawn(8, 64))
 
 
 @runs

@@ -81,6 +81,17 @@ def test_strategies_that_choose_the_way(called: list[Any], strategy: Blocking, w
     assert called == [(way, 2048), (way, 2048), (way, 904)]
 
 
+@pytest.mark.parametrize("x", [torch.ones(4, dtype=torch.float64), torch.ones(3, dtype=torch.bfloat16)])
+def test_int8_of_what_the_kernel_does_not_take_goes_by_messages(
+    called: list[Any], monkeypatch: pytest.MonkeyPatch, x: torch.Tensor
+) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr("tplab.collectives.quantised.int8_all_reduce", lambda x, *_, **__: sent.append(x))
+    monkeypatch.setattr(ProcessGroupComm, "transport", None)
+    Int8().reduce(x, Noted())
+    assert (sent, called) == ([x], [])
+
+
 def test_one_kernel_without_such_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"OneKernel\('int8'\) needs ranks with a GPU each.*the group is a NullComm"):
         OneKernel("int8").reduce(torch.ones(4), NullComm(0, 2))

@@ -174,6 +174,7 @@ def test_caches_that_do_not_fit_are_refused_with_their_size(checkpoint: Path, cl
         (PROMPTS, {"top_p": 0.0, "temperature": 1.0}, "top_p must be a number above 0 and at most 1"),
         (PROMPTS, {"seed": -1}, "seed must be a whole number"),
         (PROMPTS, {"margins": True, "temperature": 1.0}, "margins are of the likeliest token"),
+        (PROMPTS, {"cuda_graphs": "no"}, "cuda_graphs must be true or false; got 'no'"),
         (PROMPTS, {"num_micro_batches": 3}, "num_micro_batches must be a whole number from 1 to 2; got 3"),
         (PROMPTS, {"dtype": "int8"}, "dtype must be one of"),
         (PROMPTS, {"tp": 3}, "tp=3 times pp=0 must be the 2 ranks"),

@@ -104,7 +104,8 @@ def crossovers(frame: pd.DataFrame) -> pd.DataFrame:
     ``algorithm``; ``from_bytes``, 0 for the first; ``to_bytes``, infinite for the last; ``measured``, how many of the
     sweep's sizes are in the band. Each band is as long as can be: its algorithm is the one that stays within the noise
     of the winner for the most sizes in a row, so that two that are equally fast do not take turns. The size at which
-    the next one draws level is interpolated in log size and log time.
+    the next one draws level is interpolated in log size and log time; one that was not measured beyond ends with its
+    largest message, for which alone it may be made.
 
     Args:
         frame: rows that :func:`comparable` gives.
@@ -123,11 +124,13 @@ def crossovers(frame: pd.DataFrame) -> pd.DataFrame:
     while start < len(sizes):
         reach = {name: _unbeaten(name, [by_size[size] for size in sizes[start:]]) for name in algorithms}
         longest = max(reach.values())
-        held = [name for name in algorithms if reach[name] == longest]
-        name = min(held, key=lambda each: sum(by_size[s][each]["p50_us"] for s in sizes[start : start + longest]))
+        alike = [name for name in algorithms if reach[name] == longest]
+        name = min(alike, key=lambda each: sum(by_size[s][each]["p50_us"] for s in sizes[start : start + longest]))
         limit = 0.0
         if bands:
-            limit = _equal_at(by_size, sizes[start - 1], sizes[start], bands[-1]["algorithm"], name)
+            held, before = bands[-1]["algorithm"], sizes[start - 1]
+            ends = not any(held in by_size[size] for size in sizes[start:])
+            limit = before + 1 if ends else _equal_at(by_size, before, sizes[start], held, name)
             bands[-1]["to_bytes"] = limit
         bands.append({"algorithm": name, "from_bytes": limit, "to_bytes": math.inf})
         start += longest

@@ -193,7 +193,7 @@ class Int8(Blocking):
             from tplab.collectives.quantised import SCALE_GROUP, int8_all_reduce
 
             symmetric = symmetric_of(comm) if self.scale_group == SCALE_GROUP else None
-            if symmetric is not None:
+            if symmetric is not None and symmetric.memory.takes(partial, partial.nbytes):
                 return OneKernel("int8").reduce(partial, comm)
             int8_all_reduce(partial, comm.transport, scale_group=self.scale_group)
         return Done(partial)
@@ -241,7 +241,8 @@ class OneKernel(Blocking):
 def few_tokens_linear(x: torch.Tensor, w_OI: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``F.linear`` without gradients: equal up to the order of adding, (..., I) -> (..., O), contiguous.
 
-    On a GPU, for up to four tokens, the matrix-vector product of ``tplab.layers.kernels``.
+    On a GPU, for up to ``kernels.most_vectors`` tokens, the product of a matrix and few vectors of
+    ``tplab.layers.kernels``.
 
     Not ``F.linear`` for 2 to 8 tokens in float32, as in a decode step of a small batch: it has MKL multiply with the
     long side as rows, and reaches half of the memory's speed. The other way round the same GEMM takes 0.5 to 0.8 of
@@ -250,7 +251,8 @@ def few_tokens_linear(x: torch.Tensor, w_OI: torch.Tensor, bias: torch.Tensor | 
     """
     out_features, in_features = w_OI.shape
     tokens = x.numel() // in_features
-    if kernels.usable(x) and tokens <= kernels.most_vectors(x.dtype) and w_OI.is_contiguous():
+    fits = x.shape[-1] == in_features and x.dtype is w_OI.dtype  # F.linear says what is wrong where they do not
+    if fits and kernels.usable(x) and tokens <= kernels.most_vectors(x.dtype) and w_OI.is_contiguous():
         from tplab.layers.kernels.gemv import gemv
 
         return gemv(x.contiguous(), w_OI, bias)

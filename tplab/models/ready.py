@@ -12,7 +12,7 @@ from tplab.collectives.transport import NullTransport, ProcessGroupTransport
 from tplab.models.engine import GenerationEngine, most_in_caches, step_shapes, why_eager
 from tplab.models.loading import Loaded
 from tplab.models.records import Request
-from tplab.models.together import together
+from tplab.models.together import ANOTHER_RANK, together
 from tplab.shown import listed
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def ready_engine(rank: "Rank", loaded: Loaded, request: Request, prompts: list[l
         return not fault
 
     if not together(rank, prepare, all_of=True):
-        what = listed([f"{type(each).__name__}: {each}" for each in fault]) or "another rank failed"
+        what = listed([f"{type(each).__name__}: {each}" for each in fault]) or ANOTHER_RANK
         engine.give_up_graphs(f"capturing did not work ({what})")
         engine.prepare()
     return engine

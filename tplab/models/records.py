@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tplab.checks import ArgumentError, check_count, check_number, check_one_of
+from tplab.checks import ArgumentError, check_count, check_flag, check_number, check_one_of
 from tplab.models.hf import MODEL_TYPES
 from tplab.models.spec import ModelConfig, ModelSpec
 
@@ -68,6 +68,8 @@ class Request:
             check_count("top_k", self.top_k, least=1)
         if self.top_p is not None:
             check_number("top_p", self.top_p, above=0, most=1)
+        if self.cuda_graphs is not None:
+            check_flag("cuda_graphs", self.cuda_graphs)
         if self.margins and self.temperature:
             raise ValueError(f"margins are of the likeliest token: use temperature=0, not {self.temperature}")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tplab.models.records import Activity, LoadReport, RankResult
 from tplab.models.shards import Layout
+from tplab.models.together import ANOTHER_RANK
 from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Generation:
             layout=layout,
             num_micro_batches=num_micro_batches,
             spans=[result.spans for result in results],
-            decode=f"eager: {reasons[0]}" if reasons else GRAPHS,
+            decode=f"eager: {min(reasons, key=lambda reason: ANOTHER_RANK in reason)}" if reasons else GRAPHS,
             capture_s=max(result.capture_s for result in results),
             loads=[result.load for result in results],
             kv_bytes=[result.kv_bytes for result in results],

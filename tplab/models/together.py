@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from tplab.cluster import Rank
 
 T = TypeVar("T")
+ANOTHER_RANK = "another rank failed"
+"""What a rank knows of a fault that was not its own."""
 
 
 def together(rank: "Rank", work: Callable[[], T], *, all_of: bool = False) -> T:

@@ -4,7 +4,7 @@ A decode step reads every weight once and computes next to nothing: its limit is
 the GEMMs is time in which no weight is read. torch's own operations need some twenty per block, these need eight.
 
   norm        residual + RMSNorm
-  gemv        a matrix times one to four vectors; with gate, activation and product where the MLP has them
+  gemv        a matrix times one to 16 vectors; with gate, activation and product where the MLP has them
   rotary      rotary positions (and the norms of queries and keys) + write into the cache
   attention   one query per sequence over a cache whose length is in the device's memory, so that a CUDA graph holds it
   activation  gate and product for many tokens
