@@ -173,7 +173,7 @@ def engine_losses(
             nbytes = check_count("batches", batch, least=1) * hidden * _BF16_BYTES
             kind, best = rule.kind_at(nbytes), best_for(bands, nbytes)
             times = {
-                name: curve.time_us(nbytes)
+                str(name): curve.time_us(nbytes)
                 for name, curve in curves.items()
                 if nbytes <= curve.sizes[-1] or curve.sizes[-1] == most  # what ends early is not to be had beyond
             }
