@@ -151,11 +151,6 @@ def test_an_algorithm_is_not_guessed_beyond_its_largest_message() -> None:
     losses = engine_losses(frame, [rule((math.inf, "one-shot"))], hidden=8192, num_layers=1, batches=[1, 64])
     assert losses["algorithm"].tolist() == ["pushed-one-shot", "symmetric-one-shot"]
     assert losses["lost_us_per_call"].tolist() == pytest.approx([0, 30])
-    (between,) = engine_losses(frame, [rule((math.inf, "NCCL"))], hidden=8192, num_layers=1, batches=[20]).to_dict(
-        "records"
-    )
-    assert 1 << 18 < between["bytes"] < crossovers(frame)["to_bytes"].iloc[0]  # in the band, and beyond what was timed
-    assert (between["best"], between["lost_us_per_call"]) == ("library", 0)
 
 
 def test_a_choice_that_was_not_measured_and_an_engine_without_one_have_no_number(planted: pd.DataFrame) -> None:

@@ -151,8 +151,7 @@ def engine_losses(
     """What each engine's fixed choice loses in a decode step beside the machine's own: a row per engine and batch.
 
     A step has 2·L all-reduces of B·h·2 bytes. ``kind`` is what the engine takes, ``algorithm`` the fastest one here
-    that takes the same steps and ``engine_us`` its time; ``best`` by :func:`crossovers` (the fastest that was measured
-    so far, where that one was not) and ``best_us``;
+    that takes the same steps and ``engine_us`` its time; ``best`` by :func:`crossovers`, ``best_us``;
     ``lost_us_per_call`` and ``lost_ms_per_step`` the difference, once and ``calls`` times, never below 0; ``note``
     where there is nothing to compare, which leaves the times empty.
 
@@ -173,11 +172,10 @@ def engine_losses(
             nbytes = check_count("batches", batch, least=1) * hidden * _BF16_BYTES
             kind, best = rule.kind_at(nbytes), best_for(bands, nbytes)
             times = {
-                str(name): curve.time_us(nbytes)
+                name: curve.time_us(nbytes)
                 for name, curve in curves.items()
                 if nbytes <= curve.sizes[-1] or curve.sizes[-1] == most  # what ends early is not to be had beyond
             }
-            best = best if best in times else min(times, key=times.__getitem__)  # its band ends between two sizes
             alike = {name: us for name, us in times.items() if kind is not None and name in KINDS[kind]}
             algorithm = min(alike, key=alike.__getitem__, default=None)
             taken = math.nan if algorithm is None else alike[algorithm]
