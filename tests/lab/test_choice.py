@@ -40,6 +40,9 @@ class Driver:
     def nvmlDeviceGetUUID(self, handle: int) -> str:
         return f"GPU-{handle}{handle}-ab"
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        raise self.NVMLError("Not Found")
+
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
         return SimpleNamespace(total=(80 - handle) * GIB)
 
@@ -66,7 +69,10 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         ("2,0", 2),
         ("0,7,1", 1),  # ends at the first that is none, as in CUDA
         ("-1", 0),
-        ("1,1", 1),
+        ("1,1", 0),
+        ("GPU-11,GPU-11-ab", 0),
+        ("1gpu,2", 2),
+        ("MIG-gone", 0),
         ("GPU-22", 1),
         ("GPU-33-ab, GPU-00", 2),
         ("nonsense", 0),

@@ -7,6 +7,7 @@ NVML: the kernel never pays for importing torch.
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,8 @@ def visible_gpus() -> tuple[VisibleGpu, ...]:
     a build for CPUs.
 
     From NVML, without a CUDA context, and without torch: a notebook's kernel does not have it. As torch counts them
-    (``torch.cuda._device_count_nvml``, 2.13): ``CUDA_VISIBLE_DEVICES`` ends at the first entry that names none.
+    (``torch.cuda._device_count_nvml``, 2.13): ``CUDA_VISIBLE_DEVICES`` ends at the first entry that names none, and one
+    that is there twice leaves none at all.
     """
     import pynvml as nvml
 
@@ -97,14 +99,18 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
         return handles
     found: list[Any] = []
     for entry in map(str.strip, asked.split(",")):
+        named: list[Any] = []
         if entry.startswith("MIG-"):
-            named = [nvml.nvmlDeviceGetHandleByUUID(entry)]
+            with suppress(nvml.NVMLError):
+                named = [nvml.nvmlDeviceGetHandleByUUID(entry)]
         elif entry.startswith("GPU-"):
             named = [handle for handle in handles if str(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
-        else:
-            named = handles[int(entry) :][:1] if entry.isdecimal() else []
-        if len(named) != 1 or named[0] in found:
+        elif number := re.match(r"\+?\d+", entry, re.ASCII):
+            named = handles[int(number[0]) :][:1]
+        if len(named) != 1:
             break
+        if named[0] in found:
+            return []
         found += named
     return found
 
