@@ -7,7 +7,7 @@ import pytest
 
 from tplab.checks import ArgumentError
 from tplab.cluster import backends
-from tplab.lab import Pool, choices
+from tplab.lab import OverlapPanel, Pool, choices
 
 GIB = 1 << 30
 
@@ -188,3 +188,19 @@ def test_who_asked_is_told_what_is_chosen(machine):
     pool._runs_on.value = "gloo"
     assert (told[0], told[-1]) == ("NCCL, a GPU each", "gloo, CPU")
     assert "NCCL, ranks share 2 GPUs" in told
+
+
+def test_another_number_of_ranks_leaves_what_the_reader_has_set(machine):
+    machine(1)
+    pool = Pool(num_ranks=2)
+    panel, told = OverlapPanel(pool).configure(tokens=256), []
+    pool.on_choice(lambda choice: told.append(choice.label))
+    pool.num_ranks = 5  # which the chip did not offer: its list is made anew
+    assert panel.settings()["tokens"] == 256
+    assert told == ["NCCL, ranks share a GPU"] * 2
+    pool._runs_on.value = "gloo"
+    assert panel.settings()["in_features"] == 8192, "other ranks, other sizes"
+    panel.configure(tokens=512)
+    pool.num_ranks = 3
+    assert panel.settings()["tokens"] == 512
+    assert told[2:] == ["gloo, CPU"] * 2

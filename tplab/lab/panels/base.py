@@ -54,6 +54,7 @@ class RunPanel(widgets.VBox):
         self._cluster: Cluster | None = None  # the one the run is on; the pool may have moved on
         self._ended = threading.Event()
         self._settings_of_run: Settings | None = None
+        self._suited = ""
         self._drawn_at = 0.0
         self._run_button = widgets.Button(description="Run", icon="play", button_style="primary")
         self._stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -75,7 +76,7 @@ class RunPanel(widgets.VBox):
         left = [*self._named.values(), buttons, self._progress, self._phase]
         right = [self._ribbon, self._error, *([self._look] if views else []), self._view, self._below]
         super().__init__(panel(title, left, right))
-        pool.on_choice(self.suit)
+        pool.on_choice(self._choose)
         # For user style sheets and for tests that look at the page.
         self.add_class("tplab-panel")
         for widget, name in (
@@ -99,7 +100,14 @@ class RunPanel(widgets.VBox):
         return self
 
     def suit(self, choice: Choice) -> None:
-        """Offer what suits the pool's ranks: called at the beginning, and when the pool's chip changes."""
+        """Offer what suits the pool's ranks: called at the beginning, and when the pool's chip changes between a GPU
+        for each rank, GPUs that they share, and the CPU. (Another number of ranks leaves what the reader has set.)"""
+
+    def _choose(self, choice: Choice) -> None:
+        kind = choice.pick(cpu="cpu", shared="shared", own="own")
+        if kind != self._suited:
+            self._suited = kind
+            self.suit(choice)
 
     @abstractmethod
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:

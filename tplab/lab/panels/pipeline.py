@@ -68,6 +68,11 @@ class PipelinePanel(RunPanel):
         self._drawn: WeakKeyDictionary[Run[Any], RunPlan] = WeakKeyDictionary()
         self.simulated: Trace | None = None
         self.trace: MeasuredTrace | None = None
+        pool.on_choice(self._fit)
+
+    def _fit(self, choice: Choice) -> None:
+        """Blocks for a rank's share of its GPU, which every number of ranks changes."""
+        self._blocks = block_stages(choice.memory_GB)
 
     def suit(self, choice: Choice) -> None:
         stages = self._named["stages"]
@@ -77,7 +82,6 @@ class PipelinePanel(RunPanel):
         self._named["hop_ms"].disabled = choice.on_gpus
         if choice.on_gpus:
             self._named["hop_ms"].value = 0
-        self._blocks = block_stages(choice.memory_GB)
 
     def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
         name = settings["schedule"]

@@ -1,8 +1,8 @@
 """The pool: the ranks of a notebook as a chip with Start and Stop."""
 
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ipywidgets as widgets
@@ -41,6 +41,7 @@ class Pool(widgets.VBox):
 
     def __init__(self, num_ranks: int = 2, backend: str = "auto") -> None:
         self._told: list[Callable[[Choice], None]] = []
+        self._settling = False  # a list that is offered anew selects its first entry for a moment
         self._cluster: Cluster | None = None  # first of all: what a failed call leaves is closed, too
         backend = devices_of(check_count("num_ranks", num_ranks, least=1, most=MAX_LOCAL_RANKS), backend).backend
         self._size = widgets.Dropdown(
@@ -79,8 +80,10 @@ class Pool(widgets.VBox):
 
     @num_ranks.setter
     def num_ranks(self, value: int) -> None:
-        self._size.options = [(f"{n} rank{'s' * (n > 1)}", n) for n in sorted({*_SIZES, value})]
-        self._size.value = value
+        with self._quietly():
+            self._size.options = [(f"{n} rank{'s' * (n > 1)}", n) for n in sorted({*_SIZES, value})]
+            self._size.value = value
+        self._offer()
 
     @property
     def choice(self) -> Choice:
@@ -89,12 +92,23 @@ class Pool(widgets.VBox):
 
     def _offer(self) -> None:
         """Offer what the machine has for the chosen number of ranks, and keep the backend that was chosen."""
+        if self._settling:
+            return
         before = self._runs_on.value
         self._choices = choices(self.num_ranks)
-        self._runs_on.options = [(each.label, each.backend) for each in self._choices]
-        if before is not None:
-            self._runs_on.value = before
+        with self._quietly():
+            self._runs_on.options = [(each.label, each.backend) for each in self._choices]
+            if before is not None:
+                self._runs_on.value = before
         self._tell()
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        self._settling = True
+        try:
+            yield
+        finally:
+            self._settling = False
 
     def on_choice(self, callback: Callable[[Choice], None]) -> None:
         """Call ``callback(choice)`` now, and whenever something else is chosen in the chip."""
@@ -102,6 +116,8 @@ class Pool(widgets.VBox):
         callback(self.choice)
 
     def _tell(self) -> None:
+        if self._settling:
+            return
         for callback in self._told:
             callback(self.choice)
 
