@@ -13,6 +13,8 @@ What it is:
   plain         the unsharded MLP, attention and block that the parallel ones are made from
   core_attention   rotary positions, keys and values of the past, what happens between attention's projections
   attention, block   ParallelAttention; ParallelMLP, ParallelBlock
+  decode, kernels   one token through a stack of blocks, with fused GPU kernels
+  noise         random numbers by place, for sampling on the device
   article       TensorParallelLinear and TensorParallelAttention, as the article calls them
   mistakes      the wrong versions, for notebook 03 and the tests that catch them
 What it should cost (pure: no process group, no cluster, no torch):

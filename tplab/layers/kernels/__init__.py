@@ -4,10 +4,11 @@ A decode step reads every weight once and computes next to nothing: its limit is
 the GEMMs is time in which no weight is read. torch's own operations need some twenty per block, these need eight.
 
   norm        residual + RMSNorm
-  gemv        a matrix times one to 16 vectors; with gate, activation and product where the MLP has them
+  gemv        a matrix times one to 16 vectors; with gate, activation and product where the MLP has them; these two
+              for many tokens
   rotary      rotary positions (and the norms of queries and keys) + write into the cache
   attention   one query per sequence over a cache whose length is in the device's memory, so that a CUDA graph holds it
-  activation  gate and product for many tokens
+  launch      warps, and one kernel behind the other before the first has ended
 
 Triton and not ``torch.compile`` of a block: that takes half a minute per shape and rank, and its matrix-vector products
 are cuBLAS's. Every kernel has its slow twin in the layers, which runs wherever :func:`why_not` gives a reason.
