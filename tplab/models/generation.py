@@ -130,8 +130,7 @@ def submit_generate(
         strategy=strategy,
         cuda_graphs=cuda_graphs,
     )
-    if cuda_graphs and cluster.backend != "nccl":
-        raise ArgumentError("cuda_graphs", True, f"must be left out or False where ranks speak {cluster.backend}")
+    check_cuda_graphs(cuda_graphs, cluster)
     if num_micro_batches is None:
         request = replace(request, num_micro_batches=min(pp, len(request.prompts)))
     if request.is_text:
@@ -154,6 +153,12 @@ def submit_generate(
 
     run = cluster.submit(generate_on_rank, config, weights, layout, request, timeout=timeout, on_report=deliver)
     return GenerationRun(run, build, tokens)
+
+
+def check_cuda_graphs(cuda_graphs: bool | None, cluster: "Cluster") -> None:
+    """Raises ``ArgumentError`` where they are asked for and ranks have no GPU."""
+    if cuda_graphs and cluster.backend != "nccl":
+        raise ArgumentError("cuda_graphs", True, f"must be left out or False where ranks speak {cluster.backend}")
 
 
 def generation_of(cluster: "Cluster", results: Sequence[RankResult], layout: Layout, request: Request) -> Generation:

@@ -115,6 +115,7 @@ def test_the_figure_and_its_words(tensor: StepProfile) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"cuda_graphs": True}, "cuda_graphs must be left out or False where ranks speak gloo"),
         ({"new_tokens": 2}, "new_tokens"),
         ({"batch": 0}, "batch"),
         ({"prompt_length": 4096}, "the model takes 2048"),

@@ -25,7 +25,7 @@ import pandas as pd
 from tplab.checks import ArgumentError, check_count
 from tplab.cluster.rank import degrees
 from tplab.files import write_text
-from tplab.models.generation import generation_of
+from tplab.models.generation import check_cuda_graphs, generation_of
 from tplab.models.records import Activity, Request, Weights, check_prompts
 from tplab.models.result import Generation
 from tplab.models.shards import Layout
@@ -275,6 +275,7 @@ def submit_profile(
     layout = Layout.of(config, tp, pp)
     prompts = [[(7 * row + place) % config.vocab_size for place in range(prompt_length)] for row in range(batch)]
     check_prompts(prompts, config, new_tokens)
+    check_cuda_graphs(cuda_graphs, cluster)
     request = Request.of(prompts, max_new_tokens=new_tokens, cuda_graphs=cuda_graphs)
     workload = Workload(input_length=prompt_length, output_length=new_tokens, concurrency=batch)
     step = max(1, new_tokens // 2)
