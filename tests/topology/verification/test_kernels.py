@@ -88,6 +88,12 @@ def test_kernels_of_the_next_step_at_the_end_do_not_take_the_heads_place() -> No
     assert terms.count("head") == 1
 
 
+@pytest.mark.parametrize("names", [[], ["a_kernel_of_tomorrow"], [NORM, ARGMAX]])
+def test_a_step_in_which_no_product_is_known_by_name_has_no_head(names: list[str]) -> None:
+    terms = {each.term for each in named([Kernel(name, 0.0, 1.0) for name in names], is_last_stage=True)}
+    assert terms.isdisjoint({"head", "sampling"})
+
+
 def test_messages_within_a_stage_are_its_all_reduces_whatever_they_consist_of() -> None:
     kernels = step("gloo:send", "gloo:all_gather", "gloo:recv")  # at 0, 1.5 and 3 ms
     assert [each.term for each in named(kernels, is_last_stage=False)] == ["all-reduce"] * 3

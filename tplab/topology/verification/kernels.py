@@ -130,11 +130,13 @@ def _head(ordered: Sequence[Kernel]) -> tuple[int, int] | None:
         if kernel.term == "weights":  # a product may be in several kernels
             joined = bool(runs) and runs[-1][1] == place - 1
             runs[-1:] = [(runs[-1][0], place)] if joined else [*runs[-1:], (place, place)]
+    if not runs:
+        return None
     ends = [first for first, _ in runs[1:]] + [len(ordered)]
     for run, end in reversed(list(zip(runs, ends, strict=True))):
         if any(_CHOOSES.search(kernel.name) for kernel in ordered[run[1] + 1 : end]):
             return run
-    return runs[-1] if runs else None
+    return runs[-1]
 
 
 def times_of(kernels: Sequence[Kernel], start_s: float, end_s: float) -> list[TermTime]:
