@@ -11,7 +11,7 @@ several ranks: a rank's shard alone, and the all-reduces of a step alone, each i
 sum.
 
 transformers: greedy, eager with its dynamic cache, and with its static cache, which compiles. A time per token is that
-of 65 tokens less that of one, over 64; medians.
+of 65 tokens less that of one, over 64; medians. Of prefills, ours and theirs, the least of four.
 """
 
 import argparse

@@ -305,3 +305,30 @@ def test_what_the_kernels_cannot_take_is_named(run_here: Any) -> None:
     wanted = ["float32, bfloat16 or float16", "whole words", "contiguous", "at most 1,024 bytes", "narrow", "8 ranks"]
     assert len(said) == len(wanted)
     assert all(word in error for word, error in zip(wanted, said, strict=True)), said
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+def test_addends_that_lie_at_any_word_are_read_word_by_word() -> None:
+    """Compiled for an H100, which needs none: a load of 16 bytes from a place between would end the rank."""
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tplab.collectives.peer_kernels import two_shot_kernel
+
+    constants = {"KIND": 1, "RANK": 1, "N": 2, "BLOCK": 1024, "PHASE": 0}
+    pointers = {"x": "*i32", "out": "*i32", "table": "*i64", "epochs": "*i32"}
+    names = two_shot_kernel.arg_names
+    even = ("table", "epochs", "num_words", "chunk", "flags", "inbox", "results")
+
+    def wide_loads(*aligned: str) -> int:
+        source = ASTSource(
+            two_shot_kernel,
+            {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names},
+            {(names.index(name),): value for name, value in constants.items()},
+            {(names.index(name),): [["tt.divisibility", 16]] for name in (*even, *aligned)},
+        )
+        made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+        return str(made.asm["ptx"]).count("ld.global.v4")
+
+    assert (wide_loads("out"), wide_loads("x", "out") > 0) == (0, True)

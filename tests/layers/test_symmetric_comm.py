@@ -1,6 +1,7 @@
 """Sums by size over GPUs that write into each other's memory: which kernel gets what, and that nobody else is asked."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -13,7 +14,7 @@ from tplab.collectives.limits import Limits
 from tplab.layers.comm import NullComm, ProcessGroupComm, RecordingComm
 from tplab.layers.strategies import Blocking, Int8, OneKernel
 from tplab.layers.sum_norm import sum_add_norm
-from tplab.layers.symmetric_comm import SymmetricComm, symmetric_of, why_not_symmetric
+from tplab.layers.symmetric_comm import SymmetricComm, gpu_comm, symmetric_of, why_not_symmetric
 
 LIMITS = Limits(one_shot_bytes=1024, two_shot_bytes=4096)
 
@@ -113,6 +114,17 @@ def test_found_inside_what_records_it() -> None:
     assert symmetric_of(NullComm()) is None
 
 
+def test_memory_that_cannot_be_made_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("bind /tmp/symm_mem-1: Address already in use")
+
+    monkeypatch.setattr("tplab.layers.symmetric_comm.why_not_symmetric", lambda *_: None)
+    monkeypatch.setattr(peer_memory, "memory_of", refuse)
+    rank: Any = SimpleNamespace(device=torch.device("cpu"), store={})
+    with pytest.raises(RuntimeError, match=r"could not be made: bind .* in use; set TPLAB_SYMMETRIC=0 in the environ"):
+        gpu_comm(rank, SimpleNamespace(size=lambda: 2))  # type: ignore[arg-type]
+
+
 def asked(rank: Any) -> str | None:
     return why_not_symmetric(rank.device, rank.group)
 
@@ -122,7 +134,6 @@ def test_why_not_over_gloo(cluster2: Cluster) -> None:
 
 
 def summed_by_processes(rank: Any) -> list[Any]:
-    from tplab.layers.symmetric_comm import gpu_comm
     from tplab.measure.graph import replayed
 
     def addend(of: int, *shape: int) -> torch.Tensor:

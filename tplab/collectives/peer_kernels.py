@@ -338,8 +338,10 @@ def two_shot_kernel(
             inside = (offset < chunk) & (RANK * chunk + offset < num_words)
             first, second = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
             for sender in tl.static_range(N):
-                place = x + RANK * chunk if sender == RANK else here + sender * chunk
-                word = tl.load(tl.multiple_of(place, 16) + offset, mask=inside, other=0)
+                if sender == RANK:  # which need not lie at a multiple of 16 bytes
+                    word = tl.load(x + RANK * chunk + offset, mask=inside, other=0)
+                else:
+                    word = tl.load(tl.multiple_of(here + sender * chunk, 16) + offset, mask=inside, other=0)
                 if sender == 0:
                     first, second = _first(word, KIND), _second(word, KIND)
                 else:

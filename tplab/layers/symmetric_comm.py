@@ -114,13 +114,21 @@ def gpu_comm(rank: "Rank", group: "ProcessGroup", limits: Limits | None = None) 
     Args:
         limits: by default those of the last sweep on these ranks that had our kernels and the library's, or else
             :meth:`Limits.default`.
+
+    Raises:
+        RuntimeError: memory that should be possible by what the driver says and is not, with the way out.
     """
     if why_not_symmetric(rank.device, group) is not None:
         return ProcessGroupComm(group)
     limits = limits or rank.store.get(limits_key(group.size())) or Limits.default(group.size())
-    memory = peer_memory.memory_of(
-        rank, group, min(max(limits.two_shot_bytes, _LEAST_MEMORY_BYTES), _MOST_MEMORY_BYTES)
-    )
+    most = min(max(limits.two_shot_bytes, _LEAST_MEMORY_BYTES), _MOST_MEMORY_BYTES)
+    try:
+        memory = peer_memory.memory_of(rank, group, most)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        way_out = "set TPLAB_SYMMETRIC=0 in the environment before ranks start, and all sums go by NCCL"
+        raise RuntimeError(f"memory that GPUs write to each other could not be made: {error}; {way_out}") from error
     return SymmetricComm(group, memory, limits)
 
 
