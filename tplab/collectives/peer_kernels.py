@@ -331,7 +331,8 @@ def two_shot_kernel(
     if PHASE == 0:
         meet(table, flags, 2 * epoch, polls, RANK, N)
     if PHASE == 0 or PHASE == 2:
-        here = (memory_of(table, RANK) + inbox).to(tl.pointer_type(tl.int32))
+        # Said here, or Triton forgets it, and reads word by word.
+        here = tl.multiple_of((memory_of(table, RANK) + inbox).to(tl.pointer_type(tl.int32)), 16)
         start = begin
         while start < chunk:
             offset = start + lanes
@@ -341,7 +342,7 @@ def two_shot_kernel(
                 if sender == RANK:  # which need not lie at a multiple of 16 bytes
                     word = tl.load(x + RANK * chunk + offset, mask=inside, other=0)
                 else:
-                    word = tl.load(tl.multiple_of(here + sender * chunk, 16) + offset, mask=inside, other=0)
+                    word = tl.load(here + sender * chunk + offset, mask=inside, other=0)
                 if sender == 0:
                     first, second = _first(word, KIND), _second(word, KIND)
                 else:
@@ -355,14 +356,14 @@ def two_shot_kernel(
     if PHASE == 0:
         meet(table, flags, 2 * epoch + 1, polls, RANK, N)
     if PHASE == 0 or PHASE == 3:
-        here = (memory_of(table, RANK) + results).to(tl.pointer_type(tl.int32))
+        here = tl.multiple_of((memory_of(table, RANK) + results).to(tl.pointer_type(tl.int32)), 16)
         start = begin
         while start < chunk:
             offset = start + lanes
             for distance in tl.static_range(1, N):
                 owner = (RANK + distance) % N
                 inside = (offset < chunk) & (owner * chunk + offset < num_words)
-                word = tl.load(tl.multiple_of(here + owner * chunk, 16) + offset, mask=inside)
+                word = tl.load(here + owner * chunk + offset, mask=inside)
                 tl.store(out + owner * chunk + offset, word, mask=inside)
             start += step
         end_call(epochs, epoch)
