@@ -83,6 +83,11 @@ class TestPanel:
         panel._look.value = "Decode step"
         assert "llama-3.1-8b, TP 4" in panel.figure.layout.title.text
 
+    def test_this_machine_without_a_run_does_not_keep_the_recordings_figure(self, panel: CrossoverPanel) -> None:
+        panel.configure(source=f"{BOX}, 4 ranks").configure(source="this machine")
+        assert "Nothing measured yet" in panel.figure.layout.title.text
+        assert panel._below.value == ""
+
     def test_run_measures_this_machine_and_shows_it(self, panel: CrossoverPanel) -> None:
         panel._look.value = "Map"
         panel.run()

@@ -96,7 +96,7 @@ class CrossoverPanel(RunPanel):
 
     def redraw(self) -> None:
         """Draw what the controls say: from a recording, or from what was measured here."""
-        if self.settings()["source"] == HERE and (self.measured is None or self.measured.empty):
+        if self.settings()["source"] == HERE and self.measured is None and self.figure is None:
             return
         figure, below = self._drawn()
         self._view.show(figure)
