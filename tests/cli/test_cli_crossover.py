@@ -48,6 +48,7 @@ def test_measured_here_written_and_read_again(tmp_path, capsys):
         (["--recorded", BOX, "--ranks", "3"], "no exact, right results for 3"),
         (["--recorded", BOX, "--file", "x"], "must not be given together"),
         (["--recorded", BOX, "--iterations", "3"], "--iterations must not come with"),
+        (["--recorded", BOX, "--backend", "gloo", "--csv", "rows.csv"], "--backend, --csv must not come with"),
         (["--recorded", BOX, "--batches", "1,x"], "--batches must be whole numbers above 0"),
         (["--recorded", BOX, "--model", "llama-9"], "llama-9"),
         (["--file", "/nowhere.csv"], "cannot be read"),

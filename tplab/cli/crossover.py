@@ -37,7 +37,7 @@ def add_crossover(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "decode step loses by the limits that vLLM, SGLang and TensorRT-LLM have in their code.",
     )
     parser.add_argument("--ranks", dest="n", type=int, help="how many ranks (default 2; of a recording: the most)")
-    parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    parser.add_argument("--backend", help="auto (default), gloo or nccl")
     parser.add_argument("--recorded", dest="name", help="a recording instead, such as 4xH200-2026-11-26")
     parser.add_argument("--file", dest="path", help="rows that tplab sweep or this command wrote, instead of measuring")
     parser.add_argument("--from-size", help="smallest message (default 1KiB)")
@@ -94,7 +94,7 @@ def _batches(text: str) -> list[int]:
 
 def _rows(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     """The sweep and its badge, measured or read."""
-    measuring = {name: getattr(arguments, name) for name in ("from_size", "to_size", "iterations")}
+    measuring = {name: getattr(arguments, name) for name in ("backend", "from_size", "to_size", "iterations", "csv")}
     if arguments.name is not None or arguments.path is not None:
         if arguments.name is not None and arguments.path is not None:
             raise ValueError("--recorded and --file must not be given together")
@@ -115,7 +115,7 @@ def _measured(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     from tplab.collectives.sweep import submit_sweep, sweep_frame
     from tplab.collectives.sweep_plan import parse_bytes, plan_crossover
 
-    with Cluster(2 if arguments.n is None else arguments.n, arguments.backend) as cluster:
+    with Cluster(2 if arguments.n is None else arguments.n, arguments.backend or "auto") as cluster:
         plan = partial(plan_crossover, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
         usual = [point.nbytes for point in plan()]
         low, high = (
