@@ -154,6 +154,30 @@ def test_a_capture_that_fails_on_one_rank_leaves_all_eager(clusters: Any, n: int
     assert generate(clusters[n], LLAMA, PROMPTS, max_new_tokens=NEW).tokens == want
 
 
+def break_warm_up(rank: Any) -> None:
+    """The next warm-up fails on the last rank, while the others are in its sum."""
+    import torch.distributed as dist
+
+    from tplab.models.engine import GenerationEngine
+
+    whole = GenerationEngine.warm_up
+
+    def warm_up(self: GenerationEngine) -> None:
+        GenerationEngine.warm_up = whole  # type: ignore[method-assign]
+        if rank.index == rank.world_size - 1:
+            raise MemoryError("no room for a step")
+        dist.all_reduce(torch.zeros(1), group=rank.group)
+
+    GenerationEngine.warm_up = warm_up  # type: ignore[method-assign]
+
+
+def test_a_warm_up_that_fails_on_one_rank_leaves_none_waiting(clusters: Any) -> None:
+    clusters[2].run(break_warm_up)
+    with pytest.raises(RankError, match="no room for a step"):
+        generate(clusters[2], LLAMA, PROMPTS, max_new_tokens=2, timeout=60.0)
+    assert generate(clusters[2], LLAMA, PROMPTS, max_new_tokens=2).num_tokens == 2 * len(PROMPTS)
+
+
 def with_free_bytes(rank: Any, free: list[float] | None) -> int:
     """A step is kept, and from now on the looks at the free memory find these; None: what there is. How many steps were
     kept before."""

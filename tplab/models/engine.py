@@ -162,17 +162,33 @@ class GenerationEngine:
         kept = loaded.kept.taken(shapes) if self.eager_because is None else None
         return kept or [DecodeStep(loaded.stage, loaded.comm, self._request, shape) for shape in shapes]
 
+    @property
+    def _to_capture(self) -> list[DecodeStep]:
+        steps = [each.step for each in self.micro_batches if each.step is not None]
+        return [] if self.eager_because is not None or all(step.is_captured for step in steps) else steps
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Steps that run before any is captured. All ranks that share a stage do it together, and a fault in here is
+        one of the run: the others are in its collectives, and what fails here would fail eagerly as well."""
+        if steps := self._to_capture:
+            began = time.perf_counter()
+            for step in steps:
+                step.warm_up()
+            self.capture_s += time.perf_counter() - began
+
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture what is to be replayed and is not kept from earlier. All ranks that share a stage do it together."""
-        steps = [each.step for each in self.micro_batches if each.step is not None]
-        if self.eager_because is None and not all(step.is_captured for step in steps):
+        """Capture what is to be replayed and is not kept from earlier. After :meth:`warm_up` no rank waits for another
+        in here."""
+        self.warm_up()
+        if steps := self._to_capture:
             began = time.perf_counter()
             for step in steps:
                 step.capture()
             self._kept.keep(steps)
             synchronize(self._device)
-            self.capture_s = time.perf_counter() - began
+            self.capture_s += time.perf_counter() - began
         for each in self.micro_batches:
             if each.step is not None:
                 each.step.restart(each.padding, self._request, each.start)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tplab.layers.comm import Comm, why_not_captured
+from tplab.measure.clock import synchronize
 from tplab.measure.graph import capture
 from tplab.models.decoder import Padding, Stage
 from tplab.models.records import Request
@@ -86,6 +87,7 @@ class DecodeStep:
         self.past = torch.zeros(1, dtype=torch.int32, device=device)
         self._padding = Padding([1] * batch, 1, device)
         self._stage = stage
+        self._is_warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._made: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
@@ -110,13 +112,19 @@ class DecodeStep:
         self._graph.replay()
         return self._made
 
-    def capture(self) -> None:
-        """From now on steps are replayed. All ranks that share the stage must capture together: steps that warm up
-        run their collectives. To be followed by :meth:`restart`."""
+    def warm_up(self) -> None:
+        """Steps as they are, with their collectives: all ranks that share the stage make them together."""
+        if self._is_warm:
+            return
         for _ in range(_WARM_UPS):
             self.past.zero_()
             self._run()
-        torch.cuda.current_stream().synchronize()
+        synchronize(self.past.device)
+        self._is_warm = True
+
+    def capture(self) -> None:
+        """From now on steps are replayed. To be followed by :meth:`restart`."""
+        self.warm_up()
         self._graph, self._made = capture(self._run)
 
     def release(self) -> None:

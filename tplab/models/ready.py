@@ -27,6 +27,7 @@ def ready_engine(rank: "Rank", loaded: Loaded, request: Request, prompts: list[l
     if graphs and not together(rank, lambda: loaded.kept.has(shapes), all_of=True):
         loaded.kept.forget(shapes)
     engine = together(rank, lambda: _make_engine(rank, loaded, request, prompts))
+    engine.warm_up()
     fault: list[Exception] = []
 
     def prepare() -> bool:
