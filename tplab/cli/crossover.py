@@ -55,8 +55,14 @@ def add_crossover(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _crossover(arguments: argparse.Namespace) -> int:
-    from tplab.collectives.crossover import comparable, crossovers, engine_losses, explain_crossovers, fastest
-    from tplab.collectives.engine_thresholds import engine_rules
+    from tplab.collectives.crossover import (
+        comparable,
+        crossovers,
+        engine_losses,
+        explain_crossovers,
+        fastest,
+        rules_beside,
+    )
     from tplab.lab.figures.crossover import explain_losses
     from tplab.models.spec import ModelSpec
 
@@ -68,8 +74,7 @@ def _crossover(arguments: argparse.Namespace) -> int:
         write_csv("--csv", sweep, out)
     frame = comparable(sweep, num_ranks=arguments.n)
     row = frame.iloc[0]
-    shares = bool(row["backend"] == "nccl" and row["num_devices"] != row["num_ranks"])
-    rules = engine_rules(str(row["device"]), int(row["num_ranks"]), spec.hidden_size, own_gpus=not shares)
+    rules = rules_beside(frame, spec.hidden_size)
     losses = engine_losses(frame, rules, hidden=spec.hidden_size, num_layers=spec.num_layers, batches=batches)
     print(f"{badge} · {row['launch_mode']} · {row['dtype']}")
     print(table(fastest(frame)))

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tplab.collectives.crossover import engine_losses as engine_losses
     from tplab.collectives.crossover import explain_crossovers as explain_crossovers
     from tplab.collectives.crossover import fastest as fastest
+    from tplab.collectives.crossover import rules_beside as rules_beside
     from tplab.collectives.emulated import EmulatedGroup as EmulatedGroup
     from tplab.collectives.emulated_link import EmulatedLink as EmulatedLink
     from tplab.collectives.emulated_link import LinkTable as LinkTable

@@ -22,7 +22,7 @@ import pandas as pd
 
 from tplab.checks import check_count
 from tplab.collectives.cost import Curve
-from tplab.collectives.engine_thresholds import KINDS, EngineRule
+from tplab.collectives.engine_thresholds import KINDS, EngineRule, engine_rules
 from tplab.collectives.sweep_plan import INEXACT, ITEMSIZES
 from tplab.shown import listed
 
@@ -143,6 +143,17 @@ def best_for(bands: pd.DataFrame, nbytes: float) -> str:
     """The algorithm that ``bands`` of :func:`crossovers` name for a message."""
     within = bands[(bands["from_bytes"] <= nbytes) & (nbytes < bands["to_bytes"])]
     return str(within["algorithm"].iloc[0])
+
+
+def rules_beside(frame: pd.DataFrame, hidden: int) -> list[EngineRule]:
+    """The engines' rules for the GPU and the ranks of a frame of :func:`comparable`.
+
+    Args:
+        hidden: width of the model.
+    """
+    row = frame.iloc[0]
+    shares_gpus = row["backend"] == "nccl" and row["num_devices"] != row["num_ranks"]
+    return engine_rules(str(row["device"]), int(row["num_ranks"]), hidden, own_gpus=not shares_gpus)
 
 
 def engine_losses(

@@ -8,8 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
-from tplab.collectives.crossover import comparable, crossovers, engine_losses, explain_crossovers
-from tplab.collectives.engine_thresholds import engine_rules
+from tplab.collectives.crossover import comparable, crossovers, engine_losses, explain_crossovers, rules_beside
 from tplab.collectives.sweep import submit_sweep, sweep_frame
 from tplab.collectives.sweep_plan import Point, plan_crossover
 from tplab.lab import style
@@ -120,11 +119,7 @@ class CrossoverPanel(RunPanel):
         return losses_figure(losses, title=title, badge=badge), html.quiet(words)
 
     def _rules(self, frame: pd.DataFrame) -> list[Any]:
-        row = frame.iloc[0]
-        own = bool(row["backend"] == "nccl" and row["num_devices"] == row["num_ranks"])
-        gloo = row["backend"] != "nccl"
-        spec = ModelSpec.from_config(self.settings()["model"])
-        return engine_rules(str(row["device"]), int(row["num_ranks"]), spec.hidden_size, own_gpus=own or gloo)
+        return rules_beside(frame, ModelSpec.from_config(self.settings()["model"]).hidden_size)
 
     def _losses(self, frame: pd.DataFrame) -> pd.DataFrame:
         spec = ModelSpec.from_config(self.settings()["model"])

@@ -169,15 +169,11 @@ def gated_gemv(x: torch.Tensor, w_IIK: torch.Tensor, bias: torch.Tensor | None, 
     return _multiply(x, w_IIK, bias, ACTIVATIONS[activation])
 
 
-def _multiply(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, kind: int | None, blocks: tuple[int, ...] = ()
-) -> torch.Tensor:
-    """Blocks of rows and columns, and warps, were found by trying on an H100: for one vector few rows and long pieces
-    of them, 16 elements for each thread; for several the smallest tile of the tensor cores.
+def _multiply(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, kind: int | None) -> torch.Tensor:
+    """``kind``: of activation, for gate and up; None: there is none.
 
-    Args:
-        kind: of activation, for gate and up; None: there is none.
-        blocks: rows and columns of a tile, warps, and for several vectors pieces on their way; to try others.
+    Blocks of rows and columns, and warps, were found by trying on an H100: for one vector few rows and long pieces of
+    them, 16 elements for each thread; for several the smallest tile of the tensor cores.
     """
     num_rows, size = w.shape[0] // (1 if kind is None else 2), w.shape[1]
     num_vectors = x.numel() // size
@@ -187,7 +183,7 @@ def _multiply(
     if num_vectors == 1:
         rows = 2 if kind is None else 1
         columns = next((columns for columns in (2048, 1024) if size % columns == 0), 512)
-        rows, columns, warps = blocks or (rows, columns, rows * columns // 512)
+        warps = rows * columns // 512
         kernel = _gemv_kernel if kind is None else _gate_up_kernel
         if kind is not None:
             flags["KIND"] = kind
@@ -196,7 +192,7 @@ def _multiply(
             **flags, **num_warps_for(warps, x),
         )  # fmt: skip
         return y
-    rows, columns, warps, stages = blocks or (16, 256, 2, 4)
+    rows, columns, warps, stages = 16, 256, 2, 4
     _few_kernel[(triton.cdiv(num_rows, rows),)](
         *tensors, num_vectors, num_rows, B=16, BLOCK_N=rows, BLOCK_K=columns, GATED=kind is not None, KIND=kind or 0,
         EVEN=size % columns == 0, EXACT=x.dtype is torch.float32, STAGES=stages, **flags, **num_warps_for(warps, x),
