@@ -7,7 +7,13 @@ from tplab.checks import check_count, check_number, check_one_of
 MOST = 10**9
 """Largest number of tokens, requests, requests per second and milliseconds: beyond every server, and far from where
 times overflow."""
+MOST_GUESSED = 64
+"""Largest number of guessed tokens in a step."""
 ALL_REDUCES = ("auto", "one-shot", "two-shot", "ring", "nccl", "measured")
+PREFILL_POLICIES = ("auto", "mixed", "prefill-first", "static")
+"""How prompts get their turn. ``mixed``: chunks of prompts share the decode steps, up to the engine's budget of tokens;
+``prefill-first``: waiting prompts run in steps of their own before the next decode step; ``static``: a batch of
+requests starts together and ends together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +36,27 @@ class EnginePolicy:
     """Most tokens in one step (vLLM's max_num_batched_tokens); None: prompts are prefilled whole, between steps."""
     gpu_memory_utilization: float = 0.9
     """Part of a GPU's memory that the engine may take for weights, workspace and cache (vLLM's default)."""
+    prefill_policy: str = "auto"
+    """How prompts get their turn: one of ``PREFILL_POLICIES``. ``auto``: as the engine does by default."""
+    max_num_seqs: int | None = None
+    """Most requests that one replica runs at once (vLLM's ``--max-num-seqs``, SGLang's ``--max-running-requests``,
+    TensorRT-LLM's ``--max_batch_size``); None: the engine's default."""
+    speculative_tokens: int = 0
+    """k: tokens that a draft guesses in each step, which the model then checks at once; 0: no speculative decoding."""
+    acceptance: float = 0.7
+    """Probability that a guessed token is accepted, given that those before it were (with ``speculative_tokens``)."""
+    draft_cost: float = 0.05
+    """Time to guess one token, over the time of a decode step without guesses (with ``speculative_tokens``)."""
 
     def __post_init__(self) -> None:
         check_one_of("all_reduce", self.all_reduce, ALL_REDUCES)
-        for key in ("pp_micro_batches", "chunked_prefill"):
+        check_one_of("prefill_policy", self.prefill_policy, PREFILL_POLICIES)
+        for key in ("pp_micro_batches", "chunked_prefill", "max_num_seqs"):
             if getattr(self, key) is not None:
                 check_count(key, getattr(self, key), least=1)
+        check_count("speculative_tokens", self.speculative_tokens, most=MOST_GUESSED)
+        check_number("acceptance", self.acceptance, least=0, most=1)
+        check_number("draft_cost", self.draft_cost, least=0, most=10)
         check_number("gpu_memory_utilization", self.gpu_memory_utilization, above=0, most=1)
 
 
@@ -51,6 +72,9 @@ class Workload:
     """Requests in flight, over all replicas. This or ``request_rate``."""
     request_rate: float | None = None
     """Requests per second that arrive, over all replicas. This or ``concurrency``."""
+    cached_prefix: float = 0.0
+    """Share of each prompt whose cache the engine still has from an earlier request with the same beginning: it is
+    neither computed again nor kept twice. At least one token of a prompt is always computed."""
     ttft_limit_ms: float | None = None
     """Longest wait for the first token that is still acceptable."""
     tpot_limit_ms: float | None = None
@@ -67,6 +91,7 @@ class Workload:
                 f"give either concurrency (requests in flight) or request_rate (requests per second), got "
                 f"concurrency={self.concurrency} and request_rate={self.request_rate}"
             )
+        check_number("cached_prefix", self.cached_prefix, least=0, most=1)
         for key in ("request_rate", "ttft_limit_ms", "tpot_limit_ms"):
             if getattr(self, key) is not None:
                 check_number(key, getattr(self, key), above=0, most=MOST)
