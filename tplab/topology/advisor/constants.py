@@ -26,6 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tplab.models.precision import ITEMSIZE
+from tplab.topology.advisor.workload import MOST
+from tplab.topology.machine.machine import Gpu
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +100,18 @@ class EngineConstants:
     """Whether ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
     reserves: bool
     """Whether a request starts only where its last token will fit too; if not, it starts where its prompt fits."""
+    max_num_seqs: int
+    """Most requests that a replica runs at once by default (``EnginePolicy.max_num_seqs`` goes before it)."""
+    max_num_seqs_large: int | None = None
+    """The same on GPUs of at least 70 GiB other than A100; None: no different."""
     samples_in_turn: bool = False
     """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
     stage. If not, that runs beside the GPU."""
+
+    def largest_batch(self, gpu: Gpu) -> int:
+        """Most requests that a replica on such GPUs runs at once by default."""
+        large = gpu.memory_bytes >= 70 * 2**30 and "a100" not in gpu.name.lower()
+        return self.max_num_seqs_large if large and self.max_num_seqs_large else self.max_num_seqs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,24 +234,29 @@ DEFAULT = Constants(
             small_batch_slowdown=1.25, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
             of_free_memory=False,
             reserves=False,
+            max_num_seqs=256,  # vLLM 0.8 on (V1), vllm/engine/arg_utils.py, get_batch_defaults; V0: 256 everywhere
+            max_num_seqs_large=1024,
         ),
         "trtllm": EngineConstants(  # [S]; handoff [P]
             step_us=265.0, sequence_us=5.0, light_kernels=5, fp8_kernels=1, mfu=mfu_table(bf16=0.66, fp8=0.667),
             small_batch_slowdown=1.0, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0, hop_tensors=1, pp_fill=0.5,
             of_free_memory=True,
             reserves=True,
+            max_num_seqs=2048,  # TensorRT-LLM 0.18 on, trtllm-serve --max_batch_size: BuildConfig's default
         ),
         "sglang": EngineConstants(  # [A] between the two that are measured; all-reduce [K]
             step_us=900.0, sequence_us=5.0, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.64, fp8=0.6),
             small_batch_slowdown=1.1, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
             of_free_memory=False,
             reserves=False,
+            max_num_seqs=2048,  # SGLang 0.4-0.5, resolve_max_num_reqs: 2048-4096 by context, half the cache's tokens
         ),
         "fastertransformer": EngineConstants(  # [F]
             step_us=2320.0, sequence_us=5.0, light_kernels=30, fp8_kernels=1, mfu=mfu_table(bf16=0.62, fp8=0.5),
             small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0, hop_tensors=1, pp_fill=1.0,
             of_free_memory=False,
             reserves=True,
+            max_num_seqs=MOST,  # a library: runs the batch that it is given
         ),
         "generic": EngineConstants(  # nothing from [S], so that it can stand for an engine left out: [K] mfu, slowdown,
             # [T] bf16; [A] step: scheduling hidden behind the GPU, sampling and one synchronisation not
@@ -248,12 +264,14 @@ DEFAULT = Constants(
             small_batch_slowdown=1.1, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
             of_free_memory=False,
             reserves=False,
+            max_num_seqs=256,  # vLLM's, the least of the three
         ),
         "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters; light kernels as traced
             step_us=300.0, sequence_us=0.0, light_kernels=15, fp8_kernels=4, mfu=mfu_table(bf16=0.6, fp8=0.5),
             small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_fill=1.0,
             of_free_memory=False,
             reserves=True,
+            max_num_seqs=MOST,
             samples_in_turn=True,
         ),
     },
