@@ -106,6 +106,25 @@ def test_commands_are_of_the_engine_asked_for(said, engine):
     assert printed == (["vllm", "sglang", "trtllm"] if engine == "generic" else [engine])
 
 
+def test_what_is_asked_of_the_engine_is_said_and_set(said):
+    status, out, _ = said(
+        *("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--engine", "vllm", "--max-num-seqs", 48),
+        *("--prefill-policy", "mixed", "--token-budget", 2048, "--cached-prefix", 0.25, "--speculative-tokens", 3),
+        *("--acceptance", 0.8),
+    )
+    assert status == 0
+    flat = " ".join(out.split())
+    assert (
+        "engine vllm; at most 48 requests at once on a replica; prompts mixed; at most 2048 tokens a step; 25% of each "
+        "prompt cached; 3 tokens guessed a step, each accepted at 0.8." in flat
+    )
+    assert "--max-num-seqs 48 --max-num-batched-tokens 2048" in flat
+    assert "--enable-prefix-caching --speculative-config" in flat
+    whole = said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--engine", "vllm", "--token-budget", 0)[1]
+    assert "engine vllm; prompts whole." in " ".join(whole.split())
+    assert "--no-enable-chunked-prefill" in whole
+
+
 def test_every_line_of_a_command_is_indented(said):
     what = ("--model", "llama-3.1-405b", "--machine", "h100", "--nodes", 2, "--engine", "vllm")
     status, out, _ = said("advise", *what)
@@ -318,6 +337,13 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
         ((*H100, "--engine", "tgi"), "--engine must be one of"),
         ((*H100, "--ttft-limit-ms", 0), "--ttft-limit-ms must be a"),
         ((*H100, "--tpot-limit-ms", -1), "--tpot-limit-ms must be a"),
+        ((*H100, "--max-num-seqs", 0), "--max-num-seqs must be a whole number of at least 1; got 0"),
+        ((*H100, "--prefill-policy", "last"), "--prefill-policy must be one of auto, mixed, prefill-first, static"),
+        ((*H100, "--token-budget", -1), "--token-budget must be a whole number of at least 1; got -1"),
+        ((*H100, "--cached-prefix", 2), "--cached-prefix must be a number of at least 0 and at most 1; got 2"),
+        ((*H100, "--speculative-tokens", 65), "--speculative-tokens must be a whole number from 0 to 64; got 65"),
+        ((*H100, "--acceptance", 0.5), "--acceptance goes with --speculative-tokens"),
+        ((*H100, "--speculative-tokens", 2, "--acceptance", 1.5), "--acceptance must be a number of at least 0 and"),
         (("calibrate", "--out", "no/where.json"), "--out no/where.json cannot be written: there is no folder"),
         (("calibrate", "--out", "."), "--out . cannot be written: it is a folder (give the name of a file)"),
         (("validate", "nowhere"), "there is no file or folder nowhere"),

@@ -11,7 +11,7 @@ from tplab.lab import AdvisorPanel, CalibrationPanel, LinkPanel, MemoryWall, Poo
 from tplab.lab.panels.links import EXAMPLE_TOPO
 from tplab.lab.panels.memory_wall import small_model
 from tplab.lab.panels.verification import LINKS, all_layouts, verified_model
-from tplab.topology import Machine, ModelSpec, advise, machine_of
+from tplab.topology import EnginePolicy, Machine, ModelSpec, advise, machine_of
 from tplab.topology.machine.presets import MACHINES
 
 pytestmark = pytest.mark.timeout(120)
@@ -250,6 +250,15 @@ class TestAdvisor:
         panel.show(tpot_limit_ms=0.0)
         assert panel.advice.workload.tpot_limit_ms is None
         assert "it admits" not in panel._table.value
+
+    def test_the_engine_is_asked_for_what_the_controls_say(self, panel):
+        panel.show(max_num_seqs=64, prefill_policy="prefill-first", cached_prefix=0.5, speculative_tokens=4)
+        asked = panel.advice.workload
+        assert (asked.cached_prefix, asked.engine.max_num_seqs) == (0.5, 64)
+        assert (asked.engine.prefill_policy, asked.engine.speculative_tokens) == ("prefill-first", 4)
+        assert "--max-num-seqs 64" in panel._table.value
+        panel.show(max_num_seqs=0, prefill_policy="auto", cached_prefix=0.0, speculative_tokens=0)
+        assert panel.advice.workload.engine == EnginePolicy(name=panel.advice.workload.engine.name)
 
     def test_narrower_links_change_the_choice(self, panel):
         panel.show(concurrency=64, links=1.0, view="one step")

@@ -14,6 +14,7 @@ from tplab.models.precision import ITEMSIZE
 from tplab.models.presets import MODELS
 from tplab.shown import fixed
 from tplab.topology.advisor.constants import DEFAULT
+from tplab.topology.advisor.workload import PREFILL_POLICIES
 from tplab.topology.machine.presets import GPUS, MACHINES
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--output", dest="output_length", type=int, default=256, help="tokens generated (default 256)")
     parser.add_argument("--concurrency", type=int, help=f"requests in flight (default {_CONCURRENCY})")
     parser.add_argument("--rate", dest="request_rate", type=float, help="requests per second, instead of --concurrency")
+    parser.add_argument(
+        "--cached-prefix", type=float, default=0.0, help="share of each prompt that the engine has cached (default 0)"
+    )
     parser.add_argument("--ttft-limit-ms", type=float, help="longest wait for the first token (default: none)")
     parser.add_argument("--tpot-limit-ms", type=float, help="longest time per token after it (default: none)")
     parser.add_argument(
@@ -124,6 +128,19 @@ def _add_what(parser: argparse.ArgumentParser, engine: str, required: bool = Tru
     parser.add_argument("--calibration", help="file written by tplab calibrate; without --machine also the machine")
     parser.add_argument("--engine", help=f"{_ENGINES} (default {engine})")
     parser.add_argument("--eager", action="store_true", help="the engine runs without CUDA graphs")
+    parser.add_argument(
+        "--max-num-seqs", type=int, help="most requests that one replica runs at once (default: engine's)"
+    )
+    policies = ", ".join(PREFILL_POLICIES)
+    parser.add_argument("--prefill-policy", help=f"how prompts get their turn: {policies} (default auto: engine's)")
+    parser.add_argument(
+        "--token-budget",
+        dest="chunked_prefill",
+        type=int,
+        help="most tokens in one step, prompts are cut to it; 0: prompts whole (default 8192)",
+    )
+    parser.add_argument("--speculative-tokens", type=int, help="tokens that a draft guesses in each step (default 0)")
+    parser.add_argument("--acceptance", type=float, help="probability that a guessed token is accepted (default 0.7)")
 
 
 def _advise(arguments: argparse.Namespace) -> int:
@@ -143,6 +160,7 @@ def _advise(arguments: argparse.Namespace) -> int:
         output_length=arguments.output_length,
         concurrency=requests,
         request_rate=arguments.request_rate,
+        cached_prefix=arguments.cached_prefix,
         ttft_limit_ms=arguments.ttft_limit_ms,
         tpot_limit_ms=arguments.tpot_limit_ms,
         engine=_engine(arguments, "generic"),
@@ -178,9 +196,24 @@ def _asked(model: "ModelSpec", machine: "Machine", workload: "Workload", calibra
         f"requests of {w.input_length} tokens in and {w.output_length} out, {load}",
         *limits,
         f"engine {w.engine.name}{'' if w.engine.cuda_graphs else ' without CUDA graphs'}",
+        *_beyond_defaults(w),
         *([calibration.badge] if calibration is not None else []),
     ]
     return f"{'; '.join(parts)}."
+
+
+def _beyond_defaults(w: "Workload") -> list[str]:
+    """What was asked of the engine and its cache that is not usual, in words."""
+    usual, e = type(w.engine)(), w.engine
+    budget = "prompts whole" if e.chunked_prefill is None else f"at most {e.chunked_prefill} tokens a step"
+    said = {
+        f"at most {e.max_num_seqs} requests at once on a replica": e.max_num_seqs is not None,
+        f"prompts {e.prefill_policy}": e.prefill_policy != usual.prefill_policy,
+        budget: e.chunked_prefill != usual.chunked_prefill,
+        f"{w.cached_prefix:.0%} of each prompt cached": w.cached_prefix > 0,
+        f"{e.speculative_tokens} tokens guessed a step, each accepted at {e.acceptance:g}": e.speculative_tokens > 0,
+    }
+    return [words for words, holds in said.items() if holds]
 
 
 def _print_table(advice: "Advice", most: int) -> None:
@@ -332,4 +365,10 @@ def _topo(path: str) -> str:
 def _engine(arguments: argparse.Namespace, usual: str) -> "EnginePolicy":
     from tplab.topology.advisor.workload import EnginePolicy
 
-    return EnginePolicy(name=arguments.engine or usual, cuda_graphs=not arguments.eager)
+    if arguments.acceptance is not None and not arguments.speculative_tokens:
+        raise ValueError("--acceptance goes with --speculative-tokens: of how many is it the share?")
+    names = ("max_num_seqs", "prefill_policy", "chunked_prefill", "speculative_tokens", "acceptance")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if given.get("chunked_prefill") == 0:
+        given["chunked_prefill"] = None
+    return EnginePolicy(name=arguments.engine or usual, cuda_graphs=not arguments.eager, **given)

@@ -8,6 +8,7 @@ import pytest
 from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.launch_commands import ENGINES, launch_commands
+from tplab.topology.advisor.workload import PREFILL_POLICIES
 from tplab.topology.machine.placement import place
 
 SIZES = {
@@ -19,12 +20,15 @@ SIZES = {
 }
 
 
-def commands(model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024, **engine):
+def commands(
+    model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024, cached_prefix=0.0, **engine
+):
     """By engine, each command as its comments and its words."""
     spec = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     where = Machine.preset(machine) if isinstance(machine, str) else machine
     policy = EnginePolicy(name="vllm", chunked_prefill=chunked_prefill, **engine)
-    workload = Workload(input_length=input_length, output_length=256, concurrency=16, engine=policy)
+    asked = {"input_length": input_length, "output_length": 256, "concurrency": 16, "cached_prefix": cached_prefix}
+    workload = Workload(**asked, engine=policy)
     made = launch_commands(spec, where, workload, Layout.of(spec, tp, pp, replicas), place(where, tp, pp, replicas))
     return {engine: [split(line) for line in lines] for engine, lines in made.items()}
 
@@ -136,6 +140,40 @@ def test_what_trtllm_takes_from_a_file_only():
     comments, _ = first("llama-3.1-8b", cuda_graphs=False, all_reduce="nccl")["trtllm"]
     assert [comment.split(":")[1].strip() for comment in comments] == ["cuda_graph_config", "allreduce_strategy"]
     assert first("llama-3.1-8b")["trtllm"][0] == []
+
+
+@pytest.mark.parametrize(("max_num_seqs", "replicas", "want"), [(None, 1, "16"), (None, 4, "4"), (48, 4, "48")])
+def test_the_largest_batch_is_the_one_asked_for_else_a_share_of_the_load(max_num_seqs, replicas, want):
+    made = first("llama-3.1-8b", tp=1, replicas=replicas, max_num_seqs=max_num_seqs)
+    flags = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests", "trtllm": "--max_batch_size"}
+    assert {engine: follows(made[engine][1], flag) for engine, flag in flags.items()} == dict.fromkeys(flags, want)
+
+
+@pytest.mark.parametrize("policy", PREFILL_POLICIES)
+def test_prompts_get_their_turn_as_asked_or_it_is_said(policy):
+    made = first("llama-3.1-8b", prefill_policy=policy)
+    assert ("--enable-mixed-chunk" in made["sglang"][1]) == (policy == "mixed")
+    lacking = {engine for engine, (comments, _) in made.items() if any("has no scheduler" in one for one in comments)}
+    assert lacking == {"static": {"vllm", "sglang"}, "prefill-first": {"vllm", "trtllm"}}.get(policy, set())
+    assert any("STATIC_BATCH" in comment for comment in made["trtllm"][0]) == (policy == "static")
+
+
+def test_a_draft_model_must_be_named():
+    made = first("llama-3.1-8b", speculative_tokens=3)
+    assert json.loads(follows(made["vllm"][1], "--speculative-config")) == {
+        "model": "DRAFT",
+        "num_speculative_tokens": 3,
+    }
+    assert follows(made["sglang"][1], "--speculative-num-steps") == "3"
+    assert follows(made["sglang"][1], "--speculative-num-draft-tokens") == "4"
+    assert "max_draft_len: 3" in made["trtllm"][0][0]
+    assert all("DRAFT: name the draft model" in comments[0] for comments, _ in made.values())
+    assert not any("DRAFT" in word for _, words in first("llama-3.1-8b").values() for word in words)
+
+
+def test_a_cached_prefix_is_asked_for():
+    assert "--enable-prefix-caching" in first("llama-3.1-8b", cached_prefix=0.5)["vllm"][1]
+    assert "--enable-prefix-caching" not in first("llama-3.1-8b")["vllm"][1]
 
 
 def test_unequal_shares_of_nodes_are_said():

@@ -29,7 +29,7 @@ from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.advice import Advice, Option, advise
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.advisor.workload import PREFILL_POLICIES, EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
 
@@ -39,6 +39,9 @@ _LENGTHS = tuple(1 << power for power in range(4, 18))
 _LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _TPOT_LIMITS = (("none", 0.0), *((f"{ms} ms", float(ms)) for ms in (5, 8, 10, 15, 20, 30, 50, 80, 120, 200)))
 _TTFT_LIMITS = (("none", 0.0), *((f"{ms:,} ms", float(ms)) for ms in (50, 100, 200, 500, 1000, 2000, 5000, 10000)))
+_BATCHES = (("engine's", 0), *((str(1 << power), 1 << power) for power in range(3, 12)))
+_PREFIXES = tuple((f"{percent} %", percent / 100) for percent in (0, 25, 50, 75, 90, 95))
+_GUESSES = (("none", 0), *((str(k), k) for k in range(1, 9)))
 _SCALES = tuple((f"x {2**power:g}" if power >= 0 else f"x 1/{2**-power}", 2.0**power) for power in range(-6, 3))
 _ROWS_SHOWN = 8
 
@@ -47,7 +50,8 @@ class AdvisorPanel(AnalyticPanel):
     """Model, load, limits and links as controls; the ranked layouts, and a view of the best one or of the ``rank``-th.
 
     ``advice`` is the answer, ``option`` the layout that is looked at. ``show(model=, weights=, cache=, engine=,
-    input_length=, output_length=, concurrency=, tpot_limit_ms=, ttft_limit_ms=, links=, rank=, view=)`` sets controls.
+    input_length=, output_length=, concurrency=, tpot_limit_ms=, ttft_limit_ms=, max_num_seqs=, prefill_policy=,
+    cached_prefix=, speculative_tokens=, links=, rank=, view=)`` sets controls.
 
     Args:
         machine: a ``LinkPanel``, whose machine is followed, or a machine.
@@ -84,6 +88,10 @@ class AdvisorPanel(AnalyticPanel):
                 "concurrency": pick(_LOADS, 16, "in flight", "requests in flight over the whole machine"),
                 "tpot_limit_ms": pick(_TPOT_LIMITS, 0.0, "per token", "longest time per output token"),
                 "ttft_limit_ms": pick(_TTFT_LIMITS, 0.0, "first token", "longest wait for the first token"),
+                "max_num_seqs": pick(_BATCHES, 0, "largest batch", "most requests that one replica runs at once"),
+                "prefill_policy": widgets.Dropdown(options=PREFILL_POLICIES, description="prompts' turn", **wide()),
+                "cached_prefix": pick(_PREFIXES, 0.0, "cached prefix", "share of each prompt that is cached"),
+                "speculative_tokens": pick(_GUESSES, 0, "guessed tokens", "tokens that a draft guesses in each step"),
                 "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
                 "rank": widgets.IntSlider(value=1, min=1, max=30, description="look at no.", **wide()),
             },
@@ -126,7 +134,13 @@ class AdvisorPanel(AnalyticPanel):
             concurrency=values["concurrency"],
             tpot_limit_ms=values["tpot_limit_ms"] or None,
             ttft_limit_ms=values["ttft_limit_ms"] or None,
-            engine=EnginePolicy(name=values["engine"]),
+            cached_prefix=values["cached_prefix"],
+            engine=EnginePolicy(
+                name=values["engine"],
+                max_num_seqs=values["max_num_seqs"] or None,
+                prefill_policy=values["prefill_policy"],
+                speculative_tokens=values["speculative_tokens"],
+            ),
         )
         return model, with_links_scaled(self._machine, values["links"]), workload
 

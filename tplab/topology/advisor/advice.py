@@ -144,7 +144,8 @@ class Advice:
         """Engine -> commands that start the best layout; see ``launch_commands`` for a checkpoint's path."""
         lay, workload, admitted = self.best.layout, self.workload, self.best.prediction.admitted
         if admitted is not None:
-            workload = replace(workload, concurrency=admitted * lay.replicas, request_rate=None)
+            fewer = replace(workload.engine, max_num_seqs=admitted)
+            workload = replace(workload, engine=fewer)
         return launch_commands(self.model, self.machine, workload, lay, self.placement)
 
     def table(self) -> pd.DataFrame:

@@ -6,9 +6,13 @@ that the checkpoint must have already, shares of the nodes that an engine does n
 
 Flags as documented in November 2026: vLLM 0.8-0.24 (docs.vllm.ai, engine arguments), SGLang 0.5 (docs.sglang.io, server
 arguments), TensorRT-LLM 0.18-1.3 (nvidia.github.io/TensorRT-LLM, trtllm-serve; --kv_cache_dtype: 1.3, its pull request
-11487). Without chunks vLLM 0.8-0.10 chunks all the same (its issue 20914).
+11487). Without chunks vLLM 0.8-0.10 chunks all the same (its issue 20914). Prefixes are cached without being told
+(TensorRT-LLM: enable_block_reuse). SGLang checks as many tokens as it guesses, and one more, where each step has one
+guess (docs.sglang.io, speculative decoding); what TensorRT-LLM's file of options may hold: its
+tensorrt_llm/llmapi/llm_args.py at fcd3f31.
 """
 
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -24,6 +28,8 @@ ENGINES = ("vllm", "sglang", "trtllm")
 _FIRST_PORT = 8000
 _MEETING_PORT = 5000
 _MOST_SEQUENCES = 2048
+_DRAFT = "DRAFT"
+"""Stands for the draft model, which the workload does not name."""
 
 
 def launch_commands(
@@ -119,6 +125,9 @@ def _vllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, port:
     words += _precision_words("vllm", model)
     words += [] if e.cuda_graphs else ["--enforce-eager"]
     words += ["--disable-custom-all-reduce"] if e.all_reduce == "nccl" else []
+    words += ["--enable-prefix-caching"] if workload.cached_prefix else []
+    if e.speculative_tokens:
+        words += ["--speculative-config", json.dumps({"model": _DRAFT, "num_speculative_tokens": e.speculative_tokens})]
     return [*words, "--port", str(port)]
 
 
@@ -132,6 +141,11 @@ def _sglang(model: ModelSpec, workload: Workload, layout: Layout, path: str, por
     words += _precision_words("sglang", model)
     words += [] if e.cuda_graphs else ["--disable-cuda-graph"]
     words += ["--disable-custom-all-reduce"] if e.all_reduce == "nccl" else []
+    words += ["--enable-mixed-chunk"] if e.prefill_policy == "mixed" else []
+    if k := e.speculative_tokens:
+        words += ["--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", _DRAFT]
+        words += ["--speculative-num-steps", str(k), "--speculative-eagle-topk", "1"]
+        words += ["--speculative-num-draft-tokens", str(k + 1)]
     return [*words, "--port", str(port)]
 
 
@@ -148,6 +162,13 @@ def _trtllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, por
 
 _WORDS = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
+
+_POLICIES = {"vllm": ("mixed",), "sglang": ("mixed", "prefill-first"), "trtllm": ("mixed",)}
+"""Prefill policies that an engine has (vLLM: its V1 scheduler), besides those that stand in a file of options."""
+_GUESSES = {
+    "vllm": '"method": "eagle3", "mtp", "ngram", ...',
+    "sglang": "--speculative-algorithm EAGLE3, NGRAM, ...",
+}
 
 _WEIGHT_WORDS: Mapping[tuple[str, str], list[str]] = {
     ("vllm", "fp8"): ["--quantization", "fp8"],
@@ -193,6 +214,26 @@ def _needs(engine: str, model: ModelSpec, workload: Workload) -> list[str]:
         made.append("# without CUDA graphs: cuda_graph_config: null in the file of --extra_llm_api_options")
     if engine == "trtllm" and workload.engine.all_reduce == "nccl":
         made.append("# NCCL's all-reduce: allreduce_strategy: NCCL in the file of --extra_llm_api_options")
+    return made + _policy_comments(engine, workload)
+
+
+def _policy_comments(engine: str, workload: Workload) -> list[str]:
+    """Comments on schedulers that the engine lacks, and on the draft model that must be named."""
+    e, made = workload.engine, []
+    if engine == "trtllm" and e.prefill_policy == "static":
+        made.append(
+            "# static batches: scheduler_config: {capacity_scheduler_policy: STATIC_BATCH} in the file of "
+            "--extra_llm_api_options"
+        )
+    elif e.prefill_policy not in ("auto", *_POLICIES[engine]):
+        made.append(f"# {_NAMES[engine]} has no scheduler that is {e.prefill_policy}: it runs prompts its own way")
+    if e.speculative_tokens and engine == "trtllm":
+        made.append(
+            f"# speculative_config: {{decoding_type: DraftTarget, max_draft_len: {e.speculative_tokens}, "
+            f"speculative_model_dir: {_DRAFT}}} in the file of --extra_llm_api_options; {_DRAFT}: name the draft model"
+        )
+    elif e.speculative_tokens:
+        made.append(f"# {_DRAFT}: name the draft model's checkpoint; other ways to guess: {_GUESSES[engine]}")
     return made
 
 
@@ -210,7 +251,10 @@ def _length(workload: Workload) -> int:
 
 
 def _sequences(workload: Workload, layout: Layout) -> int:
-    """A replica's share of the requests; for an arrival rate, as many as engines allow."""
+    """The largest batch that was asked for, else a replica's share of the requests; for an arrival rate, as many as
+    engines allow."""
+    if workload.engine.max_num_seqs is not None:
+        return workload.engine.max_num_seqs
     if workload.concurrency is None:
         return 256
     return min(_MOST_SEQUENCES, max(1, math.ceil(workload.concurrency / layout.replicas)))
