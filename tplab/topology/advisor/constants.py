@@ -77,15 +77,20 @@ class EngineConstants:
     step_us: float
     """Host work and sampling that the GPU waits for in each step, in us."""
     sequence_us: float
-    """Time that each running sequence adds to that, in us. 0 to 19 fit the served tables alike: an assumption."""
+    """Host work that each running sequence adds to that, in us."""
+    overlaps: bool
+    """Whether ``sequence_us`` runs beside the GPU, and is seen only where it is longer; if not, it is added."""
     light_kernels: float
     """Kernels per block besides matmuls and attention: two norms with their sums, rotation, cache write, activation."""
     fp8_kernels: float
     """Kernels per block that turn activations into fp8, where they are not fused with their neighbours."""
     mfu: Mapping[str, float]
     """Share of the peak that large matmuls of a served model reach, by weight precision."""
+    qk_norm_kernels: float
+    """Kernels per block for the norms of queries and keys, in models that have them."""
     small_batch_slowdown: float
-    """Time of fp8 matmuls on 17-64 tokens against the roofline: the engine's tiles for such batches waste some."""
+    """Factor on the time to stream 8-bit weights from some 32 tokens on: the engine's tiles for more than 16 tokens
+    read them slower."""
     all_reduce: CustomAllReduce | None
     """The engine's own all-reduce kernels; None if it uses NCCL for every size."""
     python: bool
@@ -94,8 +99,13 @@ class EngineConstants:
     """Host work to hand a micro-batch to the next stage, or its tokens back to the first, in us."""
     hop_tensors: int
     """Hidden states sent to the next stage: two where the residual travels apart."""
-    pp_fill: float
-    """Micro-batches in flight over stages, where no backlog tops them up: requests gather in a few of them."""
+    pp_spread: float
+    """How fast requests spread over micro-batches, by the budgets of prompt tokens that there are of them per stage;
+    infinite where the engine splits a batch evenly. See ``steps.Steps.in_flight``."""
+    prefill_policy: str
+    """How the engine brings in prompts by default: one of ``workload.PREFILL_POLICIES`` but ``auto``."""
+    max_num_tokens: int
+    """Most tokens in a step where prompts are not cut."""
     of_free_memory: bool
     """Whether ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
     reserves: bool
@@ -128,6 +138,8 @@ class Constants:
     """Fixed overhead of attention of one token per sequence, with the joining of its parts, in us."""
     light_kernel_us: float
     """Time of a norm, rotation, activation or conversion of a few tokens inside a CUDA graph, in us."""
+    narrow_edges: tuple[float, float, float]
+    """m0, n0, k0: what 8-bit GEMMs lose at their edges, in tokens, output features and input features."""
     sharpness: float
     """q of ``(memory^q + compute^q)^(1/q)``: a matmul that is bound by both loses against the larger."""
     attention_share: float
@@ -198,6 +210,7 @@ DEFAULT = Constants(
     matmul_fixed_us=4.2,  # [K] H200, bf16, in a graph: 6 % off on average
     attention_fixed_us=12.0,  # [K] H200: 12.8 alone
     light_kernel_us=1.5,  # [A] an empty kernel in a graph takes 1-1.5; [S] would allow up to 2
+    narrow_edges=(33.0, 1575.0, 190.0),  # [K] H200, fp8 by TensorRT-LLM: 4 % off on average
     sharpness=3.2,  # [K] 3.1-3.6 in bf16
     attention_share=0.56,  # [K] H200, 2048 tokens and more
     launch_us=5.0,  # [F] 110 us per block of about 20 launches
@@ -230,45 +243,45 @@ DEFAULT = Constants(
     network_step_us=25.0,  # [M] 46 us for 16 GPUs on two nodes against 15-21 on one
     engines={
         "vllm": EngineConstants(  # [S], bf16 [T]
-            step_us=1550.0, sequence_us=5.0, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.62, fp8=0.49),
-            small_batch_slowdown=1.25, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
+            step_us=1550.0, sequence_us=5.0, overlaps=False, qk_norm_kernels=1, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.62, fp8=0.49),
+            small_batch_slowdown=1.25, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_spread=0.1, prefill_policy="mixed", max_num_tokens=8192,
             of_free_memory=False,
             reserves=False,
             max_num_seqs=256,  # vLLM 0.8 on (V1), vllm/engine/arg_utils.py, get_batch_defaults; V0: 256 everywhere
             max_num_seqs_large=1024,
         ),
         "trtllm": EngineConstants(  # [S]; handoff [P]
-            step_us=265.0, sequence_us=5.0, light_kernels=5, fp8_kernels=1, mfu=mfu_table(bf16=0.66, fp8=0.667),
-            small_batch_slowdown=1.0, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0, hop_tensors=1, pp_fill=0.5,
+            step_us=265.0, sequence_us=5.0, overlaps=True, qk_norm_kernels=5, light_kernels=5, fp8_kernels=1, mfu=mfu_table(bf16=0.66, fp8=0.667),
+            small_batch_slowdown=1.0, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0, hop_tensors=1, pp_spread=0.1, prefill_policy="mixed", max_num_tokens=8192,
             of_free_memory=True,
             reserves=True,
             max_num_seqs=2048,  # TensorRT-LLM 0.18 on, trtllm-serve --max_batch_size: BuildConfig's default
         ),
         "sglang": EngineConstants(  # [A] between the two that are measured; all-reduce [K]
-            step_us=900.0, sequence_us=5.0, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.64, fp8=0.6),
-            small_batch_slowdown=1.1, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
+            step_us=900.0, sequence_us=5.0, overlaps=True, qk_norm_kernels=1, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.64, fp8=0.6),
+            small_batch_slowdown=1.1, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_spread=0.1, prefill_policy="prefill-first", max_num_tokens=16384,
             of_free_memory=False,
             reserves=False,
             max_num_seqs=2048,  # SGLang 0.4-0.5, resolve_max_num_reqs: 2048-4096 by context, half the cache's tokens
         ),
         "fastertransformer": EngineConstants(  # [F]
-            step_us=2320.0, sequence_us=5.0, light_kernels=30, fp8_kernels=1, mfu=mfu_table(bf16=0.62, fp8=0.5),
-            small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0, hop_tensors=1, pp_fill=1.0,
+            step_us=2320.0, sequence_us=5.0, overlaps=False, qk_norm_kernels=1, light_kernels=30, fp8_kernels=1, mfu=mfu_table(bf16=0.62, fp8=0.5),
+            small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0, hop_tensors=1, pp_spread=float("inf"), prefill_policy="static", max_num_tokens=MOST,
             of_free_memory=False,
             reserves=True,
             max_num_seqs=MOST,  # a library: runs the batch that it is given
         ),
         "generic": EngineConstants(  # nothing from [S], so that it can stand for an engine left out: [K] mfu, slowdown,
             # [T] bf16; [A] step: scheduling hidden behind the GPU, sampling and one synchronisation not
-            step_us=500.0, sequence_us=5.0, light_kernels=5, fp8_kernels=3, mfu=mfu_table(bf16=0.64, fp8=0.6),
-            small_batch_slowdown=1.1, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_fill=0.75,
+            step_us=500.0, sequence_us=5.0, overlaps=False, qk_norm_kernels=1, light_kernels=5, fp8_kernels=3, mfu=mfu_table(bf16=0.64, fp8=0.6),
+            small_batch_slowdown=1.1, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_spread=0.1, prefill_policy="mixed", max_num_tokens=8192,
             of_free_memory=False,
             reserves=False,
             max_num_seqs=256,  # vLLM's, the least of the three
         ),
         "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters; light kernels as traced
-            step_us=300.0, sequence_us=0.0, light_kernels=15, fp8_kernels=4, mfu=mfu_table(bf16=0.6, fp8=0.5),
-            small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_fill=1.0,
+            step_us=300.0, sequence_us=0.0, overlaps=False, qk_norm_kernels=1, light_kernels=15, fp8_kernels=4, mfu=mfu_table(bf16=0.6, fp8=0.5),
+            small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_spread=float("inf"), prefill_policy="static", max_num_tokens=MOST,
             of_free_memory=False,
             reserves=True,
             max_num_seqs=MOST,

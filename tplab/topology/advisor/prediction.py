@@ -249,6 +249,7 @@ _IN_WORDS = {
     "hops": "hops between pipeline stages",
     "host": "the engine's host work per step",
     "launch": "launching kernels without CUDA graphs",
+    "drafts": "guessing tokens",
     "prefill": "prefill of other requests",
     "bubble": "pipeline stages waiting for each other",
 }
@@ -393,5 +394,6 @@ def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
         "hops": hops,
         "host": source(c, f"engine {server.workload.engine.name}", "step_overhead_us"),
         "prefill": known["weights"],
+        "drafts": "given with the workload",
         **dict.fromkeys(("bubble", "queue", "prompts ahead", "step under way"), "follows from the other terms"),
     }

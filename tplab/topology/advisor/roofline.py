@@ -3,10 +3,14 @@
 A roofline with its corner rounded, plus a fixed time per kernel. Not the bare roofline at 100 %: that is 20-25 % too
 fast at TP 1 and off by two at TP 8, where a block's dozen kernels take longer to start and drain than to stream.
 
-  matmuls      params/t · ((e_w/(share·BW))^q + (2m/(mfu·peak))^q)^(1/q)      one GEMM over all m tokens of a step
+  matmuls      ((params/t·e_w/(share·BW))^q + (2·Σ(m+m0)(n+n0)(k+k0)/(mfu·peak))^q)^(1/q)     one GEMM over all m tokens
   start-up     4 matmuls, attention, light kernels: a fixed time each, at any t
   attention    cached bytes/(t·share·BW) per sequence; prompts: 4·T·context·H·d/(t·share·peak)
   activations  bytes that norms, activations and conversions read and write per token: at TP 8 a tenth of prefill
+
+m0, n0 and k0 are what 8-bit kernels lose at the edges of a product, in tokens, columns and rows: their tiles are
+larger, and a GEMM that is cut over t GPUs ends in tiles that are partly empty. 0 for 16 bits. Weights in fewer bits
+than a GPU multiplies are widened on the way in: they are streamed faster and multiplied no slower.
 
 A calibration replaces start-up and rates with measured ones: ``fixed(m) + params/t·rate(m)``.
 
@@ -24,10 +28,12 @@ from tplab.topology.advisor.constants import Constants, EngineConstants
 from tplab.topology.machine.machine import Gpu
 
 Floats = NDArray[np.float64]
+NARROW = ("fp8", "int8", "fp4")
+"""Precisions that GPUs multiply in, if they can, faster than in 16 bits."""
 MATMULS_PER_BLOCK = 4
 """Number of GEMMs in a block: query-key-value, output, gate-up, down."""
-_SMALL_BATCH = (16.0, 64.0)
-"""``small_batch_slowdown`` holds above the first and up to the second number of tokens."""
+_SMALL_BATCH = (16.0, 32.0)
+"""Number of tokens from which ``small_batch_slowdown`` sets in, and at which it is whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +58,11 @@ class Rates:
     """Index of the curve that each layout is computed with."""
     sharpness: float
     slowdown: float
-    """Factor on the weights' time between 17 and 64 tokens."""
+    """Factor on the weights' time from 32 tokens on."""
+    shapes: tuple[tuple[float, float, bool], ...]
+    """Output and input features of a block's GEMMs, and whether t cuts the output (else the input)."""
+    edges: tuple[float, float, float]
+    """m0, n0, k0: tokens, output and input features that the GPU multiplies besides those of a GEMM."""
     kv_byte_us: float
     """Time to read one cached byte."""
     attention_us: float
@@ -77,11 +87,19 @@ class Rates:
         m, share = np.asarray(tokens, dtype=np.float64), self.params / np.asarray(tp, dtype=np.float64)
         if self.curves:
             return self._measured(m, share, MATMULS_PER_BLOCK)
-        low, high = _SMALL_BATCH
-        stream = np.asarray(self.stream_us)
+        stream = np.asarray(share * self.stream_us)
         if self.slowdown != 1:
-            stream = stream * np.where((m > low) & (m <= high), self.slowdown, 1.0)
-        return np.asarray(share * _corner(stream, m * self.multiply_us, self.sharpness), dtype=np.float64)
+            low, high = _SMALL_BATCH
+            stream = stream * (1 + (self.slowdown - 1) * np.clip((m - low) / (high - low), 0.0, 1.0))
+        m0, n0, k0 = self.edges
+        size = share
+        if n0 or k0:
+            t = np.asarray(tp, dtype=np.float64)
+            size = sum(
+                ((n / t if by_output else n) + n0) * ((k if by_output else k / t) + k0)
+                for n, k, by_output in self.shapes
+            )
+        return larger(stream, np.where(m > 0, m + m0, 0.0) * size * self.multiply_us, self.sharpness)
 
     def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
         """The lm_head on one token of each sequence."""
@@ -89,7 +107,7 @@ class Rates:
         if self.curves:
             return self._measured(m, share, 1)
         stream = np.asarray(self.head_stream_us, dtype=np.float64)
-        return np.asarray(share * _corner(stream, m * self.head_multiply_us, self.sharpness), dtype=np.float64)
+        return np.asarray(share * larger(stream, m * self.head_multiply_us, self.sharpness), dtype=np.float64)
 
     def _measured(self, m: Floats, params: Floats, products: int) -> Floats:
         times = [curve.time_us(m, params, products) for curve in self.curves]
@@ -109,16 +127,28 @@ class Rates:
         return np.asarray(work * self.attention_us / np.asarray(tp, dtype=np.float64), dtype=np.float64)
 
 
-def _corner(memory: Floats, compute: Floats, q: float) -> Floats:
-    high, low = np.maximum(memory, compute), np.minimum(memory, compute)
-    return np.asarray(high * (1 + (low / high) ** q) ** (1 / q), dtype=np.float64)
+def larger(one: ArrayLike, other: ArrayLike, q: float) -> Floats:
+    """``(one^q + other^q)^(1/q)``: the larger of two, with the corner rounded."""
+    high, low = np.maximum(one, other), np.minimum(one, other)
+    ratio = np.divide(low, high, out=np.zeros_like(high), where=high > 0)
+    return np.asarray(high * (1 + ratio**q) ** (1 / q), dtype=np.float64)
 
 
-def light_kernels(model: ModelSpec, engine: EngineConstants) -> float:
-    """Norms, rotation with cache write, activation and conversions of a block."""
-    norms = model.norms_per_block + (1 if model.qk_norm else 0)
-    quantised = engine.fp8_kernels if model.weight_precision in ("fp8", "int8", "fp4") else 0
-    return engine.light_kernels + norms - 2 + quantised
+def multiplies_narrow(model: ModelSpec, gpu: Gpu) -> bool:
+    """Whether the GPU multiplies in the weights' precision of 8 or 4 bits, with activations converted to it; if not,
+    the weights are widened instead."""
+    return model.weight_precision in NARROW and gpu.peak_TFLOPS(model.weight_precision) > gpu.bf16_TFLOPS
+
+
+def light_kernels(model: ModelSpec, engine: EngineConstants, converts: bool) -> float:
+    """Norms, rotation with cache write, activation and conversions of a block.
+
+    Args:
+        model, engine: what runs.
+        converts: whether activations are converted to the weights' precision.
+    """
+    norms = model.norms_per_block - 2 + (engine.qk_norm_kernels if model.qk_norm else 0)
+    return engine.light_kernels + norms + (engine.fp8_kernels if converts else 0)
 
 
 def rates(
@@ -140,7 +170,9 @@ def rates(
     k, c = constants, calibration
     scale = k.generation_scale.get(gpu.name, 1.0)
     peak, head_peak = gpu.peak_TFLOPS(model.weight_precision), gpu.peak_TFLOPS(model.activation_precision)
-    mfu, head_mfu = engine.mfu[model.weight_precision], engine.mfu[model.activation_precision]
+    narrow = multiplies_narrow(model, gpu)
+    widened = model.weight_precision in NARROW and not narrow
+    mfu, head_mfu = engine.mfu["bf16" if widened else model.weight_precision], engine.mfu[model.activation_precision]
     us = {
         "copy_GBps": k.hbm_share * gpu.hbm_GBps,
         "kv_read_GBps": k.kv_share * gpu.hbm_GBps,
@@ -156,14 +188,13 @@ def rates(
     distinct = {int(n): c.matmul_curve(model.weight_precision, int(n)) if c else None for n in np.unique(at_once)}
     curves = tuple(dict.fromkeys(curve for curve in distinct.values() if curve))
     curve_of = np.array([curves.index(distinct[int(n)]) if curves else 0 for n in at_once], dtype=np.int64)
-    light = light_kernels(model, engine)
+    light = light_kernels(model, engine, narrow)
     overhead = us["attention_fixed_us"] + light * us["light_kernel_us"]
     if "block_overhead_us" in us:
         overhead = us["block_overhead_us"] + us.get("block_overhead_per_width_us", 0.0) * model.hidden_size
     stream, copy = 1e-3 / (k.hbm_share * gpu.hbm_GBps), 1e-3 / us["copy_GBps"]  # us per byte
     h, f, e = model.hidden_size, model.intermediate_size, model.activation_itemsize
-    quantised = model.weight_precision in ("fp8", "int8", "fp4")
-    convert = e + 1 if quantised else 0.0  # read wide, write narrow
+    convert = e + 1 if narrow else 0.0  # read wide, write narrow
     flops = 4 * 1e-6  # per query width, token and context token: scores and values, in us at 1 TFLOPS
     from_kernels = "spec sheet x share of bandwidth (kernel tables)"
     overheads = ("block_overhead_us", "light_kernel_us", "attention_fixed_us")
@@ -177,7 +208,14 @@ def rates(
         curves=curves,
         curve_of=curve_of,
         sharpness=k.sharpness,
-        slowdown=engine.small_batch_slowdown if model.weight_precision == "fp8" else 1.0,
+        slowdown=engine.small_batch_slowdown if narrow else 1.0,
+        shapes=(
+            (model.q_size + 2 * model.num_kv_heads * model.head_dim, h, True),
+            (h, model.q_size, False),
+            ((model.mlp_matrices - 1) * f, h, True),
+            (h, f, False),
+        ),
+        edges=k.narrow_edges if narrow else (0.0, 0.0, 0.0),
         kv_byte_us=1e-3 / us["kv_read_GBps"],
         attention_us=flops * model.q_size / us["prompt_attention_TFLOPS"],
         activation_us=((4 * model.norms_per_block * e) + 2 * convert) * h * copy,

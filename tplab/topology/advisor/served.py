@@ -17,12 +17,14 @@ TERMS = (
     "hops",
     "host",
     "launch",
+    "drafts",
     "prefill",
     "bubble",
 )
 """Terms of the time per token: the blocks' matmuls, the last one, reading the cache, reading and writing activations,
 starting and draining kernels, tensor-parallel communication, pipeline communication, the engine's own work, launches
-without CUDA graphs, the prompts of others in between, stages waiting for the slowest one."""
+without CUDA graphs, guessing tokens (speculative decoding), the prompts of others in between, stages waiting for the
+slowest one."""
 TTFT_TERMS = (
     "queue",
     "prompts ahead",
@@ -35,9 +37,11 @@ TTFT_TERMS = (
     "all_reduce",
     "hops",
     "host",
+    "launch",
 )
 """Terms of the time to the first token: waiting for capacity in the cache or for admission, for prompts that came at
-the same time, for the step that is running; from ``weights`` on, the request's own prompt."""
+the same time, for the step that is running and for what else is in the own prompt's steps; from ``weights`` on, the
+request's own prompt as if it were alone, launches without CUDA graphs included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,8 @@ from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.allreduce import Floats, all_reduce
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
-from tplab.topology.advisor.latency import Server, without_prompts
+from tplab.topology.advisor.latency import Server
+from tplab.topology.advisor.steps import total
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.served import TERMS
 from tplab.topology.advisor.workload import EnginePolicy, Workload
@@ -102,7 +103,7 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
     eager = replace(server, workload=replace(workload, engine=replace(workload.engine, cuda_graphs=False)))
     prompts = eager.prompts_terms_us(batch)
     terms, k = server.token(batch)
-    step = without_prompts(terms)
+    step = total(terms)
     width = model.hidden_size * model.activation_itemsize
     ends = _ends_us(server, batch / k * width, batch / k)
     prompts["ends"] = _ends_us(eager, batch / k * isl * width, batch / k)

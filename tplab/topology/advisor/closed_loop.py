@@ -1,0 +1,181 @@
+"""How a server settles with so many requests running: how many of them decode, and what both phases then take. Pure.
+
+R requests run at once in a closed loop: each is prefilled, decodes, leaves, and the next one takes its place. How
+prompts get their turn is the engine's policy (``workload.PREFILL_POLICIES``); where their time is booked follows from
+it:
+
+mixed
+    Chunks of prompts share the decode steps. With D of the R requests decoding, each for s rounds, D/s prompts come per
+    round, so a round carries their tokens besides, up to the engine's budget. That gives the time of a round T(D), the
+    time to a first token F(D) and the throughput X(D) = D/(s·T(D)). D is where all requests are accounted for:
+
+        D + X(D)·F(D) = R                                                              (the invariant)
+
+    The left side grows with D, so there is one such D, and it is bracketed. Not computed in turns, "D from T, T from
+    D": where prompts are long that swings for ever. No more can decode than the budget brings prompts for; the others
+    wait their turn. Benchmarks start with all requests at once, so the first of them queue for their prompts
+    (``first_wave``): that moves time from between the tokens to before the first one, and adds none.
+prefill-first, static
+    Waiting prompts run in steps of their own before the next decode step. Requests of one length that start together
+    also end together, and so do those that take their places: they stay in step. First all prompts, then all tokens. A
+    request waits for the prompts before it ahead of its first token, for those behind it between the first and the
+    second. Where requests arrive at a rate instead, nothing keeps them in step under prefill-first: a prompt waits for
+    the step under way, and then stops all the others.
+
+The invariant holds for every policy: requests that run are throughput times the time from admission to the last token.
+
+Letters: R requests that run, D of them decode, s rounds per request, T, F and X as above; a round is a step where there
+is no pipeline.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tplab.topology.advisor.allreduce import Floats
+from tplab.topology.advisor.steps import Steps, total
+
+_MOST_TURNS = 100
+_CLOSE = 1e-10
+"""Share of R by which the invariant may be missed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """The steady state; arrays that broadcast against N layouts, in us."""
+
+    token: dict[str, Floats]
+    """Terms of the time per token (``served.TERMS``)."""
+    first: dict[str, Floats]
+    """Terms of the time from admission to the first token: all of ``served.TTFT_TERMS`` but the queue."""
+    requests_per_us: Floats
+    """X, per replica."""
+    decoding: Floats
+    """D."""
+    micro_batches: Floats
+    """k."""
+
+
+def settle(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool = True) -> Settled:
+    """The steady state of ``running`` requests on each replica.
+
+    Args:
+        steps: what steps take.
+        running: R, at least 1.
+        asked: requests in flight on the replica, those that wait for admission included.
+        in_step: whether requests of prefill-first that start together stay together: so in a closed loop, not where
+            they arrive at a rate.
+    """
+    running = np.asarray(running, dtype=np.float64) * np.ones(len(steps.layouts))
+    if steps.policy == "static" or (steps.policy == "prefill-first" and in_step) or not steps.decode_steps:
+        return _all_together(steps, running, asked)
+    return _one_by_one(steps, running, asked, steps.constants.first_wave if in_step else 0.0)
+
+
+def _all_together(steps: Steps, running: Floats, asked: "Floats | float") -> Settled:
+    k = steps.in_flight(running, asked)
+    own, prompts = steps.prompt_terms(1.0), steps.prompts(running)
+    batches = running / np.minimum(running, max(1.0, steps.budget / steps.prompt_tokens))
+    if not steps.decode_steps:  # no second token for which prompts would wait: who is done makes room at once
+        first, token = prompts, steps.decode(np.ones_like(running), np.ones_like(running))[0]
+        token["prefill"] = np.zeros(1)
+    else:
+        first = prompts * (1 + 1 / batches) / 2
+        token, _ = steps.decode(running, k)
+        token["prefill"] = (prompts - first) / steps.decode_steps
+    ahead = np.maximum(first - total(own), 0.0)
+    each = _per_token(steps, token)
+    whole = total(own) + ahead + (steps.workload.output_length - 1) * total(each)
+    return Settled(
+        token=each,
+        first={"prompts ahead": ahead, "step under way": np.zeros(1), **own},
+        requests_per_us=running / whole,
+        decoding=running,
+        micro_batches=k,
+    )
+
+
+class _State(NamedTuple):
+    """What so many decoding requests make of a round; times in us."""
+
+    token: dict[str, Floats]
+    round_us: Floats
+    under_way: Floats
+    """Wait for the step under way, and for what else is in the steps of the own prompt."""
+    micro_batches: Floats
+
+
+def _one_by_one(steps: Steps, running: Floats, asked: "Floats | float", first_wave: float) -> Settled:
+    own = steps.prompt_terms(1.0)
+    alone, rounds, others = total(own), steps.decode_steps, (running - 1) / running
+
+    def state(decoding: Floats) -> _State:
+        k = steps.in_flight(decoding, asked)
+        seen = decoding + 1 - decoding / running  # by one that decodes: itself and its share of the others
+        token, decode = steps.decode(seen, np.minimum(k, seen))
+        prompts = decoding / rounds * others
+        if steps.policy == "mixed":
+            token["prefill"] = steps.mixed_in(seen, prompts, k)
+            beside = decoding * others
+            shared = np.maximum(steps.shared(beside, prompts, k) - alone, 0.0)
+        else:
+            token["prefill"], shared = steps.between(prompts, k), np.zeros(1)
+        around = decode + token["prefill"]
+        return _State(token, around, 0.5 * others * around + shared, k)
+
+    def unaccounted(decoding: Floats) -> Floats:
+        at = state(decoding)
+        return decoding + decoding * (alone + at.under_way) / (rounds * at.round_us) - running
+
+    most = np.minimum(running, _within_budget(steps, running, asked))
+    decoding = _root(unaccounted, most, running)
+    at = state(decoding)
+    rate = decoding / (rounds * at.round_us)
+    waiting = np.maximum((running - decoding) / rate - alone - at.under_way, 0.0)
+    token = dict(at.token)
+    moved = 0.5 * first_wave * token["prefill"]
+    token["prefill"] = token["prefill"] - moved
+    return Settled(
+        token=_per_token(steps, token),
+        first={"prompts ahead": waiting + rounds * moved, "step under way": at.under_way, **own},
+        requests_per_us=rate,
+        decoding=decoding,
+        micro_batches=at.micro_batches,
+    )
+
+
+def _within_budget(steps: Steps, running: Floats, asked: "Floats | float") -> Floats:
+    """The most requests that can decode, since each takes its tokens and its share of prompts of every budget."""
+    if steps.policy != "mixed":
+        return running
+    each = steps.tokens_per_sequence + steps.prompt_tokens / steps.decode_steps
+    return steps.in_flight(running, asked) * steps.budget / each
+
+
+def _per_token(steps: Steps, around: dict[str, Floats]) -> dict[str, Floats]:
+    return {name: time / steps.accepted for name, time in around.items()}
+
+
+def _root(f: Callable[[Floats], Floats], most: Floats, scale: Floats) -> Floats:
+    """Where ``f``, which grows, is 0, between 0 and ``most``; ``most`` where it is still below.
+
+    Regula falsi with the retained end's value halved (the Illinois method): bracketed, and a few turns in all.
+    """
+    low, high = np.zeros_like(most), most.copy()
+    at_low, at_high = -scale * np.ones_like(most), f(most)
+    over = at_high > 0
+    found, side = np.where(over, low, high), np.zeros_like(most)
+    for _ in range(_MOST_TURNS):
+        if not over.any():
+            break
+        step = np.divide(at_high, at_high - at_low, out=np.full_like(most, 0.5), where=at_high > at_low)
+        found = np.where(over, high - (high - low) * step, found)
+        value = f(found)
+        up = value > 0
+        at_low = np.where(up, np.where(side > 0, at_low / 2, at_low), value)
+        at_high = np.where(up, value, np.where(side < 0, at_high / 2, at_high))
+        low, high, side = np.where(up, low, found), np.where(up, found, high), np.where(up, 1.0, -1.0)
+        over = over & (np.abs(value) > _CLOSE * scale)
+    return found
