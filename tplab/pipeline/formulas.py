@@ -214,17 +214,16 @@ def micro_batches_in_flight(stages: ArrayLike, running: ArrayLike, engine: Array
     return np.asarray(np.maximum(1.0, np.minimum(most, np.floor(running))), dtype=np.float64)
 
 
-def prefill_share(stages: ArrayLike, k: ArrayLike, prefills: ArrayLike) -> NDArray[np.float64]:
-    """How much of a prompt's time over all stages a token of another request waits for it, on average.
+def prefill_share(k: ArrayLike, passes: ArrayLike) -> NDArray[np.float64]:
+    """How much of a prompt's time over all stages a ring of k micro-batches stands still for it, where so many
+    ``passes`` with prompts follow one another: ``1/passes + (1 - 1/passes)/k``.
 
-    Where every micro-batch carries one (``prefills`` per round, k or more), k of them go through side by side: 1/k.
-    Where few do, what follows waits behind it at one stage, 1/p, and those in the same micro-batch, one in k, for the
-    whole trip. 1 without a pipeline, and with one micro-batch, for then the stages take turns. Elementwise over arrays.
+    One pass alone costs its whole trip: at every stage all the others queue behind it. Those that follow at once cost
+    a stage's share each, as in a forward-only pipeline. 1 without a pipeline, and with one micro-batch. Below one pass
+    as for one. Elementwise over arrays.
     """
-    p, k = np.asarray(stages, dtype=np.float64), np.asarray(k, dtype=np.float64)
-    carrying = np.minimum(1.0, np.asarray(prefills, dtype=np.float64) / k)
-    alone = 1 / p + (1 - 1 / p) / k
-    return np.asarray(carrying / k + (1 - carrying) * alone, dtype=np.float64)
+    first = 1 / np.maximum(np.asarray(passes, dtype=np.float64), 1.0)
+    return np.asarray(first + (1 - first) / np.asarray(k, dtype=np.float64), dtype=np.float64)
 
 
 def _check(name: str, p: int, m: int, v: int) -> None:

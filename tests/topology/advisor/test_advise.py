@@ -13,11 +13,11 @@ from tplab.models.shards import Layout
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.advice import advise, on_front
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration
-from tplab.topology.advisor.latency import engine_constants
 from tplab.topology.advisor.launch_commands import ENGINES, launch_commands
 from tplab.topology.advisor.layouts import all_choices, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import predict
+from tplab.topology.advisor.steps import engine_constants
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.placement import place
 

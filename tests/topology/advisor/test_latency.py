@@ -14,12 +14,12 @@ from tplab.pipeline.formulas import decode_round, forward_makespan, micro_batche
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.allreduce import Groups, all_reduce, hop
 from tplab.topology.advisor.constants import DEFAULT, FAMILIES
-from tplab.topology.advisor.latency import engine_constants
 from tplab.topology.advisor.layouts import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import serve_all
 from tplab.topology.advisor.roofline import light_kernels, rates
 from tplab.topology.advisor.served import TERMS
+from tplab.topology.advisor.steps import engine_constants
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.presets import nvlink, pcie_link
 

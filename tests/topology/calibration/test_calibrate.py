@@ -13,9 +13,9 @@ from tplab.collectives.emulated_link import EmulatedLink, LinkTable
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import Calibration, SendTimes
 from tplab.topology.advisor.constants import DEFAULT
-from tplab.topology.advisor.latency import engine_constants
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.roofline import rates
+from tplab.topology.advisor.steps import engine_constants
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.calibration.assemble import calibration_of
 from tplab.topology.calibration.plan import (

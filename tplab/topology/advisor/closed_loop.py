@@ -13,7 +13,8 @@ mixed
 
     The left side grows with D, so there is one such D, and it is bracketed. Not computed in turns, "D from T, T from
     D": where prompts are long that swings for ever. No more can decode than the budget brings prompts for; the others
-    wait their turn. Benchmarks start with all requests at once, so the first of them queue for their prompts
+    wait their turn. Requests that end in one step are replaced in one step: a few prompts come ``together``. Benchmarks
+    start with all requests at once, so the first of them queue for their prompts
     (``first_wave``): that moves time from between the tokens to before the first one, and adds none.
 prefill-first, static
     Waiting prompts run in steps of their own before the next decode step. Requests of one length that start together
@@ -71,7 +72,7 @@ def settle(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
     running = np.asarray(running, dtype=np.float64) * np.ones(len(steps.layouts))
     if steps.policy == "static" or (steps.policy == "prefill-first" and in_step) or not steps.decode_steps:
         return _all_together(steps, running, asked)
-    return _one_by_one(steps, running, asked, steps.constants.first_wave if in_step else 0.0)
+    return _one_by_one(steps, running, asked, in_step)
 
 
 def _all_together(steps: Steps, running: Floats, asked: "Floats | float") -> Settled:
@@ -107,23 +108,27 @@ class _State(NamedTuple):
     micro_batches: Floats
 
 
-def _one_by_one(steps: Steps, running: Floats, asked: "Floats | float", first_wave: float) -> Settled:
+def _one_by_one(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
     own = steps.prompt_terms(1.0)
     alone, rounds, others = total(own), steps.decode_steps, (running - 1) / running
+    together = np.clip(steps.constants.together if in_step else 1.0, 1.0, running)
+    first_wave = steps.constants.first_wave if in_step else 0.0
 
     def state(decoding: Floats) -> _State:
         k = steps.in_flight(decoding, asked)
         seen = decoding + 1 - decoding / running  # by one that decodes: itself and its share of the others
         token, decode = steps.decode(seen, np.minimum(k, seen))
-        prompts = decoding / rounds * others
+        waves = asked * np.ones_like(decoding) if in_step else decoding / rounds
+        passes = waves * steps.prompt_tokens / steps.budget
         if steps.policy == "mixed":
-            token["prefill"] = steps.mixed_in(seen, prompts, k)
-            beside = decoding * others
-            shared = np.maximum(steps.shared(beside, prompts, k) - alone, 0.0)
+            prompts = decoding / rounds * (1 - together / running)
+            mixed = steps.mixed_in(seen, decoding * others, prompts, together, passes, k)
+            token["prefill"] = mixed.added_us
+            wait = others * mixed.under_way_us + np.maximum(mixed.own_us - alone, 0.0)
         else:
-            token["prefill"], shared = steps.between(prompts, k), np.zeros(1)
-        around = decode + token["prefill"]
-        return _State(token, around, 0.5 * others * around + shared, k)
+            token["prefill"] = steps.between(decoding / rounds * others, passes, k)
+            wait = 0.5 * others * (decode + token["prefill"])
+        return _State(token, decode + token["prefill"], wait, k)
 
     def unaccounted(decoding: Floats) -> Floats:
         at = state(decoding)

@@ -9,7 +9,8 @@ before all of them.
 Sources, by the letter in the comments:
   [K] GPU kernels of AIConfigurator (github.com/ai-dynamo/aiconfigurator, commit 095f58a, Apache-2.0): matmul and
       attention on H200, all-reduce on A100, H100, L40S, RTX PRO 6000, by vLLM, SGLang, TensorRT-LLM and nccl-tests
-  [S] its served models: Llama-3.1-70B fp8 on H100 and H200, TP 1-8, vLLM and TensorRT-LLM
+  [S] its served models, TP 1-8: Llama-3.1-70B in fp8 on H100 and H200 (vLLM, TensorRT-LLM), Qwen3-32B on H100 in fp8
+      (TensorRT-LLM) and bf16 (vLLM, SGLang)
   [T] TokenWeave (github.com/microsoft/tokenweave, commit f483d1c, MIT): prefill of 70B in bf16, all-reduces deleted
   [F] FasterTransformer (github.com/NVIDIA/FasterTransformer, commit df4a753, Apache-2.0): GPT-20B on A100, TP 1-8
   [P] AIConfigurator, pull request 1459: Qwen3-32B on 8 H20, TP4 PP2 and TP2 PP4 against TP8, TensorRT-LLM
@@ -22,6 +23,7 @@ Sources, by the letter in the comments:
 Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as specified.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -114,6 +116,10 @@ class EngineConstants:
     """Most requests that a replica runs at once by default (``EnginePolicy.max_num_seqs`` goes before it)."""
     max_num_seqs_large: int | None = None
     """The same on GPUs of at least 70 GiB other than A100; None: no different."""
+    batch_per_stage: bool = False
+    """Whether that largest batch is one micro-batch's, of which there are as many as stages; if not, a replica's."""
+    version: str
+    """Versions of the engine that policy, largest batch and constants are of, for notes."""
     samples_in_turn: bool = False
     """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
     stage. If not, that runs beside the GPU."""
@@ -150,6 +156,9 @@ class Constants:
     """Host time per kernel launched from Python, through its dispatcher, in us."""
     first_wave: float
     """Part of the requests that arrive all at once: benchmarks send about ten times as many as run at a time."""
+    together: float
+    """Prompts that come in one step in a closed loop: requests that end in the same step are replaced in the same
+    step."""
     links: Mapping[str, LinkConstants]
     """Family of links, see ``FAMILIES`` -> constants."""
     network_step_us: float
@@ -196,26 +205,27 @@ _TRTLLM_AR = CustomAllReduce(
 )  # [K] the same: 3.6 %  # fmt: skip
 
 
-def mfu_table(bf16: float, fp8: float) -> dict[str, float]:
-    """Weight precision -> share of the peak: int8 as fp8, int4 below bf16 for the widening of weights on the way in
-    [A]."""
-    table = {"fp32": bf16, "bf16": bf16, "fp16": bf16, "fp8": fp8, "int8": fp8, "fp4": 0.8 * fp8, "int4": 0.8 * bf16}
-    assert table.keys() == ITEMSIZE.keys()
-    return table
+def mfu_table(mfu: float) -> dict[str, float]:
+    """Weight precision -> share of the peak: one for all that the GPU multiplies as they are, since single matmuls [K]
+    reach the same share in 8 and in 16 bits; int4 below it for the widening of weights on the way in [A]."""
+    return {**dict.fromkeys(ITEMSIZE, mfu), "int4": 0.8 * mfu}
 
+
+_MFU = 0.637  # [S]
 
 DEFAULT = Constants(
-    hbm_share=0.9,  # [S]; a copy on one H200 reached 0.88, single matmuls [K] 0.84
+    hbm_share=0.881,  # [S]; a copy on one H200 reached 0.88, single matmuls [K] 0.84
     kv_share=0.83,  # [K] H200, FlashAttention 3: 9 % off on average
     matmul_fixed_us=4.2,  # [K] H200, bf16, in a graph: 6 % off on average
     attention_fixed_us=12.0,  # [K] H200: 12.8 alone
-    light_kernel_us=1.5,  # [A] an empty kernel in a graph takes 1-1.5; [S] would allow up to 2
+    light_kernel_us=2.0,  # [A] an empty kernel in a graph takes 1-1.5; [S] allows up to 2
     narrow_edges=(33.0, 1575.0, 190.0),  # [K] H200, fp8 by TensorRT-LLM: 4 % off on average
     sharpness=3.2,  # [K] 3.1-3.6 in bf16
     attention_share=0.56,  # [K] H200, 2048 tokens and more
     launch_us=5.0,  # [F] 110 us per block of about 20 launches
     python_launch_us=15.0,  # [A] PyTorch's dispatcher
     first_wave=0.1,  # [A] the usual prompts-per-concurrency of published benchmarks; see [S]'s first-token times
+    together=2.0,  # [S] first-token times at low load: 1 where lengths are spread, 3 where all are the same
     links={
         "nvlink": LinkConstants(  # [K] H100, nccl-tests: 7 % off on average; sends [V]
             base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4, pair_share=0.76,
@@ -242,50 +252,59 @@ DEFAULT = Constants(
     },
     network_step_us=25.0,  # [M] 46 us for 16 GPUs on two nodes against 15-21 on one
     engines={
-        "vllm": EngineConstants(  # [S], bf16 [T]
-            step_us=1550.0, sequence_us=5.0, overlaps=False, qk_norm_kernels=1, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.62, fp8=0.49),
-            small_batch_slowdown=1.25, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_spread=0.1, prefill_policy="mixed", max_num_tokens=8192,
-            of_free_memory=False,
-            reserves=False,
+        "vllm": EngineConstants(  # [S]
+            step_us=842.0, sequence_us=44.5, overlaps=False, light_kernels=5, fp8_kernels=4, qk_norm_kernels=1,
+            mfu=mfu_table(_MFU), small_batch_slowdown=1.06, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
+            hop_tensors=2, pp_spread=0.15,
+            prefill_policy="mixed",  # 0.8 on (V1): one scheduler, chunks beside decodes; V0: prefill-first
+            max_num_tokens=8192, of_free_memory=False, reserves=False,
             max_num_seqs=256,  # vLLM 0.8 on (V1), vllm/engine/arg_utils.py, get_batch_defaults; V0: 256 everywhere
             max_num_seqs_large=1024,
+            version="vLLM 0.8 or later (V1)",
         ),
-        "trtllm": EngineConstants(  # [S]; handoff [P]
-            step_us=265.0, sequence_us=5.0, overlaps=True, qk_norm_kernels=5, light_kernels=5, fp8_kernels=1, mfu=mfu_table(bf16=0.66, fp8=0.667),
-            small_batch_slowdown=1.0, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0, hop_tensors=1, pp_spread=0.1, prefill_policy="mixed", max_num_tokens=8192,
-            of_free_memory=True,
-            reserves=True,
+        "trtllm": EngineConstants(  # [S]; handoff [P]; norms of heads counted in its 1.0: cut, copied, normed, turned
+            step_us=458.0, sequence_us=54.0, overlaps=True, light_kernels=5, fp8_kernels=1, qk_norm_kernels=7,
+            mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0,
+            hop_tensors=1, pp_spread=0.15,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
+            prefill_policy="mixed",  # in-flight batching: whole prompts beside decodes, chunks where enabled
+            max_num_tokens=8192, of_free_memory=True, reserves=True,
             max_num_seqs=2048,  # TensorRT-LLM 0.18 on, trtllm-serve --max_batch_size: BuildConfig's default
+            batch_per_stage=True,
+            version="TensorRT-LLM 0.18 or later",
         ),
-        "sglang": EngineConstants(  # [A] between the two that are measured; all-reduce [K]
-            step_us=900.0, sequence_us=5.0, overlaps=True, qk_norm_kernels=1, light_kernels=5, fp8_kernels=4, mfu=mfu_table(bf16=0.64, fp8=0.6),
-            small_batch_slowdown=1.1, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_spread=0.1, prefill_policy="prefill-first", max_num_tokens=16384,
-            of_free_memory=False,
-            reserves=False,
+        "sglang": EngineConstants(  # [S]; all-reduce [K]
+            step_us=507.0, sequence_us=51.2, overlaps=True, light_kernels=5, fp8_kernels=4, qk_norm_kernels=3,
+            mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0,
+            hop_tensors=2, pp_spread=0.15,
+            prefill_policy="prefill-first",  # get_next_batch_to_run: a batch of new prompts before the next decode
+            max_num_tokens=16384, of_free_memory=False, reserves=False,
             max_num_seqs=2048,  # SGLang 0.4-0.5, resolve_max_num_reqs: 2048-4096 by context, half the cache's tokens
+            version="SGLang 0.4 or 0.5",
         ),
         "fastertransformer": EngineConstants(  # [F]
-            step_us=2320.0, sequence_us=5.0, overlaps=False, qk_norm_kernels=1, light_kernels=30, fp8_kernels=1, mfu=mfu_table(bf16=0.62, fp8=0.5),
-            small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0, hop_tensors=1, pp_spread=float("inf"), prefill_policy="static", max_num_tokens=MOST,
-            of_free_memory=False,
+            step_us=2320.0, sequence_us=5.0, overlaps=False, light_kernels=30, fp8_kernels=1, qk_norm_kernels=1,
+            mfu=mfu_table(0.62), small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0,
+            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST, of_free_memory=False,
             reserves=True,
             max_num_seqs=MOST,  # a library: runs the batch that it is given
+            version="FasterTransformer 5",
         ),
-        "generic": EngineConstants(  # nothing from [S], so that it can stand for an engine left out: [K] mfu, slowdown,
-            # [T] bf16; [A] step: scheduling hidden behind the GPU, sampling and one synchronisation not
-            step_us=500.0, sequence_us=5.0, overlaps=False, qk_norm_kernels=1, light_kernels=5, fp8_kernels=3, mfu=mfu_table(bf16=0.64, fp8=0.6),
-            small_batch_slowdown=1.1, all_reduce=_VLLM_AR, python=True, handoff_us=800.0, hop_tensors=2, pp_spread=0.1, prefill_policy="mixed", max_num_tokens=8192,
-            of_free_memory=False,
+        "generic": EngineConstants(  # nothing fitted but mfu: what is known of any server (published.fit.PRIORS)
+            step_us=500.0, sequence_us=50.0, overlaps=False, light_kernels=5, fp8_kernels=3, qk_norm_kernels=1,
+            mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
+            hop_tensors=2, pp_spread=0.15, prefill_policy="mixed", max_num_tokens=8192, of_free_memory=False,
             reserves=False,
             max_num_seqs=256,  # vLLM's, the least of the three
+            version="a server that nobody has measured",
         ),
         "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters; light kernels as traced
-            step_us=300.0, sequence_us=0.0, overlaps=False, qk_norm_kernels=1, light_kernels=15, fp8_kernels=4, mfu=mfu_table(bf16=0.6, fp8=0.5),
-            small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0, hop_tensors=1, pp_spread=float("inf"), prefill_policy="static", max_num_tokens=MOST,
-            of_free_memory=False,
+            step_us=300.0, sequence_us=0.0, overlaps=False, light_kernels=15, fp8_kernels=4, qk_norm_kernels=1,
+            mfu=mfu_table(0.6), small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0,
+            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST, of_free_memory=False,
             reserves=True,
             max_num_seqs=MOST,
             samples_in_turn=True,
+            version="tplab.models",
         ),
     },
     residuals={  # the scoreboard's, with a GPU, engine or length left out; pipeline [P]; calibrated [L], rounded up

@@ -127,7 +127,7 @@ class Server(Steps):
         leaving = np.minimum(requests_per_s, rate[-1])
         return replace(self.serve(np.exp(at)), requests_per_s=leaving, most_per_s=rate[-1])
 
-    # --- without others ------------------------------------------------------------------------------------------------
+    # --- without others -----------------------------------------------------------------------------------------------
 
     def token(self, batch: "Floats | float") -> tuple[dict[str, Floats], Floats]:
         """Terms of one token of a static batch, and the micro-batches that it is cut into."""

@@ -92,13 +92,12 @@ class Rates:
             low, high = _SMALL_BATCH
             stream = stream * (1 + (self.slowdown - 1) * np.clip((m - low) / (high - low), 0.0, 1.0))
         m0, n0, k0 = self.edges
-        size = share
+        size, t = share, np.asarray(tp, dtype=np.float64)
         if n0 or k0:
-            t = np.asarray(tp, dtype=np.float64)
-            size = sum(
-                ((n / t if by_output else n) + n0) * ((k if by_output else k / t) + k0)
-                for n, k, by_output in self.shapes
+            each = (
+                (n / t + n0) * (k + k0) if by_output else (n + n0) * (k / t + k0) for n, k, by_output in self.shapes
             )
+            size = np.asarray(sum(each, np.zeros(1)), dtype=np.float64)
         return larger(stream, np.where(m > 0, m + m0, 0.0) * size * self.multiply_us, self.sharpness)
 
     def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
@@ -194,6 +193,8 @@ def rates(
         overhead = us["block_overhead_us"] + us.get("block_overhead_per_width_us", 0.0) * model.hidden_size
     stream, copy = 1e-3 / (k.hbm_share * gpu.hbm_GBps), 1e-3 / us["copy_GBps"]  # us per byte
     h, f, e = model.hidden_size, model.intermediate_size, model.activation_itemsize
+    heads = model.q_size + model.num_kv_heads * model.head_dim
+    normed = engine.qk_norm_kernels * 2 * heads * e if model.qk_norm else 0.0  # each reads and writes them
     convert = e + 1 if narrow else 0.0  # read wide, write narrow
     flops = 4 * 1e-6  # per query width, token and context token: scores and values, in us at 1 TFLOPS
     from_kernels = "spec sheet x share of bandwidth (kernel tables)"
@@ -219,7 +220,7 @@ def rates(
         kv_byte_us=1e-3 / us["kv_read_GBps"],
         attention_us=flops * model.q_size / us["prompt_attention_TFLOPS"],
         activation_us=((4 * model.norms_per_block * e) + 2 * convert) * h * copy,
-        split_activation_us=(model.mlp_matrices * f * e + (model.q_size + f) * convert) * copy,
+        split_activation_us=(model.mlp_matrices * f * e + (model.q_size + f) * convert + normed) * copy,
         startup_us=(0.0 if curves else MATMULS_PER_BLOCK * scale * k.matmul_fixed_us) + overhead,
         host_us=(MATMULS_PER_BLOCK + 2 + light) * us["launch_us"],
         step_us=us["step_overhead_us"],

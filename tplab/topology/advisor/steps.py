@@ -27,7 +27,7 @@ micro-batches in flight, t TP degree, L layers, ISL and OSL tokens in and out.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -44,6 +44,18 @@ from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement
 
+
+class Mixed(NamedTuple):
+    """Prompts in the steps of others; us."""
+
+    added_us: Floats
+    """What they add to a round."""
+    under_way_us: Floats
+    """Wait of a request that comes for the end of the step under way."""
+    own_us: Floats
+    """The steps of a request's own prompt, with all that is in them."""
+
+
 _Self = TypeVar("_Self", bound="Steps")
 
 
@@ -57,8 +69,8 @@ class Steps:
     rates: Rates
     engine: EngineConstants
     constants: Constants
-    max_num_seqs: float
-    """Most requests that a replica runs at once."""
+    max_num_seqs: Floats
+    """Most requests that a replica runs at once, by layout."""
     calibration: Calibration | None = None
 
     @classmethod
@@ -99,7 +111,8 @@ class Steps:
             rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
             engine=engine,
             constants=constants,
-            max_num_seqs=float(workload.engine.max_num_seqs or engine.largest_batch(machine.gpu)),
+            max_num_seqs=(workload.engine.max_num_seqs or engine.largest_batch(machine.gpu))
+            * (layouts.pp if engine.batch_per_stage else np.ones(len(layouts))),
             calibration=calibration,
         )
 
@@ -107,7 +120,7 @@ class Steps:
         """The same with only the layouts at these places."""
         curves = self.rates.curve_of
         rates = replace(self.rates, curve_of=curves[at] if len(curves) == len(self.layouts) else curves)
-        return replace(self, layouts=self.layouts.take(at), rates=rates)
+        return replace(self, layouts=self.layouts.take(at), rates=rates, max_num_seqs=self.max_num_seqs[at])
 
     # --- the engine's policy ------------------------------------------------------------------------------------------
 
@@ -224,41 +237,47 @@ class Steps:
         alone = sum(plain.work(b).values(), np.zeros(1)) + plain.rates.head_us(b, self.layouts.tp)
         return np.asarray(e.speculative_tokens * e.draft_cost * alone, dtype=np.float64)
 
-    def mixed_in(self, decoding: Floats, prompts: Floats, k: Floats) -> Floats:
-        """What so many ``prompts`` per round, on average, add to a round in which ``decoding`` sequences decode; us.
+    def mixed_in(
+        self, decoding: Floats, beside: Floats, prompts: Floats, together: Floats, passes: Floats, k: Floats
+    ) -> Mixed:
+        """What ``prompts`` prompts per round, on average, make of a round in which ``decoding`` sequences decode.
 
-        They come at random: of the micro-batches of a round some carry prompts, some none, none more than the budget.
+        They come at random: some micro-batches carry prompts, some none, none more than the budget.
+
+        Args:
+            decoding: sequences that decode, as one of them sees it.
+            beside: those that decode beside a request's own prompt.
+            prompts: of others, per round.
+            together: prompts that come with a request's own.
+            passes: passes with prompts that follow one another.
+            k: micro-batches.
         """
-        b = decoding / k
+        b, b_own = decoding / k, beside / k
         room = np.maximum(self.budget - b * self.tokens_per_sequence, 1.0)
         tokens = prompts * self.prompt_tokens / k
         chunk = np.minimum(self.prompt_tokens, room)
         carrying = np.minimum(1.0, np.maximum(-np.expm1(-tokens / chunk), tokens / room))
         x = np.divide(tokens, carrying, out=chunk * np.ones_like(tokens), where=carrying > 0)
-        each = total(self.step(b, x)) - total(self.step(b))
-        return np.asarray(k * carrying * each * prefill_share(self.layouts.pp, k, k * carrying), dtype=np.float64)
+        plain = total(self.step(b))
+        each = total(self.step(b, x)) - plain
+        mean = plain + carrying * each
+        with_own = np.clip(together * self.prompt_tokens, x, np.maximum(x, room))
+        own, lay = total(self.step(b_own, with_own)), self.layouts
+        chunks = np.maximum(1.0, self.prompt_tokens / room)
+        hops = np.where(lay.pp > 1, (lay.pp - 1) * self._hop_us(with_own), 0.0)
+        return Mixed(
+            added_us=k * carrying * each * prefill_share(k, passes),
+            # A step under way is more likely a long one: half of the mean of squares over the mean.
+            under_way_us=0.5 * (plain**2 + carrying * each * (2 * plain + each)) / mean / k,
+            own_us=forward_makespan(own, own / lay.pp, chunks) + hops,
+        )
 
-    def shared(self, decoding: Floats, prompts: Floats, k: Floats) -> Floats:
-        """A prompt's own passes until its first token, with ``decoding`` sequences and so many ``prompts`` per round in
-        the same steps; us."""
-        b = decoding / k
-        room = np.maximum(self.budget - b * self.tokens_per_sequence, 1.0)
-        chunk = np.minimum(self.prompt_tokens, room)
-        tokens = prompts * self.prompt_tokens / k
-        beside = np.minimum(tokens, room - chunk)
-        one = total(self.step(b, chunk + beside))
-        passes = self.prompt_tokens / chunk
-        hops = np.where(self.layouts.pp > 1, (self.layouts.pp - 1) * self._hop_us(chunk), 0.0)
-        return forward_makespan(one, one / self.layouts.pp, passes) + hops
-
-    def between(self, prompts: Floats, k: Floats) -> Floats:
+    def between(self, prompts: Floats, passes: Floats, k: Floats) -> Floats:
         """What so many ``prompts`` per round add that are computed in steps of their own, those that have come together
-        up to the budget; us."""
+        up to the budget; us. ``passes`` of them follow one another."""
         together = np.divide(prompts, -np.expm1(-prompts), out=np.ones_like(prompts), where=prompts > 1e-12)
         together = np.minimum(together, max(1.0, self.budget / self.prompt_tokens))
-        passes = prompts / together
-        one = self.prompts(together)
-        return np.asarray(passes * one * prefill_share(self.layouts.pp, k, passes), dtype=np.float64)
+        return np.asarray(prompts / together * self.prompts(together) * prefill_share(k, passes), dtype=np.float64)
 
     # --- prompts by themselves ----------------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 What is fitted on what, and nothing else:
 
-  engines     hbm_share for all; step_us, fp8 mfu and small_batch_slowdown of each engine
-              on served tables: time per token of fp8 models
+  engines     hbm_share and one mfu of 8 and 16 bits for all; step_us, sequence_us and, where it runs 8 bits,
+              small_batch_slowdown of each engine
+              on served tables: time per token, and with half the weight the time of a whole request
   generated   step_us, light_kernels and mfu of FasterTransformer, the rest held
               on generated tables
   kernels     matmul_fixed_us and sharpness; kv_share and attention_fixed_us; attention_share
@@ -12,10 +13,10 @@ What is fitted on what, and nothing else:
               on allreduce_latency.csv
 
 Least squares of ln(predicted / measured), flattened beyond ``_ROBUST`` so that one odd cell bends nothing. Few
-constants for many cells on purpose: one shared and three per engine for 177 cells of two GPUs, two engines, four TP
-degrees, three lengths and six loads. None per model, GPU or degree: the rest is structure. ``sequence_us`` is not among
-them: 0 to 19 fit equally well (3.3 % off), so it is an assumption. ``small_batch_slowdown`` is held under 1.25, the
-most that single matmuls show.
+constants for many cells on purpose: two shared ones and two or three per engine for 537 cells of two models, two GPUs,
+three engines, four TP degrees and some twenty lengths. None per model, GPU or degree: the rest is structure. Each of
+them is held near what it is known to be otherwise (``PRIORS``), as strongly as a few dozen cells would: a table of one
+model cannot tell an engine's own time from that model's kernels, and what it cannot tell stays where it was.
 
 The tables are not part of this project. ``main`` prints what comes out beside ``constants.DEFAULT``, for a person to
 judge; the scoreboard (``validate``) calls ``fit_engines`` without the part that it then predicts.
@@ -33,10 +34,18 @@ from numpy.typing import NDArray
 
 from tplab.files import read_frame
 from tplab.models.shards import Layout
-from tplab.topology.advisor.constants import DEFAULT, Constants, CustomAllReduce, EngineConstants, LinkConstants
+from tplab.topology.advisor.constants import (
+    DEFAULT,
+    Constants,
+    CustomAllReduce,
+    EngineConstants,
+    LinkConstants,
+    mfu_table,
+)
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
+from tplab.topology.advisor.roofline import NARROW
 from tplab.topology.machine.presets import gpu_preset
 from tplab.topology.published.tables import Case, read_folder
 
@@ -91,7 +100,7 @@ class Bench:
         groups: dict[Any, list[int]] = {}
         for i, case in enumerate(self.cases):
             w = replace(case.workload, concurrency=1)
-            groups.setdefault((case.model, case.machine.gpu, case.machine.network, w, case.static), []).append(i)
+            groups.setdefault((case.model, case.machine.gpu, case.machine.network, w, case.kind), []).append(i)
         self._groups = [(at, *self._layouts([self.cases[i] for i in at], constants)) for at in groups.values()]
 
     @staticmethod
@@ -120,58 +129,80 @@ class Bench:
                 made[0, at], made[2, at] = call / tokens / 1e3, requests * tokens / call * 1e6
             else:
                 served = server.serve(requests)
-                made[:, at] = served.tpot_us / 1e3, served.ttft_us / 1e3, served.requests_per_s * tokens
+                rate = served.requests_per_s * tokens
+                if first.kind == "saturated":
+                    rate = rate * _share_of_waves(requests / served.running)
+                made[:, at] = served.tpot_us / 1e3, served.ttft_us / 1e3, rate
         return made
 
 
-def _fit_cases(
-    cases: Sequence[Case],
-    made: Callable[[Floats], Constants],
-    start: Sequence[float],
-    low: Sequence[float],
-    high: Sequence[float],
-    constants: Constants,
-) -> Constants:
-    measured, bench = np.array([case.tpot_ms or np.nan for case in cases]), Bench(cases, constants)
+def _share_of_waves(waves: Floats) -> Floats:
+    """Mean throughput over the steady one, of a benchmark that sends all its requests at once, ``waves`` times what can
+    run: while the last of them end, fewer and fewer run."""
+    waves = np.maximum(waves, 1.0)
+    return waves / (waves + (1 - 1 / waves) / 2)
 
-    def residuals(x: Floats) -> Floats:
-        return np.asarray(np.log(bench.predict(made(x))[0] / measured), dtype=np.float64)
 
-    return made(least_squares(residuals, start, low, high))
+PRIORS = {
+    "hbm_share": (0.88, 0.05),  # a copy on one H200: 0.88; single matmuls [K] 0.84
+    "mfu": (0.65, 0.1),  # [K]: 0.8 for single matmuls of any precision; served ones run into each other's tails
+    "step_us": (500.0, 0.6),
+    "sequence_us": (50.0, 0.7),
+    "small_batch_slowdown": (1.05, 0.1),  # [K] single matmuls: 1 to 1.25
+}
+"""Constant -> where it is held, and the standard deviation of its logarithm there."""
+_SERVERS = ("vllm", "sglang", "trtllm", "generic")
+"""Engines that run the same libraries' matmuls, and share ``mfu``."""
+_PRIOR_CELLS = 54
+"""So many cells does each prior weigh as much as, at a residual of one ``_SPREAD``."""
+_SPREAD = 0.07
+"""Residual of ln(predicted / measured) that a good prediction has."""
 
 
 def fit_engines(cases: Sequence[Case], constants: Constants = DEFAULT) -> Constants:
-    """``hbm_share`` and three constants of every engine among the served fp8 ``cases``.
+    """``hbm_share``, ``mfu``, and what each engine among the served ``cases`` adds.
 
-    Engines that are not among them, ``generic`` too, keep what they have: theirs do not come from served tables.
+    Servers that are not among them, ``generic`` too, are left with what is known of any (``PRIORS``).
 
     Raises:
-        ValueError: no such case.
+        ValueError: no served case.
     """
-    served = [case for case in cases if case.kind == "served" and case.model.weight_precision == "fp8"]
+    served = [case for case in cases if case.kind == "served"]
     if not served:
-        raise ValueError(f"none of {len(cases)} cases is a served fp8 model: nothing to fit engines on")
-    names = sorted({case.workload.engine.name for case in served})
+        raise ValueError(f"none of {len(cases)} cases is of a served model: nothing to fit engines on")
+    narrow = {case.workload.engine.name for case in served if case.model.weight_precision in NARROW}
+    keys = [("", "hbm_share"), ("", "mfu")]
+    for name in sorted({case.workload.engine.name for case in served}):
+        keys += [(name, "step_us"), (name, "sequence_us")]
+        keys += [(name, "small_batch_slowdown")] if name in narrow else []
+    center, spread = np.array([PRIORS[key] for _, key in keys]).T
+    unknown: dict[str, Any] = {key: PRIORS[key][0] for key in ("step_us", "sequence_us", "small_batch_slowdown")}
 
     def made(x: Floats) -> Constants:
+        values = dict(zip(keys, np.exp(x).tolist(), strict=True))
+        mfu = mfu_table(values.pop(("", "mfu")))
         engines = dict(constants.engines)
-        for i, name in enumerate(names):
-            step, fp8, slowdown = (float(value) for value in x[1 + 3 * i : 4 + 3 * i])
-            old = engines[name]
-            engines[name] = replace(
-                old,
-                step_us=step,
-                mfu={**old.mfu, "fp8": fp8, "int8": fp8, "fp4": 0.8 * fp8},
-                small_batch_slowdown=slowdown,
-            )
-        return replace(constants, hbm_share=float(x[0]), engines=engines)
+        for name in _SERVERS:
+            engines[name] = replace(engines[name], mfu=mfu, **unknown)
+        hbm_share = values.pop(("", "hbm_share"))
+        for (name, key), value in values.items():
+            engines[name] = replace(engines[name], **{key: value})
+        return replace(constants, hbm_share=hbm_share, engines=engines)
 
-    start = [constants.hbm_share]
-    for name in names:
-        old = constants.engines[name]
-        start += [old.step_us, old.mfu["fp8"], old.small_batch_slowdown]
-    low, high = [0.7] + [50.0, 0.2, 1.0] * len(names), [1.0] + [5000.0, 0.95, 1.25] * len(names)
-    return _fit_cases(served, made, start, low, high, constants)
+    bench = Bench(served, constants)
+    tpot = np.array([case.tpot_ms or np.nan for case in served])
+    more = np.array([case.workload.output_length - 1 for case in served])
+    whole = np.array([case.ttft_ms or np.nan for case in served]) + more * tpot
+
+    def residuals(x: Floats) -> Floats:
+        time, first, _ = bench.predict(made(x))
+        requests = np.nan_to_num(np.log((first + more * time) / whole))
+        held = np.sqrt(_PRIOR_CELLS) * _SPREAD * (x - np.log(center)) / spread
+        return np.concatenate([np.log(time / tpot), requests / 2, held])
+
+    least = [1.0 if key == "small_batch_slowdown" else 1e-3 * PRIORS[key][0] for _, key in keys]
+    found = least_squares(residuals, *(np.log(x).tolist() for x in (center, least, 1e3 * center)))
+    return made(found)
 
 
 def fit_generated(cases: Sequence[Case], constants: Constants = DEFAULT) -> Constants:
@@ -186,13 +217,18 @@ def fit_generated(cases: Sequence[Case], constants: Constants = DEFAULT) -> Cons
         raise ValueError(f"none of {len(cases)} cases is a static batch of {name}")
     old = constants.engines[name]
 
+    measured, bench = np.array([case.tpot_ms for case in static]), Bench(static, constants)
+
     def made(x: Floats) -> Constants:
         step, kernels, mfu = (float(value) for value in x)
         engine = replace(old, step_us=step, light_kernels=kernels, mfu={**old.mfu, "fp16": mfu, "bf16": mfu})
         return replace(constants, engines={**constants.engines, name: engine})
 
+    def residuals(x: Floats) -> Floats:
+        return np.asarray(np.log(bench.predict(made(x))[0] / measured), dtype=np.float64)
+
     start = [old.step_us, old.light_kernels, old.mfu["fp16"]]
-    return _fit_cases(static, made, start, [50.0, 5.0, 0.2], [5000.0, 60.0, 0.95], constants)
+    return made(least_squares(residuals, start, [50.0, 5.0, 0.2], [5000.0, 60.0, 0.95]))
 
 
 # --- kernels and collectives ------------------------------------------------------------------------------------------
@@ -349,8 +385,7 @@ def _engine(engine: EngineConstants) -> str:
         "step_us": engine.step_us,
         "sequence_us": engine.sequence_us,
         "light_kernels": engine.light_kernels,
-        "fp8 mfu": engine.mfu["fp8"],
-        "fp16 mfu": engine.mfu["fp16"],
+        "mfu": engine.mfu["fp16"],
         "small_batch_slowdown": engine.small_batch_slowdown,
     }
     return _rounded(values)

@@ -21,9 +21,9 @@ from tplab.topology.advisor.allreduce import Floats, all_reduce
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.latency import Server
-from tplab.topology.advisor.steps import total
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.served import TERMS
+from tplab.topology.advisor.steps import total
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.detect import gpus_called, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
@@ -109,7 +109,7 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
     prompts["ends"] = _ends_us(eager, batch / k * isl * width, batch / k)
     ttft = sum(prompts.values(), np.zeros_like(batch))
     tpot = step + ends if osl > 1 else np.zeros_like(ttft)
-    total = ttft + (osl - 1) * tpot
+    whole = ttft + (osl - 1) * tpot
     made = []
     for i in range(len(layouts)):
         at = {name: float(np.broadcast_to(terms[name], batch.shape)[i]) / 1e3 for name in TERMS if name != "prefill"}
@@ -117,7 +117,7 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
             BatchTimes(
                 ttft_ms=float(ttft[i]) / 1e3,
                 tpot_ms=float(tpot[i]) / 1e3,
-                output_tokens_per_s=(workload.concurrency or 1) * osl / float(total[i]) * 1e6,
+                output_tokens_per_s=(workload.concurrency or 1) * osl / float(whole[i]) * 1e6,
                 terms_ms={**at, "ends": float(ends[i]) / 1e3},
                 ttft_terms_ms={name: float(np.broadcast_to(us, batch.shape)[i]) / 1e3 for name, us in prompts.items()},
             )
