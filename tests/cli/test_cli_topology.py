@@ -15,7 +15,8 @@ from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, Matm
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.machine.presets import GPUS, MACHINES
+from tplab.topology.machine.presets import MACHINES
+from tplab.topology.machine.spec_sheets import GPUS
 
 TOPO = """\
         GPU0    GPU1    CPU Affinity    NUMA Affinity

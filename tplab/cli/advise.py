@@ -15,7 +15,8 @@ from tplab.models.presets import MODELS
 from tplab.shown import fixed
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.workload import PREFILL_POLICIES
-from tplab.topology.machine.presets import GPUS, MACHINES
+from tplab.topology.machine.presets import MACHINES
+from tplab.topology.machine.spec_sheets import GPUS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tplab.topology.machine import Machine as Machine
     from tplab.topology.machine import Placement as Placement
     from tplab.topology.machine import place as place
-    from tplab.topology.machine.presets import GPUS as GPUS
+    from tplab.topology.machine.spec_sheets import GPUS as GPUS
     from tplab.topology.published import beside_vllm as beside_vllm
     from tplab.topology.published import layout_choice as layout_choice
     from tplab.topology.published import read_vllm as read_vllm

@@ -9,7 +9,8 @@ from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
 from tplab.topology.machine.detect import gpus_called
 from tplab.topology.machine.machine import Gpu, Link, Machine
-from tplab.topology.machine.presets import GPUS, MACHINES
+from tplab.topology.machine.presets import MACHINES
+from tplab.topology.machine.spec_sheets import GPUS
 from tplab.topology.verification.static_batch import machine_of
 
 
@@ -122,5 +123,7 @@ def test_names():
     assert all(gpus_called(name) == {name} for name in GPUS)
     assert gpus_called("Tesla V100") == {"v100-16gb", "v100-32gb"}
     assert gpus_called("cpu core") == frozenset()
-    assert gpus_called("NVIDIA A100-PCIE-40GB") == frozenset()  # no sheet of that size: twice the memory is no guess
+    assert gpus_called("NVIDIA A100-PCIE-40GB") == {"a100-pcie-40gb"}
+    assert gpus_called("NVIDIA A100-PCIE-64GB") == frozenset()  # no sheet of that size: another is no guess
+    assert gpus_called("NVIDIA GH200 480GB") == {"gh200", "gh200-144gb"}  # the name has the memory of its CPU
     assert gpus_called("NVIDIA A100 80GB PCIe") == {"a100-pcie"}

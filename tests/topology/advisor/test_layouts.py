@@ -16,7 +16,7 @@ from tplab.topology import EnginePolicy, Link, Machine, ModelSpec, Workload
 from tplab.topology.advisor.fitting import feasible_choices, nothing_fits, smallest_fit, usual_fit
 from tplab.topology.advisor.layouts import all_choices, choice
 from tplab.topology.advisor.memory import all_ranks
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 
 WORKLOAD = Workload(input_length=1024, output_length=256, concurrency=8)
 
@@ -166,7 +166,14 @@ def test_too_large_says_how_much_and_what_would_fit():
             "2 x h100 as TP 2 x PP 1; fp8 weights (72.7 GB) on this machine as TP 1 x PP 1; "
             "1 x b200 (192 GB each) as TP 1 x PP 1",
         ),
-        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 x PP 1"),  # more memory each, and no fewer of them
+        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 x PP 1; 4 x b300 (288 GB each) as TP 4 x PP 1"),
+        (
+            "llama-3.1-405b",
+            "gb300",
+            1,
+            "4 x gb300 as TP 4 x PP 1; int4 weights (217 GB) on this machine as TP 1 x PP 1",
+        ),
+        ("llama-3.1-405b", "mi300x", 1, "8 x mi300x as TP 8 x PP 1; 4 x mi325x (275 GB each) as TP 4 x PP 1"),
         ("llama-3.1-70b", "rtx-3090", 1, "8 x rtx-3090 as TP 8 x PP 1; 4 x a100-40gb (43 GB each) as TP 4 x PP 1"),
     ],
 )

@@ -12,7 +12,7 @@ from tplab.models.shards import Layout, kv_bytes, kv_bytes_per_token, weight_byt
 from tplab.models.spec import ModelConfig
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.memory import LayoutMemory, activation_bytes, all_ranks, fullest_rank, max_requests
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 
 BASE = {
     "model_type": "llama",

@@ -7,7 +7,8 @@ import pytest
 
 from tplab.topology import Machine
 from tplab.topology.machine.detect import detect, gpus_called, preset_of
-from tplab.topology.machine.presets import DGX1_NVLINKS, GPUS
+from tplab.topology.machine.presets import DGX1_NVLINKS
+from tplab.topology.machine.spec_sheets import GPUS
 
 MIB = 1048576
 
@@ -158,8 +159,45 @@ def test_gpus_of_another_kind_are_left_out():
         ("NVIDIA RTX A6000", 51.5, "rtx-a6000"),
         ("NVIDIA RTX 6000 Ada Generation", 51.5, "rtx-6000-ada"),
         ("NVIDIA GeForce RTX 4090", 25.7, "rtx-4090"),
-        ("Tesla V100-PCIE-32GB", 34.1, None),  # no NVLink: the sheet of the SXM module would promise one
-        ("Tesla T4", 16.0, None),
+        ("Tesla V100-PCIE-32GB", 34.1, "v100-pcie-32gb"),  # no NVLink: the sheet of the SXM module would promise one
+        ("Tesla V100S-PCIE-32GB", 34.1, "v100s"),
+        ("Tesla P100-SXM2-16GB", 17.1, "p100"),
+        ("Tesla P100-PCIE-16GB", 17.1, "p100-pcie"),
+        ("Tesla P40", 24.0, "p40"),
+        ("Tesla T4", 15.8, "t4"),
+        ("NVIDIA T4G", 15.8, None),
+        ("NVIDIA A10G", 24.1, "a10g"),
+        ("NVIDIA A10", 24.1, "a10"),
+        ("NVIDIA A2", 16.1, "a2"),
+        ("NVIDIA A800-SXM4-80GB", 85.9, "a800"),
+        ("NVIDIA A800 80GB PCIe", 85.9, "a800-pcie"),
+        ("NVIDIA A100-PCIE-40GB", 42.9, "a100-pcie-40gb"),
+        ("NVIDIA L20", 48.3, "l20"),
+        ("NVIDIA L2", 24.1, "l2"),
+        ("NVIDIA H800", 85.5, "h800"),
+        ("NVIDIA H800 PCIe", 85.5, "h800-pcie"),
+        ("NVIDIA H20", 102.6, "h20"),
+        ("NVIDIA H20-3e", 150.8, "h20-3e"),
+        ("NVIDIA H200 NVL", 150.8, "h200-nvl"),
+        ("NVIDIA GH200 480GB", 102.6, "gh200"),
+        ("NVIDIA GH200 144G HBM3e", 154.0, "gh200-144gb"),
+        ("NVIDIA B300 SXM6 AC", 288.4, "b300"),
+        ("NVIDIA GB300", 298.0, "gb300"),
+        ("NVIDIA GB10", 128.5, "gb10"),
+        ("NVIDIA TITAN RTX", 25.8, "titan-rtx"),
+        ("Quadro RTX 8000", 51.5, "quadro-rtx-8000"),
+        ("NVIDIA GeForce RTX 2080 Ti", 11.8, "rtx-2080-ti"),
+        ("NVIDIA GeForce RTX 2080 Ti", 23.6, None),  # a modified card of 22 GB
+        ("NVIDIA GeForce RTX 3080 Ti Laptop GPU", 17.2, None),
+        ("NVIDIA GeForce RTX 4080 SUPER", 17.2, "rtx-4080-super"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 17.2, "rtx-4070-ti-super"),
+        ("NVIDIA GeForce RTX 4070 SUPER", 12.9, None),
+        ("NVIDIA GeForce RTX 4090 D", 25.7, "rtx-4090-d"),
+        ("NVIDIA RTX 5000 Ada Generation", 34.4, "rtx-5000-ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 102.6, "rtx-pro-6000-workstation"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 102.6, "rtx-pro-6000-max-q"),
+        ("AMD Instinct MI300X", 206.1, "mi300x"),
+        ("AMD Instinct MI355X", 309.2, "mi355x"),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10.2, None),
         ("NVIDIA H100 64GB HBM2", 68.7, None),  # the sheet of the 80 GB card would promise it 17 GB
         ("NVIDIA H100 HBM3", 94.0, "h100"),  # a tenth less or more is what drivers and firmware take

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tplab.topology import Link, Machine
 from tplab.topology.machine.placement import EXACT_UP_TO, place
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 
 
 def machine_of(bandwidths, nodes=1):

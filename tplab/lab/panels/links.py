@@ -12,7 +12,8 @@ from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
-from tplab.topology.machine.presets import GPUS, MACHINES
+from tplab.topology.machine.presets import MACHINES
+from tplab.topology.machine.spec_sheets import GPUS
 
 SOURCES = ("preset", "detect", "paste")
 _VIEWS = ("bandwidth", "latency", "placement")

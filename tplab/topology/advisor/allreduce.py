@@ -93,7 +93,7 @@ class Groups:
             network: link between nodes.
             scale, members: as the fields.
         """
-        each = [link or NO_LINK for link in links]
+        each = [_of_group(link or NO_LINK, n) for link, n in zip(links, sizes, strict=True)]
         return cls(
             size=np.asarray(sizes, dtype=np.int64),
             nodes=np.asarray(nodes, dtype=np.int64),
@@ -106,6 +106,11 @@ class Groups:
             scale=scale,
             members=members,
         )
+
+
+def _of_group(link: Link, n: int) -> Link:
+    """What a rank sends over at once: a link to each of the others where every pair has its own."""
+    return replace(link, bandwidth_GBps=link.bandwidth_GBps * max(n - 1, 1)) if link.kind == "xgmi" else link
 
 
 def all_reduce(

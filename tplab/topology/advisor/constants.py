@@ -18,6 +18,8 @@ Sources, by the letter in the comments:
   [M] MSCCL++ (github.com/microsoft/mscclpp, commit 1f5f065) and NCCL issue 1244: all-reduce over two nodes
   [L] the lab's own verification: 0.065 over 18 layouts on four H200 (recorded in tplab.lab), 0.07 over 6 on two CPU
       cores (tests/benchmarks/bench_advisor.py), 0.18 over 12 with emulated compute on a busier machine
+  [R] AMD, "Understanding RCCL Bandwidth and xGMI Performance on MI300X" (rocm.blogs.amd.com, March 2025): 48 of 64 GB/s
+      of a link, 310 of 448 GB/s of the seven in an all-reduce of eight
   [A] an assumption; no table
 
 Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as specified.
@@ -164,7 +166,7 @@ class Constants:
     network_step_us: float
     """Time that each doubling of the nodes adds to an all-reduce, there and back, in us."""
     generation_scale: Mapping[str, float]
-    """GPU name -> how many times as long fixed times are as on Hopper, whose tables they come from."""
+    """Generation of GPUs -> how many times as long fixed times are as on Hopper, whose tables they come from."""
     engines: Mapping[str, EngineConstants]
     """Name of an engine -> constants; ``generic``, from kernel tables and assumptions alone, where no table covers
     it."""
@@ -173,13 +175,14 @@ class Constants:
     seen."""
 
 
-FAMILIES = ("nvlink", "pcie", "sys", "network", "host", "emulated")
-"""Links that behave alike: NVLink with or without switches, PCIe inside a socket, PCIe across sockets, another node,
-gloo on one host, a declared link."""
+FAMILIES = ("nvlink", "xgmi", "pcie", "sys", "network", "host", "emulated")
+"""Links that behave alike: NVLink with or without switches, AMD's Infinity Fabric, PCIe inside a socket, PCIe across
+sockets, another node, gloo on one host, a declared link."""
 
 FAMILY_OF = {
     "nvswitch": "nvlink",
     "nvlink": "nvlink",
+    "xgmi": "xgmi",
     "pix": "pcie",
     "pxb": "pcie",
     "phb": "pcie",
@@ -231,6 +234,10 @@ DEFAULT = Constants(
             base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4, pair_share=0.76,
             ring_share=0.76, send_us=4.0, send_share=0.76,
         ),
+        "xgmi": LinkConstants(  # shares [R]; fixed times are NVLink's [A], since no table of RCCL's was at hand
+            base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4, pair_share=0.75,
+            ring_share=0.7, send_us=4.0, send_share=0.75,
+        ),
         "pcie": LinkConstants(  # [K] RTX PRO 6000; L40S agrees for two, its box is 2-10 times slower for four and eight
             base_us=4.9, step_us=2.5, small_share=0.36, bulk_base_us=15.3, bulk_step_us=1.3, pair_share=0.62,
             ring_share=0.41, send_us=4.0, send_share=0.8,
@@ -247,8 +254,7 @@ DEFAULT = Constants(
         "emulated": LinkConstants(),
     },
     generation_scale={  # [K] all-reduce of little data on A100 against H100: 1.15 (own kernels) to 1.5 (NCCL)
-        "a100": 1.3, "a100-40gb": 1.3, "a100-pcie": 1.3, "a30": 1.3, "a40": 1.3, "a10": 1.3, "rtx-a6000": 1.3,
-        "rtx-3090": 1.3, "v100-16gb": 1.5, "v100-32gb": 1.5,
+        "ampere": 1.3, "turing": 1.5, "volta": 1.5, "pascal": 1.5,  # [A] before Ampere
     },
     network_step_us=25.0,  # [M] 46 us for 16 GPUs on two nodes against 15-21 on one
     engines={

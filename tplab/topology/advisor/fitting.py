@@ -13,7 +13,7 @@ from tplab.topology.advisor.layouts import Choice, all_choices, no_room_on
 from tplab.topology.advisor.memory import fullest_rank
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu, Machine
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS, OFFERED
 
 _MOST_GPUS_TRIED = 4096
 """Most GPUs of a cluster that is tried for a model that does not fit."""
@@ -134,7 +134,7 @@ def _what_would_fit(spec: ModelSpec, machine: Machine, workload: Workload) -> st
             plain = replace(found, replicas=1)
             ways.append(f"{precision} weights ({as_GB(smaller.weight_bytes)}) on this machine as {plain}")
             break
-    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory_GB):
+    for gpu in sorted((GPUS[name] for name in OFFERED), key=lambda gpu: gpu.memory_GB):
         if gpu.memory_GB <= here.memory_GB or _is_older(gpu, here):
             continue
         found = usual_fit(spec, gpu, workload, most_gpus=max(machine.num_gpus, _USUAL_NODE))
@@ -145,6 +145,8 @@ def _what_would_fit(spec: ModelSpec, machine: Machine, workload: Workload) -> st
 
 
 def _is_older(gpu: Gpu, than: Gpu) -> bool:
-    """Spec sheets have no year: a GPU that is slower, or lacks the other's fp8, is no step up whatever it holds."""
-    lacks_fp8 = than.fp8_TFLOPS is not None and gpu.fp8_TFLOPS is None
-    return lacks_fp8 or gpu.bf16_TFLOPS < than.bf16_TFLOPS or gpu.hbm_GBps < than.hbm_GBps
+    """A GPU of an earlier generation or of the other maker, or that is slower, is no step up whatever it holds."""
+    one, other = gpu.made, than.made
+    if one and other and (one.maker != other.maker or one.year < other.year):
+        return True
+    return gpu.bf16_TFLOPS < than.bf16_TFLOPS or gpu.hbm_GBps < than.hbm_GBps

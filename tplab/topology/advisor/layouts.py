@@ -291,7 +291,7 @@ def layout_arrays(
             direct=direct,
             nodes=nodes,
             network=machine.network,
-            scale=constants.generation_scale.get(machine.gpu.name, 1.0),
+            scale=constants.generation_scale.get(machine.gpu.generation or "", 1.0),
             members=tuple(members),
         ),
         hop_family=np.array([FAMILIES.index(FAMILY_OF[link.kind]) for link in hop]),
@@ -322,7 +322,7 @@ _Found = tuple[Link | None, bool, Link | None, int]
 def _by_placement(where: Placement) -> _Found:
     """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group: none lies over two."""
     pair = where.slowest_tp_link
-    return where.slowest_ring_link, pair is not None and pair.is_nvlink, where.slowest_hop_link, 1
+    return where.slowest_ring_link, pair is not None and pair.is_peer, where.slowest_hop_link, 1
 
 
 def _in_order(machine: Machine, layout: Layout) -> _Found:
@@ -332,4 +332,4 @@ def _in_order(machine: Machine, layout: Layout) -> _Found:
     over_nodes = used > per_node or layout.replicas > machine.nodes * (per_node // used)
     hop = (machine.network or inside) if over_nodes else inside
     link = inside or machine.network
-    return (link if t > 1 else None), link is not None and link.is_nvlink, hop if layout.pp > 1 else None, nodes
+    return (link if t > 1 else None), link is not None and link.is_peer, hop if layout.pp > 1 else None, nodes

@@ -167,7 +167,7 @@ def rates(
         num_ranks: ranks that compute at once, of each layout: on CPUs they share the memory.
     """
     k, c = constants, calibration
-    scale = k.generation_scale.get(gpu.name, 1.0)
+    scale = k.generation_scale.get(gpu.generation or "", 1.0)
     peak, head_peak = gpu.peak_TFLOPS(model.weight_precision), gpu.peak_TFLOPS(model.activation_precision)
     narrow = multiplies_narrow(model, gpu)
     widened = model.weight_precision in NARROW and not narrow

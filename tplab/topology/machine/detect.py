@@ -14,15 +14,17 @@ from typing import Any
 
 import psutil
 
+from tplab.topology.machine.generations import GENERATIONS, generation_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 from tplab.topology.machine.topo_text import TopoTable, machine_from_table
 
 _ANCESTOR = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 """NVML's topology levels in ``nvidia-smi``'s words (nvml.h: nvmlGpuTopologyLevel_t)."""
 _MOST_NVLINKS = 18
-_TENSOR_FLOPS = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (8, 6): 512, (8, 9): 1024, (9, 0): 4096, (10, 0): 8192}
-"""Dense fp16 operations of one SM in one cycle with fp32 sums, by compute capability: the architecture white papers."""
+_TENSOR_FLOPS = {(6, 0): 256, (6, 1): 256, (8, 0): 2048, (9, 0): 4096, (10, 0): 8192, (10, 3): 8192}
+"""Dense fp16 operations of one SM in one cycle with fp32 sums, by compute capability: the architecture white papers.
+Without tensor cores: of plain fp16 (6.0) or fp32 (6.1). All others: 1024, and half of that on GeForce."""
 _PCIE_GBPS = {1: 4.0, 2: 8.0, 3: 15.8, 4: 31.5, 5: 63.0, 6: 121.0}
 """PCIe generation -> bandwidth of 16 lanes in one direction, in GB/s."""
 
@@ -76,6 +78,8 @@ def _gpus(nvml: Any, handles: list[Any]) -> Machine:
     )
 
 
+_VARIANTS = {"ti", "super", "d", "max", "laptop", "mobile", "mig", "sff"}
+"""Words that make another card of a name: an RTX 4080 SUPER is no RTX 4080."""
 _MEMORY_APART = 0.15
 """Relative difference from which two memory sizes are not the same GPU's: names give GiB or GB, and round."""
 
@@ -89,8 +93,10 @@ def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
     words = set(re.split(r"[\s\-/]+", driver_name.lower()))
     best: tuple[int, float, Gpu] | None = None
     for gpu in GPUS.values():
-        parts = [part for part in gpu.name.split("-") if part not in ("16gb", "32gb", "40gb")]
-        if not set(parts) <= words or abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
+        parts = [part for part in gpu.name.split("-") if not re.fullmatch(r"\d+gb", part)]
+        if not set(parts) <= words or _VARIANTS & words - set(parts):
+            continue
+        if abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
             continue
         if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the spec sheet is that of the SXM module
             continue
@@ -102,13 +108,13 @@ def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
 
 @cache
 def gpus_called(name: str) -> frozenset[str]:
-    """Names in ``presets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where only
-    its memory would tell them apart, none where there is no such spec sheet."""
+    """Names in ``spec_sheets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where
+    only its memory would tell them apart, none where there is no such spec sheet."""
     if name in GPUS:
         return frozenset({name})
     found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
     said = re.search(r"(?<!\d)([1-9]\d{0,4}) ?GB", name)
-    if said:
+    if said and "GH200" not in name:  # which names the memory of its CPU: GH200 480GB
         found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}
         nearest = min((abs(gpu.memory_GB - float(said[1])) for gpu in found.values()), default=0.0)
         found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB - float(said[1])) == nearest}
@@ -116,33 +122,46 @@ def gpus_called(name: str) -> frozenset[str]:
 
 
 def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:
-    memory_GB = nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9
+    notes = []
+    try:
+        memory_GB = nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9
+    except nvml.NVMLError:  # GB10, whose memory is the CPU's too
+        memory_GB = psutil.virtual_memory().total / 1e9
+        notes.append(f"the driver does not say what memory {name} has: taken as all of this system's")
     known = preset_of(name, memory_GB)
     if known is not None:
-        return known, [f"{name}: speeds from the spec sheet of {known.name}"]
+        return known, [f"{name}: speeds from the spec sheet of {known.name}", *notes]
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     bus_bits = nvml.nvmlDeviceGetMemoryBusWidth(handle)
     memory_MHz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
     sm_MHz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
     cores_per_sm = 64 if (major, minor) in ((6, 0), (7, 0), (7, 5), (8, 0)) else 128
     num_sms = nvml.nvmlDeviceGetNumGpuCores(handle) // cores_per_sm
-    per_cycle = _TENSOR_FLOPS.get((major, minor), 1024)
+    geforce, generation = "geforce" in name.lower(), generation_of(major, minor)
+    rate = num_sms * _TENSOR_FLOPS.get((major, minor), 512 if geforce else 1024) * sm_MHz / 1e6
+    made = GENERATIONS[generation] if generation else None
     lanes = nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
-    generation = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)
+    pcie = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)
     gpu = Gpu(
         name=name,
         memory_GB=round(memory_GB, 2),
         hbm_GBps=2 * memory_MHz * bus_bits / 8e3,
-        bf16_TFLOPS=num_sms * per_cycle * sm_MHz / 1e6,
-        pcie_GBps=_PCIE_GBPS.get(generation, 31.5) * lanes / 16,
-        pcie_p2p="geforce" not in name.lower(),
+        bf16_TFLOPS=rate,
+        fp8_TFLOPS=made.fp8 * rate if made and made.fp8 else None,
+        int8_TOPS=made.int8 * rate * (2 if geforce else 1) if made and made.int8 else None,
+        fp4_TFLOPS=made.fp4 * rate * (2 if geforce else 1) if made and made.fp4 else None,
+        pcie_GBps=_PCIE_GBPS.get(pcie, 31.5) * lanes / 16,
+        pcie_p2p=not geforce,
         nvlink_GBps={6: 20.0, 10: 50.0}.get(major, 25.0) if _active_nvlinks(nvml, handle) else 0.0,
         num_nvlinks=len(_active_nvlinks(nvml, handle)),
         num_sms=num_sms,
+        generation=generation,
+        shared_memory=bool(notes),
     )
     return gpu, [
+        *notes,
         f"{name} has no spec sheet here: memory bandwidth and peak rate follow from its clocks (compute capability "
-        f"{major}.{minor}), and want measuring"
+        f"{major}.{minor}), and want measuring",
     ]
 
 

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tplab.checks import ArgumentError, check_count, check_number, check_one_of
+from tplab.topology.machine.generations import GENERATIONS, Generation
 
 MOST_GPUS = 4096
 """Most GPUs of a machine, all nodes together: layouts are tried one by one."""
-LINK_KINDS = ("nvswitch", "nvlink", "pix", "pxb", "phb", "node", "sys", "network", "host", "emulated")
+LINK_KINDS = ("nvswitch", "nvlink", "xgmi", "pix", "pxb", "phb", "node", "sys", "network", "host", "emulated")
 """Kinds of links from near to far: NVLink through switches (every GPU reaches every other at full speed) and directly;
-PCIe with at most one switch, several switches, over the CPU's host bridge, over several bridges of one NUMA node,
-between NUMA nodes (``nvidia-smi topo``'s own words); another node; gloo between processes of one host; a declared link
-of the lab's."""
+AMD's Infinity Fabric, a link of its own for every pair; PCIe with at most one switch, several switches, over the CPU's
+host bridge, over several bridges of one NUMA node, between NUMA nodes (``nvidia-smi topo``'s own words); another node;
+gloo between processes of one host; a declared link of the lab's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +32,14 @@ class Gpu:
     """One accelerator's spec sheet. Dense rates, without sparsity."""
 
     name: str
-    """Name as in ``presets.GPUS``, or as the driver has it."""
+    """Name as in ``spec_sheets.GPUS``, or as the driver has it."""
     memory_GB: float
     """Memory that the driver shows, in GB = 1e9 bytes: an "80 GB" H100 has 81559 MiB = 85.5 GB."""
     hbm_GBps: float
     """Memory bandwidth, in GB/s."""
     bf16_TFLOPS: float
-    """Dense peak of bf16 and fp16 GEMMs with fp32 sums, in TFLOP/s."""
+    """Dense peak of bf16 and fp16 GEMMs with fp32 sums, in TFLOP/s. Without tensor cores: of the fastest arithmetic
+    that engines use instead."""
     fp8_TFLOPS: float | None = None
     """Dense peak of fp8 GEMMs, in TFLOP/s; None: fp8 weights are widened, and multiplied at the bf16 rate."""
     int8_TOPS: float | None = None
@@ -53,8 +55,18 @@ class Gpu:
     Hopper, 50 for Blackwell."""
     num_nvlinks: int = 0
     """Number of NVLinks of one GPU."""
+    xgmi_GBps: float = 0.0
+    """Bandwidth of the Infinity Fabric link that joins each pair of a node's GPUs, in one direction, in GB/s; 0 without
+    (NVIDIA)."""
     num_sms: int | None = None
-    """Number of streaming multiprocessors; None if unknown."""
+    """Number of streaming multiprocessors (AMD: compute units); None if unknown."""
+    generation: str | None = None
+    """Key of ``generations.GENERATIONS``; None if unknown: taken as able to do what the rates above say."""
+    kept_share: float = 1.0
+    """Part of the peak that large GEMMs keep up, over the part that they keep up on an H100, where the maker states it;
+    1 where nobody does."""
+    shared_memory: bool = False
+    """Whether CPU and GPU take from the same memory, so that the system's own share is missing from ``memory_GB``."""
     kind: str = "gpu"
     """``gpu``, or ``cpu`` for one core that plays the part of a GPU."""
 
@@ -62,6 +74,18 @@ class Gpu:
         for key in ("memory_GB", "hbm_GBps", "bf16_TFLOPS", "pcie_GBps"):
             check_number(f"{key} of GPU {self.name!r}", getattr(self, key), above=0)
         check_one_of("kind", self.kind, ("gpu", "cpu"))
+        check_number(f"kept_share of GPU {self.name!r}", self.kept_share, above=0, most=1)
+        if self.generation is not None:
+            check_one_of("generation", self.generation, tuple(GENERATIONS))
+
+    @property
+    def made(self) -> Generation | None:
+        """What its generation decides; None if that is unknown."""
+        return GENERATIONS[self.generation] if self.generation else None
+
+    @property
+    def is_amd(self) -> bool:
+        return self.made is not None and self.made.maker == "amd"
 
     @property
     def memory_bytes(self) -> float:
@@ -69,9 +93,10 @@ class Gpu:
 
     def peak_TFLOPS(self, precision: str) -> float:
         """Peak of GEMMs with weights in ``precision``. What the GPU cannot multiply natively runs at the bf16 rate;
-        int4 always does (weights are widened on the way in), fp32 is counted at half (TF32)."""
-        native = {"fp8": self.fp8_TFLOPS, "int8": self.int8_TOPS, "fp4": self.fp4_TFLOPS, "fp32": self.bf16_TFLOPS / 2}
-        return native.get(precision) or self.bf16_TFLOPS
+        int4 always does (weights are widened on the way in); fp32 runs at half of it where there is TF32."""
+        fp32 = self.bf16_TFLOPS * (self.made.fp32 if self.made else 0.5)
+        native = {"fp8": self.fp8_TFLOPS, "int8": self.int8_TOPS, "fp4": self.fp4_TFLOPS, "fp32": fp32}
+        return self.kept_share * (native.get(precision) or self.bf16_TFLOPS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +120,11 @@ class Link:
     @property
     def is_nvlink(self) -> bool:
         return self.kind in ("nvswitch", "nvlink")
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is a fabric of GPUs alone, which engines' own all-reduce kernels ask for."""
+        return self.is_nvlink or self.kind == "xgmi"
 
     def __str__(self) -> str:
         return f"{self.label or self.kind} {self.bandwidth_GBps:g} GB/s"
@@ -141,16 +171,18 @@ class Machine:
             raise ArgumentError("network", None, f"must be Link(kind='network', ...) for {self.nodes} nodes")
 
     @classmethod
-    def preset(cls, name: str, *, gpus: int | None = None, nodes: int = 1) -> "Machine":
+    def preset(cls, name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1) -> "Machine":
         """A usual node of the named GPU (see ``tplab.topology.machine.presets.MACHINES``).
 
         Args:
-            name: such as ``"h100"``, ``"a100-pcie"``, ``"dgx-1"``; capitals, blanks and dashes do not matter.
+            name: such as ``"h100"``, ``"a100-pcie"``, ``"dgx-1"``, ``"g5.48xlarge"``; capitals, blanks and dashes do
+                not matter. Or a GPU of one's own, as a ``Gpu`` or in figures
+                (``"memory_GB=24,hbm_GBps=936,bf16_TFLOPS=71"``): one of them by default, joined as its NVLinks allow.
             gpus: GPUs per node; by default a usual node's.
             nodes: how many such nodes.
 
         Raises:
-            ValueError: unknown name (with the nearest ones), or more GPUs than such a node has.
+            ValueError: unknown name (with its kin), or more GPUs than such a node has.
         """
         from tplab.topology.machine.presets import machine_preset
 
@@ -171,7 +203,7 @@ class Machine:
 
         Args:
             text: as pasted: escape sequences, tabs or blanks, network cards, affinity columns and legend may be in it.
-            gpu: which GPUs these are, which the text does not say: a ``Gpu`` or a name of ``presets.GPUS``. By default
+            gpu: which GPUs these are, which the text does not say: a ``Gpu``, a name of ``GPUS`` or figures. By default
                 a guess by the number of NVLinks, which a note states.
             nodes: how many such nodes.
             network: between nodes; by default one 400 Gb/s card per listed network card, shared by the node's GPUs.

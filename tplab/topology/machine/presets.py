@@ -1,76 +1,23 @@
-"""Spec sheets: GPUs, and the nodes they usually sit in.
-
-GPU figures are the makers' dense rates (without sparsity) and bandwidths in one direction. Sources: NVIDIA's data
-sheets and architecture white papers of V100, A100, A30, A10, A40, RTX A6000, H100, H20, H200, B200, L4, L40S, RTX 6000
-Ada, RTX PRO 6000 Blackwell, GeForce RTX 3090, 4090 and 5090; those of A100, A30, H100, H200, B200, GB200, L4, L40S and
-RTX PRO 6000 checked against the system files of NVIDIA AIConfigurator (github.com/ai-dynamo/aiconfigurator, commit
-095f58a, Apache-2.0), whose memory bandwidth is used for B200 (7700 GB/s, not the spec sheet's 8000). GeForce rates are
-those with fp32 sums. Memory is what the driver shows, which is less than the name says.
+"""Links by their kind, and the nodes that GPUs usually sit in.
 
 Latencies of links are those of one empty message between two CUDA kernels. NVLink 2 us, PCIe 3-5, network 6: between
 the hardware latencies of NCCL's tuner (src/graph/tuning.cc: 0.6-3.4 NVLink, 1.0-5.7 PCIe, 2.7-14 network, by protocol)
-and send-receive tests (6 us between two H100, software included). The launch of the kernels themselves comes on top, in
-the latency model.
+and send-receive tests (6 us between two H100, software included). Infinity Fabric is taken as NVLink [no table]. The
+launch of the kernels themselves comes on top, in the latency model.
+
+Nodes are the makers' own (DGX, HGX, the MI300X platform), and for cards the servers and desktops they are sold in.
+Instances of clouds are as their own pages list GPUs and network bandwidth (aws.amazon.com/ec2/instance-types,
+learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated, cloud.google.com/compute/docs/gpus,
+docs.oracle.com: GPU shapes; November 2026); "up to" bandwidths count in full.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from tplab.checks import ArgumentError
-from tplab.shown import nearest
-from tplab.topology.machine.machine import Gpu, Link, Machine
-
-_MIB = 1048576 / 1e9  # GB per MiB
-
-
-def _gpu(name: str, mib: int, hbm: float, bf16: float, **more: Any) -> Gpu:
-    return Gpu(name=name, memory_GB=round(mib * _MIB, 2), hbm_GBps=hbm, bf16_TFLOPS=bf16, **more)
-
-
-_HOPPER: dict[str, Any] = {"pcie_GBps": 63.0, "nvlink_GBps": 25.0, "num_nvlinks": 18, "num_sms": 132}
-_BRIDGED: dict[str, Any] = {"num_nvlinks": 12}  # three bridges to one other card
-_GDDR7: dict[str, Any] = {"pcie_GBps": 63.0, "num_sms": 188}
-_GEFORCE: dict[str, Any] = {"pcie_p2p": False, "num_sms": 170}
-_BLACKWELL: dict[str, Any] = {"pcie_GBps": 63.0, "nvlink_GBps": 50.0, "num_nvlinks": 18, "num_sms": 148}
-_AMPERE: dict[str, Any] = {"nvlink_GBps": 25.0, "num_nvlinks": 12, "num_sms": 108, "int8_TOPS": 624.0}
-_VOLTA: dict[str, Any] = {"pcie_GBps": 15.8, "nvlink_GBps": 25.0, "num_nvlinks": 6, "num_sms": 80}
-
-GPUS: Mapping[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        _gpu("v100-16gb", 16160, 900, 125, **_VOLTA),
-        _gpu("v100-32gb", 32510, 900, 125, **_VOLTA),
-        _gpu("a100-40gb", 40960, 1555, 312, **_AMPERE),
-        _gpu("a100", 81920, 2039, 312, **_AMPERE),
-        _gpu("a100-pcie", 81920, 1935, 312, **_AMPERE),
-        _gpu("a30", 24576, 933, 165, int8_TOPS=330, nvlink_GBps=25, num_nvlinks=4, num_sms=56),
-        _gpu("a10", 23028, 600, 125, int8_TOPS=250, num_sms=72),
-        _gpu("a40", 46068, 696, 149.7, int8_TOPS=299.3, nvlink_GBps=14.0625, num_nvlinks=4, num_sms=84),
-        _gpu("rtx-a6000", 49140, 768, 154.8, int8_TOPS=309.7, nvlink_GBps=14.0625, num_nvlinks=4, num_sms=84),
-        _gpu("h100", 81559, 3352, 989, fp8_TFLOPS=1979, int8_TOPS=1979, **_HOPPER),
-        _gpu("h100-pcie", 81559, 2039, 756, fp8_TFLOPS=1513, int8_TOPS=1513, **_HOPPER | _BRIDGED | {"num_sms": 114}),
-        _gpu("h100-nvl", 95830, 3938, 835, fp8_TFLOPS=1671, int8_TOPS=1671, **_HOPPER | _BRIDGED),
-        _gpu("h20", 97871, 4000, 148, fp8_TFLOPS=296, int8_TOPS=296, **_HOPPER | {"num_sms": 78}),
-        _gpu("h200", 143771, 4800, 989, fp8_TFLOPS=1979, int8_TOPS=1979, **_HOPPER),
-        _gpu("b200", 183359, 7700, 2250, fp8_TFLOPS=4500, int8_TOPS=4500, fp4_TFLOPS=9000, **_BLACKWELL),
-        _gpu("gb200", 189471, 8000, 2500, fp8_TFLOPS=5000, int8_TOPS=5000, fp4_TFLOPS=10000, **_BLACKWELL),
-        _gpu("l4", 23034, 300, 121, fp8_TFLOPS=242, int8_TOPS=242, num_sms=58),
-        _gpu("l40s", 46068, 864, 362, fp8_TFLOPS=733, int8_TOPS=733, num_sms=142),
-        _gpu("rtx-6000-ada", 49140, 960, 364.2, fp8_TFLOPS=728.5, int8_TOPS=728.5, num_sms=142),
-        _gpu("rtx-pro-6000", 97887, 1792, 468, fp8_TFLOPS=936, int8_TOPS=936, fp4_TFLOPS=1871, **_GDDR7),
-        _gpu("rtx-3090", 24576, 936, 71, int8_TOPS=284, pcie_p2p=False, nvlink_GBps=14.0625, num_nvlinks=4, num_sms=82),
-        _gpu("rtx-4090", 24564, 1008, 165.2, fp8_TFLOPS=330.3, int8_TOPS=660.6, pcie_p2p=False, num_sms=128),
-        _gpu("rtx-5090", 32607, 1792, 209.5, fp8_TFLOPS=419, int8_TOPS=838, fp4_TFLOPS=1676, **_GDDR7 | _GEFORCE),
-    )
-}
-"""Name -> GPU."""
-
-_GPU_ALIASES = {
-    "a100-80gb": "a100", "a100-sxm": "a100", "a100-sxm4-80gb": "a100", "a100-sxm4-40gb": "a100-40gb",
-    "a100-80gb-pcie": "a100-pcie", "h100-sxm": "h100", "h100-80gb": "h100", "h100-80gb-hbm3": "h100",
-    "h200-sxm": "h200", "b200-sxm": "b200", "v100": "v100-32gb", "4090": "rtx-4090", "3090": "rtx-3090",
-    "5090": "rtx-5090", "a6000": "rtx-a6000",
-}  # fmt: skip
+from tplab.topology.machine.gpu_names import find, gpu_of_figures, hint, key_of
+from tplab.topology.machine.machine import MOST_GPUS, Gpu, Link, Machine
+from tplab.topology.machine.spec_sheets import GPU_ALIASES, GPUS
 
 NVLINK_LATENCY_US = 2.0
 PCIE_LATENCY_US = {"pix": 3.0, "pxb": 3.5, "phb": 4.0, "node": 4.5, "sys": 5.0}
@@ -80,17 +27,8 @@ SYS_GBPS = 20.0
 counts 16-40 GB/s, by CPU, for all that crosses (src/graph/topo.h: its constants for QPI, UPI and AMD)."""
 NIC_GBPS = 50.0
 """Bandwidth of a 400 Gb/s network card in one direction, in GB/s."""
-
-
-def gpu_preset(name: "str | Gpu") -> Gpu:
-    """The GPU of that name. Raises ``ValueError`` with the nearest names for one that is not known."""
-    if isinstance(name, Gpu):
-        return name
-    key = _key(name).removeprefix("nvidia-").removeprefix("geforce-").removeprefix("tesla-")
-    key = _GPU_ALIASES.get(key, key)
-    if key not in GPUS:
-        raise ValueError(f"no GPU preset is called {name!r}: {nearest(key, [*GPUS, *_GPU_ALIASES])}")
-    return GPUS[key]
+_SWITCHED = 8
+"""Fewest NVLinks of GPUs that NVSwitch joins (A800 and H800)."""
 
 
 def pcie_link(kind: str, gpu: Gpu) -> Link:
@@ -113,6 +51,11 @@ def nvlink(gpu: Gpu, links: int, *, switched: bool = False) -> Link:
     return Link(kind=kind, bandwidth_GBps=bandwidth, latency_us=NVLINK_LATENCY_US, label=f"NV{links}")
 
 
+def xgmi(gpu: Gpu) -> Link:
+    """Between two of AMD's GPUs, which each pair has for itself."""
+    return Link(kind="xgmi", bandwidth_GBps=gpu.xgmi_GBps, latency_us=NVLINK_LATENCY_US, label="XGMI")
+
+
 def network(nics: int, gpus: int, nic_GBps: float = NIC_GBPS) -> Link:
     """What one of ``gpus`` GPUs of a node gets of its ``nics`` cards when all send at once."""
     return Link(
@@ -133,38 +76,141 @@ DGX1_NVLINKS = (
 """NVLinks of each pair in a DGX-1 with V100 (its system architecture white paper; p3.16xlarge is wired the same): six
 per GPU, none for the pairs that are two hops apart."""
 
-_MACHINES: Mapping[str, tuple[str, int, int, str, int, float]] = {
+_Row = tuple[str, int, int, str, int, float]
+_DESKTOP = (2, 8, "one socket", 1, 1.25)
+_BRIDGED = (2, 8, "pairs", 1, 1.25)
+_CARDS = (4, 8, "two sockets", 1, 12.5)
+_SERVER = (8, 8, "two sockets", 2, 50.0)
+_HGX = (8, 8, "nvswitch", 8, 50.0)
+_FABRIC = (8, 8, "fabric", 8, 50.0)
+
+_MACHINES: Mapping[str, _Row] = {
     # name: GPU, GPUs of a usual node, most in a node, how they are joined, network cards, GB/s of a card
     "dgx-1": ("v100-32gb", 8, 8, "dgx-1", 4, 12.5),
+    "dgx-1-16gb": ("v100-16gb", 8, 8, "dgx-1", 4, 12.5),
+    "dgx-1-p100": ("p100", 8, 8, "dgx-1", 4, 12.5),
+    "dgx-2": ("v100-32gb", 16, 16, "nvswitch", 8, 12.5),
     "a100-40gb": ("a100-40gb", 8, 16, "nvswitch", 8, 25.0),
     "a100": ("a100", 8, 16, "nvswitch", 8, 25.0),
     "a100-pcie": ("a100-pcie", 8, 8, "two sockets", 2, 25.0),
+    "a100-pcie-40gb": ("a100-pcie-40gb", 8, 8, "two sockets", 2, 25.0),
     "a100-pairs": ("a100-pcie", 4, 8, "pairs", 2, 25.0),
+    "a800": ("a800", 8, 8, "nvswitch", 8, 25.0),
+    "a800-pcie": ("a800-pcie", 8, 8, "two sockets", 2, 25.0),
+    "a800-pcie-40gb": ("a800-pcie-40gb", 2, 8, "pairs", 1, 12.5),
     "a40-pairs": ("a40", 4, 8, "pairs", 2, 12.5),
     "a6000-pairs": ("rtx-a6000", 4, 8, "pairs", 1, 12.5),
-    "a10": ("a10", 4, 8, "two sockets", 1, 12.5),
-    "h100": ("h100", 8, 8, "nvswitch", 8, 50.0),
-    "h100-pcie": ("h100-pcie", 8, 8, "two sockets", 2, 50.0),
+    "h100": ("h100", *_HGX),
+    "h100-pcie": ("h100-pcie", *_SERVER),
     "h100-pairs": ("h100-pcie", 4, 8, "pairs", 2, 50.0),
     "h100-nvl": ("h100-nvl", 4, 8, "pairs", 2, 50.0),
-    "h20": ("h20", 8, 8, "nvswitch", 8, 50.0),
-    "h200": ("h200", 8, 8, "nvswitch", 8, 50.0),
-    "b200": ("b200", 8, 8, "nvswitch", 8, 50.0),
+    "h800": ("h800", *_HGX),
+    "h800-pcie": ("h800-pcie", *_SERVER),
+    "h200-nvl": ("h200-nvl", 4, 8, "pairs", 2, 50.0),
+    "gh200": ("gh200", 1, 2, "pairs", 1, 50.0),
+    "gh200-144gb": ("gh200-144gb", 2, 2, "pairs", 2, 50.0),
+    "h20": ("h20", *_HGX),
+    "h20-3e": ("h20-3e", *_HGX),
+    "h200": ("h200", *_HGX),
+    "b200": ("b200", *_HGX),
+    "b300": ("b300", 8, 8, "nvswitch", 8, 100.0),
     "gb200": ("gb200", 4, 72, "nvswitch", 4, 50.0),
+    "gb300": ("gb300", 4, 72, "nvswitch", 4, 100.0),
+    "gb10": ("gb10", 1, 1, "one socket", 1, 25.0),
+    "mi300x": ("mi300x", *_FABRIC),
+    "mi325x": ("mi325x", *_FABRIC),
+    "mi350x": ("mi350x", *_FABRIC),
+    "mi355x": ("mi355x", *_FABRIC),
+    "t4": ("t4", 4, 8, "two sockets", 1, 6.25),
     "l4": ("l4", 8, 8, "two sockets", 1, 12.5),
-    "l40s": ("l40s", 8, 8, "two sockets", 2, 50.0),
-    "rtx-6000-ada": ("rtx-6000-ada", 4, 8, "two sockets", 1, 12.5),
-    "rtx-pro-6000": ("rtx-pro-6000", 8, 8, "two sockets", 2, 50.0),
-    "rtx-3090": ("rtx-3090", 2, 8, "pairs", 1, 1.25),
-    "rtx-4090": ("rtx-4090", 2, 8, "one socket", 1, 1.25),
-    "rtx-5090": ("rtx-5090", 2, 8, "one socket", 1, 1.25),
+    "l20": ("l20", 8, 8, "two sockets", 2, 25.0),
+    "l40": ("l40", *_SERVER),
+    "l40s": ("l40s", *_SERVER),
+    "rtx-pro-6000": ("rtx-pro-6000", *_SERVER),
+    **{name: (name, *_CARDS) for name in ("p100-pcie", "p40", "v100-pcie-16gb", "v100-pcie-32gb", "v100s", "a2")},
+    **{name: (name, *_CARDS) for name in ("a10", "a10g", "a30", "l2", "rtx-4500-ada", "rtx-5000-ada", "rtx-6000-ada")},
+    **{name: (name, *_CARDS) for name in ("rtx-a4000", "rtx-pro-5000", "rtx-pro-6000-max-q")},
+    "rtx-pro-6000-workstation": ("rtx-pro-6000-workstation", 2, 4, "one socket", 1, 12.5),
+    **{name: (name, *_BRIDGED) for name in ("rtx-2080-ti", "titan-rtx", "quadro-rtx-6000", "quadro-rtx-8000")},
+    **{name: (name, *_BRIDGED) for name in ("rtx-a5000", "rtx-3090", "rtx-3090-ti")},
+    **{name: (name, *_DESKTOP) for name in ("rtx-3060", "rtx-3080", "rtx-3080-ti", "rtx-4060-ti", "rtx-4070")},
+    **{name: (name, *_DESKTOP) for name in ("rtx-4070-ti", "rtx-4070-ti-super", "rtx-4080", "rtx-4080-super")},
+    **{name: (name, *_DESKTOP) for name in ("rtx-4090-d", "rtx-4090", "rtx-5060-ti", "rtx-5070", "rtx-5070-ti")},
+    **{name: (name, *_DESKTOP) for name in ("rtx-5080", "rtx-5090")},
 }
 MACHINES = tuple(_MACHINES)
-"""Names for ``Machine.preset``."""
+"""Names of usual nodes, for ``Machine.preset``."""
 
-_MACHINE_ALIASES = {**_GPU_ALIASES, "v100": "dgx-1", "v100-32gb": "dgx-1", "dgx-a100": "a100", "dgx-h100": "h100"}
+INSTANCES: Mapping[str, tuple[str, int, int, float]] = {
+    # name: node, GPUs, network cards, GB/s of a card
+    "p3.2xlarge": ("dgx-1-16gb", 1, 1, 1.25),
+    "p3.8xlarge": ("dgx-1-16gb", 4, 1, 1.25),
+    "p3.16xlarge": ("dgx-1-16gb", 8, 1, 3.125),
+    "p3dn.24xlarge": ("dgx-1", 8, 1, 12.5),
+    "p4d.24xlarge": ("a100-40gb", 8, 4, 12.5),
+    "p4de.24xlarge": ("a100", 8, 4, 12.5),
+    "p5.4xlarge": ("h100", 1, 1, 12.5),
+    "p5.48xlarge": ("h100", 8, 32, 12.5),
+    "p5e.48xlarge": ("h200", 8, 32, 12.5),
+    "p5en.48xlarge": ("h200", 8, 16, 25.0),
+    "p6-b200.48xlarge": ("b200", 8, 8, 50.0),
+    "p6-b300.48xlarge": ("b300", 8, 16, 50.0),
+    "p6e-gb200.36xlarge": ("gb200", 4, 4, 50.0),
+    "g4dn.xlarge": ("t4", 1, 1, 3.125),
+    "g4dn.12xlarge": ("t4", 4, 1, 6.25),
+    "g4dn.metal": ("t4", 8, 1, 12.5),
+    "g5.xlarge": ("a10g", 1, 1, 1.25),
+    "g5.12xlarge": ("a10g", 4, 1, 5.0),
+    "g5.24xlarge": ("a10g", 4, 1, 6.25),
+    "g5.48xlarge": ("a10g", 8, 1, 12.5),
+    "g6.xlarge": ("l4", 1, 1, 1.25),
+    "g6.12xlarge": ("l4", 4, 1, 5.0),
+    "g6.24xlarge": ("l4", 4, 1, 6.25),
+    "g6.48xlarge": ("l4", 8, 1, 12.5),
+    "g6e.xlarge": ("l40s", 1, 1, 2.5),
+    "g6e.12xlarge": ("l40s", 4, 1, 12.5),
+    "g6e.24xlarge": ("l40s", 4, 1, 25.0),
+    "g6e.48xlarge": ("l40s", 8, 1, 50.0),
+    "nc64as-t4-v3": ("t4", 4, 1, 4.0),
+    "nc24ads-a100-v4": ("a100-pairs", 1, 1, 2.5),
+    "nc48ads-a100-v4": ("a100-pairs", 2, 1, 5.0),
+    "nc96ads-a100-v4": ("a100-pairs", 4, 1, 10.0),
+    "nc40ads-h100-v5": ("h100-nvl", 1, 1, 5.0),
+    "nc80adis-h100-v5": ("h100-nvl", 2, 1, 10.0),
+    "nd96asr-v4": ("a100-40gb", 8, 8, 25.0),
+    "nd96amsr-a100-v4": ("a100", 8, 8, 25.0),
+    "nd96isr-h100-v5": ("h100", 8, 8, 50.0),
+    "nd96isr-h200-v5": ("h200", 8, 8, 50.0),
+    "nd96isr-mi300x-v5": ("mi300x", 8, 8, 50.0),
+    "a2-highgpu-1g": ("a100-40gb", 1, 1, 3.0),
+    "a2-highgpu-2g": ("a100-40gb", 2, 1, 4.0),
+    "a2-highgpu-4g": ("a100-40gb", 4, 1, 6.25),
+    "a2-highgpu-8g": ("a100-40gb", 8, 1, 12.5),
+    "a2-megagpu-16g": ("a100-40gb", 16, 1, 12.5),
+    "a2-ultragpu-8g": ("a100", 8, 1, 12.5),
+    "a3-highgpu-8g": ("h100", 8, 4, 25.0),
+    "a3-megagpu-8g": ("h100", 8, 8, 25.0),
+    "a3-ultragpu-8g": ("h200", 8, 8, 50.0),
+    "a4-highgpu-8g": ("b200", 8, 8, 50.0),
+    "g2-standard-24": ("l4", 2, 1, 4.0),
+    "g2-standard-48": ("l4", 4, 1, 6.25),
+    "g2-standard-96": ("l4", 8, 1, 12.5),
+    "bm.gpu.h100.8": ("h100", 8, 8, 50.0),
+    "bm.gpu.h200.8": ("h200", 8, 8, 50.0),
+    "bm.gpu.mi300x.8": ("mi300x", 8, 8, 50.0),
+    "gb200-nvl72": ("gb200", 72, 72, 50.0),
+    "gb300-nvl72": ("gb300", 72, 72, 100.0),
+}
+"""Instances of AWS, Azure, Google Cloud and Oracle, and whole racks, for ``Machine.preset``."""
+
+_MACHINE_ALIASES = {
+    **GPU_ALIASES, "v100": "dgx-1", "v100-32gb": "dgx-1", "v100-sxm2": "dgx-1", "v100-16gb": "dgx-1-16gb",
+    "p100": "dgx-1-p100", "p100-sxm2": "dgx-1-p100", "a40": "a40-pairs", "rtx-a6000": "a6000-pairs",
+    "a6000": "a6000-pairs",
+}  # fmt: skip
 _JOINED = {
     "nvswitch": "every pair through NVSwitch",
+    "fabric": "every pair by an Infinity Fabric link of its own",
     "dgx-1": "NVLink as in a DGX-1, SYS elsewhere",
     "pairs": "NVLink bridges on GPUs 0-1, 2-3, ...; PCIe elsewhere, half of the GPUs on either socket",
     "two sockets": "PCIe only, half of the GPUs on either socket",
@@ -176,17 +222,38 @@ _NO_PEERS = (
 )
 
 
-def machine_preset(name: str, *, gpus: int | None = None, nodes: int = 1) -> Machine:
+def machine_preset(name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1) -> Machine:
     """See :meth:`Machine.preset`."""
-    key = _key(name)
-    key = _MACHINE_ALIASES.get(key, key)
-    if key not in _MACHINES:
-        raise ValueError(f"no machine preset is called {name!r}: {nearest(key, [*_MACHINES, *_MACHINE_ALIASES])}")
-    gpu_name, usual, most, joined, nics, nic = _MACHINES[key]
+    if isinstance(name, Gpu) or "=" in name:
+        return _own(name if isinstance(name, Gpu) else gpu_of_figures(name), gpus, nodes)
+    key = key_of(name).removeprefix("standard-")
+    row = find(key, _MACHINES, _MACHINE_ALIASES) or find(key.removeprefix("dgx-").removeprefix("hgx-"), _MACHINES, {})
+    instance = find(key, INSTANCES, {})
+    if row is not None:
+        return _node(row, GPUS[_MACHINES[row][0]], _MACHINES[row], gpus, nodes)
+    if instance is None:
+        known = [*_MACHINES, *_MACHINE_ALIASES, *INSTANCES]
+        raise ValueError(f"no machine preset is called {name!r}: {hint(name, known)}")
+    of, count, nics, nic = INSTANCES[instance]
+    gpu_name, _, _, joined, _, _ = _MACHINES[of]
+    return _node(instance, GPUS[gpu_name], (gpu_name, count, count, joined, nics, nic), gpus, nodes)
+
+
+def _own(gpu: Gpu, gpus: int | None, nodes: int) -> Machine:
+    """GPUs without a preset, in a node as their own links allow."""
+    joined = "pairs" if gpu.num_nvlinks else "two sockets"
+    if gpu.xgmi_GBps or gpu.num_nvlinks >= _SWITCHED:
+        joined = "fabric" if gpu.xgmi_GBps else "nvswitch"
+    count = 1 if gpus is None else gpus
+    made = _node(gpu.name, gpu, (gpu.name, count, MOST_GPUS, joined, 1, NIC_GBPS), count, nodes)
+    return replace(made, source="declared", notes=(f"figures as given, {made.notes[0]}", *made.notes[1:]))
+
+
+def _node(key: str, gpu: Gpu, row: _Row, gpus: int | None, nodes: int) -> Machine:
+    _, usual, most, joined, nics, nic = row
     count = usual if gpus is None else gpus
     if not 1 <= count <= most:
         raise ArgumentError("gpus", count, f"must be 1 to {most}, the GPUs of a {key} node: take more nodes for more")
-    gpu = GPUS[gpu_name]
     links = tuple(
         tuple(None if i == j else _joined(joined, gpu, count, i, j) for j in range(count)) for i in range(count)
     )
@@ -208,14 +275,12 @@ def machine_preset(name: str, *, gpus: int | None = None, nodes: int = 1) -> Mac
 def _joined(joined: str, gpu: Gpu, count: int, i: int, j: int) -> Link:
     if joined == "nvswitch":
         return nvlink(gpu, gpu.num_nvlinks, switched=True)
+    if joined == "fabric":
+        return xgmi(gpu)
     if joined == "dgx-1":
-        links = DGX1_NVLINKS[i][j]
+        links = min(DGX1_NVLINKS[i][j], gpu.num_nvlinks - 3)  # a P100, with four, has one to each neighbour
         return nvlink(gpu, links) if links else pcie_link("sys", gpu)
     if joined == "pairs" and i // 2 == j // 2:
         return nvlink(gpu, gpu.num_nvlinks)
     far = joined != "one socket" and count > 2 and (i < (count + 1) // 2) != (j < (count + 1) // 2)
     return pcie_link("sys" if far else "node", gpu)
-
-
-def _key(name: str) -> str:
-    return "-".join(name.strip().lower().replace("_", "-").split())

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 
 from tplab.checks import ArgumentError
 from tplab.shown import listed, shown
+from tplab.topology.machine.gpu_names import gpu_preset
 from tplab.topology.machine.machine import Gpu, Link, Machine
-from tplab.topology.machine.presets import NIC_GBPS, gpu_preset, network, nvlink, pcie_link
+from tplab.topology.machine.presets import NIC_GBPS, network, nvlink, pcie_link
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\[[0-9;]*m(?=\S|\s|$)")
 _GPU = re.compile(r"GPU\d+")

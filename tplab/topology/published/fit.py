@@ -46,7 +46,7 @@ from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.roofline import NARROW
-from tplab.topology.machine.presets import gpu_preset
+from tplab.topology.machine.gpu_names import gpu_preset
 from tplab.topology.published.tables import Case, read_folder
 
 Floats = NDArray[np.float64]

@@ -33,8 +33,8 @@ from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.shown import listed, shown
 from tplab.topology.advisor.workload import MOST, EnginePolicy, Workload
+from tplab.topology.machine.gpu_names import gpu_preset
 from tplab.topology.machine.machine import Machine
-from tplab.topology.machine.presets import gpu_preset
 
 SERVED = frozenset({"model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms"})
 GENERATED = frozenset({"model", "impl", "tp", "pp", "batch_size", "input_len", "output_len", "latency_ms"})

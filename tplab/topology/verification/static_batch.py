@@ -28,7 +28,7 @@ from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.detect import gpus_called, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.placement import Placement
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 
 LAB = EnginePolicy(name="lab", cuda_graphs=False, chunked_prefill=None)
 """Policy of the lab's own engine."""
