@@ -107,6 +107,29 @@ def test_commands_are_of_the_engine_asked_for(said, engine):
     assert printed == (["vllm", "sglang", "trtllm"] if engine == "generic" else [engine])
 
 
+def test_a_gpu_of_ones_own_in_figures(said, tmp_path):
+    figures = "name=my card,memory_GB=48,hbm_GBps=900,bf16_TFLOPS=200,num_nvlinks=4,nvlink_GBps=14"
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", figures, "--gpus", 2)
+    assert status == 0
+    assert "on 2 x my card: TP 2 x PP 1" in out
+    assert "figures as given" in " ".join(out.split())
+    topo = tmp_path / "topo.txt"
+    topo.write_text("\tGPU0\tGPU1\nGPU0\tX\tNV4\nGPU1\tNV4\tX\n")
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--topo", topo, "--gpu", figures)
+    assert status == 0
+    assert "on 2 x my card: TP 2 x PP 1" in out
+    status, _, error = said("advise", "--model", "llama-3.1-8b", "--machine", "rtx-4070-super")
+    assert status != 0
+    assert "the nearest in kind is" in error
+    assert "give the figures of a GPU of your own" in " ".join(error.split())
+
+
+def test_an_instance_of_a_cloud_is_a_machine(said):
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", "g5.12xlarge", "--engine", "vllm")
+    assert status == 0
+    assert "on 4 x a10g: " in out
+
+
 def test_what_is_asked_of_the_engine_is_said_and_set(said):
     status, out, _ = said(
         *("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--engine", "vllm", "--max-num-seqs", 48),

@@ -15,7 +15,8 @@ from tplab.models.presets import MODELS
 from tplab.shown import fixed
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.workload import PREFILL_POLICIES
-from tplab.topology.machine.presets import MACHINES
+from tplab.topology.machine.gpu_names import OWN
+from tplab.topology.machine.presets import INSTANCES, MACHINES
 from tplab.topology.machine.spec_sheets import GPUS
 
 if TYPE_CHECKING:
@@ -96,12 +97,13 @@ def _with_presets(
     def filled(text: str) -> str:
         return textwrap.fill(text, width() - 2, subsequent_indent="  ", break_on_hyphens=False)
 
-    presets = (("--model", MODELS), ("--machine", MACHINES), ("--gpu", GPUS))
+    presets = (("--model", MODELS), ("--machine", MACHINES), ("--machine, in clouds", INSTANCES), ("--gpu", GPUS))
     return commands.add_parser(
         name,
         help=summary,
         description=textwrap.fill(description, width() - 2),
-        epilog="\n".join(filled(f"presets of {what}: {', '.join(sorted(names))}") for what, names in presets),
+        epilog="\n".join(filled(f"presets of {what}: {', '.join(sorted(names))}") for what, names in presets)
+        + f"\n{filled(f'no preset: {OWN}')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 

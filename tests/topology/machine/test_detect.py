@@ -7,6 +7,7 @@ import pytest
 
 from tplab.topology import Machine
 from tplab.topology.machine.detect import detect, gpus_called, preset_of
+from tplab.topology.machine.generations import generation_of
 from tplab.topology.machine.presets import DGX1_NVLINKS
 from tplab.topology.machine.spec_sheets import GPUS
 
@@ -220,6 +221,54 @@ def test_without_a_gpu():
     assert "no NVIDIA driver answers (Driver Not Loaded)" in machine.notes[0]
     assert all(link is None or link.kind == "host" for row in machine.links for link in row)
     assert "lists no GPU" in detect(Driver([])).notes[0]
+
+
+def test_an_amd_gpu_is_not_passed_over_in_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr("tplab.topology.machine.detect.AMD_DEVICE", str(tmp_path / "kfd"))
+    assert len(detect(Driver([])).notes) == 1
+    (tmp_path / "kfd").touch()
+    assert "only NVIDIA's are detected: name the machine, as in mi300x" in detect(Driver([])).notes[1]
+
+
+def test_memory_that_the_driver_does_not_tell(monkeypatch):
+    """GB10: NVML answers "Not Supported" for memory that is the CPU's as well."""
+
+    class Unified(Driver):
+        def nvmlDeviceGetMemoryInfo(self, i):
+            raise self.NVMLError("Not Supported")
+
+        def nvmlDeviceGetCudaComputeCapability(self, i):
+            return (12, 1)
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=128.5e9))
+    known, unknown = (detect(Unified([name])) for name in ("NVIDIA GB10", "NVIDIA GB99"))
+    assert known.gpu == GPUS["gb10"]
+    assert unknown.gpu.memory_GB == 128.5
+    assert unknown.gpu.shared_memory
+    assert all("what memory" in "".join(machine.notes) for machine in (known, unknown))
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "rates"),
+    [  # with 132 multiprocessors of 1.98 GHz
+        ("NVIDIA Q500", (9, 0), (1071, 2141, 2141, None)),
+        ("GeForce Q500", (8, 9), (134, 268, 535, None)),
+        ("NVIDIA Q500", (8, 9), (268, 535, 535, None)),
+        ("NVIDIA Q500", (7, 5), (535, None, 1071, None)),  # 64 cores in a multiprocessor: twice as many of those
+        ("NVIDIA Q500", (12, 0), (268, 535, 535, 1071)),
+        ("NVIDIA Q500", (6, 1), (67, None, None, None)),
+        ("NVIDIA Q500", (5, 2), (268, None, None, None)),
+    ],
+)
+def test_rates_of_an_unknown_gpu_by_its_generation(name, capability, rates):
+    class Card(Driver):
+        def nvmlDeviceGetCudaComputeCapability(self, i):
+            return capability
+
+    gpu = detect(Card([name])).gpu
+    found = (gpu.bf16_TFLOPS, gpu.fp8_TFLOPS, gpu.int8_TOPS, gpu.fp4_TFLOPS)
+    assert found == tuple(rate and pytest.approx(rate, rel=0.002) for rate in rates)
+    assert gpu.generation == generation_of(*capability)
 
 
 @pytest.mark.parametrize("size", ["0GB", "00 GB", "9" * 5000 + "GB"])

@@ -321,6 +321,8 @@ def test_wrong_gpu():
     [
         (8, lambda i, j: "NV18", "h100"),
         (8, lambda i, j: "NV12", "a100"),
+        (8, lambda i, j: "NV8", "h800"),
+        (2, lambda i, j: "NV2", "rtx-2080-ti"),
         (4, lambda i, j: "NV4", "a100"),
         (4, lambda i, j: "NV12" if i // 2 == j // 2 else "SYS", "a100-pcie"),
         (4, lambda i, j: "NV4" if i // 2 == j // 2 else "NODE", "rtx-a6000"),

@@ -20,8 +20,10 @@ from collections.abc import Mapping
 from tplab.models.precision import ITEMSIZE
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.topology.advisor.hardware_limits import ENGINE_NAMES as _NAMES
+from tplab.topology.advisor.hardware_limits import refused
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.machine import Gpu, Machine
 from tplab.topology.machine.placement import Placement
 
 ENGINES = ("vllm", "sglang", "trtllm")
@@ -41,7 +43,8 @@ def launch_commands(
     *,
     path: str | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Engine -> one command per replica; of a replica over several nodes, one per node (``# node 1`` in front).
+    """Engine -> one command per replica; of a replica over several nodes, one per node (``# node 1`` in front). Only
+    engines that run on such GPUs.
 
     Lines that begin with ``#`` are comments, for the shell, too; those about the model stand before the first command.
 
@@ -51,10 +54,12 @@ def launch_commands(
     made: dict[str, tuple[str, ...]] = {}
     where = path or model.source or model.name
     for engine in ENGINES:
+        if refused(engine, machine.gpu):
+            continue
         lines: list[str] = []
         for replica in range(layout.replicas):
             lines += _replica(engine, model, machine, workload, layout, placement, replica, where)
-        made[engine] = ("\n".join([*_needs(engine, model, workload), lines[0]]), *lines[1:])
+        made[engine] = ("\n".join([*_needs(engine, model, machine.gpu, workload), lines[0]]), *lines[1:])
     return made
 
 
@@ -72,7 +77,7 @@ def _replica(
     share: dict[int, list[int]] = {}  # by node, in the order of the ranks: the first is the head
     for gpu in gpus:
         share.setdefault(machine.node_of(gpu), []).append(gpu)
-    words = shlex.join(_WORDS[engine](model, workload, layout, path, _FIRST_PORT + replica))
+    words = shlex.join([*_WORDS[engine](model, workload, layout, path, _FIRST_PORT + replica), *_half(model, machine)])
     if len(share) == 1:
         here = f"# node {next(iter(share))}\n" if machine.nodes > 1 else ""
         return [here + _visible(machine, gpus) + words]
@@ -110,7 +115,13 @@ def _visible(machine: Machine, gpus: "tuple[int, ...] | list[int]") -> str:
     local = [gpu % machine.gpus_per_node for gpu in gpus]
     if local == list(range(machine.gpus_per_node)):
         return ""
-    return f"CUDA_VISIBLE_DEVICES={','.join(map(str, local))} "
+    return f"{'HIP' if machine.gpu.is_amd else 'CUDA'}_VISIBLE_DEVICES={','.join(map(str, local))} "
+
+
+def _half(model: ModelSpec, machine: Machine) -> list[str]:
+    """What vLLM and SGLang, the two that run on GPUs without bf16, must be told of a checkpoint in it."""
+    made = machine.gpu.made
+    return ["--dtype", "half"] if made and not made.bf16 and model.activation_precision == "bf16" else []
 
 
 def _vllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
@@ -161,7 +172,6 @@ def _trtllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, por
 
 
 _WORDS = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}
-_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 
 _POLICIES = {"vllm": ("mixed",), "sglang": ("mixed", "prefill-first"), "trtllm": ("mixed",)}
 """Prefill policies that an engine has (vLLM: its V1 scheduler), besides those that stand in a file of options."""
@@ -201,10 +211,12 @@ def _precision_words(engine: str, model: ModelSpec) -> list[str]:
     return weights + _CACHE_WORDS.get((engine, model.kv_precision), [])
 
 
-def _needs(engine: str, model: ModelSpec, workload: Workload) -> list[str]:
+def _needs(engine: str, model: ModelSpec, gpu: Gpu, workload: Workload) -> list[str]:
     """Comments on what no flag can say."""
     weights, cache, made = model.weight_precision, model.kv_precision, []
-    if weights in _COMMENTS and not model.quant_method and (engine, weights) not in _WEIGHT_WORDS:
+    if weights == "fp4" and gpu.is_amd and not model.quant_method:
+        made.append("# needs a checkpoint already in fp4 (MXFP4, by AMD's Quark)")
+    elif weights in _COMMENTS and not model.quant_method and (engine, weights) not in _WEIGHT_WORDS:
         made.append(f"# {_COMMENTS[weights]}")
     if (engine, cache) not in _CACHE_WORDS and ITEMSIZE[cache] != model.activation_itemsize:
         made.append(f"# no flag makes a cache in {cache}: {_NAMES[engine]} keeps it in {model.activation_precision}")

@@ -21,6 +21,7 @@ from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
+from tplab.topology.advisor.hardware_limits import machine_notes
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
@@ -206,7 +207,7 @@ def predictions_of(
     shape = served.tpot_us.shape
     token = {name: np.broadcast_to(served.terms[name], shape).tolist() for name in TERMS}
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
-    notes = (*server.model.notes, *_length_notes(server), *machine.notes, *_calibration_notes(server))
+    notes = (*server.model.notes, *_length_notes(server), *machine_notes(server, machine), *_calibration_notes(server))
     known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
     made = []
     for i in range(len(memories)) if order is None else order:

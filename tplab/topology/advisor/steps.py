@@ -37,6 +37,7 @@ from tplab.pipeline.formulas import decode_round, forward_makespan, prefill_shar
 from tplab.topology.advisor.allreduce import Floats, Ints, all_reduce, hop
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants, EngineConstants
+from tplab.topology.advisor.hardware_limits import check_engine
 from tplab.topology.advisor.layouts import Layouts, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.roofline import Rates, larger, rates
@@ -95,9 +96,10 @@ class Steps:
             layouts: the layouts as arrays, where they are made already.
 
         Raises:
-            ValueError: an engine that is not known.
+            ValueError: an engine that is not known, or that never ran on such GPUs.
         """
         model, workload = memories[0].spec, memories[0].workload
+        check_engine(workload.engine.name, machine.gpu)
         engine = engine_constants(workload.engine.name, constants)
         calibration = calibration.for_engine(workload.engine.name) if calibration else None
         if layouts is None:

@@ -28,6 +28,8 @@ Without tensor cores: of plain fp16 (6.0) or fp32 (6.1). All others: 1024, and h
 _PCIE_GBPS = {1: 4.0, 2: 8.0, 3: 15.8, 4: 31.5, 5: 63.0, 6: 121.0}
 """PCIe generation -> bandwidth of 16 lanes in one direction, in GB/s."""
 
+AMD_DEVICE = "/dev/kfd"
+"""What AMD's kernel driver makes."""
 CPU_CORE_GBPS = 8.0
 CPU_CORE_TFLOPS = 0.05
 GLOO_GBPS = 2.0
@@ -223,6 +225,7 @@ def _text(value: Any) -> str:
 
 def _cpu(why: str) -> Machine:
     """Every core a GPU, gloo the link of every pair."""
+    unseen = f"an AMD GPU seems to be here ({AMD_DEVICE}); only NVIDIA's are detected: name the machine, as in mi300x"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory_GB = psutil.virtual_memory().total / 1e9 / cores
     gpu = Gpu(
@@ -238,5 +241,8 @@ def _cpu(why: str) -> Machine:
         Link(kind="host", bandwidth_GBps=GLOO_GBPS, latency_us=GLOO_LATENCY_US, label="gloo"),
         name=f"{cores} CPU cores",
         source="CPU",
-        notes=(f"{why}: CPU cores stand for GPUs, with gloo between them; speeds are assumed until calibrate",),
+        notes=(
+            f"{why}: CPU cores stand for GPUs, with gloo between them; speeds are assumed until calibrate",
+            *((unseen,) if os.path.exists(AMD_DEVICE) else ()),
+        ),
     )

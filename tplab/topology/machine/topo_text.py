@@ -36,6 +36,7 @@ _MOST_DEVICES = 256
 _LONGEST_NAME = 64
 _MOST_LINES = 10_000
 _MOST_LETTERS = 1 << 20
+_EXPORT_NVLINKS = 8
 _PCIE = {"PIX": "pix", "PXB": "pxb", "PHB": "phb", "NODE": "node", "SYS": "sys", "SOC": "sys"}
 
 
@@ -138,11 +139,15 @@ def guess_gpu(table: TopoTable) -> tuple[str, str]:
     total = max(sum(int(word[2:]) for word in row if word.startswith("NV")) for row in table.cells)
     if most > 12:
         return "h100", f"by the {most} NVLinks of a pair"
+    if most == _EXPORT_NVLINKS:
+        return "h800", f"by the {most} NVLinks of a pair, which A800 and H800 are cut to"
     if most > 6:
         paired = total == most and len(table.gpus) > 2
         return ("a100-pcie" if paired else "a100"), f"by the {most} NVLinks of a pair"
     if most == 4 and total == 4:
         return "rtx-a6000", "by bridges of 4 NVLinks"
+    if total == 2:
+        return "rtx-2080-ti", "by 2 NVLinks to its peers together"
     if total == 12:
         return "a100", "by 12 NVLinks to its peers together"
     return "v100-32gb", f"by at most {most} NVLinks of a pair"
