@@ -6,14 +6,9 @@ sm75; later pages say sm80), TensorRT-LLM's support matrix (0.18 on: SM80), vLLM
 (docs.vllm.ai, 0.9.2, features/quantization/supported_hardware: fp8 from Ampere on).
 """
 
-from typing import TYPE_CHECKING
-
 from tplab.checks import ArgumentError
 from tplab.models.spec import ModelSpec
 from tplab.topology.machine.machine import Gpu, Machine
-
-if TYPE_CHECKING:
-    from tplab.topology.advisor.steps import Steps
 
 ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 _LEAST_CAPABILITY = {"vllm": (7, 0), "sglang": (7, 5), "trtllm": (8, 0)}
@@ -44,11 +39,6 @@ def check_engine(engine: str, gpu: Gpu) -> None:
         raise ArgumentError(
             "engine", engine, f"must be one that runs on AMD's GPUs, such as vllm or sglang: {gpu.name}"
         )
-
-
-def machine_notes(server: "Steps", machine: Machine) -> tuple[str, ...]:
-    """Sentences about the machine and its kind of GPU, to be shown with a prediction."""
-    return (*machine.notes, *hardware_notes(server.workload.engine.name, server.model, machine))
 
 
 def hardware_notes(engine: str, model: ModelSpec, machine: Machine) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
-from tplab.topology.advisor.hardware_limits import machine_notes
+from tplab.topology.advisor.hardware_limits import hardware_notes
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
@@ -207,7 +207,8 @@ def predictions_of(
     shape = served.tpot_us.shape
     token = {name: np.broadcast_to(served.terms[name], shape).tolist() for name in TERMS}
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
-    notes = (*server.model.notes, *_length_notes(server), *machine_notes(server, machine), *_calibration_notes(server))
+    about = (*machine.notes, *hardware_notes(server.workload.engine.name, server.model, machine))
+    notes = (*server.model.notes, *_length_notes(server), *about, *_calibration_notes(server))
     known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
     made = []
     for i in range(len(memories)) if order is None else order:
@@ -285,9 +286,7 @@ def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: La
     if layout.pp > 1:
         return "pipeline"
     known = machine.gpu.name in ("h100", "h200") and model.weight_precision == "fp8"
-    if known and workload.engine.name in ("vllm", "trtllm"):
-        return "served"
-    return "other"
+    return "served" if known and workload.engine.name in ("vllm", "trtllm") else "other"
 
 
 def _prediction(
