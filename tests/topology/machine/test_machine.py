@@ -114,6 +114,25 @@ def test_names_as_people_write_them():
     assert Machine.preset("Standard_ND96isr_MI300X_v5").gpu == GPUS["mi300x"]
     assert Machine.preset("hgx-h200") == Machine.preset("h200")
     assert Machine.preset("DGX Spark").gpu == GPUS["gb10"]
+    assert Machine.preset("ND MI300X v5").gpu == GPUS["mi300x"]
+
+
+@pytest.mark.parametrize(
+    ("family", "largest"),
+    [("p3", "p3.16xlarge"), ("p4d", "p4d.24xlarge"), ("p5", "p5.48xlarge"), ("p5e", "p5e.48xlarge"),
+     ("g4dn", "g4dn.metal"), ("g5", "g5.48xlarge"), ("g6", "g6.48xlarge"), ("g2-standard", "g2-standard-96")],
+)  # fmt: skip
+def test_a_family_of_instances_is_its_largest(family, largest):
+    assert Machine.preset(family) == Machine.preset(largest)
+
+
+def test_a_family_with_two_kinds_of_gpus_is_asked_about():
+    with pytest.raises(ValueError, match="machine must be one of its instances: a3-highgpu-8g, a3-megagpu-8g, a3-ul"):
+        Machine.preset("a3")
+    with pytest.raises(
+        ValueError, match="machine must be one of its instances: p6-b200.48xlarge, p6-b300.48xlarge; go"
+    ):
+        Machine.preset("p6")
 
 
 def test_spec_sheets_are_in_order():

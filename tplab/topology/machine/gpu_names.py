@@ -98,7 +98,8 @@ def hint(name: str, known: Iterable[str]) -> str:
             if not able:
                 return f"no {series} is known, nor any of its kind: {OWN}"
             return f"no {series} is known, the nearest in kind is {' or '.join(able)}; or {OWN}"
-    return f"{nearest(key, names)}; or {OWN}"
+    near = nearest(key, names)
+    return f"{near} Or {OWN}" if near.endswith("?") else f"{near}; or {OWN}"
 
 
 def gpu_of_figures(text: str) -> Gpu:

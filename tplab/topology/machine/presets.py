@@ -156,21 +156,27 @@ INSTANCES: Mapping[str, tuple[str, int, int, float]] = {
     "p6-b200.48xlarge": ("b200", 8, 8, 50.0),
     "p6-b300.48xlarge": ("b300", 8, 16, 50.0),
     "p6e-gb200.36xlarge": ("gb200", 4, 4, 50.0),
-    "g4dn.xlarge": ("t4", 1, 1, 3.125),
     "g4dn.12xlarge": ("t4", 4, 1, 6.25),
     "g4dn.metal": ("t4", 8, 1, 12.5),
-    "g5.xlarge": ("a10g", 1, 1, 1.25),
     "g5.12xlarge": ("a10g", 4, 1, 5.0),
     "g5.24xlarge": ("a10g", 4, 1, 6.25),
     "g5.48xlarge": ("a10g", 8, 1, 12.5),
-    "g6.xlarge": ("l4", 1, 1, 1.25),
     "g6.12xlarge": ("l4", 4, 1, 5.0),
     "g6.24xlarge": ("l4", 4, 1, 6.25),
     "g6.48xlarge": ("l4", 8, 1, 12.5),
-    "g6e.xlarge": ("l40s", 1, 1, 2.5),
     "g6e.12xlarge": ("l40s", 4, 1, 12.5),
     "g6e.24xlarge": ("l40s", 4, 1, 25.0),
     "g6e.48xlarge": ("l40s", 8, 1, 50.0),
+    **{
+        f"{family}.{size}": (node, 1, 1, gbps / 8)
+        for family, node, of_each in (
+            ("g4dn", "t4", (25, 25, 25, 50, 50)),
+            ("g5", "a10g", (10, 10, 25, 25, 25)),
+            ("g6", "l4", (10, 10, 25, 25, 25)),
+            ("g6e", "l40s", (20, 20, 20, 25, 35)),
+        )
+        for size, gbps in zip(("xlarge", "2xlarge", "4xlarge", "8xlarge", "16xlarge"), of_each, strict=True)
+    },
     "nc64as-t4-v3": ("t4", 4, 1, 4.0),
     "nc24ads-a100-v4": ("a100-pairs", 1, 1, 2.5),
     "nc48ads-a100-v4": ("a100-pairs", 2, 1, 5.0),
@@ -208,6 +214,10 @@ _MACHINE_ALIASES = {
     "p100": "dgx-1-p100", "p100-sxm2": "dgx-1-p100", "a40": "a40-pairs", "rtx-a6000": "a6000-pairs",
     "a6000": "a6000-pairs",
 }  # fmt: skip
+_INSTANCE_ALIASES = {
+    "nd-a100-v4": "nd96amsr-a100-v4", "nd-h100-v5": "nd96isr-h100-v5", "nd-h200-v5": "nd96isr-h200-v5",
+    "nd-mi300x-v5": "nd96isr-mi300x-v5", "nc-a100-v4": "nc96ads-a100-v4", "nc-h100-v5": "nc80adis-h100-v5",
+}  # fmt: skip
 _JOINED = {
     "nvswitch": "every pair through NVSwitch",
     "fabric": "every pair by an Infinity Fabric link of its own",
@@ -228,15 +238,28 @@ def machine_preset(name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1
         return _own(name if isinstance(name, Gpu) else gpu_of_figures(name), gpus, nodes)
     key = key_of(name).removeprefix("standard-")
     row = find(key, _MACHINES, _MACHINE_ALIASES) or find(key.removeprefix("dgx-").removeprefix("hgx-"), _MACHINES, {})
-    instance = find(key, INSTANCES, {})
+    instance = find(key, INSTANCES, _INSTANCE_ALIASES) or _largest_of(key)
     if row is not None:
         return _node(row, GPUS[_MACHINES[row][0]], _MACHINES[row], gpus, nodes)
     if instance is None:
+        if family := _instances_of(key):
+            raise ArgumentError("machine", name, f"must be one of its instances: {', '.join(family)}")
         known = [*_MACHINES, *_MACHINE_ALIASES, *INSTANCES]
         raise ValueError(f"no machine preset is called {name!r}: {hint(name, known)}")
     of, count, nics, nic = INSTANCES[instance]
     gpu_name, _, _, joined, _, _ = _MACHINES[of]
     return _node(instance, GPUS[gpu_name], (gpu_name, count, count, joined, nics, nic), gpus, nodes)
+
+
+def _instances_of(family: str) -> list[str]:
+    return [name for name in INSTANCES if name.startswith((f"{family}.", f"{family}-"))]
+
+
+def _largest_of(family: str) -> str | None:
+    """The largest instance of a family (``p5``, ``g6e``), if all of it has the same GPUs."""
+    of_it = _instances_of(family)
+    nodes = {INSTANCES[name][0] for name in of_it}
+    return max(of_it, key=lambda name: INSTANCES[name][1]) if len(nodes) == 1 else None
 
 
 def _own(gpu: Gpu, gpus: int | None, nodes: int) -> Machine:
