@@ -127,11 +127,9 @@ def test_a_family_of_instances_is_its_largest(family, largest):
 
 
 def test_a_family_with_two_kinds_of_gpus_is_asked_about():
-    with pytest.raises(ValueError, match="machine must be one of its instances: a3-highgpu-8g, a3-megagpu-8g, a3-ul"):
+    with pytest.raises(ValueError, match=r"machine must be one of its instances: a3-highgpu-8g, a3-megagpu-8g, a3-ul"):
         Machine.preset("a3")
-    with pytest.raises(
-        ValueError, match="machine must be one of its instances: p6-b200.48xlarge, p6-b300.48xlarge; go"
-    ):
+    with pytest.raises(ValueError, match=r"machine must be one of its instances: p6-b200.*, p6-b300.48xlarge; got"):
         Machine.preset("p6")
 
 
