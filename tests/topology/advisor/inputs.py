@@ -16,7 +16,8 @@ from tplab.topology.advisor.calibration import AllReduceTimes, MatmulTimes, Send
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.workload import PREFILL_POLICIES
 from tplab.topology.machine.machine import Gpu, Link
-from tplab.topology.machine.presets import GPUS, MACHINES, network, nvlink, pcie_link
+from tplab.topology.machine.presets import MACHINES, network, nvlink, pcie_link
+from tplab.topology.machine.spec_sheets import GPUS
 
 ENGINES = ("vllm", "vllm", "sglang", "trtllm", "generic", "fastertransformer")
 RECORDED = "4xH200-2026-11-26"
@@ -219,10 +220,14 @@ def _model(rng: random.Random) -> ModelSpec:
     return replace(made, name="random")
 
 
+_FEW_GPUS = ("gb10", "gh200", "rtx-pro-6000-workstation")
+"""Nodes of fewer than eight GPUs."""
+
+
 def _machine(rng: random.Random) -> Machine:
     kind = rng.random()
     if kind < 0.6:
-        name = rng.choice(MACHINES)
+        name = rng.choice([each for each in MACHINES if not each.startswith(_FEW_GPUS)])
         nodes = rng.choice((1, 1, 1, 1, 2, 4))
         return Machine.preset(name, gpus=rng.choice((1, 2, 4, 4, 8)), nodes=nodes)
     gpu = GPUS[rng.choice(sorted(GPUS))] if rng.random() < 0.5 else _gpu(rng)
