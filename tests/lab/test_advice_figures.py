@@ -56,7 +56,7 @@ class TestLinks:
                     assert 10 ** heat.z[i][j] == pytest.approx(DGX.link(i, j).bandwidth_GBps)
         texts = {(item.y, item.x): item.text for item in figure.layout.annotations if item.x != 0}
         assert texts["0", "3"] == "NV2<br>50"
-        assert texts["0", "7"] == "SYS<br>15.8"
+        assert texts["0", "7"] == "SYS<br>11.9"
         assert badge_of(figure) == "<b>MODEL · preset</b>"
 
     def test_all_alike_is_one_colour(self):

@@ -6,7 +6,7 @@ from tplab.cluster import Cluster
 from tplab.lab.exercises import check_kv_bytes, check_score
 from tplab.lab.exercises.memory import CacheConfig, allocated
 from tplab.lab.exercises.topology import judged
-from tplab.topology import Link, Machine, ModelSpec
+from tplab.topology import Link, Machine, ModelSpec, place
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -147,7 +147,7 @@ def terms(tp, pp, machine, workload):
     cache = MODEL.kv_bytes_per_token * workload.mean_context / tp / bytes_per_us
     sums, start, send = 2 * MODEL.num_layers, 0, 0
     if tp > 1:
-        link = machine.slowest_link(range(tp)).bandwidth_GBps
+        link = place(machine, tp, 1).slowest_ring_link.bandwidth_GBps
         start, send = 10, 2 * (tp - 1) / tp * MODEL.hidden_size * 2 / (0.6 * link * 1e3)
     step = max(stream, each * multiply) + each * cache + sums * (start + each * send) + 40 * MODEL.num_layers
     round_us = max(step, micro_batches * step / pp) + 20 * pp

@@ -208,6 +208,13 @@ def test_flips_are_where_the_winner_changes():
                 ),
             )
             assert advise(LLAMA, machine, asked(64)).best.layout == expected, (flip, factor)
+    late = [flip for flip in made.flips if flip.quantity == "link latency"]
+    assert late
+    for flip in late:
+        for factor, expected in ((0.97, flip.below), (1.03, flip.above)):
+            machine = Machine.uniform(H100.gpu, 8, replace(H100.link(0, 1), latency_us=flip.at * factor))
+            assert advise(LLAMA, machine, asked(64)).best.layout == expected, (flip, factor)
+    assert " us (here 2.00), " in str(late[0])
     requests = [flip for flip in made.flips if flip.quantity == "concurrency"]
     assert requests
     for flip in requests:

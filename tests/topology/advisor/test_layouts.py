@@ -49,6 +49,9 @@ def test_every_layout_is_there_and_judged_by_the_rules(heads, layers, gpus, node
     choices = all_choices(spec, machine, WORKLOAD)
     assert len({(each.tp, each.pp) for each in choices}) == len(choices)
     expected = {(t, p) for t in range(1, gpus + 1) for p in range(1, nodes * (gpus // t) + 1)}
+    expected |= {
+        (k * gpus, p) for k in range(2, nodes + 1) if k * gpus <= heads for p in range(1, nodes // k + 1)
+    }  # whole nodes
     assert {(each.tp, each.pp) for each in choices} == expected
     for each in choices:
         possible = heads % each.tp == 0 and f % each.tp == 0 and each.pp <= layers
@@ -60,7 +63,8 @@ def test_every_layout_is_there_and_judged_by_the_rules(heads, layers, gpus, node
         assert sum(each.layout.layers_of_stage) == layers
         assert max(each.layout.layers_of_stage) - min(each.layout.layers_of_stage) <= 1
         assert each.layout.num_gpus + each.idle == machine.num_gpus
-        assert each.idle < each.tp * each.pp + nodes * (gpus % each.tp)
+        assert each.idle < each.tp * each.pp + nodes * (gpus % each.tp if each.tp <= gpus else 0)
+        assert any("crosses" in note for note in each.notes) == (each.tp > gpus)
         assert each.max_requests >= 1
         assert any("left over" in note for note in each.notes) == (each.idle > 0)
         assert any("longest sets the pace" in note for note in each.notes) == (layers % each.pp > 0)
@@ -91,14 +95,18 @@ def test_more_gpus_more_room():
     assert rooms[2] > 2 * rooms[1]
 
 
-def test_groups_stay_inside_nodes():
+def test_groups_stay_inside_nodes_or_take_whole_ones():
     spec = ModelSpec.from_config("llama-3.1-8b")
     machine = Machine.preset("h100", gpus=6, nodes=2)
     each = choice(spec, machine, WORKLOAD, tp=4, pp=2)
     assert each.layout.replicas == 1
     assert each.idle == 4
     assert choice(spec, machine, WORKLOAD, tp=4, pp=3).reason.startswith("pp=3 stages of 4 GPUs need 12 GPUs, and")
-    assert "a node has 6: use tp of at most 6" in choice(spec, machine, WORKLOAD, tp=8, pp=1).reason
+    reason = choice(spec, machine, WORKLOAD, tp=8, pp=1).reason
+    assert "a node has 6: use tp of at most 6, or whole nodes, up to 12" in reason
+    whole = choice(spec, Machine.preset("h100", gpus=4, nodes=5), WORKLOAD, tp=8, pp=1)
+    assert (whole.layout.replicas, whole.idle) == (2, 4)
+    assert "every all-reduce crosses 2 nodes, over 8 NICs 50 GB/s per GPU (preset): NCCL's" in whole.notes[0]
 
 
 def test_only_some_degrees():

@@ -92,7 +92,10 @@ def test_few_arrivals_are_served_one_at_a_time():
 
 def test_a_group_over_two_nodes_takes_whole_ones():
     two = Machine.preset("h100", gpus=6, nodes=2)
-    with pytest.raises(ValueError, match=r"needs 3 groups of 4 GPUs, and .* has room for 2: none lies over two"):
+    with pytest.raises(
+        ValueError,
+        match=r"needs 3 groups of 4 GPUs, and .* has room for 2: none lies over two nodes of 6 unless it takes whole",
+    ):
         predict(LLAMA, two, workload(), 4, 3)
 
 

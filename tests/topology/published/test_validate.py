@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from tplab.topology.advisor.constants import DEFAULT
-from tplab.topology.published.fit import Bench, fit_engines, fit_generated, fit_matmul, fit_nccl, least_squares, report
+from tplab.topology.machine.machine import Link
+from tplab.topology.published.fit import Bench, fit_engines, fit_generated, report
+from tplab.topology.published.fit_kernels import fit_matmul, fit_nccl, least_squares
 from tplab.topology.published.scoreboard import (
     IN_USE,
     layout_choice,
@@ -371,7 +373,7 @@ def test_nccl_constants_are_found():
     )
     wire = 2 * (1 - 1 / n) * nbytes * 1e-3 / 400
     us = np.minimum(6 + 2 * (n - 1) + wire / 0.25, 30 + 1 * (n - 1) + wire / 0.8)
-    link, error = fit_nccl(n, nbytes, us, 400.0)
+    link, error = fit_nccl(n, nbytes, us, Link(kind="nvswitch", bandwidth_GBps=400.0, latency_us=2.0))
     assert error < 0.02
     assert link.base_us == pytest.approx(6, rel=0.1)
     assert link.ring_share == pytest.approx(0.8, rel=0.05)

@@ -16,6 +16,7 @@ from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.prediction import predict_all
 from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.machine.placement import place
 
 _TERMS = {
     "weights": ("weights", style.FORWARD, ""),
@@ -203,8 +204,10 @@ def flip_frame(advice: Advice, *, spread: float = 32.0, points: int = 21) -> pd.
 def reference_GBps(advice: Advice) -> float:
     """Bandwidth of the link that limits the recommended layout, else of the fastest link; flips are given relative to
     it."""
-    place = advice.placement
-    link = place.slowest_ring_link or place.slowest_hop_link
+    found, per_node = advice.placement, advice.machine.gpus_per_node
+    if advice.best.layout.tp > per_node > 1:
+        found = place(advice.machine, per_node, 1, 1)
+    link = found.slowest_ring_link or found.slowest_hop_link
     if link is not None:
         return link.bandwidth_GBps
     return max((each.bandwidth_GBps for row in advice.machine.links for each in row if each), default=1.0)
@@ -229,10 +232,10 @@ def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float
         marks.line(figure, x, y, layout, colour, marker=look, customdata=tpot, hover=hover)
     low, high = float(frame["link_GBps"].min()), float(frame["link_GBps"].max())
     shown = sorted((at, words) for at, words in flips if low <= at <= high)
-    for place, (at, words) in enumerate(shown):
+    for number, (at, words) in enumerate(shown):
         figure.add_vline(x=at, line={"dash": "dash", "color": style.MUTED, "width": 1.5})
         # In two rows: neighbours' words would run into each other.
-        _beside_line(figure, at, 1.0, words, yshift=_LINE_PX * (place % 2))
+        _beside_line(figure, at, 1.0, words, yshift=_LINE_PX * (number % 2))
     above_px = _LINE_PX * min(len(shown), 2)
     figure.add_vline(x=here, line={"color": style.INK, "width": 2})
     machine = f"this machine, {here:.3g} GB/s"
@@ -267,7 +270,7 @@ def explain_advice(advice: Advice) -> str:
 
 
 def explain_flips(advice: Advice) -> str:
-    """Where another layout takes over, along link bandwidth and along load."""
+    """Where another layout takes over, along link bandwidth, latency and load."""
     if not advice.flips:
-        return f"{advice.best.layout} stays the best at every link bandwidth and load tried."
+        return f"{advice.best.layout} stays the best at every link bandwidth, latency and load tried."
     return " ".join(f"Along {flip.quantity}: {flip}." for flip in advice.flips)

@@ -229,11 +229,8 @@ def explain_placement(machine: Machine, placement: Placement) -> str:
         if ring is not None and ring.bandwidth_GBps > inside.bandwidth_GBps:
             words[-1] += f", which a ring goes around: its slowest is {_link(ring)}"
         chosen, order = placement.groups, range(0, machine.gpus_per_node - tp + 1, tp)
-        in_order = slowest(
-            link
-            for first in list(order)[: len(chosen) * pp]
-            if (link := machine.slowest_link(range(first, first + tp))) is not None
-        )
+        links = [machine.slowest_link(range(first, first + tp)) for first in list(order)[: len(chosen) * pp]]
+        in_order = slowest([inside, *filter(None, links)])
         if in_order.bandwidth_GBps < inside.bandwidth_GBps:
             words[-1] += (
                 f". GPUs in order (0-{tp - 1}, ...), as launchers take them, would have {_link(in_order)}: "

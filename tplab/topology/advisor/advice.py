@@ -6,7 +6,8 @@ whole machine, each with as many requests at once as keep the limit on the time 
 limit on the first token bounds); at a given arrival rate, layouts that keep up first, then the shortest time of a
 request. With one request in flight that is the shortest latency, since replicas beyond the first have nothing to do.
 
-Not a rule ("TP inside a node, PP between"): the rule is what usually comes out, and the terms say why.
+Not a rule ("TP inside a node, PP between"): the rule is what comes out where the network is slow, and the terms say
+why.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from tplab.topology.advisor.allreduce import Floats
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.fitting import nothing_fits
-from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips
+from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips, latency_flips
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.launch_commands import launch_commands
 from tplab.topology.advisor.layouts import Choice, all_choices, links_alike
@@ -123,8 +124,8 @@ class Advice:
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """Where the best one changes: along link bandwidth, then along concurrency. Takes tenths of a second once, with
-        limits some seconds."""
+        """Where the best one changes: along the links' bandwidth and latency, then along concurrency. Takes tenths of a
+        second once, with limits some seconds."""
         return self.find_flips()
 
     @property
@@ -289,17 +290,22 @@ def _close(options: Sequence[Option], workload: Workload) -> tuple[Option, ...]:
 def _flips(server: Server, layouts: Sequence[Layout], workload: Workload, best: int) -> tuple[Flip, ...]:
     groups, hops = server.layouts.groups, server.layouts
     if groups.size[best] > 1:
-        reference = float(groups.bandwidth_GBps[best])
+        at, links = best, (groups.bandwidth_GBps, groups.latency_us)
     elif layouts[best].pp > 1:
-        reference = float(hops.hop_GBps[best])
+        at, links = best, (hops.hop_GBps, hops.hop_latency_us)
     else:
-        reference = float(np.max(groups.bandwidth_GBps))
+        at, links = int(np.argmax(groups.bandwidth_GBps)), (groups.bandwidth_GBps, groups.latency_us)
+    bandwidth, latency = (float(of[at]) for of in links)
 
     def prefer(served: Served) -> Floats:
         return preference(served, workload)
 
-    along = list(bandwidth_flips(server, layouts, prefer, reference)) if len(layouts) > 1 else []
-    if workload.request_rate is None and len(layouts) > 1:
+    if len(layouts) < 2:
+        return ()
+    along = bandwidth_flips(server, layouts, prefer, bandwidth)
+    if server.calibration is None:  # what was measured has its links' latency in it
+        along += latency_flips(server, layouts, prefer, latency)
+    if workload.request_rate is None:
         along += concurrency_flips(server, layouts, prefer)
     return tuple(along)
 

@@ -3,19 +3,23 @@
 By formula, since a layout's group may be of a size, on a link, that nobody measured; a calibration's curve goes before
 it. Piecewise in size, because libraries and engines are:
 
-  one-shot   a1 + s1·(n-1) + (n-1)·M/(share·B)            every rank reads all the others', engines' own kernel
-  two-shot   a2 + s2·(n-1) + 2(n-1)/n·M/(share·B)         reduce-scatter and all-gather, engines' own kernel
-  NCCL       the smaller of its low-latency and its bulk protocol, each base + step·(n-1) + 2(n-1)/n·M/(share·B)
-  nodes      NCCL inside a node, and a ring of the nodes on an n/nodes-th of M per GPU: latencies add up, the transfers
-             of a large message overlap
+  one-shot   a1 + s1·(n-1) + d + (n-1)·M/(share·B)        every rank reads all the others', engines' own kernel
+  two-shot   a2 + s2·(n-1) + 2d + 2(n-1)/n·M/(share·B)    reduce-scatter and all-gather, engines' own kernel
+  NCCL       the smaller of its low-latency and its bulk protocol, each
+             base + step·(n-1) + 2(n-1)·d + 2(n-1)/n·M/(share·B)
+  nodes      both of NCCL's protocols inside a node, a tree of log2(nodes) steps there and back, each with a d of the
+             network's, and a ring of the nodes on an n/nodes-th of M per GPU: latencies add up, and so do the transfers
+             of a small message, while those of a large one overlap
   declared   (emulated, or gloo on one host) a ring: 2(n-1)·latency + 2(n-1)/n·M/B
+
+d is what a step over this link takes more than one over the links that the fixed times were fitted on (``_beyond``).
 
 Not one alpha-beta line: it is 3-6 times off for the 16-256 KiB messages of decoding. Engines' own kernels are in CUDA
 graphs; without graphs the launches of the whole block decide (see ``roofline``).
 
 Known to be wrong: GPUs in NVLink meshes (DGX-1), where several rings run at once; sums in the switch (NVLS), which
-engines use for large messages on some systems; PCIe boxes whose GPUs do not reach each other (one L40S box was 2-10
-times slower than this with four and eight).
+engines use for large messages on some systems; PCIe boxes whose GPUs do not reach each other: one L40S box's NCCL was
+2-10 times slower than this with four and eight, though published throughput of L40S fits what is said here.
 
 Letters: n ranks, M bytes, B the slowest link of the group in one direction.
 """
@@ -60,13 +64,17 @@ class Groups:
     bandwidth_GBps: Floats
     """Bandwidth of that link in one direction, in GB/s."""
     latency_us: Floats
-    """Latency of that link in us; used for declared links only, since the formulas of the others contain it."""
+    """Latency of that link in us."""
     direct: NDArray[np.bool_]
     """Whether NVLink joins every pair: engines' own kernels ask for that."""
+    bridged: NDArray[np.bool_]
+    """Whether NVLink joins pairs, and the slowest link of the ring lies between those."""
     width: Floats
     """Factor on the bandwidth that was measured, for "what if": a sweep is then read at M/width."""
     network_GBps: float = 1.0
     """Bandwidth between nodes per GPU, in GB/s."""
+    network_latency_us: float = 0.0
+    """Latency between nodes, in us."""
     scale: float = 1.0
     """Factor on fixed times, by generation of the GPU (``Constants.generation_scale``)."""
     members: tuple[frozenset[Members], ...] = ()
@@ -80,6 +88,7 @@ class Groups:
         *,
         direct: Sequence[bool],
         nodes: Sequence[int],
+        bridged: Sequence[bool] = (),
         network: Link | None = None,
         scale: float = 1.0,
         members: "tuple[frozenset[Members], ...]" = (),
@@ -89,11 +98,11 @@ class Groups:
         Args:
             sizes, nodes: ranks of each group, and the nodes they are on.
             links: slowest link of each group's ring; None for one rank.
-            direct: whether NVLink joins every pair, of each group.
+            direct, bridged: as the fields; by default none is bridged.
             network: link between nodes.
             scale, members: as the fields.
         """
-        each = [_of_group(link or NO_LINK, n) for link, n in zip(links, sizes, strict=True)]
+        each = [_of_group(link or NO_LINK, n // k) for link, n, k in zip(links, sizes, nodes, strict=True)]
         return cls(
             size=np.asarray(sizes, dtype=np.int64),
             nodes=np.asarray(nodes, dtype=np.int64),
@@ -101,15 +110,17 @@ class Groups:
             bandwidth_GBps=np.array([link.bandwidth_GBps for link in each]),
             latency_us=np.array([link.latency_us for link in each]),
             direct=np.asarray(direct, dtype=np.bool_),
+            bridged=np.asarray(bridged or [False] * len(each), dtype=np.bool_),
             width=np.ones(len(each)),
             network_GBps=network.bandwidth_GBps if network else 1.0,
+            network_latency_us=network.latency_us if network else 0.0,
             scale=scale,
             members=members,
         )
 
 
 def _of_group(link: Link, n: int) -> Link:
-    """What a rank sends over at once: a link to each of the others where every pair has its own."""
+    """What a rank sends over at once inside a node: a link to each of the others where every pair has its own."""
     return replace(link, bandwidth_GBps=link.bandwidth_GBps * max(n - 1, 1)) if link.kind == "xgmi" else link
 
 
@@ -151,7 +162,8 @@ def all_reduce(
     large = groups.width * max(sweep.nbytes[-1] for sweep in sweeps)
     formula, found = _by_formula(groups, constants)(large), measured(large)
     reached = np.minimum(1.0, np.divide(formula, found, out=np.ones_like(found), where=groups.size > 1))
-    lines, instead = _own_lines(replace(groups, bandwidth_GBps=groups.bandwidth_GBps * reached), kernel, own)
+    slower = replace(groups, bandwidth_GBps=groups.bandwidth_GBps * reached)
+    lines, instead = _own_lines(slower, kernel, own, constants)
 
     def time(nbytes: ArrayLike) -> Floats:
         M = np.asarray(nbytes, dtype=np.float64)
@@ -166,23 +178,38 @@ def _by_formula(
     alone, several = groups.size <= 1, groups.nodes > 1
     n = groups.size / groups.nodes  # inside a node
     nccl = _nccl_lines(groups, n, constants)
-    lines, instead = _own_lines(groups, kernel, own) if own else ([], np.zeros(1, dtype=np.bool_))
+    if several.any():
+        over = _over_nodes(groups, n, constants, *nccl)
+        nccl = [
+            (np.where(several, net[0], local[0]), np.where(several, net[1], local[1]))
+            for net, local in zip(over, nccl, strict=True)
+        ]
+    lines, instead = _own_lines(groups, kernel, own, constants) if own else ([], np.zeros(1, dtype=np.bool_))
     lines += [(np.where(instead, np.inf, start), per_byte) for start, per_byte in nccl]
     lines = [(np.where(alone, 0.0, start), np.where(alone, 0.0, per_byte)) for start, per_byte in lines]
-    if not several.any():
-        return lambda nbytes: _fastest(lines, np.asarray(nbytes, dtype=np.float64))
-    net, N = constants.links["network"], groups.nodes
-    step = np.where(n > 1, constants.network_step_us, net.base_us + net.step_us) * np.ceil(np.log2(N))
-    outer = 2 * (1 - 1 / N) / n * _US / (net.ring_share * groups.network_GBps)
-    latency = np.where(n > 1, _fastest(nccl, np.zeros(1)), 0.0)
+    return lambda nbytes: _fastest(lines, np.asarray(nbytes, dtype=np.float64))
 
-    def time(nbytes: ArrayLike) -> Floats:
-        M = np.asarray(nbytes, dtype=np.float64)
-        local = _fastest(lines, M)
-        across = latency + step + np.maximum(np.where(n > 1, local, 0.0) - latency, M * outer)
-        return np.where(several, across, local)
 
-    return time
+def _over_nodes(groups: Groups, n: Floats, constants: Constants, small: Line, bulk: Line) -> list[Line]:
+    """NCCL's two protocols over nodes, from those inside one: what is short goes one way after the other, what is long
+    both at once."""
+    net, doublings = constants.links["network"], np.ceil(np.log2(groups.nodes))
+    outer = 2 * (1 - 1 / groups.nodes) / n * _US / groups.network_GBps
+
+    def start(inside: Floats, tree: "Floats | float", step: "Floats | float") -> Floats:
+        beyond = _beyond(groups.network_latency_us, net.latency_us, np.asarray(step) / 2)  # there and back
+        return np.where(n > 1, inside, 0.0) + (tree + 2 * beyond) * doublings
+
+    tree = np.where(n > 1, constants.network_step_us, net.base_us + net.step_us)
+    each = np.where(n > 1, constants.network_step_us, net.step_us)
+    inner, wide = (np.where(n > 1, per_byte, 0.0) for _, per_byte in (small, bulk))
+    return [
+        (start(small[0], tree, each), inner + outer / net.small_share),
+        (
+            start(bulk[0], net.bulk_base_us + net.bulk_step_us, net.bulk_step_us),
+            np.maximum(wide, outer / net.ring_share),
+        ),
+    ]
 
 
 def _fastest(lines: Iterable[Line], M: Floats) -> Floats:
@@ -193,19 +220,35 @@ def _fastest(lines: Iterable[Line], M: Floats) -> Floats:
     return fastest
 
 
+def _of(groups: Groups, constants: Constants, key: str) -> Floats:
+    """A constant of each group's family of links."""
+    return np.array([getattr(constants.links[name], key) for name in FAMILIES])[groups.family]
+
+
+def _beyond(latency_us: "Floats | float", fitted_us: "Floats | float", step_us: "Floats | float") -> Floats:
+    """What one step takes more than on links of the latency that its fixed time ``step_us`` was fitted on: all that a
+    slower link lacks; a faster one saves its share of that time, so that none is ever negative."""
+    slower = np.maximum(latency_us - np.asarray(fitted_us), 0.0)
+    share = np.divide(latency_us, fitted_us, out=np.ones_like(slower), where=np.asarray(fitted_us) > 0)
+    return np.asarray(slower - step_us * (1 - np.minimum(share, 1.0)), dtype=np.float64)
+
+
 def _nccl_lines(groups: Groups, n: Floats, constants: Constants) -> list[Line]:
     """NCCL's two protocols inside a node; on a declared link a ring instead."""
 
     def of(key: str) -> Floats:
-        return np.array([getattr(constants.links[name], key) for name in FAMILIES])[groups.family]
+        return _of(groups, constants, key)
 
-    declared, B = _declared(groups), groups.bandwidth_GBps
+    def fixed(base: Floats, step: Floats) -> Floats:  # each further rank adds a step around the ring and one back
+        each = groups.scale * step / 2
+        return groups.scale * base + 2 * (n - 1) * (each + _beyond(groups.latency_us, of("latency_us"), each))
+
+    declared, B = of("declared").astype(np.bool_), groups.bandwidth_GBps
     wire = 2 * (1 - 1 / np.maximum(n, 1)) * _US
-    share = np.where(n <= 2, of("pair_share"), of("ring_share"))
-    small = groups.scale * of("base_us") + groups.scale * of("step_us") * (n - 1)
-    bulk = groups.scale * of("bulk_base_us") + groups.scale * of("bulk_step_us") * (n - 1)
+    share = np.where(n <= 2, of("pair_share"), np.where(groups.bridged, of("bridged_share"), of("ring_share")))
+    small, bulk = fixed(of("base_us"), of("step_us")), fixed(of("bulk_base_us"), of("bulk_step_us"))
     low_latency = wire / (np.minimum(of("small_share"), share) * B)
-    ring, around = 2 * (groups.size - 1) * groups.latency_us, 2 * (1 - 1 / groups.size) * _US / B
+    ring, around = 2 * (n - 1) * groups.latency_us, wire / B
     return [
         (
             np.where(declared, ring, small),
@@ -215,39 +258,47 @@ def _nccl_lines(groups: Groups, n: Floats, constants: Constants) -> list[Line]:
     ]
 
 
-def _own_lines(groups: Groups, kernel: str, own: CustomAllReduce) -> tuple[list[Line], NDArray[np.bool_]]:
+def _own_lines(
+    groups: Groups, kernel: str, own: CustomAllReduce, constants: Constants
+) -> tuple[list[Line], NDArray[np.bool_]]:
     """The engine's own kernels where it has them and the group lets it, and where they take NCCL's place: for ``auto``
-    nowhere, the fastest does."""
-    n, B = groups.size, groups.bandwidth_GBps
-    # Every pair joined, and sizes the kernels exist for: NVLink up to eight; over PCIe only two.
-    able = ((groups.direct & (n > 1) & (n <= 8)) | (~_declared(groups) & (n == 2))) & (groups.nodes == 1)
+    nowhere, the fastest does. One-shot waits for messages once, two-shot twice."""
+    n, B, fitted = groups.size, groups.bandwidth_GBps, _of(groups, constants, "latency_us")
+    declared = _of(groups, constants, "declared").astype(np.bool_)
+    # Every pair joined, and sizes the kernels exist for: NVLink up to eight; over PCIe two, if at all.
+    able = groups.direct & (n > 1) & (n <= 8) & (groups.nodes == 1)
+    first: Floats | float = own.one_shot_us
+    if own.pcie_us is not None:
+        pair = ~groups.direct & ~declared & (n == 2) & (groups.nodes == 1)
+        able, first = able | pair, np.where(pair, own.pcie_us, own.one_shot_us)
     kernels = {
-        "one-shot": (own.one_shot_us, own.one_shot_step_us, (n - 1) * _US / (own.one_shot_share * B)),
-        "two-shot": (own.two_shot_us, own.two_shot_step_us, 2 * (1 - 1 / n) * _US / (own.two_shot_share * B)),
+        "one-shot": (1, first, own.one_shot_step_us, (n - 1) * _US / (own.one_shot_share * B)),
+        "two-shot": (2, own.two_shot_us, own.two_shot_step_us, 2 * (1 - 1 / n) * _US / (own.two_shot_share * B)),
     }
-    lines = [
-        (np.where(able, groups.scale * (start + step * (n - 1)), np.inf), per_byte)
-        for name, (start, step, per_byte) in kernels.items()
-        if kernel in ("auto", name)
-    ]
+    lines = []
+    for name, (waits, start, step, per_byte) in kernels.items():
+        if kernel in ("auto", name):
+            beyond = _beyond(groups.latency_us, fitted, np.minimum(fitted, groups.scale * start / waits))
+            lines.append((np.where(able, groups.scale * (start + step * (n - 1)) + waits * beyond, np.inf), per_byte))
     return lines, able & (kernel != "auto")
 
 
-def _declared(groups: Groups) -> NDArray[np.bool_]:
-    return groups.family >= FAMILIES.index("host")
-
-
 def _measured(groups: Groups, graph: bool, constants: Constants, calibration: Calibration) -> Times:
-    """The sweeps where there are any; elsewhere the nearest one, times what the formulas say lies between the sizes."""
+    """The sweeps where there are any; elsewhere the formulas, times what those next in size differ from theirs."""
     sizes = sorted({sweep.num_ranks for sweep in calibration.all_reduce})
     formula, alike = _by_formula(groups, constants), _alike(groups, calibration)
-    near_of = {n: min(sizes, key=lambda size: abs(math.log(size / n))) for _, n, _ in alike}
+    near_of = {n: _neighbours(n, sizes) for _, n, _ in alike}
+    per_node = groups.size / groups.nodes
     formula_of = {
         near: _by_formula(
-            replace(groups, size=np.where(groups.size > 1, near, 1), nodes=np.minimum(groups.nodes, near)), constants
+            replace(
+                groups,
+                size=np.where(groups.size > 1, near, 1),
+                nodes=np.where(groups.nodes > 1, np.ceil(near / per_node), 1).astype(np.int64),
+            ),
+            constants,
         )
-        for n, near in near_of.items()
-        if near != n
+        for near in {near for n, found in near_of.items() for near in found if near != n}
     }
 
     def time(nbytes: ArrayLike) -> Floats:
@@ -256,16 +307,27 @@ def _measured(groups: Groups, graph: bool, constants: Constants, calibration: Ca
         wide, exact = np.broadcast_to(M / groups.width, out.shape), np.broadcast_to(formula(M), out.shape)
         formulas = {near: np.broadcast_to(of(M), out.shape) for near, of in formula_of.items()}
         for at, n, members in alike:
-            near = near_of[n]
-            times = [
-                calibration.all_reduce_us(wide[..., at], near, graph=graph, gpus=gpus)
-                for gpus in (members if near == n and members else [()])
-            ]
-            slowest = np.max([each for each in times if each is not None], axis=0)
-            out[..., at] = slowest if near == n else slowest * exact[..., at] / formulas[near][..., at]
+            made = np.ones_like(out[..., at])
+            for near, weight in near_of[n].items():
+                times = [
+                    calibration.all_reduce_us(wide[..., at], near, graph=graph, gpus=gpus)
+                    for gpus in (members if near == n and members else [()])
+                ]
+                slowest = np.max([each for each in times if each is not None], axis=0)
+                made *= slowest if near == n else (slowest * exact[..., at] / formulas[near][..., at]) ** weight
+            out[..., at] = made
         return out
 
     return time
+
+
+def _neighbours(n: int, sizes: Sequence[int]) -> dict[int, float]:
+    """The measured sizes next to ``n`` and their weights, along the logarithm; itself alone where it is measured."""
+    below, above = max((s for s in sizes if s <= n), default=sizes[0]), min((s for s in sizes if s >= n), default=0)
+    if not above or below >= above:
+        return {below: 1.0}
+    weight = math.log(n / below) / math.log(above / below)
+    return {below: 1 - weight, above: weight}
 
 
 def _alike(groups: Groups, calibration: Calibration) -> "list[tuple[NDArray[np.intp], int, frozenset[Members]]]":

@@ -38,6 +38,11 @@ from tplab.topology.machine.machine import Gpu
 class LinkConstants:
     """How a family of links carries NCCL's all-reduce and a single send, as shares of the spec sheet."""
 
+    latency_us: float = 0.0
+    """Latency of the links that the fixed times were fitted on, in us: what another link's differs by comes on top, at
+    every step in which all ranks wait for a message."""
+    declared: bool = False
+    """Whether nothing is fitted: an all-reduce is a ring with the link's own latency and bandwidth."""
     base_us: float = 0.0
     """Fixed time of a small all-reduce (LL protocol), in us."""
     step_us: float = 0.0
@@ -52,6 +57,9 @@ class LinkConstants:
     """Share of B in a large ring of two."""
     ring_share: float = 1.0
     """Share of B in a large ring of more, whose members may share what lies between them."""
+    bridged_share: float = 1.0
+    """Share of B in a large ring between pairs that NVLink joins: each rank then either sends or receives over such a
+    link."""
     send_us: float = 0.0
     """Time of point-to-point software on top of the link's own latency, in us."""
     send_share: float = 1.0
@@ -72,6 +80,8 @@ class CustomAllReduce:
     """Time that each further rank adds, in us."""
     two_shot_share: float
     """Share of B; every rank sends 2(n-1)/n·M."""
+    pcie_us: float | None = None
+    """Fixed time of one-shot between two GPUs that PCIe joins, in us; None where NCCL sums there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,11 +206,11 @@ FAMILY_OF = {
 
 _VLLM_AR = CustomAllReduce(
     one_shot_us=4.25, one_shot_step_us=0.08, one_shot_share=0.59, two_shot_us=8.85, two_shot_step_us=0.0,
-    two_shot_share=0.69,
-)  # [K] H100, graph, 2-8 GPUs, up to 8 MiB: 3.4 % off on average  # fmt: skip
+    two_shot_share=0.69, pcie_us=4.7,
+)  # [K] H100, graph, 2-8 GPUs, up to 8 MiB: 3.4 % off on average; PCIe: RTX PRO 6000 4.2, L40S 5.3  # fmt: skip
 _SGLANG_AR = CustomAllReduce(
     one_shot_us=2.36, one_shot_step_us=0.15, one_shot_share=0.67, two_shot_us=3.67, two_shot_step_us=0.58,
-    two_shot_share=0.66,
+    two_shot_share=0.66, pcie_us=4.9,
 )  # [K] the same: 5.6 %  # fmt: skip
 _TRTLLM_AR = CustomAllReduce(
     one_shot_us=2.7, one_shot_step_us=0.08, one_shot_share=0.64, two_shot_us=7.85, two_shot_step_us=1.62,
@@ -231,27 +241,28 @@ DEFAULT = Constants(
     together=2.0,  # [S] first-token times at low load: 1 where lengths are spread, 3 where all are the same
     links={
         "nvlink": LinkConstants(  # [K] H100, nccl-tests: 7 % off on average; sends [V]
-            base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4, pair_share=0.76,
-            ring_share=0.76, send_us=4.0, send_share=0.76,
+            latency_us=2.0, base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4,
+            pair_share=0.76, ring_share=0.76, send_us=4.0, send_share=0.76,
         ),
         "xgmi": LinkConstants(  # shares [R]; fixed times are NVLink's [A], since no table of RCCL's was at hand
-            base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4, pair_share=0.75,
-            ring_share=0.7, send_us=4.0, send_share=0.75,
+            latency_us=2.0, base_us=5.1, step_us=1.6, small_share=0.35, bulk_base_us=25.8, bulk_step_us=0.4,
+            pair_share=0.75, ring_share=0.7, send_us=4.0, send_share=0.75,
         ),
-        "pcie": LinkConstants(  # [K] RTX PRO 6000; L40S agrees for two, its box is 2-10 times slower for four and eight
-            base_us=4.9, step_us=2.5, small_share=0.36, bulk_base_us=15.3, bulk_step_us=1.3, pair_share=0.62,
-            ring_share=0.41, send_us=4.0, send_share=0.8,
+        "pcie": LinkConstants(  # [K] RTX PRO 6000; L40S agrees for two, see presets
+            latency_us=4.5, base_us=4.9, step_us=2.5, small_share=0.36, bulk_base_us=15.3, bulk_step_us=1.3,
+            pair_share=0.62, ring_share=0.41, bridged_share=0.75, send_us=4.0, send_share=0.8,
         ),
-        "sys": LinkConstants(  # [K] RTX PRO 6000, eight, as shares of 20 GB/s between sockets
-            base_us=4.9, step_us=2.8, small_share=0.45, bulk_base_us=15.3, bulk_step_us=9.0, pair_share=0.9,
-            ring_share=0.9, send_us=4.0, send_share=0.8,
+        "sys": LinkConstants(  # [K] RTX PRO 6000, eight: a tenth less bandwidth than a ring inside a socket, and so for
+            # other slots; bridged [V], which is also what presets say a link has; [A] pairs
+            latency_us=5.0, base_us=4.9, step_us=2.8, small_share=0.196, bulk_base_us=8.4, bulk_step_us=9.0,
+            pair_share=0.76, ring_share=0.516, bridged_share=1.0, send_us=4.0, send_share=0.8,
         ),
-        "network": LinkConstants(  # [V] between H100 nodes; ring [M]
-            base_us=10.0, step_us=12.0, small_share=0.35, bulk_base_us=30.0, bulk_step_us=12.0, pair_share=0.8,
-            ring_share=0.8, send_us=19.0, send_share=0.72,
+        "network": LinkConstants(  # sends [V] between H100 nodes; all-reduces [M]; [A] small_share, NVLink's
+            latency_us=6.0, base_us=10.0, step_us=12.0, small_share=0.35, bulk_base_us=30.0, bulk_step_us=12.0,
+            pair_share=0.8, ring_share=0.8, send_us=19.0, send_share=0.72,
         ),
-        "host": LinkConstants(),
-        "emulated": LinkConstants(),
+        "host": LinkConstants(declared=True),
+        "emulated": LinkConstants(declared=True),
     },
     generation_scale={  # [K] all-reduce of little data on A100 against H100: 1.15 (own kernels) to 1.5 (NCCL)
         "ampere": 1.3, "turing": 1.5, "volta": 1.5, "pascal": 1.5,  # [A] before Ampere

@@ -95,7 +95,7 @@ def usual_fit(
     one request, with as many as possible of a node's GPUs sharing a layer. None if none up to ``most_gpus`` does.
 
     Args:
-        machine: only as its nodes allow.
+        machine: only as its nodes allow, each layer inside one.
     """
     able = [tp for tp in range(1, _USUAL_NODE + 1) if can_cut(spec, tp, 1)]
     fewest = {
@@ -108,7 +108,7 @@ def usual_fit(
             pp = count // tp
             if count > most_gpus or count % tp or not fewest.get(tp, pp + 1) <= pp <= spec.num_layers:
                 continue
-            if machine is not None and no_room_on(machine, tp, pp):
+            if machine is not None and (tp > machine.gpus_per_node or no_room_on(machine, tp, pp)):
                 continue
             layout = Layout.of(spec, tp, pp)
             if fullest_rank(spec, gpu, workload, layout).free >= 0:

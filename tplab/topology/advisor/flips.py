@@ -1,10 +1,11 @@
-"""Where the best layout changes: the link bandwidth, and the number of requests, at which another one takes over.
+"""Where the best layout changes: the link bandwidth, the links' latency, and the number of requests, at which another
+one takes over.
 
 A recommendation is worth more with its edge: "TP 8 down to 37 GB/s" tells the owner of a 450 GB/s machine not to worry,
 and that of a 40 GB/s one to measure. All layouts are computed at a grid of values at once; between two neighbours with
 different winners the edge is narrowed down, between the two alone.
 
-Only the bandwidth moves, not the latency: a link that is slower in both flips earlier.
+Bandwidth and latency move one at a time: a link that is slower in both flips earlier.
 """
 
 import math
@@ -17,10 +18,12 @@ from tplab.models.shards import Layout
 from tplab.shown import amount, fixed
 from tplab.topology.advisor.allreduce import Floats, Ints
 from tplab.topology.advisor.latency import Server
+from tplab.topology.advisor.layouts import Layouts
 from tplab.topology.advisor.served import Served
 
 _PARTS = 16, 8, 8
 """Numbers of parts that an edge is narrowed down to one of, one after the other."""
+_UNITS = {"link bandwidth": "GB/s", "link latency": "us", "concurrency": "requests"}
 _AT_ONCE = 500
 """Number of layouts computed at once, so that their numbers stay in the processor's cache."""
 
@@ -30,9 +33,9 @@ class Flip:
     """One change of the best layout along one quantity."""
 
     quantity: str
-    """``link bandwidth`` (of all links inside a node) or ``concurrency``."""
+    """``link bandwidth``, ``link latency`` (of all links inside a node) or ``concurrency``: a key of ``_UNITS``."""
     at: float
-    """Value at which it changes: GB/s of the link that limits the recommended layout (else of the fastest), or
+    """Value at which it changes: GB/s or us of the link that limits the recommended layout (else of the fastest), or
     requests."""
     below: Layout
     """Best layout below that value."""
@@ -42,10 +45,10 @@ class Flip:
     """Present value, in the same unit; None if unknown."""
 
     def __str__(self) -> str:
-        wide = self.quantity == "link bandwidth"
-        at, here = (None if x is None else fixed(x) if wide else amount(math.ceil(x)) for x in (self.at, self.here))
+        whole = self.quantity == "concurrency"
+        at, here = (None if x is None else amount(math.ceil(x)) if whole else fixed(x) for x in (self.at, self.here))
         now = f" (here {here})" if here else ""
-        return f"{self.below} below {at} {'GB/s' if wide else 'requests'}{now}, {self.above} above"
+        return f"{self.below} below {at} {_UNITS[self.quantity]}{now}, {self.above} above"
 
 
 Preference = Callable[[Served], Floats]
@@ -70,17 +73,35 @@ def bandwidth_flips(
         spread: how far to look, as a factor down and up.
     """
 
-    def prefer(scales: Floats, at: Ints) -> Floats:
-        scales, at = np.broadcast_arrays(scales, at)
-        parts = np.array_split(np.arange(at.size), max(1, at.size // _AT_ONCE))
-        return np.concatenate([prefer_some(scales.ravel()[part], at.ravel()[part]) for part in parts]).reshape(at.shape)
-
-    def prefer_some(scales: Floats, at: Ints) -> Floats:
-        some = server.take(at)
-        return preference(replace(some, layouts=some.layouts.scaled(scales)).asked())
-
+    prefer = _with_links(server, preference, lambda columns, scales: columns.scaled(scales))
     scales = np.geomspace(1 / spread, spread, 25)
     return _edges("link bandwidth", scales, prefer, layouts, reference_GBps, here=reference_GBps)
+
+
+def latency_flips(
+    server: Server, layouts: Sequence[Layout], preference: Preference, reference_us: float, most_us: float = 1e4
+) -> list[Flip]:
+    """Flips from ``reference_us``, the present latency, to ``most_us``, with as much more on all links inside nodes."""
+    least = max(reference_us, 0.1)
+    prefer = _with_links(server, preference, lambda columns, us: columns.slower(us - least))
+    return _edges("link latency", np.geomspace(least, most_us, 25), prefer, layouts, 1.0, here=reference_us)
+
+
+def _with_links(
+    server: Server, preference: Preference, changed: Callable[[Layouts, Floats], Layouts]
+) -> Callable[[Floats, Ints], Floats]:
+    """What layouts are worth with links that are changed by values, one for each layout."""
+
+    def prefer(values: Floats, at: Ints) -> Floats:
+        values, at = np.broadcast_arrays(values, at)
+        parts = np.array_split(np.arange(at.size), max(1, at.size // _AT_ONCE))
+        return np.concatenate([prefer_some(values.ravel()[part], at.ravel()[part]) for part in parts]).reshape(at.shape)
+
+    def prefer_some(values: Floats, at: Ints) -> Floats:
+        some = server.take(at)
+        return preference(replace(some, layouts=changed(some.layouts, values)).asked())
+
+    return prefer
 
 
 def concurrency_flips(

@@ -1,7 +1,8 @@
 """The layouts of a model over a machine: which can be, why the others cannot, and the links that each would use.
 
-A tensor-parallel group stays inside a node, where the fast links are; stages may follow each other over nodes. What
-GPUs are left over after whole replicas is said, not hidden. Which of the possible layouts is best is not asked here.
+A tensor-parallel group stays inside a node, where the fast links are, or takes whole ones; stages may follow each other
+over nodes. What GPUs are left over after whole replicas is said, not hidden. Which of the possible layouts is best is
+not asked here.
 
 For ``latency`` layouts become arrays. Where all links of a node are alike, GPUs are taken in order, as engines number
 their ranks: those that share a layer are neighbours, then come the stages, then the replicas. Where links differ,
@@ -92,6 +93,11 @@ class Choice:
             notes.append(
                 f"vLLM, SGLang and TensorRT-LLM refuse tp={tp} with {kv} key-value heads; tplab.models runs it"
             )
+        if (between := self.machine.network) and tp > self.machine.gpus_per_node:
+            notes.append(
+                f"every all-reduce crosses {math.ceil(tp / self.machine.gpus_per_node)} nodes, over {between} per GPU "
+                f"({self.machine.source}): NCCL's, since the engines' own kernels stay inside a node"
+            )
         if self.idle:
             notes.append(f"{self.idle} of {self.machine.num_gpus} GPUs are left over")
         if len(set(self.layout.layers_of_stage)) > 1:
@@ -117,17 +123,19 @@ def all_choices(
     """Every TP x PP of the machine, possible or not, by t and p.
 
     Args:
-        tp, pp: only these degrees; by default all up to a node's GPUs, and up to the machine's.
+        tp, pp: only these degrees; by default all up to a node's GPUs and whole nodes up to the model's heads, and up
+            to the machine's.
 
     Raises:
         ValueError: no degree to choose from, or one that is no whole number of at least 1.
     """
     most = machine.gpus_per_node
-    degrees = range(1, most + 1) if tp is None else _degrees("tp", tp)
+    over_nodes = range(2 * most, min(machine.num_gpus, spec.num_heads) + 1, most)
+    degrees = [*range(1, most + 1), *over_nodes] if tp is None else _degrees("tp", tp)
     wanted = None if pp is None else _degrees("pp", pp)
     choices = []
     for t in degrees:
-        stages = range(1, max(machine.nodes * (most // t), 1) + 1) if wanted is None else wanted
+        stages = range(1, max(machine.room_for(t), 1) + 1) if wanted is None else wanted
         choices += [choice(spec, machine, workload, tp=t, pp=p) for p in stages]
     return choices
 
@@ -148,16 +156,15 @@ def choice(spec: ModelSpec, machine: Machine, workload: Workload, *, tp: int, pp
     """
     memory = None
     if can_cut(spec, tp, pp) and not no_room_on(machine, tp, pp):
-        groups = machine.nodes * (machine.gpus_per_node // tp)
-        memory = LayoutMemory.of(spec, machine.gpu, workload, Layout.even(spec, tp, pp, groups // pp))
+        memory = LayoutMemory.of(spec, machine.gpu, workload, Layout.even(spec, tp, pp, machine.room_for(tp) // pp))
     return Choice(spec=spec, machine=machine, tp=tp, pp=pp, memory=memory)
 
 
 def no_room_on(machine: Machine, tp: int, pp: int) -> str | None:
-    most = machine.gpus_per_node
-    if tp > most:
-        return f"tp={tp} GPUs would have to share each layer, and a node has {most}: use tp of at most {most}"
-    groups = machine.nodes * (most // tp)
+    most, groups = machine.gpus_per_node, machine.room_for(tp)
+    if not groups:
+        whole = f", or whole nodes, up to {machine.num_gpus}" if machine.nodes > 1 else ""
+        return f"tp={tp} GPUs would have to share each layer, and a node has {most}: use tp of at most {most}{whole}"
     if pp > groups:
         return (
             f"pp={pp} stages of {tp} GPUs need {tp * pp} GPUs, and {machine.name} has room for {groups} groups of "
@@ -220,6 +227,12 @@ class Layouts:
         hops = np.where(self.hop_family != FAMILIES.index("network"), self.hop_GBps * scale, self.hop_GBps)
         return replace(self, groups=groups, hop_GBps=hops)
 
+    def slower(self, latency_us: "Floats | float") -> "Layouts":
+        """The layouts with so much more latency on all links inside nodes, in us (what was measured stays)."""
+        groups = replace(self.groups, latency_us=self.groups.latency_us + latency_us)
+        inside = self.hop_family != FAMILIES.index("network")
+        return replace(self, groups=groups, hop_latency_us=self.hop_latency_us + np.where(inside, latency_us, 0.0))
+
 
 def _changed(
     parts: Sequence[_Table], arrays: Callable[[list[Any]], Any], tuples: Callable[[list[Any]], tuple[Any, ...]]
@@ -260,18 +273,22 @@ def layout_arrays(
     """
     model, context = memories[0].spec, memories[0].workload.context_length
     layouts = [memory.layout for memory in memories]
-    ring, direct, hop, nodes = [], [], [], []
+    ring, direct, hop, nodes, bridged = [], [], [], [], []
     members, pairs = [], []
     alike = links_alike(machine)
     for i, layout in enumerate(layouts):
         where = placements[i] if placements is not None else None
-        if where is None and not alike and layout.tp <= machine.gpus_per_node:
+        if where is None and not alike:
             where = place(machine, layout.tp, layout.pp, layout.replicas)
-        found = _by_placement(where) if where else _in_order(machine, layout)
+        if layout.tp > machine.gpus_per_node:
+            found = _over_nodes(machine, layout)
+        else:
+            found = _by_placement(where) if where else _in_order(machine, layout)
         ring.append(found[0])
         direct.append(found[1])
         hop.append(found[2] or NO_LINK)
         nodes.append(found[3])
+        bridged.append(where is not None and _bridged(machine, where))
         if by_gpu:
             chains = where.groups if where else groups_in_order(layout)
             members.append(frozenset(tuple(sorted(group)) for chain in chains for group in chain))
@@ -290,6 +307,7 @@ def layout_arrays(
             ring,
             direct=direct,
             nodes=nodes,
+            bridged=bridged,
             network=machine.network,
             scale=constants.generation_scale.get(machine.gpu.generation or "", 1.0),
             members=tuple(members),
@@ -316,20 +334,36 @@ def links_alike(machine: Machine) -> bool:
     return len({link for row in machine.links for link in row if link is not None}) <= 1
 
 
+def _bridged(machine: Machine, where: Placement) -> bool:
+    """Whether every GPU of every group has an NVLink to another of its group, yet the rings cross slower links."""
+    ring, per_node = where.slowest_ring_link, machine.gpus_per_node
+    if ring is None or ring.is_peer:
+        return False
+    groups = [[gpu % per_node for gpu in group] for chain in where.groups for group in chain]
+    joined = [[(link := machine.links[a][b]) is not None and link.is_peer for b in g] for g in groups for a in g]
+    return all(map(any, joined))
+
+
 _Found = tuple[Link | None, bool, Link | None, int]
 
 
 def _by_placement(where: Placement) -> _Found:
-    """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group: none lies over two."""
+    """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group, of groups inside
+    nodes."""
     pair = where.slowest_tp_link
     return where.slowest_ring_link, pair is not None and pair.is_peer, where.slowest_hop_link, 1
+
+
+def _over_nodes(machine: Machine, layout: Layout) -> _Found:
+    """The same of groups that take whole nodes: the ring inside each, where there is one."""
+    per_node = machine.gpus_per_node
+    inside = place(machine, per_node, 1, 1).slowest_ring_link or machine.network
+    return inside, False, machine.network if layout.pp > 1 else None, layout.tp // per_node
 
 
 def _in_order(machine: Machine, layout: Layout) -> _Found:
     t, used, per_node = layout.tp, layout.gpus_per_replica, machine.gpus_per_node
     inside = machine.slowest_link(range(min(per_node, max(t, 2)))) if per_node > 1 else None
-    nodes = math.ceil(t / per_node)
     over_nodes = used > per_node or layout.replicas > machine.nodes * (per_node // used)
     hop = (machine.network or inside) if over_nodes else inside
-    link = inside or machine.network
-    return (link if t > 1 else None), link is not None and link.is_peer, hop if layout.pp > 1 else None, nodes
+    return inside if t > 1 else None, inside is not None and inside.is_peer, hop if layout.pp > 1 else None, 1

@@ -149,18 +149,17 @@ def predict(
 
     Raises:
         ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
-            a tensor-parallel group over two nodes, an engine that is not known, or a calibration of other GPUs.
+            a tensor-parallel group over parts of nodes, an engine that is not known, or a calibration of other GPUs.
     """
     layout = Layout.of(model, tp, pp, replicas)
     if layout.num_gpus > machine.num_gpus:
         raise ValueError(
             f"{layout} needs {layout.num_gpus} GPUs, {machine.name} has {machine.num_gpus}: use fewer, or more nodes"
         )
-    groups = machine.nodes * (machine.gpus_per_node // tp)
-    if tp <= machine.gpus_per_node and pp * replicas > groups:  # a larger group takes whole nodes
+    if pp * replicas > (groups := machine.room_for(tp)):
         raise ValueError(
             f"{layout} needs {pp * replicas} groups of {tp} GPUs, and {machine.name} has room for {groups}: none "
-            f"lies over two nodes of {machine.gpus_per_node}"
+            f"lies over two nodes of {machine.gpus_per_node} unless it takes whole ones"
         )
     return predict_all(model, machine, workload, [layout], calibration=calibration, constants=constants)[0]
 

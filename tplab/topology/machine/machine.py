@@ -255,6 +255,13 @@ class Machine:
         """Over all nodes."""
         return self.gpus_per_node * self.nodes
 
+    def room_for(self, group: int) -> int:
+        """Number of groups of so many GPUs that the machine holds: none lies over two nodes unless it takes whole
+        ones."""
+        if group <= self.gpus_per_node:
+            return self.nodes * (self.gpus_per_node // group)
+        return 0 if group % self.gpus_per_node else self.num_gpus // group
+
     def node_of(self, gpu: int) -> int:
         """The node that GPU ``gpu`` is in."""
         self._check(gpu)

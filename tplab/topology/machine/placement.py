@@ -8,6 +8,8 @@ together so that the slowest hop is as fast as can be. Exact on nodes of up to 8
 milliseconds. Not GPU numbers in order, which is what launchers do: on pairwise bridges or a DGX-1, GPUs 0-3 are a poor
 choice or a good one depending on who wired the board.
 
+A group larger than a node takes whole ones, in order.
+
 What it does not see: pairs that share a wire (two PCIe cards behind one switch, all that crosses between sockets). A
 replica that spans nodes takes each node's GPUs in that node's best order; which end faces the network does not matter.
 
@@ -74,10 +76,10 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
     """The best GPUs for ``replicas`` copies of TP x PP; by default as many copies as the machine holds.
 
     Raises:
-        ValueError: groups larger than a node, or more GPUs than there are.
+        ValueError: groups larger than a node that do not take whole ones, or more GPUs than there are.
     """
     per_node = machine.gpus_per_node // tp if 1 <= tp <= machine.gpus_per_node else 0
-    most = machine.nodes * per_node // pp if pp >= 1 else 0
+    most = machine.room_for(tp) // pp if pp >= 1 and tp >= 1 else 0
     wanted = most if replicas is None else replicas
     if not 1 <= wanted <= most:
         raise ValueError(
@@ -85,6 +87,8 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
             f"node of {machine.gpus_per_node}, and there are {machine.nodes} nodes"
         )
     node = _node(machine.links)
+    if not per_node:
+        return _whole_nodes(machine, node, tp, pp, wanted)
     chains = _chains(node, machine.nodes, tp, pp, wanted, per_node)
     strung = [_aligned(machine, node, chain) for chain in chains]
     inside = [[node.links_inside(group) for _, group in chain] for chain in chains]
@@ -96,6 +100,22 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
         ring_links=tuple(tuple(ring for _, ring in links) for links in inside),
         hop_links=tuple(hops for _, hops in strung),
         idle=tuple(gpu for gpu in range(machine.num_gpus) if gpu not in used) if used else (),
+        exact=node.exact,
+    )
+
+
+def _whole_nodes(machine: Machine, node: "_Node", tp: int, pp: int, wanted: int) -> Placement:
+    between = machine.network
+    assert between is not None, "a machine of several nodes has a network"
+    inside = node.links_inside(tuple(range(node.size)))
+    pair, ring = (slowest([between, *([link] if link else [])]) for link in inside)
+    starts = [[(r * pp + s) * tp for s in range(pp)] for r in range(wanted)]
+    return Placement(
+        groups=tuple(tuple(tuple(range(first, first + tp)) for first in chain) for chain in starts),
+        tp_links=((pair,) * pp,) * wanted,
+        ring_links=((ring,) * pp,) * wanted,
+        hop_links=((between,) * (pp - 1),) * wanted,
+        idle=tuple(range(wanted * pp * tp, machine.num_gpus)),
         exact=node.exact,
     )
 

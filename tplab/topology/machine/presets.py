@@ -21,10 +21,17 @@ from tplab.topology.machine.spec_sheets import GPU_ALIASES, GPUS
 
 NVLINK_LATENCY_US = 2.0
 PCIE_LATENCY_US = {"pix": 3.0, "pxb": 3.5, "phb": 4.0, "node": 4.5, "sys": 5.0}
+HOST_COPY_US = 1.0
+"""What a way through host memory adds to the latency between GPUs that do not reach each other over PCIe, in us. All-
+reduces of a few bytes: eight RTX 4090 take 42 us (NCCL issue 1530), eight RTX PRO 6000, which do, 25 (AIConfigurator):
+1.2 us at each of 14 steps; two RTX 4070 Ti SUPER take no longer (6.2 us, as two RTX PRO 6000)."""
 NETWORK_LATENCY_US = 6.0
-SYS_GBPS = 20.0
-"""Bandwidth between sockets per GPU, in GB/s: what UPI or Infinity Fabric leaves of a PCIe slot. NCCL's topology code
-counts 16-40 GB/s, by CPU, for all that crosses (src/graph/topo.h: its constants for QPI, UPI and AMD)."""
+SYS_SHARE = 0.75
+"""Bandwidth between sockets per GPU, as a share of its PCIe slot: a CPU's links to the other socket are of the
+generation of its slots. 12, 24 and 47 GB/s for PCIe 3, 4 and 5. Measured: 24 and 49 by rings that cross between bridged
+pairs of A100 (4) and H100 NVL (5) (Vidur, commit 7d47513), 39-51 between RTX PRO 6000 (5)
+(github.com/voipmonitor/rtx6kpro, hardware/pcie-bandwidth.md). NCCL's topology code counts 10 for Skylake (3), 16 for
+AMD (4), 22 and 40 for Sapphire and Emerald Rapids (5) (src/graph/topo.h)."""
 NIC_GBPS = 50.0
 """Bandwidth of a 400 Gb/s network card in one direction, in GB/s."""
 _SWITCHED = 8
@@ -35,10 +42,10 @@ def pcie_link(kind: str, gpu: Gpu) -> Link:
     """Between two GPUs over PCIe, by ``nvidia-smi topo``'s word for the path."""
     bandwidth = gpu.pcie_GBps
     if kind == "sys":
-        bandwidth = min(bandwidth, SYS_GBPS)
+        bandwidth *= SYS_SHARE
     if not gpu.pcie_p2p:  # through host memory: every byte crosses PCIe twice, up and down
         bandwidth /= 2
-    latency = PCIE_LATENCY_US[kind] * (1 if gpu.pcie_p2p else 2)
+    latency = PCIE_LATENCY_US[kind] + (0 if gpu.pcie_p2p else HOST_COPY_US)
     return Link(kind=kind, bandwidth_GBps=bandwidth, latency_us=latency, label=kind.upper())
 
 
