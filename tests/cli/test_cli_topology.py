@@ -149,6 +149,15 @@ def test_what_is_asked_of_the_engine_is_said_and_set(said):
     assert "--no-enable-chunked-prefill" in whole
 
 
+def test_percentiles_of_requests_at_random(said):
+    status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--rate", 20, "--percentiles")
+    assert status == 0
+    assert "\n2,000 requests that arrive at random, 20 per second:\nfirst token 50 % within " in out
+    times = re.findall(r"each further token 50 % within (.*?) ms, 90 % within (.*?) ms, 99 % within (.*?) ms", out)
+    assert [float(ms) for ms in times[0]] == sorted(float(ms) for ms in times[0])
+    assert "arrive at random" not in said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--rate", 20)[1]
+
+
 def test_every_line_of_a_command_is_indented(said):
     what = ("--model", "llama-3.1-405b", "--machine", "h100", "--nodes", 2, "--engine", "vllm")
     status, out, _ = said("advise", *what)
@@ -366,6 +375,7 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
         ((*H100, "--token-budget", -1), "--token-budget must be a whole number of at least 1; got -1"),
         ((*H100, "--cached-prefix", 2), "--cached-prefix must be a number of at least 0 and at most 1; got 2"),
         ((*H100, "--speculative-tokens", 65), "--speculative-tokens must be a whole number from 0 to 64; got 65"),
+        ((*H100, "--percentiles"), "--percentiles goes with --rate"),
         ((*H100, "--acceptance", 0.5), "--acceptance goes with --speculative-tokens"),
         ((*H100, "--speculative-tokens", 2, "--acceptance", 1.5), "--acceptance must be a number of at least 0 and"),
         (("calibrate", "--out", "no/where.json"), "--out no/where.json cannot be written: there is no folder"),

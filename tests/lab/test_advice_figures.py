@@ -7,6 +7,7 @@ import pytest
 
 from tplab.lab import style
 from tplab.lab.figures import (
+    arrivals_figure,
     calibration_figure,
     flip_figure,
     flip_frame,
@@ -21,7 +22,7 @@ from tplab.lab.figures import (
 from tplab.lab.figures.advice import explain_advice, explain_flips, reference_GBps, with_links_scaled
 from tplab.lab.figures.topology import explain_links, explain_placement
 from tplab.lab.figures.verification import explain_calibration, explain_verification
-from tplab.topology import EnginePolicy, Machine, ModelSpec, Verification, Workload, advise, place
+from tplab.topology import EnginePolicy, Machine, ModelSpec, Verification, Workload, advise, place, simulate_arrivals
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, SendTimes
 from tplab.topology.advisor.prediction import predict
 
@@ -309,3 +310,24 @@ class TestMeasured:
         assert "regret 50.0 %" in text
         assert "advised TP 1 x PP 1, best TP 2 x PP 1" in text
         assert explain_verification(Verification(frame=pd.DataFrame(), notes=(), badge="")) == ""
+
+
+class TestArrivals:
+    @pytest.mark.parametrize("output_length", [256, 1])
+    def test_each_time_with_its_percentiles_and_limit(self, output_length):
+        asked = Workload(input_length=1024, output_length=output_length, request_rate=6, ttft_limit_ms=150)
+        made = simulate_arrivals(LLAMA, H100, asked, 8, 1, num_requests=500)
+        figure = arrivals_figure(made.frame, title="T", badge="MODEL · preset", ttft_limit_ms=asked.ttft_limit_ms)
+        assert badge_of(figure) == "<b>MODEL · preset</b>"
+        lines = [trace for trace in figure.data if trace.mode == "lines"]
+        tops = [trace for trace in figure.data if trace.mode == "markers"]
+        names = ["ttft_ms", "tpot_ms"] if output_length > 1 else ["ttft_ms"]
+        assert len(lines) == len(tops) == len(names)
+        for name, line, points in zip(names, lines, tops, strict=True):
+            assert line.x[0] == made.frame[name].min()
+            assert list(line.x) == sorted(line.x)
+            assert list(points.x) == made.percentiles.loc[name, ["p50", "p90", "p99"]].tolist()
+            assert list(points.y) == [50, 10, 1]
+        said = [item.text for item in figure.layout.annotations]
+        assert next(text for text in said if text.startswith("p99")).endswith(" ms")
+        assert said.count("limit, 150 ms") == 1

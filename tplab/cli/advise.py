@@ -62,6 +62,11 @@ def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--ttft-limit-ms", type=float, help="longest wait for the first token (default: none)")
     parser.add_argument("--tpot-limit-ms", type=float, help="longest time per token after it (default: none)")
     parser.add_argument(
+        "--percentiles",
+        action="store_true",
+        help="with --rate: also how long half, 90 %% and 99 %% of requests take that arrive at random",
+    )
+    parser.add_argument(
         "--most", type=int, default=12, help="rows to print; 0: all, and the layouts that cannot be (default 12)"
     )
     parser.add_argument("--csv", help="also write the whole table here")
@@ -148,6 +153,7 @@ def _add_what(parser: argparse.ArgumentParser, engine: str, required: bool = Tru
 
 def _advise(arguments: argparse.Namespace) -> int:
     from tplab.topology.advisor.advice import advise
+    from tplab.topology.advisor.arrivals import simulate_arrivals
     from tplab.topology.advisor.workload import Workload
 
     check_count("most", arguments.most)
@@ -157,6 +163,8 @@ def _advise(arguments: argparse.Namespace) -> int:
     requests = arguments.concurrency
     if requests is None and arguments.request_rate is None:
         requests = _CONCURRENCY
+    if arguments.percentiles and arguments.request_rate is None:
+        raise ValueError("--percentiles goes with --rate: how many requests arrive per second?")
     model, machine, calibration = _what(arguments)
     workload = Workload(
         input_length=arguments.input_length,
@@ -171,6 +179,13 @@ def _advise(arguments: argparse.Namespace) -> int:
     advice = advise(model, machine, workload, calibration=calibration)
     print(_wrapped(_asked(model, machine, workload, calibration), indent="  "))
     print(f"\n{advice}\n")
+    if arguments.percentiles:
+        lay = advice.best.layout
+        replicas = lay.replicas
+        print(
+            simulate_arrivals(model, machine, workload, lay.tp, lay.pp, replicas=replicas, calibration=calibration),
+            end="\n\n",
+        )
     _print_table(advice, arguments.most)
     print()
     commands = advice.commands

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tplab.topology.advisor import all_choices as all_choices
     from tplab.topology.advisor import feasible_choices as feasible_choices
     from tplab.topology.advisor import predict as predict
+    from tplab.topology.advisor.arrivals import Arrivals as Arrivals
+    from tplab.topology.advisor.arrivals import simulate_arrivals as simulate_arrivals
     from tplab.topology.advisor.launch_commands import ENGINES as ENGINES
     from tplab.topology.advisor.memory import max_requests as max_requests
     from tplab.topology.calibration import calibrate as calibrate

@@ -21,14 +21,14 @@ SIZES = {
 
 
 def commands(
-    model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024, cached_prefix=0.0, **engine
+    model, machine="h100", tp=2, pp=1, replicas=1, chunked_prefill=8192, input_length=1024, load=None, **engine
 ):
     """By engine, each command as its comments and its words."""
     spec = model if isinstance(model, ModelSpec) else ModelSpec.from_config(model)
     where = Machine.preset(machine) if isinstance(machine, str) else machine
     policy = EnginePolicy(name="vllm", chunked_prefill=chunked_prefill, **engine)
-    asked = {"input_length": input_length, "output_length": 256, "concurrency": 16, "cached_prefix": cached_prefix}
-    workload = Workload(**asked, engine=policy)
+    load = {"concurrency": 16} if load is None else load
+    workload = Workload(input_length=input_length, output_length=256, engine=policy, **load)
     made = launch_commands(spec, where, workload, Layout.of(spec, tp, pp, replicas), place(where, tp, pp, replicas))
     return {engine: [split(line) for line in lines] for engine, lines in made.items()}
 
@@ -149,6 +149,13 @@ def test_the_largest_batch_is_the_one_asked_for_else_a_share_of_the_load(max_num
     assert {engine: follows(made[engine][1], flag) for engine, flag in flags.items()} == dict.fromkeys(flags, want)
 
 
+@pytest.mark.parametrize(("machine", "want"), [("h100", ["1024", "2048", "2048"]), ("a100", ["256", "2048", "2048"])])
+def test_for_a_rate_of_arrivals_it_is_the_engines_default(machine, want):
+    made = first("llama-3.1-8b", machine=machine, load={"request_rate": 8.0})
+    flags = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests", "trtllm": "--max_batch_size"}
+    assert [follows(made[engine][1], flag) for engine, flag in flags.items()] == want
+
+
 @pytest.mark.parametrize("policy", PREFILL_POLICIES)
 def test_prompts_get_their_turn_as_asked_or_it_is_said(policy):
     made = first("llama-3.1-8b", prefill_policy=policy)
@@ -172,7 +179,7 @@ def test_a_draft_model_must_be_named():
 
 
 def test_a_cached_prefix_is_asked_for():
-    assert "--enable-prefix-caching" in first("llama-3.1-8b", cached_prefix=0.5)["vllm"][1]
+    assert "--enable-prefix-caching" in first("llama-3.1-8b", load={"concurrency": 16, "cached_prefix": 0.5})["vllm"][1]
     assert "--enable-prefix-caching" not in first("llama-3.1-8b")["vllm"][1]
 
 

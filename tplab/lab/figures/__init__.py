@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.advice import flip_frame as flip_frame
     from tplab.lab.figures.advice import front_figure as front_figure
     from tplab.lab.figures.advice import waterfall_figure as waterfall_figure
+    from tplab.lab.figures.arrivals import arrivals_figure as arrivals_figure
     from tplab.lab.figures.collectives import algorithms_figure as algorithms_figure
     from tplab.lab.figures.collectives import busbw_figure as busbw_figure
     from tplab.lab.figures.collectives import bytes_figure as bytes_figure

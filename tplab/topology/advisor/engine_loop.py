@@ -1,6 +1,6 @@
 """A serving engine's loop, step by step: which requests a step holds, and when each gets its tokens. Pure.
 
-Not a second model of time: how long a step takes is asked for (``EngineLoop.step_us``). What is here is the queue: when
+Not a second model of time: how long a step takes is asked for (``EngineLoop.step``). What is here is the queue: when
 requests arrive, who is admitted, how prompts get their turn (``workload.PREFILL_POLICIES``), who has ended. That is
 what percentiles need and means do not.
 
@@ -19,11 +19,13 @@ import heapq
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tplab.checks import check_one_of
 from tplab.topology.advisor.workload import PREFILL_POLICIES
@@ -33,16 +35,27 @@ _GRID = 40
 """Points per axis of a table of step times."""
 
 
+StepTimes: TypeAlias = Callable[[float, float, int], tuple[float, float]]
+"""(requests, prompt tokens, requests that wait to be admitted) -> time until the next step starts, and how much later
+the prompts are through: a pipeline goes on before it is empty; in us. See ``tabulated``."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoop:
     """How one replica's engine fills its steps."""
 
-    step_us: Callable[[float, float], float]
-    """(decoding requests, prompt tokens) -> time of a step that holds them, in us; see ``tabulated``."""
+    step: StepTimes
+    """Times of a step in which so many requests decode once and so many tokens of prompts are computed besides."""
+    prefill: StepTimes | None = None
+    """Times of a step of prompts alone for which so many requests wait that decode; None: as ``step`` with none."""
     policy: str = "mixed"
     """How prompts get their turn: one of ``PREFILL_POLICIES`` but ``auto``."""
     token_budget: float = math.inf
-    """Most tokens in a step, one per decoding request included."""
+    """Most tokens in a step, those of decoding requests included; of a pipeline: in each micro-batch."""
+    micro_batches: float = 1.0
+    """Most micro-batches of a round; prompts alone go in one after another."""
+    tokens_per_sequence: float = 1.0
+    """Tokens that a decoding request takes of it."""
     largest_batch: float = math.inf
     """Most requests at once."""
     capacity_tokens: float = math.inf
@@ -52,7 +65,7 @@ class EngineLoop:
     cached_prefix: float = 0.0
     """Share of each prompt that is cached already: neither computed nor kept anew."""
     tokens_per_step: float = 1.0
-    """Tokens that a request gets in a step, on average: more than one with speculative decoding."""
+    """Tokens that a decoding request gets in a step, on average: more than one with speculative decoding."""
 
     def __post_init__(self) -> None:
         check_one_of("policy", self.policy, PREFILL_POLICIES[1:])
@@ -62,11 +75,11 @@ class EngineLoop:
 class Requests:
     """Requests in the order in which they come."""
 
-    arrival_us: Sequence[float]
+    arrival_us: ArrayLike
     """When each arrives, ascending; fewer than there are lengths in a closed loop, where each request that ends brings
     the next one."""
-    input_tokens: Sequence[int]
-    output_tokens: Sequence[int]
+    input_tokens: ArrayLike
+    output_tokens: ArrayLike
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,32 +107,36 @@ def run_loop(loop: EngineLoop, requests: Requests) -> Times:
 
 
 def tabulated(
-    step_us: Callable[[Floats, Floats], Floats], largest_batch: float, most_tokens: float
-) -> Callable[[float, float], float]:
-    """``step_us``, asked once on a grid (arrays that broadcast) and interpolated from then on: a call per step of some
-    thousand requests would take seconds.
+    times: Callable[[Floats, Floats, int], tuple[Floats, Floats]], largest_batch: float, most_tokens: float
+) -> StepTimes:
+    """``times``, asked on a grid and interpolated from then on, once for no request that waits and once for each power
+    of four of them: a call per step of some thousand requests would take seconds.
 
     Args:
-        step_us: (decoding requests, prompt tokens) -> us.
-        largest_batch: most decoding requests that will be asked for.
+        times: as a ``StepTimes``, of arrays of one shape.
+        largest_batch: most requests that will be asked for.
         most_tokens: most prompt tokens. Beyond both ends, the last line goes on.
     """
     batches, tokens = _axis(largest_batch), _axis(most_tokens)
-    grid = np.array(tokens)[None, :] * np.ones((len(batches), 1))
-    table = np.broadcast_to(step_us(np.array(batches)[:, None] * np.ones_like(grid), grid), grid.shape).tolist()
-    known: dict[tuple[float, float], float] = {}
+    requests, prompts = np.meshgrid(batches, tokens, indexing="ij")
 
-    def interpolated(decoding: float, prompt: float) -> float:
-        if (decoding, prompt) not in known:
-            i = min(bisect_right(batches, decoding), len(batches) - 1) - 1
-            j = min(bisect_right(tokens, prompt), len(tokens) - 1) - 1
-            x = (decoding - batches[i]) / (batches[i + 1] - batches[i])
-            y = (prompt - tokens[j]) / (tokens[j + 1] - tokens[j])
-            (a, b), (c, d) = table[i][j : j + 2], table[i + 1][j : j + 2]
-            known[decoding, prompt] = (1 - x) * ((1 - y) * a + y * b) + x * ((1 - y) * c + y * d)
-        return known[decoding, prompt]
+    @cache
+    def table(level: int) -> list[list[tuple[float, float]]]:
+        step, lag = np.broadcast_arrays(*times(requests, prompts, 4 ** (level - 1) if level else 0), requests)[:2]
+        rows: list[list[tuple[float, float]]] = np.stack([step, lag], axis=2).tolist()
+        return rows
 
-    return interpolated
+    @cache
+    def interpolated(requests: float, prompt: float, level: int) -> tuple[float, float]:
+        i = min(bisect_right(batches, requests), len(batches) - 1) - 1
+        j = min(bisect_right(tokens, prompt), len(tokens) - 1) - 1
+        x = (requests - batches[i]) / (batches[i + 1] - batches[i])
+        y = (prompt - tokens[j]) / (tokens[j + 1] - tokens[j])
+        corners = zip(*table(level)[i][j : j + 2], *table(level)[i + 1][j : j + 2], strict=True)
+        step, lag = ((1 - x) * ((1 - y) * a + y * b) + x * ((1 - y) * c + y * d) for a, b, c, d in corners)
+        return step, lag
+
+    return lambda requests, prompt, waiting: interpolated(requests, prompt, (waiting.bit_length() + 1) // 2)
 
 
 def _axis(most: float) -> list[float]:
@@ -131,56 +148,65 @@ class _Run:
 
     def __init__(self, loop: EngineLoop, requests: Requests) -> None:
         self.loop = loop
-        count = len(requests.input_tokens)
-        self.arrival = [*map(float, requests.arrival_us), *[math.nan] * (count - len(requests.arrival_us))]
+        count, known = np.size(requests.input_tokens), np.asarray(requests.arrival_us, dtype=np.float64)
+        self.arrival = [*known.tolist(), *[math.nan] * (count - len(known))]
         self.start, self.first, self.last = ([math.nan] * count for _ in range(3))
         self.ended = 0
         self._now, self._rounds = 0.0, 0
-        self._arrived = len(requests.arrival_us)
+        self._arrived = len(known)
         self._next = 0
         """The first request that is not admitted yet: all before it are."""
         self._prompts: deque[int] = deque()
         """Admitted requests whose prompts are not done."""
+        self._ready: deque[int] = deque()
+        """Requests whose first token is under way in the pipeline, or made."""
         self._decoding: list[tuple[int, int]] = []
         """Round after which a request has its last token, and the request: a heap."""
         self._held = 0.0
-        out, kept = np.array(requests.output_tokens), 1.0 if loop.reserves else 0.5
-        prompt = np.maximum(1, np.round((1 - loop.cached_prefix) * np.array(requests.input_tokens)))
+        out, kept = np.asarray(requests.output_tokens), 1.0 if loop.reserves else 0.5
+        prompt = np.maximum(1, np.round((1 - loop.cached_prefix) * np.asarray(requests.input_tokens)))
         self._left = prompt.tolist()
         self._needs = (prompt + kept * out).tolist()
         self._rounds_of = np.ceil((out - 1) / loop.tokens_per_step).astype(int).tolist()
 
     def mixed(self) -> None:
         """Prompts share the steps of those that decode."""
-        self._admit()
-        decoding = len(self._decoding)
+        self._begin()
+        loop, decoding = self.loop, len(self._decoding)
         if self._prompts:
-            self._prefill(max(1.0, self.loop.token_budget - decoding), decoding)
+            batches = max(1.0, min(loop.micro_batches, decoding))
+            room = batches * loop.token_budget - loop.tokens_per_sequence * decoding
+            self._prefill(max(1.0, room), shared=decoding > 0)
         else:
-            self._decode(decoding, until_arrival=True)
+            self._decode(decoding, for_others=True)
 
     def prefill_first(self) -> None:
         """Nobody decodes while a prompt is left that could be admitted."""
-        self._admit()
+        self._begin()
         if self._prompts:
-            self._prefill(self.loop.token_budget, 0)
+            self._prefill(self.loop.token_budget)
         else:
-            self._decode(len(self._decoding), until_arrival=True)
+            self._decode(len(self._decoding), for_others=True)
 
     def static(self) -> None:
         """All that wait start together; the next ones start when the last of them has ended, whose places in the steps
         nobody else takes."""
-        self._admit()
+        self._begin()
         while self._prompts:
-            self._prefill(self.loop.token_budget, 0)
-        size = len(self._decoding)
-        while self._decoding:
-            self._decode(size, until_arrival=False)
+            self._prefill(self.loop.token_budget)
+        size = len(self._ready)
+        while self._ready or self._decoding:
+            self._join()
+            self._decode(size, for_others=False)
 
-    def _admit(self) -> None:
-        """Those that have arrived, as far as there is room; to an empty engine the next one, whatever it needs."""
+    def _begin(self) -> None:
+        """Those that have arrived are admitted, as far as there is room; to an empty engine the next one, whatever it
+        needs."""
+        self._join()
+        if self._next == self._arrived:
+            return
         loop, arrival = self.loop, self.arrival
-        running = len(self._prompts) + len(self._decoding)
+        running = len(self._prompts) + len(self._ready) + len(self._decoding)
         if not running and self._now < arrival[self._next]:
             self._now = arrival[self._next]
         while self._next < self._arrived and arrival[self._next] <= self._now:
@@ -193,8 +219,18 @@ class _Run:
             running += 1
             self._next += 1
 
-    def _prefill(self, room: float, decoding: int) -> None:
-        """One step with so many tokens of prompts at most, beside those that decode."""
+    def _join(self) -> None:
+        """Those with a first token decode from now on. Where no further prompt follows, all wait until the last one is
+        through, or the next request arrives."""
+        if self._ready and not self._prompts:
+            self._now = max(self._now, min([self.first[self._ready[-1]], *self._next_arrival()]))
+        while self._ready and self.first[self._ready[0]] <= self._now:
+            request = self._ready.popleft()
+            heapq.heappush(self._decoding, (self._rounds + self._rounds_of[request], request))
+        self._end()
+
+    def _prefill(self, room: float, shared: bool = False) -> None:
+        """One step with so many tokens of prompts at most: ``shared`` with those that decode, or alone."""
         taken, whole = 0.0, []
         while self._prompts and taken < room:
             request = self._prompts[0]
@@ -203,32 +239,48 @@ class _Run:
             self._left[request] -= part
             if self._left[request] <= 0:
                 whole.append(self._prompts.popleft())
-        self._now += self.loop.step_us(decoding, taken)
-        if decoding:
+        if shared or self.loop.prefill is None:
+            step, lag = self.loop.step(len(self._decoding) if shared else 0, taken, self._waiting())
+        else:
+            step, lag = self.loop.prefill(len(self._decoding), taken, self._waiting())
+        self._now += step
+        if shared:
             self._rounds += 1
             self._end()
-        for request in whole:
-            self.first[request] = self._now
-            heapq.heappush(self._decoding, (self._rounds + self._rounds_of[request], request))
-        self._end()
+        if whole:
+            latest = self.first[self._ready[-1]] if self._ready else 0.0
+            made = max(latest, self._now + lag)
+            for request in whole:
+                self.first[request] = made
+            self._ready.extend(whole)
 
-    def _decode(self, size: int, until_arrival: bool) -> None:
-        """Steps of ``size`` decoding requests until one ends, or arrives and could be admitted."""
-        step = self.loop.step_us(size, 0)
+    def _decode(self, size: int, for_others: bool) -> None:
+        """Steps of ``size`` decoding requests until one ends, or another arrives; none while prompts are under way."""
+        if self._ready or not self._decoding:
+            return
+        step, _ = self.loop.step(size, 0, self._waiting())
         rounds = self._decoding[0][0] - self._rounds
-        if until_arrival and self._next < self._arrived and self.arrival[self._next] > self._now:
-            rounds = min(rounds, math.ceil((self.arrival[self._next] - self._now) / step))
+        for event in self._next_arrival() if for_others else []:
+            rounds = min(rounds, max(1, math.ceil((event - self._now) / step)))
         self._now += rounds * step
         self._rounds += rounds
         self._end()
+
+    def _waiting(self) -> int:
+        return bisect_right(self.arrival, self._now, self._next, self._arrived) - self._next
+
+    def _next_arrival(self) -> list[float]:
+        """When the next request arrives, if it is not waiting already."""
+        ahead = self._next < self._arrived and self.arrival[self._next] > self._now
+        return [self.arrival[self._next]] if ahead else []
 
     def _end(self) -> None:
         """Those that have their last token leave; in a closed loop each brings the next request."""
         while self._decoding and self._decoding[0][0] <= self._rounds:
             request = heapq.heappop(self._decoding)[1]
-            self.last[request] = self._now
+            self.last[request] = self._now if self._rounds_of[request] else self.first[request]
             self._held -= self._needs[request]
             self.ended += 1
             if self._arrived < len(self.arrival):
-                self.arrival[self._arrived] = self._now
+                self.arrival[self._arrived] = self.last[request]
                 self._arrived += 1

@@ -16,10 +16,12 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tplab.models.precision import ITEMSIZE
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.hardware_limits import ENGINE_NAMES as _NAMES
 from tplab.topology.advisor.hardware_limits import refused
 from tplab.topology.advisor.workload import Workload
@@ -52,11 +54,15 @@ def launch_commands(
         path: where the checkpoint is; by default the model's ``source``, else its name.
     """
     made: dict[str, tuple[str, ...]] = {}
+    at_rate = workload.concurrency is None and workload.engine.max_num_seqs is None
     where = path or model.source or model.name
     for engine in ENGINES:
         if refused(engine, machine.gpu):
             continue
         lines: list[str] = []
+        if at_rate:  # nobody knows how many come together: the engine's own default
+            policy = replace(workload.engine, max_num_seqs=DEFAULT.engines[engine].largest_batch(machine.gpu))
+            workload = replace(workload, engine=policy)
         for replica in range(layout.replicas):
             lines += _replica(engine, model, machine, workload, layout, placement, replica, where)
         made[engine] = ("\n".join([*_needs(engine, model, machine.gpu, workload), lines[0]]), *lines[1:])
@@ -263,10 +269,8 @@ def _length(workload: Workload) -> int:
 
 
 def _sequences(workload: Workload, layout: Layout) -> int:
-    """The largest batch that was asked for, else a replica's share of the requests; for an arrival rate, as many as
-    engines allow."""
+    """The largest batch that was asked for, else a replica's share of the requests."""
     if workload.engine.max_num_seqs is not None:
         return workload.engine.max_num_seqs
-    if workload.concurrency is None:
-        return 256
+    assert workload.concurrency is not None, "for a rate of arrivals the batch was set"
     return min(_MOST_SEQUENCES, max(1, math.ceil(workload.concurrency / layout.replicas)))

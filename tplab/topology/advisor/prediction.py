@@ -21,10 +21,10 @@ from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
-from tplab.topology.advisor.hardware_limits import hardware_notes
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
+from tplab.topology.advisor.notes import notes_of
 from tplab.topology.advisor.roofline import source
 from tplab.topology.advisor.served import TERMS, TTFT_TERMS, Served
 from tplab.topology.advisor.workload import Workload
@@ -206,8 +206,7 @@ def predictions_of(
     shape = served.tpot_us.shape
     token = {name: np.broadcast_to(served.terms[name], shape).tolist() for name in TERMS}
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
-    about = (*machine.notes, *hardware_notes(server.workload.engine.name, server.model, machine))
-    notes = (*server.model.notes, *_length_notes(server), *about, *_calibration_notes(server))
+    notes = notes_of(server, machine)
     known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
     made = []
     for i in range(len(memories)) if order is None else order:
@@ -342,30 +341,6 @@ def _prediction(
         regime=regime,
         notes=notes,
     )
-
-
-def _length_notes(server: Server) -> tuple[str, ...]:
-    asked, most = server.workload.context_length, server.model.max_length
-    if most is None or asked <= most:
-        return ()
-    return (f"requests of {asked} tokens are longer than the {most} the model was made for: engines refuse them",)
-
-
-def _calibration_notes(server: Server) -> tuple[str, ...]:
-    """What was measured, and what of it this prediction could not use."""
-    c = server.calibration
-    if c is None:
-        return ()
-    notes = [c.badge]
-    if c.matmuls and not server.rates.curves:
-        precisions = ", ".join(sorted({times.precision for times in c.matmuls}))
-        notes.append(
-            f"its products are in {precisions}, the model's weights in {server.model.weight_precision}: matmuls are "
-            f"taken from the spec sheet"
-        )
-    if c.matmuls and c.step_overhead_us is None:
-        notes.append(f"the time between products is that of {server.workload.engine.name}, not of the lab's own loop")
-    return (*notes, *c.notes)
 
 
 def _is_calibrated(server: Server) -> bool:
