@@ -13,6 +13,8 @@ from tplab.topology.machine.machine import Gpu, Machine
 ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 _LEAST_CAPABILITY = {"vllm": (7, 0), "sglang": (7, 5), "trtllm": (8, 0)}
 _NVIDIA_ONLY = ("trtllm", "fastertransformer")
+_KEPT = 0.9
+"""Least part of the peak, over an H100's, that is not worth a word."""
 _FP8_KERNELS = (8, 0)
 """Least compute capability of kernels for fp8 weights."""
 
@@ -47,15 +49,16 @@ def hardware_notes(engine: str, model: ModelSpec, machine: Machine) -> tuple[str
     if why := refused(engine, gpu):
         notes.append(f"{why}: no command is given, and the times are those that it would have")
     if made is not None and made.maker == "amd":
-        notes.append(
-            f"nothing was fitted to AMD's GPUs: fixed times of kernels and of the engine are NVIDIA's, and large GEMMs "
-            f"keep up {gpu.kept_share:.0%} of what they would by the peak, as AMD states of its own"
-        )
+        notes.append("nothing was fitted to AMD's GPUs: fixed times of kernels and of the engine are NVIDIA's")
         if machine.num_gpus > 1:
             notes.append(
                 "RCCL's all-reduce is another curve than NCCL's: its bandwidth is AMD's figure for the Infinity Fabric "
                 "links of the group, its fixed times are not known and taken as NVLink's"
             )
+    if gpu.kept_share < _KEPT:
+        notes.append(
+            f"large GEMMs on {gpu.name} are taken at {gpu.kept_share:.0%} of what its peak would give on an H100"
+        )
     if made is not None and not made.matrix_units:
         notes.append(f"{gpu.name} has no tensor cores: GEMMs run at {gpu.bf16_TFLOPS:g} TFLOP/s")
     if made is not None and not made.bf16 and "bf16" in (model.activation_precision, model.weight_precision):

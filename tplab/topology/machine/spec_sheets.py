@@ -12,9 +12,12 @@ GB300 hardly have int8 units left (0.25 POP/s with sparsity): such weights are w
 Memory is what the driver shows (nvidia-smi, rocm-smi), which is less than the name says; of GB10, what CUDA is given of
 the 128 GB.
 
-What AMD's GPUs keep up: 708 of 1307 TFLOP/s in bf16 on MI300X, 843 on MI325X (AMD, "Measuring Max-Achievable FLOPs",
-part 2, 2025), over 720 of 989 on H100 (SemiAnalysis, "MI300X vs H100 vs H200", December 2024). MI350X and MI355X are
-taken as MI325X, which nobody has checked here.
+What large bf16 GEMMs keep up of the peak (``kept_share``) is over the 80.3 % of H100 and H200, from one table of such
+measurements (github.com/stas00/ml-engineering, compute/accelerator/README.md, maximum achievable matmul FLOPS): B200
+77.6 %, B300 78.6, GB200 72.9 (GB300 as it), MI300X 51.4, MI325X 60.4, MI355X 1565 TFLOP/s (MI350X the same share). T4:
+24 of 65 TFLOP/s, all that its 70 W leave it (forums.developer.nvidia.com, 264462); L20, with power to spare: 110 of
+119.5 (github.com/xlite-dev/LeetCUDA, kernels/hgemm). The other cards of 60 to 75 W (A2, L2, L4) will keep up less than
+their peak says too, and are not in it for want of a measurement.
 """
 
 from collections.abc import Mapping
@@ -66,7 +69,7 @@ GPUS: Mapping[str, Gpu] = {
         _gpu("v100-pcie-16gb", 16160, 900, 112, **_VOLTA),
         _gpu("v100-pcie-32gb", 32510, 900, 112, **_VOLTA),
         _gpu("v100s", 32510, 1134, 130, **_VOLTA),
-        _gpu("t4", 15360, 320, 65, int8_TOPS=130, num_sms=40, **_TURING),
+        _gpu("t4", 15360, 320, 65, int8_TOPS=130, kept_share=0.46, num_sms=40, **_TURING),
         _gpu("rtx-2080-ti", 11264, 616, 53.8, int8_TOPS=215.2, **_TU102 | _GEFORCE | {"num_sms": 68}),
         _gpu("titan-rtx", 24576, 672, 130.5, int8_TOPS=261, **_TU102),
         _gpu("quadro-rtx-6000", 24576, 672, 130.5, int8_TOPS=261, **_TU102),
@@ -93,7 +96,7 @@ GPUS: Mapping[str, Gpu] = {
         _gpu("rtx-3090-ti", 24564, 1008, 80, int8_TOPS=320, **_GA102 | _GEFORCE),
         _gpu("l2", 23034, 300, 96.5, **_rates(193), **_ADA),
         _gpu("l4", 23034, 300, 121, num_sms=58, **_rates(242), **_ADA),
-        _gpu("l20", 46068, 864, 119.5, num_sms=92, **_rates(239), **_ADA),
+        _gpu("l20", 46068, 864, 119.5, kept_share=1.15, num_sms=92, **_rates(239), **_ADA),
         _gpu("l40", 46068, 864, 181, num_sms=142, **_rates(362), **_ADA),
         _gpu("l40s", 46068, 864, 362, num_sms=142, **_rates(733), **_ADA),
         _gpu("rtx-4500-ada", 24570, 432, 158.5, num_sms=60, **_rates(317), **_ADA),
@@ -118,10 +121,10 @@ GPUS: Mapping[str, Gpu] = {
         _gpu("h200-nvl", 143771, 4800, 835, **_rates(1671), **_HOPPER),
         _gpu("gh200", 97871, 4000, 989, **_H100, **_HOPPER),
         _gpu("gh200-144gb", 146831, 4900, 989, **_H100, **_HOPPER),
-        _gpu("b200", 183359, 7700, 2250, **_rates(4500, fp4=9000), **_BLACKWELL),
-        _gpu("b300", 275040, 7750, 2250, fp8_TFLOPS=4500, fp4_TFLOPS=13500, **_BLACKWELL),
-        _gpu("gb200", 189471, 8000, 2500, **_rates(5000, fp4=10000), **_BLACKWELL),
-        _gpu("gb300", 284208, 8000, 2500, fp8_TFLOPS=5000, fp4_TFLOPS=15000, **_BLACKWELL),
+        _gpu("b200", 183359, 7700, 2250, kept_share=0.97, **_rates(4500, fp4=9000), **_BLACKWELL),
+        _gpu("b300", 275040, 7750, 2250, kept_share=0.98, fp8_TFLOPS=4500, fp4_TFLOPS=13500, **_BLACKWELL),
+        _gpu("gb200", 189471, 8000, 2500, kept_share=0.91, **_rates(5000, fp4=10000), **_BLACKWELL),
+        _gpu("gb300", 284208, 8000, 2500, kept_share=0.91, fp8_TFLOPS=5000, fp4_TFLOPS=15000, **_BLACKWELL),
         _gpu("gb10", 122573, 273, 125, shared_memory=True, num_sms=48, **_rates(250, fp4=500), **_GDDR7),
         _gpu("rtx-pro-5000", 48935, 1344, 258, num_sms=110, **_rates(516, fp4=1032), **_GDDR7),
         _gpu("rtx-pro-6000", 97887, 1792, 468, num_sms=188, **_rates(936, fp4=1871), **_GDDR7),
@@ -132,10 +135,10 @@ GPUS: Mapping[str, Gpu] = {
         _gpu("rtx-5070-ti", 16303, 896, 87.9, num_sms=70, **_rates(175.8, 351.5, 703), **_GDDR7 | _GEFORCE),
         _gpu("rtx-5080", 16303, 960, 112.6, num_sms=84, **_rates(225.1, 450.2, 900.4), **_GDDR7 | _GEFORCE),
         _gpu("rtx-5090", 32607, 1792, 209.5, num_sms=170, **_rates(419, 838, 1676), **_GDDR7 | _GEFORCE),
-        _gpu("mi300x", 196592, 5300, 1307.4, kept_share=0.74, **_MI300_RATES, **_MI300),
-        _gpu("mi325x", 262128, 6000, 1307.4, kept_share=0.88, **_MI300_RATES, **_MI300),
-        _gpu("mi350x", 294896, 8000, 2306.9, kept_share=0.88, **_rates(4613.7, fp4=9227), **_MI350),
-        _gpu("mi355x", 294896, 8000, 2516.6, kept_share=0.88, **_rates(5033, fp4=10066), **_MI350),
+        _gpu("mi300x", 196592, 5300, 1307.4, kept_share=0.64, **_MI300_RATES, **_MI300),
+        _gpu("mi325x", 262128, 6000, 1307.4, kept_share=0.75, **_MI300_RATES, **_MI300),
+        _gpu("mi350x", 294896, 8000, 2306.9, kept_share=0.77, **_rates(4613.7, fp4=9227), **_MI350),
+        _gpu("mi355x", 294896, 8000, 2516.6, kept_share=0.77, **_rates(5033, fp4=10066), **_MI350),
     )
 }
 """Name -> GPU."""
