@@ -69,7 +69,7 @@ def test_fp8_weights_have_no_kernels_before_ampere():
 
 def test_what_is_not_known_of_amd_is_said():
     notes = hardware_notes("vllm", MODEL, Machine.preset("mi300x"))
-    assert any("GEMMs on mi300x keep up 64%" in note for note in notes)
+    assert any("GEMMs on mi300x reach 64%" in note for note in notes)
     assert any("RCCL's all-reduce is another curve" in note for note in notes)
     assert not any("RCCL" in note for note in hardware_notes("vllm", MODEL, Machine.preset("mi300x", gpus=1)))
 

@@ -56,9 +56,7 @@ def hardware_notes(engine: str, model: ModelSpec, machine: Machine) -> tuple[str
                 "links of the group, its fixed times are not known and taken as NVLink's"
             )
     if gpu.kept_share < _KEPT:
-        notes.append(
-            f"large GEMMs on {gpu.name} are taken at {gpu.kept_share:.0%} of what its peak would give on an H100"
-        )
+        notes.append(f"large GEMMs on {gpu.name} reach {gpu.kept_share:.0%} of what such a peak is worth on an H100")
     if made is not None and not made.matrix_units:
         notes.append(f"{gpu.name} has no tensor cores: GEMMs run at {gpu.bf16_TFLOPS:g} TFLOP/s")
     if made is not None and not made.bf16 and "bf16" in (model.activation_precision, model.weight_precision):
