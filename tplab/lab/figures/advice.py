@@ -266,7 +266,7 @@ def explain_advice(advice: Advice) -> str:
     if advice.close:
         names = ", ".join(str(option.layout) for option in advice.close)
         text += f" Too close to call without a measurement: {names}."
-    return text
+    return f"{text} {made.standing}"
 
 
 def explain_flips(advice: Advice) -> str:

@@ -184,6 +184,7 @@ class Advice:
             f"{fixed(made.tpot_ms)} ms per token (9 of 10 such predictions: {fixed(low)}-{fixed(high)}), first after "
             f"{duration(made.ttft_ms)}, {fixed(made.output_tokens_per_s)} tokens/s",
             f"Time per token bound by {made.binding}.",
+            str(made.standing),
         ]
         if made.queue_ms > made.ttft_ms / 2:
             why = "room in the cache" if made.admitted is None else "admission"

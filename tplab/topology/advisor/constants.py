@@ -16,6 +16,7 @@ Sources, by the letter in the comments:
   [P] AIConfigurator, pull request 1459: Qwen3-32B on 8 H20, TP4 PP2 and TP2 PP4 against TP8, TensorRT-LLM
   [V] Vidur and apex_plus (github.com/microsoft): send and receive on A100 and H100, between nodes too
   [M] MSCCL++ (github.com/microsoft/mscclpp, commit 1f5f065) and NCCL issue 1244: all-reduce over two nodes
+  [G] the lab's own engine on one H100 and two H200, kernel by kernel (profile.csv of tplab.lab's recordings)
   [L] the lab's own verification: 0.065 over 18 layouts on four H200 (recorded in tplab.lab), 0.07 over 6 on two CPU
       cores (tests/benchmarks/bench_advisor.py), 0.18 over 12 with emulated compute on a busier machine
   [R] AMD, "Understanding RCCL Bandwidth and xGMI Performance on MI300X" (rocm.blogs.amd.com, March 2025): 48 of 64 GB/s
@@ -28,8 +29,11 @@ Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tplab.models.precision import ITEMSIZE
+from tplab.topology.advisor.interval import Checked, Spread
+from tplab.topology.advisor.validated import CHECKED, SPREAD
 from tplab.topology.advisor.workload import MOST
 from tplab.topology.machine.machine import Gpu
 
@@ -135,6 +139,8 @@ class EngineConstants:
     samples_in_turn: bool = False
     """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
     stage. If not, that runs beside the GPU."""
+    kernels: Mapping[str, Any] | None = None
+    """Fields of ``Constants`` that the engine's own kernels have other values of; None: none."""
 
     def largest_batch(self, gpu: Gpu) -> int:
         """Most requests that a replica on such GPUs runs at once by default."""
@@ -180,9 +186,10 @@ class Constants:
     engines: Mapping[str, EngineConstants]
     """Name of an engine -> constants; ``generic``, from kernel tables and assumptions alone, where no table covers
     it."""
-    residuals: Mapping[str, float]
-    """Regime -> standard deviation of ln(measured / predicted) on published tables that the constants have not
-    seen."""
+    spread: Spread = SPREAD
+    """How far such predictions have been from measurements, by cause."""
+    checked: tuple[Checked, ...] = CHECKED
+    """What they were checked on."""
 
 
 FAMILIES = ("nvlink", "xgmi", "pcie", "sys", "network", "host", "emulated")
@@ -216,6 +223,10 @@ _TRTLLM_AR = CustomAllReduce(
     one_shot_us=2.7, one_shot_step_us=0.08, one_shot_share=0.64, two_shot_us=7.85, two_shot_step_us=1.62,
     two_shot_share=0.53,
 )  # [K] the same: 3.6 %  # fmt: skip
+_LAB_AR = CustomAllReduce(
+    one_shot_us=3.3, one_shot_step_us=0.1, one_shot_share=0.3, two_shot_us=6.5, two_shot_step_us=0.6,
+    two_shot_share=0.7,
+)  # [G] two H200; by the ranks as SGLang's  # fmt: skip
 
 
 def mfu_table(mfu: float) -> dict[str, float]:
@@ -314,18 +325,18 @@ DEFAULT = Constants(
             max_num_seqs=256,  # vLLM's, the least of the three
             version="a server that nobody has measured",
         ),
-        "lab": EngineConstants(  # the lab's own loop: calibrate() measures what matters; light kernels as traced
-            step_us=300.0, sequence_us=0.0, overlaps=False, light_kernels=15, fp8_kernels=4, qk_norm_kernels=1,
-            mfu=mfu_table(0.6), small_batch_slowdown=1.0, all_reduce=None, python=True, handoff_us=100.0,
+        "lab": EngineConstants(  # [G]
+            step_us=70.0, sequence_us=0.0, overlaps=False, light_kernels=3, fp8_kernels=4, qk_norm_kernels=1,
+            mfu=mfu_table(0.73), small_batch_slowdown=1.0, all_reduce=_LAB_AR, python=True, handoff_us=25.0,
             hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST, of_free_memory=False,
             reserves=True,
             max_num_seqs=MOST,
             samples_in_turn=True,
             version="tplab.models",
+            kernels={
+                "matmul_fixed_us": 1.2, "attention_fixed_us": 5.3, "attention_share": 0.27, "python_launch_us": 50.0,
+            },
         ),
-    },
-    residuals={  # the scoreboard's, with a GPU, engine or length left out; pipeline [P]; calibrated [L], rounded up
-        "served": 0.07, "other": 0.15, "pipeline": 0.25, "calibrated": 0.1,
     },
 )  # fmt: skip
 """Constants that are used unless others are given."""

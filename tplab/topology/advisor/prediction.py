@@ -2,14 +2,14 @@
 
 ``predict`` answers for a named layout, ``predict_all`` for many at once (which is what ``advise`` ranks). Every number
 comes with its terms, where each of them comes from, and an interval taken from how far such predictions have been from
-published measurements that the constants had not seen.
+published measurements that the constants had not seen (``interval``).
 
 Why not one number: a term can be checked against a measurement of that term, a total only argued with.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from tplab.topology.advisor.allreduce import OWN_KERNELS
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
+from tplab.topology.advisor.interval import Standing, shares_of
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.layouts import choice
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
@@ -30,9 +31,6 @@ from tplab.topology.advisor.served import TERMS, TTFT_TERMS, Served
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement
-
-_NINETY = 1.645
-"""Standard deviations of a normal distribution that hold 90 % of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +95,8 @@ class Prediction:
     capacity, or the largest term."""
     tpot_range_ms: tuple[float, float]
     """Interval of ``tpot_ms`` in which nine of ten such predictions have had their measurement."""
-    regime: str
-    """Regime whose residuals the interval is from, a key of ``Constants.residuals``."""
+    standing: Standing
+    """What of the question was checked and what is new, beside the nearest configuration whose predictions were."""
     notes: tuple[str, ...]
     """Approximations, to be shown with the result."""
 
@@ -106,6 +104,11 @@ class Prediction:
     def num_gpus(self) -> int:
         """t·p·replicas."""
         return self.tp * self.pp * self.replicas
+
+    @property
+    def regime(self) -> str:
+        """What of the question was checked and what is new; ``calibrated`` where all of it was measured here."""
+        return self.standing.regime
 
     @property
     def output_tokens_per_s_per_gpu(self) -> float:
@@ -208,6 +211,9 @@ def predictions_of(
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
     notes = notes_of(server, machine)
     known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
+    stand = {pipeline: _standing(server, machine, pipeline) for pipeline in (False, True)}
+    shares = shares_of({name: np.broadcast_to(served.terms[name], shape) for name in TERMS})
+    widths = {pipeline: np.exp(each.half_width(shares)).tolist() for pipeline, each in stand.items()}
     made = []
     for i in range(len(memories)) if order is None else order:
         sources = known[memories[i].layout.tp]
@@ -215,7 +221,9 @@ def predictions_of(
             tuple(Term(name=name, ms=us[i] / 1e3, provenance=sources[name]) for name, us in of.items())
             for of in (token, first)
         )
-        made.append(_prediction(server, served, machine, memories[i], int(i), terms, ttft_terms, notes))
+        over_stages = memories[i].layout.pp > 1
+        sure = stand[over_stages], widths[over_stages][i]
+        made.append(_prediction(server, served, machine, memories[i], int(i), terms, ttft_terms, sure, notes))
     return made
 
 
@@ -272,21 +280,6 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
     return "arithmetic of the weights" if by_arithmetic else "memory bandwidth of the weights"
 
 
-def regime_of(model: ModelSpec, machine: Machine, workload: Workload, layout: Layout, calibrated: bool) -> str:
-    """The regime of a prediction, whose residuals are its interval: by what of it is measured.
-
-    Args:
-        model, machine, workload, layout: what is predicted.
-        calibrated: whether GEMMs and the engine's own time were measured.
-    """
-    if calibrated:
-        return "calibrated"
-    if layout.pp > 1:
-        return "pipeline"
-    known = machine.gpu.name in ("h100", "h200") and model.weight_precision == "fp8"
-    return "served" if known and workload.engine.name in ("vllm", "trtllm") else "other"
-
-
 def _prediction(
     server: Server,
     served: Served,
@@ -295,6 +288,7 @@ def _prediction(
     i: int,
     terms: tuple[Term, ...],
     ttft_terms: tuple[Term, ...],
+    sure: tuple[Standing, float],
     notes: tuple[str, ...],
 ) -> Prediction:
     model, workload, layout, most = server.model, server.workload, of.layout, served.most_per_s
@@ -311,8 +305,7 @@ def _prediction(
             f"cannot keep up: at most {fixed(float(most[i]))} of {amount(workload.request_rate)} requests per second; "
             f"its queue grows"
         )
-    regime = regime_of(model, machine, workload, layout, _is_calibrated(server))
-    spread = math.exp(_NINETY * server.constants.residuals.get(regime, 0.2))
+    standing, width = sure
     return Prediction(
         model=model.name,
         machine=machine.name,
@@ -337,15 +330,26 @@ def _prediction(
         fits=fits,
         reason=reason,
         binding=_binding(server, served, terms, fits, i),
-        tpot_range_ms=(tpot / spread, tpot * spread),
-        regime=regime,
+        tpot_range_ms=(tpot / width, tpot * width),
+        standing=standing,
         notes=notes,
     )
 
 
-def _is_calibrated(server: Server) -> bool:
-    c = server.calibration
-    return c is not None and bool(server.rates.curves) and c.step_overhead_us is not None
+def _standing(server: Server, machine: Machine, pipeline: bool) -> Standing:
+    """How layouts with or without stages stand to what was checked: a calibration's products settle GPU and precision,
+    with the engine's own time besides everything."""
+    c, constants, products = server.calibration, server.constants, bool(server.rates.curves)
+    standing = Standing.of(
+        constants.checked,
+        constants.spread,
+        server.model,
+        machine.gpu,
+        server.workload.engine.name,
+        pipeline=pipeline,
+        measured=("GPU", "memory of the GPU", "precision") if products else (),
+    )
+    return replace(standing, calibrated=c is not None and products and c.step_overhead_us is not None)
 
 
 def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:

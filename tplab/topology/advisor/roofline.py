@@ -17,7 +17,7 @@ A calibration replaces start-up and rates with measured ones: ``fixed(m) + param
 Letters: m tokens in a step, t TP degree, e_w bytes per weight, H·E width of the queries, T prompt tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -166,7 +166,7 @@ def rates(
         calibration: its rates go before those of the spec sheet.
         num_ranks: ranks that compute at once, of each layout: on CPUs they share the memory.
     """
-    k, c = constants, calibration
+    k, c = replace(constants, **engine.kernels or {}), calibration
     scale = k.generation_scale.get(gpu.generation or "", 1.0)
     peak, head_peak = gpu.peak_TFLOPS(model.weight_precision), gpu.peak_TFLOPS(model.activation_precision)
     narrow = multiplies_narrow(model, gpu)

@@ -1,10 +1,10 @@
 """The scoreboard: how far the model is from published measurements, and whether it would have chosen well.
 
 Two questions. *How wrong* is a prediction: mean absolute percentage error by model, GPU, engine and TP degree, once
-with the constants in use and once for each GPU, engine and length with constants fitted without it (an engine left out
-is predicted as ``generic``). *How costly* is a choice made by it: among the measured TP degrees, take the one predicted
-to give most tokens per second per GPU within a limit on the time per token, look up what it really gave, and compare
-with the best one and with the two rules that need no model, always the largest TP and always the smallest.
+with the constants in use and once for each model, GPU, engine and length with constants fitted without it (an engine
+left out is predicted as ``generic``). *How costly* is a choice made by it: among the measured TP degrees, take the one
+predicted to give most tokens per second per GPU within a limit on the time per token, look up what it really gave, and
+compare with the best one and with the two rules that need no model, always the largest TP and always the smallest.
 
 The tables are read from a folder and never kept; their forms are described in ``tables``.
 """
@@ -17,14 +17,15 @@ import numpy as np
 import pandas as pd
 
 from tplab.checks import check_all_of, check_one_of
-from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import DEFAULT, Constants
-from tplab.topology.advisor.prediction import regime_of
+from tplab.topology.advisor.interval import shares_of
+from tplab.topology.advisor.prediction import predict
 from tplab.topology.published.fit import Bench, fit_engines
+from tplab.topology.published.spread import checked_on, with_intervals
 from tplab.topology.published.tables import Case, Tables, read_folder
 
 IN_USE = "constants in use"
-LEFT_OUT = ("gpu", "engine", "length")
+LEFT_OUT = ("model", "gpu", "engine", "length")
 LIMITS_MS = (8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0, 40.0, 60.0, 100.0)
 """Limits on the time per token under which layouts are chosen."""
 RULES = ("advisor", "largest TP", "smallest TP")
@@ -55,7 +56,9 @@ def validate(
 
 
 def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Sequence[str] = LEFT_OUT) -> pd.DataFrame:
-    """One row per case and split: what it is, measured and predicted.
+    """One row per case and split: what it is, measured and predicted; ``new`` (what was not checked, of
+    ``interval.ASPECTS``), ``width`` (the interval's upper end over the prediction) and ``within`` (whether it holds the
+    measurement).
 
     Raises:
         ValueError: a name in ``leave_out`` that is none of ``LEFT_OUT``, or tables without a row that can be read.
@@ -65,16 +68,18 @@ def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Se
     if not tables.cases:
         raise ValueError(f"nothing to score: {tables.skipped_in_words or 'the tables have no rows'}")
     frames = [_rows(tables.cases, constants, IN_USE)]
-    fitted = [case for case in tables.cases if case.kind == "served" and case.model.weight_precision == "fp8"]
+    fitted = [case for case in tables.cases if case.kind == "served"]
     for what in leave_out:
         name: Callable[[Case], str] = {
+            "model": lambda case: case.model.name,
             "gpu": lambda case: case.gpu,
             "engine": lambda case: case.engine,
             "length": lambda case: case.length,
         }[what]
         values = sorted({name(case) for case in fitted})
         for value in values if len(values) > 1 else []:
-            rest = fit_engines([case for case in fitted if name(case) != value], constants)
+            others = [case for case in fitted if name(case) != value]
+            rest = replace(fit_engines(others, constants), checked=checked_on(others))
             out = [case for case in fitted if name(case) == value]
             if what == "engine":
                 out = [_as_generic(case) for case in out]
@@ -139,25 +144,18 @@ def layout_choice(rows: pd.DataFrame, limits_ms: Sequence[float] = LIMITS_MS) ->
     return pd.DataFrame(summary).reset_index()
 
 
-def residual_spread(rows: pd.DataFrame) -> dict[str, float]:
-    """Standard deviation of ln(measured / predicted) by regime, about zero, over cells that the constants have not
-    seen: what ``Constants.residuals`` holds."""
-    unseen = rows[~rows["seen"] & rows["measured_tpot_ms"].notna()]
-    log = np.log(unseen["measured_tpot_ms"].to_numpy(float) / unseen["predicted_tpot_ms"].to_numpy(float))
-    squares = pd.DataFrame({"regime": unseen["regime"].to_numpy(), "square": log**2}).groupby("regime")["square"]
-    return {str(regime): float(np.sqrt(value)) for regime, value in squares.mean().items()}
-
-
 def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFrame:
     made = []
     for case, (time, first, rate) in zip(cases, Bench(cases, constants).predict(constants).T, strict=True):
-        regime = regime_of(case.model, case.machine, case.workload, Layout.of(case.model, case.tp, case.pp), False)
+        served = predict(case.model, case.machine, case.workload, case.tp, case.pp, constants=constants)
+        shares = shares_of({term.name: np.array([term.ms]) for term in served.terms})
         tpot, ttft, tok_s = (np.nan if x is None else x for x in (case.tpot_ms, case.ttft_ms, case.output_tokens_per_s))
         made.append(
             {
                 "split": split,
-                "seen": split == IN_USE and regime == "served" and case.kind == "served",
-                "regime": "served" if split != IN_USE and "engine" not in split else regime,
+                "seen": split == IN_USE and not served.standing.new,
+                "new": served.standing.new,
+                **{f"share_{part}": float(share[0]) for part, share in shares.items()},
                 "table": case.table,
                 "kind": case.kind,
                 "model": case.model.name,
@@ -181,7 +179,7 @@ def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFra
                 "predicted_tok_s_gpu": _throughput(case, time, first),
             }
         )
-    return pd.DataFrame(made)
+    return with_intervals(pd.DataFrame(made), constants.spread)
 
 
 def _throughput(case: Case, tpot_ms: float, ttft_ms: float) -> float:
