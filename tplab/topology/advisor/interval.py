@@ -81,8 +81,7 @@ class Checked:
         error = "" if self.error_pct is None else f": {fixed(self.error_pct)} % off {self.how}"
         return (
             f"{self.model} {self.precision} on {self.gpu} with {_ENGINES.get(self.engine, self.engine)}, "
-            f"{', '.join(degrees)}, {_span(self.inputs)} tokens in and {_span(self.outputs)} out, {_span(self.loads)} "
-            f"in flight, {self.num_cells} measurements{error}"
+            f"{', '.join(degrees)}, {self.num_cells} measurements{error}"
         )
 
     def lacks(self, model: ModelSpec, gpu: Gpu, engine: str, *, pipeline: bool) -> tuple[str, ...]:
