@@ -10,7 +10,7 @@ from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload, advise, p
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.interval import ASPECTS, NINETY, PARTS, Checked, Spread, Standing, family, shares_of
 from tplab.topology.advisor.served import TERMS
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 
 LLAMA = ModelSpec.from_config("llama-3.1-70b", weight_precision="fp8")
 SPREAD = Spread(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tplab.models.spec import ModelSpec
 from tplab.shown import fixed
 from tplab.topology.machine.machine import Gpu
-from tplab.topology.machine.presets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS
 
 Floats = NDArray[np.float64]
 NINETY = 1.645

@@ -339,16 +339,9 @@ def _prediction(
 def _standing(server: Server, machine: Machine, pipeline: bool) -> Standing:
     """How layouts with or without stages stand to what was checked: a calibration's products settle GPU and precision,
     with the engine's own time besides everything."""
-    c, constants, products = server.calibration, server.constants, bool(server.rates.curves)
-    standing = Standing.of(
-        constants.checked,
-        constants.spread,
-        server.model,
-        machine.gpu,
-        server.workload.engine.name,
-        pipeline=pipeline,
-        measured=("GPU", "memory of the GPU", "precision") if products else (),
-    )
+    c, k, products = server.calibration, server.constants, bool(server.rates.curves)
+    measured, engine = ("GPU", "memory of the GPU", "precision") if products else (), server.workload.engine.name
+    standing = Standing.of(k.checked, k.spread, server.model, machine.gpu, engine, pipeline=pipeline, measured=measured)
     return replace(standing, calibrated=c is not None and products and c.step_overhead_us is not None)
 
 
