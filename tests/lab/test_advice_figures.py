@@ -163,7 +163,7 @@ class TestAdvice:
         frame = flip_frame(advice, points=41)
         here = reference_GBps(advice)
         assert here == 450.0
-        drawn = [flip for flip in advice.flips if flip.quantity == "link bandwidth" and flip.at > 450 / 32]
+        drawn = [flip for flip in advice.flips if flip.quantity == "link bandwidth" and flip.at > 450 / 32 / 0.8]
         assert drawn
         for flip in drawn:
             below, above = (

@@ -48,7 +48,7 @@ class TestMemoryWall:
         assert "fits</span>" in wall.below
         wall.show(tp=2)
         assert "does not fit</span>" in wall.below
-        assert "more than the 77 GB that an engine may take" in wall.below
+        assert "more than the 76.5 GB that an engine may take" in wall.below
         assert wall.error == ""
 
     def test_a_cut_that_cannot_be_keeps_the_last_figure(self):

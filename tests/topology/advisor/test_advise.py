@@ -17,7 +17,6 @@ from tplab.topology.advisor.launch_commands import ENGINES, launch_commands
 from tplab.topology.advisor.layouts import all_choices, layout_arrays
 from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.prediction import predict
-from tplab.topology.advisor.steps import engine_constants
 from tplab.topology.machine.machine import Link
 from tplab.topology.machine.placement import place
 
@@ -314,7 +313,7 @@ def test_scaling_links_leaves_the_network():
     machine = Machine.preset("h100", nodes=2)
     layouts = [Layout.of(LLAMA, 8, 2), Layout.of(LLAMA, 4, 2)]
     memories = [LayoutMemory.of(LLAMA, machine.gpu, asked(), layout) for layout in layouts]
-    wide = layout_arrays(machine, memories, engine_constants("vllm")).scaled(2.0)
+    wide = layout_arrays(machine, memories).scaled(2.0)
     assert wide.groups.bandwidth_GBps.tolist() == [900.0, 900.0]
     assert wide.hop_GBps.tolist() == [50.0, 900.0]
 

@@ -149,11 +149,15 @@ def test_the_largest_batch_is_the_one_asked_for_else_a_share_of_the_load(max_num
     assert {engine: follows(made[engine][1], flag) for engine, flag in flags.items()} == dict.fromkeys(flags, want)
 
 
-@pytest.mark.parametrize(("machine", "want"), [("h100", ["1024", "2048", "2048"]), ("a100", ["256", "2048", "2048"])])
-def test_for_a_rate_of_arrivals_it_is_the_engines_default(machine, want):
-    made = first("llama-3.1-8b", machine=machine, load={"request_rate": 8.0})
-    flags = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests", "trtllm": "--max_batch_size"}
-    assert [follows(made[engine][1], flag) for engine, flag in flags.items()] == want
+@pytest.mark.parametrize(("machine", "vllm"), [("h100", "1024"), ("a100", "256"), ("rtx-4090", "256")])
+@pytest.mark.parametrize("load", [{"concurrency": 5000}, {"request_rate": 8.0}])
+def test_no_more_requests_at_once_than_the_engine_takes_by_default(machine, vllm, load):
+    made = first("llama-3.1-8b", machine=machine, tp=1, load=load)
+    assert follows(made["vllm"][1], "--max-num-seqs") == vllm
+    assert follows(made["sglang"][1], "--max-running-requests") == "2048"
+    assert follows(made["trtllm"][1], "--max_batch_size") == "2048"
+    made = first("llama-3.1-8b", machine=machine, tp=1, load=load, chunked_prefill=128)
+    assert follows(made["vllm"][1], "--max-num-seqs") == "128"
 
 
 @pytest.mark.parametrize("policy", PREFILL_POLICIES)

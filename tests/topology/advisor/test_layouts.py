@@ -155,7 +155,7 @@ def test_too_large_says_how_much_and_what_would_fit():
     )
     assert missing == pytest.approx(best.missing_bytes / 1e9, rel=1e-2)
     assert "What would fit: 16 x h100 as TP 8 x PP 2; fp8 weights (410 GB) on this machine as TP 8 x PP 1; " in text
-    assert "8 x h200 (151 GB each) as TP 8 x PP 1." in text
+    assert "8 x h200 (150 GB each) as TP 8 x PP 1." in text
     assert feasible_choices(spec, Machine.preset("h100", nodes=2), WORKLOAD)
     assert feasible_choices(spec, Machine.preset("h200"), WORKLOAD)
     smaller = ModelSpec.from_config("llama-3.1-405b", weight_precision="fp8")
@@ -165,16 +165,16 @@ def test_too_large_says_how_much_and_what_would_fit():
 @pytest.mark.parametrize(
     ("model", "gpu", "gpus", "ways"),
     [
-        ("llama-3.1-405b", "rtx-4090", 1, "40 x rtx-4090 as TP 8 x PP 5; 8 x h200 (151 GB each) as TP 8 x PP 1"),
-        ("llama-3.1-70b", "l4", 1, "8 x l4 as TP 8 x PP 1; 4 x l40s (48.3 GB each) as TP 4 x PP 1"),
+        ("llama-3.1-405b", "rtx-4090", 1, "48 x rtx-4090 as TP 8 x PP 6; 8 x h200 (150 GB each) as TP 8 x PP 1"),
+        ("llama-3.1-70b", "l4", 1, "8 x l4 as TP 8 x PP 1; 4 x l40s (47.8 GB each) as TP 4 x PP 1"),
         (
             "llama-3.1-70b",
             "h100",
             1,
             "2 x h100 as TP 2 x PP 1; fp8 weights (72.7 GB) on this machine as TP 1 x PP 1; "
-            "1 x b200 (192 GB each) as TP 1 x PP 1",
+            "1 x b200 (191 GB each) as TP 1 x PP 1",
         ),
-        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 x PP 1; 4 x b300 (288 GB each) as TP 4 x PP 1"),
+        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 x PP 1; 4 x b300 (287 GB each) as TP 4 x PP 1"),
         (
             "llama-3.1-405b",
             "gb300",
@@ -182,7 +182,7 @@ def test_too_large_says_how_much_and_what_would_fit():
             "4 x gb300 as TP 4 x PP 1; int4 weights (217 GB) on this machine as TP 1 x PP 1",
         ),
         ("llama-3.1-405b", "mi300x", 1, "8 x mi300x as TP 8 x PP 1; 4 x mi325x (275 GB each) as TP 4 x PP 1"),
-        ("llama-3.1-70b", "rtx-3090", 1, "8 x rtx-3090 as TP 8 x PP 1; 4 x a100-40gb (43 GB each) as TP 4 x PP 1"),
+        ("llama-3.1-70b", "rtx-3090", 1, "8 x rtx-3090 as TP 8 x PP 1; 2 x h100 (85 GB each) as TP 2 x PP 1"),
     ],
 )
 def test_what_would_fit_is_whole_usual_nodes_no_older_than_these(model, gpu, gpus, ways):

@@ -11,7 +11,17 @@ from tplab.models.decoder import Stage
 from tplab.models.shards import Layout, kv_bytes, kv_bytes_per_token, weight_bytes
 from tplab.models.spec import ModelConfig
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
-from tplab.topology.advisor.memory import LayoutMemory, activation_bytes, all_ranks, fullest_rank, max_requests
+from tplab.topology.advisor.engine_memory import HOST_BYTES, engine_memory
+from tplab.topology.advisor.memory import (
+    CACHE_PAGE,
+    LayoutMemory,
+    activation_bytes,
+    all_ranks,
+    cached_tokens,
+    fullest_rank,
+    max_requests,
+)
+from tplab.topology.advisor.workload import MOST
 from tplab.topology.machine.spec_sheets import GPUS
 
 BASE = {
@@ -112,11 +122,12 @@ def test_distinct_kv_heads_by_counting(group, kv, data):
     prompt=st.integers(1, 20_000),
     output=st.integers(1, 4000),
     chunk=st.none() | st.integers(64, 16_384),
+    engine=st.sampled_from(["generic", "vllm", "sglang", "trtllm", "fastertransformer", "lab"]),
 )
-def test_room_is_used_up_to_the_last_request(preset, gpu, tp, pp, prompt, output, chunk):
+def test_room_is_used_up_to_the_last_request(preset, gpu, tp, pp, prompt, output, chunk, engine):
     """As many requests as said fit on every rank, one more does not."""
     spec = ModelSpec.from_config(preset)
-    engine = EnginePolicy(chunked_prefill=chunk)
+    engine = EnginePolicy(name=engine, chunked_prefill=chunk)
     workload = Workload(input_length=prompt, output_length=output, concurrency=1, engine=engine)
     layout = Layout.of(spec, tp, pp)
     most = max_requests(spec, GPUS[gpu], workload, layout)
@@ -127,6 +138,95 @@ def test_room_is_used_up_to_the_last_request(preset, gpu, tp, pp, prompt, output
     assert most == 0 or free(most) >= -1
     assert free(most + 1) < 1
     assert fullest_rank(spec, GPUS[gpu], workload, layout, requests=most).free == free(most)
+
+
+QUESTIONS = {
+    "preset": st.sampled_from(["llama-3.1-8b", "qwen3-32b", "llama-3.1-70b", "llama-2-13b", "gpt-3-175b"]),
+    "gpu": st.sampled_from(["h100", "a100", "l4", "rtx-4090", "v100-32gb", "b200"]),
+    "weights": st.sampled_from(["bf16", "fp8", "int4"]),
+    "tp": st.sampled_from([1, 2, 4, 8]),
+    "pp": st.integers(1, 5),
+    "policy": st.builds(
+        EnginePolicy,
+        name=st.sampled_from(["generic", "vllm", "sglang", "trtllm", "fastertransformer", "lab"]),
+        chunked_prefill=st.none() | st.integers(16, 16_384),
+        max_num_seqs=st.none() | st.integers(1, 3000),
+        gpu_memory_utilization=st.floats(0.3, 1.0),
+    ),
+    "prompt": st.integers(1, 30_000),
+}
+
+
+class Held:
+    """A layout's memory that can be asked with something else."""
+
+    def __init__(self, preset, gpu, weights, tp, pp, policy, prompt):
+        self.spec = ModelSpec.from_config(preset, weight_precision=weights)
+        self.gpu, self.tp, self.pp, self.policy, self.prompt = GPUS[gpu], tp, pp, policy, prompt
+
+    def of(self, spec=None, gpu=None, tp=None, pp=None, prompt=None, **policy):
+        spec = spec or self.spec
+        engine = replace(self.policy, **policy)
+        workload = Workload(input_length=prompt or self.prompt, output_length=100, concurrency=1, engine=engine)
+        return LayoutMemory.of(spec, gpu or self.gpu, workload, Layout.of(spec, tp or self.tp, pp or self.pp))
+
+
+def no_less(more, less):
+    assert more.token_capacity() >= less.token_capacity()
+    assert more.max_requests >= less.max_requests
+
+
+@settings(max_examples=150, deadline=None)
+@given(more=st.floats(1, 3), **QUESTIONS)
+def test_more_memory_and_a_larger_share_of_it_never_hold_less(more, **question):
+    held = Held(**question)
+    no_less(held.of(gpu=replace(held.gpu, memory_GB=held.gpu.memory_GB * more)), held.of())
+    share = held.policy.gpu_memory_utilization
+    no_less(held.of(gpu_memory_utilization=min(1.0, share * more)), held.of())
+
+
+@settings(max_examples=150, deadline=None)
+@given(**QUESTIONS)
+def test_more_ranks_never_hold_less_where_they_share_everything(**question):
+    """Each brings a whole GPU; the buffers of its collectives are less than that."""
+    held = Held(**question)
+    if held.spec.num_kv_heads % (2 * held.tp) == 0:
+        no_less(held.of(tp=2 * held.tp), held.of())
+    if held.spec.num_layers % (2 * held.pp) == 0:
+        no_less(held.of(pp=2 * held.pp), held.of())
+
+
+@settings(max_examples=150, deadline=None)
+@given(more=st.integers(1, 5000), **QUESTIONS)
+def test_larger_steps_and_batches_leave_no_more_to_the_cache(more, **question):
+    held = Held(**question)
+    chunk, batch = held.policy.chunked_prefill or 512, held.policy.max_num_seqs or 256
+    no_less(held.of(chunked_prefill=chunk), held.of(chunked_prefill=chunk + more))
+    larger = held.of(max_num_seqs=batch + more)
+    assert held.of(max_num_seqs=batch).token_capacity() >= larger.token_capacity()
+    assert held.of().max_requests >= held.of(prompt=held.prompt + more).max_requests
+
+
+@settings(max_examples=150, deadline=None)
+@given(**QUESTIONS)
+def test_fewer_bits_never_hold_less(**question):
+    held = Held(**question)
+    no_less(held.of(replace(held.spec, kv_precision="fp8")), held.of())
+    no_less(held.of(replace(held.spec, weight_precision="fp8")), held.of(replace(held.spec, weight_precision="bf16")))
+
+
+@settings(max_examples=150, deadline=None)
+@given(**QUESTIONS)
+def test_no_more_is_promised_than_the_engine_will_allow(**question):
+    """Requests fit in the tokens of the cache, in whole pages; the engine's share is of what the GPU has."""
+    held = Held(**question).of()
+    pages = cached_tokens(held.spec, held.workload.context_length)
+    assert held.max_requests * pages <= held.token_capacity()
+    assert held.max_requests <= (held.workload.engine.max_num_seqs or MOST)
+    assert held.token_capacity() % CACHE_PAGE == 0
+    for rank in held.ranks(max(1, held.max_requests)):
+        assert min(rank.weights, rank.kv, rank.activations, rank.workspace) > 0
+        assert rank.usable <= held.gpu.memory_bytes or rank.free < 0
 
 
 def test_70b_fp8_starves_for_cache_on_one_80_gb_card():
@@ -175,29 +275,35 @@ def test_pages():
 
 
 def test_activations():
-    """They grow with tokens, shrink with t inside the layer but not to 1/t, and the last stage has the logits."""
-    spec = ModelSpec.from_config("llama-3.1-8b")
+    """They grow with tokens, shrink with t inside the layer but not to 1/t, and sampling counts on the last stage."""
+    spec, vllm = ModelSpec.from_config("llama-3.1-8b"), engine_memory("vllm")
 
-    def of(tp, tokens=1024, sampled=8, last=False):
-        return activation_bytes(spec, tp, tokens=tokens, sampled=sampled, last_stage=last)
+    def of(tp, pp=1, tokens=1024, sampled=8, last=False, model=spec):
+        layout = Layout.of(model, tp, pp)
+        return activation_bytes(model, layout, vllm, tokens=tokens, sampled=sampled, last_stage=last)
 
     assert of(1, tokens=2048) == 2 * of(1)
     assert of(1) / 8 < of(8) < of(1)
-    assert of(1, last=True) - of(1) == 8 * spec.vocab_size * 4
-    assert of(4, last=True) - of(4) == 8 * spec.vocab_size * 4 * 1.25
+    assert of(1, pp=2) == of(1) + 2 * 1024 * 4096 * 2
+    assert of(1, last=True) == of(1)  # eight rows of logits are less than 1024 tokens of the MLP
+    assert of(1, sampled=256, last=True) == 1024 * 4096 * 2 + 256 * 128256 * 38.4
+    assert of(2, sampled=256, last=True) == of(1, sampled=256, last=True) + 256 * 128256 / 2 * 2
+    four_bits = replace(spec, weight_precision="int4")
+    assert of(2, model=four_bits) == of(2) + 2 * 4096 * 14336 / 2 * 2  # gate and up, widened
 
 
 def test_activations_of_one_model_in_bytes():
-    """Llama 8B in bf16, 1000 tokens: residual stream and norm of 4096, inside them the larger of attention's queries,
-    output, keys and values (2·4096 + 2·8·128) and the MLP's three times 14336."""
+    """Llama 8B in bf16, 1000 tokens: four streams of 4096, with TP five, and inside them the larger of attention's
+    queries, output, keys and values (2·4096 + 2·8·128) and the MLP's three times 14336."""
     spec = ModelSpec.from_config("llama-3.1-8b")
 
     def of(model, tp):
-        return activation_bytes(model, tp, tokens=1000, sampled=1, last_stage=False)
+        layout = Layout.of(model, tp, 1)
+        return activation_bytes(model, layout, engine_memory("lab"), tokens=1000, sampled=1, last_stage=False)
 
-    assert of(spec, 1) == 2 * 1000 * (2 * 4096 + 3 * 14336)
-    assert of(spec, 8) == 2 * 1000 * (2 * 4096 + 3 * 14336 / 8)
-    assert of(replace(spec, intermediate_size=1024), 1) == 2 * 1000 * (2 * 4096 + 2 * 4096 + 2 * 8 * 128)
+    assert of(spec, 1) == 2 * 1000 * (4 * 4096 + 3 * 14336)
+    assert of(spec, 8) == 2 * 1000 * (5 * 4096 + 3 * 14336 / 8)
+    assert of(replace(spec, intermediate_size=1024), 1) == 2 * 1000 * (4 * 4096 + 2 * 4096 + 2 * 8 * 128)
 
 
 def test_stages_differ():
@@ -220,10 +326,9 @@ def test_stages_differ():
 def test_a_cpu_core_has_no_cuda_context():
     spec = ModelSpec.from_config(BASE)
     workload = Workload(input_length=10, output_length=10, concurrency=1)
-    layout = Layout.of(spec, 1, 1)
     core = replace(GPUS["h100"], kind="cpu")
-    on_core, on_gpu = (fullest_rank(spec, gpu, workload, layout) for gpu in (core, GPUS["h100"]))
-    assert on_core.workspace < on_gpu.workspace
+    one, two = (fullest_rank(spec, core, workload, Layout.of(spec, tp, 1)).workspace for tp in (1, 2))
+    assert one == two == HOST_BYTES
 
 
 def test_stages_given_by_hand():

@@ -124,8 +124,6 @@ class EngineConstants:
     """How the engine brings in prompts by default: one of ``workload.PREFILL_POLICIES`` but ``auto``."""
     max_num_tokens: int
     """Most tokens in a step where prompts are not cut."""
-    of_free_memory: bool
-    """Whether ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything."""
     reserves: bool
     """Whether a request starts only where its last token will fit too; if not, it starts where its prompt fits."""
     max_num_seqs: int
@@ -285,7 +283,7 @@ DEFAULT = Constants(
             mfu=mfu_table(_MFU), small_batch_slowdown=1.06, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
             hop_tensors=2, pp_spread=0.15,
             prefill_policy="mixed",  # 0.8 on (V1): one scheduler, chunks beside decodes; V0: prefill-first
-            max_num_tokens=8192, of_free_memory=False, reserves=False,
+            max_num_tokens=8192, reserves=False,
             max_num_seqs=256,  # vLLM 0.8 on (V1), vllm/engine/arg_utils.py, get_batch_defaults; V0: 256 everywhere
             max_num_seqs_large=1024,
             version="vLLM 0.8 or later (V1)",
@@ -295,7 +293,7 @@ DEFAULT = Constants(
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0,
             hop_tensors=1, pp_spread=0.15,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
             prefill_policy="mixed",  # in-flight batching: whole prompts beside decodes, chunks where enabled
-            max_num_tokens=8192, of_free_memory=True, reserves=True,
+            max_num_tokens=8192, reserves=True,
             max_num_seqs=2048,  # TensorRT-LLM 0.18 on, trtllm-serve --max_batch_size: BuildConfig's default
             batch_per_stage=True,
             version="TensorRT-LLM 0.18 or later",
@@ -305,14 +303,14 @@ DEFAULT = Constants(
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0,
             hop_tensors=2, pp_spread=0.15,
             prefill_policy="prefill-first",  # get_next_batch_to_run: a batch of new prompts before the next decode
-            max_num_tokens=16384, of_free_memory=False, reserves=False,
+            max_num_tokens=16384, reserves=False,
             max_num_seqs=2048,  # SGLang 0.4-0.5, resolve_max_num_reqs: 2048-4096 by context, half the cache's tokens
             version="SGLang 0.4 or 0.5",
         ),
         "fastertransformer": EngineConstants(  # [F]
             step_us=2320.0, sequence_us=5.0, overlaps=False, light_kernels=30, fp8_kernels=1, qk_norm_kernels=1,
             mfu=mfu_table(0.62), small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0,
-            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST, of_free_memory=False,
+            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST,
             reserves=True,
             max_num_seqs=MOST,  # a library: runs the batch that it is given
             version="FasterTransformer 5",
@@ -320,7 +318,7 @@ DEFAULT = Constants(
         "generic": EngineConstants(  # nothing fitted but mfu: what is known of any server (published.fit.PRIORS)
             step_us=500.0, sequence_us=50.0, overlaps=False, light_kernels=5, fp8_kernels=3, qk_norm_kernels=1,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_spread=0.15, prefill_policy="mixed", max_num_tokens=8192, of_free_memory=False,
+            hop_tensors=2, pp_spread=0.15, prefill_policy="mixed", max_num_tokens=8192,
             reserves=False,
             max_num_seqs=256,  # vLLM's, the least of the three
             version="a server that nobody has measured",
@@ -328,7 +326,7 @@ DEFAULT = Constants(
         "lab": EngineConstants(  # [G]
             step_us=70.0, sequence_us=0.0, overlaps=False, light_kernels=3, fp8_kernels=4, qk_norm_kernels=1,
             mfu=mfu_table(0.73), small_batch_slowdown=1.0, all_reduce=_LAB_AR, python=True, handoff_us=25.0,
-            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST, of_free_memory=False,
+            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST,
             reserves=True,
             max_num_seqs=MOST,
             samples_in_turn=True,

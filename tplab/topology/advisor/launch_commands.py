@@ -16,7 +16,6 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tplab.models.precision import ITEMSIZE
 from tplab.models.shards import Layout
@@ -31,7 +30,6 @@ from tplab.topology.machine.placement import Placement
 ENGINES = ("vllm", "sglang", "trtllm")
 _FIRST_PORT = 8000
 _MEETING_PORT = 5000
-_MOST_SEQUENCES = 2048
 _DRAFT = "DRAFT"
 """Stands for the draft model, which the workload does not name."""
 
@@ -54,15 +52,11 @@ def launch_commands(
         path: where the checkpoint is; by default the model's ``source``, else its name.
     """
     made: dict[str, tuple[str, ...]] = {}
-    at_rate = workload.concurrency is None and workload.engine.max_num_seqs is None
     where = path or model.source or model.name
     for engine in ENGINES:
         if refused(engine, machine.gpu):
             continue
         lines: list[str] = []
-        if at_rate:  # nobody knows how many come together: the engine's own default
-            policy = replace(workload.engine, max_num_seqs=DEFAULT.engines[engine].largest_batch(machine.gpu))
-            workload = replace(workload, engine=policy)
         for replica in range(layout.replicas):
             lines += _replica(engine, model, machine, workload, layout, placement, replica, where)
         made[engine] = ("\n".join([*_needs(engine, model, machine.gpu, workload), lines[0]]), *lines[1:])
@@ -83,7 +77,9 @@ def _replica(
     share: dict[int, list[int]] = {}  # by node, in the order of the ranks: the first is the head
     for gpu in gpus:
         share.setdefault(machine.node_of(gpu), []).append(gpu)
-    words = shlex.join([*_WORDS[engine](model, workload, layout, path, _FIRST_PORT + replica), *_half(model, machine)])
+    words = shlex.join(
+        [*_WORDS[engine](model, machine.gpu, workload, layout, path, _FIRST_PORT + replica), *_half(model, machine)]
+    )
     if len(share) == 1:
         here = f"# node {next(iter(share))}\n" if machine.nodes > 1 else ""
         return [here + _visible(machine, gpus) + words]
@@ -130,11 +126,16 @@ def _half(model: ModelSpec, machine: Machine) -> list[str]:
     return ["--dtype", "half"] if made and not made.bf16 and model.activation_precision == "bf16" else []
 
 
-def _vllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
+def _vllm(model: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
     e = workload.engine
     words = ["vllm", "serve", path, "--tensor-parallel-size", str(layout.tp)]
     words += ["--pipeline-parallel-size", str(layout.pp)] if layout.pp > 1 else []
-    words += ["--max-model-len", str(_length(workload)), "--max-num-seqs", str(_sequences(workload, layout))]
+    words += [
+        "--max-model-len",
+        str(_length(workload)),
+        "--max-num-seqs",
+        str(_sequences("vllm", workload, layout, gpu)),
+    ]
     # left out, vLLM chunks, too; without chunks it raises the batched tokens to the longest sequence by itself
     chunks = ["--max-num-batched-tokens", str(e.chunked_prefill)]
     words += chunks if e.chunked_prefill else ["--no-enable-chunked-prefill"]
@@ -148,11 +149,16 @@ def _vllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, port:
     return [*words, "--port", str(port)]
 
 
-def _sglang(model: ModelSpec, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
+def _sglang(model: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
     e = workload.engine
     words = ["python", "-m", "sglang.launch_server", "--model-path", path, "--tp-size", str(layout.tp)]
     words += ["--pp-size", str(layout.pp)] if layout.pp > 1 else []
-    words += ["--context-length", str(_length(workload)), "--max-running-requests", str(_sequences(workload, layout))]
+    words += [
+        "--context-length",
+        str(_length(workload)),
+        "--max-running-requests",
+        str(_sequences("sglang", workload, layout, gpu)),
+    ]
     words += ["--chunked-prefill-size", str(e.chunked_prefill or -1)]
     words += ["--mem-fraction-static", f"{e.gpu_memory_utilization:g}"]
     words += _precision_words("sglang", model)
@@ -166,11 +172,16 @@ def _sglang(model: ModelSpec, workload: Workload, layout: Layout, path: str, por
     return [*words, "--port", str(port)]
 
 
-def _trtllm(model: ModelSpec, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
+def _trtllm(model: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, path: str, port: int) -> list[str]:
     e = workload.engine
     words = ["trtllm-serve", path, "--tp_size", str(layout.tp)]
     words += ["--pp_size", str(layout.pp)] if layout.pp > 1 else []
-    words += ["--max_seq_len", str(_length(workload)), "--max_batch_size", str(_sequences(workload, layout))]
+    words += [
+        "--max_seq_len",
+        str(_length(workload)),
+        "--max_batch_size",
+        str(_sequences("trtllm", workload, layout, gpu)),
+    ]
     words += ["--max_num_tokens", str(e.chunked_prefill or max(8192, workload.input_length))]
     words += ["--enable_chunked_prefill"] if e.chunked_prefill and e.chunked_prefill < workload.input_length else []
     words += _precision_words("trtllm", model)
@@ -268,9 +279,11 @@ def _length(workload: Workload) -> int:
     return workload.context_length
 
 
-def _sequences(workload: Workload, layout: Layout) -> int:
-    """The largest batch that was asked for, else a replica's share of the requests."""
+def _sequences(engine: str, workload: Workload, layout: Layout, gpu: Gpu) -> int:
+    """The largest batch that was asked for, else a replica's share of the requests, and no more than the engine takes
+    by default, since it reserves memory for each. vLLM refuses to start with more than a step's tokens."""
     if workload.engine.max_num_seqs is not None:
         return workload.engine.max_num_seqs
-    assert workload.concurrency is not None, "for a rate of arrivals the batch was set"
-    return min(_MOST_SEQUENCES, max(1, math.ceil(workload.concurrency / layout.replicas)))
+    usual = DEFAULT.engines[engine].largest_batch(gpu)
+    usual = min(usual, workload.engine.chunked_prefill or usual) if engine == "vllm" else usual
+    return usual if workload.concurrency is None else min(usual, math.ceil(workload.concurrency / layout.replicas))

@@ -26,7 +26,7 @@ from tplab.models.shards import Layout, can_cut, why_not
 from tplab.models.spec import ModelSpec
 from tplab.shown import as_GB
 from tplab.topology.advisor.allreduce import NO_LINK, Floats, Groups, Ints
-from tplab.topology.advisor.constants import DEFAULT, FAMILIES, FAMILY_OF, Constants, EngineConstants
+from tplab.topology.advisor.constants import DEFAULT, FAMILIES, FAMILY_OF, Constants
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Link, Machine
@@ -256,7 +256,6 @@ def _changed(
 def layout_arrays(
     machine: Machine,
     memories: Sequence[LayoutMemory],
-    engine: EngineConstants,
     constants: Constants = DEFAULT,
     placements: "Sequence[Placement | None] | None" = None,
     by_gpu: bool = False,
@@ -266,7 +265,6 @@ def layout_arrays(
     Args:
         machine: where they run.
         memories: the layouts, each with what its ranks hold.
-        engine: decides how much memory the cache gets.
         constants: of the latency model.
         placements: their GPUs; None, for all or one: in order where links are alike, else the best.
         by_gpu: note which GPUs are in which group and send to each other, for measurements of those.
@@ -296,7 +294,7 @@ def layout_arrays(
                 frozenset(pair for chain in chains for a, b in pairwise(chain) for pair in zip(a, b, strict=True))
             )
     # Windowed layers keep fewer tokens, so the capacity is larger.
-    capacity = np.array([float(memory.token_capacity(engine.of_free_memory)) for memory in memories])
+    capacity = np.array([float(memory.token_capacity()) for memory in memories])
     kv_heads = {tp: float(model.kv_heads_per_rank(tp)) for tp in {layout.tp for layout in layouts}}
     return Layouts(
         tp=np.array([float(layout.tp) for layout in layouts]),

@@ -1,35 +1,31 @@
 """Memory of every rank of a layout, and how many tokens and requests fit beside the weights.
 
-Weights and cache are exact (``tplab.models.shards``). Activations and workspace are estimates, and say what of.
+Weights and cache are exact (``tplab.models.shards``). Activations and workspace are estimates, and say what of; what an
+engine takes of a GPU is in ``engine_memory``. Where versions of an engine differ, the estimate is on the careful side.
 
 Known to be wrong: engines pad head counts and vocabulary to multiples of their own, keep quantised layers' scales in
 formats of their own, and round the cache to pages (``CACHE_PAGE`` here); windowed layers are taken as spread evenly.
+The draft model of speculative decoding is not counted. vLLM before 0.4 kept the inputs of a prompt's all-reduces, up to
+2L of them, until the step's end: gigabytes per GPU that later versions do not take.
 
 Letters as in ``tplab.models.spec``.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
 from tplab.layers.ranges import kv_heads_by_rank, vocab_rows
 from tplab.models.shards import Layout, kv_bytes_per_token, weight_bytes
 from tplab.models.spec import ModelSpec
-from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.advisor.constants import DEFAULT, EngineConstants
+from tplab.topology.advisor.engine_memory import HOST_BYTES, EngineMemory, engine_memory
+from tplab.topology.advisor.workload import MOST, EnginePolicy, Workload
 from tplab.topology.machine.machine import Gpu
 
 CACHE_PAGE = 16
 """Tokens in a page of the cache: vLLM's and SGLang's usual block. A request's last page is partly empty."""
-CONTEXT_BYTES = 0.6 * 2**30
-"""Bytes of one process's CUDA context, kernels and cuBLAS workspace, outside torch's allocator."""
-COLLECTIVE_BYTES = {1: 0.0, 2: 342 * 2.0**20}
-"""Bytes of NCCL's buffers by group size, and for any larger group ``COLLECTIVE_BYTES_LARGE`` (NVIDIA AIConfigurator's
-system files, commit 095f58a: 342 MiB for 2 GPUs, 392 MiB for 4 and 8)."""
-COLLECTIVE_BYTES_LARGE = 392 * 2.0**20
-HOST_BYTES = 0.3e9
-"""Bytes of a rank on a CPU core: interpreter and torch."""
-LOGITS_ITEMSIZE = 4
-"""Bytes per logit: they are sampled in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,22 +57,36 @@ class RankMemory:
         return self.usable - self.total
 
 
-def activation_bytes(spec: ModelSpec, tp: int, *, tokens: int, sampled: int, last_stage: bool) -> float:
+def activation_bytes(
+    spec: ModelSpec, layout: Layout, engine: EngineMemory, *, tokens: int, sampled: int, last_stage: bool
+) -> float:
     """Largest activations alive at once in one forward pass without gradients; an estimate.
 
-    The residual stream and its norm are whole on every rank, the inside of attention or MLP is cut by t; only the
-    larger of the two is alive. The last stage has the logits of the sampled tokens in fp32: each rank its part, and
-    after the gathering all of them.
+    Per token, while the MLP runs: the embedding, the residual stream, the block's input, the MLP's output and, with TP,
+    its sum over the ranks, all of them whole on every rank; of the MLP's inside all widths at once (gate, up and their
+    product), cut by t. Attention's inside counts where it is larger. Stages of a pipeline hold what they received
+    besides, two streams. Kernels of 4-bit weights widen one matrix at a time for long prompts (GPTQ, AWQ). On the last
+    stage sampling follows, with the hidden states still there: the larger of the two counts.
 
     Args:
+        spec, layout: the model, and how it is cut.
+        engine: for what sampling takes.
         tokens: in the pass, over all its requests.
         sampled: tokens whose logits are wanted: one per request.
+        last_stage: whether the stage samples.
     """
+    tp = layout.tp
     attention = 2 * spec.q_size / tp + 2 * spec.kv_heads_per_rank(tp) * spec.head_dim
     mlp = spec.mlp_matrices * spec.intermediate_size / tp
-    inside = 2 * spec.hidden_size + max(attention, mlp)
-    logits = sampled * (spec.vocab_size + (vocab_rows(spec.vocab_size, tp) if tp > 1 else 0)) * LOGITS_ITEMSIZE
-    return tokens * inside * spec.activation_itemsize + (logits if last_stage else 0)
+    streams = 4 + (tp > 1) + 2 * (layout.pp > 1)
+    inside = tokens * (streams * spec.hidden_size + max(attention, mlp)) * spec.activation_itemsize
+    if spec.weight_itemsize < 1:
+        inside += (spec.mlp_matrices - 1) * spec.hidden_size * spec.intermediate_size / tp * spec.activation_itemsize
+    if not last_stage:
+        return inside
+    hidden = tokens * spec.hidden_size * spec.activation_itemsize
+    gathered = vocab_rows(spec.vocab_size, tp) * spec.activation_itemsize * sampled if tp > 1 else 0
+    return max(inside, hidden + engine.rows_bytes(spec.vocab_size, sampled) + gathered)
 
 
 def cached_tokens(spec: ModelSpec, context: int) -> int:
@@ -85,25 +95,55 @@ def cached_tokens(spec: ModelSpec, context: int) -> int:
     return math.ceil(spec.kept_tokens(context) / CACHE_PAGE) * CACHE_PAGE
 
 
-def workspace_bytes(gpu: Gpu, layout: Layout) -> float:
-    """Bytes that a process takes before any tensor; an estimate. CUDA graphs are not in it: engines leave them to the
-    part of memory that they do not claim (``1 - gpu_memory_utilization``)."""
+def workspace_bytes(spec: ModelSpec, gpu: Gpu, layout: Layout, engine: EngineMemory) -> float:
+    """Bytes that a process takes before any request, besides weights: CUDA's and NCCL's, and the table of rotations. An
+    estimate. CUDA graphs are not in it: engines leave them to the part of memory that they do not claim."""
     if gpu.kind == "cpu":
         return HOST_BYTES
-    buffers = COLLECTIVE_BYTES.get(layout.tp, COLLECTIVE_BYTES_LARGE)
-    return CONTEXT_BYTES + buffers + (COLLECTIVE_BYTES[2] if layout.pp > 1 else 0.0)
+    rotations = (spec.max_length or 0) * spec.head_dim * spec.activation_itemsize
+    return engine.runtime_bytes + engine.collective_bytes(gpu, layout.tp, layout.pp) + rotations
 
 
-def usable_bytes(gpu: Gpu, engine: EnginePolicy) -> float:
-    """Bytes that the engine may take of one GPU."""
-    return gpu.memory_bytes * engine.gpu_memory_utilization
+def usable_bytes(
+    gpu: Gpu, policy: EnginePolicy, engine: EngineMemory, *, weights: float, activations: float, workspace: float
+) -> float:
+    """Bytes that the engine may take of one GPU in all, for weights, cache, activations and workspace.
+
+    Args:
+        gpu: the card.
+        policy: says which share of the memory.
+        engine: says of what.
+        weights, activations, workspace: what the rank holds.
+    """
+    share, memory = policy.gpu_memory_utilization, gpu.memory_bytes
+    if engine.share == "left":
+        return share * memory + (1 - share) * (weights + activations + workspace)
+    if engine.share == "static":
+        return min(memory, share * (memory - workspace) + workspace + activations)
+    return share * memory
 
 
-def tokens_in_step(workload: Workload, requests: float = 1) -> int:
-    """Tokens of the largest forward pass that the engine reserves memory for: a full chunk of prefill (engines try one
-    when they start, whether or not prompts fill it), or a whole prompt; in any case one token per request."""
+def tokens_in_step(workload: Workload, engine: EngineMemory, requests: float = 1) -> int:
+    """Tokens of the largest forward pass that the engine reserves memory for: a full chunk of prefill, whether or not
+    prompts fill it, or without chunks the longest request and what the engine takes together by default. An engine
+    that tries nothing: a whole prompt, and in any case one token per request."""
     chunk = workload.engine.chunked_prefill
+    if engine.tries:
+        return max(workload.context_length, _usual(workload).max_num_tokens) if chunk is None else chunk
     return max(workload.input_length if chunk is None else chunk, math.ceil(requests))
+
+
+def sampled_in_step(gpu: Gpu, workload: Workload, engine: EngineMemory, requests: float = 1) -> int:
+    """Sequences whose tokens are sampled at once: of an engine that tries it when it starts, its largest batch."""
+    if not engine.tries:
+        return math.ceil(requests)
+    most = workload.engine.max_num_seqs or _usual(workload).largest_batch(gpu)
+    return min(most, tokens_in_step(workload, engine))
+
+
+def _usual(workload: Workload) -> EngineConstants:
+    """The engine's defaults."""
+    return DEFAULT.engines.get(workload.engine.name, DEFAULT.engines["generic"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,26 +191,35 @@ class LayoutMemory:
 
     def ranks(self, requests: float) -> list[RankMemory]:
         """Memory of those ranks with ``requests`` in flight on the replica, each at its full length."""
-        spec, layout = self.spec, self.layout
-        tokens, sampled = tokens_in_step(self.workload, requests), math.ceil(requests)
+        spec, layout, gpu, engine = self.spec, self.layout, self.gpu, self.engine
+        tokens = tokens_in_step(self.workload, engine, requests)
+        sampled = sampled_in_step(gpu, self.workload, engine, requests)
         inside, at_end = (
-            activation_bytes(spec, layout.tp, tokens=tokens, sampled=sampled, last_stage=last) for last in (False, True)
+            activation_bytes(spec, layout, engine, tokens=tokens, sampled=sampled, last_stage=last)
+            for last in (False, True)
         )
         kept = requests * cached_tokens(spec, self.workload.context_length)
-        workspace, usable = workspace_bytes(self.gpu, layout), usable_bytes(self.gpu, self.workload.engine)
-        return [
-            RankMemory(
-                stage=stage,
-                index=index,
-                weights=weights,
-                kv=kept * kv_per_token,
-                activations=at_end if stage == layout.pp - 1 else inside,
-                workspace=workspace,
-                kv_per_token=kv_per_token,
-                usable=usable,
+        workspace = workspace_bytes(spec, gpu, layout, engine)
+        made = []
+        for (stage, index), weights, kv_per_token in zip(self.places, self.weights, self.kv_per_token, strict=True):
+            activations = at_end if stage == layout.pp - 1 else inside
+            held = {"weights": weights, "activations": activations, "workspace": workspace}
+            made.append(
+                RankMemory(
+                    stage=stage,
+                    index=index,
+                    **held,
+                    kv=kept * kv_per_token,
+                    kv_per_token=kv_per_token,
+                    usable=usable_bytes(gpu, self.workload.engine, engine, **held),
+                )
             )
-            for (stage, index), weights, kv_per_token in zip(self.places, self.weights, self.kv_per_token, strict=True)
-        ]
+        return made
+
+    @property
+    def engine(self) -> EngineMemory:
+        """How the workload's engine sizes its cache."""
+        return engine_memory(self.workload.engine.name)
 
     def fullest(self, requests: float) -> RankMemory:
         """The rank with the least left."""
@@ -183,32 +232,18 @@ class LayoutMemory:
 
     @cached_property
     def max_requests(self) -> int:
-        """Capacity of the replica, in requests of full length; 0 where not even one fits.
+        """Capacity of the replica, in requests of full length: as many as fit, and no more than the engine was told to
+        run at once; 0 where not even one fits."""
+        told = self.workload.engine.max_num_seqs or MOST
+        if self.engine.tries:  # all but the cache is taken when it starts
+            fitting = min((rank.free + rank.kv) / rank.kv for rank in self.with_one)
+            return max(0, min(math.floor(fitting), told))
+        return bisect_left(range(told), True, key=lambda n: self.fullest(n + 1).free < 0)
 
-        On a rank the number is the n with ``fixed + n·each = usable``, where activations are those of a full chunk;
-        past a chunk's tokens every request adds one token to the pass besides.
-        """
-        tokens = tokens_in_step(self.workload)
-        per_token = activation_bytes(self.spec, self.layout.tp, tokens=1, sampled=0, last_stage=False)
-        most = math.inf
-        for empty, with_one in zip(self.ranks(0), self.with_one, strict=True):
-            each = with_one.total - empty.total
-            fitting = empty.free / each
-            if fitting > tokens:
-                fitting = (empty.free + tokens * per_token) / (each + per_token)
-            most = min(most, fitting)
-        return max(0, math.floor(most))
-
-    def token_capacity(self, of_free: bool = False) -> float:
-        """Capacity of the replica's cache, in tokens of whole pages, where no layer is windowed.
-
-        Args:
-            of_free: whether ``gpu_memory_utilization`` is a share of what the weights leave free, not of everything.
-        """
-        share = self.workload.engine.gpu_memory_utilization
-        usable = self.gpu.memory_bytes if of_free else self.gpu.memory_bytes * share
-        room = min((usable - (rank.total - rank.kv)) / rank.kv_per_token for rank in self.with_one)
-        return max(0, int(room) // CACHE_PAGE * CACHE_PAGE) * (share if of_free else 1)
+    def token_capacity(self) -> int:
+        """Capacity of the replica's cache, in tokens of whole pages, where no layer is windowed."""
+        room = min((rank.free + rank.kv) / rank.kv_per_token for rank in self.with_one)
+        return max(0, int(room) // CACHE_PAGE * CACHE_PAGE)
 
 
 def all_ranks(

@@ -103,7 +103,7 @@ class Steps:
         engine = engine_constants(workload.engine.name, constants)
         calibration = calibration.for_engine(workload.engine.name) if calibration else None
         if layouts is None:
-            layouts = layout_arrays(machine, memories, engine, constants, placements, calibration is not None)
+            layouts = layout_arrays(machine, memories, constants, placements, calibration is not None)
         groups = layouts.pp * layouts.replicas
         at_once = layouts.tp * np.minimum(groups, workload.concurrency or groups)
         return cls(

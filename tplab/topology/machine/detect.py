@@ -16,7 +16,7 @@ import psutil
 
 from tplab.topology.machine.generations import GENERATIONS, generation_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
-from tplab.topology.machine.spec_sheets import GPUS
+from tplab.topology.machine.spec_sheets import GPUS, cuda_GB
 from tplab.topology.machine.topo_text import TopoTable, machine_from_table
 
 _ANCESTOR = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
@@ -126,7 +126,7 @@ def gpus_called(name: str) -> frozenset[str]:
 def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:
     notes = []
     try:
-        memory_GB = nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9
+        memory_GB = cuda_GB(nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9)
     except nvml.NVMLError:  # GB10, whose memory is the CPU's too
         memory_GB = psutil.virtual_memory().total / 1e9
         notes.append(f"the driver does not say what memory {name} has: taken as all of this system's")

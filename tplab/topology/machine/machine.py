@@ -34,7 +34,8 @@ class Gpu:
     name: str
     """Name as in ``spec_sheets.GPUS``, or as the driver has it."""
     memory_GB: float
-    """Memory that the driver shows, in GB = 1e9 bytes: an "80 GB" H100 has 81559 MiB = 85.5 GB."""
+    """Memory that CUDA shows, in GB = 1e9 bytes: of an "80 GB" H100, where ``nvidia-smi`` shows 81559 MiB = 85.5 GB, it
+    shows 85.0."""
     hbm_GBps: float
     """Memory bandwidth, in GB/s."""
     bf16_TFLOPS: float

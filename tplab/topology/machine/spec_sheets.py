@@ -9,8 +9,8 @@ RTX PRO 6000 Server Edition checked against the system files of NVIDIA AIConfigu
 (7700 and 7750 GB/s; spec sheets: 8000). B300's fp4 is that of NVIDIA's HGX B300 page, 108 PFLOP/s for eight. B300 and
 GB300 hardly have int8 units left (0.25 POP/s with sparsity): such weights are widened.
 
-Memory is what the driver shows (nvidia-smi, rocm-smi), which is less than the name says; of GB10, what CUDA is given of
-the 128 GB.
+Memory is what the driver shows (nvidia-smi, rocm-smi), which is less than the name says, and of it what CUDA shows
+(``cuda_GB``); of GB10, what CUDA is given of the 128 GB.
 
 What large bf16 GEMMs keep up of the peak (``kept_share``) is over the 80.3 % of H100 and H200, from one table of such
 measurements (github.com/stas00/ml-engineering, compute/accelerator/README.md, maximum achievable matmul FLOPS): B200
@@ -28,8 +28,17 @@ from tplab.topology.machine.machine import Gpu
 _MIB = 1048576 / 1e9  # GB per MiB
 
 
+def cuda_GB(driver_GB: float) -> float:
+    """Memory that CUDA shows, where the driver (NVML, ``nvidia-smi``) shows ``driver_GB``: it keeps page tables and
+    room for ECC and its own firmware. Seen in logs of engines, in GiB: T4 14.6 of 15, A10G 22.1 of 22.5, RTX 3090 and
+    4090 23.5-23.7 of 24, A100 39.4-39.6 of 40 and 79.2 of 80, L40S 44.4 of 45, RTX 6000 Ada 47.4 of 48, H100 79.1-79.2
+    of 79.6, H200 139.8 of 140.4."""
+    return driver_GB - 0.36 * 2**30 / 1e9 - 0.002 * driver_GB
+
+
 def _gpu(name: str, mib: int, hbm: float, bf16: float, **more: Any) -> Gpu:
-    return Gpu(name=name, memory_GB=round(mib * _MIB, 2), hbm_GBps=hbm, bf16_TFLOPS=bf16, **more)
+    shown = mib * _MIB if more.get("shared_memory") or "xgmi_GBps" in more else cuda_GB(mib * _MIB)
+    return Gpu(name=name, memory_GB=round(shown, 2), hbm_GBps=hbm, bf16_TFLOPS=bf16, **more)
 
 
 def _rates(fp8: float | None = None, int8: float | None = None, fp4: float | None = None) -> dict[str, Any]:

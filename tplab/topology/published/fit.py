@@ -70,10 +70,10 @@ class Bench:
     def _layouts(cases: Sequence[Case], constants: Constants) -> tuple[LayoutMemory, Layouts]:
         parts: dict[tuple[int, int], Layouts] = {}
         for case in cases:
-            engine, layout = constants.engines[case.workload.engine.name], Layout.of(case.model, case.tp, case.pp)
+            layout = Layout.of(case.model, case.tp, case.pp)
             memory = LayoutMemory.of(case.model, case.machine.gpu, case.workload, layout)
             if (case.tp, case.pp) not in parts:
-                parts[case.tp, case.pp] = layout_arrays(case.machine, [memory], engine, constants)
+                parts[case.tp, case.pp] = layout_arrays(case.machine, [memory], constants)
         return memory, Layouts.joined([parts[case.tp, case.pp] for case in cases])
 
     def predict(self, constants: Constants) -> Floats:
