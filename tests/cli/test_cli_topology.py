@@ -278,6 +278,8 @@ def test_a_vllm_result_beside_the_prediction(said, tmp_path):
     assert "--tp must divide the model's 32 query heads: use 1, 2, 4, 8, 16 or 32 (one.json); got 3" in err
     status, _, err = said("validate", one, *what, "--tp", 2, "--by", "tp", "--no-refit")
     assert (status, err) == (2, f"tplab validate: --by, --no-refit must come with a folder of tables; got {one}\n")
+    status, _, err = said("validate", one, *what, "--tp", 2, "--report", "accuracy.md")
+    assert (status, err) == (2, f"tplab validate: --report must come with a folder of tables; got {one}\n")
     status, _, err = said("validate", one, "--machine", "h100")
     assert "--model must be given" in err
 
@@ -320,6 +322,24 @@ def test_the_scoreboard_of_a_folder(said, tmp_path):
         2,
         f"tplab validate: --tp, --machine, --eager must come with result files; got {folder}\n",
     )
+    page, beside = tmp_path / "accuracy.md", tmp_path / "beside.csv"
+    status, out, _ = said("validate", folder, "--report", page)
+    assert status == 0
+    assert out.endswith(f"Wrote {page}.\n")
+    text = page.read_text()
+    assert text.startswith("# How accurate the advisor is\n")
+    assert "| 1 | model DeepSeek-V3 is not a preset |" in text.replace("deepseek-ai/", "")
+    assert str(tmp_path) not in text
+    beside.write_text("tp,pp\n1,1\n")
+    for more, message in (
+        (("--report", page, "--beside", beside), f"{beside} lacks the columns table, "),
+        (("--report", page, "--no-refit"), "--report must come without --no-refit"),
+        (("--beside", beside), "--beside must come with --report"),
+        (("--report", tmp_path / "none" / "page.md"), f"--report {tmp_path / 'none' / 'page.md'} cannot be written"),
+    ):
+        status, out, err = said("validate", folder, *more)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"tplab validate: {message}")
     pd.DataFrame(rows[-1:]).to_csv(folder / "e2e_ttft_tpot_dense_by_tp.csv", index=False)
     status, _, err = said("validate", folder)
     assert status == 2

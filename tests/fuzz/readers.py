@@ -18,7 +18,8 @@ from tplab.models.spec import ModelConfig
 from tplab.pipeline import Schedule, add_communication, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
-from tplab.topology.published.tables import read_folder
+from tplab.topology.published.accuracy import read_beside
+from tplab.topology.published.tables import CELL, read_folder
 from tplab.topology.published.vllm_bench import beside_vllm, read_vllm
 from tplab.topology.verification.static_batch import machine_of
 
@@ -103,6 +104,13 @@ TABLES = (
     "model,impl,tp,pp,batch_size,input_len,output_len,latency_ms\ngpt-175b,fastertransformer,8,1,4,60,20,900.5\n",
     "model,gpu,tp,pp,isl,osl,precision,throughput\nllama-3.1-70b,H100 SXM,4,1,128,2048,fp8,3500.0\n"
     "llama-3.1-8b,A100,1,,128,128,,2000\n",
+    "# TensorRT-LLM\nmodel,hardware,precision,tp,pp,isl,osl,value,unit\n"
+    "Llama-3.3-70B,rtx_pro_6000_server,fp4,1,4,128,128,9641.0,output_tokens_per_s_total\n",
+)
+BESIDE = (
+    f"{','.join(CELL)},source,predicted_tpot_ms,predicted_ttft_ms,predicted_tok_s,failure\n"
+    "a.csv,served,llama-3.1-8b,fp8,h100,vllm,2,1,1024/256,16,Other 2.0,7.5,40,700.5,\n"
+    "a.csv,served,llama-3.1-8b,fp8,h100,vllm,4,1,1024/256,16,Other 2.0,,,,does not fit\n"
 )
 SMALL = Workload(input_length=64, output_length=64, concurrency=2)
 H100 = Machine.preset("h100", gpus=8)
@@ -196,6 +204,7 @@ READERS: dict[str, Reader] = {
     "trace": Reader(bases=(), file="trace.json", read=_trace),
     "tables": Reader(bases=tuple(text.encode() for text in TABLES), file="table.csv",
                      read=lambda path: read_folder(path.parent), words=("has no table of a known form",)),
+    "beside": Reader(bases=(BESIDE.encode(),), file="beside.csv", read=read_beside),
     "sweep": Reader(bases=(SWEEP.encode(),), file="sweep.csv", words=("the sweep has", "a comparison needs"),
                     read=lambda path: crossovers(comparable(read_sweep(path)))),
     "sizes": Reader(bases=(b"64KiB", b"1GiB", b"512", b" 3 MiB"), file="size.txt", words=("--from-size",),

@@ -33,7 +33,7 @@ _ENGINES = ", ".join(sorted(set(DEFAULT.engines) - set(_NO_SERVER)))
 _BY = "model,gpu,engine,tp,pp"
 _CONCURRENCY = 16
 _INDENT = " " * 6
-_OF_A_FOLDER = ("by", "no_refit")
+_OF_A_FOLDER = ("by", "no_refit", "report", "beside")
 _OF_EITHER = ("help", "paths", "csv")
 """Arguments of ``validate``; the others come with result files, for published tables say those things themselves."""
 _COLUMNS = {"tpot_ms": "tpot_ms", "ttft_ms": "ttft_ms", "output_tokens_per_s": "tokens/s", "free_GB": "free GB/GPU"}
@@ -84,7 +84,13 @@ def add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder of tables, or vLLM result files")
     parser.add_argument("--by", help=f"columns to group by (folder; default {_BY})")
-    parser.add_argument("--no-refit", action="store_true", help="do not fit again without each GPU, engine, length")
+    parser.add_argument(
+        "--no-refit", action="store_true", help="do not fit again without each model, GPU, engine, length"
+    )
+    parser.add_argument("--report", help="also write a page (Markdown) about all of it here (folder)")
+    parser.add_argument(
+        "--beside", help="another tool's predictions of the cells, for the page (bench_aiconfigurator.py makes it)"
+    )
     parser.add_argument(
         "--tp", type=int, help="GPUs of the server that share a layer (vLLM result; default: what the file says)"
     )
@@ -286,9 +292,17 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _scoreboard(arguments: argparse.Namespace, folder: Path) -> "pd.DataFrame":
+    from tplab.files import write_text
+    from tplab.topology.published.accuracy import accuracy_page, read_beside
     from tplab.topology.published.scoreboard import LEFT_OUT, layout_choice, predictions, score
     from tplab.topology.published.tables import read_folder
 
+    if arguments.report is None and arguments.beside is not None:
+        raise ValueError("--beside must come with --report: the page shows it")
+    if arguments.report is not None and arguments.no_refit:
+        raise ValueError("--report must come without --no-refit: the page is about what is left out")
+    report = None if arguments.report is None else writable("--report", arguments.report)
+    beside = None if arguments.beside is None else read_beside(arguments.beside)
     tables = read_folder(folder)
     rows = predictions(tables, leave_out=() if arguments.no_refit else LEFT_OUT)
     frame = score(rows, [key.strip() for key in (arguments.by or _BY).split(",")])
@@ -301,6 +315,9 @@ def _scoreboard(arguments: argparse.Namespace, folder: Path) -> "pd.DataFrame":
         print("\nRows left out, by reason:")
         for reason, count in tables.skipped.items():
             print(_wrapped(f"  {count:5d}  {reason}", indent=" " * 9))
+    if report is not None:
+        write_text(report, accuracy_page(tables, rows, beside))
+        print(f"Wrote {report}.")
     return frame
 
 

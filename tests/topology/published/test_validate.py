@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tplab.topology.advisor.constants import DEFAULT
+from tplab.topology.advisor.constants import DEFAULT, mfu_table
 from tplab.topology.machine.machine import Link
-from tplab.topology.published.fit import Bench, fit_engines, fit_generated, report
+from tplab.topology.published import fit
+from tplab.topology.published.fit import PRIORS, Bench, fit_engines, fit_generated, report
 from tplab.topology.published.fit_kernels import fit_matmul, fit_nccl, least_squares
 from tplab.topology.published.refit import spread_of
 from tplab.topology.published.scoreboard import (
     IN_USE,
+    ONE_STAGE,
     layout_choice,
     predictions,
     score,
@@ -25,18 +27,16 @@ from tplab.topology.published.scoreboard import (
 from tplab.topology.published.spread import coverage, fit_spread, module_of, with_intervals
 from tplab.topology.published.tables import read_folder
 
+MFU = mfu_table(0.58)
 PLANTED = replace(
     DEFAULT,
-    hbm_share=0.8,
+    hbm_share=0.82,
     engines={
-        **DEFAULT.engines,
-        "vllm": replace(
-            DEFAULT.engines["vllm"],
-            step_us=3000.0,
-            mfu={**DEFAULT.engines["vllm"].mfu, "fp8": 0.4},
-            small_batch_slowdown=1.1,
+        **{name: replace(engine, mfu=MFU) for name, engine in DEFAULT.engines.items()},
+        "vllm": replace(DEFAULT.engines["vllm"], mfu=MFU, step_us=1500.0, sequence_us=30.0, small_batch_slowdown=1.2),
+        "trtllm": replace(
+            DEFAULT.engines["trtllm"], mfu=MFU, step_us=300.0, sequence_us=80.0, small_batch_slowdown=1.0
         ),
-        "trtllm": replace(DEFAULT.engines["trtllm"], step_us=900.0, mfu={**DEFAULT.engines["trtllm"].mfu, "fp8": 0.75}),
         "fastertransformer": replace(
             DEFAULT.engines["fastertransformer"],
             step_us=800.0,
@@ -46,6 +46,8 @@ PLANTED = replace(
     },
 )
 GRID = tuple(product(("h100_sxm", "h200_sxm"), ("vllm", "trtllm"), ((1024, 1024), (4096, 256)), (2, 4, 8), (4, 32, 64)))
+FEW = GRID[::5]
+"""Enough where what is found out does not matter."""
 
 
 def rows(grid=GRID, **more):
@@ -96,24 +98,41 @@ def test_a_perfect_model_scores_nothing(tmp_path):
     board = validate(made_folder(tmp_path, DEFAULT), leave_out=())
     assert board["tpot_mape_pct"].max() < 1e-6
     assert board["ttft_median_pct"].max() < 1e-6
+    assert board["e2e_mape_pct"].max() < 1e-6
+    assert (board["within_pct"] == 100).all()
     assert board["tok_s_mape_pct"].isna().all()
     assert board["num_cases"].sum() == len(GRID)
-    assert board["seen"].tolist() == [
-        gpu == "h200" or engine == "vllm" for gpu, engine in zip(board["gpu"], board["engine"], strict=True)
-    ]
+    assert board["seen"].all()
     assert (board["split"] == IN_USE).all()
 
 
-def test_planted_constants_are_found(planted):
-    made = fit_engines(read_folder(planted).cases)
-    assert made.hbm_share == pytest.approx(0.8, rel=0.03)
-    assert made.engines["vllm"].step_us == pytest.approx(3000, rel=0.1)
-    assert made.engines["vllm"].mfu["fp8"] == pytest.approx(0.4, rel=0.05)
-    assert made.engines["vllm"].small_batch_slowdown == pytest.approx(1.1, abs=0.04)
-    assert made.engines["trtllm"].step_us == pytest.approx(900, rel=0.3)
-    assert made.engines["trtllm"].mfu["fp8"] == pytest.approx(0.75, rel=0.05)
-    assert made.engines["generic"] == DEFAULT.engines["generic"]
-    assert made.engines["sglang"] == DEFAULT.engines["sglang"]
+@pytest.fixture(scope="module", autouse=True)
+def tables_alone():
+    """What the tables say, without what is known otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "_PRIOR_CELLS", 0.01)
+        yield
+
+
+def test_planted_constants_are_found(tmp_path):
+    made = fit_engines(read_folder(made_folder(tmp_path)).cases)
+    assert made.hbm_share == pytest.approx(0.82, rel=0.01)
+    for name in ("vllm", "trtllm"):
+        found, planted = made.engines[name], PLANTED.engines[name]
+        assert found.mfu == pytest.approx(MFU, rel=0.01)
+        assert found.step_us == pytest.approx(planted.step_us, rel=0.05)
+        assert found.sequence_us == pytest.approx(planted.sequence_us, rel=0.05)
+        assert found.small_batch_slowdown == pytest.approx(planted.small_batch_slowdown, rel=0.01)
+    assert made.engines["sglang"].step_us == PRIORS["step_us"][0]
+    assert made.engines["lab"] == DEFAULT.engines["lab"]
+
+
+def test_what_few_cells_cannot_tell_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "_PRIOR_CELLS", 54)
+    made = fit_engines(read_folder(made_folder(tmp_path, grid=GRID[:1])).cases)
+    assert made.hbm_share == pytest.approx(PRIORS["hbm_share"][0], rel=0.02)
+    assert made.engines["vllm"].step_us == pytest.approx(PRIORS["step_us"][0], rel=0.3)
+    assert made.engines["vllm"].small_batch_slowdown == pytest.approx(PRIORS["small_batch_slowdown"][0], rel=0.02)
 
 
 def test_planted_constants_of_static_batches_are_found(tmp_path):
@@ -133,7 +152,7 @@ def test_planted_constants_of_static_batches_are_found(tmp_path):
     write(tmp_path, table.assign(latency_ms=20 * tpot))
     start = replace(PLANTED, engines=DEFAULT.engines)
     made = fit_generated(read_folder(tmp_path).cases, start).engines["fastertransformer"]
-    assert made.light_kernels == pytest.approx(12, rel=0.1)
+    assert made.light_kernels == pytest.approx(12, rel=0.15)
     assert made.step_us == pytest.approx(800, rel=0.2)
     assert made.mfu["fp16"] == pytest.approx(0.5, rel=0.05)
 
@@ -144,8 +163,8 @@ def test_splits_are_fitted_without_what_they_predict(scored):
         IN_USE, "without gpu h100", "without gpu h200", "without engine vllm", "without engine trtllm",
         "without length 1024/1024", "without length 4096/256",
     }  # fmt: skip
-    board = score(scored, ["model"]).groupby("split")["tpot_mape_pct"].mean()
-    assert board[IN_USE] > 7  # the planted machine is not the one the constants are of
+    board = score(scored, ["model"]).set_index("split")["tpot_mape_pct"]
+    assert board[IN_USE] > 4  # the planted machine is not the one the constants are of
     assert board["without gpu h100"] < 4  # found on the other GPU: the noise is 2 %
     assert board["without gpu h200"] < 4
     assert board["without length 1024/1024"] < 4
@@ -155,14 +174,39 @@ def test_splits_are_fitted_without_what_they_predict(scored):
     assert not scored[scored["split"] != IN_USE]["seen"].any()
 
 
+def test_a_model_left_out_takes_its_engine_along_where_no_other_has_it(tmp_path):
+    """What is left says nothing of that engine: its constants in use have seen the model and must not help."""
+    small = rows([cell for cell in FEW if cell[1] == "trtllm"], model_path="Qwen/Qwen3-32B")
+    table = pd.concat([rows([cell for cell in FEW if cell[1] == "vllm"]), small])
+    write(tmp_path, table)
+    tpot, ttft, _ = Bench(read_folder(tmp_path).cases, PLANTED).predict(PLANTED)
+    tables = read_folder(write(tmp_path, table.assign(silicon_tpot_ms=tpot, silicon_ttft_ms=ttft)))
+    once = predictions(tables, leave_out=["model"])
+    assert set(once["split"]) == {IN_USE, "without model llama-3.1-70b", "without model qwen3-32b"}
+    left = once[once["split"] == "without model qwen3-32b"]
+    assert set(left["engine"]) == {"trtllm"}
+    hasty = replace(DEFAULT.engines["trtllm"], step_us=20_000.0)
+    wrong = replace(DEFAULT, engines={**DEFAULT.engines, "trtllm": hasty})
+    again = predictions(tables, constants=wrong, leave_out=["model"])
+    used = again[(again["split"] == IN_USE) & (again["engine"] == "trtllm")]
+    assert (used["predicted_tpot_ms"] > 20).all()
+    again = again[again["split"] == "without model qwen3-32b"]
+    assert again["predicted_tpot_ms"].to_numpy() == pytest.approx(left["predicted_tpot_ms"].to_numpy(), rel=1e-3)
+
+
 def test_score_is_the_mean_of_what_it_groups(scored):
     board = score(scored, ["gpu", "tp"])
-    one = scored[(scored["split"] == IN_USE) & (scored["gpu"] == "h200") & (scored["tp"] == 4)]
-    row = board[(board["split"] == IN_USE) & (board["gpu"] == "h200") & (board["tp"] == 4)].iloc[0]
+    one = scored[(scored["split"] == IN_USE) & (scored["gpu"] == "h100") & (scored["tp"] == 4)]
+    row = board[(board["split"] == IN_USE) & (board["gpu"] == "h100") & (board["tp"] == 4)].iloc[0]
     assert row["num_cases"] == len(one)
     assert row["tpot_mape_pct"] == pytest.approx(one["tpot_error_pct"].abs().mean())
     assert row["tpot_bias_pct"] == pytest.approx(one["tpot_error_pct"].mean())
     assert row["tpot_max_pct"] == pytest.approx(one["tpot_error_pct"].abs().max())
+    assert row["within_pct"] == pytest.approx(100 * one["within"].mean())
+    whole = {key: one[f"{key}_ttft_ms"] + 255 * one[f"{key}_tpot_ms"] for key in ("measured", "predicted")}
+    short = one["length"] == "4096/256"
+    error = (whole["predicted"] / whole["measured"] - 1)[short]
+    assert one["e2e_error_pct"][short].to_numpy() == pytest.approx(100 * error.to_numpy())
     with pytest.raises(ValueError, match=r"by must be out of split, .*; got 'colour'"):
         score(scored, ["colour"])
 
@@ -346,6 +390,56 @@ def test_saturated_tables(tmp_path, names):
     assert rate[1] > 3 * rate[0]  # the cache of one card starves
 
 
+def test_a_column_of_values_with_their_unit(tmp_path):
+    """The engine is the one that the comments above the header name."""
+    row = {
+        "model": "Llama-3.3-70B",
+        "hardware": "rtx_pro_6000_server",
+        "precision": "fp4",
+        "tp": 1,
+        "isl": 128,
+        "osl": 2048,
+    }
+    table = pd.DataFrame(
+        [
+            row | {"pp": pp, "value": value, "unit": unit}
+            for pp, value, unit in (
+                (1, 2000.0, "output_tokens_per_s_total"),
+                (4, 1500.0, "output_tokens_per_s_per_gpu"),
+                (4, 7000.0, "tok_s"),
+                (1, 9.0, "requests_per_s"),
+                (1, None, "tok_s"),
+            )
+        ]
+    )
+    file = write(tmp_path, table) / "made.csv"
+    text = file.read_text().partition("\n")[2]
+    file.write_text(f"# Source: TensorRT-LLM's overview.\n#   Maximum throughput\n{text}")
+    tables = read_folder(tmp_path)
+    assert [case.output_tokens_per_s for case in tables.cases] == [2000.0, 6000.0, 7000.0]
+    assert {case.workload.concurrency for case in tables.cases} == {3000}
+    assert {(case.engine, case.workload.engine.name, case.load) for case in tables.cases} == {
+        ("trtllm", "trtllm", "saturated")
+    }
+    assert tables.skipped == {"unit requests_per_s is not known": 1, "tokens per second are missing or not above 0": 1}
+    assert tables.comments == {"made.csv": ("Source: TensorRT-LLM's overview.", "Maximum throughput")}
+    file.write_text(f"# Both vLLM and SGLang\n{text}")
+    assert {case.engine for case in read_folder(tmp_path).cases} == {"generic"}
+
+
+def test_pipelines_are_predicted_by_what_one_stage_has_shown(tmp_path):
+    saturated = pd.DataFrame(
+        [{"model": "Llama-3.3-70B-FP8", "gpu": "h100", "tp": 2, "pp": pp, "isl": 128, "osl": 2048, "engine": "trtllm",
+          "tok_s": 1000.0} for pp in (1, 4)]
+    )  # fmt: skip
+    made_folder(tmp_path, grid=FEW)
+    made = predictions(read_folder(write(tmp_path, saturated, "saturated.csv")), leave_out=["pp"])
+    deep = made[made["split"] == ONE_STAGE]
+    assert set(deep["pp"]) == {4}
+    known = made[(made["split"] == IN_USE) & (made["pp"] == 4)]
+    assert deep["predicted_tok_s"].iloc[0] != pytest.approx(known["predicted_tok_s"].iloc[0], rel=1e-3)
+
+
 def test_more_gpus_than_a_node_are_nodes(tmp_path):
     table = pd.DataFrame(
         [{"model": "GPT-530B", "impl": "FasterTransformer", "tp": 8, "pp": 3, "batch_size": 4, "input_len": 20,
@@ -373,9 +467,9 @@ def test_folders_that_hold_nothing(tmp_path):
         validate(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         validate(tmp_path / "none")
-    with pytest.raises(ValueError, match="leave_out must be one of model, gpu, engine, length; got 'weather'"):
+    with pytest.raises(ValueError, match="leave_out must be one of model, gpu, engine, length, pp; got 'weather'"):
         predictions(read_folder(made_folder(tmp_path, DEFAULT, grid=GRID[:2])), leave_out=["weather"])
-    with pytest.raises(ValueError, match="none of 0 cases is a served fp8 model"):
+    with pytest.raises(ValueError, match="none of 0 cases is of a served model"):
         fit_engines([])
     with pytest.raises(ValueError, match="none of 0 cases is a static batch"):
         fit_generated([])
@@ -419,8 +513,8 @@ def test_nccl_constants_are_found():
     assert link.ring_share == pytest.approx(0.8, rel=0.05)
 
 
-def test_the_report_names_what_it_finds_and_what_is_missing(planted):
-    lines = report(planted)
+def test_the_report_names_what_it_finds_and_what_is_missing(tmp_path):
+    lines = report(made_folder(tmp_path, grid=FEW))
     assert lines[0].startswith("hbm_share 0.8")
     assert any(line.startswith("vllm: step_us ") for line in lines)
     assert any(line.startswith("left out: none of ") for line in lines)

@@ -1,16 +1,18 @@
 """The scoreboard: how far the model is from published measurements, and whether it would have chosen well.
 
 Two questions. *How wrong* is a prediction: mean absolute percentage error by model, GPU, engine and TP degree, once
-with the constants in use and once for each model, GPU, engine and length with constants fitted without it (an engine
-left out is predicted as ``generic``). *How costly* is a choice made by it: among the measured TP degrees, take the one
-predicted to give most tokens per second per GPU within a limit on the time per token, look up what it really gave, and
-compare with the best one and with the two rules that need no model, always the largest TP and always the smallest.
+with the constants in use and once for each model, GPU, engine and length with constants fitted without it, and for
+pipelines with constants fitted on one stage alone. An engine of which nothing is left to fit then
+has the times that any has (``fit.PRIORS``). *How costly* is
+a choice made by it: among the measured TP degrees, take the one predicted to give most tokens per second per GPU within
+a limit on the time per token, look up what it really gave, and compare with the best one and with the two rules that
+need no model, always the largest TP and always the smallest.
 
 The tables are read from a folder and never kept; their forms are described in ``tables``.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +27,8 @@ from tplab.topology.published.spread import checked_on, with_intervals
 from tplab.topology.published.tables import Case, Tables, read_folder
 
 IN_USE = "constants in use"
-LEFT_OUT = ("model", "gpu", "engine", "length")
+LEFT_OUT = ("model", "gpu", "engine", "length", "pp")
+ONE_STAGE = "fitted on PP 1 alone"
 LIMITS_MS = (8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0, 40.0, 60.0, 100.0)
 """Limits on the time per token under which layouts are chosen."""
 RULES = ("advisor", "largest TP", "smallest TP")
@@ -42,8 +45,9 @@ def validate(
 
     Columns: ``split`` (``constants in use``, ``without gpu h100``, ...), ``seen`` (whether the constants were fitted on
     such cells), those of ``by``, ``num_cases``, ``tpot_mape_pct``, ``tpot_bias_pct`` (mean signed error: above 0
-    predicts too long), ``tpot_max_pct``, ``ttft_median_pct`` (median absolute error), ``tok_s_mape_pct`` (of output
-    tokens per second, where that is what was measured); nan where nothing was.
+    predicts too long), ``tpot_max_pct``, ``e2e_mape_pct`` (of a whole request, TTFT + (OSL - 1) x TPOT),
+    ``ttft_median_pct`` (median absolute error), ``tok_s_mape_pct`` (of output tokens per second, where that is what was
+    measured), ``within_pct`` (share of measurements within their interval of 90 %); nan where nothing was.
 
     Args:
         by: what to group by, of the columns of ``predictions``.
@@ -56,9 +60,9 @@ def validate(
 
 
 def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Sequence[str] = LEFT_OUT) -> pd.DataFrame:
-    """One row per case and split: what it is, measured and predicted; ``new`` (what was not checked, of
-    ``interval.ASPECTS``), ``width`` (the interval's upper end over the prediction) and ``within`` (whether it holds the
-    measurement).
+    """One row per case and split: what it is, measured and predicted; ``seen`` (whether the constants were fitted on
+    it), ``new`` (what was not checked, of ``interval.ASPECTS``), ``width`` (the interval's upper end over the
+    prediction) and ``within`` (whether it holds the measurement).
 
     Raises:
         ValueError: a name in ``leave_out`` that is none of ``LEFT_OUT``, or tables without a row that can be read.
@@ -68,23 +72,27 @@ def predictions(tables: Tables, *, constants: Constants = DEFAULT, leave_out: Se
     if not tables.cases:
         raise ValueError(f"nothing to score: {tables.skipped_in_words or 'the tables have no rows'}")
     frames = [_rows(tables.cases, constants, IN_USE)]
-    fitted = [case for case in tables.cases if case.kind == "served"]
-    for what in leave_out:
-        name: Callable[[Case], str] = {
-            "model": lambda case: case.model.name,
-            "gpu": lambda case: case.gpu,
-            "engine": lambda case: case.engine,
-            "length": lambda case: case.length,
-        }[what]
-        values = sorted({name(case) for case in fitted})
-        for value in values if len(values) > 1 else []:
-            others = [case for case in fitted if name(case) != value]
-            rest = replace(fit_engines(others, constants), checked=checked_on(others))
-            out = [case for case in fitted if name(case) == value]
-            if what == "engine":
-                out = [_as_generic(case) for case in out]
-            frames.append(_rows(out, rest, f"without {what} {value}"))
+    for split, rest, out in _splits(tables.cases, leave_out):
+        made = replace(fit_engines(rest, constants), checked=checked_on(rest))
+        frames.append(_rows(out, made, split))
     return pd.concat(frames, ignore_index=True)
+
+
+def _splits(cases: Sequence[Case], leave_out: Sequence[str]) -> Iterator[tuple[str, list[Case], list[Case]]]:
+    """Name, cases to fit on and cases to predict, of everything that can be left out so that something is left."""
+    fitted = [case for case in cases if case.kind == "served"]
+    serving = [case for case in cases if not case.static]
+    for what in leave_out:
+        if what == "pp":
+            deep = [case for case in serving if case.pp > 1]
+            rest = [case for case in fitted if case.pp == 1]
+            if deep and rest:
+                yield ONE_STAGE, rest, deep
+            continue
+        for value in sorted({str(case.cell[what]) for case in fitted}):
+            rest = [case for case in fitted if case.cell[what] != value]
+            if rest:
+                yield f"without {what} {value}", rest, [case for case in serving if case.cell[what] == value]
 
 
 def score(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -100,8 +108,10 @@ def score(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         "tpot_mape_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().mean()),
         "tpot_bias_pct": grouped["tpot_error_pct"].mean(),
         "tpot_max_pct": grouped["tpot_error_pct"].apply(lambda e: e.abs().max()),
+        "e2e_mape_pct": grouped["e2e_error_pct"].apply(lambda e: e.abs().mean()),
         "ttft_median_pct": grouped["ttft_error_pct"].apply(lambda e: e.abs().median()),
         "tok_s_mape_pct": grouped["tok_s_error_pct"].apply(lambda e: e.abs().mean()),
+        "within_pct": 100 * grouped["within"].mean(),
     }
     return pd.DataFrame(error).reset_index()
 
@@ -150,28 +160,25 @@ def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFra
         served = predict(case.model, case.machine, case.workload, case.tp, case.pp, constants=constants)
         shares = shares_of({term.name: np.array([term.ms]) for term in served.terms})
         tpot, ttft, tok_s = (np.nan if x is None else x for x in (case.tpot_ms, case.ttft_ms, case.output_tokens_per_s))
+        more = case.workload.output_length - 1
         made.append(
             {
                 "split": split,
-                "seen": split == IN_USE and not served.standing.new,
+                "seen": split == IN_USE and case.kind == "served",
+                **case.cell,
+                "load": case.load,
+                "fits": served.fits,
                 "new": served.standing.new,
                 **{f"share_{part}": float(share[0]) for part, share in shares.items()},
-                "table": case.table,
-                "kind": case.kind,
-                "model": case.model.name,
-                "precision": case.model.weight_precision,
-                "gpu": case.gpu,
-                "engine": case.engine,
-                "tp": case.tp,
-                "pp": case.pp,
-                "length": case.length,
-                "concurrency": case.workload.concurrency,
                 "measured_tpot_ms": tpot,
                 "predicted_tpot_ms": time,
                 "tpot_error_pct": 100 * (time / tpot - 1),
                 "measured_ttft_ms": ttft,
                 "predicted_ttft_ms": first,
                 "ttft_error_pct": 100 * (first / ttft - 1),
+                "measured_e2e_ms": ttft + more * tpot,
+                "predicted_e2e_ms": first + more * time,
+                "e2e_error_pct": 100 * ((first + more * time) / (ttft + more * tpot) - 1),
                 "measured_tok_s": tok_s,
                 "predicted_tok_s": rate,
                 "tok_s_error_pct": 100 * (rate / tok_s - 1),
@@ -193,8 +200,3 @@ def _throughput(case: Case, tpot_ms: float, ttft_ms: float) -> float:
 def _best_by_tp(group: pd.DataFrame, tpot: str, value: str, limit: float) -> "pd.Series[float]":
     within = group.assign(value=np.where(group[tpot] <= limit, group[value], 0.0))
     return within.groupby("tp")["value"].max()
-
-
-def _as_generic(case: Case) -> Case:
-    engine = replace(case.workload.engine, name="generic")
-    return replace(case, workload=replace(case.workload, engine=engine))

@@ -7,34 +7,34 @@ Three forms, told apart by their columns:
              (AIConfigurator's export of served models)
   generated  model, impl, tp, pp, batch_size, input_len, output_len, latency_ms: one static batch per call
              (FasterTransformer's guide)
-  saturated  throughput with far more requests than fit, by model, gpu, tp, isl, osl and a column of tokens per second
-             (``_ALIASES`` has other names for each; pp, precision, engine and concurrency if present): offline
-             benchmarks (TensorRT-LLM's performance overview)
+  saturated  throughput with far more requests than fit, by model, gpu, tp, isl, osl and a column of tokens per second,
+             or value and unit (``_ALIASES`` has other names for each; pp, precision, engine and concurrency if
+             present): offline benchmarks (TensorRT-LLM's performance overview)
 
 Rows that cannot be read (a model or GPU that is not known, tensors split otherwise) are counted by reason, not dropped
-silently. What a table does not say is assumed, here and nowhere else: a cache in fp8 where the weights are, else in
-bf16.
+silently. What a table does not say is assumed, here and nowhere else: a cache in fp8 where the weights are in fp8 or
+fp4, else in bf16; the engine that alone is named in the comments above the header; of saturated tables how
+many requests are sent, and the share of memory asked for (``_SENT``, ``_SATURATED_SHARE``).
 """
 
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from tplab.files import read_frame
+from tplab.files import read_frame, read_text
 from tplab.models.presets import MODELS
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.shown import listed, shown
-from tplab.topology.advisor.workload import MOST, EnginePolicy, Workload
+from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.gpu_names import gpu_preset
 from tplab.topology.machine.machine import Machine
+from tplab.topology.published.values import count_of, first_of, number_of, positive_of, value_of
 
 SERVED = frozenset({"model_path", "system", "backend", "isl", "osl", "tp_size", "silicon_tpot_ms"})
 GENERATED = frozenset({"model", "impl", "tp", "pp", "batch_size", "input_len", "output_len", "latency_ms"})
@@ -49,9 +49,12 @@ _ALIASES = {
 _OF_ALL = ("output_tokens_per_s", "output_tok_s", "throughput_tok_s", "tokens_per_s", "tok_s", "throughput")
 _OF_ONE = tuple(f"{name}_per_gpu" for name in _OF_ALL) + tuple(f"{name}_gpu" for name in _OF_ALL)
 _REQUESTS = ("silicon_concurrency", "concurrency", "batch_size")
-_LARGEST = 1e15
-_SATURATING = 4096
-"""Requests in flight where a saturated table does not say: more than any cache holds or any engine admits."""
+_UNITED = frozenset({"value", "unit"})
+_SENT = ((256, 30_000), (2_500, 3_000), (10_000, 1_500), (math.inf, 1_000))
+"""Requests that a saturated benchmark sends, all at once, where its table does not say: up to so many tokens each, so
+many. Source: TensorRT-LLM 1.0, docs/source/performance/perf-overview.md, commit 00f3768."""
+_SATURATED_SHARE = 0.95
+"""Share of memory in saturated tables. Source: --kv_cache_free_gpu_mem_fraction, on the same page."""
 
 _PRECISIONS = {
     "fp8": "fp8", "fp8_block": "fp8", "fp8_static": "fp8", "fp16": "fp16", "float16": "fp16", "half": "fp16",
@@ -59,6 +62,10 @@ _PRECISIONS = {
     "awq": "int4", "w4a16": "int4", "nvfp4": "fp4", "fp4": "fp4",
 }  # fmt: skip
 _ENGINES = {"trtllm": "trtllm", "tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "vllm": "vllm", "sglang": "sglang"}
+
+_LOADS = ((4, "1-4"), (16, "5-16"), (64, "17-64"))
+CELL = ("table", "kind", "model", "precision", "gpu", "engine", "tp", "pp", "length", "concurrency")
+"""Columns that say which measurement a row is about (``Case.cell``)."""
 
 _GPT_SHAPES = {  # heads, head size, layers: FasterTransformer, docs/gpt_guide.md
     "gpt-530b": (128, 160, 105), "gpt-175b": (96, 128, 96), "gpt-89b": (96, 128, 48), "gpt-20b": (48, 128, 44),
@@ -99,6 +106,20 @@ class Case:
         """Tokens in and out, as a name."""
         return f"{self.workload.input_length}/{self.workload.output_length}"
 
+    @property
+    def load(self) -> str:
+        """Class of the number of requests in flight."""
+        if self.kind == "saturated":
+            return self.kind
+        requests = self.workload.concurrency or 1
+        return next((name for most, name in _LOADS if requests <= most), "65 and more")
+
+    @property
+    def cell(self) -> dict[str, str | int | None]:
+        """What the measurement is about: the columns ``CELL``."""
+        values = (self.model.name, self.model.weight_precision, self.gpu, self.engine, self.tp, self.pp, self.length)
+        return dict(zip(CELL, (self.table, self.kind, *values, self.workload.concurrency), strict=True))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
@@ -107,6 +128,8 @@ class Tables:
     cases: tuple[Case, ...]
     skipped: Mapping[str, int]
     """Reason -> number of rows left out, the most frequent reason first."""
+    comments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of each file of a known form -> the lines above its header, which say where it is from."""
 
     @property
     def skipped_in_words(self) -> str:
@@ -131,25 +154,39 @@ def read_folder(folder: "str | os.PathLike[str]") -> Tables:
         raise ValueError(f"{path} is not a folder: give one with published tables as CSV files")
     cases: list[Case] = []
     skipped: Counter[str] = Counter()
-    known = 0
+    comments: dict[str, tuple[str, ...]] = {}
     for file in sorted(path.glob("*.csv")):
         reader = _reader({str(name) for name in read_frame(file, comment="#", rows=0).columns})
         if reader is None:
             continue
-        known += 1
+        comments[file.name] = lines = tuple(_comments(file))
+        told = {"engine": engine} if (engine := _engine_named("\n".join(lines))) else {}
         for row in read_frame(file, comment="#").to_dict("records"):
             try:
-                case = reader(file.name, {str(key): value for key, value in row.items()})
+                case = reader(file.name, told | {str(key): value for key, value in row.items()})
                 Layout.of(case.model, case.tp, case.pp)  # refused here, with its reason, if it cannot be
                 cases.append(case)
             except ValueError as error:
                 skipped[str(error)] += 1
-    if not known:
+    if not comments:
         raise ValueError(
             f"{path} has no table of a known form: needs columns {', '.join(sorted(SERVED))}, or "
             f"{', '.join(sorted(GENERATED))}, or {', '.join(_ALIASES)} and {_OF_ALL[0]}"
         )
-    return Tables(cases=tuple(cases), skipped=dict(skipped.most_common()))
+    return Tables(cases=tuple(cases), skipped=dict(skipped.most_common()), comments=comments)
+
+
+def _comments(file: Path) -> Iterator[str]:
+    for line in read_text(file).splitlines():
+        if not line.startswith("#"):
+            return
+        yield line.lstrip("# ").rstrip()
+
+
+def _engine_named(text: str) -> str | None:
+    """The engine in a text that names one of them only."""
+    found = {name: engine for name, engine in _ENGINES.items() if name in text.lower()}
+    return next(iter(found)) if len(set(found.values())) == 1 else None
 
 
 def _reader(header: set[str]) -> "Callable[[str, Mapping[str, Any]], Case] | None":
@@ -158,29 +195,29 @@ def _reader(header: set[str]) -> "Callable[[str, Mapping[str, Any]], Case] | Non
     if header >= GENERATED:
         return _generated
     named = all(header & set(names) for names in _ALIASES.values())
-    return _saturated if named and header & {*_OF_ALL, *_OF_ONE} else None
+    return _saturated if named and (header & {*_OF_ALL, *_OF_ONE} or header >= _UNITED) else None
 
 
 def _served(table: str, row: Mapping[str, Any]) -> Case:
-    tp, pp = _count(row, "tp_size"), _count(row, "pp_size", usual=1)
-    if _count(row, "attention_dp_size", usual=1) > 1:
+    tp, pp = count_of(row, "tp_size"), count_of(row, "pp_size", usual=1)
+    if count_of(row, "attention_dp_size", usual=1) > 1:
         raise ValueError("attention is copied, not split (attention_dp_size > 1)")
     backend = str(row["backend"]).lower()
-    precision = _precision(_value(row, "gemm_quant_mode") or _value(row, "precision"))
-    model = _model(str(row["model_path"]), precision, _precision(_value(row, "kv_cache_dtype")))
+    precision = _precision(value_of(row, "gemm_quant_mode") or value_of(row, "precision"))
+    model = _model(str(row["model_path"]), precision, _precision(value_of(row, "kv_cache_dtype")))
     engine = EnginePolicy(name=_ENGINES.get(backend, "generic"))
-    asked = next((key for key in _REQUESTS if _value(row, key)), None)
+    asked = next((key for key in _REQUESTS if value_of(row, key)), None)
     if asked is None:
         raise ValueError(f"requests in flight are missing ({', '.join(_REQUESTS)})")
-    ttft = _number(row, "silicon_ttft_ms")
+    ttft = number_of(row, "silicon_ttft_ms")
     return Case(
         table=table,
         model=model,
         machine=_machine(str(row["system"]), tp * pp),
         workload=Workload(
-            input_length=_count(row, "isl"),
-            output_length=_count(row, "osl"),
-            concurrency=_count(row, asked),
+            input_length=count_of(row, "isl"),
+            output_length=count_of(row, "osl"),
+            concurrency=count_of(row, asked),
             engine=engine,
         ),
         tp=tp,
@@ -188,13 +225,13 @@ def _served(table: str, row: Mapping[str, Any]) -> Case:
         gpu=gpu_preset(_gpu_name(str(row["system"]))).name,
         engine=backend,
         kind="served",
-        tpot_ms=_positive(row, "silicon_tpot_ms"),
+        tpot_ms=positive_of(row, "silicon_tpot_ms"),
         ttft_ms=ttft or None,
     )
 
 
 def _generated(table: str, row: Mapping[str, Any]) -> Case:
-    tp, pp, out = _count(row, "tp"), _count(row, "pp"), _count(row, "output_len", least=0)
+    tp, pp, out = count_of(row, "tp"), count_of(row, "pp"), count_of(row, "output_len", least=0)
     name = str(row["model"]).lower()
     if name not in _GPT_SHAPES:
         raise ValueError(f"shape of {shown(row['model'])} is not known")
@@ -206,9 +243,9 @@ def _generated(table: str, row: Mapping[str, Any]) -> Case:
         model=_gpt(name),
         machine=_machine("a100", tp * pp),
         workload=Workload(
-            input_length=_count(row, "input_len"),
+            input_length=count_of(row, "input_len"),
             output_length=tokens,
-            concurrency=_count(row, "batch_size"),
+            concurrency=count_of(row, "batch_size"),
             engine=engine,
         ),
         tp=tp,
@@ -216,33 +253,41 @@ def _generated(table: str, row: Mapping[str, Any]) -> Case:
         gpu="a100",
         engine=impl,
         kind="generated",
-        tpot_ms=_positive(row, "latency_ms") / tokens,
+        tpot_ms=positive_of(row, "latency_ms") / tokens,
     )
 
 
 def _saturated(table: str, row: Mapping[str, Any]) -> Case:
-    named = {key: _first(row, names) for key, names in _ALIASES.items()}
+    named = {key: first_of(row, names) for key, names in _ALIASES.items()}
     if missing := [key for key, value in named.items() if value is None]:
         raise ValueError(f"{', '.join(missing)} is missing")
-    tp, pp = _count(named, "tp"), _count({"pp": _first(row, ("pp", "pp_size"))}, "pp", usual=1)
-    precision = _precision(_first(row, ("precision", "gemm_quant_mode", "dtype", "quantization")))
-    engine = str(_first(row, ("engine", "backend", "framework")) or "generic").lower()
-    rates = {"of all": _first(row, _OF_ALL), "of one": _first(row, _OF_ONE)}
-    total, each = _number(rates, "of all"), _number(rates, "of one")
+    tp, pp = count_of(named, "tp"), count_of({"pp": first_of(row, ("pp", "pp_size"))}, "pp", usual=1)
+    precision = _precision(first_of(row, ("precision", "gemm_quant_mode", "dtype", "quantization")))
+    engine = str(first_of(row, ("engine", "backend", "framework")) or "generic").lower()
+    engine = _ENGINES.get(engine, engine)
+    if unit := value_of(row, "unit"):
+        name = str(unit).removesuffix("_total")
+        if name not in (*_OF_ALL, *_OF_ONE):
+            raise ValueError(f"unit {listed([unit])} is not known")
+        row = {**row, name: value_of(row, "value")}
+    tokens = count_of(named, "isl") + count_of(named, "osl")
+    sent = next(requests for most, requests in _SENT if tokens <= most)
+    rates = {"of all": first_of(row, _OF_ALL), "of one": first_of(row, _OF_ONE)}
+    total, each = number_of(rates, "of all"), number_of(rates, "of one")
     tokens_per_s = total if total is not None else (each or 0) * tp * pp
     if not tokens_per_s > 0:
         raise ValueError("tokens per second are missing or not above 0")
     return Case(
         table=table,
-        model=_model(str(named["model"]), precision, _precision(_value(row, "kv_cache_dtype"))),
+        model=_model(str(named["model"]), precision, _precision(value_of(row, "kv_cache_dtype"))),
         machine=_machine(str(named["gpu"]), tp * pp),
         workload=Workload(
-            input_length=_count(named, "isl"),
-            output_length=_count(named, "osl"),
-            concurrency=_count(
-                {"concurrency": _first(row, ("concurrency", "batch_size"))}, "concurrency", usual=_SATURATING
+            input_length=count_of(named, "isl"),
+            output_length=count_of(named, "osl"),
+            concurrency=count_of({"batch": first_of(row, ("concurrency", "batch_size"))}, "batch", usual=sent),
+            engine=EnginePolicy(
+                name=engine if engine in _ENGINES else "generic", gpu_memory_utilization=_SATURATED_SHARE
             ),
-            engine=EnginePolicy(name=_ENGINES.get(engine, "generic")),
         ),
         tp=tp,
         pp=pp,
@@ -318,42 +363,3 @@ def _precision(value: Any) -> str | None:
     if found is None:
         raise ValueError(f"precision {listed([value])} is not known")
     return found
-
-
-def _value(row: Mapping[str, Any], key: str) -> Any:
-    value = row.get(key)
-    return None if value is None or (isinstance(value, float) and pd.isna(value)) else value
-
-
-def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The first of several columns that has a value."""
-    return next((value for value in (_value(row, key) for key in keys) if value is not None), None)
-
-
-def _count(row: Mapping[str, Any], key: str, *, least: int = 1, usual: int | None = None) -> int:
-    """A whole number; ``usual`` where there is none, or 0."""
-    value = _number(row, key)
-    if not value and usual is not None:
-        return usual
-    if value is None or not value.is_integer() or not least <= value <= MOST:
-        raise ValueError(f"{key} must be a whole number from {least} to {MOST:,}, got {shown(row[key])}")
-    return int(value)
-
-
-def _number(row: Mapping[str, Any], key: str) -> float | None:
-    """None where there is none."""
-    value = _value(row, key)
-    try:
-        number = None if value is None else float(value)
-    except (OverflowError, TypeError, ValueError):
-        number = math.nan
-    if number is not None and not 0 <= number <= _LARGEST:
-        raise ValueError(f"{key} must be a number of at least 0 and at most {_LARGEST:g}, got {shown(value)}")
-    return number
-
-
-def _positive(row: Mapping[str, Any], key: str) -> float:
-    value = _number(row, key)
-    if not value:
-        raise ValueError(f"{key} is missing or not above 0")
-    return value
