@@ -81,7 +81,13 @@ def bandwidth_flips(
 def latency_flips(
     server: Server, layouts: Sequence[Layout], preference: Preference, reference_us: float, most_us: float = 1e4
 ) -> list[Flip]:
-    """Flips from ``reference_us``, the present latency, to ``most_us``, with as much more on all links inside nodes."""
+    """Flips from ``reference_us`` to ``most_us``, with as much more latency on all links inside nodes.
+
+    Args:
+        server, layouts, preference: as in ``bandwidth_flips``.
+        reference_us: present latency, in which the answer is given.
+        most_us: how far to look.
+    """
     least = max(reference_us, 0.1)
     prefer = _with_links(server, preference, lambda columns, us: columns.slower(us - least))
     return _edges("link latency", np.geomspace(least, most_us, 25), prefer, layouts, 1.0, here=reference_us)
