@@ -7,7 +7,7 @@ import pytest
 from tplab.lab.recorded import recorded_calibration
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.calibration_check import check_calibration
-from tplab.topology.machine.detect import gpus_called
+from tplab.topology.machine.gpu_names import gpus_called
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.presets import MACHINES
 from tplab.topology.machine.spec_sheets import GPUS

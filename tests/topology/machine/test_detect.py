@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from tplab.topology import Machine
-from tplab.topology.machine.detect import detect, gpus_called, preset_of
+from tplab.topology.machine.detect import detect
 from tplab.topology.machine.generations import generation_of
+from tplab.topology.machine.gpu_names import gpus_called, preset_of
 from tplab.topology.machine.presets import DGX1_NVLINKS
 from tplab.topology.machine.spec_sheets import GPUS
 

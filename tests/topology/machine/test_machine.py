@@ -115,6 +115,29 @@ def test_names_as_people_write_them():
     assert Machine.preset("hgx-h200") == Machine.preset("h200")
     assert Machine.preset("DGX Spark").gpu == GPUS["gb10"]
     assert Machine.preset("ND MI300X v5").gpu == GPUS["mi300x"]
+    assert Machine.preset("Tesla V100-SXM2-16GB") == Machine.preset("dgx-1-16gb")
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("Tesla T4 16GB", "t4"),
+        ("NVIDIA A10G 24GB", "a10g"),
+        ("H800 SXM5 80GB", "h800"),
+        ("H800 PCIe 80GB", "h800-pcie"),
+        ("H20-3e 141GB", "h20-3e"),
+        ("GH200 144GB HBM3e", "gh200-144gb"),
+        ("GB300 NVL72", "gb300"),
+        ("MI325X 256GB", "mi325x"),
+        ("Tesla P100-SXM2-16GB", "p100"),
+        ("GeForce RTX 2080 Ti 11GB", "rtx-2080-ti"),
+        ("4080 super", "rtx-4080-super"),
+        ("RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+        ("A100 40GB SXM", "a100-40gb"),
+    ],
+)
+def test_names_with_more_words_than_a_preset_has(name, gpu):
+    assert gpu_preset(name) == Machine.preset(name).gpu == GPUS[gpu]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +247,7 @@ def test_unknown_names_and_too_many_gpus():
         ("mi300", "no such MI300 is known, the nearest in kind is mi300x or mi325x; or give the figures"),
         ("AMD Instinct MI250X", "no AMD accelerator before MI300 is known, nor any of its kind: give the figures"),
         ("t4g", "the nearest in kind is t4;"),
+        ("H100 CNX", "no such H100 is known, the nearest in kind is h100 or h100-pcie or h100-nvl;"),
         ("GTX 1080 Ti", "no Pascal GeForce is known, the nearest in kind is p40;"),
         ("Tesla K80", "no GPU older than Pascal is known, nor any of its kind"),
         ("rtx-2070", "no such Turing GeForce is known, the nearest in kind is rtx-2080-ti;"),

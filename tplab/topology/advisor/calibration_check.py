@@ -6,7 +6,7 @@ sheet or again the driver's; what is known of neither may be the same thing unde
 
 from tplab.checks import ArgumentError
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.machine.detect import gpus_called
+from tplab.topology.machine.gpu_names import gpus_called
 from tplab.topology.machine.machine import Machine
 
 

@@ -6,17 +6,16 @@ spec sheet of the GPU's name, or for an unknown GPU from its clocks.
 """
 
 import os
-import re
 from collections import Counter
-from functools import cache
 from importlib import import_module
 from typing import Any
 
 import psutil
 
 from tplab.topology.machine.generations import GENERATIONS, generation_of
+from tplab.topology.machine.gpu_names import preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
-from tplab.topology.machine.spec_sheets import GPUS, cuda_GB
+from tplab.topology.machine.spec_sheets import cuda_GB
 from tplab.topology.machine.topo_text import TopoTable, machine_from_table
 
 _ANCESTOR = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
@@ -78,49 +77,6 @@ def _gpus(nvml: Any, handles: list[Any]) -> Machine:
         source="NVML",
         notes=(*machine.notes, *notes),
     )
-
-
-_VARIANTS = {"ti", "super", "d", "max", "laptop", "mobile", "mig", "sff"}
-"""Words that make another card of a name: an RTX 4080 SUPER is no RTX 4080."""
-_MEMORY_APART = 0.15
-"""Relative difference from which two memory sizes are not the same GPU's: names give GiB or GB, and round."""
-
-
-def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
-    """The spec sheet for a GPU as the driver calls it: ``NVIDIA H100 80GB HBM3``, ``Tesla V100-SXM2-16GB``.
-
-    None if there is none. Names that several cards share (PCIe and SXM, 40 and 80 GB) are told apart by form and
-    memory.
-    """
-    words = set(re.split(r"[\s\-/]+", driver_name.lower()))
-    best: tuple[int, float, Gpu] | None = None
-    for gpu in GPUS.values():
-        parts = [part for part in gpu.name.split("-") if not re.fullmatch(r"\d+gb", part)]
-        if not set(parts) <= words or _VARIANTS & words - set(parts):
-            continue
-        if abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
-            continue
-        if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the spec sheet is that of the SXM module
-            continue
-        rank = (-len(parts), abs(gpu.memory_GB - memory_GB), gpu)
-        if best is None or rank[:2] < best[:2]:
-            best = rank
-    return best[2] if best else None
-
-
-@cache
-def gpus_called(name: str) -> frozenset[str]:
-    """Names in ``spec_sheets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where
-    only its memory would tell them apart, none where there is no such spec sheet."""
-    if name in GPUS:
-        return frozenset({name})
-    found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
-    said = re.search(r"(?<!\d)([1-9]\d{0,4}) ?GB", name)
-    if said and "GH200" not in name:  # which names the memory of its CPU: GH200 480GB
-        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}
-        nearest = min((abs(gpu.memory_GB - float(said[1])) for gpu in found.values()), default=0.0)
-        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB - float(said[1])) == nearest}
-    return frozenset(found)
 
 
 def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:

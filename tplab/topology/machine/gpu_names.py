@@ -7,6 +7,7 @@ asks for a GTX 1080 Ti is helped by an RTX 4080.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from tplab.shown import listed, nearest, shown
@@ -28,7 +29,7 @@ _SERIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"(rtx-)?a[2-6][05]00\b", "such Ampere workstation card", ("rtx-a4000", "rtx-a5000", "rtx-a6000")),
     (r"rtx-?\d000.*ada", "such Ada workstation card", ("rtx-4500-ada", "rtx-5000-ada", "rtx-6000-ada")),
     (r"rtx-pro", "such Blackwell workstation card", ("rtx-pro-5000", "rtx-pro-6000", "rtx-pro-6000-max-q")),
-    (r"mi30", "such MI300", ("mi300x", "mi325x")),
+    (r"mi3[02]", "such MI300", ("mi300x", "mi325x")),
     (r"mi3", "such MI350", ("mi350x", "mi355x")),
     (r"mi\d", "AMD accelerator before MI300", ()),
     (r"rx-?\d|radeon|w\d{4}|ryzen", "Radeon", ()),
@@ -76,6 +77,67 @@ def find(key: str, known: Mapping[str, Any], aliases: Mapping[str, str]) -> str 
     return None if name is None else aliases.get(name, name)
 
 
+_VARIANTS = {"ti", "super", "d", "max", "laptop", "mobile", "mig", "sff"}
+"""Words that make another card of a name: an RTX 4080 SUPER is no RTX 4080."""
+_SAYS_NOTHING = re.compile(
+    r"\d+gb?|hbm\d?e?|sxm\d?|ac|oam|nvl4|nvl72|generation|blackwell|server|workstation|edition|vf|gpu|[dh]gx"
+)
+"""Words that do not make another GPU of a name."""
+_GRACE = re.compile(r"GH200.?(120|480) ?GB", re.IGNORECASE)
+"""Names with the memory of the CPU beside it."""
+_MEMORY_APART = 0.15
+"""Relative difference from which two memory sizes are not the same GPU's: names give GiB or GB, and round."""
+
+
+def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
+    """The spec sheet for a GPU as the driver calls it: ``NVIDIA H100 80GB HBM3``, ``Tesla V100-SXM2-16GB``.
+
+    None if there is none. Names that several cards share (PCIe and SXM, 40 and 80 GB) are told apart by form and
+    memory.
+    """
+    words = set(re.split(r"[\s\-/]+", driver_name.lower()))
+    best: tuple[int, float, Gpu] | None = None
+    for gpu in GPUS.values():
+        parts = [part for part in gpu.name.split("-") if not re.fullmatch(r"\d+gb", part)]
+        if not set(parts) <= words or _VARIANTS & words - set(parts):
+            continue
+        if abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
+            continue
+        if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the spec sheet is that of the SXM module
+            continue
+        rank = (-len(parts), abs(gpu.memory_GB - memory_GB), gpu)
+        if best is None or rank[:2] < best[:2]:
+            best = rank
+    return best[2] if best else None
+
+
+@cache
+def gpus_called(name: str) -> frozenset[str]:
+    """Names in ``spec_sheets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where
+    only its memory would tell them apart, none where there is no such spec sheet."""
+    if name in GPUS:
+        return frozenset({name})
+    found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
+    said = re.search(r"(?<!\d)([1-9]\d{0,4}) ?GB", name, re.IGNORECASE)
+    if said and not _GRACE.search(name):
+        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}
+        nearest = min((abs(gpu.memory_GB - float(said[1])) for gpu in found.values()), default=0.0)
+        found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB - float(said[1])) == nearest}
+    return frozenset(found)
+
+
+def known_gpu(name: str) -> str | None:
+    """The name in ``GPUS`` that ``name`` stands for, as people or drivers write it; None if none, or several."""
+    key = key_of(name)
+    found = find(key, GPUS, GPU_ALIASES) or find(f"rtx-{key}", GPUS, GPU_ALIASES)
+    called = gpus_called(name)
+    if found or len(called) != 1:
+        return found
+    (only,) = called
+    more = set(key.split("-")) - set(only.split("-"))
+    return only if all(_SAYS_NOTHING.fullmatch(word) for word in more) else None
+
+
 def gpu_preset(name: "str | Gpu") -> Gpu:
     """The GPU of that name, or of those figures (``memory_GB=24,hbm_GBps=936,bf16_TFLOPS=71``; see ``Gpu`` for the
     others). Raises ``ValueError`` with its kin for one that is not known, and for figures that no GPU has."""
@@ -83,7 +145,7 @@ def gpu_preset(name: "str | Gpu") -> Gpu:
         return name
     if "=" in name:
         return gpu_of_figures(name)
-    found = find(key_of(name), GPUS, GPU_ALIASES)
+    found = known_gpu(name)
     if found is None:
         raise ValueError(f"no GPU preset is called {name!r}: {hint(name, [*GPUS, *GPU_ALIASES])}")
     return GPUS[found]

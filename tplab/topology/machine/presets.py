@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tplab.checks import ArgumentError
-from tplab.topology.machine.gpu_names import find, gpu_of_figures, hint, key_of
+from tplab.topology.machine.gpu_names import find, gpu_of_figures, hint, key_of, known_gpu
 from tplab.topology.machine.machine import MOST_GPUS, Gpu, Link, Machine
 from tplab.topology.machine.spec_sheets import GPU_ALIASES, GPUS
 
@@ -246,6 +246,8 @@ def machine_preset(name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1
     key = key_of(name).removeprefix("standard-")
     row = find(key, _MACHINES, _MACHINE_ALIASES) or find(key.removeprefix("dgx-").removeprefix("hgx-"), _MACHINES, {})
     instance = find(key, INSTANCES, _INSTANCE_ALIASES) or _largest_of(key)
+    if row is None and instance is None and (gpu := known_gpu(name)):
+        row = find(gpu, _MACHINES, _MACHINE_ALIASES)
     if row is not None:
         return _node(row, GPUS[_MACHINES[row][0]], _MACHINES[row], gpus, nodes)
     if instance is None:

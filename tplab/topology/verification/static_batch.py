@@ -25,7 +25,7 @@ from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.served import TERMS
 from tplab.topology.advisor.steps import total
 from tplab.topology.advisor.workload import EnginePolicy, Workload
-from tplab.topology.machine.detect import gpus_called, preset_of
+from tplab.topology.machine.gpu_names import gpus_called, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.placement import Placement
 from tplab.topology.machine.spec_sheets import GPUS
