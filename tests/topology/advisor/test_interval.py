@@ -70,7 +70,7 @@ def test_widths_follow_terms_and_what_is_new():
     )
     seen, new = stand().half_width(shares), stand(engine="sglang", gpu="l40s").half_width(shares)
     assert seen == pytest.approx([NINETY * 0.03, NINETY * math.hypot(0.03, 0.2)])
-    assert new == pytest.approx(NINETY * np.sqrt([0.03**2 + 0.1**2 + 0.2**2, 0.03**2 + 0.2**2 + 0.1**2 + 0.2**2]))
+    assert new == pytest.approx(NINETY * np.sqrt([0.03**2 + 0.2**2, 0.03**2 + 0.2**2 + 0.05**2 + 0.2**2]))
     assert replace(stand(), calibrated=True).half_width(shares) == pytest.approx([NINETY * 0.1] * 2)
 
 

@@ -212,14 +212,14 @@ def test_score_is_the_mean_of_what_it_groups(scored):
 
 
 def test_deviations_hold_nine_of_ten_in_every_split():
-    """Errors drawn with known causes: base 0.03, half of the messages, 0.15 for an engine that is new."""
+    """Errors drawn with known causes: base 0.03, half of the messages, 0.15 for a model that is new."""
     random, size = np.random.default_rng(3), 400
     messages = random.uniform(0, 0.3, 3 * size)
-    new = [()] * size + [("engine",)] * size + [("engine", "GPU")] * 2 + [()] * (size - 2)
-    deviation = np.sqrt(0.03**2 + (0.5 * messages) ** 2 + np.array([0.15**2 * ("engine" in each) for each in new]))
+    new = [()] * size + [("model",)] * size + [("model", "GPU")] * 2 + [()] * (size - 2)
+    deviation = np.sqrt(0.03**2 + (0.5 * messages) ** 2 + np.array([0.15**2 * ("model" in each) for each in new]))
     made = pd.DataFrame(
         {
-            "split": np.repeat(["in", "without engine", "without length"], size),
+            "split": np.repeat(["in", "without model", "without length"], size),
             "new": new,
             "predicted_tpot_ms": 1.0,
             "measured_tpot_ms": np.exp(random.normal(0, deviation)),
@@ -234,7 +234,7 @@ def test_deviations_hold_nine_of_ten_in_every_split():
     found = fit_spread(made, DEFAULT.spread)
     held = coverage(with_intervals(made, found))
     assert held["within_pct"].between(86, 94).all()
-    assert found.new["engine"] == pytest.approx(0.15, rel=0.25)
+    assert found.new["model"] == pytest.approx(0.15, rel=0.25)
     assert found.parts["messages"] == pytest.approx(0.5, rel=0.3)
     assert found.new["GPU"] == DEFAULT.spread.new["GPU"]  # two cells say nothing
     assert found.calibrated == DEFAULT.spread.calibrated

@@ -332,7 +332,8 @@ DEFAULT = Constants(
             samples_in_turn=True,
             version="tplab.models",
             kernels={
-                "matmul_fixed_us": 1.2, "attention_fixed_us": 5.3, "attention_share": 0.27, "python_launch_us": 50.0,
+                "hbm_share": 0.9, "matmul_fixed_us": 1.2, "attention_fixed_us": 5.3, "attention_share": 0.27,
+                "python_launch_us": 50.0,
             },
         ),
     },

@@ -2,11 +2,13 @@
 
 The interval is wide where little was checked, and says why. ln(measured / predicted) varies by
 
-    base² + Σ over parts (sigma of the part · its share of the time)² + Σ over what is new (sigma of that)²
+    base² + Σ over parts (sigma of the part · its share of the time)² + Σ over what is new (sigma of that · its share)²
 
 The *parts* are the terms by what they come from: a small model on many GPUs, whose token is start-up and messages, has
 a wider interval than a large one that streams its weights. *New* is what the nearest configuration that was checked
 does not share with the question: nearest is the one that leaves the narrowest interval, not the one of the same name.
+What is new adds to the parts that it concerns (``TOUCHES``): an engine to its own time and to how it brings in prompts,
+not to the reading of weights.
 
 ``published.refit`` computes the numbers from tables of served models, each cell predicted by constants that have not
 seen its model, GPU, engine or length, and in sample; they are in ``validated``. What was calibrated here is not new.
@@ -38,6 +40,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 micro-batches are scheduled."""
 ASPECTS = ("model", "engine", "GPU", "memory of the GPU", "precision", "pipeline")
 """What may be new: family or size class, engine, processor, its memory, precision of weights, pipeline stages."""
+TOUCHES: Mapping[str, tuple[str, ...]] = {"engine": ("overheads", "messages", "prompts")}
+"""Aspect -> parts of the time that it makes less certain; all of them for the others."""
 _SAME_CLASS = 1.6
 """Most that models of one size class differ in parameters."""
 _SAME_RATE = 1.03
@@ -147,9 +151,11 @@ class Standing:
         spread = self.spread
         if self.calibrated:
             return NINETY * spread.calibrated * np.ones_like(shares["memory"])
-        variance = np.asarray(spread.base**2 + sum(spread.new[each] ** 2 for each in self.new), dtype=np.float64)
+        variance = np.full_like(shares["memory"], spread.base**2)
         for part, share in shares.items():
-            variance = variance + (spread.parts[part] * share) ** 2
+            variance += (spread.parts[part] * share) ** 2
+        for each in self.new:
+            variance += (spread.new[each] * touched(each, shares)) ** 2
         return NINETY * np.sqrt(variance)
 
     def __str__(self) -> str:
@@ -191,6 +197,12 @@ class Standing:
 
         nearest = min(checked, key=width, default=None)
         return cls(spread=spread, nearest=nearest, new=new(nearest))
+
+
+def touched(aspect: str, shares: Mapping[str, Floats]) -> Floats:
+    """The share of the time that is less certain where ``aspect`` is new, by ``shares_of`` the terms."""
+    parts = TOUCHES.get(aspect)
+    return np.ones_like(shares["memory"]) if parts is None else np.asarray(sum(shares[part] for part in parts))
 
 
 @cache

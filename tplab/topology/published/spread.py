@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tplab.topology.advisor.interval import ASPECTS, NINETY, PARTS, Checked, Spread, Standing
+from tplab.topology.advisor.interval import ASPECTS, NINETY, PARTS, Checked, Spread, Standing, touched
 from tplab.topology.published.tables import Case
 
 Floats = NDArray[np.float64]
@@ -48,8 +48,9 @@ def fit_spread(rows: pd.DataFrame, start: Spread) -> Spread:
     """
     ratio = np.abs(log_ratio(rows))
     told = [aspect for aspect in ASPECTS if sum(aspect in each for each in rows["new"]) >= _LEAST_CELLS]
-    columns = [np.ones(len(rows)), *(rows[f"share_{part}"].to_numpy(float) for part in PARTS)]
-    columns += [np.array([float(aspect in each) for each in rows["new"]]) for aspect in told]
+    shares = {part: rows[f"share_{part}"].to_numpy(float) for part in PARTS}
+    columns = [np.ones(len(rows)), *shares.values()]
+    columns += [touched(aspect, shares) * [aspect in each for each in rows["new"]] for aspect in told]
     squares = np.stack(columns) ** 2
     split = pd.factorize(rows["split"])[0]
     sizes = np.bincount(split).astype(np.float64)
