@@ -32,6 +32,8 @@ from tplab.topology.machine.spec_sheets import GPUS
 
 LAB = EnginePolicy(name="lab", cuda_graphs=False, chunked_prefill=None)
 """Policy of the lab's own engine."""
+_BATCH_TERMS = tuple(name for name in TERMS if name not in ("prefill", "drafts"))
+"""Terms of a token that a static batch of the lab's own engine has: nobody else's prompts, no guesses."""
 _CPU_MEMORY_GB = 1e3
 _SMALL_BYTES, _LARGE_BYTES = 1 << 15, 1 << 22
 _APART = 2.5
@@ -48,7 +50,7 @@ class BatchTimes:
     output_tokens_per_s: float
     """Output tokens per second, prefill included, of all replicas."""
     terms_ms: dict[str, float]
-    """Terms of ``tpot_ms`` in ms: ``served.TERMS`` and ``ends``."""
+    """Terms of ``tpot_ms`` in ms: ``_BATCH_TERMS`` and ``ends``."""
     ttft_terms_ms: dict[str, float]
     """Terms of ``ttft_ms`` in ms: the last of ``served.TTFT_TERMS``, from ``weights`` on, and ``ends``."""
 
@@ -112,7 +114,7 @@ def _times(server: Server, batch: Floats, layouts: Sequence[Layout]) -> list[Bat
     whole = ttft + (osl - 1) * tpot
     made = []
     for i in range(len(layouts)):
-        at = {name: float(np.broadcast_to(terms[name], batch.shape)[i]) / 1e3 for name in TERMS if name != "prefill"}
+        at = {name: float(np.broadcast_to(terms[name], batch.shape)[i]) / 1e3 for name in _BATCH_TERMS}
         made.append(
             BatchTimes(
                 ttft_ms=float(ttft[i]) / 1e3,

@@ -50,9 +50,9 @@ _BOTH: dict[str, tuple[str, ...]] = {
     "hops": ("hops", "bubble"),
 }
 _OF_PROMPTS: dict[str, tuple[str, ...]] = {
-    "attention": ("attention",),
+    "attention": ("attention", "kv_cache"),
     "norms and elementwise": ("activations",),
-    "gaps": ("host", "kernels"),  # launched one by one: the longer of starting kernels and launching them
+    "gaps": ("host", "kernels", "launch"),  # launched one by one: the longer of starting kernels and launching them
 }
 _OF_TOKENS: dict[str, tuple[str, ...]] = {
     "attention": ("kv_cache",),
