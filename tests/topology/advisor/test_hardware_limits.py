@@ -118,3 +118,24 @@ def test_gpus_of_an_older_generation_start_kernels_later():
         for generation in ("turing", "hopper")
     )
     assert old.term_ms("kernels") > 1.2 * new.term_ms("kernels")
+
+
+@pytest.mark.parametrize(
+    ("model", "input_length", "output_length", "requests", "tokens_per_s"),
+    [
+        ("llama-3.1-70b", 128, 4096, 1500, 12171.0),
+        ("llama-3.1-70b", 500, 2000, 2000, 13290.4),
+        ("llama-3.1-70b", 2048, 2048, 1500, 8216.5),
+        ("llama-3.1-405b", 128, 2048, 1500, 4331.6),
+        ("llama-3.1-405b", 500, 2000, 2000, 3184.0),
+        ("llama-3.1-405b", 2048, 2048, 500, 2154.3),
+    ],
+)
+def test_eight_mi300x_near_what_their_maker_measured(model, input_length, output_length, requests, tokens_per_s):
+    """AMD's performance results of April 2025 (vLLM 0.8.3 on ROCm 6.3.1, fp8 weights and cache, TP 8), to which nothing
+    was fitted: all requests at once, so many at a time."""
+    spec = ModelSpec.from_config(model, weight_precision="fp8", kv_precision="fp8")
+    engine = EnginePolicy(name="vllm", max_num_seqs=requests, gpu_memory_utilization=0.95)
+    load = Workload(input_length=input_length, output_length=output_length, concurrency=requests, engine=engine)
+    made = predict(spec, Machine.preset("mi300x"), load, 8, 1)
+    assert made.output_tokens_per_s == pytest.approx(tokens_per_s, rel=0.4)
