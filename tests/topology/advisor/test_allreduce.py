@@ -175,7 +175,7 @@ def test_a_ring_between_bridged_pairs_uses_each_slot_in_one_direction(name, meas
     machine, nbytes = Machine.preset(name), 512 << 20
     workload = Workload(input_length=1024, output_length=256, concurrency=1)
     memories = [LayoutMemory.of(LLAMA, machine.gpu, workload, Layout.of(LLAMA, tp, 1)) for tp in (2, 4)]
-    groups = layout_arrays(machine, memories, DEFAULT.engines["vllm"]).groups
+    groups = layout_arrays(machine, memories).groups
     assert groups.bridged.tolist() == [False, True]
     made = all_reduce(groups, kernel="nccl", graph=True, custom=None, constants=DEFAULT)(nbytes)[1]
     assert 2 * 3 / 4 * nbytes / made / 1e3 == pytest.approx(measured_GBps, rel=0.05)
