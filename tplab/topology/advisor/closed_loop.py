@@ -6,16 +6,17 @@ it:
 
 mixed
     Chunks of prompts share the decode steps. With D of the R requests decoding, each for s rounds, D/s prompts come per
-    round, so a round carries their tokens besides, up to the engine's budget. That gives the time of a round T(D), the
-    time to a first token F(D) and the throughput X(D) = D/(s·T(D)). D is where all requests are accounted for:
+    round, so a round carries their tokens besides, up to the engine's budget. A prompt waits for those that came before
+    it: of the other requests, (R - D)(R - 1)/R are at theirs (the arrival theorem, as in mean value analysis of closed
+    queueing networks). That gives the time of a round T(D), the time to a first token F(D) and the throughput X(D) =
+    D/(s·T(D)). D is where all requests are accounted for:
 
         D + X(D)·F(D) = R                                                              (the invariant)
 
-    The left side grows with D, so there is one such D, and it is bracketed. Not computed in turns, "D from T, T from
-    D": where prompts are long that swings for ever. No more can decode than the budget brings prompts for; the others
-    wait their turn. Requests that end in one step are replaced in one step: a few prompts come ``together``. Benchmarks
-    start with all requests at once, so the first of them queue for their prompts
-    (``first_wave``): that moves time from between the tokens to before the first one, and adds none.
+    There is one such D, and it is bracketed. Not computed in turns, "D from T, T from D": where prompts are long that
+    swings for ever. Requests that end in one step are replaced in one step, so a few prompts come ``together``, and
+    benchmarks start with all requests at once, so the first of them queue (``first_wave``): both move time from between
+    the tokens to before the first one, and add none.
 prefill-first, static
     Waiting prompts run in steps of their own before the next decode step. Requests of one length that start together
     also end together, and so do those that take their places: they stay in step. First all prompts, then all tokens. A
@@ -53,8 +54,6 @@ class Settled:
     """Terms of the time from admission to the first token: all of ``served.TTFT_TERMS`` but the queue."""
     requests_per_us: Floats
     """X, per replica."""
-    decoding: Floats
-    """D."""
     micro_batches: Floats
     """k."""
 
@@ -93,18 +92,17 @@ def _all_together(steps: Steps, running: Floats, asked: "Floats | float") -> Set
         token=each,
         first={"prompts ahead": ahead, "step under way": np.zeros(1), **own},
         requests_per_us=running / whole,
-        decoding=running,
         micro_batches=k,
     )
 
 
 class _State(NamedTuple):
-    """What so many decoding requests make of a round; times in us."""
+    """What so many decoding requests make of a round, and of the wait for a first token; us."""
 
     token: dict[str, Floats]
     round_us: Floats
-    under_way: Floats
-    """Wait for the step under way, and for what else is in the steps of the own prompt."""
+    ahead_us: Floats
+    under_way_us: Floats
     micro_batches: Floats
 
 
@@ -120,43 +118,32 @@ def _one_by_one(steps: Steps, running: Floats, asked: "Floats | float", in_step:
         token, decode = steps.decode(seen, np.minimum(k, seen))
         waves = asked * np.ones_like(decoding) if in_step else decoding / rounds
         passes = waves * steps.prompt_tokens / steps.budget
+        prompts = decoding / rounds * (1 - together / running)
+        at_once = 1 + (running - decoding) * others + (together - 1) * decoding / running
         if steps.policy == "mixed":
-            prompts = decoding / rounds * (1 - together / running)
-            mixed = steps.mixed_in(seen, decoding * others, prompts, together, passes, k)
-            token["prefill"] = mixed.added_us
-            wait = others * mixed.under_way_us + np.maximum(mixed.own_us - alone, 0.0)
+            token["prefill"] = steps.mixed_in(seen, prompts, passes, k)
+            first = steps.beside(decoding * others, at_once, k)
         else:
-            token["prefill"] = steps.between(decoding / rounds * others, passes, k)
-            wait = 0.5 * others * (decode + token["prefill"])
-        return _State(token, decode + token["prefill"], wait, k)
+            token["prefill"] = steps.between(prompts, passes, k)
+            first = steps.prompts(at_once)
+        ahead = np.maximum(first - alone, 0.0)
+        return _State(token, decode + token["prefill"], ahead, 0.5 * others * decode / k, k)
 
     def unaccounted(decoding: Floats) -> Floats:
         at = state(decoding)
-        return decoding + decoding * (alone + at.under_way) / (rounds * at.round_us) - running
+        first = alone + at.ahead_us + at.under_way_us
+        return decoding + decoding * first / (rounds * at.round_us) - running
 
-    most = np.minimum(running, _within_budget(steps, running, asked))
-    decoding = _root(unaccounted, most, running)
+    decoding = _root(unaccounted, running, running)
     at = state(decoding)
-    rate = decoding / (rounds * at.round_us)
-    waiting = np.maximum((running - decoding) / rate - alone - at.under_way, 0.0)
-    token = dict(at.token)
-    moved = 0.5 * first_wave * token["prefill"]
+    token, moved = dict(at.token), 0.5 * first_wave * at.token["prefill"]
     token["prefill"] = token["prefill"] - moved
     return Settled(
         token=_per_token(steps, token),
-        first={"prompts ahead": waiting + rounds * moved, "step under way": at.under_way, **own},
-        requests_per_us=rate,
-        decoding=decoding,
+        first={"prompts ahead": at.ahead_us + rounds * moved, "step under way": at.under_way_us, **own},
+        requests_per_us=decoding / (rounds * at.round_us),
         micro_batches=at.micro_batches,
     )
-
-
-def _within_budget(steps: Steps, running: Floats, asked: "Floats | float") -> Floats:
-    """The most requests that can decode, since each takes its tokens and its share of prompts of every budget."""
-    if steps.policy != "mixed":
-        return running
-    each = steps.tokens_per_sequence + steps.prompt_tokens / steps.decode_steps
-    return steps.in_flight(running, asked) * steps.budget / each
 
 
 def _per_token(steps: Steps, around: dict[str, Floats]) -> dict[str, Floats]:

@@ -69,7 +69,8 @@ class Server(Steps):
         w, lay = self.workload, self.layouts
         per_replica = np.maximum(1.0, np.asarray(requests, dtype=np.float64) / lay.replicas)
         busy = np.minimum(np.asarray(requests, dtype=np.float64), lay.replicas)  # replicas with anything to do
-        room = np.minimum(np.maximum(1.0, self._room), self.max_num_seqs)
+        at_most = np.minimum(self.max_num_seqs, lay.pp * self.budget / self.tokens_per_sequence)
+        room = np.maximum(1.0, np.minimum(self._room, at_most))
         running = np.minimum(np.minimum(per_replica, room), admitted)
         # Where admission is limited, there is a queue that tops up every micro-batch.
         settled = settle(self, running, np.where(np.isfinite(admitted), np.inf, per_replica), self._in_step)
@@ -86,7 +87,7 @@ class Server(Steps):
             requests_per_s=settled.requests_per_us * busy * 1e6,
             running=running,
             admitted=admitted * np.ones_like(running),
-            decoding=settled.decoding,
+            decoding=settled.requests_per_us * (whole - ttft),
             micro_batches=settled.micro_batches,
             terms={name: np.broadcast_to(settled.token[name], tpot.shape) for name in TERMS},
             ttft_terms={name: np.broadcast_to(first[name], tpot.shape) for name in TTFT_TERMS},

@@ -27,7 +27,7 @@ micro-batches in flight, t TP degree, L layers, ISL and OSL tokens in and out.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -44,18 +44,6 @@ from tplab.topology.advisor.roofline import Rates, larger, rates
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement
-
-
-class Mixed(NamedTuple):
-    """Prompts in the steps of others; us."""
-
-    added_us: Floats
-    """What they add to a round."""
-    under_way_us: Floats
-    """Wait of a request that comes for the end of the step under way."""
-    own_us: Floats
-    """The steps of a request's own prompt, with all that is in them."""
-
 
 _Self = TypeVar("_Self", bound="Steps")
 
@@ -105,6 +93,7 @@ class Steps:
         if layouts is None:
             layouts = layout_arrays(machine, memories, constants, placements, calibration is not None)
         groups = layouts.pp * layouts.replicas
+        largest = workload.engine.max_num_seqs or engine.largest_batch(machine.gpu)
         at_once = layouts.tp * np.minimum(groups, workload.concurrency or groups)
         return cls(
             model=model,
@@ -113,8 +102,7 @@ class Steps:
             rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
             engine=engine,
             constants=constants,
-            max_num_seqs=(workload.engine.max_num_seqs or engine.largest_batch(machine.gpu))
-            * (layouts.pp if engine.batch_per_stage else np.ones(len(layouts))),
+            max_num_seqs=largest * (layouts.pp if engine.batch_per_stage else np.ones(len(layouts))),
             calibration=calibration,
         )
 
@@ -228,7 +216,7 @@ class Steps:
         slowest = np.maximum(most * blocks / L, last * blocks / L + at_end)
         trip = blocks + head + host + terms["drafts"]
         around = decode_round(trip + terms["hops"], np.maximum(slowest, host), k)
-        terms["bubble"] = around - trip - terms["hops"]
+        terms["bubble"] = np.maximum(around - trip - terms["hops"], 0.0)
         return terms, around
 
     def _drafts(self, b: Floats, gpu_us: Floats) -> Floats:
@@ -239,40 +227,35 @@ class Steps:
         alone = sum(plain.work(b).values(), np.zeros(1)) + plain.rates.head_us(b, self.layouts.tp)
         return np.asarray(e.speculative_tokens * e.draft_cost * alone, dtype=np.float64)
 
-    def mixed_in(
-        self, decoding: Floats, beside: Floats, prompts: Floats, together: Floats, passes: Floats, k: Floats
-    ) -> Mixed:
-        """What ``prompts`` prompts per round, on average, make of a round in which ``decoding`` sequences decode.
+    def mixed_in(self, decoding: Floats, prompts: Floats, passes: Floats, k: Floats) -> Floats:
+        """What ``prompts`` prompts per round, on average, add to a round in which ``decoding`` sequences decode; us.
 
         They come at random: some micro-batches carry prompts, some none, none more than the budget.
 
         Args:
-            decoding: sequences that decode, as one of them sees it.
-            beside: those that decode beside a request's own prompt.
-            prompts: of others, per round.
-            together: prompts that come with a request's own.
+            decoding: sequences that decode.
+            prompts: per round.
             passes: passes with prompts that follow one another.
             k: micro-batches.
         """
-        b, b_own = decoding / k, beside / k
+        b = decoding / k
         room = np.maximum(self.budget - b * self.tokens_per_sequence, 1.0)
         tokens = prompts * self.prompt_tokens / k
         chunk = np.minimum(self.prompt_tokens, room)
         carrying = np.minimum(1.0, np.maximum(-np.expm1(-tokens / chunk), tokens / room))
         x = np.divide(tokens, carrying, out=chunk * np.ones_like(tokens), where=carrying > 0)
-        plain = total(self.step(b))
-        each = total(self.step(b, x)) - plain
-        mean = plain + carrying * each
-        with_own = np.clip(together * self.prompt_tokens, x, np.maximum(x, room))
-        own, lay = total(self.step(b_own, with_own)), self.layouts
-        chunks = np.maximum(1.0, self.prompt_tokens / room)
-        hops = np.where(lay.pp > 1, (lay.pp - 1) * self._hop_us(with_own), 0.0)
-        return Mixed(
-            added_us=k * carrying * each * prefill_share(k, passes),
-            # A step under way is more likely a long one: half of the mean of squares over the mean.
-            under_way_us=0.5 * (plain**2 + carrying * each * (2 * plain + each)) / mean / k,
-            own_us=forward_makespan(own, own / lay.pp, chunks) + hops,
-        )
+        each = total(self.step(b, x)) - total(self.step(b))
+        return np.asarray(k * carrying * each * prefill_share(k, passes), dtype=np.float64)
+
+    def beside(self, decoding: Floats, prompts: Floats, k: Floats) -> Floats:
+        """Time of ``prompts`` prompts that wait at once, in steps in which ``decoding`` sequences decode, until all
+        have their first token; us."""
+        b, lay = decoding / k, self.layouts
+        tokens = prompts * self.prompt_tokens
+        chunk = np.minimum(tokens, np.maximum(self.budget - b * self.tokens_per_sequence, 1.0))
+        each = total(self.step(b, chunk))
+        hops = np.where(lay.pp > 1, (lay.pp - 1) * self._hop_us(chunk), 0.0)
+        return forward_makespan(each, each / lay.pp, tokens / chunk) + hops
 
     def between(self, prompts: Floats, passes: Floats, k: Floats) -> Floats:
         """What so many ``prompts`` per round add that are computed in steps of their own, those that have come together
