@@ -156,14 +156,22 @@ def test_a_block_is_bound_by_memory_first_and_by_arithmetic_later():
     times = r.block_us(np.array([1.0, 8.0, 64.0, 4096.0, 8192.0]), 1)
     assert times[1] == pytest.approx(times[0], rel=0.01)
     assert times[4] == pytest.approx(2 * times[3], rel=0.01)
-    assert float(r.block_us(64.0, 4)) == pytest.approx(times[2] / 4)
+    assert times[2] / 4 < r.block_us(64.0, 4).item() < 1.1 * times[2] / 4  # shards end in tiles that are partly empty
 
 
 def test_light_kernels_follow_the_model():
-    plain = light_kernels(ModelSpec.from_config("llama-3.1-8b"), VLLM)
-    assert light_kernels(ModelSpec.from_config("qwen3-8b"), VLLM) == plain + 1  # norms of heads
-    assert light_kernels(ModelSpec.from_config("gemma-2-9b"), VLLM) == plain + 2  # norms after, too
-    assert light_kernels(LLAMA, VLLM) == plain + VLLM.fp8_kernels
+    plain = light_kernels(LLAMA, VLLM, converts=False)
+    assert light_kernels(ModelSpec.from_config("qwen3-8b"), VLLM, converts=False) == plain + VLLM.qk_norm_kernels
+    assert light_kernels(ModelSpec.from_config("gemma-2-9b"), VLLM, converts=False) == plain + 2  # norms after, too
+    assert light_kernels(LLAMA, VLLM, converts=True) == plain + VLLM.fp8_kernels
+
+
+def test_weights_in_fewer_bits_are_widened_where_the_gpu_does_not_multiply_them():
+    a100, bf16 = Machine.preset("a100").gpu, ModelSpec.from_config("llama-3.1-8b")
+    wide, narrow = (rates(replace(bf16, weight_precision=name), a100, VLLM, DEFAULT) for name in ("bf16", "fp8"))
+    assert narrow.block_us(1.0, 1) < 0.6 * wide.block_us(1.0, 1)  # half the bytes
+    assert narrow.block_us(8192.0, 1) == pytest.approx(wide.block_us(8192.0, 1), rel=0.01)  # and no slower
+    assert narrow.startup_us == wide.startup_us  # activations stay as they are
 
 
 def test_no_such_engine():
@@ -188,11 +196,10 @@ def test_the_last_stage_sets_the_pace():
 
 
 def test_prefill_between_tokens():
-    assert prefill_share(1, 1, 0.3) == 1  # no pipeline: all of it
-    assert prefill_share(4, 1, 0.01) == pytest.approx(1, abs=0.01)  # one micro-batch: stages take turns
-    assert prefill_share(4, 4, 4) == pytest.approx(1 / 4)  # every micro-batch carries one: nobody idles
-    assert prefill_share(8, 1, 5) == 1  # however many prompts there are
-    assert prefill_share(8, 2, 5) == pytest.approx(1 / 2)  # only two of eight stages are at work
+    assert prefill_share(1, 7) == 1  # no pipeline, or one micro-batch: all of it
+    assert prefill_share(4, 1) == prefill_share(4, 0.2) == 1  # alone: everybody queues behind it, at every stage
+    assert prefill_share(4, 2) == pytest.approx((1 + 1 / 4) / 2)  # the second follows at a stage's distance
+    assert prefill_share(4, np.inf) == pytest.approx(1 / 4)  # every micro-batch carries one: nobody idles
     assert forward_makespan(83.0, 20.0, 1) == 83.0
     assert forward_makespan(10.0, 2.5, 8) == pytest.approx(10 + 7 * 2.5)
 
@@ -272,7 +279,8 @@ def test_terms_add_up_and_nothing_is_negative(tp, pp, requests, isl, osl, chunk,
 def test_one_request_waits_for_nobodys_prompt(tp, pp, chunk):
     def prefill_us(requests):
         policy = EnginePolicy(name="vllm", chunked_prefill=chunk)
-        return float(np.max(serve([(tp, pp)], concurrency=requests, policy=policy, output_length=16).terms["prefill"]))
+        made = serve([(tp, pp)], Machine.preset("h200"), concurrency=requests, policy=policy, output_length=16)
+        return float(np.max(made.terms["prefill"]))
 
     assert prefill_us(1) == 0
     assert prefill_us(8) > 0
@@ -331,7 +339,7 @@ def test_prompts_go_through_no_faster_than_stages_take_them(isl, osl, requests, 
     load = {"input_length": isl, "output_length": osl, "concurrency": requests}
     made = serve([(1, pp)], model=SMALL_LLAMA, policy=EnginePolicy(name="vllm", **more), **load)
     side_by_side = made.micro_batches[0] / made.prefill_us[0] * 1e6
-    assert made.requests_per_s[0] <= side_by_side * (1 + 1e-9)
+    assert made.requests_per_s[0] <= side_by_side * 1.05  # several in one step are a little faster than one by one
     assert made.requests_per_s[0] > 0.3 * side_by_side  # and that is what binds here
     e2e_s = (made.ttft_us[0] + (osl - 1) * made.tpot_us[0]) / 1e6
     assert made.requests_per_s[0] * e2e_s == pytest.approx(requests)  # Little's law
@@ -379,7 +387,7 @@ def test_of_two_limits_none_is_given_up_for_little():
 def test_prompts_ahead_follow_each_other_over_the_stages():
     load = {"input_length": 2048, "output_length": 256, "concurrency": 64}
     one, eight = (serve([(1, pp)], model=SMALL_LLAMA, **load).ttft_terms["prompts ahead"][0] for pp in (1, 8))
-    assert eight < 0.3 * one
+    assert eight < 0.8 * one
 
 
 def test_arrival_rate_finds_the_load_that_leaves_as_fast():
