@@ -259,6 +259,31 @@ def rates_and_loads_agree(case: Case, made: Prediction) -> Found:
         )
 
 
+def what_helps_never_hurts(case: Case, made: Prediction) -> Found:
+    """A longer cached prefix, drafts that are accepted more often or cost less; and no more run than the engine may."""
+    w, e = case.workload, case.workload.engine
+    for prefix in (w.cached_prefix + 0.1, 1.0):
+        if prefix <= 1:
+            yield from _never_worse(
+                "j: longer prefix", case, made, case.load(cached_prefix=prefix), f"prefix {prefix:.3g}"
+            )
+    if e.speculative_tokens:
+        better = case.engine(acceptance=(1 + e.acceptance) / 2)
+        yield from _never_worse("j: acceptance", case, made, better, f"acceptance {(1 + e.acceptance) / 2:.3g}")
+        yield from _never_worse("j: draft", case, made, case.engine(draft_cost=e.draft_cost / 2), "draft at half cost")
+    most = e.max_num_seqs
+    if most is None:
+        return
+    if made.running > most * (1 + 1e-9):
+        values = f"{made.running:.6g} of {most} run"
+        yield Violation(
+            property="j: largest batch", case=case, change="", amount=made.running / most - 1, values=values
+        )
+    for larger in (most + 1, 2 * most):
+        other = case.engine(max_num_seqs=larger)
+        yield from _never_worse("b: larger batch", case, made, other, f"max_num_seqs {larger}")
+
+
 def alone_there_is_nothing_to_send(case: Case, made: Prediction) -> Found:
     idle = (["hops", "bubble"] if case.pp == 1 else []) + (["all_reduce"] if case.tp == 1 else [])
     for terms in (made.terms, made.ttft_terms):
@@ -294,6 +319,7 @@ PROPERTIES: tuple[Property, ...] = (
     fewer_bits_are_never_slower,
     requests_are_conserved,
     rates_and_loads_agree,
+    what_helps_never_hurts,
     alone_there_is_nothing_to_send,
     replicas_share_evenly,
 )
