@@ -46,14 +46,18 @@ def main() -> int:
                 counts[each.property] += count
                 found[each.property].append(each)
         print(f"{num_chunks * CHUNK} inputs, {time.monotonic() - began:.0f} s, seed {asked.seed}")
+        for name in sorted(found):
+            print(
+                f"  {name}: {counts[name]} inputs, at most {max(each.amount for each in found[name]):.2%}", flush=True
+            )
         worst = [
             each for name in sorted(found) for each in sorted(found[name], key=lambda each: -each.amount)[: asked.shown]
         ]
         simplest = list(pool.map(shrunk, worst))
     for name in sorted(found):
-        print(f"\n{name}: {counts[name]} inputs, at most {max(each.amount for each in found[name]):.2%}")
+        print()
         for line in dict.fromkeys(str(each) for each in simplest if each.property == name):
-            print(f"  {line}")
+            print(line)
     if not found:
         print("no property is broken")
     return 1 if found else 0

@@ -6,6 +6,7 @@ Far wider than what people ask, since properties must hold everywhere; every cas
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from tplab.lab.recorded import recorded_calibration
@@ -34,13 +35,16 @@ class Case:
     tp: int = 1
     pp: int = 1
     replicas: int = 1
-    calibration: Calibration | None = None
+    calibrated: str | None = None
+    """A key of ``CALIBRATIONS``."""
 
     def predict(self) -> Prediction:
-        return predict(
-            self.model, self.machine, self.workload, self.tp, self.pp, replicas=self.replicas,
-            calibration=self.calibration,
-        )  # fmt: skip
+        """The answer; the last ones are kept."""
+        return _answer(self)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return CALIBRATIONS[self.calibrated] if self.calibrated else None
 
     def memory(self) -> LayoutMemory:
         """What the layout's ranks hold."""
@@ -79,7 +83,7 @@ class Case:
         words += [f"replicas {self.replicas}"] if self.replicas > 1 else []
         words += [f"{key} {_short(value)}" for key, value in _unusual(w) if key not in _SAID]
         words += [f"{key} {_short(value)}" for key, value in _unusual(w.engine) if key != "name"]
-        return ", ".join(words + (["calibrated"] if self.calibration else [])) + ")"
+        return ", ".join(words + ([f"calibration {self.calibrated}"] if self.calibrated else [])) + ")"
 
 
 _SAID = ("input_length", "output_length", "concurrency", "request_rate", "engine")
@@ -104,6 +108,13 @@ def _said(machine: Machine) -> str:
     return " ".join(words)
 
 
+@lru_cache(maxsize=256)
+def _answer(case: Case) -> Prediction:
+    return predict(
+        case.model, case.machine, case.workload, case.tp, case.pp, replicas=case.replicas, calibration=case.calibration
+    )
+
+
 def cases(seed: int) -> Iterator[Case]:
     """Cases without end, the same for the same seed."""
     rng = random.Random(seed)
@@ -114,10 +125,10 @@ def cases(seed: int) -> Iterator[Case]:
 
 def _case(rng: random.Random) -> Case | None:
     """One case; None where what was drawn does not go together."""
-    calibration = rng.choice(_calibrations()) if rng.random() < 0.12 else None
-    machine = Machine.preset("h200", gpus=4) if calibration and "H200" in calibration.device else _machine(rng)
+    calibrated = rng.choice(sorted(CALIBRATIONS)) if rng.random() < 0.12 else None
+    machine = Machine.preset("h200", gpus=4) if calibrated == RECORDED else _machine(rng)
     model = _model(rng)
-    workload = Workload(**_lengths(rng), concurrency=_concurrency(rng), engine=_engine(rng, calibration))
+    workload = Workload(**_lengths(rng), concurrency=_concurrency(rng), engine=_engine(rng, calibrated))
     workload = replace(workload, cached_prefix=rng.choice((0.1, 0.5, 0.9, 0.97)) if rng.random() < 0.2 else 0.0)
     able = [tp for tp in divisors(model.num_heads) if tp <= machine.gpus_per_node]
     wants_fit = rng.random() < 0.97
@@ -130,7 +141,7 @@ def _case(rng: random.Random) -> Case | None:
         most = machine.num_gpus // (tp * pp)
         replicas = rng.choice((1, 1, rng.randint(1, most)))
         case = Case(
-            model=model, machine=machine, workload=workload, tp=tp, pp=pp, replicas=replicas, calibration=calibration
+            model=model, machine=machine, workload=workload, tp=tp, pp=pp, replicas=replicas, calibrated=calibrated
         )  # fmt: skip
         try:
             Layout.of(model, tp, pp, replicas)
@@ -138,7 +149,7 @@ def _case(rng: random.Random) -> Case | None:
         except ValueError:
             continue
         if made.fits or not wants_fit:
-            return _at_rate(rng, case) if rng.random() < 0.2 else case
+            return _at_rate(rng, case) if rng.random() < 0.1 else case
     return None
 
 
@@ -169,12 +180,12 @@ def _concurrency(rng: random.Random) -> int:
     return round(_log_uniform(rng, 1, rng.choice((64, 1024, 1024, 100_000))))
 
 
-def _engine(rng: random.Random, calibration: Calibration | None) -> EnginePolicy:
+def _engine(rng: random.Random, calibrated: str | None) -> EnginePolicy:
     def maybe(chance: float, value: Any, otherwise: Any) -> Any:
         return value if rng.random() < chance else otherwise
 
     return EnginePolicy(
-        name="lab" if calibration and rng.random() < 0.5 else rng.choice(ENGINES),
+        name="lab" if calibrated and rng.random() < 0.5 else rng.choice(ENGINES),
         cuda_graphs=rng.random() < 0.8,
         all_reduce=maybe(0.15, rng.choice(("nccl", "one-shot", "two-shot", "ring")), "auto"),
         pp_micro_batches=maybe(0.1, rng.choice((1, 2, 3, 8)), None),
@@ -273,10 +284,6 @@ def _link(rng: random.Random, gpu: Gpu) -> Link:
     return replace(link, kind=kind, latency_us=link.latency_us * rng.choice((1, 1, 1, 10)))
 
 
-def _calibrations() -> tuple[Calibration, ...]:
-    return recorded_calibration(RECORDED), MADE_UP
-
-
 MADE_UP = Calibration(
     machine="made up",
     device="a GPU that nobody has",
@@ -311,3 +318,4 @@ MADE_UP = Calibration(
     handoff_us=60.0,
 )
 """A calibration of no machine: smooth curves, unlike a recorded one's."""
+CALIBRATIONS = {RECORDED: recorded_calibration(RECORDED), "made up": MADE_UP}
