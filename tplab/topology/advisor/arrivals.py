@@ -6,8 +6,8 @@ at a time. Arrivals before the queue has filled are dropped, and more arrive unt
 ended. Replicas take turns.
 
 In a closed loop its means are those of ``predict``, which takes a rate as the closed loop that lets as many leave. At
-random arrivals they are longer where a few long prompts are the load, since as many are seldom there at once: 70B in
-fp8 on four H100, 4096 tokens in and 64 out, at seven tenths of the most that can leave, 1.8 times as long per token.
+random arrivals they are longer where a few long prompts are the load, since how many are there at once then swings: 70B
+in fp8 on four H100, 4096 tokens in and 64 out, at seven tenths of the most that can leave, 1.8 times as long per token.
 
 Known to be wrong: what ``engine_loop`` says of itself; on a pipeline prompts follow one another as they happen to come,
 where ``predict`` has all those of a benchmark do so (where prompts are most of the work, requests take up to 2.4 times
