@@ -26,6 +26,9 @@ HOST_COPY_US = 1.0
 reduces of a few bytes: eight RTX 4090 take 42 us (NCCL issue 1530), eight RTX PRO 6000, which do, 25 (AIConfigurator):
 1.2 us at each of 14 steps; two RTX 4070 Ti SUPER take no longer (6.2 us, as two RTX PRO 6000)."""
 NETWORK_LATENCY_US = 6.0
+SOCKETS_LATENCY_US = 30.0
+"""The same through the kernel's sockets, which cards of less than 100 Gb/s are taken to mean [no table]: a message
+there and back over 10 to 50 Gb/s Ethernet takes some 60 us."""
 SYS_SHARE = 0.75
 """Bandwidth between sockets per GPU, as a share of its PCIe slot: a CPU's links to the other socket are of the
 generation of its slots. 12, 24 and 47 GB/s for PCIe 3, 4 and 5. Measured: 24 and 49 by rings that cross between bridged
@@ -65,9 +68,8 @@ def xgmi(gpu: Gpu) -> Link:
 
 def network(nics: int, gpus: int, nic_GBps: float = NIC_GBPS) -> Link:
     """What one of ``gpus`` GPUs of a node gets of its ``nics`` cards when all send at once."""
-    return Link(
-        kind="network", bandwidth_GBps=nics * nic_GBps / gpus, latency_us=NETWORK_LATENCY_US, label=f"{nics} NICs"
-    )
+    latency = NETWORK_LATENCY_US if nic_GBps >= 12.5 else SOCKETS_LATENCY_US
+    return Link(kind="network", bandwidth_GBps=nics * nic_GBps / gpus, latency_us=latency, label=f"{nics} NICs")
 
 
 DGX1_NVLINKS = (
