@@ -66,7 +66,7 @@ def estimate(asked: dict[str, Any], folder: str) -> dict[str, Any]:
         made = at(batch)
     except Exception as error:  # whatever it is, it is the answer
         failure = " ".join(str(error).replace(folder, "").split()) or type(error).__name__
-        return {"failure": failure[:300]}
+        return {"failure": failure.split(". ")[0][:300]}
     return {
         "predicted_tpot_ms": float(made.tpot),
         "predicted_ttft_ms": float(made.ttft),
@@ -110,6 +110,7 @@ def question(case: Any, folder: Path) -> dict[str, Any]:
             "tp_size": case.tp,
             "pp_size": case.pp,
             "gemm_quant_mode": GEMM[case.model.weight_precision],
+            "kvcache_quant_mode": GEMM[case.model.kv_precision],
         },
     }
 

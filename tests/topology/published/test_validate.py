@@ -490,6 +490,23 @@ def test_least_squares_finds_and_keeps_bounds():
     assert least_squares(off, [1.0, 0.1], [0.1, 0.0], [10.0, 0.5])[1] == 0.5
 
 
+def test_parameters_apart_are_moved_together():
+    """Two lines that share a level: the same numbers in fewer calls."""
+    x, calls = np.linspace(0, 1, 20), []
+
+    def off(p):
+        calls.append(p)
+        return np.concatenate([p[0] + p[1] * x - (1 + 2 * x), p[0] + p[2] * x - (1 - 3 * x)])
+
+    touches = np.repeat([[True, True], [True, False], [False, True]], 20, axis=1)
+    bounds = [0.5, 0.5, 0.5], [-9.0] * 3, [9.0] * 3
+    alone = least_squares(off, *bounds)
+    slow, calls[:] = len(calls), []
+    assert least_squares(off, *bounds, touches) == pytest.approx(alone, rel=1e-9)
+    assert alone == pytest.approx([1, 2, -3], rel=1e-3)
+    assert len(calls) < slow
+
+
 def test_matmul_constants_are_found():
     shapes = [(m, n, k) for m in (1, 64, 512, 4096) for n in (2048, 8192, 16384) for k in (2048, 8192)]
     made = pd.DataFrame(shapes, columns=["m", "n", "k"]).assign(gemm_dtype="bfloat16")

@@ -292,7 +292,7 @@ def _side_by_side(rows: pd.DataFrame, beside: Beside) -> Iterator[str]:
 def _left_aside(tables: Tables, rows: pd.DataFrame) -> Iterator[str]:
     yield "## What could not be scored, and what was refused"
     skipped = sum(tables.skipped.values())
-    yield f"{skipped or 'No'} rows of the tables could not be read" + (":" if skipped else ".")
+    yield f"{skipped} rows of the tables could not be read:" if skipped else "Every row of the tables could be read."
     if skipped:
         yield _grid(("rows", "reason"), [(str(count), reason) for reason, count in tables.skipped.items()])
     used = rows[rows["split"] == IN_USE]

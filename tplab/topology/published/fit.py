@@ -163,9 +163,11 @@ def fit_engines(cases: Sequence[Case], constants: Constants = DEFAULT) -> Consta
         held = np.sqrt(_PRIOR_CELLS) * _SPREAD * (x - np.log(center)) / spread
         return np.concatenate([np.log(time / tpot), requests / 2, held])
 
+    mine = np.array([[name in ("", case.workload.engine.name) for case in served] for name, _ in keys])
+    touches = np.hstack([mine, mine, np.eye(len(keys), dtype=bool)])
     least = [1.0 if key == "small_batch_slowdown" else 1e-3 * PRIORS[key][0] for _, key in keys]
-    found = least_squares(residuals, *(np.log(x).tolist() for x in (center, least, 1e3 * center)))
-    return made(found)
+    start, low, high = (np.log(x).tolist() for x in (center, least, 1e3 * center))
+    return made(least_squares(residuals, start, low, high, touches))
 
 
 def fit_generated(cases: Sequence[Case], constants: Constants = DEFAULT) -> Constants:

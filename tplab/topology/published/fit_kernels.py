@@ -20,11 +20,21 @@ _ROBUST = 0.05
 
 
 def least_squares(
-    residuals: Callable[[Floats], Floats], start: Sequence[float], low: Sequence[float], high: Sequence[float]
+    residuals: Callable[[Floats], Floats],
+    start: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    touches: "NDArray[np.bool_] | None" = None,
 ) -> Floats:
     """The parameters between ``low`` and ``high`` that make the sum of ``sqrt(r² + _ROBUST²)`` small.
 
     Levenberg and Marquardt's method with numerical derivatives; enough for ten parameters and a good start.
+
+    Args:
+        residuals: M of them, from N parameters.
+        start, low, high: where to begin, and the bounds.
+        touches: [N, M], whether a parameter changes a residual: parameters without one in common are moved together.
+            None: each may change all.
     """
     lo, hi = np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
     x, damping = np.clip(np.array(start, dtype=np.float64), lo, hi), 1e-2
@@ -33,13 +43,22 @@ def least_squares(
     def loss(r: Floats) -> float:
         return float(np.sum(np.sqrt(r**2 + _ROBUST**2)))
 
+    touched = np.ones((len(x), len(r)), dtype=bool) if touches is None else touches
+    turns: list[list[int]] = []
+    for i in range(len(x)):
+        free = (turn for turn in turns if not (touched[turn].any(axis=0) & touched[i]).any())
+        turn = next(free, None)
+        turns.append([i]) if turn is None else turn.append(i)
     for _ in range(40):
-        slopes = np.empty((len(r), len(x)))
-        for i in range(len(x)):
-            delta = max(abs(x[i]) * 1e-3, 1e-6)
+        slopes = np.zeros((len(r), len(x)))
+        delta = np.maximum(np.abs(x) * 1e-3, 1e-6)
+        delta = np.where(x + delta <= hi, delta, -delta)
+        for turn in turns:
             moved = x.copy()
-            moved[i] += delta if x[i] + delta <= hi[i] else -delta
-            slopes[:, i] = (residuals(moved) - r) / (moved[i] - x[i])
+            moved[turn] += delta[turn]
+            change = residuals(moved) - r
+            for i in turn:
+                slopes[touched[i], i] = change[touched[i]] / delta[i]
         weighted = slopes / np.sqrt(r**2 + _ROBUST**2)[:, None]
         normal, gradient, before = weighted.T @ slopes, weighted.T @ r, loss(r)
         for _ in range(8):
