@@ -387,7 +387,7 @@ def test_of_two_limits_none_is_given_up_for_little():
 def test_prompts_ahead_follow_each_other_over_the_stages():
     load = {"input_length": 2048, "output_length": 256, "concurrency": 64}
     one, eight = (serve([(1, pp)], model=SMALL_LLAMA, **load).ttft_terms["prompts ahead"][0] for pp in (1, 8))
-    assert eight < 0.8 * one
+    assert eight < 0.9 * one
 
 
 def test_arrival_rate_finds_the_load_that_leaves_as_fast():

@@ -19,10 +19,11 @@ mixed
     the tokens to before the first one, and add none.
 prefill-first, static
     Waiting prompts run in steps of their own before the next decode step. Requests of one length that start together
-    also end together, and so do those that take their places: they stay in step. First all prompts, then all tokens. A
-    request waits for the prompts before it ahead of its first token, for those behind it between the first and the
-    second. Where requests arrive at a rate instead, nothing keeps them in step under prefill-first: a prompt waits for
-    the step under way, and then stops all the others.
+    also end together, and so do those that take their places: they stay in step. First all prompts, then all tokens.
+    Under prefill-first a request waits for the prompts before it ahead of its first token, and for those behind it
+    between the first and the second; in a static batch for all of them ahead of the first. Where requests arrive at a
+    rate instead, nothing keeps them in step under prefill-first: a prompt waits for the step under way, and then stops
+    all the others.
 
 The invariant holds for every policy: requests that run are throughput times the time from admission to the last token.
 
@@ -82,7 +83,7 @@ def _all_together(steps: Steps, running: Floats, asked: "Floats | float") -> Set
         first, token = prompts, steps.decode(np.ones_like(running), np.ones_like(running))[0]
         token["prefill"] = np.zeros(1)
     else:
-        first = prompts * (1 + 1 / batches) / 2
+        first = prompts if steps.policy == "static" else prompts * (1 + 1 / batches) / 2
         token, _ = steps.decode(running, k)
         token["prefill"] = (prompts - first) / steps.decode_steps
     ahead = np.maximum(first - total(own), 0.0)
@@ -109,7 +110,8 @@ class _State(NamedTuple):
 def _one_by_one(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
     own = steps.prompt_terms(1.0)
     alone, rounds, others = total(own), steps.decode_steps, (running - 1) / running
-    together = np.clip(steps.constants.together if in_step else 1.0, 1.0, running)
+    # A few of many come together; of two or fewer none do.
+    together = 1 + (steps.constants.together - 1 if in_step else 0.0) * np.maximum(0.0, 1 - 2 / running)
     first_wave = steps.constants.first_wave if in_step else 0.0
 
     def state(decoding: Floats) -> _State:

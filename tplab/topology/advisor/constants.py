@@ -26,7 +26,6 @@ Sources, by the letter in the comments:
 Letters: n ranks of a group, M bytes, B bandwidth of a link in one direction as specified.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,9 +116,9 @@ class EngineConstants:
     """Host work to hand a micro-batch to the next stage, or its tokens back to the first, in us."""
     hop_tensors: int
     """Hidden states sent to the next stage: two where the residual travels apart."""
-    pp_spread: float
-    """How fast requests spread over micro-batches, by the budgets of prompt tokens that there are of them per stage;
-    infinite where the engine splits a batch evenly. See ``steps.Steps.in_flight``."""
+    pp_gather: float
+    """Requests per stage that gather in one micro-batch before others fill; 0 where the engine splits a batch evenly.
+    See ``steps.Steps.in_flight``."""
     prefill_policy: str
     """How the engine brings in prompts by default: one of ``workload.PREFILL_POLICIES`` but ``auto``."""
     max_num_tokens: int
@@ -281,7 +280,7 @@ DEFAULT = Constants(
         "vllm": EngineConstants(  # [S]
             step_us=838.0, sequence_us=44.3, overlaps=False, light_kernels=5, fp8_kernels=4, qk_norm_kernels=1,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.06, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_spread=0.15,
+            hop_tensors=2, pp_gather=100.0,
             prefill_policy="mixed",  # 0.8 on (V1): one scheduler, chunks beside decodes; V0: prefill-first
             max_num_tokens=8192, reserves=False,
             max_num_seqs=256,  # vLLM 0.8 on (V1), vllm/engine/arg_utils.py, get_batch_defaults; V0: 256 everywhere
@@ -291,7 +290,7 @@ DEFAULT = Constants(
         "trtllm": EngineConstants(  # [S]; handoff [P]; norms of heads counted in its 1.0: cut, copied, normed, turned
             step_us=460.0, sequence_us=54.1, overlaps=True, light_kernels=5, fp8_kernels=1, qk_norm_kernels=7,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=1, pp_spread=0.15,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
+            hop_tensors=1, pp_gather=100.0,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
             prefill_policy="mixed",  # in-flight batching: whole prompts beside decodes, chunks where enabled
             max_num_tokens=8192, reserves=True,
             max_num_seqs=2048,  # TensorRT-LLM 0.18 on, trtllm-serve --max_batch_size: BuildConfig's default
@@ -301,7 +300,7 @@ DEFAULT = Constants(
         "sglang": EngineConstants(  # [S]; all-reduce [K]
             step_us=501.0, sequence_us=50.5, overlaps=True, light_kernels=5, fp8_kernels=4, qk_norm_kernels=3,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_spread=0.15,
+            hop_tensors=2, pp_gather=100.0,
             prefill_policy="prefill-first",  # get_next_batch_to_run: a batch of new prompts before the next decode
             max_num_tokens=16384, reserves=False,
             max_num_seqs=2048,  # SGLang 0.4-0.5, resolve_max_num_reqs: 2048-4096 by context, half the cache's tokens
@@ -310,7 +309,7 @@ DEFAULT = Constants(
         "fastertransformer": EngineConstants(  # [F]
             step_us=2320.0, sequence_us=5.0, overlaps=False, light_kernels=30, fp8_kernels=1, qk_norm_kernels=1,
             mfu=mfu_table(0.62), small_batch_slowdown=1.0, all_reduce=None, python=False, handoff_us=50.0,
-            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST,
+            hop_tensors=1, pp_gather=0.0, prefill_policy="static", max_num_tokens=MOST,
             reserves=True,
             max_num_seqs=MOST,  # a library: runs the batch that it is given
             version="FasterTransformer 5",
@@ -318,7 +317,7 @@ DEFAULT = Constants(
         "generic": EngineConstants(  # nothing fitted but mfu: what is known of any server (published.fit.PRIORS)
             step_us=500.0, sequence_us=50.0, overlaps=False, light_kernels=5, fp8_kernels=3, qk_norm_kernels=1,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_spread=0.15, prefill_policy="mixed", max_num_tokens=8192,
+            hop_tensors=2, pp_gather=100.0, prefill_policy="mixed", max_num_tokens=8192,
             reserves=False,
             max_num_seqs=256,  # vLLM's, the least of the three
             version="a server that nobody has measured",
@@ -326,7 +325,7 @@ DEFAULT = Constants(
         "lab": EngineConstants(  # [G]
             step_us=70.0, sequence_us=0.0, overlaps=False, light_kernels=3, fp8_kernels=4, qk_norm_kernels=1,
             mfu=mfu_table(0.73), small_batch_slowdown=1.0, all_reduce=_LAB_AR, python=True, handoff_us=25.0,
-            hop_tensors=1, pp_spread=math.inf, prefill_policy="static", max_num_tokens=MOST,
+            hop_tensors=1, pp_gather=0.0, prefill_policy="static", max_num_tokens=MOST,
             reserves=True,
             max_num_seqs=MOST,
             samples_in_turn=True,

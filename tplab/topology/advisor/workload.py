@@ -30,8 +30,8 @@ class EnginePolicy:
     """Kernel of the tensor-parallel all-reduce: one of ``ALL_REDUCES``. ``auto``: the fastest that engines choose at
     that size on that link; ``nccl``: the library for every size; ``measured``: the calibration's own curve."""
     pp_micro_batches: int | None = None
-    """How many micro-batches of a decode batch the engine keeps in flight over the stages; None: as many of the stages
-    as it is known to fill (``pp_fill`` of its constants). 1: it does not split, stages take turns."""
+    """How many micro-batches of a decode batch the engine keeps in flight over the stages; None: as many as it is known
+    to fill (``pp_gather`` of its constants). 1: it does not split, stages take turns."""
     chunked_prefill: int | None = 8192
     """Most tokens in one step (vLLM's max_num_batched_tokens); None: prompts are prefilled whole, between steps."""
     gpu_memory_utilization: float = 0.9
