@@ -35,7 +35,7 @@ def test_served_llama_70b(machine, engine, tp, requests, measured_ms):
     assert made.tpot_ms == pytest.approx(measured_ms, rel=0.2)  # 5 to 8 % on average over the table
     low, high = made.tpot_range_ms
     assert low < made.tpot_ms < high
-    assert made.regime == "checked: model, engine, GPU, memory of the GPU, precision, pipeline"
+    assert made.regime == "checked: model, engine, GPU, memory of the GPU, precision, links, pipeline"
 
 
 def test_prefill_of_others_is_a_term_that_matters():

@@ -38,9 +38,10 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Part of a time per token -> its terms: streaming and multiplying, what is fixed, communication, how prompts and
 micro-batches are scheduled."""
-ASPECTS = ("model", "engine", "GPU", "memory of the GPU", "precision", "pipeline")
-"""What may be new: family or size class, engine, processor, its memory, precision of weights, pipeline stages."""
-TOUCHES: Mapping[str, tuple[str, ...]] = {"engine": ("overheads", "messages", "prompts")}
+ASPECTS = ("model", "engine", "GPU", "memory of the GPU", "precision", "links", "pipeline")
+"""What may be new: family or size class, engine, processor, its memory, precision of weights, tensor parallelism
+without NVLink, pipeline stages."""
+TOUCHES: Mapping[str, tuple[str, ...]] = {"engine": ("overheads", "messages", "prompts"), "links": ("messages",)}
 """Aspect -> parts of the time that it makes less certain; all of them for the others."""
 _SAME_CLASS = 1.6
 """Most that models of one size class differ in parameters."""
@@ -82,14 +83,14 @@ class Checked:
 
     def __str__(self) -> str:
         degrees = [f"TP {_span(self.tps)}"] + ([f"PP {_span(self.pps)}"] if max(self.pps) > 1 else [])
-        error = "" if self.error_pct is None else f": {fixed(self.error_pct)} % off {self.how}"
+        error = "" if self.error_pct is None else f": {self.error_pct:.2g} % off {self.how}"
         return (
             f"{self.model} {self.precision} on {self.gpu} with {_ENGINES.get(self.engine, self.engine)}, "
             f"{', '.join(degrees)}, {self.num_cells} measurements{error}"
         )
 
-    def lacks(self, model: ModelSpec, gpu: Gpu, engine: str, *, pipeline: bool) -> tuple[str, ...]:
-        """The ``ASPECTS`` of a question that this configuration does not share."""
+    def lacks(self, model: ModelSpec, gpu: Gpu, engine: str, *, split: bool, pipeline: bool) -> tuple[str, ...]:
+        """The ``ASPECTS`` of a question that this configuration does not share; see ``Standing.of``."""
         ratio = model.num_layers * model.block_matmul_params / self.params
         known = GPUS.get(self.gpu)
         rate = 0.0 if known is None else gpu.bf16_TFLOPS / known.bf16_TFLOPS
@@ -100,6 +101,7 @@ class Checked:
             not same_rate,
             same_rate and known is not None and gpu.hbm_GBps != known.hbm_GBps,
             self.precision != model.weight_precision,
+            split and not gpu.num_nvlinks and (known is None or known.num_nvlinks > 0 or max(self.tps) == 1),
             pipeline and max(self.pps) == 1,
         )
         return tuple(aspect for aspect, new in zip(ASPECTS, differs, strict=True) if new)
@@ -176,6 +178,7 @@ class Standing:
         gpu: Gpu,
         engine: str,
         *,
+        split: bool,
         pipeline: bool,
         measured: Collection[str] = (),
     ) -> "Standing":
@@ -184,13 +187,15 @@ class Standing:
         Args:
             checked, spread: what the constants were compared with, and how far off they were.
             model, gpu, engine: what is asked.
+            split: whether GPUs share layers.
             pipeline: whether over stages.
             measured: aspects that a calibration has settled.
         """
 
         def new(one: Checked | None) -> tuple[str, ...]:
-            lacking = ASPECTS if one is None else one.lacks(model, gpu, engine, pipeline=pipeline)
-            return tuple(each for each in lacking if each not in measured and (pipeline or each != "pipeline"))
+            lacking = ASPECTS if one is None else one.lacks(model, gpu, engine, split=split, pipeline=pipeline)
+            asked = {"links": split, "pipeline": pipeline}
+            return tuple(each for each in lacking if each not in measured and asked.get(each, True))
 
         def width(one: Checked) -> tuple[float, int]:
             return sum(spread.new[aspect] ** 2 for aspect in new(one)), -one.num_cells

@@ -10,6 +10,7 @@ Why not one number: a term can be checked against a measurement of that term, a 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,9 +212,9 @@ def predictions_of(
     first = {name: np.broadcast_to(served.ttft_terms[name], shape).tolist() for name in TTFT_TERMS}
     notes = notes_of(server, machine)
     known = {tp: _provenance(server, machine, tp) for tp in {memory.layout.tp for memory in memories}}
-    stand = {pipeline: _standing(server, machine, pipeline) for pipeline in (False, True)}
+    stand = {cut: _standing(server, machine, *cut) for cut in product((False, True), repeat=2)}
     shares = shares_of({name: np.broadcast_to(served.terms[name], shape) for name in TERMS})
-    widths = {pipeline: np.exp(each.half_width(shares)).tolist() for pipeline, each in stand.items()}
+    widths = {cut: np.exp(each.half_width(shares)).tolist() for cut, each in stand.items()}
     made = []
     for i in range(len(memories)) if order is None else order:
         sources = known[memories[i].layout.tp]
@@ -221,8 +222,8 @@ def predictions_of(
             tuple(Term(name=name, ms=us[i] / 1e3, provenance=sources[name]) for name, us in of.items())
             for of in (token, first)
         )
-        over_stages = memories[i].layout.pp > 1
-        sure = stand[over_stages], widths[over_stages][i]
+        cut = memories[i].layout.tp > 1, memories[i].layout.pp > 1
+        sure = stand[cut], widths[cut][i]
         made.append(_prediction(server, served, machine, memories[i], int(i), terms, ttft_terms, sure, notes))
     return made
 
@@ -336,12 +337,15 @@ def _prediction(
     )
 
 
-def _standing(server: Server, machine: Machine, pipeline: bool) -> Standing:
-    """How layouts with or without stages stand to what was checked: a calibration's products settle GPU and precision,
-    with the engine's own time besides everything."""
+def _standing(server: Server, machine: Machine, split: bool, pipeline: bool) -> Standing:
+    """How layouts with or without shared layers and stages stand to what was checked. A calibration's products settle
+    GPU, links and precision, with the engine's own time besides everything."""
     c, k, products = server.calibration, server.constants, bool(server.rates.curves)
-    measured, engine = ("GPU", "memory of the GPU", "precision") if products else (), server.workload.engine.name
-    standing = Standing.of(k.checked, k.spread, server.model, machine.gpu, engine, pipeline=pipeline, measured=measured)
+    measured = ("GPU", "memory of the GPU", "precision", "links") if products else ()
+    engine = server.workload.engine.name
+    standing = Standing.of(
+        k.checked, k.spread, server.model, machine.gpu, engine, split=split, pipeline=pipeline, measured=measured
+    )
     return replace(standing, calibrated=c is not None and products and c.step_overhead_us is not None)
 
 

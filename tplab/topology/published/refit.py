@@ -12,7 +12,7 @@ import pandas as pd
 from tplab.files import write_text
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.interval import Checked, Spread
-from tplab.topology.published.scoreboard import predictions
+from tplab.topology.published.scoreboard import IN_USE, predictions
 from tplab.topology.published.spread import checked_on, coverage, fit_spread, module_of, with_intervals
 from tplab.topology.published.tables import Tables, read_folder
 
@@ -26,7 +26,8 @@ def spread_of(tables: Tables, constants: Constants = DEFAULT) -> tuple[Spread, t
     """
     fitted_on = [case for case in tables.cases if case.kind != "saturated"]
     rows = predictions(tables, constants=replace(constants, checked=checked_on(fitted_on)))
-    rows["split"] = rows["split"].where(rows["kind"] != "saturated", "saturated tables")
+    apart = (rows["split"] == IN_USE) & (rows["kind"] == "saturated")
+    rows["split"] = rows["split"].where(~apart, "saturated tables")
     spread = fit_spread(rows, constants.spread)
     return spread, checked_on(tables.cases, rows), coverage(with_intervals(rows, spread))
 
