@@ -131,7 +131,7 @@ LOGS = [
         for model, tokens in (("llama-3.1-8b", 542960), ("qwen3-8b", 478560), ("qwen3-14b", 350304))
     ),
 ]  # fmt: skip
-"""The RTX 2060 and A40 of two logs have no sheet here: cards of the same kind of link and their own memory stand in."""
+"""Cards of two logs stand in for others of the same kind of link; memory is as logged."""
 
 
 @pytest.mark.parametrize("log", LOGS, ids=lambda log: f"{log.source}, TP {log.tp}, {log.tokens}")
