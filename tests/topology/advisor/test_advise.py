@@ -178,8 +178,8 @@ def test_one_degree_may_stand_alone():
 
 
 def test_none_is_close_where_all_miss_a_limit():
-    assert advise(LLAMA, H100, asked(64)).close
-    assert not advise(LLAMA, H100, asked(64, tpot_limit_ms=0.1)).close
+    assert advise(LLAMA, H100, asked(128)).close
+    assert not advise(LLAMA, H100, asked(128, tpot_limit_ms=0.1)).close
 
 
 def test_waiting_for_room_is_said():

@@ -90,7 +90,13 @@ class Checked:
         )
 
     def lacks(self, model: ModelSpec, gpu: Gpu, engine: str, *, split: bool, pipeline: bool) -> tuple[str, ...]:
-        """The ``ASPECTS`` of a question that this configuration does not share; see ``Standing.of``."""
+        """The ``ASPECTS`` of a question that this configuration does not share.
+
+        Args:
+            model, gpu, engine: what is asked.
+            split: whether GPUs share layers.
+            pipeline: whether over stages.
+        """
         ratio = model.num_layers * model.block_matmul_params / self.params
         known = GPUS.get(self.gpu)
         rate = 0.0 if known is None else gpu.bf16_TFLOPS / known.bf16_TFLOPS
