@@ -4,7 +4,7 @@ from tplab.topology.advisor.interval import Checked, Spread
 
 SPREAD = Spread(
     base=0.01,
-    parts={"memory": 0.054, "overheads": 0.2, "messages": 0.12, "prompts": 0.122},
+    parts={"memory": 0.058, "overheads": 0.2, "messages": 0.084, "prompts": 0.13},
     new={
         "model": 0.08,
         "engine": 0.15,
@@ -29,7 +29,7 @@ CHECKED: tuple[Checked, ...] = (
         inputs=(1024, 8192),
         outputs=(1024, 8192),
         num_cells=45,
-        error_pct=4.6,
+        error_pct=4.7,
         how="with this model left out",
     ),
     Checked(
@@ -44,7 +44,7 @@ CHECKED: tuple[Checked, ...] = (
         inputs=(1024, 8192),
         outputs=(1024, 8192),
         num_cells=72,
-        error_pct=9.7,
+        error_pct=9.6,
         how="with this model left out",
     ),
     Checked(
@@ -89,7 +89,7 @@ CHECKED: tuple[Checked, ...] = (
         inputs=(1024, 4096),
         outputs=(128, 1000),
         num_cells=180,
-        error_pct=7.2,
+        error_pct=8.6,
         how="with this model left out",
     ),
     Checked(
@@ -104,7 +104,7 @@ CHECKED: tuple[Checked, ...] = (
         inputs=(1024, 4096),
         outputs=(128, 1024),
         num_cells=90,
-        error_pct=2.9,
+        error_pct=3.8,
         how="with this model left out",
     ),
     Checked(
@@ -119,7 +119,7 @@ CHECKED: tuple[Checked, ...] = (
         inputs=(20, 200),
         outputs=(8, 200),
         num_cells=174,
-        error_pct=6.7,
+        error_pct=6.6,
         how="in sample",
     ),
     Checked(
@@ -134,7 +134,7 @@ CHECKED: tuple[Checked, ...] = (
         inputs=(128, 20000),
         outputs=(128, 4096),
         num_cells=20,
-        error_pct=9.8,
+        error_pct=11.8,
         how="in sample",
     ),
 )
