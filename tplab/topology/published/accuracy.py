@@ -62,7 +62,11 @@ Errors are mean absolute errors of the prediction, in percent of what was measur
 request** TTFT and all further tokens, **throughput** output tokens per second where only that was measured. **Bias** is
 the mean signed error: above 0 predicts too long, or for throughput too much. **In 90 %** is how many of the
 measurements lie in the interval that comes with each prediction: 90 would be right, less means that it promises too
-much, more that it is too wide to be of use. A cell is one measurement: a model on a layout under a load."""
+much, more that it is too wide to be of use. A cell is one measurement: a model on a layout under a load.
+
+What the tables do not say is assumed: the cache is in fp8 where the weights are in 8 or 4 bits, all of a prompt is
+computed (where a part of it was cached already, predictions come out too long), and largest batch, token budget and
+share of memory are the engine's defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
