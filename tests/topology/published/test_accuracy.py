@@ -71,6 +71,7 @@ def beside_file(path, tables, factor=1.5, **more):
         if i == 0:
             row |= dict.fromkeys(("predicted_tpot_ms", "predicted_ttft_ms", "predicted_tok_s"), None)
             row["failure"] = "no | table"
+        row["note"] = "a\nguess" if i == 5 else None
         made.append(row | more)
     pd.DataFrame(made).to_csv(path, index=False)
     return path
@@ -128,6 +129,7 @@ def test_another_tool_stands_beside_ours(tmp_path, tables, rows):
     assert (beside.source, beside.failures) == ("Other 2.0", {"no | table": 1})
     page = accuracy_page(tables, rows, beside)
     assert "Of 20 cells that it was asked 19 are compared; on 1 it failed:\n- 1 cells: no | table" in page
+    assert "With 1 of the others it says: a guess." in page
     cells = row_of(page, "Beside Other 2.0", "Engine TensorRT-LLM")[1:]
     assert cells[:2] == ["7", "20.0"]
     theirs = [cells[i] for i in (3, 6, 8, 10)]  # TPOT, whole request, TTFT, throughput

@@ -79,11 +79,13 @@ class Beside:
     """One row per cell: the columns ``tables.CELL``, times in ms and output tokens per second; nan where it failed."""
     failures: dict[str, int]
     """Reason -> number of cells of which it has no prediction, the most frequent reason first."""
+    notes: dict[str, int]
+    """What it says with a prediction -> number of cells."""
 
 
 def read_beside(path: "str | os.PathLike[str]") -> Beside:
     """What ``tests/benchmarks/bench_aiconfigurator.py`` writes: the columns ``tables.CELL``, ``source``,
-    ``predicted_tpot_ms``, ``predicted_ttft_ms``, ``predicted_tok_s`` and ``failure``.
+    ``predicted_tpot_ms``, ``predicted_ttft_ms``, ``predicted_tok_s`` and ``failure``, and ``note`` if present.
 
     Raises:
         ValueError: a file that cannot be read, lacks a column, has no rows, or times that are no numbers.
@@ -99,10 +101,15 @@ def read_beside(path: "str | os.PathLike[str]") -> Beside:
         if (numbers.isna() & frame[name].notna()).any() or (numbers <= 0).any():
             raise ValueError(f"{path}: {name} must be numbers above 0, or empty where there is no prediction")
         frame[name] = numbers
-    failures = Counter(" ".join(str(reason).split())[:_LONGEST] for reason in frame["failure"].dropna())
-    return Beside(
-        source=listed(frame["source"].astype(str).unique()), rows=frame, failures=dict(failures.most_common())
+    failures, notes = (
+        dict(
+            Counter(
+                " ".join(str(text).split())[:_LONGEST] for text in frame.get(name, pd.Series()).dropna()
+            ).most_common()
+        )
+        for name in ("failure", "note")
     )
+    return Beside(source=listed(frame["source"].astype(str).unique()), rows=frame, failures=failures, notes=notes)
 
 
 def accuracy_page(tables: Tables, rows: pd.DataFrame, beside: Beside | None = None) -> str:
@@ -272,6 +279,8 @@ def _side_by_side(rows: pd.DataFrame, beside: Beside) -> Iterator[str]:
         + (":" if failed else ".")
         + "".join(f"\n- {count} cells: {reason}" for reason, count in beside.failures.items())
     )
+    for note, count in beside.notes.items():
+        yield f"With {count} of the others it says: {note}."
     yield (
         "Each error of ours has its constants in use, and then those fitted without the cell's model. Theirs rests on "
         "kernels measured on these GPUs, and the tables of served models are its makers' own."
