@@ -164,7 +164,7 @@ def _rows(cases: Sequence[Case], constants: Constants, split: str) -> pd.DataFra
         made.append(
             {
                 "split": split,
-                "seen": split == IN_USE and case.kind == "served",
+                "seen": split == IN_USE and case.kind != "saturated",
                 **case.cell,
                 "load": case.load,
                 "fits": served.fits,
