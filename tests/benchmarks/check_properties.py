@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
-from tests.topology.advisor.inputs import cases
+from tests.topology.advisor.inputs import Case, cases
 from tests.topology.advisor.properties import Violation, shrunk, violations
 
 CHUNK = 100
@@ -24,11 +24,16 @@ def check(seed: int) -> list[tuple[Violation, int]]:
     worst: dict[str, Violation] = {}
     for case in islice(cases(seed), CHUNK):
         found = {each.property: each for each in sorted(violations(case), key=lambda each: each.amount)}
+        found = {f"{name}{_kind(each.case)}": each for name, each in found.items()}
         counts.update(found.keys())
         for name, each in found.items():
             if name not in worst or each.amount > worst[name].amount:
                 worst[name] = each
     return [(each, counts[name]) for name, each in worst.items()]
+
+
+def _kind(case: Case) -> str:
+    return ", pipeline" * (case.pp > 1) + ", calibrated" * (case.calibrated is not None)
 
 
 def main() -> int:
@@ -43,8 +48,9 @@ def main() -> int:
     with ProcessPoolExecutor(asked.processes) as pool:
         for some in pool.map(check, range(asked.seed * 100_000, asked.seed * 100_000 + num_chunks)):
             for each, count in some:
-                counts[each.property] += count
-                found[each.property].append(each)
+                name = f"{each.property}{_kind(each.case)}"
+                counts[name] += count
+                found[name].append(each)
         print(f"{num_chunks * CHUNK} inputs, {time.monotonic() - began:.0f} s, seed {asked.seed}")
         for name in sorted(found):
             print(
@@ -53,11 +59,8 @@ def main() -> int:
         worst = [
             each for name in sorted(found) for each in sorted(found[name], key=lambda each: -each.amount)[: asked.shown]
         ]
-        simplest = list(pool.map(shrunk, worst))
-    for name in sorted(found):
-        print()
-        for line in dict.fromkeys(str(each) for each in simplest if each.property == name):
-            print(line)
+        for line in dict.fromkeys(map(str, pool.map(shrunk, worst))):
+            print(f"\n{line}")
     if not found:
         print("no property is broken")
     return 1 if found else 0

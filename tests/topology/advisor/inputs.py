@@ -154,8 +154,8 @@ def _case(rng: random.Random) -> Case | None:
 
 
 def saturated(case: Case) -> Prediction:
-    """The case with more requests in flight than it can run, or than anybody sends."""
-    return case.load(concurrency=65536, request_rate=None).predict()
+    """The case with more requests arriving than any server takes."""
+    return case.load(concurrency=None, request_rate=1e9).predict()
 
 
 def _at_rate(rng: random.Random, case: Case) -> Case:
@@ -258,12 +258,13 @@ def _machine(rng: random.Random) -> Machine:
 
 
 def _gpu(rng: random.Random) -> Gpu:
-    bf16 = _log_uniform(rng, 20, 3000)
+    hbm = _log_uniform(rng, 200, 9000)
+    bf16 = 1e-3 * hbm * _log_uniform(rng, 35, 500)  # FLOP/s per byte/s: 37 of an H20 to 420 of an L40S
     narrow = rng.random() < 0.5
     return Gpu(
         name="made-up",
         memory_GB=_log_uniform(rng, 8, 300),
-        hbm_GBps=_log_uniform(rng, 200, 9000),
+        hbm_GBps=hbm,
         bf16_TFLOPS=bf16,
         fp8_TFLOPS=2 * bf16 if narrow else None,
         int8_TOPS=2 * bf16 if rng.random() < 0.7 else None,

@@ -104,12 +104,24 @@ def test_matmuls_split_into_start_and_rate():
 @given(
     st.lists(st.tuples(st.integers(1, 10**9), st.floats(0.1, 1e6)), min_size=1, max_size=8, unique_by=lambda p: p[0])
 )
-def test_interpolation_is_exact_at_its_points(points):
+def test_interpolation_is_exact_at_its_points_unless_a_larger_size_was_faster(points):
     points = sorted(points)
     sizes, times = [size for size, _ in points], [us for _, us in points]
-    assert interpolate(sizes, sizes, times) == pytest.approx(times)
-    assert interpolate(sizes[0] / 2, sizes, times) == pytest.approx(times[0])
+    smooth = [min(times[i:]) for i in range(len(times))]
+    assert interpolate(sizes, sizes, times) == pytest.approx(smooth)
+    assert interpolate(sizes[0] / 2, sizes, times) == pytest.approx(smooth[0])
     assert interpolate(sizes[-1] * 2, sizes, times) == pytest.approx(2 * times[-1])
+
+
+def test_more_tokens_never_make_a_product_faster():
+    wavering = MatmulTimes(
+        precision="fp32", tokens=(1, 1, 8, 8, 64, 64), params=(1e4, 1e6) * 3, p50_us=(6, 105, 9, 85, 7, 405)
+    )  # fmt: skip
+    curve = replace(BARE, matmuls=(wavering,)).matmul_curve("fp32")
+    times = curve.time_us(np.geomspace(1, 200, 60), 1e6)
+    assert (np.diff(times) >= 0).all()
+    assert curve.time_us(1, 1e6) == pytest.approx(85)
+    assert curve.time_us(64, 1e6) == pytest.approx(405)
 
 
 @pytest.mark.parametrize(

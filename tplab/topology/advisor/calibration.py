@@ -125,9 +125,13 @@ class MatmulCurve:
         return np.asarray(inside * np.exp(np.maximum(x - last, 0.0)), dtype=np.float64)
 
     def time_us(self, tokens: ArrayLike, params: ArrayLike, products: int = 1) -> Floats:
-        """Time of ``products`` GEMMs with ``params`` parameters together, in us."""
-        size = np.asarray(params, dtype=np.float64)
-        return np.asarray(products * self.fixed(tokens) + size * self.per_param(tokens), dtype=np.float64)
+        """Time of ``products`` GEMMs with ``params`` parameters together, in us: no more than was measured with more
+        tokens, to which they could be padded."""
+        size, m = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+        time = products * self.fixed(m) + size * self.per_param(m)
+        for at, fixed, per_param in zip(self.tokens, self.fixed_us, self.us_per_param, strict=True):
+            time = np.where(m <= at, np.minimum(time, products * fixed + size * per_param), time)
+        return np.asarray(time, dtype=np.float64)
 
     @staticmethod
     def _log(tokens: ArrayLike) -> Floats:
@@ -315,8 +319,10 @@ _OVERHEADS = (
 
 
 def interpolate(nbytes: ArrayLike, sizes: Iterable[float], times_us: Iterable[float]) -> Floats:
-    """Straight lines in log size and log time; constant below the first size, constant bandwidth above the last."""
+    """Straight lines in log size and log time; constant below the first size, constant bandwidth above the last. No
+    size takes longer than a larger one did, to which it could be padded: measured times waver."""
     x, y = np.log(np.asarray(list(sizes))), np.log(np.asarray(list(times_us)))
+    y = np.minimum.accumulate(y[::-1])[::-1]
     at = np.log(np.maximum(np.asarray(nbytes, dtype=np.float64), 1.0))
     return np.asarray(np.exp(np.interp(at, x, y) + np.maximum(at - x[-1], 0.0)), dtype=np.float64)
 
