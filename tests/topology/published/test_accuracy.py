@@ -113,7 +113,9 @@ def test_what_was_left_out_is_named_and_predicted_without(tables, rows):
     assert "Without qwen3-32b nothing is left of TensorRT-LLM: predicted in that way." in page
     assert "Without llama-3.1-70b" not in page
     assert row_of(page, "What was left out", "llama-3.1-70b", "vLLM")[2] == "6"
-    assert row_of(page, "In short", "fitted without the model")[1] == "18"
+    left = row_of(page, "In short", "fitted without the model")
+    assert left[1] == "18"
+    assert f"TPOT of a cell is {left[2]} % off and a whole request {left[4]} %; {left[7]} % of" in page
     assert row_of(page, "In short", "fitted on PP 1 alone, pipelines predicted")[1] == "1"
     assert row_of(page, "What could not be scored", "6") == ["6", "model DeepSeek-V3 is not a preset"]
     assert "None of the 20 measured cells would have been refused" in page
