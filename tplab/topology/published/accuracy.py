@@ -199,7 +199,7 @@ def _groups(rows: pd.DataFrame) -> Iterator[str]:
         yield _grid((word, *head), made)
     worst = (
         out.assign(off=out["tpot_error_pct"].abs())
-        .groupby(["model", "precision", "gpu", "engine", "tp", "length"])["off"]
+        .groupby(["model", "precision", "gpu", "engine", "length"])["off"]
         .agg(["mean", "size"])
         .nlargest(_WORST, "mean")
         .reset_index()
@@ -207,10 +207,10 @@ def _groups(rows: pd.DataFrame) -> Iterator[str]:
     if len(worst):
         yield "Farthest off in TPOT with their model left out:"
         yield _grid(
-            ("model", "GPU", "engine", "TP", "tokens in/out", "cells", "TPOT"),
+            ("model", "GPU", "engine", "tokens in/out", "cells", "TPOT"),
             [
-                (f"{m} in {p}", gpu, _named(engine), str(tp), length, str(size), _percent(mean))
-                for m, p, gpu, engine, tp, length, mean, size in worst.itertuples(index=False)
+                (f"{m} in {p}", gpu, _named(engine), length, str(size), _percent(mean))
+                for m, p, gpu, engine, length, mean, size in worst.itertuples(index=False)
             ],
         )
 
