@@ -9,7 +9,9 @@ import pytest
 from tplab.collectives import comparable, crossovers
 from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
 from tplab.pipeline import build_schedule
+from tplab.topology import EnginePolicy, Layout, Machine, ModelSpec, Workload
 from tplab.topology.verification.box_layouts import scores
+from tplab.topology.verification.static_batch import predict_batch
 
 FOUR = "4xH200-2026-11-26"
 
@@ -95,3 +97,17 @@ def test_ranks_that_share_a_gpu_have_their_own_map() -> None:
     made = crossovers(comparable(sweep))
     pd.testing.assert_frame_equal(bands[[*made.columns]], made)
     assert recorded_trace(ONE, build_schedule("1f1b", 2, 4)).measured
+
+
+@pytest.mark.parametrize(("name", "gpu", "rows"), [("1xH100-2026-11-28", "h100", 2), ("2xH200-2026-11-28", "h200", 6)])
+def test_our_own_engine_in_graphs_is_predicted_by_the_spec_sheet(name: str, gpu: str, rows: int) -> None:
+    frame = recorded(name, "generation").query("launch_mode == 'graph'")
+    model, machine = ModelSpec.from_config("llama-3.1-8b"), Machine.preset(gpu)
+    assert len(frame) == rows
+    for row in frame.itertuples():
+        engine = EnginePolicy(pp_micro_batches=row.micro_batches)
+        prompt, new = row.prompt_tokens // row.sequences, row.new_tokens // row.sequences
+        load = Workload(input_length=prompt, output_length=new, concurrency=row.sequences, engine=engine)
+        layout = Layout.of(model, row.tp, row.pp)
+        (made,) = predict_batch(model, machine, load, [layout], calibration=None, cuda_graphs=True)
+        assert made.tpot_ms == pytest.approx(row.tpot_ms, rel=0.06), (row.tp, row.pp, row.sequences)

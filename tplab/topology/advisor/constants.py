@@ -133,6 +133,8 @@ class EngineConstants:
     """Whether that largest batch is one micro-batch's, of which there are as many as stages; if not, a replica's."""
     version: str
     """Versions of the engine that policy, largest batch and constants are of, for notes."""
+    slowdown: tuple[tuple[float, float], ...] = ()
+    """The same of 16-bit weights: numbers of tokens and factors, linear in between; empty: none."""
     samples_in_turn: bool = False
     """The last stage waits for a micro-batch's tokens before it starts the next one: its host work is part of its
     stage. If not, that runs beside the GPU."""
@@ -143,6 +145,15 @@ class EngineConstants:
         """Most requests that a replica on such GPUs runs at once by default."""
         large = gpu.memory_bytes >= 70 * 2**30 and "a100" not in gpu.name.lower()
         return self.max_num_seqs_large if large and self.max_num_seqs_large else self.max_num_seqs
+
+
+_OF_THE_LAB = tuple(
+    Checked(
+        model="llama-3.1-8b", params=6.98e9, gpu=gpu, engine="lab", precision="bf16", tps=tps, pps=tps, loads=(1, 8),
+        inputs=(128, 2048), outputs=(16, 16), num_cells=cells, error_pct=error, how="in sample, with CUDA graphs",
+    )
+    for gpu, tps, cells, error in (("h100", (1,), 2, 2.1), ("h200", (1, 2), 6, 2.2))
+)  # [G]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +196,7 @@ class Constants:
     it."""
     spread: Spread = SPREAD
     """How far such predictions have been from measurements, by cause."""
-    checked: tuple[Checked, ...] = CHECKED
+    checked: tuple[Checked, ...] = (*CHECKED, *_OF_THE_LAB)
     """What they were checked on."""
 
 
@@ -324,7 +335,9 @@ DEFAULT = Constants(
         ),
         "lab": EngineConstants(  # [G]
             step_us=70.0, sequence_us=0.0, overlaps=False, light_kernels=3, fp8_kernels=4, qk_norm_kernels=1,
-            mfu=mfu_table(0.73), small_batch_slowdown=1.0, all_reduce=_LAB_AR, python=True, handoff_us=25.0,
+            mfu=mfu_table(0.73), small_batch_slowdown=1.0,
+            slowdown=((1, 1.0), (2, 1.45), (16, 1.45), (32, 1.1)),  # its product of a matrix and several vectors
+            all_reduce=_LAB_AR, python=True, handoff_us=25.0,
             hop_tensors=1, pp_gather=0.0, prefill_policy="static", max_num_tokens=MOST,
             reserves=True,
             max_num_seqs=MOST,

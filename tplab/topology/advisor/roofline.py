@@ -57,8 +57,8 @@ class Rates:
     curve_of: NDArray[np.int64]
     """Index of the curve that each layout is computed with."""
     sharpness: float
-    slowdown: float
-    """Factor on the weights' time from 32 tokens on."""
+    slowdown: tuple[tuple[float, float], ...]
+    """Tokens of a step -> factor on the time to stream a block's weights, linear in between; empty: 1."""
     shapes: tuple[tuple[float, float, bool], ...]
     """Output and input features of a block's GEMMs, and whether t cuts the output (else the input)."""
     edges: tuple[float, float, float]
@@ -88,9 +88,9 @@ class Rates:
         if self.curves:
             return self._measured(m, share, MATMULS_PER_BLOCK)
         stream = np.asarray(share * self.stream_us)
-        if self.slowdown != 1:
-            low, high = _SMALL_BATCH
-            stream = stream * (1 + (self.slowdown - 1) * np.clip((m - low) / (high - low), 0.0, 1.0))
+        if self.slowdown:
+            at, factors = np.array(self.slowdown).T
+            stream = stream * np.interp(m, at, factors)
         m0, n0, k0 = self.edges
         size, t = share, np.asarray(tp, dtype=np.float64)
         if n0 or k0:
@@ -196,6 +196,7 @@ def rates(
     heads = model.q_size + model.num_kv_heads * model.head_dim
     normed = engine.qk_norm_kernels * 2 * heads * e if model.qk_norm else 0.0  # each reads and writes them
     convert = e + 1 if narrow else 0.0  # read wide, write narrow
+    wide = engine.slowdown
     flops = 4 * 1e-6  # per query width, token and context token: scores and values, in us at 1 TFLOPS
     from_kernels = "spec sheet x share of bandwidth (kernel tables)"
     overheads = ("block_overhead_us", "light_kernel_us", "attention_fixed_us")
@@ -209,7 +210,7 @@ def rates(
         curves=curves,
         curve_of=curve_of,
         sharpness=k.sharpness,
-        slowdown=engine.small_batch_slowdown if narrow else 1.0,
+        slowdown=tuple(zip(_SMALL_BATCH, (1.0, engine.small_batch_slowdown), strict=True)) if narrow else wide,
         shapes=(
             (model.q_size + 2 * model.num_kv_heads * model.head_dim, h, True),
             (h, model.q_size, False),
