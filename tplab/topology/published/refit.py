@@ -21,15 +21,15 @@ def spread_of(tables: Tables, constants: Constants = DEFAULT) -> tuple[Spread, t
     """Standard deviations of the intervals, what was checked, and how the intervals then hold what was left out
     (``spread.coverage``).
 
-    Saturated tables count as new for the standard deviations: no constant is fitted to them, and nothing else in the
-    tables has other processors or stages.
+    Saturated tables do not count as checked, since no constant is fitted to them; they tell what other processors and
+    stages add.
     """
     fitted_on = [case for case in tables.cases if case.kind != "saturated"]
     rows = predictions(tables, constants=replace(constants, checked=checked_on(fitted_on)))
     apart = (rows["split"] == IN_USE) & (rows["kind"] == "saturated")
     rows["split"] = rows["split"].where(~apart, "saturated tables")
     spread = fit_spread(rows, constants.spread)
-    return spread, checked_on(tables.cases, rows), coverage(with_intervals(rows, spread))
+    return spread, checked_on(fitted_on, rows), coverage(with_intervals(rows, spread))
 
 
 if __name__ == "__main__":
