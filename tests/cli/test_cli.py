@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import tplab.cli.advise as cli_advise
 from tplab.checks import ArgumentError
-from tplab.cli import main
+from tplab.cli import asked, main
 
 ADVISE = ("advise", "--model", "llama-3.1-8b", "--machine", "h100")
 needs_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, Linux's disk without room")
@@ -61,6 +60,6 @@ def test_faults_are_one_line(error, said, monkeypatch, capsys):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli_advise, "_what", fail)
+    monkeypatch.setattr(asked, "what", fail)
     assert main(ADVISE) == 2
     assert capsys.readouterr().err == f"tplab advise: {said}\n"

@@ -18,7 +18,7 @@ from tplab.lab.recorded import recorded
 from tplab.models.spec import ModelSpec
 from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import advise
-from tplab.topology.advisor.workload import Workload
+from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.calibration.plan import plan_calibration
 from tplab.topology.calibration.run import submit_calibrate
 from tplab.topology.machine.machine import Machine
@@ -28,8 +28,8 @@ from tplab.topology.verification.box import measure_box
 from tplab.topology.verification.box_layouts import BoxCase
 
 TAKEN = {
-    "advise": (ModelSpec.from_config, Machine.preset, Machine.from_topo, Workload, advise),
-    "validate": (ModelSpec.from_config, Machine.preset, Machine.from_topo, beside_vllm, score),
+    "advise": (ModelSpec.from_config, Machine.preset, Machine.from_topo, EnginePolicy, Workload, advise),
+    "validate": (ModelSpec.from_config, Machine.preset, Machine.from_topo, EnginePolicy, beside_vllm, score),
     "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),
     "box": (measure_box, Workload, BoxCase),
     "sweep": (Cluster, plan_sweep),
@@ -37,7 +37,18 @@ TAKEN = {
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
 OWN = {
-    *("help", "call", "out", "csv", "most", "no_ranks", "json"),  # files and what is printed
+    *(
+        "help",
+        "call",
+        "out",
+        "csv",
+        "most",
+        "no_ranks",
+        "json",
+        "report",
+        "beside",
+        "percentiles",
+    ),  # files and what is printed
     *("topo", "eager", "paths", "no_refit", "from_size", "to_size"),  # which another argument is made from
 }
 """Destinations that no such function takes under that name."""

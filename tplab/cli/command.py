@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, crossover, measure, words
+from tplab.cli import advise, crossover, measure, validate, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         crossover.add_crossover,
         measure.add_calibrate,
         advise.add_advise,
-        advise.add_validate,
+        validate.add_validate,
         measure.add_box,
     ):
         add(commands)

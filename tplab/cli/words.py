@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NARROWEST = 80
+INDENT = " " * 6
 
 
 def options(parser: argparse.ArgumentParser) -> dict[str, str]:
@@ -46,6 +48,11 @@ def check(arguments: argparse.Namespace) -> None:
 def width() -> int:
     """Width of the terminal in characters, at least ``_NARROWEST``."""
     return max(_NARROWEST, shutil.get_terminal_size().columns)
+
+
+def wrapped(text: str, indent: str = INDENT) -> str:
+    """Break a text into lines of the terminal's width, all but the first with ``indent``."""
+    return textwrap.fill(text, width(), subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def table(frame: "pd.DataFrame") -> str:
