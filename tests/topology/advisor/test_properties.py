@@ -17,7 +17,7 @@ from tests.topology.advisor.properties import (
 )
 from tplab.topology import Machine, ModelSpec
 
-INPUTS = 160
+INPUTS = 120
 FITTING = [(case, made) for case in islice(cases(16), INPUTS) if (made := case.predict()).fits]
 
 
