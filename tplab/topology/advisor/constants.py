@@ -130,7 +130,8 @@ class EngineConstants:
     max_num_seqs_large: int | None = None
     """The same on GPUs of at least 70 GiB other than A100; None: no different."""
     batch_per_stage: bool = False
-    """Whether that largest batch is one micro-batch's, of which there are as many as stages; if not, a replica's."""
+    """Whether the engine counts its largest batch by micro-batch, of which there are as many as stages; if not, by
+    replica."""
     version: str
     """Versions of the engine that policy, largest batch and constants are of, for notes."""
     slowdown: tuple[tuple[float, float], ...] = ()

@@ -180,7 +180,7 @@ def _trtllm(model: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, path
         "--max_seq_len",
         str(_length(workload)),
         "--max_batch_size",
-        str(_sequences("trtllm", workload, layout, gpu)),
+        str(math.ceil(_sequences("trtllm", workload, layout, gpu) / layout.pp)),  # of each micro-batch
     ]
     words += ["--max_num_tokens", str(e.chunked_prefill or max(8192, workload.input_length))]
     words += ["--enable_chunked_prefill"] if e.chunked_prefill and e.chunked_prefill < workload.input_length else []
@@ -284,6 +284,7 @@ def _sequences(engine: str, workload: Workload, layout: Layout, gpu: Gpu) -> int
     by default, since it reserves memory for each. vLLM refuses to start with more than a step's tokens."""
     if workload.engine.max_num_seqs is not None:
         return workload.engine.max_num_seqs
-    usual = DEFAULT.engines[engine].largest_batch(gpu)
+    constants = DEFAULT.engines[engine]
+    usual = constants.largest_batch(gpu) * (layout.pp if constants.batch_per_stage else 1)
     usual = min(usual, workload.engine.chunked_prefill or usual) if engine == "vllm" else usual
     return usual if workload.concurrency is None else min(usual, math.ceil(workload.concurrency / layout.replicas))

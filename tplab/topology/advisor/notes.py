@@ -28,7 +28,7 @@ def _engine_notes(server: Steps, machine: Machine) -> tuple[str, ...]:
     """How prompts get their turn, and how many requests run at once: as asked for, or as the engine does by default."""
     e, engine = server.workload.engine, server.engine
     most = e.max_num_seqs or engine.largest_batch(machine.gpu)
-    where = "in a micro-batch" if engine.batch_per_stage else "at once on a replica"
+    where = "in a micro-batch" if engine.batch_per_stage and not e.max_num_seqs else "at once on a replica"
     said = [_POLICIES[server.policy]]
     said += [f"at most {server.budget:,.0f} tokens a step"] if server.budget < MOST else []
     said += [f"at most {most:,} requests {where}"] if most < MOST else []

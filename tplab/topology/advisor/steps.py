@@ -94,7 +94,7 @@ class Steps:
         if layouts is None:
             layouts = layout_arrays(machine, memories, constants, placements, calibration is not None)
         groups = layouts.pp * layouts.replicas
-        largest = workload.engine.max_num_seqs or engine.largest_batch(machine.gpu)
+        asked, usual = workload.engine.max_num_seqs, np.full(len(layouts), float(engine.largest_batch(machine.gpu)))
         at_once = layouts.tp * np.minimum(groups, workload.concurrency or groups)
         return cls(
             model=model,
@@ -103,7 +103,7 @@ class Steps:
             rates=rates(model, machine.gpu, engine, constants, calibration, num_ranks=at_once),
             engine=engine,
             constants=constants,
-            max_num_seqs=largest * (layouts.pp if engine.batch_per_stage else np.ones(len(layouts))),
+            max_num_seqs=np.full(len(layouts), float(asked)) if asked else usual * layouts.pp**engine.batch_per_stage,
             calibration=calibration,
         )
 
