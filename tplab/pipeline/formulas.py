@@ -214,16 +214,16 @@ def micro_batches_in_flight(stages: ArrayLike, running: ArrayLike, engine: Array
     return np.asarray(np.maximum(1.0, np.minimum(most, np.floor(running))), dtype=np.float64)
 
 
-def prefill_share(k: ArrayLike, passes: ArrayLike) -> NDArray[np.float64]:
-    """How much of a prompt's time over all stages a ring of k micro-batches stands still for it, where so many
-    ``passes`` with prompts follow one another: ``1/passes + (1 - 1/passes)/k``.
+def prefill_share(stages: ArrayLike, passes: ArrayLike) -> NDArray[np.float64]:
+    """How much of a prompt's time over all stages a ring of decoding micro-batches stands still for it, where so many
+    ``passes`` with prompts follow one another: ``1/passes + (1 - 1/passes)/p``.
 
     One pass alone costs its whole trip: at every stage all the others queue behind it. Those that follow at once cost
-    a stage's share each, as in a forward-only pipeline. 1 without a pipeline, and with one micro-batch. Below one pass
-    as for one. Elementwise over arrays.
+    a stage's share each, as in a forward-only pipeline. 1 without a pipeline. Below one pass as for one. Elementwise
+    over arrays.
     """
     first = 1 / np.maximum(np.asarray(passes, dtype=np.float64), 1.0)
-    return np.asarray(first + (1 - first) / np.asarray(k, dtype=np.float64), dtype=np.float64)
+    return np.asarray(first + (1 - first) / np.asarray(stages, dtype=np.float64), dtype=np.float64)
 
 
 def _check(name: str, p: int, m: int, v: int) -> None:

@@ -196,7 +196,7 @@ def test_the_last_stage_sets_the_pace():
 
 
 def test_prefill_between_tokens():
-    assert prefill_share(1, 7) == 1  # no pipeline, or one micro-batch: all of it
+    assert prefill_share(1, 7) == 1  # no pipeline: all of it
     assert prefill_share(4, 1) == prefill_share(4, 0.2) == 1  # alone: everybody queues behind it, at every stage
     assert prefill_share(4, 2) == pytest.approx((1 + 1 / 4) / 2)  # the second follows at a stage's distance
     assert prefill_share(4, np.inf) == pytest.approx(1 / 4)  # every micro-batch carries one: nobody idles

@@ -220,7 +220,8 @@ class Calibration:
     def all_reduce_us(self, nbytes: ArrayLike, n: int, *, graph: bool, gpus: Iterable[int] = ()) -> Floats | None:
         """Time of an all-reduce of ``n`` ranks, by the sweep of that very group, else of any group of that size.
 
-        Replays from a graph fall back on an eager sweep, and the other way round. None where no group of n was measured
+        Replays from a graph are no slower than eager calls, which noise may say; eager calls fall back on a graph's
+        sweep. None where no group of n was measured
         (the caller scales its formula).
         """
         if n == 1:
@@ -229,9 +230,12 @@ class Calibration:
         of_n = [sweep for sweep in self.all_reduce if sweep.num_ranks == n]
         if not of_n:
             return None
-        mode = "graph" if graph else "eager"
-        best = max(of_n, key=lambda s: (tuple(sorted(s.gpus)) == wanted and bool(wanted), s.launch == mode))
-        return interpolate(nbytes, best.nbytes, best.p50_us)
+        near = max(tuple(sorted(sweep.gpus)) == wanted and bool(wanted) for sweep in of_n)
+        fit = [sweep for sweep in of_n if (tuple(sorted(sweep.gpus)) == wanted and bool(wanted)) == near]
+        same = [sweep for sweep in fit if graph or sweep.launch == "eager"] or fit
+        first = {sweep.launch: sweep for sweep in reversed(same)}.values()
+        times = [interpolate(nbytes, sweep.nbytes, sweep.p50_us) for sweep in first]
+        return np.asarray(np.min(times, axis=0), dtype=np.float64)
 
     def send_us(self, nbytes: ArrayLike, pairs: Iterable[tuple[int, int]] = ()) -> Floats | None:
         """Time of a message over the slowest of ``pairs``, in either direction; of all pairs where none of those was

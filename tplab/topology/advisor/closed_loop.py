@@ -1,48 +1,40 @@
-"""How a server settles with so many requests running: how many of them decode, and what both phases then take. Pure.
+"""How a server settles with so many requests running, and what both phases of a request then take. Pure.
 
-R requests run at once in a closed loop: each is prefilled, decodes, leaves, and the next one takes its place. How
-prompts get their turn is the engine's policy (``workload.PREFILL_POLICIES``); where their time is booked follows from
-it:
+R requests run at once in a closed loop: each is prefilled, decodes for s rounds, leaves, and the next one takes its
+place (a round is a step where there is no pipeline). While one is there, from admission to its last token, each of the
+R places is taken once more: so R prompts are computed in that time, its own among them. With n rounds until the first
+token, there are s + n rounds, and in each of them
+
+    (R - 1)/(s + n) prompts of others begin, and (R - 1)·s/(s + n) others decode                (the invariant)
+
+A request takes what its rounds take; throughput is R over that (Little's law). Nothing has to be iterated: n is the
+number of the request's own chunks and half of the round under way, or, where prompts need more than the budget of all
+these rounds, as many as bring R prompts through: R·ISL/budget - s. A round takes a mean of steps, and no step grows
+faster than what is in it: so more requests never lower the throughput, and better hardware does not either.
+
+How prompts get their turn is the engine's policy (``workload.PREFILL_POLICIES``); where their time is booked follows:
 
 mixed
-    Chunks of prompts share the decode steps. With D of the R requests decoding, each for s rounds, D/s prompts come per
-    round, so a round carries their tokens besides, up to the engine's budget. A prompt waits for those that came before
-    it: of the other requests, (R - D)(R - 1)/R are at theirs (the arrival theorem, as in mean value analysis of closed
-    queueing networks). That gives the time of a round T(D), the time to a first token F(D) and the throughput X(D) =
-    D/(s·T(D)). D is where all requests are accounted for:
-
-        D + X(D)·F(D) = R                                                              (the invariant)
-
-    There is one such D, and it is bracketed. Not computed in turns, "D from T, T from D": where prompts are long that
-    swings for ever. Requests that end in one step are replaced in one step, so a few prompts come ``together``, and
-    benchmarks start with all requests at once, so the first of them queue (``first_wave``): both move time from between
-    the tokens to before the first one, and add none.
+    Chunks of prompts share the rounds, up to the engine's budget, so most others' prompts come between the tokens.
+    Requests that end in one step are replaced in one step, so a few prompts come ``together``, and benchmarks start
+    with all requests at once, so the first of them queue (``first_wave``): both move time from between the tokens to
+    before the first one, and add none.
 prefill-first, static
-    Waiting prompts run in steps of their own before the next decode step. Requests of one length that start together
-    also end together, and so do those that take their places: they stay in step. First all prompts, then all tokens.
-    Under prefill-first a request waits for the prompts before it ahead of its first token, and for those behind it
-    between the first and the second; in a static batch for all of them ahead of the first. Where requests arrive at a
-    rate instead, nothing keeps them in step under prefill-first: a prompt waits for the step under way, and then stops
-    all the others.
-
-The invariant holds for every policy: requests that run are throughput times the time from admission to the last token.
-
-Letters: R requests that run, D of them decode, s rounds per request, T, F and X as above; a round is a step where there
-is no pipeline.
+    Waiting prompts run in steps of their own before the next decode step, in which then all R decode. Requests of one
+    length that start together also end together, and so do those that take their places: they stay in step. First all
+    prompts, then all tokens. Under prefill-first a request waits for the prompts before it ahead of its first token,
+    and for those behind it between the first and the second; in a static batch for all of them ahead of the first.
+    Where requests arrive at a rate instead, nothing keeps them in step under prefill-first: a prompt waits for the step
+    under way, and then stops all the others.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
+from tplab.pipeline.formulas import forward_makespan, prefill_share
 from tplab.topology.advisor.allreduce import Floats
 from tplab.topology.advisor.steps import Steps, total
-
-_MOST_TURNS = 100
-_CLOSE = 1e-10
-"""Share of R by which the invariant may be missed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +46,7 @@ class Settled:
     first: dict[str, Floats]
     """Terms of the time from admission to the first token: all of ``served.TTFT_TERMS`` but the queue."""
     requests_per_us: Floats
-    """X, per replica."""
+    """Requests per replica that leave in a microsecond."""
     micro_batches: Floats
     """k."""
 
@@ -66,110 +58,76 @@ def settle(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
         steps: what steps take.
         running: R, at least 1.
         asked: requests in flight on the replica, those that wait for admission included.
-        in_step: whether requests of prefill-first that start together stay together: so in a closed loop, not where
-            they arrive at a rate.
+        in_step: whether requests that start together stay together: so in a closed loop, not where they arrive at a
+            rate.
     """
     running = np.asarray(running, dtype=np.float64) * np.ones(len(steps.layouts))
-    if steps.policy == "static" or (steps.policy == "prefill-first" and in_step) or not steps.decode_steps:
-        return _all_together(steps, running, asked)
-    return _one_by_one(steps, running, asked, in_step)
+    if steps.policy == "mixed" and steps.decode_steps:
+        return _mixed(steps, running, asked, in_step)
+    return _between(steps, running, asked, in_step or steps.policy == "static")
 
 
-def _all_together(steps: Steps, running: Floats, asked: "Floats | float") -> Settled:
-    k = steps.in_flight(running, asked)
-    own, prompts = steps.prompt_terms(1.0), steps.prompts(running)
-    batches = running / np.minimum(running, max(1.0, steps.budget / steps.prompt_tokens))
-    if not steps.decode_steps:  # no second token for which prompts would wait: who is done makes room at once
-        first, token = prompts, steps.decode(np.ones_like(running), np.ones_like(running))[0]
-        token["prefill"] = np.zeros(1)
-    else:
-        first = prompts if steps.policy == "static" else prompts * (1 + 1 / batches) / 2
-        token, _ = steps.decode(running, k)
-        token["prefill"] = (prompts - first) / steps.decode_steps
-    ahead = np.maximum(first - total(own), 0.0)
-    each = _per_token(steps, token)
-    whole = total(own) + ahead + (steps.workload.output_length - 1) * total(each)
-    return Settled(
-        token=each,
-        first={"prompts ahead": ahead, "step under way": np.zeros(1), **own},
-        requests_per_us=running / whole,
-        micro_batches=k,
+def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
+    """Prompts in steps of their own."""
+    own, rounds = steps.prompt_terms(1.0), steps.decode_steps
+    alone, others = total(own), (running - 1) / running
+    token, around, k = steps.decode_spread(running if rounds else np.ones_like(running), asked)
+    at_once = max(1.0, steps.budget / steps.prompt_tokens)
+    prompts, under_way = steps.prompts(running), np.zeros(1)
+    if not rounds:  # no second token for which prompts would wait: who is done makes room at once
+        first = prompts = np.minimum(prompts, steps.prompts(running, np.minimum(steps.layouts.pp, running)))
+    elif steps.policy == "static":
+        first = prompts
+    elif in_step:  # in batches that begin anywhere among them
+        first = prompts * (1 - others * running / (running - 1 + at_once) / 2)
+    else:  # as many in one pass as come while the others decode
+        together = np.clip(running / rounds, 1.0, np.minimum(running, at_once))
+        first = steps.prompts(together)
+        prompts = first * running / together * prefill_share(steps.layouts.pp, running / together)
+        under_way = 0.5 * others * around / k
+    first = np.maximum(np.minimum(first, prompts), alone)
+    token["prefill"] = np.maximum(prompts - first, 0.0) / rounds if rounds else np.zeros(1)
+    return _settled(steps, running, token, {"prompts ahead": first - alone, "step under way": under_way, **own}, k)
+
+
+def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
+    """Prompts in the steps of others."""
+    own, rounds, pp = steps.prompt_terms(1.0), steps.decode_steps, steps.layouts.pp
+    chunks, under_way = max(1.0, steps.prompt_tokens / steps.budget), 0.5 * (running - 1) / running
+    own_rounds = 1 + (chunks - 1) / pp
+    through = running * steps.prompt_tokens / (steps.in_flight(running, asked) * steps.budget) - rounds
+    first_rounds = np.maximum(own_rounds + under_way, through)
+    prompts = (running - 1) / (rounds + first_rounds)  # of others, in each round
+    beside = rounds * prompts
+    token, around, k = steps.decode_spread(1 + beside, asked)
+    around_beside = steps.decode_spread(beside, asked)[1]
+
+    waves = asked * np.ones_like(running) if in_step else prompts
+    added = steps.mixed_in(1 + beside, prompts, waves * steps.prompt_in_passes, k, token["bubble"])
+    ahead = (first_rounds - own_rounds) * added
+    ahead = ahead + np.maximum(first_rounds - own_rounds - under_way, 0.0) * around_beside
+    moved = np.zeros(1)
+    if in_step:
+        of_one = np.divide(added, prompts, out=np.zeros_like(added), where=prompts > 0)
+        together = (steps.constants.together - 1) * np.maximum(0.0, 1 - 2 / running)  # of two or fewer none do
+        moved = np.minimum(rounds * added, together * of_one)
+        moved = moved + 0.5 * steps.constants.first_wave * (rounds * added - moved)
+    token["prefill"] = added - moved / rounds
+    # The others' tokens and prompts in the own prompt's steps.
+    chunk = np.full(len(steps.layouts), steps.prompt_tokens / chunks)
+    in_own = total(steps.step(beside / k, chunk + prompts * steps.prompt_tokens / k)) - total(
+        steps.step(np.zeros_like(chunk), chunk)
     )
+    first = {
+        "prompts ahead": ahead + moved,
+        "step under way": under_way * around_beside / k
+        + np.maximum(forward_makespan(in_own, in_own / pp, chunks), 0.0),
+        **own,
+    }
+    return _settled(steps, running, token, first, k)
 
 
-class _State(NamedTuple):
-    """What so many decoding requests make of a round, and of the wait for a first token; us."""
-
-    token: dict[str, Floats]
-    round_us: Floats
-    ahead_us: Floats
-    under_way_us: Floats
-    micro_batches: Floats
-
-
-def _one_by_one(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
-    own = steps.prompt_terms(1.0)
-    alone, rounds, others = total(own), steps.decode_steps, (running - 1) / running
-    # A few of many come together; of two or fewer none do.
-    together = 1 + (steps.constants.together - 1 if in_step else 0.0) * np.maximum(0.0, 1 - 2 / running)
-    first_wave = steps.constants.first_wave if in_step else 0.0
-
-    def state(decoding: Floats) -> _State:
-        k = steps.in_flight(decoding, asked)
-        seen = decoding + 1 - decoding / running  # by one that decodes: itself and its share of the others
-        token, decode = steps.decode(seen, np.minimum(k, seen))
-        waves = asked * np.ones_like(decoding) if in_step else decoding / rounds
-        passes = waves * steps.prompt_tokens / steps.budget
-        prompts = decoding / rounds * (1 - together / running)
-        at_once = 1 + (running - decoding) * others + (together - 1) * decoding / running
-        if steps.policy == "mixed":
-            token["prefill"] = steps.mixed_in(seen, prompts, passes, k)
-            first = steps.beside(decoding * others, at_once, k)
-        else:
-            token["prefill"] = steps.between(prompts, passes, k)
-            first = steps.prompts(at_once)
-        ahead = np.maximum(first - alone, 0.0)
-        return _State(token, decode + token["prefill"], ahead, 0.5 * others * decode / k, k)
-
-    def unaccounted(decoding: Floats) -> Floats:
-        at = state(decoding)
-        first = alone + at.ahead_us + at.under_way_us
-        return decoding + decoding * first / (rounds * at.round_us) - running
-
-    decoding = _root(unaccounted, running, running)
-    at = state(decoding)
-    token, moved = dict(at.token), 0.5 * first_wave * at.token["prefill"]
-    token["prefill"] = token["prefill"] - moved
-    return Settled(
-        token=_per_token(steps, token),
-        first={"prompts ahead": at.ahead_us + rounds * moved, "step under way": at.under_way_us, **own},
-        requests_per_us=decoding / (rounds * at.round_us),
-        micro_batches=at.micro_batches,
-    )
-
-
-def _per_token(steps: Steps, around: dict[str, Floats]) -> dict[str, Floats]:
-    return {name: time / steps.accepted for name, time in around.items()}
-
-
-def _root(f: Callable[[Floats], Floats], most: Floats, scale: Floats) -> Floats:
-    """Where ``f``, which grows, is 0, between 0 and ``most``; ``most`` where it is still below.
-
-    Regula falsi with the retained end's value halved (the Illinois method): bracketed, and a few turns in all.
-    """
-    low, high = np.zeros_like(most), most.copy()
-    at_low, at_high = -scale * np.ones_like(most), f(most)
-    over = at_high > 0
-    found, side = np.where(over, low, high), np.zeros_like(most)
-    for _ in range(_MOST_TURNS):
-        if not over.any():
-            break
-        step = np.divide(at_high, at_high - at_low, out=np.full_like(most, 0.5), where=at_high > at_low)
-        found = np.where(over, high - (high - low) * step, found)
-        value = f(found)
-        up = value > 0
-        at_low = np.where(up, np.where(side > 0, at_low / 2, at_low), value)
-        at_high = np.where(up, value, np.where(side < 0, at_high / 2, at_high))
-        low, high, side = np.where(up, low, found), np.where(up, found, high), np.where(up, 1.0, -1.0)
-        over = over & (np.abs(value) > _CLOSE * scale)
-    return found
+def _settled(steps: Steps, running: Floats, around: dict[str, Floats], first: dict[str, Floats], k: Floats) -> Settled:
+    token = {name: time / steps.accepted for name, time in around.items()}
+    whole = total(first) + (steps.workload.output_length - 1) * total(token)
+    return Settled(token=token, first=first, requests_per_us=running / whole, micro_batches=k)

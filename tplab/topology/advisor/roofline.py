@@ -48,6 +48,8 @@ class Rates:
     """Time to read one parameter of a block."""
     multiply_us: float
     """Time to multiply one parameter of a block with one token."""
+    widened_us: float
+    """The same with the weights widened to 16 bits."""
     head_stream_us: float
     """Time to read one parameter of the lm_head, which is not quantised."""
     head_multiply_us: float
@@ -98,7 +100,9 @@ class Rates:
                 (n / t + n0) * (k + k0) if by_output else (n + n0) * (k / t + k0) for n, k, by_output in self.shapes
             )
             size = np.asarray(sum(each, np.zeros(1)), dtype=np.float64)
-        return larger(stream, np.where(m > 0, m + m0, 0.0) * size * self.multiply_us, self.sharpness)
+        # Where that is slower than widening the weights, engines widen them.
+        compute = np.minimum(np.where(m > 0, m + m0, 0.0) * size * self.multiply_us, m * share * self.widened_us)
+        return larger(stream, compute, self.sharpness)
 
     def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:
         """The lm_head on one token of each sequence."""
@@ -205,6 +209,7 @@ def rates(
         head_params=float(model.lm_head_params),
         stream_us=model.weight_itemsize * stream,
         multiply_us=2e-6 / (mfu * peak),
+        widened_us=2e-6 / (engine.mfu["bf16"] * gpu.bf16_TFLOPS if narrow else mfu * peak),
         head_stream_us=model.activation_itemsize * stream,
         head_multiply_us=2e-6 / (head_mfu * head_peak),
         curves=curves,

@@ -150,7 +150,7 @@ class Steps:
         return (self.workload.output_length - 1) / self.accepted
 
     def in_flight(self, decoding: Floats, asked: "Floats | float") -> Floats:
-        """k, a mean: ``min(decoding, 1 + (p-1)·(1 - e^-z))`` with ``z = asked/(p·pp_gather)``.
+        """k, a mean: ``1 + (min(p, decoding) - 1)·(1 - e^-z)`` with ``z = asked/(p·pp_gather)``.
 
         Args:
             decoding: requests that decode.
@@ -160,9 +160,9 @@ class Steps:
         if given is not None:
             most = np.minimum(pp, given)
         else:
-            most = pp
+            most = np.maximum(1.0, np.minimum(pp, decoding))
             if self.engine.pp_gather:
-                most = 1 + (pp - 1) * -np.expm1(-np.asarray(asked, dtype=np.float64) / (pp * self.engine.pp_gather))
+                most = 1 + (most - 1) * -np.expm1(-np.asarray(asked, dtype=np.float64) / (pp * self.engine.pp_gather))
         return np.asarray(np.maximum(1.0, np.minimum(most, decoding)), dtype=np.float64)
 
     # --- one pass over all layers -------------------------------------------------------------------------------------
@@ -221,6 +221,23 @@ class Steps:
         terms["bubble"] = np.where(lay.pp > 1, np.maximum(around - trip - terms["hops"], 0.0), 0.0)
         return terms, around
 
+    def decode_spread(self, decoding: Floats, asked: "Floats | float") -> tuple[dict[str, Floats], Floats, Floats]:
+        """``decode`` with as many micro-batches as there are on average (``in_flight``), and that number.
+
+        A mean of rounds with one micro-batch and with as many as stages, the second where they are faster: rounds with
+        two and a half are none.
+        """
+        one = np.ones_like(decoding)
+        if self.workload.engine.pp_micro_batches is not None or not (self.layouts.pp > 1).any():
+            k = self.in_flight(decoding, asked)
+            return *self.decode(decoding, k), k
+        most = np.maximum(1.0, np.minimum(self.layouts.pp, decoding))
+        (gathered, slow), (spread, fast) = self.decode(decoding, one), self.decode(decoding, most)
+        share = np.divide(self.in_flight(decoding, asked) - 1, most - 1, out=np.zeros_like(most), where=most > 1)
+        share = np.where(fast < slow, share, 0.0)
+        terms = {name: (1 - share) * gathered[name] + share * spread[name] for name in gathered}
+        return terms, (1 - share) * slow + share * fast, 1 + share * (most - 1)
+
     def _drafts(self, b: Floats, gpu_us: Floats) -> Floats:
         e = self.workload.engine
         if not e.speculative_tokens:
@@ -229,44 +246,33 @@ class Steps:
         alone = sum(plain.work(b).values(), np.zeros(1)) + plain.rates.head_us(b, self.layouts.tp)
         return np.asarray(e.speculative_tokens * e.draft_cost * alone, dtype=np.float64)
 
-    def mixed_in(self, decoding: Floats, prompts: Floats, passes: Floats, k: Floats) -> Floats:
+    def mixed_in(self, decoding: Floats, prompts: Floats, passes: Floats, k: Floats, slack_us: Floats) -> Floats:
         """What ``prompts`` prompts per round, on average, add to a round in which ``decoding`` sequences decode; us.
 
-        They come at random: some micro-batches carry prompts, some none, none more than the budget.
+        They come at random: some micro-batches carry prompts, some none, none more than the budget. (Engines count the
+        decoding tokens against the budget, too. They are few, and left out, so that a fuller batch is never slower.)
 
         Args:
             decoding: sequences that decode.
             prompts: per round.
             passes: passes with prompts that follow one another.
             k: micro-batches.
+            slack_us: time of the round in which the stages wait anyway.
         """
-        b = decoding / k
-        room = np.maximum(self.budget - b * self.tokens_per_sequence, 1.0)
-        tokens = prompts * self.prompt_tokens / k
-        chunk = np.minimum(self.prompt_tokens, room)
-        carrying = np.minimum(1.0, np.maximum(-np.expm1(-tokens / chunk), tokens / room))
+        b, tokens, chunk = decoding / k, prompts * self.prompt_tokens / k, min(self.prompt_tokens, self.budget)
+        carrying = np.minimum(1.0, np.maximum(-np.expm1(-tokens / chunk), tokens / self.budget))
         x = np.divide(tokens, carrying, out=chunk * np.ones_like(tokens), where=carrying > 0)
-        each = total(self.step(b, x)) - total(self.step(b))
+        each = np.maximum(total(self.step(b, x)) - total(self.step(b)) - slack_us, 0.0)
         # No more than if every micro-batch were as slow.
-        share = np.minimum(1.0, k * carrying * prefill_share(k, passes))
+        share = np.minimum(1.0, k * carrying * prefill_share(self.layouts.pp, passes))
         return np.asarray(share * each, dtype=np.float64)
 
-    def beside(self, decoding: Floats, prompts: Floats, k: Floats) -> Floats:
-        """Time of ``prompts`` prompts that wait at once, in steps in which ``decoding`` sequences decode, until all
-        have their first token; us."""
-        b, lay = decoding / k, self.layouts
-        tokens = prompts * self.prompt_tokens
-        chunk = np.minimum(tokens, np.maximum(self.budget - b * self.tokens_per_sequence, 1.0))
-        each = total(self.step(b, chunk))
-        hops = np.where(lay.pp > 1, (lay.pp - 1) * self._hop_us(chunk), 0.0)
-        return forward_makespan(each, each / lay.pp, tokens / chunk) + hops
-
-    def between(self, prompts: Floats, passes: Floats, k: Floats) -> Floats:
-        """What so many ``prompts`` per round add that are computed in steps of their own, those that have come together
-        up to the budget; us. ``passes`` of them follow one another."""
-        together = np.divide(prompts, -np.expm1(-prompts), out=np.ones_like(prompts), where=prompts > 1e-12)
-        together = np.minimum(together, max(1.0, self.budget / self.prompt_tokens))
-        return np.asarray(prompts / together * self.prompts(together) * prefill_share(k, passes), dtype=np.float64)
+    @cached_property
+    def prompt_in_passes(self) -> Floats:
+        """A prompt's part of a pass as large as the budget allows, by time: small prompts take more than by tokens."""
+        none = np.zeros(len(self.layouts))
+        x = min(self.prompt_tokens, self.budget)
+        return self.prompt_tokens / x * total(self.step(none, x)) / total(self.step(none, self.budget))
 
     # --- prompts by themselves ----------------------------------------------------------------------------------------
 
