@@ -99,25 +99,26 @@ def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
     first_rounds = np.maximum(own_rounds + under_way, through)
     prompts = (running - 1) / (rounds + first_rounds)  # of others, in each round
     beside = rounds * prompts
-    token, around, k = steps.decode_spread(1 + beside, asked)
+    token, _, k = steps.decode_spread(1 + beside, asked)
     around_beside = steps.decode_spread(beside, asked)[1]
 
+    # Of the others' prompts, what the budget leaves room for is in the own prompt's steps, the rest elsewhere.
+    chunk = np.full(len(steps.layouts), steps.prompt_tokens / chunks)
+    with_own = np.minimum(prompts * steps.prompt_tokens / k, steps.budget - chunk)
+    elsewhere = ((running - 1) - own_rounds * with_own * k / steps.prompt_tokens) / (rounds + first_rounds - own_rounds)
     waves = asked * np.ones_like(running) if in_step else prompts
-    added = steps.mixed_in(1 + beside, prompts, waves * steps.prompt_in_passes, k, token["bubble"])
+    added = steps.mixed_in(1 + beside, elsewhere, waves * steps.prompt_in_passes, k, token["bubble"])
     ahead = (first_rounds - own_rounds) * added
     ahead = ahead + np.maximum(first_rounds - own_rounds - under_way, 0.0) * around_beside
     moved = np.zeros(1)
     if in_step:
-        of_one = np.divide(added, prompts, out=np.zeros_like(added), where=prompts > 0)
+        of_one = np.divide(added, elsewhere, out=np.zeros_like(added), where=elsewhere > 0)
         together = (steps.constants.together - 1) * np.maximum(0.0, 1 - 2 / running)  # of two or fewer none do
         moved = np.minimum(rounds * added, together * of_one)
         moved = moved + 0.5 * steps.constants.first_wave * (rounds * added - moved)
     token["prefill"] = added - moved / rounds
     # The others' tokens and prompts in the own prompt's steps.
-    chunk = np.full(len(steps.layouts), steps.prompt_tokens / chunks)
-    in_own = total(steps.step(beside / k, chunk + prompts * steps.prompt_tokens / k)) - total(
-        steps.step(np.zeros_like(chunk), chunk)
-    )
+    in_own = total(steps.step(beside / k, chunk + with_own)) - total(steps.step(np.zeros_like(chunk), chunk))
     first = {
         "prompts ahead": ahead + moved,
         "step under way": under_way * around_beside / k
