@@ -162,7 +162,7 @@ def neighbours_are_near(case: Case, made: Prediction) -> Found:
         steps["output token"] = case.load(output_length=w.output_length + 1)
     if e.max_num_seqs is not None and e.max_num_seqs >= MANY:
         steps["largest batch"] = case.engine(max_num_seqs=e.max_num_seqs + 1)
-    if w.cached_prefix and w.cached_prefix <= 0.98:
+    if w.cached_prefix and w.cached_prefix <= 0.98 and w.output_length >= MANY:
         steps["prefix"] = case.load(cached_prefix=w.cached_prefix + 0.01)
     steps |= _hardware(case, 1.01)
     for what, other in steps.items():

@@ -269,8 +269,8 @@ class Steps:
 
     @cached_property
     def prompt_in_passes(self) -> Floats:
-        """A prompt's part of a pass as large as the budget allows, by time on all layers: small prompts take more than by
-        tokens."""
+        """A prompt's part of a pass as large as the budget allows, by time on all layers: small ones take more than
+        their tokens."""
         none = np.zeros(len(self.layouts))
         x = min(self.prompt_tokens, self.budget)
         return self.prompt_tokens / x * total(self.work(none, x)) / total(self.work(none, self.budget))
