@@ -62,7 +62,7 @@ def settle(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
             rate.
     """
     running = np.asarray(running, dtype=np.float64) * np.ones(len(steps.layouts))
-    if steps.policy == "mixed" and steps.decode_steps:
+    if steps.policy == "mixed":
         return _mixed(steps, running, asked, in_step)
     return _between(steps, running, asked, in_step or steps.policy == "static")
 
@@ -71,12 +71,10 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
     """Prompts in steps of their own."""
     own, rounds = steps.prompt_terms(1.0), steps.decode_steps
     alone, others = total(own), (running - 1) / running
-    token, around, k = steps.decode_spread(running if rounds else np.ones_like(running), asked)
+    token, around, k = steps.decode_spread(running, asked)
     at_once = max(1.0, steps.budget / steps.prompt_tokens)
     prompts, under_way = steps.prompts(running), np.zeros(1)
-    if not rounds:  # no second token for which prompts would wait: who is done makes room at once
-        first = prompts = np.minimum(prompts, steps.prompts(running, np.minimum(steps.layouts.pp, running)))
-    elif steps.policy == "static":
+    if steps.policy == "static" or not rounds:  # without a second token none waits for others' prompts
         first = prompts
     elif in_step:  # in batches that begin anywhere among them
         first = prompts * (1 - others * running / (running - 1 + at_once) / 2)
@@ -100,29 +98,30 @@ def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
     prompts = (running - 1) / (rounds + first_rounds)  # of others, in each round
     beside = rounds * prompts
     token, _, k = steps.decode_spread(1 + beside, asked)
-    around_beside = steps.decode_spread(beside, asked)[1]
+    waiting, around, _ = steps.decode_spread(beside, asked)
 
     # Of the others' prompts, what the budget leaves room for is in the own prompt's steps, the rest elsewhere.
     chunk = np.full(len(steps.layouts), steps.prompt_tokens / chunks)
     with_own = np.minimum(prompts * steps.prompt_tokens / k, steps.budget - chunk)
-    elsewhere = ((running - 1) - own_rounds * with_own * k / steps.prompt_tokens) / (rounds + first_rounds - own_rounds)
+    left, rest = (running - 1) - own_rounds * with_own * k / steps.prompt_tokens, rounds + first_rounds - own_rounds
+    elsewhere = np.divide(left, rest, out=np.zeros_like(rest), where=rest > 0)
     waves = asked * np.ones_like(running) if in_step else prompts
-    added = steps.mixed_in(1 + beside, elsewhere, waves * steps.prompt_in_passes, k, token["bubble"])
-    ahead = (first_rounds - own_rounds) * added
-    ahead = ahead + np.maximum(first_rounds - own_rounds - under_way, 0.0) * around_beside
-    moved = np.zeros(1)
-    if in_step:
+    passes = waves * steps.prompt_in_passes
+    added = steps.mixed_in(1 + beside, elsewhere, passes, k, token["bubble"])
+    ahead = (first_rounds - own_rounds) * steps.mixed_in(beside, elsewhere, passes, k, waiting["bubble"])
+    ahead = ahead + np.maximum(first_rounds - own_rounds - under_way, 0.0) * around
+    moved = token["prefill"] = np.zeros(1)
+    if rounds and in_step:
         of_one = np.divide(added, elsewhere, out=np.zeros_like(added), where=elsewhere > 0)
         together = (steps.constants.together - 1) * np.maximum(0.0, 1 - 2 / running)  # of two or fewer none do
         moved = np.minimum(rounds * added, together * of_one)
         moved = moved + 0.5 * steps.constants.first_wave * (rounds * added - moved)
-    token["prefill"] = added - moved / rounds
-    # The others' tokens and prompts in the own prompt's steps.
+    if rounds:
+        token["prefill"] = added - moved / rounds
     in_own = total(steps.step(beside / k, chunk + with_own)) - total(steps.step(np.zeros_like(chunk), chunk))
     first = {
         "prompts ahead": ahead + moved,
-        "step under way": under_way * around_beside / k
-        + np.maximum(forward_makespan(in_own, in_own / pp, chunks), 0.0),
+        "step under way": under_way * around / k + np.maximum(forward_makespan(in_own, in_own / pp, chunks), 0.0),
         **own,
     }
     return _settled(steps, running, token, first, k)
