@@ -138,6 +138,8 @@ def longer_requests_never_end_sooner(case: Case, made: Prediction) -> Found:
     w = case.workload
     for key, name in (("input_length", "prompts"), ("output_length", "outputs")):
         now = getattr(w, key)
+        if name == "outputs" and now == 1:
+            continue  # prompts alone have no decode steps that they might fill
         for longer in (now + 1, *_few(case, (2 * now, 8 * now))):
             after = case.load(**{key: longer}).predict()
             amount = 1 - after.e2e_ms / made.e2e_ms
@@ -352,7 +354,9 @@ def violations(case: Case) -> list[Violation]:
 def shrunk(found: Violation, most: int = 60) -> Violation:
     """The simplest case near it that breaks the same property, by taking away one thing after the other."""
     token, best, left = _ALL.set(True), found, most
-    ask = next(ask for ask in PROPERTIES if _breaks(ask, found.case, found.property))
+    ask = next((ask for ask in PROPERTIES if _breaks(ask, found.case, found.property)), None)
+    if ask is None:  # a neighbour that is only asked among a few
+        return found
     while left > 0:
         for simpler in _simpler(best.case):
             left -= 1

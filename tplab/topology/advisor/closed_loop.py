@@ -71,7 +71,8 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
     """Prompts in steps of their own."""
     own, rounds = steps.prompt_terms(1.0), steps.decode_steps
     alone, others = total(own), (running - 1) / running
-    token, around, k = steps.decode_spread(running, asked)
+    none = np.zeros_like(running)
+    token, around, k = steps.mean_round(running, asked, none, none)
     at_once = max(1.0, steps.budget / steps.prompt_tokens)
     prompts, under_way = steps.prompts(running), np.zeros(1)
     if steps.policy == "static" or not rounds:  # without a second token none waits for others' prompts
@@ -97,18 +98,18 @@ def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
     first_rounds = np.maximum(own_rounds + under_way, through)
     prompts = (running - 1) / (rounds + first_rounds)  # of others, in each round
     beside = rounds * prompts
-    token, _, k = steps.decode_spread(1 + beside, asked)
-    waiting, around, _ = steps.decode_spread(beside, asked)
+    k = steps.in_flight(1 + beside, asked)
 
     # Of the others' prompts, what the budget leaves room for is in the own prompt's steps, the rest elsewhere.
     chunk = np.full(len(steps.layouts), steps.prompt_tokens / chunks)
     with_own = np.minimum(prompts * steps.prompt_tokens / k, steps.budget - chunk)
     left, rest = (running - 1) - own_rounds * with_own * k / steps.prompt_tokens, rounds + first_rounds - own_rounds
     elsewhere = np.divide(left, rest, out=np.zeros_like(rest), where=rest > 0)
-    waves = asked * np.ones_like(running) if in_step else prompts
-    passes = waves * steps.prompt_in_passes
-    added = steps.mixed_in(1 + beside, elsewhere, passes, k, token["bubble"])
-    ahead = (first_rounds - own_rounds) * steps.mixed_in(beside, elsewhere, passes, k, waiting["bubble"])
+    passes = (asked * np.ones_like(running) if in_step else prompts) * steps.prompt_in_passes
+    token, _, micro_batches = steps.mean_round(1 + beside, asked, elsewhere, passes)
+    waiting, around, _ = steps.mean_round(beside, asked, elsewhere, passes)
+    added, around = token["prefill"], around - waiting["prefill"]
+    ahead = (first_rounds - own_rounds) * waiting["prefill"]
     ahead = ahead + np.maximum(first_rounds - own_rounds - under_way, 0.0) * around
     moved = token["prefill"] = np.zeros(1)
     if rounds and in_step:
@@ -124,7 +125,7 @@ def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
         "step under way": under_way * around / k + np.maximum(forward_makespan(in_own, in_own / pp, chunks), 0.0),
         **own,
     }
-    return _settled(steps, running, token, first, k)
+    return _settled(steps, running, token, first, micro_batches)
 
 
 def _settled(steps: Steps, running: Floats, around: dict[str, Floats], first: dict[str, Floats], k: Floats) -> Settled:

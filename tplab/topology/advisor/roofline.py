@@ -32,6 +32,8 @@ NARROW = ("fp8", "int8", "fp4")
 """Precisions that GPUs multiply in, if they can, faster than in 16 bits."""
 MATMULS_PER_BLOCK = 4
 """Number of GEMMs in a block: query-key-value, output, gate-up, down."""
+_FEW = 16.0
+"""Tokens for which 8-bit kernels have tiles of their own: ``m0`` comes in beyond them."""
 _SMALL_BATCH = (16.0, 32.0)
 """Number of tokens from which ``small_batch_slowdown`` sets in, and at which it is whole."""
 
@@ -101,7 +103,8 @@ class Rates:
             )
             size = np.asarray(sum(each, np.zeros(1)), dtype=np.float64)
         # Where that is slower than widening the weights, engines widen them.
-        compute = np.minimum(np.where(m > 0, m + m0, 0.0) * size * self.multiply_us, m * share * self.widened_us)
+        wide = m - m0 * np.expm1(-m / _FEW)
+        compute = np.minimum(wide * size * self.multiply_us, m * share * self.widened_us)
         return larger(stream, compute, self.sharpness)
 
     def head_us(self, tokens: ArrayLike, tp: ArrayLike) -> Floats:

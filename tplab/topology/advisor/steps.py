@@ -221,18 +221,47 @@ class Steps:
         terms["bubble"] = np.where(lay.pp > 1, np.maximum(around - trip - terms["hops"], 0.0), 0.0)
         return terms, around
 
-    def decode_spread(self, decoding: Floats, asked: "Floats | float") -> tuple[dict[str, Floats], Floats, Floats]:
-        """``decode`` with as many micro-batches as there are on average (``in_flight``), and that number.
+    def round(self, decoding: Floats, k: Floats, prompts: Floats, passes: Floats) -> tuple[dict[str, Floats], Floats]:
+        """``decode`` with, on average, so many ``prompts`` mixed in (``prefill``), and the sum; us.
 
-        A mean of rounds with one micro-batch and with as many as stages, the second where they are faster: rounds with
-        two and a half are none.
+        They come at random: some micro-batches carry prompts, some none, none more than the budget. A mean of rounds
+        without and with them, in which they take no time while the stages wait anyway. (Engines count the decoding
+        tokens against the budget, too. They are few, and left out, so that a fuller batch is never slower.)
+
+        Args:
+            decoding: sequences that decode.
+            k: micro-batches.
+            prompts: per round.
+            passes: passes with prompts that follow one another.
         """
-        one = np.ones_like(decoding)
-        if self.workload.engine.pp_micro_batches is not None or not (self.layouts.pp > 1).any():
+        terms, around = self.decode(decoding, k)
+        tokens, chunk = prompts * self.prompt_tokens / k, min(self.prompt_tokens, self.budget)
+        carrying = np.minimum(1.0, np.maximum(-np.expm1(-tokens / chunk), tokens / self.budget))
+        x = np.divide(tokens, carrying, out=chunk * np.ones_like(tokens), where=carrying > 0)
+        trip = total(self.step(decoding / k, x)) + terms["drafts"] + terms["hops"]
+        # No more than if every micro-batch were as slow.
+        share = np.minimum(1.0, k * carrying * prefill_share(self.layouts.pp, passes))
+        terms["prefill"] = share * np.maximum(trip - around, 0.0)
+        return terms, around + terms["prefill"]
+
+    def mean_round(
+        self, decoding: Floats, asked: "Floats | float", prompts: Floats, passes: Floats
+    ) -> tuple[dict[str, Floats], Floats, Floats]:
+        """``round`` with as many micro-batches as there are on average (``in_flight``), and that number.
+
+        A mean of rounds with one micro-batch and with as many as stages, the second where they are faster: there are no
+        rounds with two and a half.
+
+        Args:
+            decoding, prompts, passes: as for ``round``.
+            asked: as for ``in_flight``.
+        """
+        one, given = np.ones_like(decoding), self.workload.engine.pp_micro_batches
+        if given is not None or not (self.layouts.pp > 1).any():
             k = self.in_flight(decoding, asked)
-            return *self.decode(decoding, k), k
+            return *self.round(decoding, k, prompts, passes), k
         most = np.maximum(1.0, np.minimum(self.layouts.pp, decoding))
-        (gathered, slow), (spread, fast) = self.decode(decoding, one), self.decode(decoding, most)
+        (gathered, slow), (spread, fast) = (self.round(decoding, k, prompts, passes) for k in (one, most))
         share = np.divide(self.in_flight(decoding, asked) - 1, most - 1, out=np.zeros_like(most), where=most > 1)
         share = np.where(fast < slow, share, 0.0)
         terms = {name: (1 - share) * gathered[name] + share * spread[name] for name in gathered}
@@ -245,27 +274,6 @@ class Steps:
         plain = replace(self, workload=replace(self.workload, engine=replace(e, speculative_tokens=0)))
         alone = sum(plain.work(b).values(), np.zeros(1)) + plain.rates.head_us(b, self.layouts.tp)
         return np.asarray(e.speculative_tokens * e.draft_cost * alone, dtype=np.float64)
-
-    def mixed_in(self, decoding: Floats, prompts: Floats, passes: Floats, k: Floats, slack_us: Floats) -> Floats:
-        """What ``prompts`` prompts per round, on average, add to a round in which ``decoding`` sequences decode; us.
-
-        They come at random: some micro-batches carry prompts, some none, none more than the budget. (Engines count the
-        decoding tokens against the budget, too. They are few, and left out, so that a fuller batch is never slower.)
-
-        Args:
-            decoding: sequences that decode.
-            prompts: per round.
-            passes: passes with prompts that follow one another.
-            k: micro-batches.
-            slack_us: time of the round in which the stages wait anyway.
-        """
-        b, tokens, chunk = decoding / k, prompts * self.prompt_tokens / k, min(self.prompt_tokens, self.budget)
-        carrying = np.minimum(1.0, np.maximum(-np.expm1(-tokens / chunk), tokens / self.budget))
-        x = np.divide(tokens, carrying, out=chunk * np.ones_like(tokens), where=carrying > 0)
-        each = np.maximum(total(self.step(b, x)) - total(self.step(b)) - slack_us, 0.0)
-        # No more than if every micro-batch were as slow.
-        share = np.minimum(1.0, k * carrying * prefill_share(self.layouts.pp, passes))
-        return np.asarray(share * each, dtype=np.float64)
 
     @cached_property
     def prompt_in_passes(self) -> Floats:
