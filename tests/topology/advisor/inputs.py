@@ -189,7 +189,8 @@ def _engine(rng: random.Random, calibrated: str | None) -> EnginePolicy:
         cuda_graphs=rng.random() < 0.8,
         all_reduce=maybe(0.15, rng.choice(("nccl", "one-shot", "two-shot", "ring")), "auto"),
         pp_micro_batches=maybe(0.1, rng.choice((1, 2, 3, 8)), None),
-        chunked_prefill=rng.choice((8192, 8192, 2048, 512, 64, 16384, None, round(_log_uniform(rng, 16, 65536)))),
+        # Engines refuse a budget below their largest batch: 256 sequences and more.
+        chunked_prefill=rng.choice((8192, 8192, 2048, 512, 16384, None, round(_log_uniform(rng, 256, 65536)))),
         gpu_memory_utilization=rng.choice((0.9, 0.9, 0.8, 0.95, 0.5)),
         prefill_policy=maybe(0.5, rng.choice(PREFILL_POLICIES), "auto"),
         max_num_seqs=maybe(0.4, rng.choice((1, 8, 16, 17, 64, 128, 256, 1024, 2048, 4096)), None),

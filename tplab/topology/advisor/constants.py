@@ -247,7 +247,7 @@ def mfu_table(mfu: float) -> dict[str, float]:
 _MFU = 0.651  # [S]
 
 DEFAULT = Constants(
-    hbm_share=0.882,  # [S]; a copy on one H200 reached 0.88, single matmuls [K] 0.84
+    hbm_share=0.883,  # [S]; a copy on one H200 reached 0.88, single matmuls [K] 0.84
     kv_share=0.83,  # [K] H200, FlashAttention 3: 9 % off on average
     matmul_fixed_us=4.2,  # [K] H200, bf16, in a graph: 6 % off on average
     attention_fixed_us=12.0,  # [K] H200: 12.8 alone
@@ -290,7 +290,7 @@ DEFAULT = Constants(
     network_step_us=25.0,  # [M] 46 us for 16 GPUs on two nodes against 15-21 on one
     engines={
         "vllm": EngineConstants(  # [S]
-            step_us=763.0, sequence_us=45.7, overlaps=False, light_kernels=5, fp8_kernels=4, qk_norm_kernels=1,
+            step_us=769.0, sequence_us=45.7, overlaps=False, light_kernels=5, fp8_kernels=4, qk_norm_kernels=1,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.06, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
             hop_tensors=2, pp_gather=100.0,
             prefill_policy="mixed",  # 0.8 on (V1): one scheduler, chunks beside decodes; V0: prefill-first
@@ -300,7 +300,7 @@ DEFAULT = Constants(
             version="vLLM 0.8 or later (V1)",
         ),
         "trtllm": EngineConstants(  # [S]; handoff [P]; norms of heads counted in its 1.0: cut, copied, normed, turned
-            step_us=403.0, sequence_us=55.3, overlaps=True, light_kernels=5, fp8_kernels=1, qk_norm_kernels=7,
+            step_us=405.0, sequence_us=55.8, overlaps=True, light_kernels=5, fp8_kernels=1, qk_norm_kernels=7,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0,
             hop_tensors=1, pp_gather=100.0,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
             prefill_policy="mixed",  # in-flight batching: whole prompts beside decodes, chunks where enabled
@@ -310,7 +310,7 @@ DEFAULT = Constants(
             version="TensorRT-LLM 0.18 or later",
         ),
         "sglang": EngineConstants(  # [S]; all-reduce [K]
-            step_us=513.0, sequence_us=51.8, overlaps=True, light_kernels=5, fp8_kernels=4, qk_norm_kernels=3,
+            step_us=508.0, sequence_us=51.7, overlaps=True, light_kernels=5, fp8_kernels=4, qk_norm_kernels=3,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0,
             hop_tensors=2, pp_gather=100.0,
             prefill_policy="prefill-first",  # get_next_batch_to_run: a batch of new prompts before the next decode

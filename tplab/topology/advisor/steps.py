@@ -217,7 +217,8 @@ class Steps:
         at_end = head + terms["drafts"] + (host if self.engine.samples_in_turn else 0.0)
         slowest = np.maximum(most * blocks / L, last * blocks / L + at_end)
         trip = blocks + head + host + terms["drafts"]
-        around = decode_round(trip + terms["hops"], np.maximum(slowest, host), k)
+        work = self.rates.step_us + self.engine.sequence_us * b  # the engine's, beside the GPU's or not
+        around = decode_round(trip + terms["hops"], np.maximum(slowest, work), k)
         terms["bubble"] = np.where(lay.pp > 1, np.maximum(around - trip - terms["hops"], 0.0), 0.0)
         return terms, around
 
@@ -273,7 +274,7 @@ class Steps:
             return np.zeros(1)
         plain = replace(self, workload=replace(self.workload, engine=replace(e, speculative_tokens=0)))
         alone = sum(plain.work(b).values(), np.zeros(1)) + plain.rates.head_us(b, self.layouts.tp)
-        return np.asarray(e.speculative_tokens * e.draft_cost * alone, dtype=np.float64)
+        return np.asarray(e.speculative_tokens * e.draft_cost * alone * np.minimum(b, 1.0), dtype=np.float64)
 
     @cached_property
     def prompt_in_passes(self) -> Floats:
