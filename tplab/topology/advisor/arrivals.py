@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tplab.checks import ArgumentError, check_count, check_number
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
+from tplab.pipeline.formulas import prefill_share
 from tplab.shown import amount, duration
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
@@ -161,25 +162,23 @@ def engine_loop(server: Server, admitted: int | None = None) -> EngineLoop:
 def _shared(server: Server, decoding: Floats, prompt: Floats, waiting: int) -> tuple[Floats, Floats]:
     """``StepTimes`` of a round in which requests decode and prompts are computed in the same steps.
 
-    Passes with prompts that follow one another cost a stage's share of their trip each, and the last one the rest of
-    it: ``pipeline.formulas.prefill_share``, pass by pass."""
+    Through a pipeline the prompts' own trip may take longer than the round: their tokens come that much later."""
     prompts, seen = prompt / server.prompt_tokens, np.maximum(decoding, 1.0)
-    k = np.minimum(server.in_flight(seen, seen + prompts + waiting), seen)
-    room = np.maximum(server.budget - seen / k * server.tokens_per_sequence, 1.0)
-    passes = np.clip(prompt / room, np.minimum(prompt, 1.0), k)
-    tokens = np.divide(prompt, passes, out=np.zeros_like(passes), where=passes > 0)
-    more = total(server.step(seen / k, tokens)) - total(server.step(seen / k))
+    asked, passes = seen + prompts + waiting, np.full_like(seen, math.inf if waiting else 1.0)
+    _, around, k = server.mean_round(seen, asked, prompts, passes)
+    trip = total(server.step(seen / k, prompt / k))
+    if server.layouts.pp[0] == 1:
+        around = trip  # so many prompts, not so many on average
     alone, lag = _alone(server, decoding, prompt, waiting)
-    step = np.where(decoding > 0, server.decode(seen, k)[1] + passes / k * more, alone)
-    return step, np.where(decoding > 0, (1 - 1 / k) * more, lag)
+    return np.where(decoding > 0, around, alone), np.where(decoding > 0, np.maximum(trip - around, 0.0), lag)
 
 
 def _alone(server: Server, decoding: Floats, prompt: Floats, waiting: int) -> tuple[Floats, Floats]:
-    """``StepTimes`` of a pass of prompts alone, for which those that decode wait."""
-    prompts, seen = prompt / server.prompt_tokens, np.where(decoding > 0, decoding, np.inf)
-    through = np.where(prompt > 0, server.prompts(prompts), 0.0)
-    k = server.in_flight(seen, seen + prompts + waiting)
-    return through / k, (1 - 1 / k) * through
+    """``StepTimes`` of a pass of prompts alone, for which those that decode wait: where others follow, no longer than
+    they are at a stage."""
+    through = np.where(prompt > 0, server.prompts(prompt / server.prompt_tokens), 0.0)
+    share = prefill_share(server.layouts.pp, math.inf if waiting else 1.0)
+    return share * through, (1 - share) * through
 
 
 def _lengths(random: np.random.Generator, mean: int, variation: float, count: int) -> NDArray[np.int64]:

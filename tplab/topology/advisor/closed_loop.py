@@ -82,7 +82,7 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
     else:  # as many in one pass as come while the others decode
         together = np.clip(running / rounds, 1.0, np.minimum(running, at_once))
         first = steps.prompts(together)
-        prompts = first * running / together * prefill_share(steps.layouts.pp, running / together)
+        prompts = first * running / together * prefill_share(steps.layouts.pp, together * steps.prompt_in_passes)
         under_way = 0.5 * others * around / k
     first = np.maximum(np.minimum(first, prompts), alone)
     token["prefill"] = np.maximum(prompts - first, 0.0) / rounds if rounds else np.zeros(1)

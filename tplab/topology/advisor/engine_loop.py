@@ -239,10 +239,11 @@ class _Run:
             self._left[request] -= part
             if self._left[request] <= 0:
                 whole.append(self._prompts.popleft())
+        waiting = self._waiting() + len(self._prompts)
         if shared or self.loop.prefill is None:
-            step, lag = self.loop.step(len(self._decoding) if shared else 0, taken, self._waiting())
+            step, lag = self.loop.step(len(self._decoding) if shared else 0, taken, waiting)
         else:
-            step, lag = self.loop.prefill(len(self._decoding), taken, self._waiting())
+            step, lag = self.loop.prefill(len(self._decoding), taken, waiting)
         self._now += step
         if shared:
             self._rounds += 1
