@@ -171,8 +171,10 @@ def neighbours_are_near(case: Case, made: Prediction) -> Found:
         # Of the share that is computed, 1 % of the prompt may be much.
         expected = math.log((1 - w.cached_prefix) / (0.99 - w.cached_prefix)) if what == "prefix" else 0.0
         yield from _no_jump(f"d: jump, {what}", case, made, other.predict(), f"{what} + 1", expected)
-    if case.memory().max_requests >= MANY:
-        after = case.gpu(memory_GB=case.machine.gpu.memory_GB * 1.01).predict()
+    larger, batch = case.gpu(memory_GB=case.machine.gpu.memory_GB * 1.01), engine_constants(e.name).largest_batch
+    alike = batch(larger.machine.gpu) == batch(case.machine.gpu)  # an engine may run more at once on large GPUs
+    if case.memory().max_requests >= MANY and alike:
+        after = larger.predict()
         # What the weights leave may grow by far more than 1 %.
         expected = math.log(after.capacity_tokens / made.capacity_tokens)
         yield from _no_jump("d: jump, memory", case, made, after, "memory x 1.01", expected)

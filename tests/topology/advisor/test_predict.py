@@ -375,4 +375,4 @@ def test_published_prefill_with_communication_deleted():
         alone = Workload(input_length=tokens, output_length=1, concurrency=1, engine=engine)
         made = predict(bf16, Machine.preset("h100"), alone, tp, 1)
         without = made.prefill_ms - sum(term.ms for term in made.ttft_terms if term.name == "all_reduce")
-        assert without == pytest.approx(ms, rel=0.08), (tp, tokens)
+        assert without == pytest.approx(ms, rel=0.1), (tp, tokens)

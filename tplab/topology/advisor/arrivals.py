@@ -177,7 +177,7 @@ def _alone(server: Server, decoding: Floats, prompt: Floats, waiting: int) -> tu
     """``StepTimes`` of a pass of prompts alone, for which those that decode wait: where others follow, no longer than
     they are at a stage."""
     through = np.where(prompt > 0, server.prompts(prompt / server.prompt_tokens), 0.0)
-    share = prefill_share(server.layouts.pp, math.inf if waiting else 1.0)
+    share = prefill_share(server.at_once, math.inf if waiting else 1.0)
     return share * through, (1 - share) * through
 
 

@@ -82,7 +82,7 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
     else:  # as many in one pass as come while the others decode
         together = np.clip(running / rounds, 1.0, np.minimum(running, at_once))
         first = steps.prompts(together)
-        prompts = first * running / together * prefill_share(steps.layouts.pp, together * steps.prompt_in_passes)
+        prompts = first * running / together * prefill_share(steps.at_once, together * steps.prompt_in_passes)
         under_way = 0.5 * others * around / k
     first = np.maximum(np.minimum(first, prompts), alone)
     token["prefill"] = np.maximum(prompts - first, 0.0) / rounds if rounds else np.zeros(1)
@@ -91,9 +91,9 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
 
 def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
     """Prompts in the steps of others."""
-    own, rounds, pp = steps.prompt_terms(1.0), steps.decode_steps, steps.layouts.pp
+    own, rounds, stages = steps.prompt_terms(1.0), steps.decode_steps, steps.at_once
     chunks, under_way = max(1.0, steps.prompt_tokens / steps.budget), 0.5 * (running - 1) / running
-    own_rounds = 1 + (chunks - 1) / pp
+    own_rounds = 1 + (chunks - 1) / stages
     through = running * steps.prompt_tokens / (steps.in_flight(running, asked) * steps.budget) - rounds
     first_rounds = np.maximum(own_rounds + under_way, through)
     prompts = (running - 1) / (rounds + first_rounds)  # of others, in each round
@@ -122,7 +122,7 @@ def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
     in_own = total(steps.step(beside / k, chunk + with_own)) - total(steps.step(np.zeros_like(chunk), chunk))
     first = {
         "prompts ahead": ahead + moved,
-        "step under way": under_way * around / k + np.maximum(forward_makespan(in_own, in_own / pp, chunks), 0.0),
+        "step under way": under_way * around / k + np.maximum(forward_makespan(in_own, in_own / stages, chunks), 0.0),
         **own,
     }
     return _settled(steps, running, token, first, micro_batches)

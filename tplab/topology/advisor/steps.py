@@ -149,6 +149,12 @@ class Steps:
         """Steps of a request after its first token."""
         return (self.workload.output_length - 1) / self.accepted
 
+    @cached_property
+    def at_once(self) -> Floats:
+        """Most micro-batches that the engine lets follow one another."""
+        given = self.workload.engine.pp_micro_batches
+        return self.layouts.pp if given is None else np.minimum(self.layouts.pp, given)
+
     def in_flight(self, decoding: Floats, asked: "Floats | float") -> Floats:
         """k, a mean: ``1 + (min(p, decoding) - 1)·(1 - e^-z)`` with ``z = asked/(p·pp_gather)``.
 
@@ -156,14 +162,11 @@ class Steps:
             decoding: requests that decode.
             asked: requests in flight on the replica, those that wait included: a backlog tops up every micro-batch.
         """
-        pp, given = self.layouts.pp, self.workload.engine.pp_micro_batches
-        if given is not None:
-            most = np.minimum(pp, given)
-        else:
-            most = np.maximum(1.0, np.minimum(pp, decoding))
-            if self.engine.pp_gather:
-                most = 1 + (most - 1) * -np.expm1(-np.asarray(asked, dtype=np.float64) / (pp * self.engine.pp_gather))
-        return np.asarray(np.maximum(1.0, np.minimum(most, decoding)), dtype=np.float64)
+        most = np.maximum(1.0, np.minimum(self.at_once, decoding))
+        if self.engine.pp_gather and self.workload.engine.pp_micro_batches is None:
+            z = np.asarray(asked, dtype=np.float64) / (self.layouts.pp * self.engine.pp_gather)
+            most = 1 + (most - 1) * -np.expm1(-z)
+        return np.asarray(most, dtype=np.float64)
 
     # --- one pass over all layers -------------------------------------------------------------------------------------
 
@@ -241,7 +244,7 @@ class Steps:
         x = np.divide(tokens, carrying, out=chunk * np.ones_like(tokens), where=carrying > 0)
         trip = total(self.step(decoding / k, x)) + terms["drafts"] + terms["hops"]
         # No more than if every micro-batch were as slow.
-        share = np.minimum(1.0, k * carrying * prefill_share(self.layouts.pp, passes))
+        share = np.minimum(1.0, k * carrying * prefill_share(self.at_once, passes))
         terms["prefill"] = share * np.maximum(trip - around, 0.0)
         return terms, around + terms["prefill"]
 
@@ -258,7 +261,7 @@ class Steps:
             asked: as for ``in_flight``.
         """
         one, given = np.ones_like(decoding), self.workload.engine.pp_micro_batches
-        if given is not None or not (self.layouts.pp > 1).any():
+        if given is not None or not self.engine.pp_gather or not (self.layouts.pp > 1).any():
             k = self.in_flight(decoding, asked)
             return *self.round(decoding, k, prompts, passes), k
         most = np.maximum(1.0, np.minimum(self.layouts.pp, decoding))
@@ -296,7 +299,7 @@ class Steps:
         passes = np.maximum(np.asarray(k, dtype=np.float64), np.maximum(1.0, tokens / self.budget))
         one = self.step(np.zeros_like(n), tokens / passes)
         host = one.pop("host")
-        terms = {name: forward_makespan(time, time / lay.pp, passes) for name, time in one.items()}
+        terms = {name: forward_makespan(time, time / self.at_once, passes) for name, time in one.items()}
         terms["hops"] = np.where(lay.pp > 1, (lay.pp - 1) * self._hop_us(tokens / passes), 0.0)
         terms["host"] = host * passes
         return terms
