@@ -292,7 +292,7 @@ DEFAULT = Constants(
         "vllm": EngineConstants(  # [S]
             step_us=769.0, sequence_us=45.7, overlaps=False, light_kernels=5, fp8_kernels=4, qk_norm_kernels=1,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.06, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_gather=100.0,
+            hop_tensors=2, pp_gather=150.0,
             prefill_policy="mixed",  # 0.8 on (V1): one scheduler, chunks beside decodes; V0: prefill-first
             max_num_tokens=8192, reserves=False,
             max_num_seqs=256,  # vLLM 0.8 on (V1), vllm/engine/arg_utils.py, get_batch_defaults; V0: 256 everywhere
@@ -302,7 +302,7 @@ DEFAULT = Constants(
         "trtllm": EngineConstants(  # [S]; handoff [P]; norms of heads counted in its 1.0: cut, copied, normed, turned
             step_us=405.0, sequence_us=55.8, overlaps=True, light_kernels=5, fp8_kernels=1, qk_norm_kernels=7,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_TRTLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=1, pp_gather=100.0,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
+            hop_tensors=1, pp_gather=150.0,  # [P] and the overview of 1.0: RTX PRO 6000, PP 4 against PP 1
             prefill_policy="mixed",  # in-flight batching: whole prompts beside decodes, chunks where enabled
             max_num_tokens=8192, reserves=True,
             max_num_seqs=2048,  # TensorRT-LLM 0.18 on, trtllm-serve --max_batch_size: BuildConfig's default
@@ -312,7 +312,7 @@ DEFAULT = Constants(
         "sglang": EngineConstants(  # [S]; all-reduce [K]
             step_us=508.0, sequence_us=51.7, overlaps=True, light_kernels=5, fp8_kernels=4, qk_norm_kernels=3,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_SGLANG_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_gather=100.0,
+            hop_tensors=2, pp_gather=150.0,
             prefill_policy="prefill-first",  # get_next_batch_to_run: a batch of new prompts before the next decode
             max_num_tokens=16384, reserves=False,
             max_num_seqs=2048,  # SGLang 0.4-0.5, resolve_max_num_reqs: 2048-4096 by context, half the cache's tokens
@@ -329,7 +329,7 @@ DEFAULT = Constants(
         "generic": EngineConstants(  # nothing fitted but mfu: what is known of any server (published.fit.PRIORS)
             step_us=500.0, sequence_us=50.0, overlaps=False, light_kernels=5, fp8_kernels=3, qk_norm_kernels=1,
             mfu=mfu_table(_MFU), small_batch_slowdown=1.05, all_reduce=_VLLM_AR, python=True, handoff_us=800.0,
-            hop_tensors=2, pp_gather=100.0, prefill_policy="mixed", max_num_tokens=8192,
+            hop_tensors=2, pp_gather=150.0, prefill_policy="mixed", max_num_tokens=8192,
             reserves=False,
             max_num_seqs=256,  # vLLM's, the least of the three
             version="a server that nobody has measured",
