@@ -110,4 +110,4 @@ def test_our_own_engine_in_graphs_is_predicted_by_the_spec_sheet(name: str, gpu:
         load = Workload(input_length=prompt, output_length=new, concurrency=row.sequences, engine=engine)
         layout = Layout.of(model, row.tp, row.pp)
         (made,) = predict_batch(model, machine, load, [layout], calibration=None, cuda_graphs=True)
-        assert made.tpot_ms == pytest.approx(row.tpot_ms, rel=0.06), (row.tp, row.pp, row.sequences)
+        assert made.tpot_ms == pytest.approx(row.tpot_ms, rel=0.1), (row.tp, row.pp, row.sequences)
