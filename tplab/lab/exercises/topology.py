@@ -1,8 +1,8 @@
 """Notebook 07: a score by which to choose a layout, judged on machines that the learner has not seen.
 
 Judged as the advisor itself is: whether the order is right (rank correlation) and what taking the best-scored layout
-would cost (regret). The truth here is the advisor's full latency model, which is within a tenth of published
-measurements where there are such.
+would cost (regret). The truth here is the advisor's full latency model; docs/accuracy.md says how far that is from
+published measurements.
 """
 
 import math
