@@ -207,13 +207,6 @@ def micro_batches_for_bubble(p: int, idle_over_total: float) -> int:
     return max(1, math.ceil(stages * (1 - idle_over_total) / idle_over_total - 1e-9))
 
 
-def micro_batches_in_flight(stages: ArrayLike, running: ArrayLike, engine: ArrayLike) -> NDArray[np.float64]:
-    """k, the micro-batches that decode at once: ``min(p, running requests, what the engine keeps in flight)``, at least
-    1; an average, so not always whole. Elementwise over arrays."""
-    most = np.minimum(np.asarray(stages, dtype=np.float64), engine)
-    return np.asarray(np.maximum(1.0, np.minimum(most, np.floor(running))), dtype=np.float64)
-
-
 def prefill_share(stages: ArrayLike, passes: ArrayLike) -> NDArray[np.float64]:
     """How much of a prompt's time over all stages a ring of decoding micro-batches stands still for it, where so many
     ``passes`` with prompts follow one another: ``1/passes + (1 - 1/passes)/p``.

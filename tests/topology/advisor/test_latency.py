@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.models.shards import Layout
-from tplab.pipeline.formulas import decode_round, forward_makespan, micro_batches_in_flight, prefill_share
+from tplab.pipeline.formulas import decode_round, forward_makespan, prefill_share
 from tplab.topology import EnginePolicy, Machine, ModelSpec, Workload
 from tplab.topology.advisor.allreduce import Groups, all_reduce, hop
 from tplab.topology.advisor.constants import DEFAULT, FAMILIES
@@ -183,11 +183,14 @@ def test_no_such_engine():
 
 
 def test_micro_batches_are_bounded_by_stages_requests_and_engine():
-    assert micro_batches_in_flight(4, 100, 4).item() == 4
-    assert micro_batches_in_flight(4, 3, 4).item() == 3
-    assert micro_batches_in_flight(4, 100, 2).item() == 2
-    assert micro_batches_in_flight(1, 100, 1).item() == 1
-    assert micro_batches_in_flight(4, 0.5, 4).item() == 1
+    def k(requests, **more):
+        made = serve([(1, 4)], model=SMALL_LLAMA, policy=EnginePolicy(name="vllm", **more), concurrency=requests)
+        return made.micro_batches[0]
+
+    assert k(1) == 1
+    assert 1 < k(64) < k(512) <= 4  # requests gather in one before others fill
+    assert k(512, pp_micro_batches=2) == 2
+    assert k(512, pp_micro_batches=8) == 4
 
 
 def test_the_last_stage_sets_the_pace():

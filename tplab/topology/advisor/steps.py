@@ -214,7 +214,7 @@ class Steps:
         terms = self.step(b)
         head, host = terms["lm_head"], terms["host"]
         blocks = sum(terms.values(), np.zeros(1)) - head - host
-        terms["drafts"] = self._drafts(b, blocks + head)
+        terms["drafts"] = self._drafts(b)
         terms["hops"] = np.where(lay.pp > 1, lay.pp * self._hop_us(b * self.tokens_per_sequence), 0.0)
         most, last = np.ceil(L / lay.pp), np.floor(L / lay.pp)
         at_end = head + terms["drafts"] + (host if self.engine.samples_in_turn else 0.0)
@@ -271,7 +271,7 @@ class Steps:
         terms = {name: (1 - share) * gathered[name] + share * spread[name] for name in gathered}
         return terms, (1 - share) * slow + share * fast, 1 + share * (most - 1)
 
-    def _drafts(self, b: Floats, gpu_us: Floats) -> Floats:
+    def _drafts(self, b: Floats) -> Floats:
         e = self.workload.engine
         if not e.speculative_tokens:
             return np.zeros(1)
