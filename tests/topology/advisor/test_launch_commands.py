@@ -142,6 +142,11 @@ def test_what_trtllm_takes_from_a_file_only():
     assert first("llama-3.1-8b")["trtllm"][0] == []
 
 
+def test_vllm_is_never_told_of_more_sequences_than_a_step_has_tokens():
+    made = first("llama-3.1-8b", tp=1, max_num_seqs=512, chunked_prefill=64)
+    assert follows(made["vllm"][1], "--max-num-seqs") == "64"
+
+
 @pytest.mark.parametrize(("max_num_seqs", "replicas", "want"), [(None, 1, "16"), (None, 4, "4"), (48, 4, "48")])
 def test_the_largest_batch_is_the_one_asked_for_else_a_share_of_the_load(max_num_seqs, replicas, want):
     made = first("llama-3.1-8b", tp=1, replicas=replicas, max_num_seqs=max_num_seqs)

@@ -222,8 +222,7 @@ def test_no_more_is_promised_than_the_engine_will_allow(**question):
     held = Held(**question).of()
     pages = cached_tokens(held.spec, held.workload.context_length)
     assert held.max_requests * pages <= held.token_capacity()
-    told = held.workload.engine.max_num_seqs or MOST
-    assert held.max_requests <= told * (held.layout.pp if held.workload.engine.name == "trtllm" else 1)
+    assert held.max_requests <= (held.workload.engine.max_num_seqs or MOST)
     assert held.token_capacity() % CACHE_PAGE == 0
     for rank in held.ranks(max(1, held.max_requests)):
         assert min(rank.weights, rank.kv, rank.activations, rank.workspace) > 0

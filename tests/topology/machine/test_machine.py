@@ -289,6 +289,7 @@ def test_a_gpu_of_ones_own():
         ("memory_GB=24", "lacks hbm_GBps and bf16_TFLOPS: every GPU needs those"),
         ("memory=24,hbm_GBps=1,bf16_TFLOPS=1", "'memory=24' is no figure of a GPU: use key=value with name, memory_GB"),
         ("memory_GB=lots,hbm_GBps=1,bf16_TFLOPS=1", "memory_GB must be a number; got 'lots'"),
+        ("memory_GB=24,memory_GB=25,hbm_GBps=1,bf16_TFLOPS=1", "memory_GB stands twice in 'memory_GB=24,memory_GB=25"),
         ("memory_GB=-1,hbm_GBps=1,bf16_TFLOPS=1", "memory_GB of GPU 'own-gpu' must be a finite number above 0"),
         ("memory_GB=1,hbm_GBps=1,bf16_TFLOPS=1,pcie_p2p=perhaps", "pcie_p2p must be true or false; got 'perhaps'"),
         ("memory_GB=1,hbm_GBps=1,bf16_TFLOPS=1,generation=kepler", "generation must be one of pascal, "),

@@ -282,9 +282,9 @@ def _length(workload: Workload) -> int:
 def _sequences(engine: str, workload: Workload, layout: Layout, gpu: Gpu) -> int:
     """The largest batch that was asked for, else a replica's share of the requests, and no more than the engine takes
     by default, since it reserves memory for each. vLLM refuses to start with more than a step's tokens."""
-    if workload.engine.max_num_seqs is not None:
-        return workload.engine.max_num_seqs
-    constants = DEFAULT.engines[engine]
-    usual = constants.largest_batch(gpu) * (layout.pp if constants.batch_per_stage else 1)
-    usual = min(usual, workload.engine.chunked_prefill or usual) if engine == "vllm" else usual
-    return usual if workload.concurrency is None else min(usual, math.ceil(workload.concurrency / layout.replicas))
+    e, constants = workload.engine, DEFAULT.engines[engine]
+    most = e.max_num_seqs or constants.largest_batch(gpu) * (layout.pp if constants.batch_per_stage else 1)
+    most = min(most, e.chunked_prefill or most) if engine == "vllm" else most
+    if e.max_num_seqs or workload.concurrency is None:
+        return most
+    return min(most, math.ceil(workload.concurrency / layout.replicas))

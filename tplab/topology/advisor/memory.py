@@ -235,7 +235,6 @@ class LayoutMemory:
         """Capacity of the replica, in requests of full length: as many as fit, and no more than the engine was told to
         run at once; 0 where not even one fits."""
         told = self.workload.engine.max_num_seqs or MOST
-        told *= self.layout.pp if _usual(self.workload).batch_per_stage else 1
         if self.engine.tries:  # all but the cache is taken when it starts
             fitting = min((rank.free + rank.kv) / rank.kv for rank in self.with_one)
             return max(0, min(math.floor(fitting), told))

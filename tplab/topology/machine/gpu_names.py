@@ -168,7 +168,8 @@ def gpu_of_figures(text: str) -> Gpu:
     """A GPU from ``key=value`` figures with commas between; keys are the fields of ``Gpu``.
 
     Raises:
-        ValueError: a key that is no field, a value that is none, or one of the three that every GPU must have missing.
+        ValueError: a key that is no field or stands twice, a value that is none, or one of the three that every GPU
+            must have missing.
     """
     kinds = {field.name: field.type for field in fields(Gpu)}
     values: dict[str, Any] = {}
@@ -177,6 +178,8 @@ def gpu_of_figures(text: str) -> Gpu:
         key, value = key.strip(), value.strip()
         if key not in kinds:
             raise ValueError(f"{shown(part)} is no figure of a GPU: use key=value with {listed(kinds, len(kinds))}")
+        if key in values:
+            raise ValueError(f"{key} stands twice in {shown(text)}: give it once")
         values[key] = _value(key, value, str(kinds[key]))
     missing = [key for key in ("memory_GB", "hbm_GBps", "bf16_TFLOPS") if key not in values]
     if missing:
