@@ -292,11 +292,10 @@ def what_helps_never_hurts(case: Case, made: Prediction) -> Found:
     most = e.max_num_seqs
     if most is None:
         return
-    allowed = most * (case.pp if engine_constants(e.name).batch_per_stage else 1)
-    if made.running > allowed * (1 + 1e-9):
-        values = f"{made.running:.6g} of {allowed} run"
+    if made.running > most * (1 + 1e-9):
+        values = f"{made.running:.6g} of {most} run"
         yield Violation(
-            property="j: largest batch", case=case, change="", amount=made.running / allowed - 1, values=values
+            property="j: largest batch", case=case, change="", amount=made.running / most - 1, values=values
         )
     for larger in (most + 1, *_few(case, (2 * most, 8 * most))):
         other = case.engine(max_num_seqs=larger)
