@@ -151,6 +151,8 @@ def test_what_is_cached_or_guessed_is_no_work():
         for share in (0.0, 0.9)
     )
     assert cached.percentiles.loc["ttft_ms", "p50"] < 0.4 * plain.percentiles.loc["ttft_ms", "p50"]
+    guessing = simulated(1, asked={"speculative_tokens": 4, "acceptance": 0.8, "draft_cost": 0.3})
+    assert guessing.percentiles.loc["tpot_ms", "p50"] == pytest.approx(guessing.prediction.tpot_ms, rel=0.1)
     guessing = simulated(1, asked={"speculative_tokens": 4, "acceptance": 0.8})
     assert guessing.percentiles.loc["tpot_ms", "p50"] < 0.8 * simulated(1).percentiles.loc["tpot_ms", "p50"]
 

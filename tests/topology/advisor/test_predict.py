@@ -126,6 +126,20 @@ def test_a_queue_is_counted_and_named():
     assert made.capacity_tokens == pytest.approx(made.running * 2176, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("limits", "binding"),
+    [
+        ({"max_num_seqs": 32}, "the engine's largest batch: 32 of 1,000 requests"),
+        ({"chunked_prefill": 64}, "the engine's budget of tokens a step: 64 of 1,000 requests"),
+    ],
+)
+def test_a_queue_that_the_engine_makes_is_not_the_cache(limits: dict[str, int], binding: str) -> None:
+    asked = workload(1000, "vllm")
+    made = predict(LLAMA, H200, replace(asked, engine=replace(asked.engine, **limits)), 8, 1)
+    assert made.queue_ms > 0
+    assert made.binding == binding
+
+
 def test_what_does_not_fit_is_predicted_and_said():
     made = predict(ModelSpec.from_config("llama-3.1-70b"), Machine.preset("h100"), workload(), 1, 1)
     assert not made.fits

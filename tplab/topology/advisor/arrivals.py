@@ -165,8 +165,8 @@ def _shared(server: Server, decoding: Floats, prompt: Floats, waiting: int) -> t
     Through a pipeline the prompts' own trip may take longer than the round: their tokens come that much later."""
     prompts, seen = prompt / server.prompt_tokens, np.maximum(decoding, 1.0)
     asked, passes = seen + prompts + waiting, np.full_like(seen, math.inf if waiting else 1.0)
-    _, around, k = server.mean_round(seen, asked, prompts, passes)
-    trip = total(server.step(seen / k, prompt / k))
+    terms, around, k = server.mean_round(seen, asked, prompts, passes)
+    trip = total(server.step(seen / k, prompt / k)) + terms["drafts"]
     if server.layouts.pp[0] == 1:
         around = trip  # so many prompts, not so many on average
     alone, lag = _alone(server, decoding, prompt, waiting)

@@ -69,8 +69,7 @@ class Server(Steps):
         w, lay = self.workload, self.layouts
         per_replica = np.maximum(1.0, np.asarray(requests, dtype=np.float64) / lay.replicas)
         busy = np.minimum(np.asarray(requests, dtype=np.float64), lay.replicas)  # replicas with anything to do
-        at_most = np.minimum(self.max_num_seqs, lay.pp * self.budget / self.tokens_per_sequence)
-        room = np.maximum(1.0, np.minimum(self._room, at_most))
+        room = np.maximum(1.0, np.minimum(self.room, np.minimum(self.max_num_seqs, self.most_in_budget)))
         running = np.minimum(np.minimum(per_replica, room), admitted)
         # Where admission is limited, there is a queue that tops up every micro-batch.
         settled = settle(self, running, np.where(np.isfinite(admitted), np.inf, per_replica), self._in_step)
@@ -94,8 +93,13 @@ class Server(Steps):
         )
 
     @property
-    def _room(self) -> Floats:
-        """Requests that the cache has room for; what all prompts begin with is kept once."""
+    def most_in_budget(self) -> Floats:
+        """Requests per replica that can decode in one round within the budget of tokens of all its micro-batches."""
+        return self.layouts.pp * self.budget / self.tokens_per_sequence
+
+    @property
+    def room(self) -> Floats:
+        """Requests per replica that the cache has room for; what all prompts begin with is kept once."""
         w = self.workload
         held = w.context_length if self.engine.reserves else w.mean_context
         common = w.input_length - self.prompt_tokens

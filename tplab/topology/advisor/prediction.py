@@ -77,8 +77,8 @@ class Prediction:
     concurrency: float
     """Requests in flight per replica, waiting ones included; a mean, so it may be below 1."""
     running: float
-    """Requests that run at once: those that the cache has capacity for and that keep the limit on the time per
-    token."""
+    """Requests that run at once: those that the cache has capacity for, that the engine's largest batch and its budget
+    of tokens allow, and that keep the limit on the time per token."""
     admitted: int | None
     """Number of requests that keep that limit, where it bounds ``running``: what to set an engine to. Else None."""
     micro_batches: float
@@ -93,7 +93,7 @@ class Prediction:
     """Why the layout does not fit, or cannot keep up with the request rate; None if neither."""
     binding: str
     """The constraint that a better machine or another layout would have to lift, in words: memory, the cache's
-    capacity, or the largest term."""
+    capacity, the engine's largest batch or budget of tokens, or the largest term."""
     tpot_range_ms: tuple[float, float]
     """Interval of ``tpot_ms`` in which nine of ten such predictions have had their measurement."""
     standing: Standing
@@ -272,7 +272,11 @@ def _binding(server: Server, served: Served, terms: tuple[Term, ...], fits: bool
     if served.running[i] >= served.admitted[i]:
         return f"the limit per token: it admits {amount(float(served.admitted[i]))}{of} requests"
     if served.queue_us[i] > 0:
-        return f"KV cache: room for {amount(float(served.running[i]))}{of} requests"
+        runs = f"{amount(float(served.running[i]))}{of} requests"
+        if served.running[i] < server.room[i]:
+            by_number = server.max_num_seqs[i] <= server.most_in_budget[i]
+            return f"the engine's {'largest batch' if by_number else 'budget of tokens a step'}: {runs}"
+        return f"KV cache: room for {runs}"
     largest = max(terms, key=lambda term: term.ms).name
     if largest != "weights":
         return _IN_WORDS[largest]
