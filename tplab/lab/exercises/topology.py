@@ -22,7 +22,7 @@ from tplab.topology.verification.run import spearman
 LEAST_CORRELATION = 0.8
 MOST_REGRET = 0.10
 """Largest accepted regret, as a fraction, in the mean over all machines."""
-MOST_ON_ONE = 0.35
+MOST_ON_ONE = 0.45
 """Largest accepted regret, as a fraction, on any one machine."""
 SCORED_MODEL = "llama-3.1-70b"
 
@@ -62,7 +62,7 @@ def check_score(score: Score) -> Verdict:
 
     Of Llama-3.1 70B in bf16 on 12 machines and loads, two of them drawn anew each time; with ``num_gpus // (tp · pp)``
     copies side by side. Passes with a mean rank correlation of at least 0.8, a mean regret of at most 10 % and none
-    above 35 %.
+    above 45 %.
     """
     model = ModelSpec.from_config(SCORED_MODEL)
     found: list[tuple[float, float, Advice, str]] = []
