@@ -19,7 +19,7 @@ from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.verification.run import spearman
 
-LEAST_CORRELATION = 0.8
+LEAST_CORRELATION = 0.7
 MOST_REGRET = 0.10
 """Largest accepted regret, as a fraction, in the mean over all machines."""
 MOST_ON_ONE = 0.45
@@ -61,7 +61,7 @@ def check_score(score: Score) -> Verdict:
     """``score(tp, pp, machine, workload)``: larger for the layout with more output tokens per second.
 
     Of Llama-3.1 70B in bf16 on 12 machines and loads, two of them drawn anew each time; with ``num_gpus // (tp · pp)``
-    copies side by side. Passes with a mean rank correlation of at least 0.8, a mean regret of at most 10 % and none
+    copies side by side. Passes with a mean rank correlation of at least 0.7, a mean regret of at most 10 % and none
     above 45 %.
     """
     model = ModelSpec.from_config(SCORED_MODEL)
