@@ -221,21 +221,17 @@ class Calibration:
         """Time of an all-reduce of ``n`` ranks, by the sweep of that very group, else of any group of that size.
 
         Replays from a graph are no slower than eager calls, which noise may say; eager calls fall back on a graph's
-        sweep. None where no group of n was measured
-        (the caller scales its formula).
+        sweep. None where no group of n was measured (the caller scales its formula).
         """
         if n == 1:
             return np.zeros_like(np.asarray(nbytes, dtype=np.float64))
-        wanted = tuple(sorted(gpus))
-        of_n = [sweep for sweep in self.all_reduce if sweep.num_ranks == n]
+        wanted, of_n = tuple(sorted(gpus)), [sweep for sweep in self.all_reduce if sweep.num_ranks == n]
         if not of_n:
             return None
-        near = max(tuple(sorted(sweep.gpus)) == wanted and bool(wanted) for sweep in of_n)
-        fit = [sweep for sweep in of_n if (tuple(sorted(sweep.gpus)) == wanted and bool(wanted)) == near]
-        same = [sweep for sweep in fit if graph or sweep.launch == "eager"] or fit
+        very = [sweep for sweep in of_n if wanted and tuple(sorted(sweep.gpus)) == wanted] or of_n
+        same = [sweep for sweep in very if graph or sweep.launch == "eager"] or very
         first = {sweep.launch: sweep for sweep in reversed(same)}.values()
-        times = [interpolate(nbytes, sweep.nbytes, sweep.p50_us) for sweep in first]
-        return np.asarray(np.min(times, axis=0), dtype=np.float64)
+        return np.asarray(np.min([interpolate(nbytes, one.nbytes, one.p50_us) for one in first], axis=0))
 
     def send_us(self, nbytes: ArrayLike, pairs: Iterable[tuple[int, int]] = ()) -> Floats | None:
         """Time of a message over the slowest of ``pairs``, in either direction; of all pairs where none of those was
