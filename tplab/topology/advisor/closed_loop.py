@@ -69,7 +69,7 @@ def settle(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool
 
 def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
     """Prompts in steps of their own."""
-    own, rounds = steps.prompt_terms(1.0), steps.decode_steps
+    own, rounds = steps.own_prompt, steps.decode_steps
     alone, others = total(own), (running - 1) / running
     none = np.zeros_like(running)
     token, around, k = steps.mean_round(running, asked, none, none)
@@ -78,7 +78,7 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
     if steps.policy == "static" or not rounds:  # without a second token none waits for others' prompts
         first = prompts
     elif in_step:  # in batches that begin anywhere among them
-        first = prompts * (1 - others * running / (running - 1 + at_once) / 2)
+        first = prompts * (1 - (running - 1) / (running - 1 + at_once) / 2)
     else:  # as many in one pass as come while the others decode
         together = np.clip(running / rounds, 1.0, np.minimum(running, at_once))
         first = steps.prompts(together)
@@ -91,7 +91,7 @@ def _between(steps: Steps, running: Floats, asked: "Floats | float", in_step: bo
 
 def _mixed(steps: Steps, running: Floats, asked: "Floats | float", in_step: bool) -> Settled:
     """Prompts in the steps of others."""
-    own, rounds, stages = steps.prompt_terms(1.0), steps.decode_steps, steps.at_once
+    own, rounds, stages = steps.own_prompt, steps.decode_steps, steps.at_once
     chunks, under_way = max(1.0, steps.prompt_tokens / steps.budget), 0.5 * (running - 1) / running
     own_rounds = 1 + (chunks - 1) / stages
     through = running * steps.prompt_tokens / (steps.in_flight(running, asked) * steps.budget) - rounds

@@ -82,7 +82,7 @@ class Server(Steps):
             ttft_us=ttft + queue,
             e2e_us=whole + queue,
             queue_us=queue,
-            prefill_us=self.prompts(1.0) * np.ones_like(tpot),
+            prefill_us=total(self.own_prompt) * np.ones_like(tpot),
             requests_per_s=settled.requests_per_us * busy * 1e6,
             running=running,
             admitted=admitted * np.ones_like(running),

@@ -304,9 +304,14 @@ class Steps:
         terms["host"] = host * passes
         return terms
 
-    def prompts(self, prompts: "Floats | float", k: "Floats | float" = 1.0) -> Floats:
+    def prompts(self, prompts: "Floats | float") -> Floats:
         """``prompt_terms``, all together."""
-        return total(self.prompt_terms(prompts, k))
+        return total(self.prompt_terms(prompts))
+
+    @cached_property
+    def own_prompt(self) -> dict[str, Floats]:
+        """``prompt_terms`` of one prompt alone."""
+        return self.prompt_terms(1.0)
 
     @cached_property
     def _prompt_context(self) -> float:
