@@ -6,27 +6,30 @@ asked for.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from tplab.checks import ArgumentError, check_one_of
-from tplab.models.keys import Config, mapping, text, texts
+from tplab.models.keys import Config, mapping, text
+from tplab.models.quant_blocks import QuantBlock, not_converted, quant_blocks
 from tplab.shown import shown
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """torch's names of the types that models are computed in, and the advisor's."""
+_PER_GROUP = {"fp4": 1.0, "int4": 2.5}
+"""Bytes that each group of 4-bit numbers has besides: an 8-bit scale; a 16-bit scale and a 4-bit zero point."""
 ITEMSIZE: Mapping[str, float] = {
     "fp32": 4.0,
     "bf16": 2.0,
     "fp16": 2.0,
     "fp8": 1.0,
     "int8": 1.0,
-    "fp4": 0.5 + 1 / 16,
-    "int4": 0.5 + 2.5 / 128,
+    "fp4": 0.5 + _PER_GROUP["fp4"] / 16,
+    "int4": 0.5 + _PER_GROUP["int4"] / 128,
 }
-"""Bytes per number. fp8 and int8 leave out their scales (one per channel or tensor: under 0.1 %). fp4 counts one 8-bit
-scale per 16 numbers (NVFP4), int4 a 16-bit scale and a 4-bit zero point per 128 (AWQ's and GPTQ's usual group)."""
+"""Bytes per number. fp8 and int8 leave out their scales (one per channel or tensor: under 0.1 %). fp4 is counted in
+groups of 16 (NVFP4), int4 in groups of 128 (AWQ's and GPTQ's usual one), where the checkpoint does not say others."""
 
 
 def itemsize(dtype: str | None) -> int:
@@ -35,13 +38,22 @@ def itemsize(dtype: str | None) -> int:
     return int(ITEMSIZE[PRECISIONS[str(dtype)]])
 
 
+def scaled_itemsize(precision: str, blocks: Sequence[QuantBlock]) -> float:
+    """Bytes per weight of a checkpoint with such groups, its scales and zero points included."""
+    group = next((block.inputs for block in blocks if block.inputs > 1 and not block.whole), None)
+    if group is None or precision not in _PER_GROUP:
+        return ITEMSIZE[precision]
+    return 0.5 + _PER_GROUP[precision] / group
+
+
 def precisions(
-    how: Config, dtype: str | None, weights: str | None, cache: str | None, notes: list[str]
+    how: Config, num_layers: int, dtype: str | None, weights: str | None, cache: str | None, notes: list[str]
 ) -> dict[str, Any]:
     """Fields of a ``ModelSpec``: precisions of weights, cache and activations, and how the checkpoint is quantised.
 
     Args:
         how: the ``quantization_config``; empty where there is none.
+        num_layers: of the model.
         dtype: type of the numbers that are not quantised, where the configuration says so.
         weights, cache: what is asked for.
         notes: what was assumed is added.
@@ -68,25 +80,29 @@ def precisions(
         )
     if quantised and weights != quantised:
         notes.append(f"weights counted as {weights}, where quantization_config says {quantised}")
-    left = _left_alone(how)
+    left = [name for name in not_converted(how) if not _NOT_IN_BLOCKS.search(name)]
     if left and ITEMSIZE.get(weights, 2) < 2:
         notes.append(
             f"quantization_config leaves out {len(left)} modules or patterns, first {shown(left[0])}: "
             f"counted as {weights}, too"
         )
+    ours = bool(how) and quantised in (None, weights)
     cache_fp8 = how.get("kv_cache_scheme") or text(how, "kv_cache_quant_algo").upper() == "FP8"
     return {
         "weight_precision": weights,
         "kv_precision": cache or ("fp8" if cache_fp8 else activation),
         "activation_precision": activation,
         "quant_method": text(how, "quant_method") or text(how, "quant_algo") or "unknown" if how else None,
+        "quant_blocks": quant_blocks(how, num_layers, weights, activation) if ours else (),
     }
 
 
 def _weights_of(how: Config) -> str | None:
     """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
     method = text(how, "quant_method")
-    bits = how.get("bits") or how.get("w_bit")
+    hqq = how.get("quant_config")
+    params = hqq.get("weight_quant_params") if isinstance(hqq, Mapping) else None
+    bits = how.get("bits") or how.get("w_bit") or (params.get("nbits") if isinstance(params, Mapping) else None)
     groups = mapping(how.get("config_groups") or {}, "config_groups in quantization_config")
     for name, group in groups.items():
         weights = group.get("weights") or {} if isinstance(group, Mapping) else None
@@ -103,26 +119,12 @@ def _weights_of(how: Config) -> str | None:
     if "fp8" in method or text(how, "quant_algo").upper().startswith("FP8"):
         return "fp8"
     # Before the search for "fp4": bitsandbytes writes bnb_4bit_quant_type="fp4" beside load_in_8bit, too.
-    if bits == 4 or how.get("load_in_4bit"):
+    if bits == 4 or how.get("load_in_4bit") or text(how, "quant_algo").upper().startswith("W4A"):
         return "int4"
     if bits == 8 or how.get("load_in_8bit"):
         return "int8"
     return "fp4" if "fp4" in json.dumps(how, default=str).lower() else None
 
 
-_NOT_CONVERTED = (
-    *("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules"),
-    "skip_modules",
-)
-"""Names for the same thing: fp8, AWQ and fbgemm; compressed-tensors; vLLM; ModelOpt; bitsandbytes; HQQ."""
 _NOT_IN_BLOCKS = re.compile("lm_head|embed|norm|vision|visual|multi_modal|audio")
 """Modules that are counted unquantised anyway, or not at all."""
-
-
-def _left_alone(how: Config) -> list[str]:
-    """Modules of the blocks, or patterns of them, that are not quantised."""
-    names: list[str] = []
-    for key in _NOT_CONVERTED:
-        found = texts(how.get(key) or [], f"{key} in quantization_config")
-        names += [each for each in found if not _NOT_IN_BLOCKS.search(each)]
-    return names

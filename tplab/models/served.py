@@ -32,7 +32,7 @@ def read_spec(
         made["max_positions"] = None  # sizes written by hand, not a Llama file that leaves its 2048 out
     notes += keys.notes
     how = mapping(values.get("quantization_config") or {}, "quantization_config", keys.at)
-    served = precisions(how, made["dtype"], weight_precision, kv_precision, notes)
+    served = precisions(how, made["num_layers"], made["dtype"], weight_precision, kv_precision, notes)
     return made | served | {"name": name, "source": folder, "notes": tuple(notes)}
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from tplab.checks import ArgumentError, check_count
 from tplab.layers.ranges import divisors, vocab_rows
-from tplab.models.spec import ModelConfig
+from tplab.models.spec import ModelConfig, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,8 @@ class Layout:
                 embedding and the output head besides.
 
         Raises:
-            ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, or stages that do not add up.
+            ValueError: heads, MLP or their quantised groups that ``tp`` does not divide, more stages than layers, or
+                stages that do not add up.
         """
         if not isinstance(model, ModelConfig):
             raise ArgumentError("model", model, "must be a ModelConfig or a ModelSpec")
@@ -126,8 +127,13 @@ class Layout:
 
 
 def can_cut(model: ModelConfig, tp: int, pp: int) -> bool:
-    """Whether ``tp`` divides heads and MLP, and each of ``pp`` stages gets a layer."""
-    return not (model.num_heads % tp or model.intermediate_size % tp or pp > model.num_layers)
+    """Whether ``tp`` divides heads and MLP, and their quantised groups, and each of ``pp`` stages gets a layer."""
+    return not (
+        model.num_heads % tp
+        or model.intermediate_size % tp
+        or pp > model.num_layers
+        or _cut_block(model, tp) is not None
+    )
 
 
 def why_not(model: ModelConfig, tp: int, pp: int) -> ArgumentError | None:
@@ -140,7 +146,42 @@ def why_not(model: ModelConfig, tp: int, pp: int) -> ArgumentError | None:
     if model.intermediate_size % tp:
         fitting = _either(divisors(math.gcd(model.num_heads, model.intermediate_size)))
         return ArgumentError("tp", tp, f"must divide intermediate_size={model.intermediate_size}: use {fitting}")
-    return ArgumentError("pp", pp, f"must be at most {model.num_layers}, the model's layers: a stage needs one")
+    if pp > model.num_layers:
+        return ArgumentError("pp", pp, f"must be at most {model.num_layers}, the model's layers: a stage needs one")
+    both = divisors(math.gcd(model.num_heads, model.intermediate_size))
+    fitting = _either([t for t in both if _cut_block(model, t) is None])
+    rule = f"must leave every rank whole groups of quantised weights: {_cut_block(model, tp)}: use {fitting}"
+    return ArgumentError("tp", tp, rule)
+
+
+def _cut_block(model: ModelConfig, tp: int) -> str | None:
+    """What of the quantised weights ``tp`` ranks, which divide heads and MLP, cannot share out in whole groups, in
+    words; None if they can, or each has all of them."""
+    if tp == 1 or not isinstance(model, ModelSpec):
+        return None
+    q, kv, inner = model.q_size, model.kv_size, model.intermediate_size
+    parts = {  # of each rank, beside the whole
+        "qkv": [("H·E", q, q // tp), ("G·E", kv, model.kv_heads_per_rank(tp) * model.head_dim)],
+        "out": [("H·E", q, q // tp)],
+        "gate-up": [("intermediate_size", inner, inner // tp)],
+        "down": [("intermediate_size", inner, inner // tp)],
+    }
+    for block in model.quant_blocks:
+        if block.whole:
+            return f"engines cut no matrix of a checkpoint in {block.what}, only its layers over stages (pp)"
+        for role in block.roles:
+            by_row = role in ("out", "down")
+            group = block.inputs if by_row else block.outputs
+            for name, size, share in parts[role]:
+                if share % group:
+                    count = f"{size // group}" if size % group == 0 else "no whole number of"
+                    return (
+                        f"{name}={size} is {count} groups of {group} ({block.what}), which {tp} ranks cannot share, "
+                        f"and engines refuse it"
+                    )
+                if by_row and share % block.tile:
+                    return f"{name}={size} is {share} a rank, and kernels for {block.what} take {block.tile} at once"
+    return None
 
 
 def _either(numbers: Sequence[int]) -> str:

@@ -20,7 +20,8 @@ from tplab.checks import ArgumentError, check_divides, check_length, check_one_o
 from tplab.layers.ranges import divisors, kv_heads_by_rank
 from tplab.models.hf import RopeScaling, config_json, read_config
 from tplab.models.keys import whole
-from tplab.models.precision import ITEMSIZE, DType, itemsize, precisions
+from tplab.models.precision import ITEMSIZE, DType, itemsize, precisions, scaled_itemsize
+from tplab.models.quant_blocks import QuantBlock
 
 _SIZES = (
     *("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"),
@@ -315,6 +316,8 @@ class ModelSpec(ModelConfig):
     """What an engine is to load: the folder that the configuration was read from, or a preset's id on Hugging Face."""
     quant_method: str | None = None
     """How the checkpoint itself is quantised (``quant_method`` of its ``quantization_config``: "awq", "fp8", ...)."""
+    quant_blocks: tuple[QuantBlock, ...] = ()
+    """Weights of it that share a scale, which tensor parallelism must leave whole."""
     notes: tuple[str, ...] = ()
     """Approximations made on the way here, one sentence each. To be shown with every result."""
 
@@ -348,7 +351,7 @@ class ModelSpec(ModelConfig):
         if not isinstance(config, ModelConfig):
             return cls(**read_spec(config, weight_precision, kv_precision))
         notes: list[str] = []
-        served = precisions({}, config.dtype, weight_precision, kv_precision, notes)
+        served = precisions({}, config.num_layers, config.dtype, weight_precision, kv_precision, notes)
         return cls(**_fields_of(config), **served, notes=tuple(notes))
 
     def with_layers(self, num_layers: int) -> "ModelSpec":
@@ -359,7 +362,7 @@ class ModelSpec(ModelConfig):
 
     @property
     def weight_itemsize(self) -> float:
-        return ITEMSIZE[self.weight_precision]
+        return scaled_itemsize(self.weight_precision, self.quant_blocks)
 
     @property
     def kv_itemsize(self) -> float:

@@ -32,6 +32,8 @@ from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import Placement, place
 
+_USUAL_GROUP = 128
+"""Weights that share a scale in most checkpoints in int4."""
 _Table = TypeVar("_Table", "Layouts", Groups)
 
 
@@ -92,6 +94,17 @@ class Choice:
         if tp % kv and kv % tp:  # neither split evenly nor copied evenly
             notes.append(
                 f"vLLM, SGLang and TensorRT-LLM refuse tp={tp} with {kv} key-value heads; tplab.models runs it"
+            )
+        inner = self.spec.intermediate_size
+        if (
+            self.spec.weight_precision == "int4"
+            and not self.spec.quant_method
+            and tp > 1
+            and inner // tp % _USUAL_GROUP
+        ):
+            notes.append(
+                f"checkpoints in groups of {_USUAL_GROUP}, as AWQ's and GPTQ's usually are, cannot be cut so "
+                f"(intermediate_size={inner}): it takes smaller groups, or a padded one"
             )
         if (between := self.machine.network) and tp > self.machine.gpus_per_node:
             notes.append(
