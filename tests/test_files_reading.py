@@ -1,12 +1,18 @@
 """What a user gives is read as it was meant, or refused by name."""
 
+import gzip
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tplab.files import parse_json, parse_json_documents, read_bytes, read_frame, read_json, read_text
+from tplab.files import parse_json, parse_json_documents, read_bytes, read_json, read_text
+from tplab.frames import read_frame
+from tplab.models.spec import ModelConfig
 from tplab.shown import check_depth, listed, shown
+from tplab.topology.advisor.calibration import Calibration
 
 TEXT = "GPU0 naïve 有\n"
 
@@ -90,3 +96,108 @@ def test_values_in_errors_are_short_whatever_they_are() -> None:
     for value in (endless, deep):
         with pytest.raises(ValueError, match="it: lists and objects in it are nested more than 100 deep"):
             check_depth(value, "it")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_of_other_systems(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "some.json").write_bytes('{"hidden": 64, "of": "naïve"}\r\n'.encode(encoding))
+    assert read_json(tmp_path / "some.json") == {"hidden": 64, "of": "naïve"}
+
+
+def test_ends_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_bytes(b"a\r\nb\rc\n")
+    assert read_text(tmp_path / "some.txt") == "a\nb\nc\n"
+
+
+def packed(name: str) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("[Content_Types].xml", "")
+        archive.writestr(name, "x")
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b"{}"), r"is packed with gzip: unpack it first"),
+        (packed("a.csv"), "is a zip archive: unpack it"),
+        (packed("xl/workbook.xml"), "is an Excel workbook: save the sheet as 'CSV UTF-8'"),
+        (b"PAR1\x15\x04", "is a Parquet table: write it as CSV"),
+        ((80).to_bytes(8, "little") + b'{"__metadata__":{}}', r"is weights in safetensors: give the config\.json"),
+        (b"\n<!DOCTYPE html>\n<html><body>GPU0</body></html>", r"is a web page \(HTML\): take the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a pointer of Git LFS.*lfs pull"),
+        (b"404: Not Found", r"is an answer of a server \(404: Not Found\), not the file"),
+        (b'{"error":"Entry not found"}', "is an answer of a server"),
+        (b'{"payload":{"repo":{"id":1},"blob":{"rawLines":["{"]}}}', "is GitHub's page about a file: take"),
+        ("Temperatur 40 °C".encode("latin-1"), r"is not text in UTF-8 .*: save it as such; it is line 1"),
+    ],
+)
+def test_something_else_under_the_name(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "some.json").write_bytes(data)
+    for read in (read_text, read_json, read_frame, Calibration.load, ModelConfig.from_hf):
+        with pytest.raises(ValueError, match=rf"some\.json {message}"):
+            read(tmp_path / "some.json")
+
+
+def test_a_name_that_is_like_another(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"did you mean bench\.json\?"):
+        read_text(tmp_path / "bench.jsn")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        read_text(tmp_path / "nowhere" / "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('{"a": 1,}', "no comma before a closing bracket"),
+        ('{"a": 1 // one\n}', "JSON has no comments"),
+        ("{'a': 1}", "what Python prints"),
+        ('{"a": True}', "what Python prints"),
+        ('{"a": [1, 2', "cut off"),
+        ('{"a": 1}\n{"a": 2}', "one JSON per line"),
+        ("  \n", "the file is empty"),
+    ],
+)
+def test_what_is_wrong_with_the_json(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=rf"it is not valid JSON: .*{hint}"):
+        parse_json(text, "it")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,ms,n\na,1.5,3\nb,20.25,4\n",
+        "name;ms;n\na;1,5;3\nb;20,25;4\n",
+        "name;ms;n\r\na;1.5;3\r\nb;20.25;4\r\n\r\n",
+        "sep=;\nname;ms;n\na;1,5;3\nb;20,25;4\n",
+        "name\tms\tn\na\t1.5\t3\nb\t20.25\t4",
+        '"name","ms","n"\n"a","1.5","3"\n"b","20.25","4"\n',
+        "name,ms,n,\na,1.5,3,\nb,20.25,4,\n\n",
+        "name,ms,n\na,1.5,3,\nb,20.25,4,\n",
+        "name, ms, n\na, 1.5, 3\nb, 20.25, 4\n",
+        "# said\nname;ms;n;;\na;1,5;3;;\nb;20,25;4;;\n;;;;\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text(text, encoding=encoding, newline="")
+    frame = read_frame(tmp_path / "some.csv", comment="#").dropna()
+    assert frame.to_dict("list") == {"name": ["a", "b"], "ms": [1.5, 20.25], "n": [3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a;b\n1,5;2.5\n", r"'1,5', '2\.5' stand in one table"),
+        ("a;b\n1.234,5;2\n", r"'1\.234,5' has its thousands marked"),
+        ("a;b\n1,234,567;2\n", "'1,234,567' has its thousands marked"),
+        ('a,b\n"1,234",2\n', '"1,234" may be a number in thousands or with decimals'),
+        ("a,b\n1,2,3\n4,5,6\n", "line 2 has 3 cells, the header 2"),
+    ],
+)
+def test_numbers_that_may_mean_two_things(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"some\.csv.*{message}"):
+        read_frame(tmp_path / "some.csv")

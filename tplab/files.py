@@ -7,7 +7,6 @@ Writing: beside the file first, then renamed over it, so that a full disk or an 
 
 import errno
 import gc
-import io
 import json
 import os
 import re
@@ -19,13 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tplab.shown import check_depth, shown
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tplab.file_kinds import binary_kind, encoding_of, json_hint, text_kind
+from tplab.shown import check_depth, nearest, shown
 
 MAX_BYTES = 64 << 20
 """Largest file that is read unless a reader says otherwise: beyond every configuration, table or schedule."""
@@ -33,13 +31,11 @@ MAX_WHOLE = (1 << 63) - 1
 """Largest whole number in a JSON file, as it fits 64 bits: so do times in nanoseconds, sizes and counts."""
 MAX_HOLDERS = 2_000_000
 """Most lists and objects in a JSON file; parsing as many takes about a second."""
-MAX_COLUMNS = 1000
-"""Most columns of a table."""
-_MOST_TABLE_BYTES = 8 << 20
 _PIPE_PATIENCE_S = 10.0
 _READ_SIZE = 1 << 20
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _TRIAL_SIZE = 4096
+_MOST_NAMES = 1000
 _ROOM = "make room, or write to another disk"
 _OF_YOURS = "write to a folder of yours"
 _WAYS_OUT = {
@@ -66,6 +62,8 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a zero byte in the path
         raise ValueError(f"{shown(os.fspath(path))} is no path of a file: {error}") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"{error.strerror}{_beside(path)}", os.fspath(path)) from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -95,18 +93,31 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes
 
 
 def read_text(path: str | os.PathLike[str], *, limit: int = MAX_BYTES, errors: str = "strict") -> str:
-    """The file's text: UTF-8, or UTF-16 where it begins with that mark; a byte order mark is not part of the text.
+    """The file's text, in UTF-8 or UTF-16, without a byte order mark and with ``\\n`` at the end of lines.
 
-    Raises like :func:`read_bytes`, and ``ValueError`` where the bytes are no such text and ``errors`` is ``strict``.
+    Raises like :func:`read_bytes` and :func:`text_of`.
     """
-    data = read_bytes(path, limit=limit)
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return text_of(read_bytes(path, limit=limit), str(path), errors=errors)
+
+
+def text_of(data: bytes, name: str, *, errors: str = "strict") -> str:
+    """The text in ``data`` as :func:`read_text` has it; ``name`` says in errors where it came from.
+
+    Raises ``ValueError`` where the bytes are no such text and ``errors`` is ``strict``, and for what is known to be
+    something else (an archive, a web page, a pointer of Git LFS), with the way out.
+    """
+    if kind := binary_kind(data):
+        raise ValueError(f"{name} is {kind}")
     try:
-        return data.decode(encoding, errors)
+        text = data.decode(encoding_of(data), errors)
     except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as such"
+            f"{name} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as such; it is line {line}"
         ) from None
+    if kind := text_kind(text):
+        raise ValueError(f"{name} is {kind}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -140,27 +151,6 @@ def parse_json_documents(text: str, name: str, *, most: int) -> list[Any]:
 def read_json(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
     """The value in a JSON file. Raises like :func:`read_text` and :func:`parse_json`."""
     return parse_json(read_text(path, limit=limit), str(path))
-
-
-def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows: int | None = None) -> "pd.DataFrame":
-    """The table in a CSV file, or its first ``rows``; lines that begin with ``comment`` are left out.
-
-    Raises ``ValueError`` that names the file, also where it cannot be opened.
-    """
-    import pandas as pd
-
-    try:
-        text = read_text(path, limit=_MOST_TABLE_BYTES)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    lines = (line for line in io.StringIO(text) if line.strip() and not (comment and line.startswith(comment)))
-    columns = next(lines, "").count(",") + 1
-    if columns > MAX_COLUMNS:
-        raise ValueError(f"{path} cannot be read as a table: it has {columns:,} columns, more than {MAX_COLUMNS:,}")
-    try:
-        return pd.read_csv(io.StringIO(text), comment=comment, nrows=rows)
-    except (ValueError, OverflowError, MemoryError) as error:  # empty, or rows of unequal length
-        raise ValueError(f"{path} cannot be read as a table: {str(error).strip()}") from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -226,6 +216,18 @@ def settle(path: str | os.PathLike[str]) -> None:
     """Wait until a file is on its disk: some file systems find out only then that there is no room for it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def _beside(path: str | os.PathLike[str]) -> str:
+    """What is there instead of a missing file, with a leading colon: a like name in its folder, or no folder."""
+    folder, name = os.path.split(os.fsdecode(path))
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except OSError:
+        return f": there is no folder {folder}" if folder and not os.path.isdir(folder) else ""
+    hint = nearest(name, names) if name else ""
+    return f": {hint}" if hint.endswith("?") else ""
 
 
 def _target(path: str | os.PathLike[str]) -> tuple[Path | None, os.stat_result | None]:
@@ -297,6 +299,8 @@ def _parsed(text: str, name: str, parse: Callable[[], Any]) -> Any:
         data = parse()
     except RecursionError:
         raise ValueError(f"{name}: the JSON in it is nested too deep to be read") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}{json_hint(error.doc, error.pos)}") from None
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from None
     finally:

@@ -9,7 +9,8 @@ import pandas as pd
 from tplab.cluster import Cluster, Provenance, Report, Run
 from tplab.collectives.cost import algbw_GBps, busbw_GBps
 from tplab.collectives.sweep_plan import DEFAULT_SIZES, ITEMSIZES, Point, plan_sweep
-from tplab.files import MAX_WHOLE, read_frame
+from tplab.files import MAX_WHOLE
+from tplab.frames import read_frame
 from tplab.measure import newest_spelling, provenance_columns, samples_of
 from tplab.moved import say_new_names
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tplab import __version__
-from tplab.files import read_frame
+from tplab.frames import read_frame
 from tplab.shown import fixed, listed
 from tplab.topology.published.scoreboard import IN_USE, ONE_STAGE, RULES, layout_choice
 from tplab.topology.published.tables import CELL, Tables

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tplab.files import read_frame
+from tplab.frames import read_frame
 from tplab.models.shards import Layout
 from tplab.topology.advisor.constants import (
     DEFAULT,

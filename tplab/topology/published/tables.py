@@ -26,7 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tplab.files import read_frame, read_text
+from tplab.files import read_text
+from tplab.frames import read_frame
 from tplab.models.presets import MODELS
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
