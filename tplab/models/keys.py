@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tplab.checks import ArgumentError, check_count, check_flag, check_number, check_text
+from tplab.models.families import COMMON, FAMILIES, UNNAMED, Fact
 
 Config = Mapping[str, Any]
 
@@ -67,57 +68,31 @@ KINDS = {
 }
 """Families that are asked for most, by what they would need."""
 
-COMMON: dict[str, Any] = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
-    "head_dim": None, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048,
-    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
-}  # fmt: skip
-_QWEN: dict[str, Any] = {
-    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768,
-    "sliding_window": 4096, "max_window_layers": 28,
-}  # fmt: skip
-_GEMMA: dict[str, Any] = {
-    "vocab_size": 256000, "head_dim": 256, "max_position_embeddings": 8192, "hidden_act": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True, "eos_token_id": 1, "attention_bias": False,
-}  # fmt: skip
-_GEMMA2 = _GEMMA | {
-    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "sliding_window": 4096, "sliding_window_pattern": 2,
-}  # fmt: skip
-_GPT: dict[str, Any] = {"n_positions": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
-FAMILIES: Mapping[str, Config] = {
-    "llama": {"attention_bias": False, "mlp_bias": False, "eos_token_id": 2},
-    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-                "sliding_window": 4096, "eos_token_id": 2},
-    "qwen2": _QWEN,
-    "qwen3": _QWEN | {"head_dim": 128, "attention_bias": False},
-    "gemma": _GEMMA | {"hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
-                       "num_attention_heads": 16, "num_key_value_heads": 16},
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA2 | {"vocab_size": 262208, "max_position_embeddings": 131072, "sliding_window_pattern": 6,
-                              "rope_theta": 1e6},
-    "gpt2": _GPT,
-    "gpt_bigcode": _GPT,
-    "gpt_neox": {"attention_bias": True, "rms_norm_eps": 1e-5},
-    "granite": {"attention_bias": False, "mlp_bias": False},
-    "phi3": {"max_position_embeddings": 4096, "sliding_window": None, "rms_norm_eps": 1e-5},
-}  # fmt: skip
-"""What transformers' classes take for a key that is left out, where it is not ``COMMON``'s. ``attention_bias``,
-``mlp_bias`` and ``sliding_window`` do nothing in the files of a family that does not list them here. Parameters are
-counted exactly for these families: the tests compare with transformers' own modules."""
 CORE = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
 """Sizes that the advisor does not make up: a dict written by hand that lacks one is a slip. (Gemma 3 as published
 leaves out whatever is the default of its class.)"""
 ALSO: Mapping[str, tuple[str, ...]] = {
-    "hidden_size": ("n_embd",),
-    "num_attention_heads": ("n_head",),
-    "num_hidden_layers": ("n_layer",),
     "max_position_embeddings": ("n_positions", "max_sequence_length", "seq_length", "max_seq_len"),
-    "rms_norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
+    "rms_norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "norm_epsilon", "layernorm_epsilon"),
     "rope_theta": ("rotary_emb_base",),
     "sliding_window_pattern": ("_sliding_window_pattern",),
 }
-"""Other names of the same key."""
+"""Other names of the same key, in any family; ``Family.names`` has those of one."""
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "afn")
+"""Names of the key for the function inside the MLP."""
+PLAIN = frozenset(
+    """
+    activation_function finetuned_from gradient_checkpointing head_dim hidden_dropout is_decoder layer_norm_epsilon
+    max_sequence_length max_seq_len model_max_length n_ctx n_positions name norm_eps qk_norm quantization_config
+    residual_dropout resid_pdrop embd_pdrop attn_pdrop seq_length unk_token_id use_qk_norm
+    """.split()  # noqa: SIM905
+)
+"""Keys that leave a model of an unknown family a Llama, besides ``INERT`` and ``HONOURED``."""
+TELLING = (
+    frozenset(name for family in FAMILIES.values() for name in family.keys() - family.defaults.keys() | family.facts())
+    | {"mlp_type", "norm_type", "use_gated_activation", "use_parallel_block"}
+) - {*INERT, *HONOURED, *PLAIN}
+"""Keys by which families differ from a Llama: where no ``model_type`` says which it is, one of them leaves it open."""
 NULLABLE = ("sliding_window", "eos_token_id", "num_key_value_heads", "head_dim", "max_position_embeddings")
 """Null is a setting of its own here (no window, no stop token, as many as query heads, D/H, no limit)."""
 MOST_BYTES = 4 << 20
@@ -129,9 +104,9 @@ _MOST = 10**16
 LIMITS: Mapping[str, int] = {
     name: most
     for most, names in (
-        (10_000, "num_layers num_hidden_layers n_layer max_window_layers"),
-        (1 << 16, "num_heads num_attention_heads n_head num_kv_heads num_key_value_heads"),
-        (1 << 24, "hidden_size n_embd intermediate_size n_inner head_dim"),
+        (10_000, "num_layers num_hidden_layers max_window_layers"),
+        (1 << 16, "num_heads num_attention_heads num_kv_heads num_key_value_heads"),
+        (1 << 24, "hidden_size intermediate_size head_dim embedding_width"),
         (1 << 28, "vocab_size"),
         (10**13, "max_position_embeddings original_max_position_embeddings n_positions num_positions"),
         (10**13, "max_positions max_sequence_length seq_length max_seq_len"),
@@ -141,7 +116,7 @@ LIMITS: Mapping[str, int] = {
 """Name of a size, in configurations or here -> the most that it may be."""
 
 
-def whole(value: Any, key: str, where: str = "", *, least: int = 1) -> int:
+def whole(value: Any, key: str, where: str = "", *, least: int = 1, called: str = "") -> int:
     """A size. Raises ``ValueError`` for what is no whole number, less than ``least`` or beyond the key's limit.
 
     Args:
@@ -149,8 +124,9 @@ def whole(value: Any, key: str, where: str = "", *, least: int = 1) -> int:
         key: its name, for the limit and the error.
         where: what stands before the key in errors, ``"config.json: "``.
         least: smallest value.
+        called: its name in the file, for the error, where that is another.
     """
-    return check_count(f"{where}{key}", value, least, LIMITS.get(key, _MOST))
+    return check_count(f"{where}{called or key}", value, least, LIMITS.get(key, _MOST))
 
 
 def number(value: Any, key: str, where: str = "") -> float:
@@ -183,20 +159,26 @@ class Keys:
 
     def __init__(self, values: Config, family: str, where: str, *, core: bool = True) -> None:
         self.values, self.family, self.at = values, family, f"{where}: "
-        known = FAMILIES.get(family)
-        self.defaults: dict[str, Any] = {} if known is None else {**COMMON, **known}
+        self.known = family in FAMILIES
+        self.kind = FAMILIES.get(family, UNNAMED)
+        self.defaults: dict[str, Any] = {**COMMON, **self.kind.defaults} if self.known else {}
         if not core:
             self.defaults = {key: value for key, value in self.defaults.items() if key not in CORE}
-        self.known = known is not None
-        self.gpt2 = family in ("gpt2", "gpt_bigcode") or "n_embd" in values
-        self.neox = family == "gpt_neox"
         self.notes: list[str] = []
         self.unsupported: list[str] = []
+        self.rewritten: Config = {}
+        if self.kind.rewrite is not None:
+            self.rewritten = self.kind.rewrite(self)
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """What the key may be called here; the family's own names go first."""
+        return *self.kind.names.get(key, "").split(), key, *ALSO.get(key, ())
 
     def find(self, key: str) -> tuple[str, Any]:
         """What the key is called here, and its value, or the family's default."""
-        names = (key, *ALSO.get(key, ()))
-        here = [name for name in names if name in self.values]
+        if key in self.rewritten:
+            return key, self.rewritten[key]
+        here = [name for name in self.names(key) if name in self.values]
         name = next((name for name in here if self.values[name] is not None), here[0] if here else key)
         value = self.values.get(name)
         left_out = not here or (value is None and key not in (*NULLABLE, *CORE))
@@ -206,13 +188,13 @@ class Keys:
         """A size that the file or the family's default must have."""
         name, value = self.find(key)
         if value is None and name not in self.values:
-            raise ValueError(f"{self.at}the configuration has no {' or '.join((key, *ALSO.get(key, ())))}")
-        return whole(value, name, self.at)
+            raise ValueError(f"{self.at}the configuration has no {' or '.join(self.names(key))}")
+        return whole(value, key, self.at, called=name)
 
-    def optional(self, key: str) -> int | None:
+    def optional(self, key: str, *, least: int = 1) -> int | None:
         """A size, if there is one."""
         name, value = self.find(key)
-        return None if value is None else whole(value, name, self.at)
+        return None if value is None else whole(value, key, self.at, least=least, called=name)
 
     def number(self, key: str, usual: float) -> float:
         """A number above 0; ``usual`` without one."""
@@ -226,10 +208,11 @@ class Keys:
 
     def lacks(self, key: str) -> bool:
         """Whether the family's class in transformers has no such key, so that it does nothing in this file."""
-        if not self.known or key in self.defaults:
+        if not self.known or key in self.defaults or key in self.rewritten:
             return False
-        if self.values.get(key):
-            self.notes.append(f"{key} is not a key of {self.family}'s, and does nothing in transformers")
+        note = f"{key} is not a key of {self.family}'s, and does nothing in transformers"
+        if self.values.get(key) and note not in self.notes:
+            self.notes.append(note)
         return True
 
     def switch(self, key: str) -> bool:
@@ -240,3 +223,11 @@ class Keys:
             self.unsupported.append(f"{key}=True is not supported for {self.family}; false is")
             return False
         return True
+
+    def told(self, fact: Fact) -> bool:
+        """A fact of the family (``families.Fact``), in this file."""
+        if isinstance(fact, bool):
+            return fact
+        if fact.startswith("!"):
+            return not self.switch(fact[1:])
+        return any(self.switch(key) for key in fact.split())

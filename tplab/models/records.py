@@ -165,7 +165,8 @@ def _check_runs(model: ModelConfig) -> None:
 
 _COMPUTED = {
     **{"gated_mlp": True, "parallel_residual": False, "norms_per_block": 2, "norm_bias": False},
-    "num_positions": 0,
+    **{"num_positions": 0, "head_bias": False, "qk_norm_heads": False, "norm_weight": True, "outer_norms": 1},
+    "embedding_width": None,
 }
 
 

@@ -72,7 +72,7 @@ def _refuse_encoders(values: Config, where: str) -> None:
 
 def _language_model(values: Config, notes: list[str]) -> tuple[str, Config]:
     """``model_type`` and keys of the language model inside, with what stands outside for it."""
-    family = text(values, "model_type") or "llama"
+    family = text(values, "model_type") or ("gpt2" if "n_embd" in values else "llama")
     if "text_config" in values:
         inside = mapping(values["text_config"], "text_config")
         shared = ["quantization_config", "tie_word_embeddings"]

@@ -193,12 +193,15 @@ def weight_bytes(model: ModelConfig, layout: Layout, stage: int, index: int) -> 
     """Bytes of the weights on rank ``index`` of a stage; exact (see the table above)."""
     matmul, small = model.block_params_of_rank(index, layout.tp)
     num_layers = layout.layers_of_stage[stage]
-    table = vocab_rows(model.vocab_size, layout.tp) * model.hidden_size
+    rows = vocab_rows(model.vocab_size, layout.tp)
+    table = rows * model.table_width
     ends = 0
     if stage == 0:
-        ends += table + model.num_positions * model.hidden_size
+        ends += table + model.end_params + model.num_positions * model.hidden_size
+        ends += max(0, model.outer_norms - 1) * model.norm_params
     if stage == layout.pp - 1:
-        ends += model.norm_params + (0 if model.tied_embeddings and layout.pp == 1 else table)
+        ends += min(1, model.outer_norms) * model.norm_params + model.end_params + model.head_bias * rows
+        ends += 0 if model.tied_embeddings and layout.pp == 1 else table
     return num_layers * matmul * model.weight_itemsize + (num_layers * small + ends) * model.activation_itemsize
 
 

@@ -67,8 +67,12 @@ class ModelConfig:
     """Bias on attention's output projection."""
     mlp_bias: bool = False
     """Bias on every matrix of the MLP."""
+    head_bias: bool = False
+    """Bias on the output head (Phi, GPT-J)."""
     qk_norm: bool = False
     """A norm of E weights over each query and key head (Qwen3, Gemma 3)."""
+    qk_norm_heads: bool = False
+    """Whether that norm has weights of its own for each head (OLMo 2)."""
     tied_embeddings: bool = False
     """Whether the output head is the embedding. A pipeline's first and last stage then both hold it."""
     windows: tuple[int | None, ...] = ()
@@ -81,8 +85,14 @@ class ModelConfig:
     """Number added to the weights of every norm: 1 in Gemma, whose checkpoints hold the difference from 1."""
     norms_per_block: int = 2
     """Number of norms of D weights: before attention and before the MLP; Gemma 2 and 3 also have one after each."""
+    norm_weight: bool = True
+    """Whether norms have weights (OLMo has none)."""
     norm_bias: bool = False
     """Whether norms are LayerNorms with weight and bias instead of RMSNorms."""
+    outer_norms: int = 1
+    """Norms outside the blocks: after the last one; in BLOOM also after the embedding, in some OPT none."""
+    embedding_width: int | None = None
+    """Width of the embedding and the head, where matrices beside them make D of it (OPT-350M); None: D."""
     num_positions: int = 0
     """Rows of a learned position embedding (GPT-2, GPT-3); 0 with rotary positions."""
     parallel_residual: bool = False
@@ -107,7 +117,10 @@ class ModelConfig:
         for key, value in (("max_positions", self.max_positions), *(("sliding_window", w) for w in set(self.windows))):
             if value is not None:
                 whole(value, key)
-        whole(self.num_positions, "num_positions", least=0)
+        for key in ("num_positions", "outer_norms"):
+            whole(getattr(self, key), key, least=0)
+        if self.embedding_width is not None:
+            whole(self.embedding_width, "embedding_width")
 
     @classmethod
     def from_hf(cls, source: "str | os.PathLike[str] | Mapping[str, Any]") -> "ModelConfig":
@@ -198,7 +211,7 @@ class ModelConfig:
     @property
     def norm_params(self) -> int:
         """Parameters of one norm over the hidden size."""
-        return self.hidden_size * (2 if self.norm_bias else 1)
+        return self.hidden_size * (self.norm_weight + self.norm_bias)
 
     @property
     def block_matmul_params(self) -> int:
@@ -217,24 +230,35 @@ class ModelConfig:
         inner = self.intermediate_size // t
         biases = self.qkv_bias * (q + 2 * kv) + self.out_bias * self.hidden_size
         biases += self.mlp_bias * ((self.mlp_matrices - 1) * inner + self.hidden_size)
-        norms = self.norms_per_block * self.norm_params + self.qk_norm * 2 * self.head_dim
+        normed = (q + kv if self.qk_norm_heads else 2 * self.head_dim) * (self.norm_weight + self.norm_bias)
+        norms = self.norms_per_block * self.norm_params + self.qk_norm * normed
         return 2 * self.hidden_size * (q + kv) + self.mlp_matrices * self.hidden_size * inner, biases + norms
+
+    @property
+    def table_width(self) -> int:
+        """Width of the rows of embedding and head."""
+        return self.embedding_width or self.hidden_size
+
+    @property
+    def end_params(self) -> int:
+        """Parameters beside the table at each end: of the matrix between its width and D, where they differ."""
+        return 0 if self.table_width == self.hidden_size else self.table_width * self.hidden_size
 
     @property
     def embedding_params(self) -> int:
         """Token embedding, and learned positions if any."""
-        return (self.vocab_size + self.num_positions) * self.hidden_size
+        return self.vocab_size * self.table_width + self.end_params + self.num_positions * self.hidden_size
 
     @property
     def lm_head_params(self) -> int:
         """Parameters of the last matmul, whether or not its weights are the embedding's."""
-        return self.vocab_size * self.hidden_size
+        return self.vocab_size * self.table_width
 
     @property
     def total_params(self) -> int:
         """All parameters, a tied head counted once."""
-        head = 0 if self.tied_embeddings else self.lm_head_params
-        return self.num_layers * self.block_params + self.embedding_params + head + self.norm_params
+        head = self.end_params + (0 if self.tied_embeddings else self.lm_head_params) + self.head_bias * self.vocab_size
+        return self.num_layers * self.block_params + self.embedding_params + head + self.outer_norms * self.norm_params
 
     @property
     def weight_bytes(self) -> float:
