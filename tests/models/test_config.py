@@ -1,5 +1,6 @@
 """A config.json means here what it means to transformers, or is refused by name."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from tplab.models.decoder import make_rotary
-from tplab.models.hf import RopeScaling
+from tplab.models.rope import RopeScaling
+from tplab.models.rotary import LengthRotary, make_rotary
 from tplab.models.spec import ModelConfig
 
 CLASSES = {
@@ -55,14 +56,38 @@ def test_written_and_read_again(name: str, families: dict[str, dict[str, Any]], 
          "original_max_position_embeddings": 8192, "rope_theta": 5e5},
         {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.5, "high_freq_factor": 7.0,
          "original_max_position_embeddings": 100, "rope_theta": 1e4},
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4},
+        {"rope_type": "yarn", "factor": 40, "rope_theta": 1e6, "original_max_position_embeddings": 4096,
+         "beta_fast": 16, "beta_slow": 2.5, "truncate": False, "mscale": 1.0, "mscale_all_dim": 0.707},
+        {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 7,
+         "attention_factor": 0.75, "beta_fast": 0, "mscale": 1.0},
+        {"rope_type": "yarn", "factor": None, "rope_theta": 1e4, "original_max_position_embeddings": 32},
+        {"rope_type": "dynamic", "factor": 3.3, "rope_theta": 1e4},
+        {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64,
+         "short_factor": [1.0 + i / 9 for i in range(32)], "long_factor": [1.5 + i for i in range(32)]},
+        {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "attention_factor": 1.25,
+         "short_factor": [1.0] * 32, "long_factor": [1.5 + i for i in range(32)]},
     ],
+    ids=lambda rope: f"{rope['rope_type']}, {len(rope)} keys",
 )  # fmt: skip
 def test_rotary_frequencies_are_bitwise_those_of_transformers(rope: dict[str, Any]) -> None:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     keys = LLAMA | {"head_dim": 64, "rope_parameters": rope, "max_position_embeddings": 256}
-    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**{k: v for k, v in keys.items() if k != "model_type"}))
-    assert torch.equal(make_rotary(ModelConfig.from_hf(keys)).frequencies, theirs.inv_freq)
+    theirs = LlamaRotaryEmbedding(
+        transformers.LlamaConfig(**copy.deepcopy({k: v for k, v in keys.items() if k != "model_type"}))
+    )
+    config = ModelConfig.from_hf(keys)
+    ours = make_rotary(config)
+    assert torch.equal(ours.frequencies, theirs.inv_freq)
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    for length in (5, 64, 65, 256, 257, 700, 1024):  # of some kinds the frequencies depend on it, in both directions
+        places = torch.arange(length)
+        if isinstance(ours, LengthRotary):
+            ours.follow(torch.tensor([length], dtype=torch.int32))
+        cos, sin = theirs(torch.zeros(1), places[None])
+        for got, want in zip(ours.tables(length, torch.float32, places.device), (cos[0], sin[0]), strict=True):
+            assert torch.equal(got[:length], want[:, : want.shape[1] // 2])
 
 
 def test_the_keys_of_older_files_mean_the_same() -> None:
@@ -85,8 +110,19 @@ def test_the_keys_of_older_files_mean_the_same() -> None:
         (LLAMA | {"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for llama"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn' is not supp"),
-        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "of type 'dynamic' is not supported"),
+        (LLAMA | {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_scaling of type 'su' is not supported"),
+        (LLAMA | {"rope_scaling": {"type": "yarn"}}, "of type yarn needs factor"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}}, "dynamic with alpha is not supp"),
+        (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0, "attn_factor": 1.5}}, "yarn with attn_factor is not"),
+        (LLAMA | {"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_theta=1 is not supported"),
+        (
+            LLAMA | {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 8}},
+            "of type longrope needs 8 numbers in short_factor and in long_factor",
+        ),
+        (
+            LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": None},
+            "of type dynamic needs max_position_embeddings",
+        ),
         (LLAMA | {"rope_scaling": {"type": "linear"}}, "of type linear needs factor"),
         (LLAMA | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section is not"),
         (LLAMA | {"sliding_window": 12}, "sliding_window=12 is not a key of llama's"),

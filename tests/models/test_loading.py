@@ -12,8 +12,8 @@ import pytest
 from tplab.cluster import Rank, RankError
 from tplab.models.checkpoint import INDEX, RandomWeights, save_checkpoint
 from tplab.models.generation import ensure_loaded, generate, submit_generate, unload
-from tplab.models.hf import RopeScaling
 from tplab.models.records import CheckpointError, Weights
+from tplab.models.rope import RopeScaling
 from tplab.models.shards import Layout, weight_bytes
 from tplab.models.spec import ModelConfig
 
@@ -232,7 +232,16 @@ def test_texts_go_through_the_checkpoints_tokenizer(checkpoint: Path, clusters: 
         ({"num_positions": 64}, "num_positions must be 0"),
         ({"parallel_residual": True}, "parallel_residual must be False"),
         ({"model_type": "gpt2"}, "model_type must be one of llama, mistral"),
-        ({"rope_scaling": RopeScaling(kind="yarn", factor=2.0)}, "kind of rope_scaling must be one of linear, llama3"),
+        ({"rope_scaling": RopeScaling(kind="su", factor=2.0)}, "kind of rope_scaling must be one of linear, dynamic"),
+        (
+            {"rope_scaling": RopeScaling(kind="yarn", factor=2.0)},
+            "original_max_positions of rope_scaling must be given",
+        ),
+        ({"rope_scaling": RopeScaling(kind="dynamic"), "max_positions": None}, "rope_scaling needs max_positions"),
+        (
+            {"rope_scaling": RopeScaling(kind="longrope", original_max_positions=9, short_factors=(1.0,))},
+            "short_factors of rope_scaling must have one for each of the 8 frequencies",
+        ),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_not_run(

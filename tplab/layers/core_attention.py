@@ -29,7 +29,7 @@ class RotaryEmbedding:
         head_dim: E, even.
         theta: base of the frequencies, theta^(-2i/E).
         frequencies: (E/2,) instead of those of ``theta``: for scaled variants.
-        factor: multiplies cosines and sines (YaRN's attention factor).
+        factor: multiplies cosines and sines (the attention factor of YaRN and LongRoPE).
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class SharedRotary(RotaryEmbedding):
     positions must not be changed in place between two steps.
     """
 
-    def __init__(self, head_dim: int, frequencies: torch.Tensor) -> None:
-        super().__init__(head_dim, frequencies=frequencies)
+    def __init__(self, head_dim: int, frequencies: torch.Tensor, *, factor: float = 1.0) -> None:
+        super().__init__(head_dim, frequencies=frequencies, factor=factor)
         self._of: tuple[torch.Tensor, torch.dtype] | None = None
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
 

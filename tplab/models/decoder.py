@@ -5,13 +5,8 @@ model. Not a full model that is cut afterwards (that is what limits the size of 
 transformers' own classes: the layers are the ones of ``tplab.layers``, and their plans say what to read.
 
 Legend: B batch, S sequence, T places of the cache, D hidden, E head dimension; V vocabulary, v rows of it per rank.
-
-Sources of the scaled rotary frequencies: Chen and others, "Extending Context Window of Large Language Models via
-Positional Interpolation" (2023) for ``linear``; the reference implementation of Llama 3.1 for ``llama3``, with the
-constants in each model's config.json.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -22,13 +17,13 @@ from torch.nn import functional as F
 
 from tplab.layers.block import ParallelBlock, run_blocks
 from tplab.layers.comm import Comm, as_comm
-from tplab.layers.core_attention import KVCache, SharedRotary
+from tplab.layers.core_attention import KVCache
 from tplab.layers.decode import decode_blocks, sum_and_norm, why_not_decode
 from tplab.layers.plain import MLP, Attention, Block
 from tplab.layers.shards import Shard, VocabShard, prefixed
 from tplab.layers.strategies import Blocking, set_strategy
 from tplab.layers.vocabulary import ParallelLMHead, VocabParallelEmbedding
-from tplab.models.hf import RopeScaling
+from tplab.models.rotary import LengthRotary, make_rotary
 from tplab.models.shards import StageSpec
 from tplab.models.spec import ModelConfig
 
@@ -48,13 +43,19 @@ class Padding:
     Args:
         lengths: tokens of each prompt.
         max_length: places in the cache.
+        longest: tokens of the longest prompt of the whole request, where these are only some of its prompts.
     """
 
-    def __init__(self, lengths: Sequence[int], max_length: int, device: torch.device) -> None:
+    def __init__(
+        self, lengths: Sequence[int], max_length: int, device: torch.device, *, longest: int | None = None
+    ) -> None:
         self.lengths = tuple(lengths)
         self.longest = max(lengths)
         self.device = device
         self.padded = min(lengths) < self.longest
+        self.shorter = torch.tensor(max(0, (longest or 0) - self.longest), dtype=torch.int32, device=device)
+        """Tokens by which the longest of these is shorter than the longest of the request: frequencies that depend on a
+        length are to be the same in all micro-batches."""
         self.start_B = torch.tensor([self.longest - length for length in lengths], device=device)
         self._places_T = torch.arange(max_length, device=device)
         self._real_BT = self._places_T >= self.start_B[:, None]
@@ -147,7 +148,7 @@ class Stage(nn.Module):
         self.comm = comm = as_comm(group)
         self.vocab = VocabShard.of(config.vocab_size, comm.index, comm.size)
         kind: dict[str, Any] = {"dtype": dtype, "device": "meta"}
-        rope = make_rotary(config)
+        self.rope = rope = make_rotary(config)
 
         def block(layer: int) -> ParallelBlock:
             attention = Attention(
@@ -262,6 +263,8 @@ class Stage(nn.Module):
         x = self._embedded(x)
         past, seq = caches[0].length, x.shape[1]
         positions = padding.positions(past, seq)
+        if isinstance(self.rope, LengthRotary):
+            self.rope.follow(padding.shorter + (past + seq))
         blocks: list[ParallelBlock] = [*self.layers]
         for window, part in self._runs:
             mask = padding.mask(past, seq, window)
@@ -293,6 +296,8 @@ class Stage(nn.Module):
         """
         blocks: list[ParallelBlock] = [*self.layers]
         x_BD = self._embedded(x)[:, 0].contiguous()
+        if isinstance(self.rope, LengthRotary):
+            self.rope.follow(padding.shorter + past + 1)
         x_BD, part = decode_blocks(blocks, x_BD, caches, past=past, starts_B=padding.start_B)
         if self.norm is None or self.head is None:
             return (x_BD + self.comm.all_reduce(part)).unsqueeze(1)
@@ -308,28 +313,3 @@ class Stage(nn.Module):
         scale = self.config.embedding_scale
         # Rounded to the dtype first, as the trained model had it; on the host, as a CUDA graph takes nothing from it.
         return x if scale == 1.0 else x * float(torch.tensor(scale, dtype=x.dtype))
-
-
-def make_rotary(config: ModelConfig) -> SharedRotary:
-    """The rotary embedding of a model. Frequencies (E/2,) in float32, on the CPU until first used elsewhere."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    if config.rope_scaling is not None:
-        frequencies = _scaled(frequencies, config.rope_scaling)
-    return SharedRotary(config.head_dim, frequencies)
-
-
-def _scaled(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Frequencies for a context ``scaling.factor`` times as long.
-
-    ``llama3``: a frequency whose wavelength is longer than ``original_max_positions / low_freq_factor`` is divided by
-    the factor, one shorter than ``original_max_positions / high_freq_factor`` stays, and in between the two are mixed
-    in proportion.
-    """
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    assert scaling.original_max_positions is not None
-    turns = scaling.original_max_positions / (2 * math.pi / frequencies)  # within the trained context
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - kept) * frequencies / scaling.factor + kept * frequencies

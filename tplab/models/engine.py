@@ -50,6 +50,7 @@ class SequencesAtWork:
         start: number of the first of them in the request.
         step: their decode steps; None: they go through the stage as prompts do.
         reader: takes their tokens to the host.
+        longest: tokens of the longest prompt of the request.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class SequencesAtWork:
         start: int,
         step: DecodeStep | None,
         reader: TokenReader,
+        *,
+        longest: int,
     ) -> None:
         self._stage = stage = loaded.stage
         device = next(stage.parameters()).device
         self.start, self.prompts, self.step, self.reader = start, prompts, step, reader
         length = step.shape.capacity if step is not None else most_in_caches(request, prompts)
-        self.padding = Padding([len(prompt) for prompt in prompts], length, device)
+        self.padding = Padding([len(prompt) for prompt in prompts], length, device, longest=longest)
         if step is not None:
             self.caches: list[KVCache] = step.caches
             self._sampler = step.sampler
@@ -143,8 +146,17 @@ class GenerationEngine:
         self.capture_s = 0.0
         """What capturing took; 0 where the graphs were there already."""
         parts = [(prompts[start:end], start) for start, end in request.micro_batches()]
+        longest = max(map(len, prompts))
         self.micro_batches = [
-            SequencesAtWork(loaded, request, part, start, step, TokenReader(self._recorder, self._device, len(part)))
+            SequencesAtWork(
+                loaded,
+                request,
+                part,
+                start,
+                step,
+                TokenReader(self._recorder, self._device, len(part)),
+                longest=longest,
+            )
             for (part, start), step in zip(parts, self._steps(loaded, prompts), strict=True)
         ]
         self.tokens: list[list[int]] = [[] for _ in prompts]

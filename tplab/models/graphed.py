@@ -101,6 +101,7 @@ class DecodeStep:
         for cache in self.caches:
             cache.reset()
         self._padding.start_B.copy_(padding.start_B)
+        self._padding.shorter.copy_(padding.shorter)
         self.past.fill_(padding.longest)
         if self.sampler is not None:
             self.sampler.restart(request, start)

@@ -9,16 +9,15 @@ A key that is left out means what transformers takes for it (``families.FAMILIES
 it. It is not imported, which would take seconds and torch.
 
 Sources: the configuration classes of transformers 5 (``configuration_llama.py`` and its neighbours) for keys and
-defaults; ``modeling_rope_utils.py`` for rotary scaling.
+defaults.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tplab.checks import check_number, check_text
+from tplab.checks import check_text
 from tplab.files import read_json
 from tplab.models.keys import (
     ACTIVATIONS,
@@ -32,34 +31,15 @@ from tplab.models.keys import (
     TELLING,
     Config,
     Keys,
-    mapping,
-    number,
     texts,
     whole,
 )
 from tplab.models.precision import PRECISIONS, DType
+from tplab.models.rope import read_rope, rope_json
 from tplab.shown import check_depth, listed, shown
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 """Values of ``model_type`` in a config.json that ``tplab.models`` runs; the advisor sizes others too."""
-_LARGEST_STRETCH = 1000  # by rope scaling
-_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RopeScaling:
-    """How the rotary frequencies of a longer context are made from the trained ones."""
-
-    kind: str
-    """``rope_type`` of the config.json. ``linear`` divides all frequencies by ``factor``, ``llama3`` the low ones, with
-    a smooth passage; ``tplab.models`` computes these two."""
-    factor: float = 1.0
-    """Factor by which the context is stretched."""
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    """Wavelengths above ``original_max_positions`` / low are stretched, those below the same / high are not."""
-    original_max_positions: int | None = None
-    """Context the model was trained with, in tokens; ``llama3`` needs it. None: not given."""
 
 
 def read_config(source: "str | os.PathLike[str] | Config") -> dict[str, Any]:
@@ -129,7 +109,7 @@ def described(keys: Keys) -> dict[str, Any]:
     )
     gate = _gate(keys)
     windows = _windows(keys, layers)
-    theta, scaling = _rope(keys, positions)
+    theta, scaling = read_rope(keys, positions, head_dim or hidden // heads)
     return {
         "model_type": keys.family,
         "vocab_size": keys.size("vocab_size"),
@@ -279,51 +259,6 @@ def _windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
     return tuple(window if each else None for each in windowed)
 
 
-def _rope(keys: Keys, positions: int | None) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling: from ``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling`` (before)."""
-    values, at = keys.values, keys.at
-    given = {name: values[name] for name in ("rope_parameters", "rope_scaling") if values.get(name) is not None}
-    found = {name: mapping(value, name, at) for name, value in given.items()}
-    name = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
-    settings = dict(found.get(name, {}))
-    if "full_attention" in settings:  # one for each kind of layer, in Gemma 3
-        settings = dict(mapping(settings["full_attention"], f"full_attention of {name}", at))
-    theta = settings.pop("rope_theta", None)
-    theta = keys.number("rope_theta", 10_000.0) if theta is None else number(theta, "rope_theta", at)
-    kind = check_text(f"{at}rope_type of {name}", settings.pop("rope_type", settings.get("type", "default")))
-    settings.pop("type", None)
-    for place in (values, settings):
-        part = place.get("partial_rotary_factor")
-        if part is not None and number(part, "partial_rotary_factor", at) != 1.0:
-            keys.unsupported.append(f"partial_rotary_factor={part} is not supported; all of a head is turned")
-    settings.pop("partial_rotary_factor", None)
-    original = settings.pop("original_max_position_embeddings", None)
-    if original is not None:
-        original = whole(original, f"original_max_position_embeddings of {name}", at)
-    numbers = {key: settings.pop(key) for key in _FACTORS if settings.get(key) is not None}
-    wanted = {"default": (), "linear": _FACTORS[:1], "llama3": _FACTORS}.get(kind)
-    extra = sorted(key for key in settings if settings[key] is not None)
-    if wanted is None:
-        keys.unsupported.append(f"{name} of type {shown(kind)} is not supported; default, linear and llama3 are")
-        wanted = _FACTORS[: kind in ("dynamic", "yarn")]
-    elif missing := [key for key in wanted if key not in numbers]:
-        keys.unsupported.append(f"{name} of type {kind} needs {', '.join(missing)}")
-    elif extra:
-        keys.unsupported.append(f"{name} of type {kind} with {listed(extra)} is not supported")
-    if kind == "default":
-        return theta, None
-    checked = {key: number(numbers[key], f"{key} of {name}", at) for key in wanted if key in numbers}
-    check_number(f"{at}factor of {name}", checked.get("factor", 1.0), least=1.0, most=_LARGEST_STRETCH)
-    if kind == "llama3" and original is None:  # transformers takes the top-level key, else the model's own length
-        original = keys.optional("original_max_position_embeddings") or positions
-        if original is None:
-            keys.unsupported.append(f"{name} of type llama3 needs original_max_position_embeddings")
-    low, high = checked.get("low_freq_factor", 0), checked.get("high_freq_factor", 1)
-    if high <= low:
-        keys.unsupported.append(f"{name}: high_freq_factor={high} must be more than low_freq_factor={low}")
-    return theta, RopeScaling(kind=kind, original_max_positions=original, **checked)
-
-
 def _dtype(keys: Keys) -> DType | None:
     key = next((key for key in ("dtype", "torch_dtype") if keys.values.get(key) is not None), None)
     if key is None:
@@ -345,20 +280,13 @@ _SAME_NUMBERS = {
 
 def config_json(config: Any) -> dict[str, Any]:
     """The keys of a ``ModelConfig``; see ``ModelConfig.to_hf``."""
-    kind, scaling = config.model_type, config.rope_scaling
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if scaling is not None:
-        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            rope |= {key: getattr(scaling, key) for key in _FACTORS}
-        if scaling.original_max_positions is not None:
-            rope["original_max_position_embeddings"] = scaling.original_max_positions
+    kind = config.model_type
     keys: dict[str, Any] = {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "model_type": kind,
         **{key: getattr(config, name) for key, name in _SAME_NUMBERS.items()},
         "hidden_act": "gelu_pytorch_tanh" if config.gate == "gelu_tanh" else "silu",
-        "rope_parameters": rope,
+        "rope_parameters": rope_json(config.rope_theta, config.rope_scaling),
         **dict.fromkeys(("bos_token_id", "pad_token_id")),
         "eos_token_id": list(config.stop_tokens) or None,
     }

@@ -106,10 +106,10 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new
             wrong = low if low < 0 else high
             raise ValueError(f"prompt {place} has the token {wrong}; tokens are 0 to {config.vocab_size - 1}")
         total = len(prompt) + max_new_tokens
-        if config.max_positions is not None and total > config.max_positions:
+        if config.max_length is not None and total > config.max_length:
             raise ValueError(
                 f"prompt {place} has {len(prompt)} tokens, with max_new_tokens={max_new_tokens} that makes {total}; "
-                f"the model takes {config.max_positions}: shorten the prompt, or ask for fewer"
+                f"the model takes {config.max_length}: shorten the prompt, or ask for fewer"
             )
 
 
@@ -160,7 +160,7 @@ def _check_runs(model: ModelConfig) -> None:
         if getattr(model, name) != value:
             raise ArgumentError(name, getattr(model, name), f"must be {value} in a model that is to run here")
     if model.rope_scaling is not None:
-        check_one_of("kind of rope_scaling", model.rope_scaling.kind, ("linear", "llama3"))
+        model.rope_scaling.check_computed(model.max_positions, model.head_dim)
 
 
 _COMPUTED = {

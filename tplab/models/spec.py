@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from tplab.checks import ArgumentError, check_divides, check_length, check_one_of
 from tplab.layers.ranges import divisors, kv_heads_by_rank
-from tplab.models.hf import RopeScaling, config_json, read_config
+from tplab.models.hf import config_json, read_config
 from tplab.models.keys import whole
 from tplab.models.precision import ITEMSIZE, DType, itemsize, precisions, scaled_itemsize
 from tplab.models.quant_blocks import QuantBlock
+from tplab.models.rope import RopeScaling
 
 _SIZES = (
     *("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"),
