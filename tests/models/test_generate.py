@@ -25,16 +25,17 @@ PROMPTS = [
     torch.randint(0, 1009, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     for length in (9, 4, 13, 1, 6)
 ]
-SCALED = {"factor": 4.0, "rope_theta": 100.0, "original_max_position_embeddings": 14}
+SCALED = {"factor": 4.0, "rope_theta": 100.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama, tied, biases": {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
     "llama, linear rope": {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}},
-    "llama, yarn": {"rope_parameters": SCALED | {"rope_type": "yarn"}},
+    "llama, yarn": {"rope_parameters": SCALED | {"rope_type": "yarn", "original_max_position_embeddings": 14}},
     "llama, dynamic": {"rope_parameters": SCALED | {"rope_type": "dynamic"}, "max_position_embeddings": 14},
     "llama, longrope": {
         "rope_parameters": SCALED
-        | {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0 + place for place in range(8)]}
+        | {"rope_type": "longrope", "original_max_position_embeddings": 14}
+        | {"short_factor": [1.0] * 8, "long_factor": [1.0 + place for place in range(8)]}
     },
     "mistral": {},
     "mistral, no window": {"sliding_window": None},

@@ -2,14 +2,14 @@
 
 What it is (pure: no torch, for the notebook's kernel):
   spec          a model as numbers, and as an engine serves it
-  hf, keys      what is read from a config.json, and what is refused
+  hf, keys      what is read from a config.json, and what is refused; rope: how its positions are stretched
   precision     types of numbers, and which an engine takes for a checkpoint
   served, presets   configurations for the advisor: by name, the language model inside
   records       what is asked of it, what a rank sends back, what can go wrong with a checkpoint
 What it should cost (pure):
   shards        which layers and which slices a rank holds; bytes of weights, keys and values there
 On the ranks:
-  decoder       one rank's part of the model
+  decoder       one rank's part of the model; rotary: its rotary frequencies
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
   engine        prefill and decode, micro-batches in flight
