@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tplab.cluster import wire
+from tplab.cluster.packing import unpack
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -25,7 +26,7 @@ PLAIN = st.recursive(
 class TestCall:
     @given(PLAIN, PLAIN)
     def test_round_trip(self, first, second):
-        fn, args = wire.unpack(wire.pack_call(lambda rank, *args: (rank, args), (first, second)))
+        fn, args = unpack(wire.pack_call(lambda rank, *args: (rank, args), (first, second)))
         assert args == (first, second)
         assert fn("rank", *args) == ("rank", (first, second))
 
@@ -61,21 +62,21 @@ class TestCall:
 class TestValue:
     @given(PLAIN)
     def test_round_trip(self, value):
-        assert wire.unpack(wire.pack_value(value)) == value
+        assert unpack(wire.pack_value(value)) == value
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
     def test_tensor(self, dtype):
         x = torch.arange(6).reshape(2, 3).to(dtype)
-        y = wire.unpack(wire.pack_value({"x": [x]}))["x"][0]
+        y = unpack(wire.pack_value({"x": [x]}))["x"][0]
         assert y.dtype is dtype
         assert torch.equal(x, y)
 
     def test_tensor_that_needs_a_gradient(self):
-        y = wire.unpack(wire.pack_value(torch.ones(2, requires_grad=True)))
+        y = unpack(wire.pack_value(torch.ones(2, requires_grad=True)))
         assert torch.equal(y, torch.ones(2))
 
     def test_function(self):
-        assert wire.unpack(wire.pack_value(lambda x: x + 1))(2) == 3
+        assert unpack(wire.pack_value(lambda x: x + 1))(2) == 3
 
 
 class NeedsTwo(Exception):
@@ -127,7 +128,7 @@ class TestFault:
         assert fault.frames[-1][2] == "caught"
         rebuilt = wire.rebuild_exception(fault)
         assert rebuilt is None or isinstance(rebuilt, type(error))
-        wire.unpack(wire.pack_value(fault))
+        unpack(wire.pack_value(fault))
 
     @pytest.mark.parametrize("make", [lambda: NeedsTwo(1, 2), HoldsALock])
     def test_what_cannot_be_rebuilt_is_none(self, make):
@@ -193,7 +194,7 @@ class TestFault:
 
         fault = wire.describe_fault(caught_from(fail))
         assert "itself" in wire.format_fault(fault, 0)
-        wire.unpack(wire.pack_value(fault))
+        unpack(wire.pack_value(fault))
 
     def test_long_chain(self):
         def fail(depth=3000):
@@ -206,7 +207,7 @@ class TestFault:
 
         fault = wire.describe_fault(caught_from(fail))
         assert "number 2999" in wire.format_fault(fault, 0)
-        wire.unpack(wire.pack_value(fault))
+        unpack(wire.pack_value(fault))
 
     def test_no_frames(self):
         assert wire.describe_fault(ValueError("never raised")).frames == ()

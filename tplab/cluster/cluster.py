@@ -90,7 +90,9 @@ class Cluster:
             TypeError: ``fn`` or an argument cannot be pickled.
             ClusterError: see the class.
 
-        What the ranks print appears line by line, with the rank in front. CUDA tensors come back on the CPU.
+        What the ranks print appears line by line, with the rank in front. Tensors of any type travel, also in closures
+        and reports, and views with their own elements alone; what overlaps in memory overlaps again. CUDA tensors come
+        back on the CPU.
         """
         __tracebackhide__ = True
         run: Run[T] | None = None

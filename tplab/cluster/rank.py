@@ -66,7 +66,8 @@ class Rank:
 
         They arrive in ``run.reports`` and at ``submit(on_report=...)``. By convention ``phase``, ``done`` and ``total``
         drive a progress bar; anything else is a partial result that survives a stop. A thread that goes on after its
-        run reports to that run, whichever runs by then. A forked process cannot report (``RuntimeError``).
+        run reports to that run, whichever runs by then. A forked process cannot report (``RuntimeError``), and a field
+        that cannot be pickled is refused by name (``TypeError``).
         """
         self._send_report(fields)
 

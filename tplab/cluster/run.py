@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tplab.cluster.engine import Stream
-from tplab.cluster.errors import ClusterError
+from tplab.cluster.errors import ClusterError, RankError
 from tplab.cluster.own_thread import OwnThread
 
 T = TypeVar("T")
@@ -77,7 +77,8 @@ class Run(Future[list[T]], Generic[T]):
         """Seconds the ranks have, from the moment they are handed the call; None: no limit."""
         self.reports: list[Report] = []
         """What ``rank.report`` sent, in order of arrival; also of a run that failed or was stopped, and of its threads
-        that went on afterwards."""
+        that went on afterwards. In the place of a field that cannot be rebuilt here stands the ``RankError`` that says
+        why."""
         self.output: deque[str] = deque(maxlen=_OUTPUT_LINES_KEPT)
         """The last lines the ranks wrote, each with its rank in front; also those that its threads printed later."""
         self.elapsed_s: float | None = None
@@ -86,6 +87,7 @@ class Run(Future[list[T]], Generic[T]):
         """Seconds that the function itself took on each rank; None unless the run succeeded."""
         self._owner, self._stop = owner, stop
         self._on_report = on_report
+        self._not_rebuilt: set[str] = set()  # fields of reports
         self._on_output = on_output
         # A background thread has no cell: printing in the caller's context puts lines under the caller's cell.
         self._context = contextvars.copy_context()
@@ -139,6 +141,20 @@ class Run(Future[list[T]], Generic[T]):
         self.reports.append(report)
         if self._on_report is not None and not self.done():
             self._context.run(self._on_report, report)
+
+    def not_rebuilt(self, rank: int, field: str, error: BaseException) -> RankError:
+        """Called by the supervisor: what stands for a field of a report that cannot be had here. The first time the
+        reader is told."""
+        text = (
+            f"the field {field!r} of a report of rank {rank} in {self.name}() cannot be rebuilt here: {error!r}. "
+            "Report plain values or tensors, or make its class importable in the kernel"
+        )
+        if field not in self._not_rebuilt:
+            self._not_rebuilt.add(field)
+            self.say(f"tplab: {text}")
+        fault = RankError(text, rank=rank)
+        fault.__cause__ = error
+        return fault
 
     def deliver_output(self, rank: int, stream: Stream, line: str, *, quietly: bool = False) -> None:
         """Called by the supervisor; ``quietly`` keeps the line without printing it."""

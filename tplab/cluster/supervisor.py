@@ -389,4 +389,6 @@ def _closed() -> ClusterClosed:
 
 
 def _deliver_report(run: Run[Any], rank: int, fields: wire.Bulk) -> None:
-    run.deliver_report(Report(rank, wire.unpack(fields)))
+    rebuilt, errors = wire.unpack_fields(fields)
+    rebuilt |= {name: run.not_rebuilt(rank, name, error) for name, error in errors.items()}
+    run.deliver_report(Report(rank, rebuilt))

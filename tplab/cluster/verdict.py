@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tplab.cluster import wire
 from tplab.cluster.errors import ClusterError, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster.packing import unpack
 
 Cause = Literal["fault", "timeout", "stop"]
 
@@ -113,7 +114,7 @@ def rebuild_values(evidence: Evidence) -> list[Any] | RankError:
         data = evidence.answers.pop(rank).value
         assert data is not None
         try:
-            values.append(wire.unpack(data))
+            values.append(unpack(data))
         except BaseException as error:  # rebuilding a value may raise anything, SystemExit included
             way_out = "Return plain values or tensors, or make its class importable in the kernel"
             if isinstance(error, MemoryError):

@@ -5,19 +5,19 @@ exceptions are pickled into bytes of their own inside each message: one that can
 answer and not the connection.
 """
 
-import io
 import linecache
 import pickle
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
-import cloudpickle
-
+from tplab.cluster.packing import pack, unpack
 from tplab.moved import say_new_names
 
 Frame = tuple[str, int, str, str | None]
@@ -110,6 +110,8 @@ class RankFault:
     """The exception itself, where it can be pickled."""
     before: "tuple[RankFault, str] | None" = None
     """The exception this one came from or happened in, and the sentence that says which."""
+    members: "tuple[RankFault, ...]" = ()
+    """The exceptions that an ``ExceptionGroup`` holds, as far as they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class ReportMessage:
 
     run_id: int
     fields: Bulk
+    """As ``pack_fields`` has packed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +167,12 @@ class Stack:
 def pack_call(fn: Callable[..., Any], args: Sequence[Any]) -> bytes:
     """Pickle a call. Raises ``TypeError`` naming ``fn`` or the argument that cannot be pickled, and why."""
     try:
-        return bytes(cloudpickle.dumps((fn, tuple(args))))
+        return pack((fn, tuple(args)), to_cpu=False)
     except Exception as error:
         name = getattr(fn, "__name__", repr(fn))
         for what, value in [(f"fn ({name})", fn), *((f"args[{i}]", arg) for i, arg in enumerate(args))]:
             try:
-                cloudpickle.dumps(value)
+                pack(value, to_cpu=False)
             except Exception as cause:
                 raise TypeError(
                     f"{what} cannot be sent to the ranks: {cause}. Ranks are other processes: create what cannot be "
@@ -178,45 +181,58 @@ def pack_call(fn: Callable[..., Any], args: Sequence[Any]) -> bytes:
         raise TypeError(f"fn ({name}) with these args cannot be sent to the ranks: {error}") from error
 
 
-class _ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
-    """Brings CUDA tensors to the CPU: the kernel may have no GPU, and must not open a context on the ranks' one."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        import torch
-
-        if isinstance(obj, torch.Tensor) and obj.is_cuda:
-            return obj.detach().cpu().__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[no-untyped-call]
-        return super().reducer_override(obj)
-
-
 def import_path() -> list[str]:
     """This process's ``sys.path``, without the entries (Path objects, say) that Python itself passes over."""
     return [entry for entry in sys.path if isinstance(entry, str)]
 
 
 def pack_value(value: Any) -> bytes:
-    """Pickle what a rank sends back."""
-    buffer = io.BytesIO()
-    _ValuePickler(buffer).dump(value)
-    return buffer.getvalue()
+    """Pickle what a rank sends back: the kernel may have no GPU."""
+    return pack(value, to_cpu=True)
 
 
-def unpack(data: Bulk) -> Any:
-    """The value behind ``pack_call`` or ``pack_value``. Raises ``MemoryError`` where it arrived empty."""
-    if not len(memoryview(data)):
-        raise MemoryError("no memory to receive it")
-    return pickle.loads(data)
+def pack_fields(fields: dict[str, Any]) -> bytes:
+    """Pickle what a rank reports, each field by itself, so that one that cannot be rebuilt does not take others along.
+
+    Raises ``TypeError`` naming the field that cannot be pickled, and why.
+    """
+    packed = {}
+    for name, value in fields.items():
+        try:
+            packed[name] = pack_value(value)
+        except Exception as error:
+            raise TypeError(
+                f"report({name}=...): the field {name!r} cannot be sent to the kernel: {error or repr(error)}. Report "
+                "plain values or tensors; what cannot be pickled (locks, files, generators) stays in rank.store"
+            ) from error
+    return pack_value(packed)
+
+
+def unpack_fields(data: Bulk) -> tuple[dict[str, Any], dict[str, BaseException]]:
+    """The fields of a report that can be rebuilt here, and why others cannot."""
+    fields, errors = {}, {}
+    for name, packed in unpack(data).items():
+        try:
+            fields[name] = unpack(packed)
+        except BaseException as error:  # rebuilding a value may raise anything, SystemExit included
+            errors[name] = error
+    return fields, errors
 
 
 _CHAIN_KEPT = 20
 _CAUSED = "The above exception was the direct cause of the following exception:"
 _DURING = "During handling of the above exception, another exception occurred:"
+_MEMBERS_SHOWN = 15
+_LEVELS_SHOWN = 10
 
 
-def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[int] = frozenset()) -> RankFault:
+def describe_fault(
+    error: BaseException, skip_frames: int = 0, _seen: frozenset[int] = frozenset(), _level: int = 0
+) -> RankFault:
     """Take an exception apart on the rank; ``skip_frames`` outermost frames (the worker's own) are left out.
 
-    Of the exceptions it came from, the nearest 20 are kept; ``raise error from error`` ends the chain (``_seen``).
+    Of the exceptions it came from, the nearest 20 are kept; ``raise error from error`` ends the chain (``_seen``). Of a
+    group, the first 15 members are kept, and theirs, 10 levels deep (``_level``).
     """
     before = None
     seen = _seen | {id(error)}
@@ -224,15 +240,18 @@ def describe_fault(error: BaseException, skip_frames: int = 0, _seen: frozenset[
     if earlier is None and not error.__suppress_context__:
         earlier, link = error.__context__, _DURING
     if earlier is not None and id(earlier) not in seen and len(seen) < _CHAIN_KEPT:
-        before = describe_fault(earlier, 0, seen), link
-    try:
-        pickled = bulk(cloudpickle.dumps(error))
-    except BaseException:  # the exception's own __reduce__ may raise anything
-        pickled = None
+        before = describe_fault(earlier, 0, seen, _level), link
+    pickled = None
+    with suppress(BaseException):  # the exception's own __reduce__ may raise anything
+        pickled = bulk(pack_value(error)) if not _level else None
     frames = _frames_of(error.__traceback__)[skip_frames:]
-    return RankFault(
-        type(error).__name__, "".join(traceback.format_exception_only(error)).rstrip(), frames, pickled, before
-    )
+    text = "".join(traceback.format_exception_only(error)).rstrip()
+    members: list[RankFault] = []
+    if isinstance(error, BaseExceptionGroup) and _level < _LEVELS_SHOWN:
+        members = [describe_fault(member, 0, seen, _level + 1) for member in error.exceptions[:_MEMBERS_SHOWN]]
+        if more := len(error.exceptions) - _MEMBERS_SHOWN:
+            text += f"\nThe first {_MEMBERS_SHOWN} of them; {more} more are not shown" if more > 0 else ""
+    return RankFault(type(error).__name__, text, frames, pickled, before, tuple(members))
 
 
 def describe_any_fault(error: BaseException, skip_frames: int = 0) -> RankFault:
@@ -253,7 +272,11 @@ def format_fault(fault: RankFault, rank: int) -> str:
         parts += [format_fault(earlier, rank), "", link, ""]
     if fault.frames:
         parts += [f"Traceback on rank {rank} (most recent call last):", format_frames(fault.frames)]
-    return "\n".join([*parts, fault.text])
+    parts.append(fault.text)
+    for number, member in enumerate(fault.members, 1):
+        head = f"+---------------- {number} of {len(fault.members)} in {fault.type_name} ----------------"
+        parts.append(textwrap.indent(f"{head}\n{format_fault(member, rank)}", "  | ", lambda line: True))
+    return "\n".join(parts)
 
 
 def rebuild_exception(fault: RankFault) -> BaseException | None:

@@ -26,6 +26,7 @@ from tplab.cluster.channel import RankChannel, encode
 from tplab.cluster.context import begin_context
 from tplab.cluster.late import Ledger, tag_output
 from tplab.cluster.neighbours import Intruder, check_all, guard_groups
+from tplab.cluster.packing import unpack
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +134,7 @@ class Worker:
         self._running = run_id = call.run_id
         try:
             rank = worlds.enter(call.num_ranks)
-            fn, args = wire.unpack(call.payload)
+            fn, args = unpack(call.payload)
             del call  # what came with it may be large
             began = time.perf_counter()
             result = fn(rank.in_run(partial(self._send_report, run_id)), *args)
@@ -187,7 +188,7 @@ class Worker:
             if self._running is None:
                 return
             run_id = self._running
-        self._send(wire.ReportMessage(run_id, wire.bulk(wire.pack_value(fields))))
+        self._send(wire.ReportMessage(run_id, wire.bulk(wire.pack_fields(fields))))
 
     def _send(self, message: object) -> None:
         if os.getpid() != self._pid:
