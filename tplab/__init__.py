@@ -4,7 +4,7 @@ Public names load on first use, not on ``import tplab``: every rank imports this
 also imported the widgets would start half a second later.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tplab.lazy import lazy_names
 from tplab.moved import find_moved_modules
@@ -29,5 +29,14 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 __all__ += ["__version__"]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext tplab``: cells that run on every rank, ``%%ranks``."""
+    from tplab.lab.ranks import RanksMagics
+
+    if RanksMagics.__name__ not in shell.magics_manager.registry:  # it would forget its ranks
+        shell.register_magics(RanksMagics)
+
 
 find_moved_modules()

@@ -192,6 +192,11 @@ class Cluster:
         self._supervisor.watch(callback)
 
     @property
+    def whole(self) -> "Cluster":
+        """The cluster whose ranks these are: itself, or the one that it was resized from."""
+        return self
+
+    @property
     def num_ranks(self) -> int:
         return self._placement.num_ranks
 

@@ -1,7 +1,7 @@
 """What a function sees of the rank it runs on."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tplab.checks import check_count
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class Rank:
-    """First argument of every function that runs on a cluster.
+class Rank(int):
+    """First argument of every function that runs on a cluster: its own number, with what belongs to it.
 
-    Not a dataclass: it lives as long as the rank and caches its meshes, because building one is itself a collective.
+    A number, so that ``if rank == 0`` and ``x * (rank + 1)`` say what they say in other people's scripts. Not a
+    dataclass: it lives as long as the rank and caches its meshes, because building one is itself a collective.
 
     Args:
         index, world_size: this rank's number and how many there are.
@@ -23,6 +24,9 @@ class Rank:
         send_report: called with the fields of every report.
         store, meshes: those of the rank, where a run is given a ``Rank`` of its own; new ones by default.
     """
+
+    def __new__(cls, *, index: int, **others: Any) -> Self:
+        return super().__new__(cls, index)
 
     def __init__(
         self,
@@ -83,6 +87,9 @@ class Rank:
 
             self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=("pp", "tp"))
         return self._meshes[shape]
+
+    def __str__(self) -> str:
+        return str(self.index)
 
     def __repr__(self) -> str:
         return f"Rank({self.index} of {self.world_size}, {self.device})"

@@ -39,6 +39,10 @@ class Resized(Cluster):
                 run.stop()
 
     @property
+    def whole(self) -> Cluster:
+        return self._whole
+
+    @property
     def state(self) -> State:
         """What the ranks of the whole cluster are doing now."""
         return State.CLOSED if self._closed else self._whole.state

@@ -166,10 +166,9 @@ def _timed_out(evidence: Evidence) -> RankTimeout:
             "compiled code holds Python's lock (the GIL) there, or the process is stopped"
         )
     elif evidence.run_name:
-        head += (
-            ". A collective that not every rank enters with the same shape waits for ever; "
-            "if the work is just long, give run(..., timeout=) more seconds, or None"
-        )
+        more = "--timeout more seconds" if _is_cell(evidence) else "run(..., timeout=) more seconds, or None"
+        head += ". A collective that not every rank enters with the same shape waits for ever; "
+        head += f"if the work is just long, give {more}"
     return RankTimeout(_compose(head, evidence), ranks=missing, stacks=stacks)
 
 
@@ -195,11 +194,20 @@ def ranks(indices: Sequence[int]) -> str:
 
 
 def _what(evidence: Evidence) -> str:
-    return f"the run of {evidence.run_name}()" if evidence.run_name else "the start of the ranks"
+    return f"the run of {_called(evidence)}" if evidence.run_name else "the start of the ranks"
 
 
 def _where(evidence: Evidence) -> str:
-    return f"in {evidence.run_name}()" if evidence.run_name else "while starting"
+    return f"in {_called(evidence)}" if evidence.run_name else "while starting"
+
+
+def _called(evidence: Evidence) -> str:
+    return evidence.run_name if _is_cell(evidence) else f"{evidence.run_name}()"
+
+
+def _is_cell(evidence: Evidence) -> bool:
+    """Whether what ran is the text of a cell, which is named as its magic, and no function."""
+    return evidence.run_name.startswith("%")
 
 
 def _last_line(text: str) -> str:

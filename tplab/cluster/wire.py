@@ -11,7 +11,7 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -292,7 +292,8 @@ def rebuild_exception(fault: RankFault) -> BaseException | None:
 
 def stack_frames(frame: FrameType) -> tuple[Frame, ...]:
     """The stack that ends in ``frame``, outermost first."""
-    return _portable(traceback.extract_stack(frame))
+    stack = _portable(traceback.walk_stack(frame))
+    return stack[::-1]
 
 
 def format_frames(frames: Sequence[Frame]) -> str:
@@ -318,10 +319,12 @@ def describe_exit(exit_code: int | None) -> str:
 
 
 def _frames_of(tb: TracebackType | None) -> tuple[Frame, ...]:
-    return _portable(traceback.extract_tb(tb))
+    return _portable(traceback.walk_tb(tb))
 
 
-def _portable(summary: traceback.StackSummary) -> tuple[Frame, ...]:
+def _portable(frames: Iterator[tuple[FrameType, int]]) -> tuple[Frame, ...]:
+    """Without frames that ask for it in pytest's and IPython's way."""
+    summary = traceback.StackSummary.extract(each for each in frames if "__tracebackhide__" not in each[0].f_locals)
     return tuple((entry.filename, entry.lineno or 0, entry.name, entry.line or None) for entry in summary)
 
 

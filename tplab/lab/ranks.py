@@ -1,0 +1,297 @@
+"""``%%ranks`` and ``%ranks``: cells that run on every rank of a notebook's cluster. ``%load_ext tplab`` brings them.
+
+A cell goes the way of every function, ``cluster.submit``: its output, faults, interrupts and what holds for the next
+run are the cluster's. What is added here is its text (see ``tplab.cluster.cells`` for what a rank does with it).
+"""
+
+import linecache
+import re
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from IPython.core.displayhook import DisplayHook
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from traitlets import Float
+
+from tplab.checks import ArgumentError
+from tplab.cluster import Cluster, ClusterError, RankTimeout, Report, State
+from tplab.cluster.cells import Bundle, Cell, Push, compile_cell, describe, remember_source
+from tplab.cluster.verdict import ranks as in_words
+from tplab.lab.target import Target
+
+_COMMANDS = ("pull", "push", "use", "start", "restart", "stop", "status", "cluster")
+_NAMES_SHOWN = 20
+_LOST = "what earlier %%ranks cells defined is gone, and rank.store is empty: run those cells again."
+
+
+@magics_class
+class RanksMagics(Magics):
+    """``%%ranks`` and ``%ranks``."""
+
+    timeout = Float(
+        None, allow_none=True, help="Seconds that a cell has if it does not say --timeout; None: no limit."
+    ).tag(config=True)
+
+    def __init__(self, shell: Any) -> None:
+        super().__init__(shell)
+        self._target = Target(shell)
+        # Cluster -> a process id of the ranks whose namespace cells have used.
+        self._used: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        self._lost: weakref.WeakSet[object] = weakref.WeakSet()
+
+    @no_var_expand
+    @magic_arguments("%ranks")  # its help puts another % in front
+    @argument("ranks", nargs="*", help="Only these: 0,2 or 0-1 or 0:2 (without 2); all of them if none is named.")
+    @argument("--timeout", "-t", type=float, help="Seconds until ranks that still run are ended; default: no limit.")
+    @argument("--num-ranks", "-n", type=int, help="The first N ranks, as if there were no others; starts them.")
+    @argument("--help", "-h", action="store_true", help="Print this.")
+    @cell_magic("ranks")
+    def cell(self, line: str, cell: str) -> None:
+        """Run the cell on every rank.
+
+        Variables, functions, imports and classes live on the ranks from cell to cell. There from the start: ``rank``
+        (a number, with ``rank.index``, ``rank.group``, ``rank.device``, ``rank.store``, ...), ``world_size``,
+        ``device``, ``store``, ``torch`` and ``dist``. The last expression is shown for each rank, unless a ``;`` ends
+        it, and is ``_`` there. ``!`` and magics run on the ranks.
+
+        A rank that raises, dies or hangs gives one exception that names it, and the next cell works. There is no time
+        limit unless you give one: the Stop button ends what hangs. Ranks that were inside a collective have to be
+        replaced then, and their variables are gone.
+        """
+        arguments = parse_argstring(self.cell, line)
+        if arguments.help:
+            print(self.cell.parser.format_help())
+        elif cell.strip():
+            self._run(f"%%ranks {line}".strip(), cell, arguments)
+
+    @no_var_expand
+    @magic_arguments("ranks")
+    @argument("command", nargs="*", help=f"{', '.join(_COMMANDS)}, or Python to run on every rank.")
+    @argument("--ranks", "-r", default="", help="pull: only from these, as 0,2.")
+    @argument("--num-ranks", "-n", type=int, help="start: how many.")
+    @argument("--backend", default="auto", help="start: auto, gloo or nccl.")
+    @argument("--help", "-h", action="store_true", help="Print this.")
+    @line_magic("ranks")
+    def line(self, line: str) -> Any:
+        """Run a line on every rank, or do something about the ranks.
+
+        ::
+
+            %ranks print(rank)          runs on every rank, as a cell of %%ranks does
+            values = %ranks pull x      an expression's values, in rank order; CUDA tensors come on the CPU
+            %ranks push a b             variables of the notebook, to every rank
+            %ranks use cluster          a Cluster or a Pool to run on from now on
+            %ranks start -n 4           fresh ranks; those of the notebook's pool, if it has one
+            %ranks restart              the same ranks anew, with nothing defined
+            %ranks stop                 end them
+            %ranks status               what they are doing, and hold
+            cluster = %ranks cluster    the Cluster, for cluster.run
+        """
+        if not _is_command(line):
+            return self._run("%ranks", line, None) if line.strip() else self._status()
+        command, _, rest = line.strip().partition(" ")
+        if command == "pull":
+            return self._pull(rest)
+        arguments = parse_argstring(self.line, line)
+        match command, arguments.command[1:]:
+            case _ if arguments.help:
+                print(self.line.parser.format_help())
+            case "push", [_, *_] as names:
+                self._push([each for name in names for each in name.split(",") if each])
+            case "use", [_, *_]:
+                self._target.use(self.shell.ev(rest))
+            case "start", []:
+                self._forget()
+                self._target.start(arguments.num_ranks, arguments.backend)
+            case "restart", []:
+                self._forget()
+                self._target.cluster()[1].restart()
+            case "stop", []:
+                self._forget()
+                self._target.stop()
+            case "status", []:
+                self._status()
+            case "cluster", []:
+                return self._target.cluster()[1]
+            case _:
+                raise UsageError(f"%ranks {command}: see %ranks --help")
+        return None
+
+    def _run(self, header: str, body: str, arguments: Any) -> None:
+        __tracebackhide__ = True
+        name, source = self._compile(header, body)
+        cluster = self._ready(arguments and arguments.num_ranks)
+        chosen = _chosen(arguments.ranks if arguments else [], cluster.num_ranks)
+        timeout = self.timeout if arguments is None or arguments.timeout is None else arguments.timeout
+        shows = not DisplayHook.semicolon_at_end_of_expression(source)
+        cell = Cell(name=name, source=source, title=header.split()[0], ranks=chosen, shows=shows)
+        bundles = self._call(cluster, cell, ranks=chosen, timeout=timeout)
+        for rank, bundle in enumerate(bundles):
+            if shows and bundle is not None:
+                self._show(rank, bundle)
+
+    def _pull(self, text: str) -> list[Any]:
+        __tracebackhide__ = True
+        match = re.fullmatch(r"(?:(?:-r|--ranks)[ =]+(\S+)\s+)?(.+)", text.strip())
+        if match is None:
+            raise UsageError("%ranks pull: say what, as in `values = %ranks pull x`")
+        compile(match[2], "<%ranks pull>", "eval")  # an expression, or a SyntaxError here
+        name, source = self._compile("%ranks pull", match[2])
+        cluster = self._ready()
+        chosen = _chosen([match[1] or ""], cluster.num_ranks)
+        cell = Cell(name=name, source=source, title="%ranks pull", ranks=chosen, shows=False)
+        values = self._call(cluster, cell, ranks=chosen, timeout=self.timeout)
+        return [values[rank] for rank in chosen]
+
+    def _push(self, names: Sequence[str]) -> None:
+        __tracebackhide__ = True
+        for name in names:
+            if name not in self.shell.user_ns:
+                raise UsageError(f"%ranks push: this notebook has no variable {name!r}")
+        cluster = self._ready()
+        values = [self.shell.user_ns[name] for name in names]
+        try:
+            self._call(cluster, Push(tuple(names)), *values, ranks=range(cluster.num_ranks), timeout=self.timeout)
+        except TypeError as error:
+            text = re.sub(r"args\[(\d+)\]", lambda found: names[int(found[1])], str(error))
+            raise TypeError(text) from error
+
+    def _status(self) -> None:
+        target = self._target.find()
+        if target is None:
+            return print("%ranks: no ranks are running; %%ranks starts two, `%ranks start -n 4` four.")
+        cluster = self._target.cluster()[1]
+        print(repr(cluster))
+        if cluster.state is not State.READY:
+            return None
+        rows = self._call(cluster, describe, ranks=range(cluster.num_ranks), timeout=self.timeout)
+        for rank, (pid, row) in enumerate(zip(cluster.pids, rows, strict=True)):
+            memory = "" if row["memory_MB"] is None else f", {row['memory_MB']:,.0f} MB in tensors"
+            more = ", ..." * (len(row["names"]) > _NAMES_SHOWN)
+            names = f"defined: {', '.join(row['names'][:_NAMES_SHOWN])}{more}" if row["names"] else "nothing is defined"
+            print(f"[rank {rank}] process {pid}, {row['device']}{memory}; {names}")
+        return None
+
+    def _ready(self, num_ranks: int | None = None) -> Cluster:
+        """The ranks, ready. Says so if they are not those that ran the last cell."""
+        __tracebackhide__ = True
+        try:
+            owner, cluster = self._target.cluster(num_ranks)
+        except ArgumentError as error:
+            raise UsageError(error.named("-n")) from None
+        cluster.start()
+        pid = next(iter(cluster.pids), 0)
+        if self._used.get(owner, pid) != pid:
+            self._lost.add(owner)
+            print(f"%%ranks: the ranks were replaced (a fault, an interrupt, a restart): {_LOST}", file=sys.stderr)
+        self._used[owner] = pid
+        return cluster
+
+    def _forget(self) -> None:
+        """The ranks are about to be replaced because the user said so."""
+        owner = self._target.find()
+        if owner is not None and self._used.pop(owner, None) is not None:
+            self._lost.add(owner)
+
+    def _call(self, cluster: Cluster, fn: Any, *args: Any, ranks: Sequence[int], timeout: float | None) -> list[Any]:
+        __tracebackhide__ = True
+        run = None
+        try:
+            run = cluster.submit(fn, *args, timeout=timeout, on_report=self._on_report)
+            return run.result()
+        except KeyboardInterrupt as interrupt:
+            if run is not None:
+                run.stop()  # also where the interrupt came before result() could take it
+            _render(interrupt)
+            raise
+        except ClusterError as error:
+            if isinstance(error, RankTimeout) and len(ranks) < cluster.num_ranks:
+                _append(error, f"Only {in_words(ranks)} took part: a collective of all ranks waits for the others.")
+            if isinstance(error.__cause__, NameError) and self._lost:
+                _append(error, "The ranks were replaced since: cells before that have to run again.")
+            _render(error)
+            raise
+
+    def _compile(self, header: str, body: str) -> tuple[str, str]:
+        """Name and Python of a cell, its lines numbered as in the notebook, the magic's own line among them."""
+        lines = body.splitlines(keepends=True)
+        blank = next((i for i, line in enumerate(lines) if line.strip()), 0)
+        source = self.shell.transform_cell("".join(lines[blank:]))  # which would drop them, and their numbers
+        if header.startswith("%%"):
+            source = f"# {header}\n" + "\n" * blank + source
+        title = f"{header.split()[0]} In[{self.shell.execution_count}]"
+        name = next(each for each in _names(title) if "".join(linecache.getlines(each)) in ("", source))
+        remember_source(name, source)
+        compile_cell(source, name)
+        return name, source
+
+    def _on_report(self, report: Report) -> None:
+        bundle = report.fields.get("tplab_display")
+        if bundle is not None:
+            self._show(report.rank, bundle)
+        else:
+            print(
+                f"[rank {report.rank}] report:", ", ".join(f"{name}={value!r}" for name, value in report.fields.items())
+            )
+
+    def _show(self, rank: int, bundle: Bundle) -> None:
+        label = f"[rank {rank}] "
+        text = label + bundle.get("text/plain", "").replace("\n", "\n" + " " * len(label))
+        if bundle.keys() <= {"text/plain"}:
+            print(text)
+            return
+        shown = bundle | {"text/plain": text}
+        if "text/html" in shown:
+            shown["text/html"] = f"<div><code>{label}</code></div>{shown['text/html']}"
+        else:
+            print(label)  # above a picture
+        self.shell.display_pub.publish(shown)
+
+
+def _is_command(line: str) -> bool:
+    """Whether a line is one of the commands, and no Python that begins with such a name."""
+    words = "|".join(_COMMANDS)
+    return re.match(rf"\s*(?:-h|--help|(?:{words})(?!\s*[=.(\[,:+*/<>!&|]|\w))(?:\s|$)", line) is not None
+
+
+def _chosen(words: Sequence[str], num_ranks: int) -> tuple[int, ...]:
+    """The ranks that ``0,2``, ``0-1``, ``0:2`` or ``[0, 1]`` names."""
+    text = " ".join(words).strip(" []")
+    if text in ("", "all"):
+        return tuple(range(num_ranks))
+    chosen: set[int] = set()
+    for part in re.split(r"[,\s]+", text):
+        if match := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
+            chosen.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        elif match := re.fullmatch(r"(\d*):(\d*)", part):
+            chosen.update(range(int(match[1] or 0), int(match[2] or num_ranks)))
+        else:
+            raise UsageError(f"%%ranks {text}: {part!r} names no ranks; write 0,2 or 0-1 or 0:2")
+    if not chosen or max(chosen) >= num_ranks:
+        raise UsageError(f"%%ranks {text}: there are {num_ranks} ranks, 0 to {num_ranks - 1}")
+    return tuple(sorted(chosen))
+
+
+def _names(title: str) -> Iterator[str]:
+    """File names for a cell: one number may stand for several texts, where a line is run in a loop."""
+    yield f"<{title}>"
+    yield from (f"<{title}.{number}>" for number in count(2))
+
+
+def _append(error: ClusterError, text: str) -> None:
+    error.args = (f"{error}\n\n{text}",)
+
+
+def _render(error: BaseException) -> None:
+    """Have IPython show the error, which has the ranks' own tracebacks, without the frames of magic and cluster."""
+
+    def lines() -> list[str]:
+        said = [f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", ())]
+        return "\n".join(said).splitlines()
+
+    error._render_traceback_ = lines  # type: ignore[attr-defined]
