@@ -128,12 +128,15 @@ def _gpt_neo(keys: "Keys") -> dict[str, Any]:
     """Which layers look back on a window only: [[[kinds], how often], ...]."""
     from tplab.checks import ArgumentError
 
-    given = keys.values.get("attention_types") or [[["global", "local"], keys.size("num_hidden_layers") // 2]]
+    layers = keys.size("num_hidden_layers")
+    given = keys.values.get("attention_types") or [[["global", "local"], layers // 2]]
     named = {"global": "full_attention", "local": "sliding_attention"}
     try:
-        return {"layer_types": [named[kind] for kinds, times in given for kind in kinds * min(times, 10_000)]}
+        if sum(len(kinds) * max(times, 0) for kinds, times in given) != layers:
+            raise ValueError
+        return {"layer_types": [named[kind] for kinds, times in given for kind in kinds * times]}
     except (TypeError, ValueError, KeyError):
-        rule = "must be a list of [[kinds, each global or local], how often]"
+        rule = f"must be a list of [[kinds, each global or local], how often], for {layers} layers in all"
         raise ArgumentError(f"{keys.at}attention_types", given, rule) from None
 
 
@@ -184,8 +187,8 @@ _FALCON = Family(
     qkv_bias="bias", out_bias="bias", mlp_bias="bias",
 )  # fmt: skip
 _STABLELM = Family(
-    defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "use_qkv_bias": False, "qk_layernorm": False,
-              "use_parallel_residual": False},
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "use_qkv_bias": False,
+              "qk_layernorm": False, "use_parallel_residual": False},
     norm=_LAYER_NORM, parallel="use_parallel_residual", shared_norm="use_parallel_residual", qkv_bias="use_qkv_bias",
     out_bias=False, mlp_bias=False, qk_norm="qk_layernorm", qk_norm_heads=True,
 )  # fmt: skip
@@ -259,7 +262,8 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": Family(defaults=_BIAS | {"rms_norm_eps": 1e-5}, mlp_bias=False, qk_norm=True, qk_norm_heads=True),
     "olmo3": Family(defaults=_BIAS | {"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4,
                                       "rope_theta": 5e5}, mlp_bias=False, qk_norm=True, qk_norm_heads=True),
-    "exaone4": Family(defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+    "exaone4": Family(defaults={"num_key_value_heads": 32, "rms_norm_eps": 1e-5, "sliding_window": 4096,
+                                "sliding_window_pattern": 4},
                       rewrite=_exaone4, qk_norm=True, qkv_bias=False, out_bias=False, mlp_bias=False),
     "hunyuan_v1_dense": Family(defaults=_BIAS | {"rms_norm_eps": 1e-5}, mlp_bias=False, qk_norm=True),
     "seed_oss": Family(defaults={"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 524288,
@@ -268,8 +272,8 @@ FAMILIES: Mapping[str, Family] = {
     "ernie4_5": Family(defaults={"num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072,
                                  "rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True,
                                  "use_bias": False}, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias"),
-    "helium": Family(defaults=_BIASES | {"head_dim": 128, "max_position_embeddings": 4096, "rope_theta": 1e5},
-                     out_bias=False),
+    "helium": Family(defaults=_BIASES | {"num_key_value_heads": 20, "head_dim": 128, "max_position_embeddings": 4096,
+                                         "rope_theta": 1e5}, out_bias=False),
     # Two norms more, one of them I wide.
     "bitnet": Family(defaults=_BIAS | {"num_key_value_heads": 5, "rms_norm_eps": 1e-5, "rope_theta": 5e5}, norms=4,
                      mlp_bias=False),
@@ -292,8 +296,9 @@ FAMILIES: Mapping[str, Family] = {
                                   "max_position_embeddings": 131072}, qkv_bias=False, out_bias=False, mlp_bias=False),
     "ministral3": Family(defaults={"num_key_value_heads": 8, "head_dim": 128, "sliding_window": None,
                                    "max_position_embeddings": 262144}, qkv_bias=False, out_bias=False, mlp_bias=False),
-    "internlm3": Family(defaults={"qkv_bias": False, "bias": False}, qkv_bias="qkv_bias", out_bias="bias",
-                        mlp_bias="bias"),
+    "internlm3": Family(defaults=_BIASES | {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5,
+                                            "max_position_embeddings": 32768},
+                        names={"attention_bias": "qkv_bias", "mlp_bias": "bias"}),
     # With code of their own beside the checkpoint:
     "qwen": Family(defaults={"max_position_embeddings": 8192, "no_bias": True},
                    names={"head_dim": "kv_channels", "max_position_embeddings": "seq_length"},
