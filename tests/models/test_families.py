@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from tplab.models.families import COMMON, FAMILIES
+from tplab.models.families import FAMILIES
+from tplab.models.keys import COMMON
 from tplab.models.spec import ModelSpec
 
 SIZES = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3}

@@ -7,84 +7,22 @@ Hugging Face, that code and the published number of parameters. Pure: no torch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tplab.models.keys import Keys
-
-Fact = bool | str
-"""True or false for the whole family, or the keys of its files that say so, any of them; ``"!key"`` says the
-opposite."""
-
-COMMON: dict[str, Any] = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
-    "head_dim": None, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048,
-    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
-}  # fmt: skip
-"""What most classes take for a key that is left out."""
+from tplab.checks import ArgumentError
+from tplab.models.keys import HONOURED, INERT, PLAIN, Config, Family, Keys, mapping, number
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """Where a family is no Llama. A key that its class does not know is not in ``defaults``, and does nothing."""
-
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Key -> what its class in transformers takes where it is left out, if that is not ``COMMON``'s."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Key as Llama calls it -> what it is called here; several with spaces between."""
-    rewrite: "Callable[[Keys], Mapping[str, Any]] | None" = None
-    """Keys to put in place of the file's, where they mean something else here."""
-    widens: int = 0
-    """Intermediate size over hidden size where no key says it; 0: a key must."""
-    gated: Fact = True
-    """Whether the MLP has a gate beside up and down."""
-    norms: int = 2
-    """Norms of D weights in a block."""
-    norm: tuple[bool, bool] = (True, False)
-    """Whether norms have weights, and biases."""
-    outer_norms: int = 1
-    """Norms outside the blocks: one after the last, in BLOOM one after the embedding."""
-    parallel: Fact = False
-    """Whether attention and MLP run side by side."""
-    shared_norm: Fact = False
-    """Whether these two then have one norm before them, not two."""
-    qkv_bias: Fact = "attention_bias"
-    out_bias: Fact = "attention_bias"
-    mlp_bias: Fact = "mlp_bias"
-    head_bias: Fact = False
-    """On the output head."""
-    qk_norm: Fact = False
-    """Whether queries and keys are normed."""
-    qk_norm_heads: bool = False
-    """Whether each head has weights of its own there."""
-    positions: int | None = None
-    """Rows of a learned position embedding beyond the longest sequence; None: there is no such embedding."""
-    switched_window: bool = False
-    """Whether ``sliding_window`` counts only with ``use_sliding_window``, and from ``max_window_layers`` on."""
-    gemma: bool = False
-    """Whether the embedding is scaled, norms are held as differences from 1, and the gate is GELU."""
-
-    def facts(self) -> set[str]:
-        """The keys that say how the blocks are built."""
-        said = (self.gated, self.parallel, self.shared_norm, self.qkv_bias, self.out_bias, self.mlp_bias, self.qk_norm)
-        return {key for fact in said if isinstance(fact, str) for key in fact.removeprefix("!").split()}
-
-    def keys(self) -> set[str]:
-        """All keys that are read in this family and not in every one."""
-        return {key for names in self.names.values() for key in names.split()} | self.facts() | set(self.defaults)
-
-
-def _one_head(flag: str) -> "Callable[[Keys], Mapping[str, Any]]":
+def _one_head(flag: str) -> Callable[[Keys], Config]:
     """Multi-query attention behind a flag: one key-value head with it, as many as query heads without."""
     return lambda keys: {"num_key_value_heads": 1 if keys.flag(flag) else None}
 
 
-def _santacoder(keys: "Keys") -> dict[str, Any]:
+def _santacoder(keys: Keys) -> dict[str, Any]:
     return {"num_key_value_heads": 1 if keys.values.get("attention_head_type") == "multiquery" else None}
 
 
-def _falcon(keys: "Keys") -> dict[str, Any]:
+def _falcon(keys: Keys) -> dict[str, Any]:
     """Falcon 40B and 180B have groups of queries, and two norms before attention and MLP; 7B has one of each."""
     before = keys.family != "falcon" and keys.optional("num_key_value_heads") is not None  # transformers had a class
     if before or keys.flag("new_decoder_architecture"):
@@ -93,10 +31,8 @@ def _falcon(keys: "Keys") -> dict[str, Any]:
     return {"shared_norm": side_by_side, "num_key_value_heads": 1 if keys.flag("multi_query") else None}
 
 
-def _mpt(keys: "Keys") -> dict[str, Any]:
+def _mpt(keys: Keys) -> dict[str, Any]:
     """The width of the MLP is a factor, and attention has an object of its own."""
-    from tplab.models.keys import mapping, number
-
     attention = mapping(keys.values.get("attn_config") or {}, "attn_config", keys.at)
     ratio = keys.values.get("expansion_ratio")
     wide = keys.size("hidden_size") * (4 if ratio is None else number(ratio, "expansion_ratio", keys.at))
@@ -104,30 +40,28 @@ def _mpt(keys: "Keys") -> dict[str, Any]:
     return {"intermediate_size": int(wide), "num_key_value_heads": heads}
 
 
-def _opt(keys: "Keys") -> dict[str, Any]:
+def _opt(keys: Keys) -> dict[str, Any]:
     """There is no last norm where norms come after the sum, and in some old files."""
     return {"outer_norms": int(keys.flag("do_layer_norm_before") and not keys.flag("_remove_final_layer_norm"))}
 
 
-def _gate_and_up(keys: "Keys") -> dict[str, Any]:
+def _gate_and_up(keys: Keys) -> dict[str, Any]:
     """The key counts gate and up together."""
     return {"intermediate_size": keys.size("intermediate_size") // 2}
 
 
-def _hf_olmo(keys: "Keys") -> dict[str, Any]:
+def _hf_olmo(keys: Keys) -> dict[str, Any]:
     """As ``_gate_and_up``, by a factor where the size is null."""
     ratio = keys.optional("mlp_ratio") or 4
     return {"intermediate_size": (keys.optional("intermediate_size") or ratio * keys.size("hidden_size")) // 2}
 
 
-def _chatglm(keys: "Keys") -> dict[str, Any]:
+def _chatglm(keys: Keys) -> dict[str, Any]:
     return {} if keys.flag("multi_query_attention") else {"num_key_value_heads": None}
 
 
-def _gpt_neo(keys: "Keys") -> dict[str, Any]:
+def _gpt_neo(keys: Keys) -> dict[str, Any]:
     """Which layers look back on a window only: [[[kinds], how often], ...]."""
-    from tplab.checks import ArgumentError
-
     layers = keys.size("num_hidden_layers")
     given = keys.values.get("attention_types") or [[["global", "local"], layers // 2]]
     named = {"global": "full_attention", "local": "sliding_attention"}
@@ -140,7 +74,7 @@ def _gpt_neo(keys: "Keys") -> dict[str, Any]:
         raise ArgumentError(f"{keys.at}attention_types", given, rule) from None
 
 
-def _exaone4(keys: "Keys") -> dict[str, Any]:
+def _exaone4(keys: Keys) -> dict[str, Any]:
     """The pattern may be letters: L local, G global."""
     pattern = keys.values.get("sliding_window_pattern")
     return {"sliding_window_pattern": len(pattern) or None} if isinstance(pattern, str) else {}
@@ -336,5 +270,13 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 """``model_type`` -> its family. Parameters are counted exactly for those of transformers, but for BitNet's second norm
 and Apertus' two numbers per layer; the tests compare with transformers' own modules."""
-UNNAMED = Family(qk_norm="use_qk_norm qk_norm")
-"""A family that is not here, where the keys are a Llama's."""
+TELLING = (
+    frozenset(name for family in FAMILIES.values() for name in family.keys() - family.defaults.keys() | family.facts())
+    | {"mlp_type", "norm_type", "use_gated_activation", "use_parallel_block"}
+) - {*INERT, *HONOURED, *PLAIN}
+"""Keys by which families differ from a Llama: where no ``model_type`` says which it is, one of them leaves it open."""
+
+
+def keys_of(values: Config, family: str, where: str, *, core: bool = True) -> Keys:
+    """The keys of one file, to be read as its family has them; see ``Keys``."""
+    return Keys(values, family, FAMILIES.get(family), where, core=core)

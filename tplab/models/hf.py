@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from tplab.checks import check_text
 from tplab.files import read_json
+from tplab.models.families import TELLING, keys_of
 from tplab.models.keys import (
     ACTIVATIONS,
     HONOURED,
@@ -28,7 +29,6 @@ from tplab.models.keys import (
     PLAIN,
     REFUSED,
     SIZED,
-    TELLING,
     Config,
     Keys,
     texts,
@@ -58,7 +58,7 @@ def read_config(source: "str | os.PathLike[str] | Config") -> dict[str, Any]:
     kind = values.get("model_type")
     if kind not in MODEL_TYPES:
         raise ValueError(f"{where}: {_not_run(kind)}")
-    keys = Keys(values, kind, where)
+    keys = keys_of(values, kind, where)
     made = described(keys)
     if keys.unsupported:
         raise ValueError(f"{where}: {keys.unsupported[0]}")

@@ -4,11 +4,11 @@ Types are as strict as transformers 5 is: a size of 4096.0, "4096" or true is re
 model, and far below where floats overflow or a loop over layers is felt. Errors give the key's name. Pure: no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tplab.checks import ArgumentError, check_count, check_flag, check_number, check_text
-from tplab.models.families import COMMON, FAMILIES, UNNAMED, Fact
 
 Config = Mapping[str, Any]
 
@@ -88,11 +88,6 @@ PLAIN = frozenset(
     """.split()  # noqa: SIM905
 )
 """Keys that leave a model of an unknown family a Llama, besides ``INERT`` and ``HONOURED``."""
-TELLING = (
-    frozenset(name for family in FAMILIES.values() for name in family.keys() - family.defaults.keys() | family.facts())
-    | {"mlp_type", "norm_type", "use_gated_activation", "use_parallel_block"}
-) - {*INERT, *HONOURED, *PLAIN}
-"""Keys by which families differ from a Llama: where no ``model_type`` says which it is, one of them leaves it open."""
 NULLABLE = ("sliding_window", "eos_token_id", "num_key_value_heads", "head_dim", "max_position_embeddings")
 """Null is a setting of its own here (no window, no stop token, as many as query heads, D/H, no limit)."""
 MOST_BYTES = 4 << 20
@@ -154,13 +149,86 @@ def text(values: Config, key: str, where: str = "") -> str:
     return "" if value is None else check_text(f"{where}{key}", value)
 
 
-class Keys:
-    """The keys of one file, with the defaults of its family, and what was found on the way."""
+Fact = bool | str
+"""True or false for the whole family, or the keys of its files that say so, any of them; ``"!key"`` says the
+opposite."""
 
-    def __init__(self, values: Config, family: str, where: str, *, core: bool = True) -> None:
+COMMON: dict[str, Any] = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
+    "head_dim": None, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048,
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
+}  # fmt: skip
+"""What most classes take for a key that is left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """Where a family is no Llama. A key that its class does not know is not in ``defaults``, and does nothing."""
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Key -> what its class in transformers takes where it is left out, if that is not ``COMMON``'s."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Key as Llama calls it -> what it is called here; several with spaces between."""
+    rewrite: "Callable[[Keys], Config] | None" = None
+    """Keys to put in place of the file's, where they mean something else here."""
+    widens: int = 0
+    """Intermediate size over hidden size where no key says it; 0: a key must."""
+    gated: Fact = True
+    """Whether the MLP has a gate beside up and down."""
+    norms: int = 2
+    """Norms of D weights in a block."""
+    norm: tuple[bool, bool] = (True, False)
+    """Whether norms have weights, and biases."""
+    outer_norms: int = 1
+    """Norms outside the blocks: one after the last, in BLOOM one after the embedding."""
+    parallel: Fact = False
+    """Whether attention and MLP run side by side."""
+    shared_norm: Fact = False
+    """Whether these two then have one norm before them, not two."""
+    qkv_bias: Fact = "attention_bias"
+    out_bias: Fact = "attention_bias"
+    mlp_bias: Fact = "mlp_bias"
+    head_bias: Fact = False
+    """On the output head."""
+    qk_norm: Fact = False
+    """Whether queries and keys are normed."""
+    qk_norm_heads: bool = False
+    """Whether each head has weights of its own there."""
+    positions: int | None = None
+    """Rows of a learned position embedding beyond the longest sequence; None: there is no such embedding."""
+    switched_window: bool = False
+    """Whether ``sliding_window`` counts only with ``use_sliding_window``, and from ``max_window_layers`` on."""
+    gemma: bool = False
+    """Whether the embedding is scaled, norms are held as differences from 1, and the gate is GELU."""
+
+    def facts(self) -> set[str]:
+        """The keys that say how the blocks are built."""
+        said = (self.gated, self.parallel, self.shared_norm, self.qkv_bias, self.out_bias, self.mlp_bias, self.qk_norm)
+        return {key for fact in said if isinstance(fact, str) for key in fact.removeprefix("!").split()}
+
+    def keys(self) -> set[str]:
+        """All keys that are read in this family and not in every one."""
+        return {key for names in self.names.values() for key in names.split()} | self.facts() | set(self.defaults)
+
+
+UNNAMED = Family(qk_norm="use_qk_norm qk_norm")
+"""A family that is not known, where the keys are a Llama's."""
+
+
+class Keys:
+    """The keys of one file, with the defaults of its family, and what was found on the way.
+
+    Args:
+        values, family: the file, and the name of the family it is read by.
+        kind: what is known of that family; None: nothing.
+        where: what stands before errors.
+        core: whether sizes that are left out are those of the family's class.
+    """
+
+    def __init__(self, values: Config, family: str, kind: Family | None, where: str, *, core: bool = True) -> None:
         self.values, self.family, self.at = values, family, f"{where}: "
-        self.known = family in FAMILIES
-        self.kind = FAMILIES.get(family, UNNAMED)
+        self.known = kind is not None
+        self.kind = kind or UNNAMED
         self.defaults: dict[str, Any] = {**COMMON, **self.kind.defaults} if self.known else {}
         if not core:
             self.defaults = {key: value for key, value in self.defaults.items() if key not in CORE}

@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from tplab.models.families import keys_of
 from tplab.models.hf import described, file_of, object_in
-from tplab.models.keys import REFUSED, Config, Keys, mapping, text, texts
+from tplab.models.keys import REFUSED, Config, mapping, text, texts
 from tplab.models.precision import precisions
 from tplab.models.presets import HUGGING_FACE, MODELS
 from tplab.shown import check_depth, listed, nearest, shown
@@ -26,7 +27,7 @@ def read_spec(
     notes: list[str] = []
     family, values = _language_model(values, notes)
     _refuse(values, where)
-    keys = Keys(values, family, where, core=family == "gemma3_text")
+    keys = keys_of(values, family, where, core=family == "gemma3_text")
     made = described(keys)
     if not values.get("model_type") and family == "llama" and keys.find("max_position_embeddings")[0] not in values:
         made["max_positions"] = None  # sizes written by hand, not a Llama file that leaves its 2048 out
