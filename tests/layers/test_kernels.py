@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tplab.layers import kernels
 from tplab.layers.core_attention import KVCache, RotaryEmbedding, attend
 from tplab.layers.strategies import few_tokens_linear
+from tplab.models.rope import RopeScaling
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 runs = pytest.mark.skipif(
@@ -148,6 +149,8 @@ FAMILIES = {
     },
     "biases": {"out_bias": True, "mlp_bias": True},
     "windows": {"model_type": "mistral", "windows": (None, 3)},
+    "yarn": {"rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_max_positions=4), "rope_theta": 50.0},
+    "dynamic": {"rope_scaling": RopeScaling(kind="dynamic", factor=4.0), "max_positions": 6, "rope_theta": 50.0},
 }
 
 

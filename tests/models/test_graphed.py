@@ -17,6 +17,7 @@ from tplab.cluster import RankError
 from tplab.models.generation import generate
 from tplab.models.graphed import KeptSteps, StepShape
 from tplab.models.records import Request
+from tplab.models.rope import RopeScaling
 from tplab.models.spec import ModelConfig
 
 LLAMA = ModelConfig(
@@ -37,6 +38,7 @@ MODELS = {
     "gemma": replace(
         LLAMA, model_type="gemma", gate="gelu_tanh", embedding_scale=128**0.5, norm_offset=1.0, num_kv_heads=1
     ),
+    "llama, dynamic rope": replace(LLAMA, rope_scaling=RopeScaling(kind="dynamic", factor=20.0), max_positions=10),
 }
 NEW = 8
 PROMPTS = [[7 * i + j for j in range(length)] for i, length in enumerate((5, 3, 8, 4))]
