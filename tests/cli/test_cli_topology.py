@@ -168,12 +168,14 @@ def test_every_line_of_a_command_is_indented(said):
 
 
 def test_a_table_of_links_from_standard_input(said, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(TOPO))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TOPO.encode("utf-16"))))
     status, out, _ = said("advise", "--model", "llama-3.1-8b", "--topo", "-", "--rate", 2.5, "--ttft-limit-ms", 200)
     assert status == 0
     flat = " ".join(out.split())
-    assert "on 2 x a100; requests of 1024 tokens in and 256 out, 2.5 per second; first token within 200 ms; " in flat
-    assert "give the gpu if they are others" in flat
+    assert (
+        "on 2 x a100-40gb; requests of 1024 tokens in and 256 out, 2.5 per second; first token within 200 ms; " in flat
+    )
+    assert "everything here hangs on it; give the gpu if they are others (--gpu)" in flat
 
 
 @pytest.mark.parametrize("command", ["advise", "validate"])

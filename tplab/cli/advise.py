@@ -119,6 +119,7 @@ def _asked(model: "ModelSpec", machine: "Machine", workload: "Workload", calibra
         f"engine {w.engine.name}{'' if w.engine.cuda_graphs else ' without CUDA graphs'}",
         *_beyond_defaults(w),
         *([calibration.badge] if calibration is not None else []),
+        *(["which GPUs these are is a guess, and everything hangs on it (--gpu)"] if machine.doubt else []),
     ]
     return f"{'; '.join(parts)}."
 

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from tplab.cli.words import width
-from tplab.files import MAX_BYTES, read_text
+from tplab.files import MAX_BYTES, read_text, text_of
 from tplab.models.precision import ITEMSIZE
 from tplab.models.presets import MODELS
 from tplab.topology.advisor.constants import DEFAULT
@@ -65,7 +65,9 @@ def add_what(parser: argparse.ArgumentParser, engine: str, required: bool = True
     parser.add_argument(
         "--topo", help="file with what nvidia-smi topo -m prints, or - for standard input; instead of --machine"
     )
-    parser.add_argument("--gpu", help="which GPUs those are, with --topo: preset (below; default: a guess)")
+    parser.add_argument(
+        "--gpu", help="which GPUs those are, with --topo: preset (below; default: as the text names them, else a guess)"
+    )
     parser.add_argument("--calibration", help="file written by tplab calibrate; without --machine also the machine")
     parser.add_argument("--engine", help=f"{_ENGINES} (default {engine})")
     parser.add_argument("--eager", action="store_true", help="the engine runs without CUDA graphs")
@@ -100,7 +102,7 @@ def what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibratio
     if arguments.gpus is not None and not named:
         raise ValueError("--gpus goes with --machine: which GPUs are they?")
     if arguments.gpu is not None and not wired:
-        raise ValueError("--gpu goes with --topo, which does not say what GPUs it lists; else give --machine")
+        raise ValueError("--gpu goes with --topo, whose table does not say what GPUs it lists; else give --machine")
     if arguments.nodes is not None and not (named or wired):
         raise ValueError("--nodes goes with --machine or --topo: which nodes are they?")
     nodes = 1 if arguments.nodes is None else arguments.nodes
@@ -126,10 +128,7 @@ def what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibratio
 
 def _topo(path: str) -> str:
     if path == "-":
-        try:
-            return sys.stdin.read(MAX_BYTES)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--topo -: what came in is no text: {error.reason}") from None
+        return text_of(sys.stdin.buffer.read(MAX_BYTES), "--topo -", errors="replace")
     try:
         return read_text(path, errors="replace")
     except OSError as error:

@@ -51,6 +51,7 @@ def nothing_fits(spec: ModelSpec, machine: Machine, workload: Workload, choices:
         f"({machine.num_gpus} x {as_GB(machine.gpu.memory_bytes)}): even {layout} needs {as_GB(rank.total)} on its "
         f"fullest GPU with one request of {workload.context_length} tokens, {as_GB(best.missing_bytes)} more than the "
         f"{as_GB(rank.usable)} that the engine may take{everywhere}. {_what_would_fit(spec, machine, workload)}"
+        + (f" But {machine.doubt}." if machine.doubt else "")
     )
 
 

@@ -16,7 +16,8 @@ from tplab.topology.machine.generations import GENERATIONS, generation_of
 from tplab.topology.machine.gpu_names import preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.spec_sheets import cuda_GB
-from tplab.topology.machine.topo_text import TopoTable, machine_from_table
+from tplab.topology.machine.topo_machine import machine_from_table
+from tplab.topology.machine.topo_text import TopoTable
 
 _ANCESTOR = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 """NVML's topology levels in ``nvidia-smi``'s words (nvml.h: nvmlGpuTopologyLevel_t)."""
@@ -68,7 +69,7 @@ def _gpus(nvml: Any, handles: list[Any]) -> Machine:
     if others:
         notes.append(f"left out, since layouts are for GPUs of one kind: {', '.join(others)}")
     table = _table(nvml, handles)
-    machine = machine_from_table(table, gpu, source="NVML")
+    machine = machine_from_table(table, [gpu], source="NVML")
     return Machine(
         name=machine.name,
         gpu=gpu,

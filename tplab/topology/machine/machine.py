@@ -26,6 +26,9 @@ AMD's Infinity Fabric, a link of its own for every pair; PCIe with at most one s
 host bridge, over several bridges of one NUMA node, between NUMA nodes (``nvidia-smi topo``'s own words); another node;
 gloo between processes of one host; a declared link of the lab's."""
 
+GUESSED = "which GPUs these are, the text does not say"
+"""Beginning of the note of a machine whose kind of GPUs is a guess."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
@@ -171,6 +174,11 @@ class Machine:
         if self.nodes > 1 and self.network is None:
             raise ArgumentError("network", None, f"must be Link(kind='network', ...) for {self.nodes} nodes")
 
+    @property
+    def doubt(self) -> str:
+        """The note that its kind of GPUs is a guess; empty if it is none."""
+        return next((note for note in self.notes if note.startswith(GUESSED)), "")
+
     @classmethod
     def preset(cls, name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1) -> "Machine":
         """A usual node of the named GPU (see ``tplab.topology.machine.presets.MACHINES``).
@@ -203,16 +211,19 @@ class Machine:
         """A machine from the text that ``nvidia-smi topo -m`` prints.
 
         Args:
-            text: as pasted: escape sequences, tabs or blanks, network cards, affinity columns and legend may be in it.
-            gpu: which GPUs these are, which the text does not say: a ``Gpu``, a name of ``GPUS`` or figures. By default
-                a guess by the number of NVLinks, which a note states.
+            text: as pasted, alone or in a report: escape sequences, tabs or blanks, the same prefix before each line,
+                lines that a terminal broke, network cards, affinity columns and legend may be in it. What tables of
+                ``topo -p2p`` say of direct access is used.
+            gpu: which GPUs these are, which the table does not say: a ``Gpu``, a name of ``GPUS`` or figures. By
+                default those that the text names beside it (``nvidia-smi``, ``nvidia-smi -L``, vLLM's ``collect_env``,
+                SGLang's ``check_env``), else the smallest usual ones with such NVLinks, which a note states.
             nodes: how many such nodes.
             network: between nodes; by default one 400 Gb/s card per listed network card, shared by the node's GPUs.
 
         Raises:
-            ValueError: text that is not such a table or is cut off (with the line); unknown GPU.
+            ValueError: text without such a table, another tool's, or cut off (with the line); unknown GPU.
         """
-        from tplab.topology.machine.topo_text import machine_from_topo
+        from tplab.topology.machine.topo_machine import machine_from_topo
 
         return machine_from_topo(text, gpu=gpu, nodes=nodes, network=network)
 

@@ -10,34 +10,37 @@ Drivers underline the header with escape sequences, part columns by tabs or blan
 Terminals that wrap long lines run two cells into one word when the lines are joined again. Source of the words: the
 legend itself; checked on a dozen tables in public repositories and issue threads, and on a real pair of H100.
 
-The table does not say which GPUs these are, nor whether NVLinks go through a switch. The second follows from the first:
-seven peers at NV18 each are more links than a GPU has.
+The table does not say which GPUs these are, nor whether NVLinks go through a switch. The first may stand beside it in a
+report (``named_gpus``) or is asked for; the second follows from it: seven peers at NV18 each are more links than a GPU
+has. ``nvidia-smi topo -p2p`` prints a table like it, which says whether each pair reaches each other's memory (``OK``)
+or why not: the chipset, the GPU, the topology, a setting, or unknown.
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
-from tplab.checks import ArgumentError
 from tplab.shown import listed, shown
-from tplab.topology.machine.gpu_names import gpu_preset
-from tplab.topology.machine.machine import Gpu, Link, Machine
-from tplab.topology.machine.presets import NIC_GBPS, network, nvlink, pcie_link
+from tplab.topology.machine.named_gpus import named_without_table
+from tplab.topology.machine.other_tools import no_table, other_tool
+from tplab.topology.machine.topo_lines import LINK, PEER, bare_lines, join_broken, plain_lines, words_of
 
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\[[0-9;]*m(?=\S|\s|$)")
 _GPU = re.compile(r"GPU\d+")
-_CELL = re.compile(r"X|NV[1-9]\d{0,2}|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)
-_RUN_TOGETHER = re.compile(r"(?:GPU\d+|NIC\d+|mlx\d+_\d+?(?=GPU|NIC|mlx|$)|X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC)")
+_CELL = re.compile(LINK, re.ASCII)
+_PEER = re.compile(PEER)
+_DEVICE = re.compile(r"[A-Za-z][\w.:\-]*\d[\w.:\-]*", re.ASCII)
+_TITLES = re.compile(r"(CPU|NUMA|GPU|CPU ?A\w*|Affinity)\b")
 _NIC_NAME = re.compile(r"\s*(NIC\d+)\s*:\s*(\S+)\s*$")
-_AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
+_AFFINITIES = (r"CPU ?Affinity", r"NUMA ?Affinity", r"GPU ?NUMA ?ID")
+_P2P = re.compile(r"p2p\s+-?([rwnap]+)\b")
 _MOST_DEVICES = 256
 """Most GPUs and network cards of one table: a rack of 72 GPUs has some 150."""
 _LONGEST_NAME = 64
 _MOST_LINES = 10_000
 _MOST_LETTERS = 1 << 20
-_EXPORT_NVLINKS = 8
-_PCIE = {"PIX": "pix", "PXB": "pxb", "PHB": "phb", "NODE": "node", "SYS": "sys", "SOC": "sys"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,27 @@ class TopoTable:
     """One row per GPU and one column per network card."""
     numa: tuple[str | None, ...]
     """NUMA node of each GPU, None where the text does not say."""
+    peers: tuple[tuple[str, ...], ...] = ()
+    """One row and one column per GPU: ``OK``, or why the pair does not reach each other's memory (``GNS``, ``CNS``);
+    ``""`` where no table says. Empty without such a table."""
+    notes: tuple[str, ...] = ()
+    """What else the text holds, and what was made of it."""
+
+    def without(self, gpus: Collection[int]) -> "TopoTable":
+        """The same without some GPUs."""
+        kept = [i for i in range(len(self.gpus)) if i not in gpus]
+
+        def square(rows: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+            return tuple(tuple(rows[i][j] for j in kept) for i in kept) if rows else ()
+
+        return replace(
+            self,
+            gpus=tuple(self.gpus[i] for i in kept),
+            cells=square(self.cells),
+            nic_cells=tuple(self.nic_cells[i] for i in kept),
+            numa=tuple(self.numa[i] for i in kept),
+            peers=square(self.peers),
+        )
 
     @property
     def near_nics(self) -> tuple[str, ...]:
@@ -63,39 +87,87 @@ class TopoTable:
 
 
 def parse_topo(text: str) -> TopoTable:
-    """The table in ``text``.
+    """The table in ``text``; the first, if there are several.
 
     Raises:
-        ValueError: no table; a row that is cut off, a word that is none of the legend's, a GPU without a row, two
-            cells of a pair that disagree. Each names the line.
+        ValueError: no table, or another tool's; a row that is cut off, a word that is none of the legend's, a GPU
+            without a row, two cells of a pair that disagree. Each names the line.
     """
     if len(text) > _MOST_LETTERS or text.count("\n") > _MOST_LINES:
         raise ValueError(
             f"the text has {len(text):,} characters, or {text.count(chr(10)):,} lines: give what `nvidia-smi topo -m` "
             f"prints, which is at most {_MOST_LETTERS:,} and {_MOST_LINES:,}"
         )
-    lines = [_ESCAPE.sub("", line).replace("|", " ").lstrip("> ").rstrip() for line in text.splitlines()]
-    start, devices, extras = _header(lines)
+    plain = plain_lines(text)
+    try:
+        return _first_table(plain)
+    except ValueError:
+        if other := other_tool(text):
+            raise ValueError(other) from None
+        raise
+
+
+def _first_table(plain: Sequence[str]) -> TopoTable:
+    lines = bare_lines(plain)
+    headers = _headers(lines)
+    kinds = [_holds(lines[at : end + 1], header) for at, end, header in headers]
+    links = [header for header, kind in zip(headers, kinds, strict=True) if kind == "links"] or [
+        header for header, kind in zip(headers, kinds, strict=True) if kind != "peers"
+    ]
+    if not links:
+        named = named_without_table(plain)
+        if headers:
+            raise ValueError(f"the text has the table of topo -p2p alone: add what `nvidia-smi topo -m` prints{named}")
+        raise ValueError(no_table("\n".join(plain), named))
+    table = _table(lines, *links[0])
+    peers = [
+        (_capability(plain[max(0, at - 6) : at + 1]), lines[at : end + 1])
+        for (at, end, _), kind in zip(headers, kinds, strict=True)
+        if kind == "peers"
+    ]
+    others = []
+    for header in links[1:]:
+        with suppress(ValueError):
+            others.append(_table(lines, *header))
+    differ = sum(other.cells != table.cells for other in others)
+    note = f"the text has {len(others) + 1} tables, {differ} unlike the first, which counts"
+    return replace(table, peers=_peers(table, peers), notes=(note,) if differ else ())
+
+
+def _table(lines: Sequence[str], start: int, end: int, header: "_Header") -> TopoTable:
+    devices, extras = header
     known = set(devices)
     gpus = [name for name in devices if _GPU.fullmatch(name)]
     rows: dict[str, list[str]] = {}
     rest: dict[str, list[str]] = {}
     at: dict[str, int] = {}
     last, lacking = start, set(gpus)
-    for number, line in enumerate(lines[start + 1 :], start + 1):
-        words = _words(line)
-        again = len(words) > 1 and _GPU.fullmatch(words[1])  # the header of another table
-        if not words or words[0] not in known or again:
-            if not lacking or again or (words and words[0].startswith("Legend")):
+    lines = list(lines[: end + 1])
+    for number in range(start + 1, len(lines)):
+        words = words_of(lines[number])
+        if not words or words[0] not in known:
+            if not lacking or (words and words[0].startswith("Legend")):
                 break
+            if words and all(map(_CELL.fullmatch, words)):
+                raise ValueError(
+                    f"line {number + 1}: {shown(' '.join(words))} belongs to no row: did a terminal break the lines?"
+                )
             continue
         name = words[0]
         if name in rows:
             raise ValueError(f"line {number + 1}: a second row for {name} (the first is line {at[name] + 1})")
+        if len(words) <= len(devices):
+            join_broken(lines, number, lambda line, new: _row_goes_on(line, new, devices))
+            words = words_of(lines[number])
         lacking.discard(name)
         rows[name] = _cells(number, name, words[1:], devices)
         rest[name] = words[1 + len(devices) :]
         at[name] = last = number
+        if rest[name] and _CELL.fullmatch(rest[name][0]):
+            raise ValueError(
+                f"line {number + 1}: row {name} has more links than the header on line {start + 1} has columns: is the "
+                f"header cut off?"
+            )
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
         raise ValueError(
@@ -115,122 +187,104 @@ def parse_topo(text: str) -> TopoTable:
     )
 
 
-def machine_from_topo(
-    text: str, *, gpu: Gpu | str | None = None, nodes: int = 1, network: Link | None = None
-) -> Machine:
-    """See :meth:`Machine.from_topo`."""
-    spec = None if gpu is None else gpu_preset(gpu)
-    table = parse_topo(text)
-    source = "nvidia-smi topo"
-    if spec is not None:
-        return machine_from_table(table, spec, nodes=nodes, between=network, source=source)
-    guess, why = guess_gpu(table)
-    machine = machine_from_table(table, gpu_preset(guess), nodes=nodes, between=network, source=source)
-    note = f"which GPUs these are, the text does not say: taken as {guess}, {why}; give the gpu if they are others"
-    return replace(machine, notes=(note, *machine.notes))
+_Header = tuple[list[str], int]
+"""The devices that a header lists, and how many columns of affinity follow them."""
 
 
-def guess_gpu(table: TopoTable) -> tuple[str, str]:
-    """A usual GPU with such NVLinks, and why. Memory and speed may be others': H100, H200 and B200 all have 18."""
-    counts = [int(word[2:]) for row in table.cells for word in row if word.startswith("NV")]
-    if not counts:
-        return "l40s", "for want of any NVLink"
-    most = max(counts)
-    total = max(sum(int(word[2:]) for word in row if word.startswith("NV")) for row in table.cells)
-    if most > 12:
-        return "h100", f"by the {most} NVLinks of a pair"
-    if most == _EXPORT_NVLINKS:
-        return "h800", f"by the {most} NVLinks of a pair, which A800 and H800 are cut to"
-    if most > 6:
-        paired = total == most and len(table.gpus) > 2
-        return ("a100-pcie" if paired else "a100"), f"by the {most} NVLinks of a pair"
-    if most == 4 and total == 4:
-        return "rtx-a6000", "by bridges of 4 NVLinks"
-    if total == 2:
-        return "rtx-2080-ti", "by 2 NVLinks to its peers together"
-    if total == 12:
-        return "a100", "by 12 NVLinks to its peers together"
-    return "v100-32gb", f"by at most {most} NVLinks of a pair"
-
-
-def machine_from_table(
-    table: TopoTable, gpu: Gpu, *, nodes: int = 1, between: Link | None = None, source: str
-) -> Machine:
-    """The machine with that table's links. Raises ``ValueError`` where the GPU cannot have so many NVLinks, or for
-    several nodes without any network card.
-
-    Args:
-        table: what was read.
-        gpu: kind of the GPUs.
-        nodes: copies of the node.
-        between: link between nodes; by default from the table's network cards.
-        source: origin of the table.
-    """
-    count = len(table.gpus)
-    notes = [f"links read from {source}, their speeds from the specifications of {gpu.name}"]
-    switched = _is_switched(table.cells, gpu)
-    links = tuple(
-        tuple(None if i == j else _link(table, i, j, gpu, switched) for j in range(count)) for i in range(count)
-    )
-    if nodes > 1 and between is None:
-        cards = table.near_nics or table.nics
-        if not cards:
-            raise ArgumentError(
-                "nodes",
-                nodes,
-                "must be 1 where the text lists no network card: give the network, or take the preset of a machine",
-            )
-        between = network(len(cards), count)
-        notes.append(
-            f"network taken as {len(cards)} cards ({', '.join(cards)}) of {NIC_GBPS * 8:g} Gb/s for {count} GPUs"
-        )
-    return Machine(
-        name=f"{nodes} x {count} x {gpu.name}" if nodes > 1 else f"{count} x {gpu.name}",
-        gpu=gpu,
-        gpus_per_node=count,
-        nodes=nodes,
-        links=links,
-        network=between,
-        nics=table.nics,
-        source=source,
-        notes=tuple(notes),
-    )
-
-
-def _words(line: str) -> list[str]:
-    """Split at blanks, and where two devices or two links have run together: ``NIC7NIC8``, ``SYSSYS``."""
-    words: list[str] = []
-    for word in line.split():
-        parts = _RUN_TOGETHER.findall(word)
-        words += parts if len(parts) > 1 and "".join(parts) == word else [word]
-    return words
-
-
-def _header(lines: Sequence[str]) -> tuple[int, list[str], int]:
-    """The header's line, the devices it lists, and how many columns of affinity follow them."""
+def _headers(lines: list[str]) -> list[tuple[int, int, _Header]]:
+    """Every header with its line and the last line that is its table's; headers that a terminal broke are joined."""
+    found: list[tuple[int, _Header]] = []
     for number, line in enumerate(lines):
-        words = _words(line)
-        if not words or not _GPU.fullmatch(words[0]) or (len(words) > 1 and _CELL.fullmatch(words[1])):
+        if (header := _header(number, line)) is not None:
+            join_broken(lines, number, lambda line, new: _header_goes_on(line, new))
+            header = _header(number, lines[number]) or header
+            twice = [name for name, count in Counter(header[0]).items() if count > 1]
+            if twice:
+                raise ValueError(f"line {number + 1}: the header lists {listed(sorted(twice))} twice")
+            found.append((number, header))
+    ends = [*(at - 1 for at, _ in found[1:]), len(lines) - 1][: len(found)]
+    return [(at, end, header) for (at, header), end in zip(found, ends, strict=True)]
+
+
+def _header(number: int, line: str) -> _Header | None:
+    """What the line lists if it is a header: GPUs and cards, then titles of affinity; the command, or a word such as
+    ``Topology:``, may stand before them."""
+    words = words_of(line)
+    first = next((i for i, word in enumerate(words) if _GPU.fullmatch(word)), None)
+    if first is None or (first and not any("topo" in word.lower() for word in words[:first])):
+        return None
+    devices = list(takewhile(_DEVICE.fullmatch, words[first:]))
+    titles = " ".join(words[first + len(devices) :])
+    follows = words[first + 1 : first + 2]
+    if any(map(_CELL.fullmatch, follows)) or any(map(_PEER.fullmatch, follows)) or _CELL.fullmatch(devices[-1]):
+        return None
+    if titles and not _TITLES.match(titles):
+        return None
+    if len(devices) > _MOST_DEVICES:
+        raise ValueError(
+            f"line {number + 1}: the header lists {len(devices):,} GPUs and network cards; a node has at most "
+            f"{_MOST_DEVICES}"
+        )
+    if longest := max((len(name) for name in devices if len(name) > _LONGEST_NAME), default=0):
+        raise ValueError(f"line {number + 1}: the header has a name of {longest:,} letters: no device is called so")
+    return devices, sum(re.search(title, titles) is not None for title in _AFFINITIES)
+
+
+def _header_goes_on(line: str, new: str) -> bool:
+    """Whether ``new`` is the rest of a header that a terminal broke: more devices, titles, or pieces of either."""
+    words, listed_before = words_of(new), set(words_of(line))
+    if not words or words[0] in listed_before or _PEER.fullmatch(words[-1]) or words[0].startswith("Legend"):
+        return False
+    if any(map(_CELL.fullmatch, words)):
+        return False
+    joined = _header(0, line + new)
+    before = _header(0, line)
+    return joined is not None and before is not None and (len(joined[0]), joined[1]) > (len(before[0]), before[1])
+
+
+def _row_goes_on(line: str, new: str, devices: Sequence[str]) -> bool:
+    words = words_of(new)
+    return len(words_of(line)) <= len(devices) and words[0] not in devices and not words[0].startswith("Legend")
+
+
+def _holds(lines: Sequence[str], header: _Header) -> str:
+    """``links`` or ``peers``, by the first row; nothing where no row follows."""
+    for line in lines[1:]:
+        words = words_of(line)
+        if len(words) > 1 and words[0] in header[0] and _GPU.fullmatch(words[0]):
+            cells = [word for word in words[1 : 1 + len(header[0])] if word != "X"]
+            if cells:
+                return "peers" if _PEER.fullmatch(cells[0]) else "links"
+    return ""
+
+
+def _capability(lines: Sequence[str]) -> str:
+    """Letters of the ``-p2p`` that made a table, from the lines before it; empty where they do not say."""
+    said = [found[1] for line in lines for found in _P2P.finditer(line)]
+    return said[-1] if said else ""
+
+
+def _peers(table: TopoTable, found: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, ...], ...]:
+    """What the tables of ``topo -p2p`` say of every pair: the first refusal, else ``OK``, else nothing. Tables of
+    atomics and of NVLinks alone do not count: pairs without either reach each other all the same."""
+    said: dict[tuple[str, str], str] = {}
+    for capability, lines in found:
+        if capability and not set(capability) & set("rwp"):
             continue
-        names = " ".join(words)
-        end = min((names.index(title) for title in _AFFINITIES if title in names), default=len(names))
-        devices = names[:end].split()
-        if devices and devices[-1] in ("CPU", "NUMA", "GPU"):  # a header cut off in its last title
-            devices.pop()
-        if len(devices) > _MOST_DEVICES:
-            raise ValueError(
-                f"line {number + 1}: the header lists {len(devices):,} GPUs and network cards; a node has at most "
-                f"{_MOST_DEVICES}"
-            )
-        if longest := max((len(name) for name in devices if len(name) > _LONGEST_NAME), default=0):
-            raise ValueError(f"line {number + 1}: the header has a name of {longest:,} letters: no device is called so")
-        twice = [name for name, count in Counter(devices).items() if count > 1]
-        if twice:
-            raise ValueError(f"line {number + 1}: the header lists {listed(sorted(twice))} twice")
-        return number, devices, sum(title in names for title in _AFFINITIES)
-    raise ValueError(
-        "no line of the text is the header of a topology table (GPU0 GPU1 ...): paste what `nvidia-smi topo -m` prints"
-    )
+        column = [word for word in words_of(lines[0]) if _GPU.fullmatch(word)]
+        for words in map(words_of, lines[1:]):
+            if not words or words[0] not in column or words[0] not in table.gpus:
+                continue
+            for other, word in zip(column, words[1:], strict=False):
+                bonded = other in table.gpus and table.cells[table.gpus.index(words[0])][
+                    table.gpus.index(other)
+                ].startswith("NV")
+                if _PEER.fullmatch(word) and not (bonded and capability == "p"):
+                    pair = (min(words[0], other), max(words[0], other))
+                    said[pair] = word if said.get(pair, "OK") == "OK" else said[pair]
+    if not said:
+        return ()
+    return tuple(tuple(said.get((min(a, b), max(a, b)), "") for b in table.gpus) for a in table.gpus)
 
 
 def _cells(number: int, name: str, words: Sequence[str], devices: Sequence[str]) -> list[str]:
@@ -271,23 +325,3 @@ def _check_symmetric(
 def _numa(words: Sequence[str], extras: int) -> str | None:
     """The NUMA column: the second, if no cell is empty (blank cells cannot be told apart once tabs are gone)."""
     return words[1] if extras >= 2 and len(words) >= extras else None
-
-
-def _is_switched(cells: Sequence[Sequence[str]], gpu: Gpu) -> bool:
-    """Whether NVLinks must go through a switch: every GPU has more of them to its peers than it has at all."""
-    bonds = [sum(int(word[2:]) for word in row if word.startswith("NV")) for row in cells]
-    whole = all(word.startswith("NV") or word == "X" for row in cells for word in row)
-    return whole and len(cells) > 1 and gpu.num_nvlinks > 0 and min(bonds) > gpu.num_nvlinks
-
-
-def _link(table: TopoTable, i: int, j: int, gpu: Gpu, switched: bool) -> Link:
-    word = table.cells[i][j]
-    if not word.startswith("NV"):
-        return pcie_link(_PCIE[word], gpu)
-    count = int(word[2:])
-    if gpu.num_nvlinks and count > gpu.num_nvlinks:
-        raise ValueError(
-            f"{table.gpus[i]} and {table.gpus[j]} are joined by {word}, and {gpu.name} has {gpu.num_nvlinks} NVLinks: "
-            f"is it another GPU?"
-        )
-    return nvlink(gpu, count, switched=switched)
