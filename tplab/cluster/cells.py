@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tplab.cluster.rank import Rank
 
@@ -48,6 +48,8 @@ class Cell:
     """Those that execute it."""
     shows: bool
     """Whether to give the last expression as text and pictures, else as it is."""
+    keeps_settings: ClassVar[bool] = True
+    """What a cell sets (devices, types, threads, its folder), the next one finds, as in a notebook."""
 
     @property
     def __name__(self) -> str:

@@ -14,6 +14,7 @@ from tplab.cluster.local import LocalEngine
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.run import Report, Run
 from tplab.cluster.supervisor import Supervisor
+from tplab.cluster.surroundings import Surroundings
 
 T = TypeVar("T")
 
@@ -128,6 +129,7 @@ class Cluster:
             name=getattr(fn, "__name__", type(fn).__name__),
             num_ranks=self.num_ranks,
             payload=wire.pack_call(fn, args),
+            surroundings=Surroundings.now(),
             timeout=timeout,
             on_report=on_report,
             on_output=on_output,
@@ -178,6 +180,7 @@ class Cluster:
             name="start",
             num_ranks=self.num_ranks,
             payload=None,
+            surroundings=Surroundings.now(),
             timeout=None,
             keep_alive=self,
         )

@@ -1,12 +1,19 @@
 """One attempt to start the ranks: what they say of themselves on the way, and the keys through which they meet."""
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tplab.cluster import wire
+from tplab.cluster.sources import Versions
 from tplab.cluster.store import KeyValueStore
+from tplab.cluster.surroundings import describe_changes
+
+if TYPE_CHECKING:
+    from tplab.cluster.run import Run
 
 _LINES_KEPT = 200
 _ATTEMPTS = 4
@@ -37,6 +44,31 @@ class Launch:
     output: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES_KEPT))
     """The last lines that ranks wrote outside of any run, each with its rank in front."""
     keys: KeyValueStore = field(default_factory=KeyValueStore)
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    """The kernel's, when the ranks were started."""
+    said: set[str] = field(default_factory=set)
+    """Keys of the notices that runs on these ranks have given."""
+    told: dict[int, Versions] = field(default_factory=dict)
+    """Rank -> what it was last told of the kernel's modules."""
+
+    def call(self, run: "Run[Any]", payload: wire.Bulk) -> wire.Call:
+        """What the ranks are sent for a run."""
+        versions, ranks = run.surroundings.modules, range(run.num_ranks)
+        news = None if all(self.told.get(rank) is versions for rank in ranks) else versions
+        self.told |= dict.fromkeys(ranks, versions)
+        around = run.surroundings
+        return wire.Call(run.id, run.num_ranks, payload, around.sys_path, around.folder, news)
+
+    def say(self, run: "Run[Any]", key: str, text: str) -> None:
+        """Print a notice under the run's cell, unless a run on these ranks has given it before."""
+        if key not in self.said:
+            self.said.add(key)
+            run.say(f"tplab: {text}")
+
+    def say_changes(self, run: "Run[Any]") -> None:
+        """Say which variables of the environment the ranks do not have as the kernel has them."""
+        if changes := describe_changes(self.environment, run.surroundings.environment):
+            self.say(run, changes, changes)
 
     @property
     def is_last(self) -> bool:

@@ -10,10 +10,12 @@ torch is imported for values that hold its objects, and for no others.
 """
 
 import ctypes
+import importlib
 import io
 import pickle
 import struct
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +91,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
                 return self._reduce_tensor(obj)
             elif obj.is_quantized and obj.untyped_storage().nbytes() > _SPREAD_KEPT * obj.nbytes:
                 return obj.clone().__reduce_ex__(5)
+        if issubclass(type(obj), types.ModuleType) and type(obj) is not types.ModuleType:
+            return _reduce_module(obj) or super().reducer_override(obj)
         return super().reducer_override(obj)
 
     def _reduce_tensor(self, obj: "torch.Tensor") -> Any:
@@ -127,6 +131,12 @@ def _has_elements(obj: "torch.Tensor") -> bool:
         and not (obj.is_quantized or obj.is_nested)
         and not torch._C._functorch.is_functorch_wrapped_tensor(obj)
     )
+
+
+def _reduce_module(module: types.ModuleType) -> Any:
+    """For modules of classes of their own, which cloudpickle does not carry: ``torch.backends.cudnn`` is one."""
+    is_there = sys.modules.get(module.__name__) is module
+    return (importlib.import_module, (module.__name__,)) if is_there else None
 
 
 # What the pickles call: their names must stay where they are.

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from tplab.cluster.engine import Stream
 from tplab.cluster.errors import ClusterError, RankError
 from tplab.cluster.own_thread import OwnThread
+from tplab.cluster.surroundings import Surroundings
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,6 +47,7 @@ class Run(Future[list[T]], Generic[T]):
         name: the function's name, for messages.
         num_ranks: how many ranks run it, the first ones.
         payload: the pickled call; None to wait for the ranks only.
+        surroundings: the kernel's, when the run was asked for.
         timeout: seconds the ranks have; None: no limit.
         on_report: called with each :class:`Report`.
         on_output: called with each line that ranks write, instead of printing it.
@@ -60,6 +62,7 @@ class Run(Future[list[T]], Generic[T]):
         name: str,
         num_ranks: int,
         payload: bytes | None,
+        surroundings: Surroundings,
         timeout: float | None,
         on_report: Callable[[Report], None] | None = None,
         on_output: Callable[[str], None] | None = None,
@@ -73,6 +76,8 @@ class Run(Future[list[T]], Generic[T]):
         """How many ranks run it: the first ones of the cluster."""
         self.payload = payload
         """The pickled call, until it is handed over; None for a run that only waits for the ranks to be ready."""
+        self.surroundings = surroundings
+        """Modules, import path, folder and environment of the kernel, when the run was asked for."""
         self.timeout = timeout
         """Seconds the ranks have, from the moment they are handed the call; None: no limit."""
         self.reports: list[Report] = []

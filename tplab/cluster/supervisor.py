@@ -202,6 +202,8 @@ class Supervisor(OwnThread):
             case wire.ReportMessage(run_id, fields):
                 if (run := self._run(run_id)) is not None:
                     self._guard(_deliver_report, run, rank, fields)
+            case wire.Notice(key, text) if self._current is not None:
+                self._guard(self._launch.say, self._current, key, text)
             case wire.LateLine(run_id, stream, line):
                 if (run := self._run(run_id)) is not None:
                     self._guard(run.deliver_late, rank, stream, line)
@@ -274,7 +276,7 @@ class Supervisor(OwnThread):
             run.rank_s = [evidence.answers[rank].seconds for rank in range(run.num_ranks)]
         else:
             outcome = judge(evidence, run.output)
-        if (succeeded or evidence.in_step) and not self._replaced_while_idle:
+        if (evidence.fit if succeeded else evidence.in_step) and not self._replaced_while_idle:
             self._become(State.READY)
         else:
             self._kill()
@@ -311,6 +313,7 @@ class Supervisor(OwnThread):
         if run.payload is None:
             self._finish(run, [self.facts[rank] for rank in range(run.num_ranks)])
             return
+        self._guard(self._launch.say_changes, run)
         self._current = run
         self._become(State.RUNNING)
         aside = [self._sequences[rank] for rank in range(run.num_ranks, self._engine.num_ranks)]
@@ -318,7 +321,7 @@ class Supervisor(OwnThread):
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
         payload, run.payload = wire.bulk(run.payload), b""  # a handle that is kept must not keep it, too
-        self._send(range(run.num_ranks), wire.Call(run.id, run.num_ranks, payload, tuple(wire.import_path())))
+        self._send(range(run.num_ranks), self._launch.call(run, payload))
 
     def _send(self, ranks: Iterable[int], message: object) -> None:
         parts = encode(message)  # once: it may be large

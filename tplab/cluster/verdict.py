@@ -57,11 +57,16 @@ class Evidence:
         return self.complete and not self.deaths and not self.faults and not self.broken
 
     @property
+    def fit(self) -> bool:
+        """Every rank that answered is fit for another run."""
+        return all(answer.fit for answer in self.answers.values())
+
+    @property
     def in_step(self) -> bool:
         """Every rank answered, its device works, and all handed the same number of operations to the process group, so
         that the next collective of each meets the next of the others. Otherwise the ranks must be replaced."""
         answers = self.answers.values()
-        if len(answers) < self.world_size or not all(answer.fit for answer in answers):
+        if len(answers) < self.world_size or not self.fit:
             return False
         counts: dict[str, set[int]] = {}
         for sequences in (*(answer.sequences for answer in answers), *self.aside):

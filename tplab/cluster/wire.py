@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from tplab.cluster.packing import pack, unpack
+from tplab.cluster.sources import Versions
 from tplab.moved import say_new_names
 
 Frame = tuple[str, int, str, str | None]
@@ -47,6 +48,10 @@ class Call:
     payload: Bulk
     sys_path: tuple[str, ...]
     """The kernel's import path, so that a module beside the notebook imports on the ranks too."""
+    folder: str
+    """The kernel's working directory; empty where it has none."""
+    modules: Versions | None
+    """What the kernel has loaded of the user's modules; None: what it had in the call before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,7 @@ class Answer:
     sequences: dict[str, int]
     """How many operations each process group has been handed so far: ranks that disagree are out of step."""
     fit: bool = True
-    """Whether the device still works: after a CUDA error of the sticky kind only a new process does."""
+    """Whether the rank still works: after a CUDA error of the sticky kind only a new process does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,14 @@ class ReportMessage:
     run_id: int
     fields: Bulk
     """As ``pack_fields`` has packed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the run has to say beside its output; once, however many ranks say it."""
+
+    key: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tplab.cluster import wire
 from tplab.cluster.channel import RankChannel, encode
 from tplab.cluster.context import begin_context
+from tplab.cluster.follow import Follower
 from tplab.cluster.late import Ledger, tag_output
 from tplab.cluster.neighbours import Intruder, check_all, guard_groups
 from tplab.cluster.packing import unpack
@@ -89,6 +91,7 @@ class Worker:
         context = begin_context(setup.device) if on_gpu else None
         import torch
 
+        from tplab.cluster.baseline import Baseline
         from tplab.cluster.rank import Rank
         from tplab.cluster.rank_store import KernelStore
         from tplab.cluster.worlds import Worlds, join
@@ -119,13 +122,15 @@ class Worker:
         }
         rank = Rank(index=setup.index, world_size=setup.world_size, group=group, device=device, send_report=_no_run)
         worlds = Worlds(rank, self._store, setup.backend)
+        self._follower = Follower(rank.store)
+        self._follower.listen()
+        self._baseline = Baseline(device)
         self._send(wire.Ready(facts, self._sequences(worlds)))
         return worlds
 
     def _execute(self, worlds: "Worlds", device: str, call: wire.Call) -> None:
-        for entry in call.sys_path:
-            if entry not in sys.path:
-                sys.path.append(entry)
+        sys.path[:] = dict.fromkeys([*call.sys_path, *sys.path])
+        self._baseline.enter(call.folder)
         value: wire.Bulk | None = None
         fault: wire.RankFault | None = None
         fit = True
@@ -133,11 +138,13 @@ class Worker:
         seconds = 0.0
         self._running = run_id = call.run_id
         try:
-            rank = worlds.enter(call.num_ranks)
+            rank = worlds.enter(call.num_ranks, run_id)
+            self._notice(self._follower.follow(call.modules))
             fn, args = unpack(call.payload)
             del call  # what came with it may be large
             began = time.perf_counter()
-            result = fn(rank.in_run(partial(self._send_report, run_id)), *args)
+            with self._baseline.settings(kept=getattr(fn, "keeps_settings", False)):
+                result = fn(rank.in_run(partial(self._send_report, run_id)), *args)
             self._end_copy(None)
             _settle(device)
             if self._shares_gpus:
@@ -158,8 +165,24 @@ class Worker:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # the function has closed it, or put something else in its place
                 stream.flush()
+        if broken := self._tidy(worlds):
+            fit = False
+            replaced = "the ranks are replaced by fresh ones for the next run, with an empty rank.store"
+            self._notice([(broken, f"{broken}: {replaced}.")])
         self._ledger.close_run(run_id)
         self._send(wire.Answer(run_id, value, fault, seconds, self._sequences(worlds), fit))
+
+    def _tidy(self, worlds: "Worlds") -> str:
+        """Put back what the run has changed of the rank as a whole; returns what could not be."""
+        try:
+            self._notice(self._follower.differences())
+            return worlds.leave() or self._baseline.restore()
+        except Exception as error:
+            return f"the state of the rank could not be put back ({error!r})"
+
+    def _notice(self, notices: Iterable[tuple[str, str]]) -> None:
+        for key, text in notices:
+            self._send(wire.Notice(key, text))
 
     def _sequences(self, worlds: "Worlds") -> dict[str, int]:
         return worlds.sequences() | self._groups_made

@@ -9,10 +9,13 @@ Imported on ranks only, because it needs torch.
 """
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _unregister_process_group
 from torch.distributed import distributed_c10d
 
 from tplab.cluster.rank import Rank
@@ -21,6 +24,9 @@ from tplab.cluster.rank_store import KernelStore
 # Groups of all worlds have their names in one C++ table and their keys in one store.
 _NAMES_PER_SIZE = 10**12
 _NAMES_PER_ATTEMPT = 10**6
+_NAMES_OF_RUNS = 10**15
+_NAMES_PER_WORLD_OF_RUN = 10**3
+_init, _destroy = dist.init_process_group, dist.destroy_process_group  # torch's; runs find others (see ``Worlds``)
 
 
 class _Names(dict[Any, str]):
@@ -63,18 +69,82 @@ class Worlds:
         self._store = store
         self._backend = backend
         self._entered: dict[int, tuple[Any, Rank]] = {whole.world_size: (distributed_c10d._world, whole)}
+        self._inside = whole.world_size
         self._attempts: dict[str, int] = {}
+        self._run_id = self._others = 0
+        for namespace in (dist, distributed_c10d):
+            for function, in_run in ((_init, self._init_in_run), (_destroy, self._destroy_in_run)):
+                setattr(namespace, function.__name__, _stand_in(function, in_run))
 
-    def enter(self, num_ranks: int) -> Rank:
+    def enter(self, num_ranks: int, run_id: int) -> Rank:
         """Make the first ``num_ranks`` the world, until the next call; the first time they all connect to each other.
 
         Returns the rank as it is among these. It stays their world after the run, too, for threads that go on.
         """
+        self._run_id, self._others = run_id, 0
         if num_ranks not in self._entered:
             self._entered[num_ranks] = self._make(num_ranks)
+        self._inside = num_ranks
         world, rank = self._entered[num_ranks]
         distributed_c10d._world = world
         return rank
+
+    def leave(self) -> str:
+        """The run is over: whatever it did to the default group, the ranks' own is that again.
+
+        Returns what the run broke that cannot be had again; empty if nothing.
+        """
+        world, rank = self._entered[self._inside]
+        if distributed_c10d._world is not world:
+            self._end_other()
+            distributed_c10d._world = world
+        distributed_c10d._backend = world.pg_map.get(rank.group, (distributed_c10d._backend,))[0]
+        intact = world.default_pg is rank.group and rank.group in world.pg_map
+        return "" if intact else "the run has broken the process group of the ranks"
+
+    def _init_in_run(self, backend: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """``init_process_group`` of a script that was written for ranks of its own: here they are connected already.
+
+        Where it asks for this very group, it gets that, and otherwise a group of its own, for the length of the run.
+        """
+        given = dict(zip(("init_method", "timeout", "world_size", "rank"), args, strict=False)) | kwargs
+        world, me = self._entered[self._inside]
+        now = distributed_c10d._world
+        if now is world or now.default_pg is None:
+            if self._is_own(backend, given.get("world_size"), given.get("rank"), me):
+                distributed_c10d._world = world
+                return
+            distributed_c10d._world = self._other()
+        _init(backend, *args, **kwargs)
+
+    def _is_own(self, backend: object, world_size: object, rank: object, me: Rank) -> bool:
+        kind = me.device.type
+        same = backend is None or str(backend).lower() in (self._backend, f"{kind}:{self._backend}")
+        if kind == "cpu":
+            same = same or f"cpu:{self._backend}" in str(backend).lower().split(",")
+        return same and world_size in (None, -1, me.world_size) and rank in (None, -1, me.index)
+
+    def _destroy_in_run(self, group: Any = None) -> None:
+        """``destroy_process_group``: of the default group only as far as the run can tell."""
+        now, world = distributed_c10d._world, self._entered[self._inside][0]
+        if now.default_pg is None or (group is not None and group is not now.default_pg):
+            _destroy(group)
+            return
+        if now is not world:
+            self._end_other()
+        distributed_c10d._world = self._other()
+
+    def _other(self) -> _World:
+        """An empty world, for the length of this run."""
+        self._attempts["worlds of runs"] = self._attempts.get("worlds of runs", 0) + 1
+        self._others += 1
+        return _World(_NAMES_OF_RUNS + self._run_id * _NAMES_PER_ATTEMPT + self._others * _NAMES_PER_WORLD_OF_RUN)
+
+    def _end_other(self) -> None:
+        """End the groups of a world that the run has made. (torch's own way ends those of all worlds.)"""
+        for group in [*distributed_c10d._world.pg_map][::-1]:
+            group.shutdown()
+            _unregister_process_group(group.group_name)
 
     def sequences(self) -> dict[str, int]:
         """How many operations each process group of this rank has been handed. Gloo counts collectives and
@@ -112,6 +182,14 @@ class Worlds:
         return world, rank
 
 
+def _stand_in(function: Callable[..., None], in_run: Callable[..., None]) -> Callable[..., None]:
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> None:
+        in_run(*args, **kwargs)
+
+    return called
+
+
 def join(backend: str, store: KernelStore, index: int, num_ranks: int, device: torch.device) -> dist.ProcessGroup:
     """Make the default group.
 
@@ -121,7 +199,7 @@ def join(backend: str, store: KernelStore, index: int, num_ranks: int, device: t
         index, num_ranks: this rank's number, and how many there are.
         device: this rank's.
     """
-    dist.init_process_group(
+    _init(
         backend,
         store=store,
         rank=index,

@@ -1,0 +1,209 @@
+"""The rank's side of ``sources``: before a call, load the user's modules again of which the kernel has a newer version.
+
+Where that cannot be done, or the rank has what the kernel has not, the run says so, once for every change.
+"""
+
+import gc
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+import weakref
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tplab.cluster.sources import Version, Versions, digest_of, file_of, is_users
+
+_RENEW = "cluster.restart() starts ranks that have it (rank.store is empty then)"
+_OBJECTS_SEARCHED = 300_000
+
+
+@dataclass(slots=True)
+class Follower:
+    """What this rank has loaded of the user's modules, and what the kernel has."""
+
+    store: Mapping[Any, Any]
+    """``rank.store``, whose objects a new version of their class does not change."""
+    loaded: Versions = field(default_factory=dict)
+    wanted: Versions = field(default_factory=dict)
+    said: set[tuple[str, bytes, bytes]] = field(default_factory=set)
+    checked: int = -1
+    """How many modules had been loaded at the last look."""
+    num_loaded: int = 0
+    old_objects: dict[Any, Any] = field(default_factory=dict)
+    """What IPython's autoreload knows of earlier versions."""
+
+    def listen(self) -> None:
+        """Note the source of each module that is loaded from now on; never take an older ``.pyc`` for it."""
+        for name, module in list(sys.modules.items()):
+            self._note(name, file_of(module))
+        loader = importlib.machinery.SourceFileLoader
+        path_stats = loader.path_stats
+
+        def noting(one: importlib.machinery.SourceFileLoader, path: Any) -> Mapping[str, Any]:
+            if isinstance(path, str) and is_users(path):
+                self._note(one.name, path)
+                if _may_be_confused(path):
+                    raise OSError("compile the source")  # the loader's way of leaving the .pyc alone
+            return path_stats(one, path)
+
+        loader.path_stats = noting  # type: ignore[method-assign,assignment]
+
+    def _note(self, name: str, file: str) -> None:
+        if not file:
+            return
+        self.num_loaded += 1
+        with suppress(OSError):
+            self.loaded[name] = Version(file, digest_of(file))
+
+    def follow(self, versions: Versions | None) -> Iterator[tuple[str, str]]:
+        """Load again what the kernel has loaded again, in the order in which the modules use each other.
+
+        ``versions``: the kernel's; None: as in the last call. Yields what the run has to say: a key that is the same on
+        all ranks, and the sentence. Raises ``ImportError`` for a module that cannot be loaded here.
+        """
+        if versions is not None:
+            self.wanted = versions
+            importlib.invalidate_caches()
+        elif self.checked == self.num_loaded:
+            return
+        again = yield from self._look()
+        for name in _in_order(again):
+            if text := self._load_again(name, again[name]):
+                yield f"{name} {self.wanted[name].digest.hex()} in rank.store", text
+        self.checked = self.num_loaded
+
+    def differences(self) -> Iterator[tuple[str, str]]:
+        """What there is to say of the modules that the run itself has imported."""
+        if self.checked != self.num_loaded and not (yield from self._look()):
+            self.checked = self.num_loaded
+
+    def _look(self) -> Generator[tuple[str, str], None, dict[str, types.ModuleType]]:
+        """Compare the versions. Yields what is to be said, and returns the modules to load again."""
+        again: dict[str, types.ModuleType] = {}
+        for name, wanted in self.wanted.items():
+            module = sys.modules.get(name)
+            have = self.loaded.get(name)
+            if module is None or have is None or (have.digest == wanted.digest and have.digest):
+                continue
+            text = _difference(name, have, wanted)
+            if not text:
+                again[name] = module
+            elif (name, have.digest, wanted.digest) not in self.said:
+                self.said.add((name, have.digest, wanted.digest))
+                yield f"{name} {have.digest.hex()} {wanted.digest.hex()}", text
+        return again
+
+    def _load_again(self, name: str, module: types.ModuleType) -> str:
+        """Returns what is to be said of objects that stay as they were."""
+        wanted = self.wanted[name]
+        old = [weakref.ref(value) for value in vars(module).values() if _is_own(value, name)]
+        try:
+            if wanted.in_place:
+                from IPython.extensions.autoreload import superreload
+
+                superreload(module, old_objects=self.old_objects)
+            else:
+                importlib.reload(module)
+        except Exception as error:
+            self.loaded[name] = Version(wanted.file, b"")
+            raise ImportError(
+                f"{name} ({wanted.file}) was edited and loaded again in the kernel, but cannot be loaded again on this "
+                f"rank ({type(error).__name__}: {error}). cluster.restart() starts fresh ranks, with an empty "
+                "rank.store"
+            ) from error
+        if wanted.in_place or not self.store:
+            return ""
+        gc.collect()
+        kept = _kept_in(self.store, [value for ref in old if (value := ref()) is not None])
+        if not kept:
+            return ""
+        return (
+            f"{name} was loaded again on the ranks, but rank.store keeps objects of its older version "
+            f"({', '.join(kept)}), which go on with the older code: make them again, or cluster.restart()."
+        )
+
+
+def _may_be_confused(path: str) -> bool:
+    """Whether a ``.pyc`` was written in the second of the source's last change: what it was made from may have changed
+    since then, and Python compares seconds and sizes only."""
+    try:
+        return int(os.stat(importlib.util.cache_from_source(path)).st_mtime) <= int(os.stat(path).st_mtime)
+    except (OSError, NotImplementedError):
+        return False
+
+
+def _difference(name: str, have: Version, wanted: Version) -> str:
+    """What there is to say where loading it again would not bring what the kernel has; empty where it would."""
+    if have.file != wanted.file and not _is_same_file(have.file, wanted.file):
+        return (
+            f"module {name} is {wanted.file} in this kernel, but {have.file} on the ranks: make the order of sys.path "
+            "the same, then cluster.restart() (rank.store is empty then)."
+        )
+    try:
+        now = digest_of(wanted.file)
+    except OSError:
+        now = b""
+    own = name.partition(".")[0] == "tplab"
+    if now and now == wanted.digest:
+        if not own and wanted.file.endswith(".py"):
+            return ""
+        return f"the ranks hold an older version of {name} ({wanted.file}) than this kernel: {_RENEW}."
+    up_to_date = "restart the kernel" if own else f"importlib.reload({name}) or %autoreload 2 brings it up to date"
+    whose = "The ranks hold the newer version" if now == have.digest else "The ranks hold another version"
+    return (
+        f"{name} ({wanted.file}) was edited, and this kernel holds an older version of it. {whose}, so they may answer "
+        f"otherwise: {up_to_date}."
+    )
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _is_own(value: object, name: str) -> bool:
+    return isinstance(value, (types.FunctionType, type)) and value.__module__ == name
+
+
+def _in_order(modules: Mapping[str, types.ModuleType]) -> list[str]:
+    """The names, each after those that it has something from."""
+    ordered: list[str] = []
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        for value in list(vars(modules[name]).values()):
+            source = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+            if isinstance(source, str) and source in modules:
+                visit(source)
+        ordered.append(name)
+
+    for name in modules:
+        visit(name)
+    return ordered
+
+
+def _kept_in(store: Mapping[Any, Any], old: list[Any]) -> list[str]:
+    """The names of those old functions and classes which the store's values are, are made of, or are instances of."""
+    wanted = {id(value): value.__name__ for value in old}
+    found: set[str] = set()
+    look: list[Any] = [store]
+    seen: set[int] = set()
+    while look and len(seen) < _OBJECTS_SEARCHED:
+        one = look.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        found |= {wanted[key] for key in (id(one), id(type(one))) if key in wanted}
+        if not isinstance(one, (types.FunctionType, types.ModuleType, types.CodeType, types.FrameType, type)):
+            look += gc.get_referents(one)
+    return sorted(found)

@@ -1,0 +1,264 @@
+"""Which source of the user's modules the kernel has loaded, so that ranks can load the same (see ``follow``).
+
+Functions of imported modules travel by name. A module of which the kernel has another version than a rank (it was
+edited and loaded again, by ``importlib.reload`` or by IPython's ``%autoreload``) would silently give another answer
+there. The user's modules are those in files outside the standard library and ``site-packages``: what may be edited.
+
+Python does not remember what source a module came from. So a version is taken when the module is first seen, and again
+when it is seen to have been loaded again: ``importlib.reload`` gives it another ``__spec__``. IPython's autoreload may
+also patch functions where they are; then their code is compared with that of the file.
+"""
+
+import ast
+import importlib.machinery
+import os
+import site
+import sys
+import sysconfig
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+_SUFFIXES = (".py", *importlib.machinery.EXTENSION_SUFFIXES)
+_PATCHABLE = 500  # more files than that are not looked at in every call: only what is loaded again is seen
+
+
+class Version(NamedTuple):
+    """What a process has loaded of a module."""
+
+    file: str
+    digest: bytes
+    """Of the source; empty where it is not known: the file was edited since it was loaded."""
+    in_place: bool = False
+    """Whether the kernel's older functions and classes were given the new code, as autoreload does."""
+
+
+Versions = dict[str, Version]
+"""Module name -> what the kernel has loaded of it."""
+
+
+def digest_of(file: str) -> bytes:
+    """A short hash of a source file, or of what the system says about a compiled one. Raises ``OSError``."""
+    if file.endswith(".py"):
+        with open(file, "rb") as source:
+            return blake2b(source.read(), digest_size=8).digest()
+    return blake2b(repr(_stamp(file)).encode(), digest_size=8).digest()
+
+
+def file_of(module: object) -> str:
+    """The file of a module that the user may edit; empty for any other."""
+    spec = _spec_of(module)
+    origin = getattr(spec, "origin", None)
+    return origin if isinstance(origin, str) and spec.has_location and is_users(origin) else ""
+
+
+@cache
+def is_users(file: str) -> bool:
+    """Whether a file is a module outside the standard library and ``site-packages``."""
+    if not file.endswith(_SUFFIXES) or not os.path.isabs(file):
+        return False
+    folders = file.split(os.sep)
+    return "site-packages" not in folders and "dist-packages" not in folders and not file.startswith(_installed())
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    with suppress(AttributeError):  # some environments have their own site.py
+        folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(folder + os.sep for folder in folders if folder)
+
+
+def _spec_of(module: object) -> Any:
+    """``__spec__``, without waking a module that loads itself when it is first asked for anything."""
+    try:
+        return object.__getattribute__(module, "__dict__").get("__spec__")
+    except AttributeError:
+        return None
+
+
+def _stamp(file: str) -> tuple[int, int, int]:
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@dataclass(slots=True)
+class _Held:
+    """A module as it was last looked at."""
+
+    spec: Any
+    stamp: tuple[int, int, int] | None
+    """Of the file as it was then; None where it could not be read."""
+    version: Version
+    source: bytes = b""
+    codes: dict[str, types.CodeType] = field(default_factory=dict)
+    functions: list[types.FunctionType] = field(default_factory=list)
+    """The functions themselves: those that were patched have another code now."""
+
+
+class KernelModules:
+    """The user's modules in this process. ``versions`` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._names: list[str] = []
+        self._held: dict[str, _Held] = {}
+        self._versions: Versions = {}
+        self._started_ns = _process_start_ns()
+
+    def versions(self) -> Versions:
+        """What this process has loaded; the same object as before where nothing has changed."""
+        with self._lock:
+            names = list(sys.modules)
+            if names != self._names:
+                new = set(names).difference(self._names)
+                self._names = names
+                self._held = {name: held for name, held in self._held.items() if name in sys.modules}
+                for name in new:
+                    self._look(name)
+            stat_files = len(self._held) <= _PATCHABLE
+            for name in [name for name, held in self._held.items() if self._changed(name, held, stat_files)]:
+                self._look(name)
+            by_value = cloudpickle.list_registry_pickle_by_value()
+            versions = {
+                name: held.version for name, held in self._held.items() if not by_value or not _is_in(name, by_value)
+            }
+            if versions != self._versions:
+                self._versions = versions
+            return self._versions
+
+    def _changed(self, name: str, held: _Held, stat_file: bool) -> bool:
+        if _spec_of(sys.modules.get(name)) is not held.spec:
+            return True
+        if not stat_file:
+            return False
+        try:
+            return _stamp(held.version.file) != held.stamp
+        except OSError:  # deleted or renamed: what was loaded of it stays loaded
+            return False
+
+    def _look(self, name: str) -> None:
+        module = sys.modules.get(name)
+        spec, file, before = _spec_of(module), file_of(module), self._held.pop(name, None)
+        if not file or name == "__main__" or getattr(spec, "_initializing", False):
+            return
+        try:
+            stamp = _stamp(file)
+            digest, source = digest_of(file), Path(file).read_bytes() if file.endswith(".py") else b""
+        except OSError:
+            if before is not None:
+                before.spec = spec
+                self._held[name] = before
+            return
+        held = self._held[name] = _Held(spec, stamp, Version(file, digest), source)
+        functions = _functions(module, name, file)
+        held.codes = {code.co_qualname: code for code in (one.__code__ for one in functions)}
+        held.functions = functions
+        plain = type(getattr(spec, "loader", None)) is importlib.machinery.SourceFileLoader
+        if not plain:
+            if before is not None and before.spec is spec:
+                self._keep(name, before, held)
+            return
+        if before is None and stamp[0] <= self._started_ns:
+            return
+        fits = _fits(functions, source, file)
+        if before is None:
+            if not fits:
+                held.version = Version(file, b"")
+        elif digest != before.version.digest or not fits:
+            patched = any(one.__code__ is not before.codes.get(one.__code__.co_qualname) for one in before.functions)
+            if before.spec is spec:
+                # The same module as before, and another file: unless it was patched it is what it was.
+                if not fits or not (patched or _has_new_constants(module, before.source, source)):
+                    self._keep(name, before, held)
+                else:
+                    held.version = Version(file, digest, in_place=True)
+            elif fits:
+                held.version = Version(file, digest, in_place=patched)
+            elif held.codes == before.codes or fits is None:
+                # It could not be compiled, or Python took an older .pyc for it: same second, same size.
+                self._keep(name, before, held)
+            else:
+                held.version = Version(file, b"")
+
+    def _keep(self, name: str, before: _Held, now: _Held) -> None:
+        """It still is what it was; ``stamp`` stays that of the file then, so that it is looked at in every call."""
+        before.spec = now.spec
+        self._held[name] = before
+
+
+def _is_in(name: str, packages: set[str]) -> bool:
+    """Whether a module travels by value, itself or with its package."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _functions(module: object, name: str, file: str) -> list[types.FunctionType]:
+    """The functions and methods of a module that were compiled from its file."""
+
+    def walk(values: Iterator[object], depth: int) -> Iterator[types.FunctionType]:
+        for value in values:
+            one = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
+            if isinstance(one, property):
+                one = one.fget
+            if isinstance(one, types.FunctionType) and one.__code__.co_filename == file:
+                yield one
+            elif isinstance(one, type) and one.__module__ == name and depth < 3:
+                yield from walk(iter(list(vars(one).values())), depth + 1)
+
+    return [*walk(iter(list(vars(module).values())), 0)]
+
+
+def _fits(functions: list[types.FunctionType], source: bytes, file: str) -> bool | None:
+    """Whether the functions are those of this source; None where it cannot be compiled."""
+    try:
+        top = compile(source, file, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return None
+    found: dict[str, list[types.CodeType]] = {}
+    look = [top]
+    while look:
+        for constant in look.pop().co_consts:
+            if isinstance(constant, types.CodeType):
+                found.setdefault(constant.co_qualname, []).append(constant)
+                look.append(constant)
+    # A function that the file no longer has stays in a module that is loaded again.
+    return all(one.__code__ in found.get(one.__code__.co_qualname, [one.__code__]) for one in functions)
+
+
+def _has_new_constants(module: object, old: bytes, new: bytes) -> bool:
+    """Whether a name to which the two sources give different literals has the new one."""
+    before, after = _literals(old), _literals(new)
+    values = vars(module)
+    return any(
+        name in values and bool(type(values[name]) is type(value) and values[name] == value)
+        for name, value in after.items()
+        if name not in before or before[name] != value
+    )
+
+
+def _literals(source: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with suppress(SyntaxError, ValueError):
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def _process_start_ns() -> int:
+    import psutil
+
+    return int(psutil.Process().create_time() * 1e9)
+
+
+kernel_modules = KernelModules()
+"""Those of this process."""
