@@ -262,6 +262,24 @@ def test_no_family_is_a_llama_for_want_of_better(extra: dict[str, Any], doubt: s
     assert ModelSpec.from_config(sizes | extra | {"model_type": "llama"}).gated_mlp
 
 
+@pytest.mark.parametrize(
+    ("family", "what"),
+    [("bert", "an encoder"), ("t5", "an encoder"), ("rwkv", "state-space"), ("lfm2", "layers that differ from each")],
+)
+def test_families_of_another_kind_are_refused_by_it(family: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"model_type '{family}' has {what}"):
+        ModelSpec.from_config(SIZES | TIED | {"model_type": family})
+
+
+def test_an_architecture_is_not_overlooked() -> None:
+    with pytest.raises(ValueError, match=r"no model_type, .* left open by architectures=\['CohereForCausalLM'\]"):
+        ModelSpec.from_config(SIZES | {"architectures": ["CohereForCausalLM"]})
+    assert ModelSpec.from_config(SIZES | {"architectures": ["LlamaForCausalLM"]}).gated_mlp
+    assert ModelSpec.from_config(GLM | {"architectures": ["ChatGLMModel"], "model_type": "chatglm"}).num_kv_heads == 2
+    with pytest.raises(ValueError, match="inner_hidden_size is a key of the first ChatGLM-6B"):
+        ModelSpec.from_config(GLM | {"inner_hidden_size": 16384, "model_type": "chatglm"})
+
+
 def test_unknown_families_say_all_that_makes_a_llama() -> None:
     sizes = SIZES | {"model_type": "novel", "hidden_act": "silu", "rms_norm_eps": 1e-5}
     with pytest.raises(ValueError, match="left open by tie_word_embeddings left out"):

@@ -57,6 +57,10 @@ def _hf_olmo(keys: Keys) -> dict[str, Any]:
 
 
 def _chatglm(keys: Keys) -> dict[str, Any]:
+    """From ChatGLM2 on, GLM-4 included."""
+    if "inner_hidden_size" in keys.values or "position_encoding_2d" in keys.values:
+        rule = "is a key of the first ChatGLM-6B, which is built otherwise than ChatGLM2 to GLM-4, and not counted"
+        raise ValueError(f"{keys.at}inner_hidden_size {rule}")
     return {} if keys.flag("multi_query_attention") else {"num_key_value_heads": None}
 
 
@@ -181,7 +185,8 @@ FAMILIES: Mapping[str, Family] = {
     "bloom": Family(defaults={"tie_word_embeddings": True, "max_position_embeddings": None, "rms_norm_eps": 1e-5},
                     names={"hidden_size": "n_embed n_embd", "num_attention_heads": "n_head",
                            "num_hidden_layers": "n_layer"}, widens=4, gated=False, outer_norms=2, **_BIASED),
-    "mpt": Family(defaults={"tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+    "mpt": Family(defaults={"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "attn_config": None,
+                            "expansion_ratio": None},
                   names={"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers",
                          "max_position_embeddings": "max_seq_len"}, rewrite=_mpt, gated=False, qkv_bias=False,
                   out_bias=False, mlp_bias=False),

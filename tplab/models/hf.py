@@ -22,6 +22,7 @@ from tplab.files import read_json
 from tplab.models.families import TELLING, keys_of
 from tplab.models.keys import (
     ACTIVATIONS,
+    ALSO,
     HONOURED,
     INERT,
     KINDS,
@@ -161,6 +162,11 @@ def _look_for_doubt(keys: Keys) -> None:
     One read as a Llama for want of better is wrong by 5 to 40 %: by the gate that its MLP has not, or a tied output
     head. Sizes without ``model_type`` may have keys that say nothing here, and are a Llama's for the rest.
     """
+    for what, names in KINDS.items():
+        if keys.family in names:
+            raise ValueError(
+                f"{keys.at}model_type {shown(keys.family)} has {what}: the advisor models dense decoders only"
+            )
     values, named = keys.values, keys.values.get("model_type")
     if keys.known and (named or keys.family != "llama"):
         return
@@ -168,6 +174,9 @@ def _look_for_doubt(keys: Keys) -> None:
     doubts = [name for name in ACTIVATIONS if values.get(name) not in (None, "", "silu", "swish")]
     doubts += sorted(active & TELLING if keys.known else active - INERT - HONOURED - PLAIN)
     said = [f"{name}={shown(values[name])}" for name in doubts]
+    found = values.get("architectures")
+    if keys.known and found and "llama" not in str(found).lower():
+        said.append(f"architectures={shown(found)}")
     if not keys.known and values.get("tie_word_embeddings") is None:
         said.append("tie_word_embeddings left out, of which classes differ")
     if said:
@@ -198,7 +207,13 @@ def _look_for_unknown(keys: Keys) -> None:
             f"model computes, so it is not passed over. Delete the key if it changes nothing. Honoured are "
             f"{', '.join(sorted(HONOURED))}"
         )
-    known = INERT | HONOURED | SIZED | {key for names in REFUSED.values() for key in names} | keys.kind.keys()
+    known = (
+        INERT
+        | HONOURED
+        | SIZED
+        | keys.kind.keys()
+        | {key for names in (*REFUSED.values(), *ALSO.values()) for key in names}
+    )
     if idle := sorted(set(values) - known):
         keys.notes.append(f"keys without meaning here, taken to change neither size nor speed: {listed(idle, 20)}")
 

@@ -65,6 +65,18 @@ REFUSED = {
 KINDS = {
     "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "dbrx", "gpt_oss", "llama4"),
     "multi-head latent attention": ("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3"),
+    "state-space or linear-attention layers": (
+        *("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7", "xlstm", "jamba", "zamba", "zamba2"),
+        *("bamba", "falcon_h1", "nemotron_h", "granitemoehybrid", "recurrent_gemma", "plamo2"),
+        *("qwen3_next", "minimax", "olmo_hybrid", "hymba", "griffin", "retnet"),
+    ),
+    "an encoder": (
+        *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "albert", "electra", "deberta", "deberta-v2"),
+        *("mpnet", "modernbert", "nomic_bert", "ernie", "big_bird", "longformer", "t5", "mt5", "umt5", "longt5"),
+        *("bart", "mbart", "pegasus", "blenderbot", "m2m_100", "marian", "led", "prophetnet", "switch_transformers"),
+        *("whisper", "speech_to_text", "t5gemma", "clip", "vit"),
+    ),
+    "layers that differ from each other": ("deci", "nemotron-nas", "openelm", "lfm2", "gemma3n", "gemma3n_text"),
 }
 """Families that are asked for most, by what they would need."""
 

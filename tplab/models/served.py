@@ -63,7 +63,7 @@ def _name(values: Config, key: str) -> str | None:
 def _refuse_encoders(values: Config, where: str) -> None:
     found = values.get("architectures") or []
     found = texts([found] if isinstance(found, str) else found, "architectures", f"{where}: ")
-    heads = ("CausalLM", "LMHead", "ForConditionalGeneration")
+    heads = ("CausalLM", "LMHead", "ForConditionalGeneration", "ChatGLMModel")
     if found and not any(head in each for each in found for head in heads):
         raise ValueError(
             f"{where} does not generate text (architectures={shown(found)}, none of which names "
