@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tests.collectives.nccl_output import as_json, printed
 from tplab import Machine, ModelSpec, Workload, advise, predict
 from tplab.cli import main
 from tplab.collectives.crossover import comparable, crossovers
+from tplab.collectives.nccl_tests import nccl_frame, read_nccl
 from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import parse_bytes
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
@@ -18,6 +20,7 @@ from tplab.models.spec import ModelConfig
 from tplab.pipeline import Schedule, add_communication, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
+from tplab.topology.calibration.from_nccl import calibration_of_nccl, machine_of_test
 from tplab.topology.published.accuracy import read_beside
 from tplab.topology.published.tables import CELL, read_folder
 from tplab.topology.published.vllm_bench import beside_vllm, read_vllm
@@ -148,6 +151,14 @@ def _calibration(path: Path) -> None:
     machine_of(calibration)
 
 
+def _nccl(path: Path) -> None:
+    tests = read_nccl(path)
+    nccl_frame(tests)
+    for test in tests:
+        machine_of_test(test)
+    calibration_of_nccl(tests)
+
+
 def _checkpoint(path: Path) -> None:
     source = Checkpoint(path.parent, CONFIG)
     for name in CONFIG.tensor_shapes():
@@ -207,6 +218,9 @@ READERS: dict[str, Reader] = {
     "beside": Reader(bases=(BESIDE.encode(),), file="beside.csv", read=read_beside),
     "sweep": Reader(bases=(SWEEP.encode(),), file="sweep.csv", words=("the sweep has", "a comparison needs"),
                     read=lambda path: crossovers(comparable(read_sweep(path)))),
+    "nccl": Reader(bases=(printed(n=2).encode(), printed("sendrecv", 4, hosts=2).encode(), as_json().encode()),
+                   file="nccl.txt", read=_nccl,
+                   words=("tests must", "machine must", "collective must", "JSON of nccl-tests", "named")),
     "sizes": Reader(bases=(b"64KiB", b"1GiB", b"512", b" 3 MiB"), file="size.txt", words=("--from-size",),
                     read=lambda path: parse_bytes("--from-size", path.read_text("utf-8", "replace"))),
     "options": Reader(bases=(b"--gpus 8 --nodes 2 --input 1024 --output 16 --concurrency 8 --most 3 --tpot-limit-ms 9",

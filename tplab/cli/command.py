@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, crossover, measure, validate, words
+from tplab.cli import advise, crossover, measure, nccl, validate, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (
         crossover.add_crossover,
         measure.add_calibrate,
+        nccl.add_nccl,
         advise.add_advise,
         validate.add_validate,
         measure.add_box,

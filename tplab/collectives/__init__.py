@@ -19,6 +19,7 @@ What it does cost (on a cluster):
   point_to_point       every pair of ranks
   counting             counted bytes beside the formula
   emulated_sweep       algorithms over a declared link beside the formula
+  nccl_tests           what nccl-tests and rccl-tests printed, as a sweep; nccl_text: taken apart, nccl_checks: judged
   quantised_sweep      int8 beside bfloat16 and float32: bytes, error, time
 
 Public names load on first use: the pure modules serve the notebook's kernel, which does without torch.
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from tplab.collectives.emulated_sweep import measure_emulated as measure_emulated
     from tplab.collectives.engine_thresholds import engine_rules as engine_rules
     from tplab.collectives.limits import Limits as Limits
+    from tplab.collectives.nccl_tests import NcclTest as NcclTest
+    from tplab.collectives.nccl_tests import nccl_frame as nccl_frame
+    from tplab.collectives.nccl_tests import read_nccl as read_nccl
     from tplab.collectives.one_shot import one_shot_all_reduce as one_shot_all_reduce
     from tplab.collectives.peer_memory import PeerMemory as PeerMemory
     from tplab.collectives.peer_memory import all_reduce_add_rms_norm as all_reduce_add_rms_norm

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tplab.topology.advisor.launch_commands import ENGINES as ENGINES
     from tplab.topology.advisor.memory import max_requests as max_requests
     from tplab.topology.calibration import calibrate as calibrate
+    from tplab.topology.calibration import calibration_of_nccl as calibration_of_nccl
     from tplab.topology.calibration import submit_calibrate as submit_calibrate
     from tplab.topology.machine import Gpu as Gpu
     from tplab.topology.machine import Link as Link

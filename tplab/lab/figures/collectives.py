@@ -1,6 +1,6 @@
 """All-reduce: latency, bus bandwidth, bytes per rank, and the ring step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,22 @@ _ERRORS: dict[str, Any] = {"row": 2, "col": 1}
 """The two plots of :func:`latency_figure`."""
 
 
-def latency_figure(frame: pd.DataFrame, *, badge: str, link: AlphaBeta | None = None) -> go.Figure:
+def latency_figure(
+    frame: pd.DataFrame,
+    *,
+    badge: str,
+    link: AlphaBeta | None = None,
+    beside: Mapping[str, Callable[[float], float]] | None = None,
+) -> go.Figure:
     """Time against size, log-log, with residuals below.
 
     Points are medians of the slowest rank, whiskers reach to the 95th percentile. Of the first series: the alpha-beta
     line (the teaching model), the interpolated curve, and the lower bound of any algorithm on this link.
 
     Args:
-        frame: as ``sweep_frame`` gives it.
+        frame: as ``sweep_frame`` gives it, or ``NcclTest.frame`` of another collective.
         link: one link's alpha and beta, for the lower bound; without it the bound is not drawn.
+        beside: further curves by name, each microseconds by bytes, such as the advisor's formula.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06)
     for (name, rows), colour, symbol in zip(_series(frame), _SERIES_COLOURS, _SYMBOLS, strict=False):
@@ -41,11 +48,15 @@ def latency_figure(frame: pd.DataFrame, *, badge: str, link: AlphaBeta | None = 
     if series and len(series[0][1]) >= 3:
         _add_models(figure, series[0][1], link)
     sizes = frame["bytes"] if len(frame) else pd.Series([1024, 1 << 20])
+    dense = np.geomspace(sizes.min(), sizes.max(), 200)
+    for (name, us), colour in zip((beside or {}).items(), (style.FORWARD, style.POINT_TO_POINT), strict=False):
+        marks.line(figure, dense, [us(size) for size in dense], name, colour, "longdash", **_TIMES)
     figure.update_xaxes(type="log", **_byte_ticks(sizes))
     figure.update_xaxes(title="message size S", row=2, col=1)
     figure.update_yaxes(title="microseconds", type="log", row=1, col=1, **style.log_ticks(frame["p50_us"]))
     figure.update_yaxes(title="model − measured", ticksuffix=" %", row=2, col=1)
-    return style.card(figure, title="All-reduce latency", badge=badge, height=560)
+    measured = frame["collective"].iloc[0] if "collective" in frame and len(frame) else "all-reduce"
+    return style.card(figure, title=f"{measured.capitalize()} latency", badge=badge, height=560)
 
 
 def _add_models(figure: go.Figure, rows: pd.DataFrame, link: AlphaBeta | None) -> None:

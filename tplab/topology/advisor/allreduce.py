@@ -155,7 +155,7 @@ def all_reduce(
     own = custom if kernel in ("auto", *OWN_KERNELS) else None
     if calibration is None or not sweeps:
         return _by_formula(groups, constants, kernel, own)
-    measured = _measured(groups, graph, constants, calibration)
+    measured = _by_span(groups, graph, constants, calibration)
     if own is None:
         return measured
     # By what the links fall short of their spec sheet at the largest size, the engine's own kernels do.
@@ -283,6 +283,17 @@ def _own_lines(
     return lines, able & (kernel != "auto")
 
 
+def _by_span(groups: Groups, graph: bool, constants: Constants, calibration: Calibration) -> Times:
+    """Sweeps over nodes say nothing of groups inside one; those inside say for others what there is to say."""
+    inside, over = calibration.spanning(False), calibration.spanning(True)
+    if not over.all_reduce:
+        return _measured(groups, graph, constants, inside)
+    formula = _by_formula(groups, constants)
+    near = _measured(groups, graph, constants, inside) if inside.all_reduce else formula
+    far = _measured(groups, graph, constants, over)
+    return lambda nbytes: np.where(groups.nodes > 1, far(nbytes), near(nbytes))
+
+
 def _measured(groups: Groups, graph: bool, constants: Constants, calibration: Calibration) -> Times:
     """The sweeps where there are any; elsewhere the formulas, times what those next in size differ from theirs."""
     sizes = sorted({sweep.num_ranks for sweep in calibration.all_reduce})
@@ -353,7 +364,7 @@ def hop(
     """Time of a message to the next stage: ``latency + software + bytes/(share·B)``; arguments are arrays of N layouts.
 
     A calibration's sends replace it: those between ``pairs`` of GPUs, given for every layout, else the slowest of all;
-    ``width`` as in ``Groups``. Between nodes the formula stays: what was measured is one node.
+    ``width`` as in ``Groups``. Between nodes the formula stays, unless messages over the network were measured.
 
     Args:
         family, bandwidth_GBps, latency_us: the link of each layout's hops.
@@ -368,6 +379,7 @@ def hop(
     if calibration is None or not calibration.sends:
         return lambda nbytes: np.asarray(start + np.asarray(nbytes, dtype=np.float64) * per_byte, dtype=np.float64)
     network = family == FAMILIES.index("network")
+    inside, over = calibration.spanning(False), calibration.spanning(True)
     alike: dict[frozenset[tuple[int, int]], list[int]] = {}
     for i in range(len(family)):
         alike.setdefault(pairs[i] if pairs else frozenset(), []).append(i)
@@ -375,9 +387,11 @@ def hop(
     def time(nbytes: ArrayLike) -> Floats:
         M = np.asarray(nbytes, dtype=np.float64)
         wide = np.broadcast_to(M / width, np.broadcast_shapes(M.shape, family.shape))
-        measured = np.empty(wide.shape)
+        made = np.array(np.broadcast_to(start + M * per_byte, wide.shape))
+        between = over.send_us(wide)
         for sent, at in alike.items():
-            measured[..., at] = calibration.send_us(wide[..., at], sent)
-        return np.where(network, start + M * per_byte, measured)
+            measured = inside.send_us(wide[..., at], sent)
+            made[..., at] = made[..., at] if measured is None else np.where(network[at], made[..., at], measured)
+        return made if between is None else np.where(network, between, made)
 
     return time

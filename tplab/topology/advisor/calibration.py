@@ -51,9 +51,12 @@ class AllReduceTimes:
     """What joins the group, in words."""
     gpus: tuple[int, ...] = ()
     """GPUs (ranks) of the group; empty if all groups of this size are alike."""
+    nodes: int = 1
+    """Number of nodes that it spans."""
 
     def __post_init__(self) -> None:
         check_count("num_ranks of an all-reduce", self.num_ranks, least=2, most=_MOST_RANKS)
+        check_count("nodes of an all-reduce", self.nodes, least=1, most=self.num_ranks)
         check_one_of("launch", self.launch, LAUNCHES)
         _curve("nbytes", self.nbytes, self.p50_us)
 
@@ -68,9 +71,12 @@ class SendTimes:
     """Sizes of the messages in bytes, increasing."""
     p50_us: tuple[float, ...]
     """Median time of each size, in us."""
+    nodes: int = 1
+    """1 inside a node, 2 over the network."""
 
     def __post_init__(self) -> None:
         _curve("nbytes", self.nbytes, self.p50_us)
+        _in_range("nodes", (self.nodes,), least=1, most=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +223,11 @@ class Calibration:
         values = {key: getattr(self, key) for key in (*_RATES, *_OVERHEADS)}
         return {key: value for key, value in values.items() if value is not None}
 
+    def spanning(self, network: bool) -> "Calibration":
+        """With its sweeps and messages over the network only, or inside nodes only."""
+        sweeps = tuple(each for each in self.all_reduce if (each.nodes > 1) == network)
+        return replace(self, all_reduce=sweeps, sends=tuple(s for s in self.sends if (s.nodes > 1) == network))
+
     def all_reduce_us(self, nbytes: ArrayLike, n: int, *, graph: bool, gpus: Iterable[int] = ()) -> Floats | None:
         """Time of an all-reduce of ``n`` ranks, by the sweep of that very group, else of any group of that size.
 
@@ -308,13 +319,8 @@ _PARTS: Mapping[str, Any] = {"all_reduce": AllReduceTimes, "sends": SendTimes, "
 _SIXTEEN_BITS = ("bf16", "fp16")
 _RATES = ("copy_GBps", "kv_read_GBps", "prompt_attention_TFLOPS")
 _OVERHEADS = (
-    "attention_fixed_us",
-    "light_kernel_us",
-    "launch_us",
-    "block_overhead_us",
-    "block_overhead_per_width_us",
-    "step_overhead_us",
-    "handoff_us",
+    *("attention_fixed_us", "light_kernel_us", "launch_us", "block_overhead_us", "block_overhead_per_width_us"),
+    *("step_overhead_us", "handoff_us"),
 )
 
 
@@ -346,13 +352,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-_NAMES: Mapping[Any, str] = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "null",
-}
+_NAMES: Any = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def _is(value: Any, kind: Any) -> bool:

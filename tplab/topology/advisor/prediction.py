@@ -357,14 +357,15 @@ def _provenance(server: Server, machine: Machine, tp: int) -> dict[str, str]:
     """Source of every term, with ``tp`` ranks in a group."""
     c, known = server.calibration, server.rates.provenance
     reduced = f"formula on {machine.source} links (kernel tables)"
-    if c and c.all_reduce:
-        swept = tp == 1 or any(sweep.num_ranks == tp for sweep in c.all_reduce)
+    over = tp > machine.gpus_per_node  # sweeps over nodes say nothing of groups inside one
+    if c and (sweeps := [sweep for sweep in c.all_reduce if over or sweep.nodes == 1]):
+        swept = tp == 1 or any(sweep.num_ranks == tp for sweep in sweeps)
         reduced = c.badge if swept else f"interpolated from other group sizes; {c.badge}"
         e, own = server.workload.engine, server.engine.all_reduce
         if tp > 1 and c.backend == "nccl" and own is not None and e.all_reduce in ("auto", *OWN_KERNELS):
             reduced = f"{e.name}'s kernels by formula where it has them; {reduced}"
     hops = f"formula on {machine.source} links (kernel tables)"
-    if c and c.sends:
+    if c and any(sent.nodes == 1 or machine.nodes > 1 for sent in c.sends):
         hops = source(c, f"{c.badge}; handing over as {server.workload.engine.name} does", "handoff_us")
     return {
         **known,

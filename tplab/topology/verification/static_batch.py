@@ -7,6 +7,7 @@ serving engines fuse or hide and the latency model leaves out: the sum of the em
 Also here: the machine that a calibration describes, and a model that the lab can run in the shapes of one it cannot.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -149,9 +150,14 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
 
     Args:
         memory_GB: of each rank; by default the GPU's by its name, and more than enough on a CPU or an unknown GPU.
+
+    Raises:
+        ValueError: a calibration of a few collectives only, and no usual machine of those GPUs is known.
     """
     c = calibration
     gpu = _gpu_called(c.device, memory_GB) if c.backend == "nccl" else None
+    if c.backend == "nccl" and not c.matmuls and len(c.sends) < math.comb(c.num_ranks, 2):
+        return _usual(c, gpu)
     if gpu is None:
         peak = _peak_TFLOPS(c)
         gpu = Gpu(
@@ -178,6 +184,19 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
         source="measured",
         notes=(c.badge,),
     )
+
+
+def _usual(c: Calibration, gpu: Gpu | None) -> Machine:
+    """A usual machine of those GPUs, where too little was measured for links and rates: of nccl-tests, say."""
+    nodes = max([1, *(sweep.nodes for sweep in c.all_reduce), *(sent.nodes for sent in c.sends)])
+    lacks = "a calibration without GEMMs and the links of all pairs needs the machine beside it (machine, --machine)"
+    if gpu is None:
+        raise ValueError(f"{lacks}: there is no spec sheet of {c.device}")
+    try:
+        usual = Machine.preset(gpu, gpus=c.num_ranks // nodes, nodes=nodes)
+    except ValueError as error:
+        raise ValueError(f"{lacks}: {error}") from None
+    return replace(usual, notes=(*usual.notes, "a usual machine of these GPUs is taken, since none was named"))
 
 
 def _gpu_called(name: str, memory_GB: float | None) -> Gpu | None:
