@@ -127,7 +127,14 @@ def _factor(rows: Sequence[Row]) -> float | None:
 
 
 def collective_of(raw: Raw, rows: Sequence[Row], n: int, where: str, filename: str, asked: str | None) -> str:
-    """What was measured: asked for, said in the text, in the file's name, or told by the columns."""
+    """What was measured.
+
+    Args:
+        raw, rows, n: the test, its sound rows, and its ranks.
+        where: what stands before errors.
+        filename: which may be called after the program.
+        asked: goes before what the text, the file's name or the columns say.
+    """
     if asked is not None:
         return asked
     named = COLLECTIVES.get(_squeezed(raw.name))
@@ -184,7 +191,14 @@ def _factor_of(collective: str, n: int) -> float:
 
 
 def consistent(rows: list[Row], collective: str, n: int, where: str, notes: list[str]) -> list[Row]:
-    """Rows whose bandwidths are those of their time, size and number of ranks; times in us."""
+    """Rows whose bandwidths are those of their time, size and number of ranks; times in us.
+
+    Args:
+        rows: of one test.
+        collective, n: what it is, and its ranks.
+        where: what stands before errors.
+        notes: what was left out is added.
+    """
     clear = [row for row in rows if (half := row.out_of_place) is not None and half.algbw >= _LEAST_BW]
     scale = 1.0
     if clear:

@@ -76,7 +76,7 @@ class Half:
     """One side of a row: out of place, or in place."""
 
     time: float
-    """In the table's unit, us unless it was another."""
+    """Mean time in the table's unit, us unless it was another."""
     algbw: float
     busbw: float
     wrong: float | None
@@ -89,7 +89,7 @@ class Row:
 
     nbytes: int
     dtype: str
-    """As printed: ``float``, ``half``, ..."""
+    """Name of the dtype as it is printed: ``float``, ``half``, ..."""
     redop: str
     root: int
     out_of_place: Half | None
@@ -101,7 +101,7 @@ class Raw:
     """One run of one test, as far as the text has it."""
 
     name: str = ""
-    """Of the program, less ``_perf``: ``all_reduce``."""
+    """The program, less ``_perf``: ``all_reduce``."""
     headers: int = 0
     """Lines with nThread: one of every process that ran for itself."""
     threads: int = 0

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 from tplab.checks import ArgumentError, check_one_of
 from tplab.models.keys import Config, mapping, text
-from tplab.models.quant_blocks import QuantBlock, not_converted, quant_blocks
+from tplab.models.quant_blocks import QuantBlock as QuantBlock
+from tplab.models.quant_blocks import not_converted, quant_blocks
 from tplab.shown import shown
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]

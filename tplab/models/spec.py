@@ -20,8 +20,7 @@ from tplab.checks import ArgumentError, check_divides, check_length, check_one_o
 from tplab.layers.ranges import divisors, kv_heads_by_rank
 from tplab.models.hf import config_json, read_config
 from tplab.models.keys import whole
-from tplab.models.precision import ITEMSIZE, DType, itemsize, precisions, scaled_itemsize
-from tplab.models.quant_blocks import QuantBlock
+from tplab.models.precision import ITEMSIZE, DType, QuantBlock, itemsize, precisions, scaled_itemsize
 from tplab.models.rope import RopeScaling
 
 _SIZES = (
@@ -292,8 +291,7 @@ class ModelConfig:
 
     def kept_tokens(self, context: float) -> float:
         """How many of ``context`` tokens an average layer keeps and looks at: fewer where some layers are windowed."""
-        window = self.sliding_window
-        if window is None:
+        if (window := self.sliding_window) is None:
             return context
         share = self.windowed_layers / self.num_layers
         return (1 - share) * context + share * min(context, window)
