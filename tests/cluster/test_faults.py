@@ -309,9 +309,6 @@ class TestWhatCannotBeSent:
         assert info.value.rank == 1
         assert_works(cluster)
 
-    def test_the_rank_itself(self, cluster, provoke_warm):
-        assert "a Rank stays" in str(provoke_warm(cluster, lambda rank: rank))
-
     def test_return_value_that_cannot_be_rebuilt(self, cluster, provoke_warm):
         class Broken:
             def __reduce__(self):

@@ -11,6 +11,7 @@ store       the keys through which ranks find each other, kept in the kernel; ra
 sockets     who owns the other end of a connection; neighbours: nobody else joins a process group
 late        what threads print after their run is over
 worker      the rank's side: a main loop in a fresh interpreter; context: its CUDA context, made meanwhile
+cells       a notebook's cell on the ranks, in a namespace that lives there
 engine      the small protocol between the supervisor and whatever hosts the ranks
 output      an output stream of a rank, cut into lines
 keeper      the process between kernel and ranks, which outlives both

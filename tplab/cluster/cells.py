@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tplab.cluster.rank import Rank
 
@@ -46,8 +46,8 @@ class Cell:
     """What the run is called in messages."""
     ranks: tuple[int, ...]
     """Those that execute it."""
-    shows: bool
-    """Whether to give the last expression as text and pictures, else as it is."""
+    gives: Literal["bundle", "value", "nothing"]
+    """How its last expression comes back: as text and pictures, as it is, or not at all."""
     keeps_settings: ClassVar[bool] = True
     """What a cell sets (devices, types, threads, its folder), the next one finds, as in a notebook."""
 
@@ -114,7 +114,7 @@ class _Space:
 
         self.module = ModuleType("__main__")
         self._rank: Rank | None = None
-        self._shell = _make_shell(self.module, self._show)  # which puts the module into sys.modules
+        self._shell = _make_shell(self.module, self._send)  # which puts the module into sys.modules
         self._given: dict[str, Any] = {}
         self._runner = asyncio.Runner()
         self._flags = 0
@@ -140,12 +140,11 @@ class _Space:
             raise
         value = names.pop(_VALUE, None)
         self._shell.events.trigger("post_execute")  # where matplotlib shows the figures that the cell has drawn
-        if not cell.shows:
+        if cell.gives == "value":
             return value
-        if value is None:
-            return None
-        names["_"] = value
-        return self._bundle(value)
+        if value is not None:
+            names["_"] = value
+        return self._bundle(value) if cell.gives == "bundle" and value is not None else None
 
     def enter(self, rank: Rank) -> None:
         """The names that are there from the start, for the run that begins."""
@@ -184,10 +183,10 @@ class _Space:
             bundle = {}
         return {**bundle, "text/plain": text}
 
-    def _show(self, bundle: Bundle) -> None:
+    def _send(self, **fields: Any) -> None:
         """What ``display`` comes to."""
         if self._rank is not None:
-            self._rank.report(tplab_display=bundle)
+            self._rank.report(**fields)
 
 
 _space: _Space | None = None
@@ -201,28 +200,30 @@ def _space_of(rank: Rank) -> _Space:
     return _space
 
 
-def _make_shell(module: ModuleType, show: Callable[[Bundle], None]) -> "InteractiveShell":
+def _make_shell(module: ModuleType, send: Callable[..., None]) -> "InteractiveShell":
     from IPython.core.displaypub import DisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
     class Publisher(DisplayPublisher):  # type: ignore[misc]  # traitlets are not typed
-        def publish(self, data: Bundle, *args: Any, **kwargs: Any) -> None:
-            show(data)
+        def publish(self, data: Bundle, *args: Any, **options: Any) -> None:
+            again = {name: options[name] for name in ("transient", "update") if options.get(name)}
+            send(tplab_display=data, **again)
 
         def clear_output(self, wait: bool = False) -> None:
-            """The output of other ranks stands there, too."""
+            send(tplab_clear=wait)
 
     class Shell(InteractiveShell):  # type: ignore[misc]
         def enable_gui(self, gui: Any = None) -> None:
             """There are no windows here: `%matplotlib` asks for some."""
 
         def ask_exit(self) -> None:
+            __tracebackhide__ = True
             raise SystemExit
 
     config = Config()
     config.HistoryManager.enabled = False  # ranks would write into the user's, all at once
-    config.InteractiveShell.colors = "NoColor"
+    config.InteractiveShell.colors = "nocolor"
     shell = Shell.instance(config=config, user_module=module, user_ns=vars(module), display_pub_class=Publisher)
     vars(module)["display"] = _display
     return shell

@@ -94,8 +94,11 @@ class Rank(int):
     def __repr__(self) -> str:
         return f"Rank({self.index} of {self.world_size}, {self.device})"
 
-    def __reduce__(self) -> str:
-        raise TypeError("a Rank stays on its rank: return values made from it (rank.index, tensors), not itself")
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return int, (self.index,)  # what else it has stays on its rank
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
 
 def degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:

@@ -5,6 +5,7 @@ figures/    tidy frame in, plotly figure out
 panels/     ipywidgets around the public functions
 checks      what this machine can do, and what is wrong with it
 choice      what it offers the ranks of a notebook
+ranks       cells that run on every rank, %%ranks; target: which ranks those are
 predict     the learner commits a number before anything runs
 exercises   stubs' checkers
 """

@@ -9,8 +9,9 @@ import re
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.error import UsageError
@@ -67,7 +68,8 @@ class RanksMagics(Magics):
         if arguments.help:
             print(self.cell.parser.format_help())
         elif cell.strip():
-            self._run(f"%%ranks {line}".strip(), cell, arguments)
+            with _as_options():
+                self._run(f"%%ranks {line}".strip(), cell, arguments)
 
     @no_var_expand
     @magic_arguments("ranks")
@@ -92,35 +94,47 @@ class RanksMagics(Magics):
             %ranks status               what they are doing, and hold
             cluster = %ranks cluster    the Cluster, for cluster.run
         """
-        if not _is_command(line):
-            return self._run("%ranks", line, None) if line.strip() else self._status()
+        with _as_options():
+            if _is_command(line) or not line.strip():
+                return self._do(line)
+            try:
+                return self._run("%ranks", line, None)
+            except SyntaxError as error:
+                raise UsageError(f"%ranks {line}: neither {', '.join(_COMMANDS)} nor Python ({error.msg})") from None
+
+    def _do(self, line: str) -> Any:
         command, _, rest = line.strip().partition(" ")
         if command == "pull":
-            return self._pull(rest)
+            return self._pull(rest.strip())
         arguments = parse_argstring(self.line, line)
+        if command in ("restart", "stop", "start"):
+            self._forget()
         match command, arguments.command[1:]:
             case _ if arguments.help:
                 print(self.line.parser.format_help())
             case "push", [_, *_] as names:
                 self._push([each for name in names for each in name.split(",") if each])
             case "use", [_, *_]:
-                self._target.use(self.shell.ev(rest))
+                self._target.use(self._evaluated(rest))
             case "start", []:
-                self._forget()
                 self._target.start(arguments.num_ranks, arguments.backend)
             case "restart", []:
-                self._forget()
                 self._target.cluster()[1].restart()
             case "stop", []:
-                self._forget()
                 self._target.stop()
-            case "status", []:
+            case "status" | "", []:
                 self._status()
             case "cluster", []:
                 return self._target.cluster()[1]
             case _:
-                raise UsageError(f"%ranks {command}: see %ranks --help")
+                raise UsageError(f"%ranks {line}: see %ranks --help")
         return None
+
+    def _evaluated(self, text: str) -> Any:
+        try:
+            return self.shell.ev(text)
+        except NameError as error:
+            raise UsageError(f"%ranks use {text}: {error}") from None
 
     def _run(self, header: str, body: str, arguments: Any) -> None:
         __tracebackhide__ = True
@@ -128,23 +142,23 @@ class RanksMagics(Magics):
         cluster = self._ready(arguments and arguments.num_ranks)
         chosen = _chosen(arguments.ranks if arguments else [], cluster.num_ranks)
         timeout = self.timeout if arguments is None or arguments.timeout is None else arguments.timeout
-        shows = not DisplayHook.semicolon_at_end_of_expression(source)
-        cell = Cell(name=name, source=source, title=header.split()[0], ranks=chosen, shows=shows)
-        bundles = self._call(cluster, cell, ranks=chosen, timeout=timeout)
-        for rank, bundle in enumerate(bundles):
-            if shows and bundle is not None:
+        quiet = DisplayHook.semicolon_at_end_of_expression(source)
+        gives: Literal["bundle", "nothing"] = "nothing" if quiet else "bundle"
+        cell = Cell(name=name, source=source, title=header.split()[0], ranks=chosen, gives=gives)
+        for rank, bundle in enumerate(self._call(cluster, cell, ranks=chosen, timeout=timeout)):
+            if bundle is not None:
                 self._show(rank, bundle)
 
     def _pull(self, text: str) -> list[Any]:
         __tracebackhide__ = True
-        match = re.fullmatch(r"(?:(?:-r|--ranks)[ =]+(\S+)\s+)?(.+)", text.strip())
+        match = re.fullmatch(r"(?:(?:-r|--ranks)[ =]+(\S+)\s+)?(.+)", text)
         if match is None:
             raise UsageError("%ranks pull: say what, as in `values = %ranks pull x`")
         compile(match[2], "<%ranks pull>", "eval")  # an expression, or a SyntaxError here
         name, source = self._compile("%ranks pull", match[2])
         cluster = self._ready()
         chosen = _chosen([match[1] or ""], cluster.num_ranks)
-        cell = Cell(name=name, source=source, title="%ranks pull", ranks=chosen, shows=False)
+        cell = Cell(name=name, source=source, title="%ranks pull", ranks=chosen, gives="value")
         values = self._call(cluster, cell, ranks=chosen, timeout=self.timeout)
         return [values[rank] for rank in chosen]
 
@@ -159,7 +173,7 @@ class RanksMagics(Magics):
             self._call(cluster, Push(tuple(names)), *values, ranks=range(cluster.num_ranks), timeout=self.timeout)
         except TypeError as error:
             text = re.sub(r"args\[(\d+)\]", lambda found: names[int(found[1])], str(error))
-            raise TypeError(text) from error
+            raise TypeError(text) from None
 
     def _status(self) -> None:
         target = self._target.find()
@@ -180,10 +194,7 @@ class RanksMagics(Magics):
     def _ready(self, num_ranks: int | None = None) -> Cluster:
         """The ranks, ready. Says so if they are not those that ran the last cell."""
         __tracebackhide__ = True
-        try:
-            owner, cluster = self._target.cluster(num_ranks)
-        except ArgumentError as error:
-            raise UsageError(error.named("-n")) from None
+        owner, cluster = self._target.cluster(num_ranks)
         cluster.start()
         pid = next(iter(cluster.pids), 0)
         if self._used.get(owner, pid) != pid:
@@ -212,10 +223,17 @@ class RanksMagics(Magics):
         except ClusterError as error:
             if isinstance(error, RankTimeout) and len(ranks) < cluster.num_ranks:
                 _append(error, f"Only {in_words(ranks)} took part: a collective of all ranks waits for the others.")
-            if isinstance(error.__cause__, NameError) and self._lost:
-                _append(error, "The ranks were replaced since: cells before that have to run again.")
+            if isinstance(error.__cause__, NameError):
+                self._explain_missing(error)
             _render(error)
             raise
+
+    def _explain_missing(self, error: ClusterError) -> None:
+        match = re.search(r"name '(\w+)' is not defined", str(error.__cause__))
+        if match is not None and match[1] in self.shell.user_ns:
+            _append(error, f"`{match[1]}` is in the notebook: `%ranks push {match[1]}` sends it to the ranks.")
+        elif self._lost:
+            _append(error, "The ranks were replaced at some time: cells from before that have to run again.")
 
     def _compile(self, header: str, body: str) -> tuple[str, str]:
         """Name and Python of a cell, its lines numbered as in the notebook, the magic's own line among them."""
@@ -231,32 +249,34 @@ class RanksMagics(Magics):
         return name, source
 
     def _on_report(self, report: Report) -> None:
-        bundle = report.fields.get("tplab_display")
-        if bundle is not None:
-            self._show(report.rank, bundle)
+        fields = dict(report.fields)
+        if (bundle := fields.pop("tplab_display", None)) is not None:
+            self._show(report.rank, bundle, **fields)
+        elif (wait := fields.pop("tplab_clear", None)) is not None:
+            self.shell.display_pub.clear_output(wait)
         else:
-            print(
-                f"[rank {report.rank}] report:", ", ".join(f"{name}={value!r}" for name, value in report.fields.items())
-            )
+            said = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+            print(f"[rank {report.rank}] report: {said}")
 
-    def _show(self, rank: int, bundle: Bundle) -> None:
+    def _show(self, rank: int, bundle: Bundle, **options: Any) -> None:
+        """Show what a rank has to show, its number in front; ``options`` as of ``publish``."""
         label = f"[rank {rank}] "
         text = label + bundle.get("text/plain", "").replace("\n", "\n" + " " * len(label))
-        if bundle.keys() <= {"text/plain"}:
+        if bundle.keys() <= {"text/plain"} and not options:
             print(text)
             return
         shown = bundle | {"text/plain": text}
         if "text/html" in shown:
             shown["text/html"] = f"<div><code>{label}</code></div>{shown['text/html']}"
-        else:
-            print(label)  # above a picture
-        self.shell.display_pub.publish(shown)
+        elif len(shown) > 1 and not options.get("update"):
+            print(label.rstrip())  # above a picture
+        self.shell.display_pub.publish(shown, **options)
 
 
 def _is_command(line: str) -> bool:
     """Whether a line is one of the commands, and no Python that begins with such a name."""
-    words = "|".join(_COMMANDS)
-    return re.match(rf"\s*(?:-h|--help|(?:{words})(?!\s*[=.(\[,:+*/<>!&|]|\w))(?:\s|$)", line) is not None
+    command = rf"(?:{'|'.join(_COMMANDS)})(?!\s*(?:[=.,:+*/%<>!&|]|-\s|(?:in|is|if|and|or|not)\b))"
+    return re.match(rf"\s*(?:-h|--help|{command})(?:\s|$)", line) is not None
 
 
 def _chosen(words: Sequence[str], num_ranks: int) -> tuple[int, ...]:
@@ -281,6 +301,16 @@ def _names(title: str) -> Iterator[str]:
     """File names for a cell: one number may stand for several texts, where a line is run in a loop."""
     yield f"<{title}>"
     yield from (f"<{title}.{number}>" for number in count(2))
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """What is wrong with an argument is said of the option that it came from."""
+    try:
+        yield
+    except ArgumentError as error:
+        options = {"n": "-n", "num_ranks": "-n", "timeout": "--timeout", "backend": "--backend"}
+        raise UsageError(error.named(options.get(error.argument, error.argument))) from None
 
 
 def _append(error: ClusterError, text: str) -> None:

@@ -80,6 +80,7 @@ class Pool(widgets.VBox):
 
     @num_ranks.setter
     def num_ranks(self, value: int) -> None:
+        check_count("num_ranks", value, least=1, most=MAX_LOCAL_RANKS)
         with self._quietly():
             self._size.options = [(f"{n} rank{'s' * (n > 1)}", n) for n in sorted({*_SIZES, value})]
             self._size.value = value
