@@ -30,6 +30,8 @@ class Follower:
     """``rank.store``, whose objects a new version of their class does not change."""
     loaded: Versions = field(default_factory=dict)
     wanted: Versions = field(default_factory=dict)
+    loads: dict[str, int] = field(default_factory=dict)
+    """How often the kernel had loaded a module again when this rank last did."""
     said: set[tuple[str, bytes, bytes]] = field(default_factory=set)
     checked: int = -1
     """How many modules had been loaded at the last look."""
@@ -88,7 +90,11 @@ class Follower:
         for name, wanted in self.wanted.items():
             module = sys.modules.get(name)
             have = self.loaded.get(name)
-            if module is None or have is None or (have.digest == wanted.digest and have.digest):
+            if module is None or have is None:
+                continue
+            if have.digest == wanted.digest and have.digest:
+                if self.loads.setdefault(name, wanted.loads) != wanted.loads and not _is_own_package(name):
+                    again[name] = module
                 continue
             text = _difference(name, have, wanted)
             if not text:
@@ -101,6 +107,7 @@ class Follower:
     def _load_again(self, name: str, module: types.ModuleType) -> str:
         """Returns what is to be said of objects that stay as they were."""
         wanted = self.wanted[name]
+        self.loads[name] = wanted.loads
         old = [weakref.ref(value) for value in vars(module).values() if _is_own(value, name)]
         try:
             if wanted.in_place:
@@ -148,7 +155,7 @@ def _difference(name: str, have: Version, wanted: Version) -> str:
         now = digest_of(wanted.file)
     except OSError:
         now = b""
-    own = name.partition(".")[0] == "tplab"
+    own = _is_own_package(name)
     if now and now == wanted.digest:
         if not own and wanted.file.endswith(".py"):
             return ""
@@ -159,6 +166,11 @@ def _difference(name: str, have: Version, wanted: Version) -> str:
         f"{name} ({wanted.file}) was edited, and this kernel holds an older version of it. {whose}, so they may answer "
         f"otherwise: {up_to_date}."
     )
+
+
+def _is_own_package(name: str) -> bool:
+    """Whether a module is part of tplab, whose threads run on the rank."""
+    return name.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _is_same_file(one: str, other: str) -> bool:

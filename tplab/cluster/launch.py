@@ -67,8 +67,9 @@ class Launch:
 
     def say_changes(self, run: "Run[Any]") -> None:
         """Say which variables of the environment the ranks do not have as the kernel has them."""
-        if changes := describe_changes(self.environment, run.surroundings.environment):
-            self.say(run, changes, changes)
+        key, text = describe_changes(self.environment, run.surroundings.environment)
+        if text:
+            self.say(run, key, text)
 
     @property
     def is_last(self) -> bool:

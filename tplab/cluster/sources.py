@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,6 +37,9 @@ class Version(NamedTuple):
     file: str
     digest: bytes
     """Of the source; empty where it is not known: the file was edited since it was loaded."""
+    loads: int = 0
+    """How often the kernel was seen to have loaded it again: with it come what it takes from other modules, and its own
+    state as it is at first."""
     in_place: bool = False
     """Whether the kernel's older functions and classes were given the new code, as autoreload does."""
 
@@ -99,9 +102,9 @@ class _Held:
     """Of the file as it was then; None where it could not be read."""
     version: Version
     source: bytes = b""
-    codes: dict[str, types.CodeType] = field(default_factory=dict)
     functions: list[types.FunctionType] = field(default_factory=list)
-    """The functions themselves: those that were patched have another code now."""
+    codes: list[types.CodeType] = field(default_factory=list)
+    """What its functions were compiled to: those that were patched have another code now."""
 
 
 class KernelModules:
@@ -160,12 +163,13 @@ class KernelModules:
             return
         held = self._held[name] = _Held(spec, stamp, Version(file, digest), source)
         functions = _functions(module, name, file)
-        held.codes = {code.co_qualname: code for code in (one.__code__ for one in functions)}
-        held.functions = functions
+        held.functions, held.codes = functions, [one.__code__ for one in functions]
         plain = type(getattr(spec, "loader", None)) is importlib.machinery.SourceFileLoader
         if not plain:
             if before is not None and before.spec is spec:
                 self._keep(name, before, held)
+            elif before is not None:
+                held.version = held.version._replace(loads=before.version.loads + 1)
             return
         if before is None and stamp[0] <= self._started_ns:
             return
@@ -173,25 +177,28 @@ class KernelModules:
         if before is None:
             if not fits:
                 held.version = Version(file, b"")
-        elif digest != before.version.digest or not fits:
-            patched = any(one.__code__ is not before.codes.get(one.__code__.co_qualname) for one in before.functions)
-            if before.spec is spec:
-                # The same module as before, and another file: unless it was patched it is what it was.
-                if not fits or not (patched or _has_new_constants(module, before.source, source)):
-                    self._keep(name, before, held)
-                else:
-                    held.version = Version(file, digest, in_place=True)
-            elif fits:
-                held.version = Version(file, digest, in_place=patched)
-            elif held.codes == before.codes or fits is None:
-                # It could not be compiled, or Python took an older .pyc for it: same second, same size.
+            return
+        patched = any(one.__code__ is not code for one, code in zip(before.functions, before.codes, strict=True))
+        loads = before.version.loads
+        if before.spec is spec:
+            # The same module as before, and another file: unless it was patched it is what it was.
+            if not fits or not (patched or _has_new_constants(module, before.source, source)):
                 self._keep(name, before, held)
             else:
-                held.version = Version(file, b"")
+                held.version = Version(file, digest, loads, in_place=True)
+        elif fits:
+            held.version = Version(file, digest, loads + 1, in_place=patched)
+        elif held.codes == before.codes or fits is None:
+            # It could not be compiled, or Python took an older .pyc for it: same second, same size.
+            self._keep(name, before, held)
+        else:
+            held.version = Version(file, b"", loads + 1)
 
     def _keep(self, name: str, before: _Held, now: _Held) -> None:
         """It still is what it was; ``stamp`` stays that of the file then, so that it is looked at in every call."""
         before.spec = now.spec
+        if now.version.digest == before.version.digest:
+            before.stamp = now.stamp
         self._held[name] = before
 
 
@@ -219,18 +226,44 @@ def _functions(module: object, name: str, file: str) -> list[types.FunctionType]
 def _fits(functions: list[types.FunctionType], source: bytes, file: str) -> bool | None:
     """Whether the functions are those of this source; None where it cannot be compiled."""
     try:
-        top = compile(source, file, "exec", dont_inherit=True)
+        tops = [compile(source, file, "exec", dont_inherit=True)]
+        if all(_is_among(one.__code__, _by_name(tops)) for one in functions):
+            return True
+        # autoreload patches with what it has written anew from the syntax tree: other lines, other indents.
+        tops.append(compile(ast.unparse(ast.parse(source)), file, "exec", dont_inherit=True))
     except (SyntaxError, ValueError):
         return None
+    return all(_is_among(one.__code__, _by_name(tops), _essence) for one in functions)
+
+
+def _by_name(tops: list[types.CodeType]) -> dict[str, list[types.CodeType]]:
     found: dict[str, list[types.CodeType]] = {}
-    look = [top]
+    look = list(tops)
     while look:
         for constant in look.pop().co_consts:
             if isinstance(constant, types.CodeType):
-                found.setdefault(constant.co_qualname, []).append(constant)
+                found.setdefault(constant.co_name, []).append(constant)
                 look.append(constant)
+    return found
+
+
+def _is_among(
+    code: types.CodeType,
+    found: dict[str, list[types.CodeType]],
+    essence: Callable[[types.CodeType], Any] = lambda code: code,
+) -> bool:
     # A function that the file no longer has stays in a module that is loaded again.
-    return all(one.__code__ in found.get(one.__code__.co_qualname, [one.__code__]) for one in functions)
+    return code.co_name not in found or essence(code) in map(essence, found[code.co_name])
+
+
+def _essence(code: types.CodeType) -> tuple[Any, ...]:
+    """What a code does, without where it stands."""
+    constants = (
+        _essence(one) if isinstance(one, types.CodeType) else " ".join(one.split()) if isinstance(one, str) else one
+        for one in code.co_consts
+    )
+    arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, arguments, *map(repr, constants)
 
 
 def _has_new_constants(module: object, old: bytes, new: bytes) -> bool:

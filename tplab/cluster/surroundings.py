@@ -43,22 +43,24 @@ class Surroundings:
         )
 
 
-def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Which variables of the environment the user changed, in a sentence; empty where none. (Names alone: some values
-    are secrets.)"""
+def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, str]:
+    """Which variables of the environment the user changed: a key that differs for every change, and a sentence, empty
+    where there are none. (Names alone: some values are secrets.)"""
     if before == now:
-        return ""
-    changes = [
-        f"{name} ({'new' if name not in before else 'changed' if name in now else 'removed'})"
+        return "", ""
+    names = [
+        name
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
         and name not in _NOT_THE_USERS
         and not name.startswith(_PREFIXES_NOT_THE_USERS)
     ]
-    if not changes:
-        return ""
+    if not names:
+        return "", ""
+    changes = [f"{name} ({'new' if name not in before else 'changed' if name in now else 'removed'})" for name in names]
     more = f" and {len(changes) - _NAMES_SHOWN} more" if len(changes) > _NAMES_SHOWN else ""
-    return (
+    key = str(hash(tuple((name, now.get(name)) for name in names)))
+    return key, (
         f"variables of the environment differ from those that the ranks were started with: "
         f"{', '.join(changes[:_NAMES_SHOWN])}{more}. cluster.restart() takes them over (rank.store is empty then)."
     )

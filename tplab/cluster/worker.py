@@ -140,7 +140,7 @@ class Worker:
         try:
             rank = worlds.enter(call.num_ranks, run_id)
             self._notice(self._follower.follow(call.modules))
-            fn, args = unpack(call.payload)
+            fn, args = _unpack_call(call.payload)
             del call  # what came with it may be large
             began = time.perf_counter()
             with self._baseline.settings(kept=getattr(fn, "keeps_settings", False)):
@@ -270,6 +270,18 @@ class Worker:
             self._interrupted = self._running is not None
         elif self._running is not None:
             raise KeyboardInterrupt
+
+
+def _unpack_call(payload: wire.Bulk) -> Any:
+    try:
+        return unpack(payload)
+    except (ImportError, AttributeError) as error:
+        error.add_note(
+            "What a module defines travels by name: the ranks import it from its file, on the kernel's sys.path. Of a "
+            "module that has no file, or none any more, it can travel by value: "
+            "cloudpickle.register_pickle_by_value(module)"
+        )
+        raise
 
 
 def _settle(device: str) -> None:
