@@ -51,7 +51,6 @@ SIZED = frozenset(
 )
 """Keys of models that are only sized: read here, or of no effect on sizes and times."""
 REFUSED = {
-    "a mixture of experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "ffn_config"),
     "latent attention (MLA)": ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
     "state-space or linear-attention layers": (
         *("ssm_cfg", "mamba_d_state", "mamba_d_ssm", "state_size", "linear_num_key_heads", "full_attention_interval"),
@@ -61,7 +60,8 @@ REFUSED = {
     "cross-attention to images": ("cross_attention_layers",),
     "blocks that differ from each other": ("block_configs", "num_kv_shared_layers", "layers_block_type"),
 }
-"""What cannot be sized, and the keys that betray it unless they are null, 0, 1, false or empty."""
+"""What cannot be sized, and the keys that betray it unless they are null, 0, 1, false or empty. Mixtures of
+experts have a module of their own."""
 KINDS = {
     "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "dbrx", "gpt_oss", "llama4"),
     "multi-head latent attention": ("deepseek_v2", "deepseek_v3", "kimi_k2", "minicpm3"),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from tplab.models.experts import dense_member, experts_in
 from tplab.models.families import keys_of
 from tplab.models.hf import described, file_of, object_in
 from tplab.models.keys import REFUSED, Config, mapping, text, texts
@@ -25,7 +26,11 @@ def read_spec(
     check_depth(values, where)
     _refuse_encoders(mapping(values, where), where)
     notes: list[str] = []
+    whole = values
     family, values = _language_model(values, notes)
+    if experts := experts_in(whole, family, where):
+        raise ValueError(f"{where} has a mixture of experts ({experts}): the advisor models dense decoders only")
+    family, values = dense_member(values, family)
     _refuse(values, where)
     keys = keys_of(values, family, where, core=family == "gemma3_text")
     made = described(keys)
