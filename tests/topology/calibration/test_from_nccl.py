@@ -70,6 +70,8 @@ def test_the_machine_is_the_usual_one_of_its_gpus(tests_of):
     machine = machine_of(calibration_of_nccl(tests_of(printed(n=4))))
     assert (machine.gpu.name, machine.num_gpus) == ("h100", 4)
     assert machine.link(0, 1).kind == "nvswitch"
+    pair = machine_of(calibration_of_nccl(tests_of(printed(n=2), printed("sendrecv", 2))))
+    assert pair.link(0, 1) == Machine.preset("h100", gpus=2).link(0, 1)
     over = machine_of(calibration_of_nccl(tests_of(printed(n=16, hosts=2))))
     assert (over.nodes, over.gpus_per_node) == (2, 8)
     unnamed = calibration_of_nccl(tests_of(printed(ranks=False)))

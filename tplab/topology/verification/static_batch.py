@@ -156,7 +156,7 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
     """
     c = calibration
     gpu = _gpu_called(c.device, memory_GB) if c.backend == "nccl" else None
-    if c.backend == "nccl" and not c.matmuls and len(c.sends) < math.comb(c.num_ranks, 2):
+    if c.backend == "nccl" and not c.matmuls and (gpu is not None or len(c.sends) < math.comb(c.num_ranks, 2)):
         return _usual(c, gpu)
     if gpu is None:
         peak = _peak_TFLOPS(c)
@@ -187,9 +187,9 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
 
 
 def _usual(c: Calibration, gpu: Gpu | None) -> Machine:
-    """A usual machine of those GPUs, where too little was measured for links and rates: of nccl-tests, say."""
+    """A usual machine of those GPUs, where collectives were measured and no rates: of nccl-tests, say."""
     nodes = max([1, *(sweep.nodes for sweep in c.all_reduce), *(sent.nodes for sent in c.sends)])
-    lacks = "a calibration without GEMMs and the links of all pairs needs the machine beside it (machine, --machine)"
+    lacks = "a calibration without GEMMs needs the machine beside it (machine, --machine)"
     if gpu is None:
         raise ValueError(f"{lacks}: there is no spec sheet of {c.device}")
     try:
