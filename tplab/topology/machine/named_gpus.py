@@ -34,7 +34,11 @@ _SAID = re.compile(
     r"\s*[:=] *(?:\d+ ?[x×*] ?)?([A-Za-z0-9][\w .\-/]*)",
     re.IGNORECASE,
 )
-_COUNTED = re.compile(r"(?<![\w.-])(\d{1,2}) ?[x×] ?(?=((?:[A-Za-z0-9.\-]+ ?){1,5}))")
+_COUNTED = re.compile(
+    r"(?<![\w.-])(?:(\d{1,2})(?: ?[x×] ?| (?=[A-Za-z]))|(dual|two|quad|four|eight) )(?=((?:[A-Za-z0-9.\-]+ ?){1,5}))",
+    re.IGNORECASE,
+)
+_NUMBERS = {"dual": 2, "two": 2, "quad": 4, "four": 4, "eight": 8}
 _TIMES = re.compile(r" ?[x×*] ?\d{1,2}\b.*")
 _MIG = re.compile(r"\bMIG \d+g\.\d+gb|^\W*MIG devices:", re.IGNORECASE)
 _VIRTUAL = re.compile(r"GRID|-\d+[QCAB]\b")
@@ -54,10 +58,11 @@ class Named:
     left_out: tuple[int, ...] = ()
     """Places in the table of GPUs that only drive a display."""
     names: tuple[str, ...] = ()
-    """As the text has them."""
+    """Their names in the text."""
     in_words: bool = False
     """Whether a sentence names them for all, rather than a list."""
     notes: tuple[str, ...] = ()
+    """What was made of it, one sentence each."""
 
 
 def names_in(lines: Sequence[str], count: int | None = None) -> Names:
@@ -110,10 +115,10 @@ def _in_words(lines: Sequence[str], count: int | None) -> Names:
     bare = (_TIMES.sub("", name).strip() for line in lines for name in _SAID.findall(line))
     said = {name for name in bare if known_gpu(name)}
     for found in (found for line in lines for found in _COUNTED.finditer(line)):
-        if count not in (None, int(found[1])):
+        if count not in (None, int(found[1] or _NUMBERS[found[2].lower()])):
             continue
-        words = found[2].split()
-        tries = (" ".join(words[:length]) for length in range(len(words), 0, -1))
+        words = found[3].split()
+        tries = (" ".join(words[:length]).removesuffix("s") for length in range(len(words), 0, -1))
         said |= {name for name in (next((each for each in tries if known_gpu(each)), None),) if name}
     if len({known_gpu(name) for name in said}) != 1:
         return {}

@@ -40,6 +40,7 @@ _NONE: tuple[tuple[str, str], ...] = (
         "nvidia-smi printed no table when this was made",
     ),
 )
+_FILE = re.compile(r"[^\s<>|*?\"]{1,300}\.(txt|log|out|md|csv|json)")
 _WAY = "paste what `nvidia-smi topo -m` prints, or take the preset of the machine (--machine, --gpus)"
 
 
@@ -54,5 +55,7 @@ def other_tool(text: str, *, alike: bool = False) -> str | None:
 def no_table(text: str, named: str) -> str:
     """What to say of a text without any table; ``named``: the GPUs that it names, if it does."""
     found = next((f" ({said})" for pattern, said in _NONE if re.search(pattern, text)), "")
+    if _FILE.fullmatch(text.strip()):
+        found = " (it is the name of a file: give what is in it)"
     names = f"; it names {named}" if named else ""
     return f"no line of the text is the header of a topology table (GPU0 GPU1 ...){found}{names}: {_WAY}"

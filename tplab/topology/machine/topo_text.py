@@ -159,6 +159,8 @@ def _table(lines: Sequence[str], start: int, end: int, header: "_Header") -> Top
         if len(words) <= len(devices):
             join_broken(lines, number, lambda line, new: _row_goes_on(line, new, devices))
             words = words_of(lines[number])
+        if not lacking and len(words) <= len(devices):
+            break  # cut off in the row of a card: all links of the GPUs are there
         lacking.discard(name)
         rows[name] = _cells(number, name, words[1:], devices)
         rest[name] = words[1 + len(devices) :]
@@ -253,8 +255,8 @@ def _holds(lines: Sequence[str], header: _Header) -> str:
         words = words_of(line)
         if len(words) > 1 and words[0] in header[0] and _GPU.fullmatch(words[0]):
             cells = [word for word in words[1 : 1 + len(header[0])] if word != "X"]
-            if cells:
-                return "peers" if _PEER.fullmatch(cells[0]) else "links"
+            if cells or len(header[0]) == 1:
+                return "peers" if cells and _PEER.fullmatch(cells[0]) else "links"
     return ""
 
 
