@@ -55,6 +55,13 @@ OUTER = {
 }  # fmt: skip
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 300,
         "n_inner": None, "torch_dtype": "float16"}  # fmt: skip
+FALCON = {"model_type": "falcon", "hidden_size": 64, "n_layer": 2, "num_attention_heads": 4, "num_kv_heads": 2,
+          "new_decoder_architecture": True, "multi_query": True, "parallel_attn": True, "bias": False,
+          "num_ln_in_parallel_attn": None, "vocab_size": 300}  # fmt: skip
+MPT = {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 4, "expansion_ratio": 4, "max_seq_len": 128,
+       "vocab_size": 300, "attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 2}}  # fmt: skip
+NEO = {"model_type": "gpt_neo", "hidden_size": 64, "num_layers": 4, "num_heads": 4, "window_size": 16,
+       "attention_types": [[["global", "local"], 2]], "vocab_size": 300}  # fmt: skip
 RESULT = {
     "date": "20261124-120000", "backend": "vllm", "model_id": "meta-llama/Llama-3.1-8B", "num_prompts": 160,
     "request_rate": "inf", "max_concurrency": 16, "completed": 160, "total_input_tokens": 163840,
@@ -199,8 +206,10 @@ def _save(folder: Path) -> None:
 
 READERS: dict[str, Reader] = {
     "models": Reader(bases=_json(LLAMA, QWEN), file="config.json", read=_models),
-    "advisor": Reader(bases=_json(LLAMA, QWEN, QUANTISED, OUTER, GPT2), file="config.json", read=_advisor, words=(
-        *("fit on", "cannot be cut", "must be an object"),)),
+    "advisor": Reader(
+        bases=_json(LLAMA, QWEN, QUANTISED, OUTER, GPT2, FALCON, MPT, NEO), file="config.json", read=_advisor,
+        words=("fit on", "cannot be cut", "must be an object"),
+    ),
     "vllm": Reader(bases=_json(RESULT), file="result.json",
                    read=lambda path: beside_vllm(read_vllm(path), MODEL, H100)),
     "calibration": Reader(bases=(CALIBRATION.to_json().encode(),), file="calibration.json", read=_calibration,

@@ -12,6 +12,7 @@ import transformers
 
 from tplab.models.families import FAMILIES
 from tplab.models.keys import COMMON
+from tplab.models.shards import Layout, weight_bytes
 from tplab.models.spec import ModelSpec
 
 SIZES = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3}
@@ -99,6 +100,7 @@ def test_as_many_parameters_as_transformers_own_modules(family: str, keys: dict[
     for file in (keys | {"model_type": family}, written(theirs)):
         spec = ModelSpec.from_config(file)
         assert spec.total_params == count
+        assert weight_bytes(spec, Layout.of(spec), 0, 0) == spec.weight_bytes
         shapes = {name: tuple(each.shape) for name, each in module.named_parameters()}
         assert (spec.vocab_size, spec.table_width) in shapes.values()
         assert not any("is not known here" in note for note in spec.notes)
@@ -269,6 +271,20 @@ def test_no_family_is_a_llama_for_want_of_better(extra: dict[str, Any], doubt: s
 def test_families_of_another_kind_are_refused_by_it(family: str, what: str) -> None:
     with pytest.raises(ValueError, match=f"model_type '{family}' has {what}"):
         ModelSpec.from_config(SIZES | TIED | {"model_type": family})
+
+
+@pytest.mark.parametrize(
+    ("keys", "longest"),
+    [
+        (GROUPED | {"model_type": "cohere", "max_position_embeddings": 8192, "model_max_length": 131072}, 131072),
+        (GROUPED | {"model_type": "baichuan", "model_max_length": 4096}, 4096),
+        (GROUPED | {"model_type": "baichuan"}, None),
+        (BLOOM | {"model_type": "bloom", "seq_length": 2048}, 2048),
+        (GLM | {"model_type": "chatglm", "seq_length": 32768}, 32768),
+    ],
+)
+def test_longest_sequence_under_other_names(keys: dict[str, Any], longest: int | None) -> None:
+    assert ModelSpec.from_config(keys).max_length == longest
 
 
 def test_an_architecture_is_not_overlooked() -> None:

@@ -87,6 +87,7 @@ def _exaone4(keys: Keys) -> dict[str, Any]:
 _LAYER_NORM = (True, True)
 _BIASED: dict[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "norm": _LAYER_NORM}
 _SIDE_BY_SIDE: dict[str, Any] = {"parallel": True, "shared_norm": True}
+_COHERE_NAMES = {"max_position_embeddings": "model_max_length"}  # 128k, beside the 8k that it was trained with
 _GPT_NAMES = {
     "hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
     "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "hidden_act": "activation_function",
@@ -130,7 +131,7 @@ _STABLELM = Family(
     norm=_LAYER_NORM, parallel="use_parallel_residual", shared_norm="use_parallel_residual", qkv_bias="use_qkv_bias",
     out_bias=False, mlp_bias=False, qk_norm="qk_layernorm", qk_norm_heads=True,
 )  # fmt: skip
-_PLAIN = Family(qkv_bias=False, out_bias=False, mlp_bias=False)
+_PLAIN = Family(defaults={"max_position_embeddings": None}, qkv_bias=False, out_bias=False, mlp_bias=False)
 _GLM = Family(
     defaults={"num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "attention_bias": True},
     out_bias=False,
@@ -167,10 +168,10 @@ FAMILIES: Mapping[str, Family] = {
                       gated=False, mlp_bias=False, qk_norm=True),
     "cohere": Family(defaults=_BIAS | {"max_position_embeddings": 8192, "tie_word_embeddings": True,
                                        "rope_theta": 5e5, "use_qk_norm": False},
-                     mlp_bias=False, qk_norm="use_qk_norm", qk_norm_heads=True, **_SIDE_BY_SIDE),
+                     names=_COHERE_NAMES, mlp_bias=False, qk_norm="use_qk_norm", qk_norm_heads=True, **_SIDE_BY_SIDE),
     "cohere2": Family(defaults=_BIAS | {"max_position_embeddings": 8192, "tie_word_embeddings": True,
                                         "sliding_window": 4096, "sliding_window_pattern": 4},
-                      mlp_bias=False, **_SIDE_BY_SIDE),
+                      names=_COHERE_NAMES, mlp_bias=False, **_SIDE_BY_SIDE),
     "smollm3": Family(defaults=_BIASES | {"num_key_value_heads": 4, "max_position_embeddings": 32768,
                                           "rope_theta": 2e6, "tie_word_embeddings": True, "sliding_window": None,
                                           "max_window_layers": None}, switched_window=True),

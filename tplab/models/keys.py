@@ -84,7 +84,9 @@ CORE = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate
 """Sizes that the advisor does not make up: a dict written by hand that lacks one is a slip. (Gemma 3 as published
 leaves out whatever is the default of its class.)"""
 ALSO: Mapping[str, tuple[str, ...]] = {
-    "max_position_embeddings": ("n_positions", "max_sequence_length", "seq_length", "max_seq_len"),
+    "max_position_embeddings": (
+        *("n_positions", "max_sequence_length", "seq_length", "max_seq_len", "model_max_length"),
+    ),
     "rms_norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "norm_epsilon", "layernorm_epsilon"),
     "rope_theta": ("rotary_emb_base",),
     "sliding_window_pattern": ("_sliding_window_pattern",),
