@@ -41,6 +41,10 @@ class Kernel:
     client: object
     streams: list[tuple[str, str, str]] = field(default_factory=list)
     """(msg_id of the cell, stdout or stderr, text)"""
+    blocks: list[tuple[str, str, str]] = field(default_factory=list)
+    """(msg_id of the cell, display id, text)"""
+    times: list[float] = field(default_factory=list)
+    """When each of both was sent."""
     _values: dict[str, str] = field(default_factory=dict)
     _idle: set[str] = field(default_factory=set)
 
@@ -83,6 +87,10 @@ class Kernel:
         parent = message["parent_header"].get("msg_id", "")
         if kind == "stream":
             self.streams.append((parent, content["name"], content["text"]))
+            self.times.append(message["header"]["date"].timestamp())
+        elif kind in ("display_data", "update_display_data"):
+            self.blocks.append((parent, content["transient"]["display_id"], content["data"]["text/plain"]))
+            self.times.append(message["header"]["date"].timestamp())
         elif kind == "execute_result":
             self._values[parent] = content["data"]["text/plain"]
         elif kind == "status" and content["execution_state"] == "idle":
@@ -254,6 +262,98 @@ class TestOutput:
         kernel("[r.result() for r in (r0, r1, r2)] and None")
         for i, cell in enumerate(cells):
             assert kernel.wait_for_output(f"from cell {i}") == cell
+
+
+class TestLive:
+    """What is written without a newline is seen at once, and redrawn in place."""
+
+    def run(self, kernel, function):
+        """Define and run a function of a cell; what it wrote, and the seconds at which that was seen."""
+        kernel(f"from tqdm import tqdm\n{function}")
+        kernel.streams.clear(), kernel.blocks.clear(), kernel.times.clear()
+        began = time.time()
+        kernel("cluster.run(fn) and None")
+        return [at - began for at in kernel.times]
+
+    @pytest.mark.parametrize("how", ["end='', flush=True", "end=''"])
+    def test_one_line(self, kernel, how):
+        """In its stream, as the kernel's own would be. (Line buffering flushes at a carriage return by itself.)"""
+        times = self.run(
+            kernel,
+            "def fn(rank):\n    for i in range(3 * (rank.index == 1)):\n"
+            f"        print('.' if i else 'step', {how}); time.sleep(0.3)",
+        )
+        texts = [text for _, _, text in kernel.streams]
+        assert [text.strip("\r") for text in texts] == [
+            *("[rank 1] step", "[rank 1] step.", "[rank 1] step.."),
+            "[rank 1] step..\n",
+        ]
+        for i, at in enumerate(times[:3]):
+            assert at - 0.3 * i < 0.29, f"each is seen before the next is written: {times}"
+        assert kernel.blocks == []
+
+    def test_bars_of_all_ranks(self, kernel):
+        """One under the other, in rank order, in an output that is replaced; at the end only lines are left."""
+        self.run(
+            kernel,
+            "def fn(rank):\n    for i in tqdm(range(4)): time.sleep(0.15)\n    print('done', rank.index)",
+        )
+        assert len({name for _, name, _ in kernel.blocks}) == 1
+        for percent in (25, 50, 75):
+            assert any(
+                [row.split("%")[0].split()[:3] for row in text.splitlines()]
+                == [["[rank", "0]", str(percent)], ["[rank", "1]", str(percent)]]
+                for _, _, text in kernel.blocks
+            )
+        assert kernel.blocks[-1][2] == ""
+        out, err = (
+            sorted(line for _, stream, text in kernel.streams if stream == name for line in text.splitlines())
+            for name in ("stdout", "stderr")
+        )
+        assert out == ["[rank 0] done 0", "[rank 1] done 1"]
+        assert [line.split("|")[0] for line in err] == ["[rank 0] 100%", "[rank 1] 100%"]
+
+    def test_lines_beside_a_bar(self, kernel):
+        """The bar's own stream has it once, at the end: redraws between lines of the other would repeat it."""
+        self.run(
+            kernel,
+            "def fn(rank):\n    for i in tqdm(range(5), disable=rank.index):\n"
+            "        print('said', i); time.sleep(0.12)",
+        )
+        assert "".join(text for _, name, text in kernel.streams if name == "stderr").count("it/s") == 1
+        assert "".join(text for _, name, text in kernel.streams if name == "stdout").count("said") == 10
+        assert len(kernel.blocks) >= 4
+
+    def test_a_fault_leaves_the_last_state(self, kernel):
+        kernel(
+            "def fn(rank):\n    print('so far', end='')\n    if rank.index: time.sleep(0.2); 1 / 0\n    time.sleep(1)"
+        )
+        kernel.streams.clear(), kernel.blocks.clear()
+        kernel.fails("cluster.run(fn)")
+        assert sorted(line for _, _, text in kernel.streams for line in text.splitlines()) == [
+            "[rank 0] so far",
+            "[rank 1] so far",
+        ]
+        assert kernel.blocks[-1][2] == ""
+
+    def test_many_lines(self, kernel):
+        """About as long as the kernel's own print of them takes, in about as many messages."""
+        kernel("def fn(rank):\n    for i in range(4000): print('line', i)")
+        counts, seconds = {}, {}
+        for name, code in (
+            ("own", "for i in range(8000): print('[rank 0] line', i)"),
+            ("ranks", "cluster.run(fn) and None"),
+        ):
+            kernel.streams.clear()
+            seconds[name] = kernel.wait(kernel.send(code)).seconds
+            counts[name] = len(kernel.streams)
+        lines = "".join(text for _, _, text in kernel.streams).splitlines()
+        for rank in (0, 1):
+            head = f"[rank {rank}] "
+            assert [line for line in lines if line.startswith(head)] == [f"{head}line {i}" for i in range(4000)]
+        assert len(lines) == 8000
+        assert counts["ranks"] < counts["own"] + 20, counts
+        assert seconds["ranks"] < 4 * seconds["own"] + 0.5, seconds
 
 
 class TestSubmit:

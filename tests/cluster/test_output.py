@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tplab.cluster.output import LONGEST_LINE, Pipe
+from tplab.cluster.output import LONGEST_LINE, LONGEST_OPEN, Pipe
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -104,3 +104,90 @@ def test_time_grows_with_the_bytes_alone():
     short = min(seconds((b"y" * 1023 + b"\n") * 1024) for _ in range(3))
     long = min(seconds(b"y" * (1 << 20)) for _ in range(3))
     assert long < 3 * short
+
+
+BAR = b"\r  0%|    | 0/2"
+UP, RED, PLAIN = b"\x1b[A", b"\x1b[31m", b"\x1b[0m"
+
+
+class TestOpenLine:
+    """What has no end yet."""
+
+    @staticmethod
+    def opened(writer):
+        return [event.text for event in writer.pipe.opened()]
+
+    def test_is_told_when_it_changes(self, writer):
+        writer.write(b"done\n1 of")
+        assert (writer.lines, self.opened(writer), self.opened(writer)) == (["done"], ["1 of"], [])
+        writer.write(b" 2\r2 of 2")
+        assert self.opened(writer) == ["2 of 2"]
+        writer.write(b"\n")
+        assert (writer.lines, self.opened(writer)) == (["done", "2 of 2"], [""])
+
+    def test_half_a_character_is_not_shown(self, writer):
+        whole = "50 % ███".encode()
+        for end in range(len(whole) + 1):
+            writer.write(whole[max(0, end - 1) : end])
+            for text in self.opened(writer):
+                assert "50 % ███".startswith(text)
+        assert writer.end() == ["50 % ███"]
+
+    def test_of_a_long_one_the_end(self, writer):
+        writer.write("ä".encode() * 400_000 + b"end")
+        (text,) = self.opened(writer)
+        assert len(text) <= LONGEST_OPEN + 1
+        assert text[0] == "…"
+        assert text.endswith("äend")
+        assert writer.end() == ["ä" * (LONGEST_LINE // 2), "ä" * (400_000 - LONGEST_LINE // 2) + "end"]
+
+    def test_rubbish(self, writer):
+        writer.write(bytes(range(256)).replace(b"\n", b"").replace(b"\r", b"") * 50)
+        (text,) = self.opened(writer)
+        assert 0 < len(text) <= LONGEST_OPEN + 1
+        assert len(writer.end()) == 1
+
+    def test_a_bar_that_wipes_itself_out_leaves_nothing(self, writer):
+        writer.write(BAR + b"\r" + b" " * 14 + b"\r")
+        assert self.opened(writer) == []
+        assert writer.end() == []
+
+
+class TestCursor:
+    def test_nested_bars(self, writer):
+        """As tqdm writes them: a newline, the inner bar, one up. In any pieces."""
+        inner = [b"\n\rinner %d" % i + UP for i in range(100)]
+        writer.write(b"before\n\router 0")
+        for i, piece in enumerate(inner):
+            for at in range(0, len(piece), 1 + i % 5):
+                writer.write(piece[at : at + 1 + i % 5])
+        assert [event.text for event in writer.pipe.opened()] == ["outer 0\ninner 99"]
+        writer.write(b"\router 1\n\r         \rafter")
+        assert [line for line in writer.end() if line != "outer 0"] == ["before", "outer 1", "after"]
+
+    def test_a_nested_bar_that_stays(self, writer):
+        writer.write(
+            b"\router 0\n\rinner a" + UP + b"\rinner A\n\router 1\n\rinner b" + UP + b"\rinner B\n\router 2\nend\n"
+        )
+        assert writer.end() == ["inner A", "inner B", "outer 2", "end"]
+
+    def test_beyond_the_top(self, writer):
+        writer.write(b"first\n" + UP * 1000 + b"second\n" * 100)
+        lines = writer.end()
+        assert lines.count("second") == 100
+
+    def test_moves_go_and_colours_end(self, writer):
+        writer.write(b"\x1b[2K\x1b[?25l" + RED + b"red\n" + RED + b"both" + PLAIN + b" ends\x1b[K\n")
+        assert writer.end() == ["\x1b[31mred\x1b[0m", "\x1b[31mboth\x1b[0m ends"]
+
+    def test_lines_with_colours_take_their_bytes_time(self):
+        def seconds(line):
+            writer = Writer()
+            began = time.perf_counter()
+            for _ in range(4):
+                writer.write(line * (1 << 12))
+            writer.end()
+            return time.perf_counter() - began
+
+        plain = min(seconds(b"y" * 108 + b"\n") for _ in range(3))
+        assert min(seconds(RED + b"y" * 99 + PLAIN + b"\n") for _ in range(3)) < 10 * plain

@@ -32,6 +32,16 @@ class Wrote:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """What stands in a line of a rank that has no end yet; nothing: there is no such line any more."""
+
+    rank: int
+    stream: Stream
+    text: str
+    """The end of it, where it is long; several rows where the cursor moves between them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Broke:
     """What a rank sent is no message. The engine ends that rank, because nothing more it sends can be understood."""
 
@@ -47,7 +57,7 @@ class Exited:
     exit_code: int | None
 
 
-Event = Received | Wrote | Broke | Exited
+Event = Received | Wrote | Opened | Broke | Exited
 
 
 class Engine(Protocol):

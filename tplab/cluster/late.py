@@ -8,13 +8,18 @@ child processes write to the pipe directly: what they write counts as output of 
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from typing import TextIO
 
+from tplab.cluster.engine import Stream
+
 _LONGEST_LINE = 1 << 16
+_FLUSHED_AFTER_S = 0.04
 
 
 class Ledger:
@@ -53,11 +58,25 @@ class _Tagged(TextIOWrapper):
         self._send_line = send_line
         self._partial: weakref.WeakKeyDictionary[threading.Thread, str] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
+        self._unfinished = threading.Event()
+        threading.Thread(target=self._flush_soon, name="tplab-flush", daemon=True).start()
+
+    def _flush_soon(self) -> None:
+        """What has no newline yet is shown soon all the same, flushed by the function or not."""
+        while True:
+            self._unfinished.wait()
+            time.sleep(_FLUSHED_AFTER_S)
+            self._unfinished.clear()
+            with suppress(Exception):  # the function may have closed it
+                self.flush()
 
     def write(self, text: str) -> int:
         run_id = self._ledger.late_run()
         if run_id is None or os.getpid() != self._pid:
-            return super().write(text)
+            written = super().write(text)
+            if not text.endswith("\n") and not self._unfinished.is_set():
+                self._unfinished.set()
+            return written
         thread = threading.current_thread()
         *lines, rest = (self._partial.pop(thread, "") + text).split("\n")
         if len(rest) > _LONGEST_LINE:
@@ -69,8 +88,9 @@ class _Tagged(TextIOWrapper):
         return len(text)
 
 
-def tag_output(ledger: Ledger, send_line: Callable[[str, int, str], None]) -> None:
+def tag_output(ledger: Ledger, send_line: Callable[[Stream, int, str], None]) -> None:
     """Have what late threads print sent as lines: ``send_line(stream, number of their run, line)``."""
+    name: Stream
     for name in ("stdout", "stderr"):
         tagged = _Tagged(getattr(sys, name), ledger, partial(send_line, name))
         setattr(sys, name, tagged)

@@ -59,10 +59,16 @@ class _Process:
     exited: bool = False
 
     def drain(self) -> list[Event]:
-        return [line for pipe in self.pipes for line in pipe.read()]
+        events: list[Event] = []
+        for pipe in self.pipes:
+            events += [*pipe.read(), *pipe.opened()]
+        return events
 
     def rest(self) -> list[Event]:
-        return [line for pipe in self.pipes for line in pipe.rest()]
+        events: list[Event] = []
+        for pipe in self.pipes:
+            events += [*pipe.rest(), *pipe.opened()]
+        return events
 
 
 class _Keeper:
@@ -225,7 +231,7 @@ class LocalEngine:
         for key, ready in self._selector.select(timeout):
             match key.data:
                 case Pipe() as pipe:
-                    events += pipe.read()
+                    events += [*pipe.read(), *pipe.opened()]
                     if pipe.ended:
                         self._selector.unregister(pipe.file)
                 case _Process() as process:

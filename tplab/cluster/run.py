@@ -1,18 +1,18 @@
 """The handle of one run on a cluster."""
 
 import contextvars
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from itertools import count
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from tplab.cluster import wire
 from tplab.cluster.engine import Stream
 from tplab.cluster.errors import ClusterError, RankError
 from tplab.cluster.own_thread import OwnThread
+from tplab.cluster.screen import Screen
 from tplab.cluster.surroundings import Surroundings
 
 T = TypeVar("T")
@@ -22,10 +22,6 @@ _run_ids = count(1)
 _OUTPUT_LINES_KEPT = 1000
 _OUTPUT_CHARACTERS_KEPT = 1 << 23
 _STOP_WAIT_S = 5.0
-
-
-def _say(context: contextvars.Context, text: str, stream: Stream = "stderr") -> None:
-    context.run(print, text, file=getattr(sys, stream), flush=True)
 
 
 class Report(NamedTuple):
@@ -92,10 +88,11 @@ class Run(Future[list[T]], Generic[T]):
         """Seconds that the function itself took on each rank; None unless the run succeeded."""
         self._owner, self._stop = owner, stop
         self._on_report = on_report
-        self._not_rebuilt: set[str] = set()  # fields of reports
+        self._missed: set[str] = set()  # fields of reports that cannot be rebuilt
         self._on_output = on_output
-        # A background thread has no cell: printing in the caller's context puts lines under the caller's cell.
         self._context = contextvars.copy_context()
+        self.screen = Screen()
+        """Where lines appear that no callback takes."""
         # `Cluster(2).submit(fn)` leaves no other reference: without this one the cluster would close under the run.
         self._keep_alive = keep_alive
         self.add_done_callback(Run._release)
@@ -141,21 +138,25 @@ class Run(Future[list[T]], Generic[T]):
         """A handle whose result is ``build(run)``, once this run is over without a fault."""
         return DerivedRun(self, build)
 
-    def deliver_report(self, report: Report) -> None:
-        """Called by the supervisor. What comes after the end is kept, and nobody is called."""
+    def deliver_report(self, rank: int, packed: wire.Bulk) -> None:
+        """Called by the supervisor with fields that ``wire.pack_fields`` packed. What comes after the end is kept, and
+        nobody is called."""
+        fields, errors = wire.unpack_fields(packed)
+        for name, error in errors.items():
+            fields[name] = self._not_rebuilt(rank, name, error)
+        report = Report(rank, fields)
         self.reports.append(report)
         if self._on_report is not None and not self.done():
             self._context.run(self._on_report, report)
 
-    def not_rebuilt(self, rank: int, field: str, error: BaseException) -> RankError:
-        """Called by the supervisor: what stands for a field of a report that cannot be had here. The first time the
-        reader is told."""
+    def _not_rebuilt(self, rank: int, field: str, error: BaseException) -> RankError:
+        """What stands for a field of a report that cannot be had here. The first time the reader is told."""
         text = (
             f"the field {field!r} of a report of rank {rank} in {self.name}() cannot be rebuilt here: {error!r}. "
             "Report plain values or tensors, or make its class importable in the kernel"
         )
-        if field not in self._not_rebuilt:
-            self._not_rebuilt.add(field)
+        if field not in self._missed:
+            self._missed.add(field)
             self.say(f"tplab: {text}")
         fault = RankError(text, rank=rank)
         fault.__cause__ = error
@@ -169,13 +170,18 @@ class Run(Future[list[T]], Generic[T]):
         if self._on_output is not None:
             self._context.run(self._on_output, text)
         else:
-            self.say(text, stream)
+            self.screen.write(text, stream)
+
+    def deliver_open(self, rank: int, stream: Stream, text: str) -> None:
+        """Called by the supervisor with what stands in a line that has no end yet."""
+        if self._on_output is None:
+            self.screen.open(rank, stream, text)
 
     def deliver_late(self, rank: int, stream: Stream, line: str) -> None:
         """Called by the supervisor with a line that a thread printed when the run was over."""
         text = self._keep(rank, line)
         if self._on_output is None:
-            self.say(text, stream)
+            self.screen.write(text, stream)
 
     def _keep(self, rank: int, line: str) -> str:
         text = f"[rank {rank}] {line}"
@@ -190,14 +196,10 @@ class Run(Future[list[T]], Generic[T]):
         """Whether lines are printed, not handed to a callback."""
         return self._on_output is None
 
-    @property
-    def printer(self) -> Callable[..., None]:
-        """``say``, without holding the run."""
-        return partial(_say, self._context)
-
     def say(self, text: str, stream: Stream = "stderr") -> None:
-        """Print a line where the caller's own output goes."""
-        _say(self._context, text, stream)
+        """Print a line now, where the caller's own output goes. Called by the supervisor."""
+        self.screen.write(text, stream)
+        self.screen.flush()
 
     @staticmethod
     def _release(run: "Future[Any]") -> None:

@@ -6,6 +6,7 @@ stay for the next run if all of them answered and are in step; otherwise they ar
 a collective cannot be interrupted, and the next run starts fresh ones.
 """
 
+import math
 import os
 import time
 import weakref
@@ -15,12 +16,13 @@ from typing import Any
 
 from tplab.cluster import wire
 from tplab.cluster.channel import encode
-from tplab.cluster.engine import Broke, Engine, Event, Exited, Received, Wrote
+from tplab.cluster.engine import Broke, Engine, Event, Exited, Opened, Received, Wrote
 from tplab.cluster.errors import ClusterClosed, ClusterError
 from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.launch import Launch, State
 from tplab.cluster.own_thread import OwnThread
-from tplab.cluster.run import Report, Run
+from tplab.cluster.run import Run
+from tplab.cluster.screen import Screens
 from tplab.cluster.verdict import Evidence, judge, rebuild_values
 
 # How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
@@ -28,7 +30,6 @@ from tplab.cluster.verdict import Evidence, judge, rebuild_values
 _GRACE_S = 0.3
 # How long ranks may take to leave the function when stopped before they are killed.
 _STOP_GRACE_S = 0.6
-_RUNS_REMEMBERED = 100
 # Gloo's C++ announces every connection on stdout, past any log level.
 _NOISE = ("[Gloo] Rank ",)
 
@@ -50,8 +51,7 @@ class Supervisor(OwnThread):
         self._sequences: dict[int, dict[str, int]] = {}  # rank -> what it last said of its groups
         # Runs that are over and still in somebody's hands: what their threads say later is theirs.
         self._past: weakref.WeakValueDictionary[int, Run[Any]] = weakref.WeakValueDictionary()
-        # And of the last runs that nobody holds: how to print where their output went.
-        self._say_late: dict[int, Callable[..., None]] = {}
+        self._screens = Screens()
         self.state = State.DOWN
         self.launches: list[dict[int, dict[str, float]]] = []
         """Rank -> phase -> seconds, one dict for each start of the ranks."""
@@ -122,6 +122,10 @@ class Supervisor(OwnThread):
         self._do_posted()
         self._check_deadline()
         self._hand_over()
+        if self._current is not None:
+            self._screens.touch(self._current.screen)
+        for screen in self._screens.take_due(time.monotonic()):
+            self._guard(screen.flush)
 
     def _recover(self, error: BaseException) -> None:
         """The run under way, or the one that waited for the start, learns of it; the next one works."""
@@ -149,12 +153,15 @@ class Supervisor(OwnThread):
         self._queue.clear()
         for run in runs:
             self._finish(run, reason)
+        for screen in self._screens.take_due():
+            self._guard(screen.flush)
         self._engine.close()
 
     def _time_left(self) -> float | None:
         if self._posted or (self._queue and self.state in (State.READY, State.DOWN)):
             return 0.0  # there is something to do that nobody will wake this thread for
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        due = min(self._screens.due, math.inf if self._deadline is None else self._deadline)
+        return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -167,6 +174,9 @@ class Supervisor(OwnThread):
                     self._guard(self._current.deliver_output, rank, stream, line, quietly=echo)
                 else:
                     self._launch.output.append(f"[rank {rank}] {line}")
+            case Opened(rank, stream, text) if self._current is not None:
+                hidden = text.startswith(_NOISE) or (stream == "stderr" and self._evidence.cause is not None)
+                self._guard(self._current.deliver_open, rank, stream, "" if hidden else text)
             case Broke(rank, reason) if self._takes_part(rank):
                 self._evidence.broken[rank] = reason
                 self._cannot_succeed()
@@ -201,14 +211,15 @@ class Supervisor(OwnThread):
                     self._cannot_succeed()
             case wire.ReportMessage(run_id, fields):
                 if (run := self._run(run_id)) is not None:
-                    self._guard(_deliver_report, run, rank, fields)
+                    self._guard(run.deliver_report, rank, fields)
             case wire.Notice(key, text) if self._current is not None:
                 self._guard(self._launch.say, self._current, key, text)
             case wire.LateLine(run_id, stream, line):
                 if (run := self._run(run_id)) is not None:
                     self._guard(run.deliver_late, rank, stream, line)
-                elif (say := self._say_late.get(run_id)) is not None:
-                    self._guard(say, f"[rank {rank}] {line}", stream)
+                    self._screens.touch(run.screen)
+                else:
+                    self._screens.write_late(run_id, f"[rank {rank}] {line}", stream)
             case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
                 self._evidence.stacks[rank] = frames
 
@@ -286,14 +297,13 @@ class Supervisor(OwnThread):
         evidence.answers.clear()  # they may be large
         self._past[run.id] = run
         if run.prints:
-            self._say_late[run.id] = run.printer
-            if len(self._say_late) > _RUNS_REMEMBERED:
-                self._say_late.pop(next(iter(self._say_late)))
+            self._screens.keep(run.id, run.screen)
         self._finish(run, outcome)
 
     def _finish(self, run: Run[Any], outcome: list[Any] | BaseException) -> None:
         if run.done():
             return
+        self._guard(run.screen.close)
         # Done callbacks are called in here, and a Future lets through what is no Exception.
         self._guard(run.set_exception if isinstance(outcome, BaseException) else run.set_result, outcome)
 
@@ -389,9 +399,3 @@ class Supervisor(OwnThread):
 
 def _closed() -> ClusterClosed:
     return ClusterClosed("this cluster is closed: make a new one with Cluster(n)")
-
-
-def _deliver_report(run: Run[Any], rank: int, fields: wire.Bulk) -> None:
-    rebuilt, errors = wire.unpack_fields(fields)
-    rebuilt |= {name: run.not_rebuilt(rank, name, error) for name, error in errors.items()}
-    run.deliver_report(Report(rank, rebuilt))

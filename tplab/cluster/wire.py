@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
+from tplab.cluster.engine import Stream
 from tplab.cluster.packing import pack, unpack
 from tplab.cluster.sources import Versions
 from tplab.moved import say_new_names
@@ -157,8 +158,7 @@ class LateLine:
     """A line that a thread printed after the run that started it was over."""
 
     run_id: int
-    stream: str
-    """``stdout`` or ``stderr``."""
+    stream: Stream
     line: str
 
 

@@ -29,6 +29,7 @@ from tplab.cluster.follow import Follower
 from tplab.cluster.late import Ledger, tag_output
 from tplab.cluster.neighbours import Intruder, check_all, guard_groups
 from tplab.cluster.packing import unpack
+from tplab.cluster.text_bars import bars_are_text
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,7 @@ class Worker:
         self._shares_gpus = setup.shares_gpus
         signal.signal(signal.SIGINT, self._on_interrupt)
         tag_output(self._ledger, lambda stream, run_id, line: self._send(wire.LateLine(run_id, stream, line)))
+        bars_are_text()
         threading.Thread(target=self._listen, name="tplab-control", daemon=True).start()
         try:
             worlds = self._join(setup, phases)
