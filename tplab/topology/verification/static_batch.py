@@ -7,7 +7,6 @@ serving engines fuse or hide and the latency model leaves out: the sum of the em
 Also here: the machine that a calibration describes, and a model that the lab can run in the shapes of one it cannot.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -156,7 +155,7 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
     """
     c = calibration
     gpu = _gpu_called(c.device, memory_GB) if c.backend == "nccl" else None
-    if c.backend == "nccl" and not c.matmuls and (gpu is not None or len(c.sends) < math.comb(c.num_ranks, 2)):
+    if c.backend == "nccl" and (c.all_reduce or c.sends) and not c.matmuls:
         return _usual(c, gpu)
     if gpu is None:
         peak = _peak_TFLOPS(c)
