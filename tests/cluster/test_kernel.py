@@ -408,6 +408,49 @@ class TestInterrupt:
         assert kernel("cluster.pids") == pids
 
 
+class TestCellsOnRanks:
+    """``%%ranks`` (tests/lab has what a cell means)."""
+
+    def test_output_is_live_and_under_its_cell(self, kernel):
+        kernel("%load_ext tplab")
+        cell = kernel.send("%%ranks\nimport time\nprint('early', flush=True)\ntime.sleep(1.5)\nx = rank + 1\nx")
+        assert kernel.wait_for_output("early") == cell
+        assert "[rank 0] 1" not in kernel.output_of(cell)
+        assert kernel.wait(cell).status == "ok"
+        *prints, first, second = kernel.output_of(cell).splitlines()
+        assert sorted(prints) == ["[rank 0] early", "[rank 1] early"]
+        assert (first, second) == ("[rank 0] 1", "[rank 1] 2")
+
+    def test_stop_button_in_a_collective(self, kernel, assert_gone):
+        kernel("%load_ext tplab")
+        pids = kernel("cluster.pids")
+        kernel("%%ranks\nweights = 1")
+        cell = kernel.send("%%ranks\nif rank == 0:\n    dist.all_reduce(torch.ones(1))  # alone")
+        time.sleep(0.7)
+        began = time.monotonic()
+        kernel.manager.interrupt_kernel()
+        reply = kernel.wait(cell)
+        assert time.monotonic() - began < SOON_S
+        assert reply.error.startswith("KeyboardInterrupt")
+        assert "# alone" in reply.traceback
+        assert "run_cell_magic" not in reply.traceback
+        assert_gone(pids)
+        reply = kernel.fails("%%ranks\nweights")
+        assert "NameError: name 'weights' is not defined" in reply.error
+        assert "the ranks were replaced" in kernel.output_of(reply.msg_id, "stderr")
+        assert kernel("xs = %ranks pull world_size\nxs") == [2, 2]
+
+    def test_stop_button_in_python(self, kernel):
+        """Ranks that can be interrupted keep what they have."""
+        kernel("%load_ext tplab")
+        kernel("%%ranks\nweights = 7")
+        cell = kernel.send("%%ranks\nimport time\nwhile True:\n    time.sleep(0.01)")
+        time.sleep(0.7)
+        kernel.manager.interrupt_kernel()
+        assert kernel.wait(cell).error.startswith("KeyboardInterrupt")
+        assert kernel("xs = %ranks pull weights\nxs") == [7, 7]
+
+
 class TestEnd:
     def test_killed_while_hung_in_a_collective(self, own_kernel, assert_gone):
         pids = own_kernel("cluster.run(who)")
