@@ -90,7 +90,7 @@ def _spec_of(module: object) -> Any:
 
 def _stamp(file: str) -> tuple[int, int, int]:
     status = os.stat(file)
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
 
 @dataclass(slots=True)
@@ -171,7 +171,7 @@ class KernelModules:
             elif before is not None:
                 held.version = held.version._replace(loads=before.version.loads + 1)
             return
-        if before is None and stamp[0] <= self._started_ns:
+        if before is None and stamp[2] <= self._started_ns:
             return
         fits = _fits(functions, source, file)
         if before is None:

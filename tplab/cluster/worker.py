@@ -278,11 +278,15 @@ def _unpack_call(payload: wire.Bulk) -> Any:
     try:
         return unpack(payload)
     except (ImportError, AttributeError) as error:
-        error.add_note(
-            "What a module defines travels by name: the ranks import it from its file, on the kernel's sys.path. Of a "
-            "module that has no file, or none any more, it can travel by value: "
-            "cloudpickle.register_pickle_by_value(module)"
-        )
+        if isinstance(error, ImportError) or str(error).startswith("Can't get attribute"):
+            text = (
+                f"{error}. What a module defines travels by name: the ranks import it from its file, on the kernel's "
+                "sys.path. Of a module that has no file, or none any more, it can travel by value: "
+                "cloudpickle.register_pickle_by_value(module)"
+            )
+            error.args = (text,)
+            if isinstance(error, ImportError):
+                error.msg = text
         raise
 
 
