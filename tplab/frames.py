@@ -38,6 +38,12 @@ def separator_of(lines: Iterable[str]) -> str:
     return max(",;\t", key=text.count)
 
 
+def separator_said(line: str) -> str | None:
+    """What separates the cells by Excel's own first line (``sep=;``); None where that is not what ``line`` says."""
+    said = _HINT.fullmatch(line)
+    return said[1] if said else None
+
+
 def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows: int | None = None) -> "pd.DataFrame":
     """The table in a CSV file, or its first ``rows``; lines that begin with ``comment`` are left out.
 
@@ -52,11 +58,11 @@ def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     lines = [line for line in text.split("\n") if line.strip() and not (comment and line.startswith(comment))]
-    said = _HINT.fullmatch(lines[0]) if lines else None
-    if said:  # Excel's own word for what separates
+    said = separator_said(lines[0]) if lines else None
+    if said:
         del lines[0]
         text = "\n".join(lines)
-    separator = said[1] if said else separator_of(lines[:1])
+    separator = said or separator_of(lines[:1])
     try:
         columns, cells = (len(next(csv.reader([line], delimiter=separator))) for line in [*lines[:2], "", ""][:2])
     except csv.Error as error:  # a cell of more than 128 KiB

@@ -1,5 +1,6 @@
 """The table as data: text and CSV, exactly and both ways; errors that name the cell."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -32,7 +33,7 @@ def tables(draw: st.DrawFn) -> Schedule:
 @given(table=tables())
 def test_text_round_trips_exactly(table: Schedule) -> None:
     again = Schedule.from_text(table.to_text(), name="random")
-    assert again.ranks == table.ranks
+    assert again.ranks == tuple(row if any(row) else () for row in table.ranks)
     assert (again.num_stages, again.num_micro_batches, again.num_chunks) == (
         table.num_stages,
         table.num_micro_batches,
@@ -44,8 +45,8 @@ def test_csv_round_trips_exactly(tmp_path: Path) -> None:
     rows = ((Action(0, Op.F, 0), None, Action(0, Op.SEND_F, 0), None), (), (None,))
     table = Schedule(name="odd", num_stages=3, num_micro_batches=1, ranks=rows)
     table.to_csv(tmp_path / "odd.csv")
-    assert (tmp_path / "odd.csv").read_text() == '0F0,,0SEND_F0,\n\n""\n'
-    assert Schedule.from_csv(tmp_path / "odd.csv") == table
+    assert (tmp_path / "odd.csv").read_text() == '0F0,,0SEND_F0,\n""\n""\n'  # torch reads as many ranks
+    assert Schedule.from_csv(tmp_path / "odd.csv") == replace(table, ranks=(rows[0], (), ()))
 
 
 def test_what_the_text_leaves_out_is_given_again() -> None:

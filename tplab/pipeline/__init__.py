@@ -1,10 +1,11 @@
 """Pipelines: schedules as data, checked, simulated and run.
 
 What it is:
-  schedule      actions, and tables of them, in torch's text form
+  schedule      actions, and tables of them; schedule_text reads the text of torch's and of spreadsheets
   build         tables by name; training and inference have the order of work of each
   communication sends and receives added to a table, and taken out again
-  validation    does a table run, and right? faults has what can be wrong, and how it is shown
+  validation    does a table run, and right? faults has what can be wrong, and how it is shown;
+                misread what a table may be instead
   table         a schedule by stage and micro-batch, and what waits for what
   article       PipelineConfig and PipelineScheduler, as the article calls them
   mistakes      the wrong versions, for notebook 05 and the tests that catch them

@@ -11,12 +11,8 @@ checked, simulated and run by functions that know nothing of each other.
 Letters: p ranks (``num_stages``, as in the article), v chunks per rank (``num_chunks``), p·v stages, m micro-batches.
 """
 
-import csv
-import io
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -26,85 +22,16 @@ from numpy.typing import NDArray
 
 from tplab.checks import check_count, check_length, check_one_of
 from tplab.files import read_text, write_text
-from tplab.shown import shown
+from tplab.pipeline.actions import CODES as CODES
+from tplab.pipeline.actions import COMPUTE as COMPUTE
+from tplab.pipeline.actions import OPS as OPS
+from tplab.pipeline.actions import Action as Action
+from tplab.pipeline.actions import Op as Op
+from tplab.pipeline.schedule_text import MAX_RANKS, read_table, write_table
 
-
-class Op(StrEnum):
-    """What an action does; the letters are torch's."""
-
-    F = "F"
-    """Forward of one stage."""
-    B = "B"
-    """Whole backward: gradients of the input and of the weights, I and W in one."""
-    I = "I"  # noqa: E741  (torch's letter)
-    """Gradient of the stage's input, which the stage before waits for."""
-    W = "W"
-    """Gradient of the stage's weights, which nobody waits for."""
-    SEND_F = "SEND_F"
-    """Send the stage's output on: to the next stage, or from the last one (the sampled token) to the first."""
-    RECV_F = "RECV_F"
-    """Receive the stage's input."""
-    SEND_B = "SEND_B"
-    """Send the gradient of the stage's input to the stage before."""
-    RECV_B = "RECV_B"
-    """Receive the gradient of the stage's output from the stage after."""
-
-    @property
-    def is_compute(self) -> bool:
-        """F, B, I or W."""
-        return self in COMPUTE
-
-    @property
-    def is_send(self) -> bool:
-        return self in (Op.SEND_F, Op.SEND_B)
-
-    @property
-    def is_recv(self) -> bool:
-        return self in (Op.RECV_F, Op.RECV_B)
-
-
-COMPUTE = frozenset({Op.F, Op.B, Op.I, Op.W})
-OPS = tuple(Op)
-"""All ops in the order of their codes: ``OPS[schedule.columns.op[i]]``."""
-CODES = {op: code for code, op in enumerate(OPS)}
-_BY_LETTERS = {op.value: op for op in OPS}
-
-MAX_RANKS = 4096
-"""Most ranks of a table."""
 MAX_PAIRS = 1 << 20
 """Most stages times micro-batches: 64 ranks with 16 chunks each and 1,024 micro-batches."""
-MAX_CELLS = 1 << 19
-"""Most cells of a table in a file."""
-_MOST_DIGITS = 9
 _MOST_BYTES = 16 << 20
-
-_CELL = re.compile(r"(\d+)(" + "|".join(sorted(OPS, key=len, reverse=True)) + r")(\d+)", re.ASCII)
-
-
-class Action(NamedTuple):
-    """One thing a rank does, for one stage and one micro-batch."""
-
-    stage: int
-    """Stage, 0 to p·v - 1."""
-    op: Op
-    micro_batch: int
-    """Micro-batch id, 0 to m - 1."""
-
-    def __str__(self) -> str:
-        return f"{self.stage}{self.op.value}{self.micro_batch}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Action":
-        """The action that ``str`` writes as ``text``. Raises ``ValueError`` for anything else."""
-        match = _CELL.fullmatch(text.strip())
-        if match is None:
-            raise ValueError(
-                f"text must be an action such as 2F0 or 1SEND_F2, stage, op ({', '.join(OPS)}) and micro-batch; "
-                f"got {shown(text)}"
-            )
-        if max(len(match[1]), len(match[3])) > _MOST_DIGITS:
-            raise ValueError(f"ids of stages and micro-batches have at most {_MOST_DIGITS} digits; got {shown(text)}")
-        return cls(int(match[1]), _BY_LETTERS[match[2]], int(match[3]))
 
 
 class MicroBatch(NamedTuple):
@@ -154,6 +81,8 @@ class Schedule:
     as in ZB-V and DualPipe-V, with v = 2."""
     micro_batches: tuple[MicroBatch, ...] = ()
     """One per id in inference; empty in training. Not part of the text form: torch has no word for it."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What the text that it was read from says and this does not; none for a schedule that was built here."""
     _columns: Columns | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -211,12 +140,8 @@ class Schedule:
                     yield rank, step, action
 
     def to_text(self) -> str:
-        """Comma-separated, one line per rank; an empty cell is an empty field."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(
-            ["" if action is None else str(action) for action in row] for row in self.ranks
-        )
-        return text.getvalue()
+        """Comma-separated, one line per rank; an empty cell is an empty field, and ``""`` a rank without actions."""
+        return write_table(self.ranks)
 
     def to_csv(self, path: str | Path) -> None:
         """Write the text form, as ``torch.distributed.pipelining`` reads it; the file is whole or not there.
@@ -235,7 +160,10 @@ class Schedule:
         num_chunks: int | None = None,
         micro_batches: Iterable[MicroBatch] = (),
     ) -> Self:
-        """The table that ``to_text`` wrote: as many ranks as lines, placement as found.
+        """The table that ``to_text`` or torch wrote: as many ranks as lines, placement as found.
+
+        Cells are separated by commas, semicolons or tabs. Of torch's words, those that cost nothing here are left out,
+        and an overlapped pair is two actions: ``notes`` says so.
 
         Args:
             name: of the schedule.
@@ -243,34 +171,30 @@ class Schedule:
             micro_batches: what the text does not carry of an inference schedule.
 
         Raises:
-            ValueError: a cell that is no action, with its row and column; a table that is too large, with the action
-                that makes it so.
+            ValueError: a cell that is no action, or whose id makes the table too large, with its row and column.
         """
-        rows = _read_rows(text)
-        if not any(action for row in rows for action in row):
-            raise ValueError("text must hold one line of actions per rank, such as 0F0,0B0; it holds no action")
-        actions = [(rank, action) for rank, row in enumerate(rows) for action in row if action is not None]
-        micro_batches = tuple(micro_batches)
-        _, top = max(actions, key=lambda each: each[1].stage)
-        _, last = max(actions, key=lambda each: each[1].micro_batch)
-        stages, m = max(len(rows), top.stage + 1), last.micro_batch + 1
+        rows, cells, notes = read_table(text)
+        micro_batches, p = tuple(micro_batches), len(rows)
+        top = max(cells, key=lambda cell: cell.action.stage)
+        last = max(cells, key=lambda cell: cell.action.micro_batch)
+        stages, m = max(p, top.action.stage + 1), last.action.micro_batch + 1
         if stages * m > MAX_PAIRS:
             raise ValueError(
                 f"{top if stages > m else last} makes it a table of {stages:,} stages and {m:,} micro-batches, more "
                 f"than the {MAX_PAIRS:,} pairs of the largest: is the id mistyped?"
             )
-        looped = all(rank == action.stage % len(rows) for rank, action in actions)
         bent = {
             "name": name,
-            "num_stages": len(rows),
-            "num_chunks": num_chunks or top.stage // len(rows) + 1,
+            "num_stages": p,
+            "num_chunks": num_chunks or top.action.stage // p + 1,
             "num_micro_batches": num_micro_batches or len(micro_batches) or m,
             "ranks": rows,
             "micro_batches": micro_batches,
+            "notes": notes,
         }
-        schedule = cls(**bent, placement="v")  # type: ignore[arg-type]
-        fits_v = not looped and all(rank == schedule.stage_to_rank(action.stage) for rank, action in actions)
-        return schedule if fits_v else cls(**bent, placement="loop")  # type: ignore[arg-type]
+        found = cls(**bent, placement="loop"), cls(**bent, placement="v")  # type: ignore[arg-type]
+        fitting = (each for each in found if all(cell.rank == each.stage_to_rank(cell.action.stage) for cell in cells))
+        return next(fitting, found[0])
 
     @classmethod
     def from_csv(
@@ -299,35 +223,6 @@ class Schedule:
             num_chunks=num_chunks,
             micro_batches=micro_batches,
         )
-
-
-def _read_rows(text: str) -> tuple[tuple[Action | None, ...], ...]:
-    rows: list[tuple[Action | None, ...]] = []
-    lines, num_cells = csv.reader(io.StringIO(text, newline="")), 0
-    while True:
-        try:
-            cells = next(lines, None)
-        except csv.Error as error:  # a cell of more than 128 KiB
-            raise ValueError(f"row {len(rows) + 1} (rank {len(rows)}): {error}") from None
-        if cells is None:
-            return tuple(rows)
-        num_cells += len(cells)
-        if len(rows) == MAX_RANKS or num_cells > MAX_CELLS:
-            raise ValueError(
-                f"row {len(rows) + 1}: the table has more than {MAX_RANKS:,} rows, or {MAX_CELLS:,} cells: one row per "
-                f"rank, one cell per action"
-            )
-        rows.append(_read_row(len(rows), cells))
-
-
-def _read_row(row: int, cells: list[str]) -> tuple[Action | None, ...]:
-    actions: list[Action | None] = []
-    for column, cell in enumerate(cells):
-        try:
-            actions.append(Action.parse(cell) if cell.strip() else None)
-        except ValueError as error:
-            raise ValueError(f"row {row + 1} (rank {row}), column {column + 1}: {error}") from None
-    return tuple(actions)
 
 
 def _columns_of(ranks: tuple[tuple[Action | None, ...], ...]) -> Columns:

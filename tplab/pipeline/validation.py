@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tplab.moved import say_new_names
 from tplab.pipeline.faults import MOST_FAULTS, Fault, ScheduleError
+from tplab.pipeline.misread import misread
 from tplab.pipeline.progress import run_through
 from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
 from tplab.pipeline.table import NONE, Bools, Ints, Table, arrows_of, table_of
@@ -62,7 +63,8 @@ def faults(
 
 def cell_faults(schedule: Schedule, table: Table) -> list[Fault]:
     """Faults of cells: out of range, on the wrong rank, twice, missing; out of order on their own rank; messages that
-    do not pair, or pass one another on a link. What depends on other ranks' progress is not among them."""
+    do not pair, or pass one another on a link. What depends on other ranks' progress is not among them. Where one
+    thing explains all of them, it stands alone (``misread``)."""
     finder = _Finder(schedule, table)
     finder.micro_batches()
     finder.places()
@@ -72,7 +74,9 @@ def cell_faults(schedule: Schedule, table: Table) -> list[Fault]:
     finder.order()
     if schedule.has_communication and not finder.found:
         finder.link_order()
-    return sorted(finder.found, key=lambda f: (f.step is None, f.rank, f.step or 0))
+    found = sorted(finder.found, key=lambda f: (f.step is None, f.rank, f.step or 0))
+    explains = misread(schedule) if found else None
+    return found if explains is None else [explains]
 
 
 class _Finder:
