@@ -136,15 +136,10 @@ def destroy(rank):
     dist.destroy_process_group()
 
 
-def destroy_mesh(rank):
-    dist.destroy_process_group(rank.mesh(tp=1, pp=2).get_group("pp"))
-    assert rank.mesh(tp=1, pp=2).get_group("pp").size() == 2
-
-
 SETTINGS = [
     *(set_default_device, enter_device_first, set_types, set_threads, switch_gradients_off, stay_in_inference_mode),
     *(set_precision, set_precision_anew, enter_autocast, enter_fake_mode, take_signals, replace_streams),
-    *(point_output_elsewhere, change_folder, set_python, patch, enter_mesh, destroy, destroy_mesh),
+    *(point_output_elsewhere, change_folder, set_python, patch, enter_mesh, destroy),
 ]
 
 
@@ -275,6 +270,33 @@ class TestScripts:
             assert cluster2.run(alone, tmp_path / f"one{attempt}") == [1.0, 1.0]
         assert cluster2.run(state)[0]["sum"] == [2.0, 2.0]
         assert cluster2.pids == pids
+
+    def test_group_of_a_mesh(self, clusters):
+        def reduce(rank):
+            x = torch.ones(1)
+            mesh = rank.mesh(tp=2, pp=2)
+            for axis in ("tp", "pp"):
+                dist.all_reduce(x, group=mesh.get_group(axis))
+            return x.item()
+
+        four = clusters(4)
+        assert four.run(reduce) == [4.0] * 4
+        four.run(lambda rank: dist.destroy_process_group(rank.mesh(tp=2, pp=2).get_group("tp")))
+        assert four.run(reduce) == [4.0] * 4
+
+    def test_fault_after_destroying(self, clusters):
+        """On some of the ranks: all stay for the next run."""
+
+        def fail(rank):
+            dist.destroy_process_group()
+            raise ValueError("on purpose")
+
+        four = clusters(4)
+        pids = four.pids
+        with pytest.raises(RankError, match="on purpose"):
+            four.resized(3).run(fail)
+        assert four.run(state)[0]["sum"] == [4.0, 4.0]
+        assert four.pids == pids
 
     def test_group_broken_by_other_means(self, cluster, capfd):
         def abort(rank):

@@ -82,7 +82,7 @@ class Rank(int):
         same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size.
         """
         shape = degrees(self.world_size, tp, pp)[::-1]
-        if shape not in self._meshes:
+        if shape not in self._meshes or not _is_whole(self._meshes[shape]):
             from torch.distributed.device_mesh import init_device_mesh
 
             self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=("pp", "tp"))
@@ -99,6 +99,16 @@ class Rank(int):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+def _is_whole(mesh: "DeviceMesh") -> bool:
+    """Whether the mesh's groups are there: a run may have destroyed them."""
+    from torch.distributed import distributed_c10d
+
+    try:
+        return all(group in distributed_c10d._world.pg_map for group in mesh.get_all_groups())
+    except RuntimeError:  # torch looks them up by their names
+        return False
 
 
 def degrees(num_ranks: int, tp: int | None, pp: int | None) -> tuple[int, int]:

@@ -136,7 +136,6 @@ class Worlds:
 
     def _other(self) -> _World:
         """An empty world, for the length of this run."""
-        self._attempts["worlds of runs"] = self._attempts.get("worlds of runs", 0) + 1
         self._others += 1
         return _World(_NAMES_OF_RUNS + self._run_id * _NAMES_PER_ATTEMPT + self._others * _NAMES_PER_WORLD_OF_RUN)
 
