@@ -161,6 +161,11 @@ class TestRanks:
         assert (test.num_ranks, test.num_hosts, test.device) == (n, None, "")
         assert any("which GPUs" in note for note in test.notes)
 
+    def test_too_few_digits_do_not(self, read):
+        text = "\n".join(row(size, us_of(size, 95.0, 5.0), factor("all_reduce", 128)) for size in (4 * KIB, 256 * KIB))
+        with pytest.raises(ValueError, match=r"nothing says how many ranks.*too few digits.*Rank  0"):
+            read(text)
+
     def test_the_last_of_their_lines_is_enough(self, read):
         lines = printed(n=16, hosts=2).splitlines()
         (test,) = read("\n".join(line for line in lines if "Rank" not in line or "Rank 15" in line))

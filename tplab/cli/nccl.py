@@ -1,6 +1,7 @@
 """The subcommand ``tplab read-nccl``: thin, calls ``tplab.collectives.nccl_tests`` and ``tplab.topology``."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from tplab.topology.machine.machine import Machine
 
 _MOST_ROWS = 40
+_SHORT = 1 << 20
+"""Bytes above which no time says what a short message takes."""
 
 
 def add_nccl(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -104,10 +107,12 @@ def _fits(curve: "dict[int, float]") -> Sequence[str]:
         return []
     ends, line = fit_ends(sizes, times), fit_line(sizes, times)
     off = errors(line, sizes, times)
+    if math.isinf(ends.beta_GBps) or math.isinf(line.beta_GBps):
+        return [f"All of them take {line.alpha_us:.3g} us: too short for a bandwidth."]
+    short = f"Short ones take {ends.alpha_us:.3g} us, long" if sizes[0] <= _SHORT else "Long"
     said = [
-        f"Short ones take {ends.alpha_us:.3g} us, long ones go at {ends.beta_GBps:.4g} GB/s; the line "
-        f"{line.alpha_us:.3g} us + S / {line.beta_GBps:.4g} GB/s is {off.mean_pct:.0f} % off on average, "
-        f"{off.max_pct:.0f} % at worst."
+        f"{short} ones go at {ends.beta_GBps:.4g} GB/s; the line {line.alpha_us:.3g} us + S / {line.beta_GBps:.4g} "
+        f"GB/s is {off.mean_pct:.0f} % off on average, {off.max_pct:.0f} % at worst."
     ]
     if len(sizes) >= 5:
         said += [f"The curve, on every second size left out, is {leave_out_error(sizes, times).mean_pct:.0f} % off."]

@@ -48,7 +48,7 @@ def nothing(raw: Raw) -> str:
         return f"no rows of a table: the test failed ({raw.failure})"
     if raw.damaged:
         return f"{raw.damaged} rows, and none of them whole: paste the lines as they were printed"
-    if raw.headers or raw.devices:
+    if raw.headers or raw.devices or raw.name:
         return "the beginning of a run of nccl-tests and no rows: it was cut off"
     return (
         "no table of nccl-tests: expected rows such as '1048576  262144  float  sum  -1  27.76  37.78  66.11  0', as "
@@ -103,17 +103,33 @@ def ranks(raw: Raw, rows: Sequence[Row], where: str, notes: list[str]) -> int:
         notes.append(f"{len(by_group)} groups ran at once, of {n} ranks each")
     n = max(n, listed_ranks) if len(by_group) <= 1 else n
     if not n:
-        of_factor = 0
-        if factor is not None and factor < 2 - 1e-3 and abs(factor - 1) > 1e-3:
-            of_factor = round(2 / (2 - factor) if factor > 1 else 1 / (1 - factor))
-        n = of_factor or max(1, raw.threads) * max(1, raw.gpus) * (raw.headers > 0)
+        n = _by_factor(rows) or max(1, raw.threads) * max(1, raw.gpus) * (raw.headers > 0)
         if n < 2 and factor == 1:
             n = 2
             notes.append("no line says how many ranks take part: 2 are assumed")
-    if n < 2:
-        said = "one GPU takes part, and sends nothing" if n == 1 else "nothing says how many ranks take part"
-        raise ValueError(f"{where}: {said}: run it on two or more (-g 2)")
+    if n == 1:
+        raise ValueError(f"{where}: one GPU takes part, and sends nothing: run it on two or more (-g 2)")
+    if n < 1:
+        raise ValueError(
+            f"{where}: nothing says how many ranks take part, and bandwidths have too few digits to tell: paste the "
+            f"lines '#  Rank  0 ...', too"
+        )
     return min(n, MOST_RANKS)
+
+
+def _by_factor(rows: Sequence[Row]) -> int:
+    """The one number of ranks for which the bandwidths, to their digits, stand so to each other; 0 if several do."""
+    largest = max((half for row in rows if (half := row.out_of_place)), key=lambda half: half.algbw, default=None)
+    if largest is None or largest.algbw < _LEAST_BW:
+        return 0
+    factor = largest.busbw / largest.algbw
+    digits = 0.5 * 10.0 ** (len(f"{largest.busbw:.0f}") - 5)  # at most five are printed, two after the point
+    unsure = factor * max(digits, 0.005) * (1 / largest.busbw + 1 / largest.algbw)
+    if abs(factor - 1) <= unsure or factor + unsure >= 2 or factor <= unsure:
+        return 0
+    low, high = (2 / (2 - each) if factor > 1 else 1 / (1 - each) for each in (factor - unsure, factor + unsure))
+    able = [n for n in range(math.floor(low), math.ceil(high) + 1) if low <= n <= high][:2]
+    return able[0] if len(able) == 1 else 0
 
 
 def _factor(rows: Sequence[Row]) -> float | None:
@@ -152,13 +168,15 @@ def _told(rows: Sequence[Row], n: int, where: str) -> str:
     """By reduction, root and the factor between the bandwidths."""
     row, factor = rows[-1], _factor(rows)
     reduces = row.redop not in ("", "none")
-    unchecked = row.in_place is not None and row.in_place.wrong is None
+    checked = any(each.out_of_place is not None and each.out_of_place.wrong is not None for each in rows)
+    in_place = [each.in_place for each in rows if each.in_place is not None]
+    unchecked = checked and bool(in_place) and all(half.wrong is None for half in in_place)  # it is not what these do
     candidates = {
-        "all-reduce": reduces and row.root < 0 and not (unchecked and n > 2 and factor == 1),
-        "reduce-scatter": reduces and row.root < 0,
-        "point-to-point": row.root < 0 and unchecked,
-        "all-gather": not reduces and row.root < 0,
-        "all-to-all": not reduces and row.root < 0 and unchecked,
+        "all-reduce": reduces and row.root < 0 and not unchecked,
+        "reduce-scatter": reduces and row.root < 0 and not unchecked,
+        "point-to-point": row.root < 0 and (unchecked or not checked) and reduces,
+        "all-gather": not reduces and row.root < 0 and not unchecked,
+        "all-to-all": not reduces and row.root < 0 and (unchecked or not checked),
         "broadcast": not reduces and row.root >= 0,
         "reduce": reduces and row.root >= 0,
     }
@@ -167,10 +185,6 @@ def _told(rows: Sequence[Row], n: int, where: str) -> str:
         for name, may in candidates.items()
         if may and (factor is None or abs(_factor_of(name, n) - factor) <= 0.02 * max(factor, 1e-9))
     ]
-    if fits == ["all-gather", "all-to-all"]:
-        fits = fits[1:]
-    if len(fits) == 2 and fits == ["all-reduce", "point-to-point"]:  # two ranks, and what is not checked in place
-        fits = fits[1:]
     if len(fits) != 1:
         raise ArgumentError(
             "collective",

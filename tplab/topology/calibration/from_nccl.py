@@ -135,14 +135,21 @@ def calibration_of_nccl(
     most = max(test.num_ranks for test in used)
     if most > MOST_GPUS:
         raise ArgumentError("tests", most, f"must be of at most {MOST_GPUS} ranks")
+    gpu = machine or (known_gpu(devices[0]) if devices else None)
     sweeps: dict[tuple[int, int, str], _Curve] = {}
     sends: dict[int, _Curve] = {}
-    named = {where.gpu.name for test in used if (where := machine_of_test(test, machine)) is not None}
-    for test in used:
-        where = machine_of_test(test, machine)
+    named: list[str] = []
+    for i, test in enumerate(used):
+        where = machine_of_test(test) if machine is None and test.device else machine_of_test(test, gpu)
         nodes = where.nodes if where is not None else test.num_hosts or 1
+        named += [] if where is None else [where.gpu.name]
         formula = formula_of_test(test, where) if where is not None else None
-        curve = _continued(test, formula)
+        try:
+            curve = _continued(test, formula)
+        except ArgumentError:
+            if not (sweeps or sends) and i == len(used) - 1:
+                raise
+            continue
         if test.collective == "all-reduce":
             sweeps.setdefault((test.num_ranks, nodes, "graph" if test.graph else "eager"), curve)
         else:
