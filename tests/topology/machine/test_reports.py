@@ -1,6 +1,7 @@
 """Tables of links inside reports: what stands before each line, what a terminal broke, which GPUs the report names."""
 
 import random
+import time
 
 import pytest
 
@@ -107,6 +108,16 @@ def test_as_a_table_of_markdown_and_as_a_string_of_a_program() -> None:
     marked = "\n".join(f"| {' | '.join(cells)} |" for cells in [lines[0], ["---"] * 6, *lines[1:]])
     for text in (marked, repr(PAIR), f'{{"topology": {REPORT[:0]}"{PAIR}"}}'.replace("\n", "\\n").replace("\t", "\\t")):
         assert parse_topo(text).cells == (("X", "PHB"), ("PHB", "X"))
+
+
+@pytest.mark.parametrize("sep", [",", ";"])
+def test_out_of_a_spreadsheet(sep: str) -> None:
+    cells = square(2, lambda i, j: "NV4")
+    made = f"{sep}GPU0{sep}GPU1{sep}CPU Affinity\n" + "".join(
+        f'GPU{i}{sep}{sep.join(row)}{sep}"0-23,48-71"\n' for i, row in enumerate(cells)
+    )
+    for text in (made, made.replace('"', "")):
+        assert parse_topo(text).cells == tuple(map(tuple, cells))
 
 
 def test_the_command_on_the_line_of_the_header() -> None:
@@ -219,7 +230,10 @@ def listed(name: str, count: int = 2) -> str:
         ("name, memory.total [MiB]\n" + "NVIDIA A100-SXM4-40GB, 40960 MiB\n" * 2, "a100-40gb"),
         ("index, name, memory.total [MiB]\n0, NVIDIA A40, 46068 MiB\n1, NVIDIA A40, 46068 MiB\n", "a40"),
         ("    Product Name     : NVIDIA A30\n    FB Memory Usage\n        Total    : 24576 MiB\n", "a30"),
+        ("<gpu><product_name>NVIDIA A10</product_name>\n<product_name>NVIDIA A10</product_name>\n", "a10"),
+        ("$ nvidia-smi --query-gpu=name --format=csv,noheader\nNVIDIA T4\nNVIDIA T4\n", "t4"),
         ("- GPU type: NVIDIA A10G\n", "a10g"),
+        ("My dual RTX 4090s under load\n", "rtx-4090"),
         ("GPU: NVIDIA L20 x 2\n", "l20"),
         ("# bench: 2x RTX 5090, PCIe 5\n", "rtx-5090"),
         ("ggml_cuda_init:\n  Device 0: Tesla V100-PCIE-16GB, compute capability 7.0", "v100-pcie-16gb"),
@@ -247,6 +261,7 @@ def test_what_is_given_goes_before_what_the_report_names() -> None:
     [
         (listed("NVIDIA A100-SXM-64GB"), "names 'NVIDIA A100-SXM-64GB', of which there is no spec sheet: give the gpu"),
         (listed("NVIDIA H100 80GB HBM3") + "  MIG 3g.40gb     Device  0: (UUID: MIG-1)\n", r"slices of GPUs \(MIG\)"),
+        (smi("NVIDIA A100-SXM4-40GB", 40960).replace("Disabled", " Enabled"), r"slices of GPUs \(MIG\)"),
         (listed("GRID A100D-80C"), "names 'GRID A100D-80C'"),
         (listed("Tesla K80"), "names 'Tesla K80'"),
     ],
@@ -324,6 +339,24 @@ def test_other_tools_are_named_with_the_way_out(maker: str) -> None:
 def test_texts_without_a_table(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Machine.from_topo(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"GPU: NVIDIA H100 v{i} foo\n" for i in range(4000)),
+        "".join(f"NVIDIA H100 v{i}\n" for i in range(4000)),
+        "GPU " + ",".join(map(str, range(50_000))) + ": NVIDIA L4\n",
+        "GPU 0: NVIDIA " + "a " * 200_000 + "\n",
+        "2x " * 100_000 + "\n",
+        "SYS" * 200_000 + "\n",
+    ],
+    ids=["said", "alone", "numbers", "name", "counts", "cells"],
+)
+def test_long_reports_are_answered_soon(text: str) -> None:
+    began = time.process_time()
+    tried(Machine.from_topo, text + PAIR)
+    assert time.process_time() - began < 2
 
 
 def test_any_text_is_read_or_refused_soon() -> None:

@@ -7,7 +7,7 @@ asks for a GTX 1080 Ti is helped by an RTX 4080.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from tplab.shown import listed, nearest, shown
@@ -95,29 +95,41 @@ def preset_of(driver_name: str, memory_GB: float) -> Gpu | None:
     None if there is none. Names that several cards share (PCIe and SXM, 40 and 80 GB) are told apart by form and
     memory.
     """
+    return _of_memory(_called(driver_name), memory_GB)
+
+
+def _called(driver_name: str) -> list[tuple[int, Gpu]]:
+    """GPUs of that name whatever their memory, with the number of words that they share with it."""
     words = set(re.split(r"[\s\-/]+", driver_name.lower()))
-    best: tuple[int, float, Gpu] | None = None
-    for gpu in GPUS.values():
-        parts = [part for part in gpu.name.split("-") if not re.fullmatch(r"\d+gb", part)]
-        if not set(parts) <= words or _VARIANTS & words - set(parts):
-            continue
-        if abs(gpu.memory_GB - memory_GB) > 0.1 * memory_GB:
-            continue
-        if gpu.num_nvlinks and "pcie" in words and "pcie" not in parts:  # the spec sheet is that of the SXM module
-            continue
-        rank = (-len(parts), abs(gpu.memory_GB - memory_GB), gpu)
-        if best is None or rank[:2] < best[:2]:
-            best = rank
-    return best[2] if best else None
+    return [
+        (len(parts), gpu)
+        for gpu, parts in _PARTS
+        if parts <= words
+        and not _VARIANTS & words - parts
+        and not (gpu.num_nvlinks and "pcie" in words and "pcie" not in parts)  # the spec sheet is the SXM module's
+    ]
 
 
-@cache
+def _of_memory(called: Iterable[tuple[int, Gpu]], memory_GB: float) -> Gpu | None:
+    """The one that shares most words among those of about that memory, the nearest in memory among equals."""
+    near = [(-shared, abs(gpu.memory_GB - memory_GB), i, gpu) for i, (shared, gpu) in enumerate(called)]
+    return min((each for each in near if each[1] <= 0.1 * memory_GB), default=(0, 0.0, 0, None))[-1]
+
+
+_PARTS = tuple(
+    (gpu, frozenset(part for part in gpu.name.split("-") if not re.fullmatch(r"\d+gb", part))) for gpu in GPUS.values()
+)
+"""GPUs with the words of their names, less their memory."""
+
+
+@lru_cache(4096)
 def gpus_called(name: str) -> frozenset[str]:
     """Names in ``spec_sheets.GPUS`` that a GPU may have which is called ``name`` there or by its driver; several where
     only its memory would tell them apart, none where there is no such spec sheet."""
     if name in GPUS:
         return frozenset({name})
-    found = {gpu.name: gpu for size in GPUS.values() if (gpu := preset_of(name, size.memory_GB)) is not None}
+    called = _called(name)
+    found = {gpu.name: gpu for size in GPUS.values() if (gpu := _of_memory(called, size.memory_GB)) is not None}
     said = re.search(r"(?<!\d)([1-9]\d{0,4}) ?GB", name, re.IGNORECASE)
     if said and not _GRACE.search(name):
         found = {key: gpu for key, gpu in found.items() if abs(gpu.memory_GB / float(said[1]) - 1) < _MEMORY_APART}

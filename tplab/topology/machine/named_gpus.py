@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from tplab.shown import listed, shown
 from tplab.topology.machine.gpu_names import gpus_called, hint, key_of, known_gpu, preset_of
@@ -18,6 +19,7 @@ from tplab.topology.machine.spec_sheets import GPU_ALIASES, GPUS, cuda_GB
 _MAKER = r"(?:NVIDIA|Tesla|Quadro|GeForce|TITAN|GRID)\b"
 _NAME = rf"{_MAKER}[^|,;(\[]*?"
 _END = r"(?=\s*(?:[|,;(\[]|\s{3}|\bGPU \d|\bx\d|$))"
+_MAKERS_NAME = re.compile(rf"{_MAKER}[\w .()/-]{{2,60}}")
 _LISTED = re.compile(rf"\bGPU ?(\d+(?: ?, ?\d+)*) ?[:=] *({_NAME}){_END}")
 _DEVICE = re.compile(rf"(?:\b[Dd]evice:?\s*|\[)(\d+)\b[\]:,]?\s*(?:\[[0-9a-fA-Fx:.]+\]\s*)?({_NAME}){_END}")
 _TABLE = re.compile(
@@ -25,9 +27,9 @@ _TABLE = re.compile(
 )
 _MEMORY = re.compile(r"\d+ ?MiB */ *(\d+) ?MiB")
 _BESIDE = re.compile(r"\W*(\d{4,7}) ?MiB")
-_PRODUCT = re.compile(r"^\s*Product Name\s*: *(.+?)\s*$")
-_FRAME_BUFFER = re.compile(r"^\s*FB Memory Usage")
-_TOTAL = re.compile(r"^\s*Total\s*: *(\d+) ?MiB")
+_PRODUCT = re.compile(r"^\s*(?:Product Name\s*:|<product_name>) *([^<]+?)\s*(?:<|$)")
+_FRAME_BUFFER = re.compile(r"^\s*(?:FB Memory Usage|<fb_memory_usage>)")
+_TOTAL = re.compile(r"^\s*(?:Total\s*: *|<total>)(\d+) ?MiB")
 _MIB_CELL = re.compile(r"(\d{4,7})(?: ?MiB)?")
 _SAID = re.compile(
     r"\b(?:GPUs?(?: name| type| model)?|GPU models? and configuration|Graphics card|Device name|CUDA device(?: name)?)"
@@ -40,11 +42,14 @@ _COUNTED = re.compile(
 )
 _NUMBERS = {"dual": 2, "two": 2, "quad": 4, "four": 4, "eight": 8}
 _TIMES = re.compile(r" ?[x×*] ?\d{1,2}\b.*")
-_MIG = re.compile(r"\bMIG \d+g\.\d+gb|^\W*MIG devices:", re.IGNORECASE)
+_MIG = re.compile(r"\bMIG \d+g\.\d+gb|^\W*MIG devices:|^[|\s]+\|\s+Enabled \|\s*$", re.IGNORECASE)
 _VIRTUAL = re.compile(r"GRID|-\d+[QCAB]\b")
 _DISPLAY = re.compile(r"DGX Display")
 _MIB = 1048576 / 1e9
 _MOST_INDEX = 255
+_MOST_PHRASES = 50
+_LONGEST_NAME = 80
+_MOST_KINDS = 8
 
 Names = Mapping[int | None, tuple[str, int | None]]
 
@@ -74,7 +79,7 @@ def names_in(lines: Sequence[str], count: int | None = None) -> Names:
         if index > _MOST_INDEX:
             return
         known, memory = names.get(index, ("...", None))
-        names[index] = (name.strip() if known.endswith("...") else known, memory or mib)
+        names[index] = (name.strip()[:_LONGEST_NAME] if known.endswith("...") else known, memory or mib)
 
     product = 0
     lines = [line.replace("*", "").replace("`", "") for line in lines]
@@ -92,7 +97,7 @@ def names_in(lines: Sequence[str], count: int | None = None) -> Names:
             total = next((has for later in following[at : at + 3] if (has := _TOTAL.search(later))), None)
             add(product, said[1], int(total[1][:9]) if total else None)
             product += 1
-        elif queried := _queried(line):
+        elif product <= _MOST_INDEX and (queried := _queried(line) or _alone(line)):
             index, name, mib = queried
             add(product if index is None else index, name, mib)
             product += index is None
@@ -110,16 +115,20 @@ def _queried(line: str) -> tuple[int | None, str, int | None] | None:
     return None if memory is None and index is None else (index, cells[at], int(memory[1]) if memory else None)
 
 
+def _alone(line: str) -> tuple[None, str, None] | None:
+    """A line with nothing but the name of a known GPU."""
+    name = line.strip(" ,[]'\"")
+    return (None, name, None) if _MAKERS_NAME.fullmatch(name) and known_gpu(name) else None
+
+
 def _in_words(lines: Sequence[str], count: int | None) -> Names:
     """What is said of all GPUs at once: ``GPU type: NVIDIA A10G``, ``2x RTX 5090``."""
-    bare = (_TIMES.sub("", name).strip() for line in lines for name in _SAID.findall(line))
-    said = {name for name in bare if known_gpu(name)}
-    for found in (found for line in lines for found in _COUNTED.finditer(line)):
-        if count not in (None, int(found[1] or _NUMBERS[found[2].lower()])):
-            continue
-        words = found[3].split()
-        tries = (" ".join(words[:length]).removesuffix("s") for length in range(len(words), 0, -1))
-        said |= {name for name in (next((each for each in tries if known_gpu(each)), None),) if name}
+    phrases = [[_TIMES.sub("", name).strip()] for line in lines for name in _SAID.findall(line)]
+    for found in islice((found for line in lines for found in _COUNTED.finditer(line)), 1000):
+        if count in (None, int(found[1] or _NUMBERS[found[2].lower()])):
+            words = found[3].split()
+            phrases.append([" ".join(words[:length]).removesuffix("s") for length in range(len(words), 0, -1)])
+    said = {next(filter(known_gpu, names), "") for names in phrases[:_MOST_PHRASES]} - {""}
     if len({known_gpu(name) for name in said}) != 1:
         return {}
     return {None: (max(said, key=len), None)}
@@ -195,6 +204,8 @@ def gpus_of_table(lines: Sequence[str], numbers: Sequence[int], spec: Gpu | None
         in_words=None in names,
         notes=tuple(f"GPU{numbers[i]} is left out: it only drives a display" for i in left_out),
     )
+    if len(set(each)) > _MOST_KINDS:
+        raise ValueError(f"the text names {len(set(each))} kinds of GPUs: give the gpu (--gpu) that all count as")
     kinds = {named: gpu_of(*named) for named in dict.fromkeys(each)}
     if spec is not None:
         unlike = [f"{name} as {spec.name}" for (name, _), gpu in kinds.items() if gpu and gpu.name != spec.name]

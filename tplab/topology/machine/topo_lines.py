@@ -15,7 +15,10 @@ _ODD = {
     **dict.fromkeys((*range(0x2010, 0x2016), 0x2212), "-"),
     **dict.fromkeys(map(ord, "│┃║"), "|"),
 }
-_MARKS = str.maketrans("|*`\"'", "     ")
+_MARKS = str.maketrans("|*`\"';", "      ")
+_COMMA = re.compile(
+    r"(?<=[A-Za-z]),|(?<=GPU\d),|(?<=GPU\d\d),|(?<=NV\d),|(?<=NV\d\d),|,(?=\s*(?:GPU|NIC|mlx|CPU|NUMA|X\b|NV\d|P[IXH][XB]|NODE|SYS))"
+)
 LINK = r"X|NV[1-9]\d{0,2}|PIX|PXB|PHB|NODE|SYS|SOC"
 """Cells of a table of links."""
 PEER = r"OK|CNS|GNS|TNS|NS|DR|U"
@@ -41,8 +44,8 @@ def plain_lines(text: str) -> list[str]:
 
 
 def bare_lines(lines: Sequence[str]) -> list[str]:
-    """Without marks of tables and of quotations."""
-    return [line.translate(_MARKS).lstrip("> ") for line in lines]
+    """Without marks of tables and of quotations, and commas between cells."""
+    return [_COMMA.sub(" ", line.translate(_MARKS).lstrip("> ")) for line in lines]
 
 
 def _shape(prefix: str) -> str:
