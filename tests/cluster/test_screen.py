@@ -89,7 +89,11 @@ class Shell:
     """What a kernel has published: the text of its streams, and of outputs that are replaced."""
 
     def __init__(self):
-        self.texts, self.blocks, self.display_pub = [], [], self
+        self.texts, self.blocks, self.parent = [], [], {"metadata": {}}
+        self.display_pub = self.kernel = self
+
+    def get_parent(self):
+        return self.parent
 
     def get_ipython(self):
         return self
@@ -115,8 +119,11 @@ class TestKernel:
         monkeypatch.setitem(sys.modules, "IPython", shell)
         return shell
 
-    def test_a_bar_that_goes_on_for_long_leaves_its_stream(self, shell, monkeypatch):
+    @pytest.mark.parametrize("page", [False, True])
+    def test_a_bar_that_goes_on_for_long(self, shell, monkeypatch, page):
+        """Without a page each redraw of its line would be stored, so it leaves its stream."""
         put(monkeypatch, stream_of(shell))
+        shell.parent = {"metadata": {"cellId": "c1"} if page else {}}
         screen = Screen()
         for i in range(1000):
             screen.open(0, "stderr", f"step {i}")
@@ -124,9 +131,13 @@ class TestKernel:
         screen.open(0, "stderr", "")
         screen.write("[rank 0] step 999", "stderr")
         screen.flush()
-        assert len(shell.texts) < 200
-        assert len({name for name, _ in shell.blocks}) == 1
-        assert [text for _, text in shell.blocks][-2:] == ["[rank 0] step 999", ""]
+        assert shell.texts[-1].lstrip("\r") == "[rank 0] step 999\n"
+        if page:
+            assert (len(shell.texts), shell.blocks) == (1001, [])
+        else:
+            assert len(shell.texts) < 30
+            assert len({name for name, _ in shell.blocks}) == 1
+            assert [text for _, text in shell.blocks][-2:] == ["[rank 0] step 999", ""]
 
     def test_the_line_of_the_stream_is_overwritten(self, shell, monkeypatch):
         """By a line of another rank, and by a shorter state of its own."""
@@ -200,8 +211,11 @@ class TestGathering:
         one.write("a", "stdout")
         screens.touch(one)
         screens.touch(idle)
-        assert (screens.due, screens.take_due(0.0)) == (one.due, [])
-        assert screens.take_due(one.due) == [one]
+        shown = []
+        assert screens.due == one.due
+        for now in (one.due - 1, one.due, one.due):
+            screens.show(shown.append, now)
+        assert shown == [one.flush]
         assert screens.due == float("inf")
 
 

@@ -103,12 +103,12 @@ class Pipe:
                 if letter in b"AF":
                     if len(self._below) >= _TALLEST:
                         break
-                    self._below.insert(0, row)
+                    self._below.insert(0, _state(row))
                     row = (self._above.pop() if self._above else self._last) + b"\r"
                     self._last = b""
                     self._reach = max(self._reach, len(self._below))
                 elif self._below:
-                    self._above.append(row)
+                    self._above.append(_state(row))
                     row = self._below.pop(0) + b"\r"
                 elif match[2] is None:  # a newline; going down alone makes no rows
                     self._above.append(row)

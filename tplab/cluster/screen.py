@@ -4,9 +4,9 @@ Lines are gathered for a moment and printed together. Lines without end (progres
 
 - in a terminal, as a block of rows under the last line, by escape sequences;
 - in a notebook kernel a single one in its own stream, after a carriage return, as the kernel's own would be. Several,
-  or one between the lines of another stream, or one that is redrawn for long, in an output of their own that is
-  replaced (``update_display_data``): a carriage return can rewrite one line only, and each redraw of it is stored by
-  what stores notebooks without a browser.
+  or one between the lines of another stream, in an output of their own that is replaced (``update_display_data``): a
+  carriage return can rewrite one line only. So is one that is redrawn for long where there is no page, since what runs
+  notebooks without one (nbclient, nbconvert) stores each redraw.
 - anywhere else (a pipe, a file, a captured stream) not at all: there only lines appear.
 """
 
@@ -16,6 +16,8 @@ import secrets
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +27,7 @@ GATHERED_S = 0.06
 """Seconds for which lines are gathered: short enough to look live, long enough that a flood makes few messages."""
 _GATHERED_CHARACTERS = 1 << 18  # no message is much larger
 _SEGMENTS_IN_ORDER = 16  # of one flood with both streams by turns, each is put together instead
-_REDRAWN_IN_STREAM = 150
+_REDRAWN_IN_STREAM = 24
 _LINES_BELOW_BLOCK = 20
 _RUNS_REMEMBERED = 100
 
@@ -44,7 +46,7 @@ class Screen:
         """When ``flush`` should be called (``time.monotonic``); None while there is nothing to show."""
         self._drawn: tuple[Stream, str] | None = None
         """An open line that stands in its stream now, without a newline."""
-        self._redrawn = 0
+        self._redraws_left = math.inf if _has_page() else _REDRAWN_IN_STREAM
         self._rows_on_terminal = 0
         self._block = ""
         """Display id of the output that holds the open lines."""
@@ -118,12 +120,12 @@ class Screen:
     def _show_in_kernel(self, segments: list[tuple[Stream, str]], rows: list[tuple[Stream, str]]) -> None:
         own = rows[0][0] if len(rows) == 1 else None
         streams = {stream for stream, _ in segments} | ({self._drawn[0]} if self._drawn is not None else set())
-        in_stream = own is not None and not self._block_text and streams <= {own} and self._redrawn < _REDRAWN_IN_STREAM
+        in_stream = own is not None and not self._block_text and streams <= {own} and self._redraws_left > 0
         for stream, text in segments:
             self._print_over(text + "\n", stream)
             self._lines_below_block += text.count("\n") + 1
         if in_stream:
-            self._redrawn += 1
+            self._redraws_left -= 1
             self._print_over(rows[0][1], rows[0][0])
             self._drawn = rows[0]
             return
@@ -181,11 +183,12 @@ class Screens:
         """When the first must be shown (``time.monotonic``); infinite if none holds anything back."""
         return min((screen.due or 0.0 for screen in self._holding), default=math.inf)
 
-    def take_due(self, now: float = math.inf) -> list[Screen]:
-        """Those that are to be shown, which the caller does."""
+    def show(self, guard: Callable[[Callable[[], None]], None], now: float = math.inf) -> None:
+        """Show what is due, each screen through ``guard``: a broken stdout may raise anything."""
         taken = [screen for screen in self._holding if (screen.due or 0.0) <= now]
         self._holding.difference_update(taken)
-        return taken
+        for screen in taken:
+            guard(screen.flush)
 
 
 def _joined(pending: list[tuple[Stream, str]]) -> list[tuple[Stream, str]]:
@@ -198,6 +201,15 @@ def _joined(pending: list[tuple[Stream, str]]) -> list[tuple[Stream, str]]:
     return (
         segments if len(segments) <= _SEGMENTS_IN_ORDER else join(sorted(pending, key=lambda line: line[0] != "stdout"))
     )
+
+
+def _has_page() -> bool:
+    """Whether a cell of a page asked for it: pages (JupyterLab, VS Code) say which cell, and keep of a line the last
+    state alone."""
+    with suppress(Exception):  # no kernel, or one of another kind
+        parent = sys.modules["IPython"].get_ipython().kernel.get_parent()
+        return bool(parent["metadata"].get("cellId"))
+    return False
 
 
 def _print(text: str, stream: Stream, end: str = "\n") -> None:

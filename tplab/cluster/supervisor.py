@@ -124,8 +124,7 @@ class Supervisor(OwnThread):
         self._hand_over()
         if self._current is not None:
             self._screens.touch(self._current.screen)
-        for screen in self._screens.take_due(time.monotonic()):
-            self._guard(screen.flush)
+        self._screens.show(self._guard, time.monotonic())
 
     def _recover(self, error: BaseException) -> None:
         """The run under way, or the one that waited for the start, learns of it; the next one works."""
@@ -153,8 +152,7 @@ class Supervisor(OwnThread):
         self._queue.clear()
         for run in runs:
             self._finish(run, reason)
-        for screen in self._screens.take_due():
-            self._guard(screen.flush)
+        self._screens.show(self._guard)
         self._engine.close()
 
     def _time_left(self) -> float | None:
