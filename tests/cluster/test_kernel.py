@@ -89,7 +89,7 @@ class Kernel:
             self.streams.append((parent, content["name"], content["text"]))
             self.times.append(message["header"]["date"].timestamp())
         elif kind in ("display_data", "update_display_data"):
-            self.blocks.append((parent, content["transient"]["display_id"], content["data"]["text/plain"]))
+            self.blocks.append((parent, content["transient"].get("display_id", ""), content["data"]["text/plain"]))
             self.times.append(message["header"]["date"].timestamp())
         elif kind == "execute_result":
             self._values[parent] = content["data"]["text/plain"]

@@ -157,8 +157,26 @@ class TestLastExpression:
         notebook("%%ranks 1\nimport plotly.graph_objects as go\ngo.Figure(go.Bar(y=[7]))")
         assert "[rank 1]" in str(shown[0]["text/html"])
         assert "<th>column</th>" in str(shown[0]["text/html"])
-        notebook("%%ranks 1\nfrom IPython.display import HTML\ndisplay(HTML('<b>bold</b>'))\nprint('after')")
-        assert "<b>bold</b>" in str(shown[-1]["text/html"])
+        assert "application/vnd.plotly.v1+json" in shown[1]
+
+    def test_what_is_displayed_keeps_its_place_among_the_prints(self, notebook: Notebook) -> None:
+        notebook.shell.display_pub.publish = lambda data, **options: print("shown", data["text/html"])
+        notebook.shell.display_pub.clear_output = lambda wait=False: print("cleared", wait)
+        text = notebook(
+            """\
+            %%ranks 1
+            from IPython.display import HTML, clear_output
+            for i in range(3):
+                clear_output(wait=True)
+                print("before", i)
+                display(HTML("<b>bold</b>"))
+                print("after", i)
+            """
+        )
+        shown = "shown <div><code>[rank 1] </code></div><b>bold</b>"
+        assert text.splitlines() == [
+            line for i in range(3) for line in ("cleared True", f"[rank 1] before {i}", shown, f"[rank 1] after {i}")
+        ]
 
 
 class TestFaults:

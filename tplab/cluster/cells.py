@@ -15,7 +15,7 @@ import inspect
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import CodeType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -184,9 +184,15 @@ class _Space:
         return {**bundle, "text/plain": text}
 
     def _send(self, **fields: Any) -> None:
-        """What ``display`` comes to."""
-        if self._rank is not None:
-            self._rank.report(**fields)
+        """What ``display`` comes to. Returns when the kernel has it: what is printed next goes another way, and would
+        overtake it."""
+        if self._rank is None:
+            return
+        self._rank.report(**fields)
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        with suppress(Exception):  # the cell has taken its process group down
+            _get_default_store().check(["any"])
 
 
 _space: _Space | None = None

@@ -8,8 +8,9 @@ import linecache
 import re
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 from traitlets import Float
 
 from tplab.checks import ArgumentError
-from tplab.cluster import Cluster, ClusterError, RankTimeout, Report, State
+from tplab.cluster import Cluster, ClusterError, RankTimeout, Report, Run, State
 from tplab.cluster.cells import Bundle, Cell, Push, compile_cell, describe, remember_source
 from tplab.cluster.verdict import ranks as in_words
 from tplab.lab.target import Target
@@ -211,12 +212,12 @@ class RanksMagics(Magics):
 
     def _call(self, cluster: Cluster, fn: Any, *args: Any, ranks: Sequence[int], timeout: float | None) -> list[Any]:
         __tracebackhide__ = True
-        run = None
+        runs: list[Run[Any]] = []
         try:
-            run = cluster.submit(fn, *args, timeout=timeout, on_report=self._on_report)
-            return run.result()
+            runs.append(cluster.submit(fn, *args, timeout=timeout, on_report=partial(self._on_report, runs)))
+            return runs[0].result()
         except KeyboardInterrupt as interrupt:
-            if run is not None:
+            for run in runs:
                 run.stop()  # also where the interrupt came before result() could take it
             _render(interrupt)
             raise
@@ -248,28 +249,38 @@ class RanksMagics(Magics):
         compile_cell(source, name)
         return name, source
 
-    def _on_report(self, report: Report) -> None:
+    def _on_report(self, runs: Sequence[Run[Any]], report: Report) -> None:
+        """What a rank shows or reports while its cell runs; ``runs`` has the run, as soon as there is one."""
         fields = dict(report.fields)
+
+        def write(text: str) -> None:
+            if runs:
+                runs[0].say(text, "stdout")
+            else:
+                print(text)
+
+        for run in runs:
+            run.screen.flush()  # what was printed before stands above
         if (bundle := fields.pop("tplab_display", None)) is not None:
-            self._show(report.rank, bundle, **fields)
+            self._show(report.rank, bundle, write, **fields)
         elif (wait := fields.pop("tplab_clear", None)) is not None:
             self.shell.display_pub.clear_output(wait)
         else:
             said = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-            print(f"[rank {report.rank}] report: {said}")
+            write(f"[rank {report.rank}] report: {said}")
 
-    def _show(self, rank: int, bundle: Bundle, **options: Any) -> None:
+    def _show(self, rank: int, bundle: Bundle, write: Callable[[str], None] = print, **options: Any) -> None:
         """Show what a rank has to show, its number in front; ``options`` as of ``publish``."""
         label = f"[rank {rank}] "
         text = label + bundle.get("text/plain", "").replace("\n", "\n" + " " * len(label))
         if bundle.keys() <= {"text/plain"} and not options:
-            print(text)
+            write(text)
             return
         shown = bundle | {"text/plain": text}
         if "text/html" in shown:
             shown["text/html"] = f"<div><code>{label}</code></div>{shown['text/html']}"
         elif len(shown) > 1 and not options.get("update"):
-            print(label.rstrip())  # above a picture
+            write(label.rstrip())  # above a picture
         self.shell.display_pub.publish(shown, **options)
 
 
