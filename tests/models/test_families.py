@@ -33,7 +33,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, SIZES) for name in ("llama", "gpt_neox", "phi", "persimmon", "biogpt", "olmo", "olmo2", "cohere")),
     *((name, SIZES) for name in ("glm", "glm4", "cohere2", "smollm3", "ernie4_5", "jais2")),
     *((name, GROUPED) for name in ("starcoder2", "phi", "phi3", "nemotron", "apertus", "cohere", "olmo3", "seed_oss")),
-    *((name, GROUPED) for name in ("arcee", "bitnet", "nanochat", "internlm3", "exaone4", "granite", "gemma2")),
+    *(
+        (name, GROUPED)
+        for name in ("arcee", "bitnet", "nanochat", "internlm3", "exaone4", "granite", "gemma2", "vaultgemma")
+    ),
     *((name, GROUPED | UNTIED) for name in ("starcoder2", "smollm3", "cohere", "ernie4_5", "olmo")),
     *((name, GROUPED | TIED) for name in ("phi3", "nemotron", "olmo2", "stablelm", "exaone4", "apertus")),
     *((name, GROUPED | BIASED) for name in ("cohere", "olmo", "olmo2", "nemotron", "apertus", "smollm3")),
@@ -222,15 +225,15 @@ def test_as_many_parameters_as_published(family: str, keys: dict[str, Any], para
         ("mpt", MPT | {"attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 2}}, 2, [], 2),
         ("gpt2", GPT | {"attention_head_type": "multiquery"}, 1, [], 2),
         ("gpt_neo", NEO | {"window_size": 9}, 8, [None, 9, None, 9], 2),
-        ("cohere2", SIZES | {"num_hidden_layers": 4}, 8, [4096, 4096, 4096, None], 1),
+        ("cohere2", SIZES | {"num_hidden_layers": 4}, 8, [4096, 4096, 4096, None], 2),
         ("olmo3", SIZES | {"num_hidden_layers": 4, "sliding_window": 7}, 8, [7, 7, 7, None], 2),
         ("exaone4", GROUPED | {"num_hidden_layers": 4, "sliding_window": 7, "sliding_window_pattern": "LLLG"}, 2,
          [7, 7, 7, None], 2),
         ("exaone4", GROUPED | {"sliding_window": None}, 2, [], 2),
         ("smollm3", GROUPED | {"sliding_window": 7, "use_sliding_window": False}, 2, [], 2),
         ("starcoder2", GROUPED | {"sliding_window": 7}, 2, [7, 7, 7], 2),
-        ("gptj", GPT, 8, [], 1),
-        ("stablelm", GROUPED | {"use_parallel_residual": True}, 2, [], 1),
+        ("gptj", GPT, 8, [], 2),
+        ("stablelm", GROUPED | {"use_parallel_residual": True}, 2, [], 2),
         ("chatglm", GLM | {"multi_query_attention": False}, 32, [], 2),
     ],
 )  # fmt: skip

@@ -487,17 +487,14 @@ def test_sizes_given_by_hand():
         ModelSpec.from_config("qwen3-8b").kv_heads_of_rank(0, 3)
 
 
-def test_one_all_reduce_with_a_parallel_residual():
-    neox = {
-        "model_type": "gpt_neox",
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 100,
-    }
-    assert ModelSpec.from_config(neox).all_reduces_per_block == 1
-    assert ModelSpec.from_config(neox | {"use_parallel_residual": False}).all_reduces_per_block == 2
+def test_one_all_reduce_where_engines_sum_attention_and_mlp_at_once():
+    """vLLM does for Falcon with both side by side, and for GPT-NeoX it does not."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    falcon = sizes | {"model_type": "falcon"}
+    neox = ModelSpec.from_config(sizes | {"model_type": "gpt_neox", "intermediate_size": 256})
+    assert ModelSpec.from_config(falcon).all_reduces_per_block == 1
+    assert ModelSpec.from_config(falcon | {"parallel_attn": False}).all_reduces_per_block == 2
+    assert (neox.parallel_residual, neox.all_reduces_per_block) == (True, 2)
 
 
 @pytest.mark.parametrize(

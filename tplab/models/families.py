@@ -122,8 +122,8 @@ _FALCON = Family(
     names={"hidden_size": "n_embed", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
            "num_key_value_heads": "num_kv_heads n_head_kv", "intermediate_size": "ffn_hidden_size",
            "hidden_act": "activation"},
-    rewrite=_falcon, widens=4, gated=False, norm=_LAYER_NORM, parallel="parallel_attn", shared_norm="shared_norm",
-    qkv_bias="bias", out_bias="bias", mlp_bias="bias",
+    rewrite=_falcon, widens=4, gated=False, norm=_LAYER_NORM, parallel="parallel_attn", one_sum="parallel_attn",
+    shared_norm="shared_norm", qkv_bias="bias", out_bias="bias", mlp_bias="bias",
 )  # fmt: skip
 _STABLELM = Family(
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "use_qkv_bias": False,
@@ -146,6 +146,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": Family(defaults=_GEMMA | {"hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
                                        "num_attention_heads": 16, "num_key_value_heads": 16}, gemma=True),
     "gemma2": Family(defaults=_GEMMA2, norms=4, gemma=True),
+    "vaultgemma": Family(defaults=_GEMMA2, gemma=True),
     "gemma3_text": Family(defaults=_GEMMA2 | {"vocab_size": 262208, "max_position_embeddings": 131072,
                                               "sliding_window_pattern": 6, "rope_theta": 1e6},
                           norms=4, qk_norm=True, gemma=True),

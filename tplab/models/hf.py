@@ -142,6 +142,7 @@ def described(keys: Keys) -> dict[str, Any]:
         "num_positions": 0 if kind.positions is None or positions is None else positions + kind.positions,
         "embedding_width": keys.optional("embedding_width"),
         "parallel_residual": keys.told(kind.parallel),
+        "one_sum": keys.told(kind.one_sum),
         "embedding_scale": hidden**0.5 if kind.gemma else 1.0,
         "dtype": _dtype(keys),
         "stop_tokens": tuple(  # -1 stands for none in some files

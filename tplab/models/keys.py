@@ -197,6 +197,8 @@ class Family:
     """Norms outside the blocks: one after the last, in BLOOM one after the embedding."""
     parallel: Fact = False
     """Whether attention and MLP run side by side."""
+    one_sum: Fact = False
+    """Whether engines sum these two over the ranks at once."""
     shared_norm: Fact = False
     """Whether these two then have one norm before them, not two."""
     qkv_bias: Fact = "attention_bias"

@@ -92,11 +92,13 @@ class ModelConfig:
     outer_norms: int = 1
     """Norms outside the blocks: after the last one; in BLOOM also after the embedding, in some OPT none."""
     embedding_width: int | None = None
-    """Width of the embedding and the head, where matrices beside them make D of it (OPT-350M); None: D."""
+    """Width of embedding and head, where matrices beside them make D of it (OPT-350M); None: D."""
     num_positions: int = 0
     """Rows of a learned position embedding (GPT-2, GPT-3); 0 with rotary positions."""
     parallel_residual: bool = False
-    """Whether attention and MLP run side by side (GPT-NeoX, Falcon): one all-reduce per block instead of two."""
+    """Whether attention and MLP run side by side (GPT-NeoX, Falcon, Command-R)."""
+    one_sum: bool = False
+    """Whether engines add these two up before an all-reduce of both: vLLM does for Falcon, not for GPT-NeoX or Phi."""
     embedding_scale: float = 1.0
     """Factor on the embeddings: √D in Gemma."""
     dtype: DType | None = "float32"
@@ -117,10 +119,8 @@ class ModelConfig:
         for key, value in (("max_positions", self.max_positions), *(("sliding_window", w) for w in set(self.windows))):
             if value is not None:
                 whole(value, key)
-        for key in ("num_positions", "outer_norms"):
-            whole(getattr(self, key), key, least=0)
-        if self.embedding_width is not None:
-            whole(self.embedding_width, "embedding_width")
+        for key, least in (("num_positions", 0), ("outer_norms", 0), ("table_width", 1)):
+            whole(getattr(self, key), key, least=least)
 
     @classmethod
     def from_hf(cls, source: "str | os.PathLike[str] | Mapping[str, Any]") -> "ModelConfig":
@@ -201,7 +201,7 @@ class ModelConfig:
     @property
     def all_reduces_per_block(self) -> int:
         """All-reduces of one block in a forward pass under tensor parallelism."""
-        return 1 if self.parallel_residual else 2
+        return 1 if self.one_sum else 2
 
     @property
     def mlp_matrices(self) -> int:
