@@ -136,6 +136,20 @@ class TestForms:
         assert any("NCCL_NVLS_ENABLE=0" in note for note in test.notes)
         assert not any("HOME" in note for note in test.notes)
 
+    @pytest.mark.parametrize(("separator", "edge"), [(",", ""), (";", ""), (" | ", "|")])
+    def test_tables_with_separators(self, read, separator, edge):
+        lines = [
+            edge + separator.join(line.split()) + edge for line in printed(n=2, sizes=(KIB, MIB)).splitlines()[-5:-3]
+        ]
+        (test,) = read(printed(n=2, sizes=(), end=False) + "\n".join(lines))
+        assert list(test.curve) == [KIB, MIB]
+
+    def test_calls_that_the_host_waits_for(self, read):
+        text = printed().replace(
+            "# Using", "# Blocking Enabled: wait for completion and barrier after each collective \n# Using"
+        )
+        assert any("waits for each call" in note for note in read(text)[0].notes)
+
     def test_standard_input(self, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(printed().encode())))
         assert read_nccl("-")[0].num_ranks == 8
@@ -237,6 +251,8 @@ class TestRefused:
             (printed(sizes=(), end=False) + "x: Test CUDA failure common.cu:732 'invalid'", "the test failed .*732"),
             (printed(n=1), "one GPU takes part|every process ran alone"),
             (printed(wrong="12"), "every result is wrong"),
+            (printed().replace("   time ", "cputime "), r"the host's times \(-C 1\)"),
+            (as_json().replace('"time"', '"cpu_time"'), r"the host's times \(-C 1\)"),
         ],
     )  # fmt: skip
     def test_with_the_way_out(self, read, text, message):

@@ -144,6 +144,11 @@ def test_kernels_beside_bf16_want_whole_tiles():
     assert able(awq, torch_dtype="bfloat16") == [1, 2, 4, 8]  # falls back on its own
 
 
+def test_activation_order_is_said():
+    assert any("desc_act" in note for note in spec_of(GPTQ | {"desc_act": True}).notes)
+    assert not any("desc_act" in note for note in spec_of(GPTQ).notes)
+
+
 def test_other_weights_than_the_files_have_no_groups():
     spec = ModelSpec.from_config(SMALL | {"quantization_config": GPTQ}, weight_precision="fp8")
     assert can_cut(spec, 4, 1)

@@ -58,6 +58,8 @@ def nothing(raw: Raw) -> str:
 
 def sound(raw: Raw, where: str, notes: list[str]) -> list[Row]:
     """Rows with a time and right results."""
+    if raw.cpu_time:
+        raise ValueError(f"{where} holds the host's times (-C 1), not those of the transfers: run it without")
     if raw.damaged:
         notes.append(f"{raw.damaged} lines begin as rows and are not whole: left out")
     timed = [row for row in raw.rows if row.nbytes > 0 and _timed(row.out_of_place or row.in_place)]
@@ -262,6 +264,8 @@ def circumstances(raw: Raw, in_switch: bool) -> list[str]:
     agg = raw.counts.get("agg iters", 1)
     if agg > 1:
         notes.append(f"{agg} operations in one group call (-m): each time is an {agg}-th of it")
+    if raw.blocking:
+        notes.append("the host waits for each call (-z): times are longer than those of calls in a row")
     off = raw.variables.get("NCCL_NVLS_ENABLE") == "0"
     if raw.nvls and not off:
         notes.append("NCCL sums in the switch (NVLS) here: large all-reduces are faster than the formula says")

@@ -19,6 +19,7 @@ from tplab.shown import shown
 MOST_ROWS = 20_000
 MOST_RANKS = 1 << 16
 _LONGEST_LINE = 2000
+_FEWEST_CELLS = 7
 TYPES = (
     *("int8", "uint8", "char", "int32", "int", "uint32", "int64", "uint64", "half", "float", "double", "bfloat16"),
     *("float8", "fp8_e4m3", "fp8_e5m2", "f8e4m3", "f8e5m2", "f8e4m3fn", "float8_e4m3", "float8_e5m2"),
@@ -43,8 +44,8 @@ _ROW = re.compile(
 )
 _TYPED = re.compile(r"\d\s+(?:" + "|".join(TYPES) + r")\b")
 _OF_INTEREST = re.compile(
-    r"_perf|_bench|nThread|Rank|NCCL_|algbw|ersion|nccl-library|n[rR]anks|NVLS|Out of bounds|Avg bus|ailure|rror|memory"
-    r"|Invalid"
+    r"_perf|_bench|nThread|Rank|NCCL_|algbw|ersion|nccl-library|n[rR]anks|NVLS|Blocking|Out of bounds|Avg bus|ailure|rror"
+    r"|memory|Invalid"
 )
 """What a line must have for any of the patterns below: logs are long."""
 _LIKE_ROW = re.compile(r"(?<![\w.])\d{1,15}\s+\d{1,15}\s+(?:" + "|".join(TYPES) + r")\b")
@@ -126,6 +127,10 @@ class Raw:
     nvls: bool | None = None
     """Whether NCCL said that it sums in the switch; None where it said nothing."""
     started: str = ""
+    cpu_time: bool = False
+    """Whether times are of the host's work (-C 1)."""
+    blocking: bool = False
+    """Whether the host waits for each call (-z)."""
     failure: str = ""
     """The first line about a failure."""
 
@@ -147,6 +152,9 @@ def _from_text(text: str) -> list[Raw]:
     columns, num_rows = "", 0
     for line in text.split("\n"):
         line = _ANSI.sub("", line[:_LONGEST_LINE]).replace("\r", "").replace("\t", " ")
+        for separator in ",;|":  # of a CSV file, or a table in Markdown
+            if line.count(separator) >= _FEWEST_CELLS:
+                line = line.replace(separator, " ")
         raw = found[-1]
         if _TYPED.search(line):
             row = _ROW.search(line)
@@ -190,6 +198,7 @@ def _from_text(text: str) -> list[Raw]:
                 )
         elif table := _TABLE.search(line):
             columns = table[1]
+            raw.cpu_time = "cputime" in columns
             raw.counts_wrong = "error" not in line and not re.search(r"\bres\b", line)
         else:
             _about(raw, line, common)
@@ -210,6 +219,7 @@ def _about(raw: Raw, line: str, common: dict[str, str]) -> None:
         raw.nvls = not re.search(r"not (available|supported)|disabled", line)
     if bounds := re.search(r"Out of bounds values *: *(\d{1,12})", line):
         raw.out_of_bounds, raw.ended = int(bounds[1]), True
+    raw.blocking |= "Blocking Enabled" in line
     if "Avg bus bandwidth" in line:
         raw.ended = True
     if not raw.failure and _FAILURE.search(line):
@@ -281,6 +291,10 @@ def _from_json(data: Any, name: str) -> Raw:
             raw.variables[found[1]] = found[2]
     if isinstance(data.get("nccl_version"), int):
         raw.versions["nccl"] = _dotted(data["nccl_version"])
+    raw.blocking = config.get("blocking_collectives") in (True, "true")
+    raw.cpu_time = any(
+        isinstance(each, Mapping) and "cpu_time" in str(each.get("out_of_place")) for each in results[:1]
+    )
     raw.started = str(data.get("start_time", ""))[:19]
     bounds = data.get("out_of_bounds")
     raw.out_of_bounds = _whole(bounds.get("count"), 0) if isinstance(bounds, Mapping) else None

@@ -87,6 +87,11 @@ def precisions(
             f"quantization_config leaves out {len(left)} modules or patterns, first {shown(left[0])}: "
             f"counted as {weights}, too"
         )
+    if how.get("desc_act") is True and how.get("group_size") not in (None, -1):
+        notes.append(
+            "activation order (desc_act): with tensor parallelism every rank keeps all scales of what is cut by rows, "
+            "and only Marlin's kernels take it"
+        )
     ours = bool(how) and quantised in (None, weights)
     cache_fp8 = how.get("kv_cache_scheme") or text(how, "kv_cache_quant_algo").upper() == "FP8"
     return {
