@@ -44,8 +44,8 @@ _ROW = re.compile(
 )
 _TYPED = re.compile(r"\d\s+(?:" + "|".join(TYPES) + r")\b")
 _OF_INTEREST = re.compile(
-    r"_perf|_bench|nThread|Rank|NCCL_|algbw|ersion|nccl-library|n[rR]anks|NVLS|Blocking|Out of bounds|Avg bus|ailure|rror"
-    r"|memory|Invalid"
+    r"_perf|_bench|nThread|Rank|NCCL_|algbw|ersion|nccl-library|n[rR]anks|NVLS|Blocking|Out of bounds|Avg bus|ailure"
+    r"|rror|memory|Invalid"
 )
 """What a line must have for any of the patterns below: logs are long."""
 _LIKE_ROW = re.compile(r"(?<![\w.])\d{1,15}\s+\d{1,15}\s+(?:" + "|".join(TYPES) + r")\b")
