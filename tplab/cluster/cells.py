@@ -13,6 +13,7 @@ import asyncio
 import builtins
 import inspect
 import linecache
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -112,6 +113,7 @@ class _Space:
     def __init__(self) -> None:
         import torch
 
+        os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")  # else each rank sends plotly's 4 MB of JavaScript
         self.module = ModuleType("__main__")
         self._rank: Rank | None = None
         self._shell = _make_shell(self.module, self._send)  # which puts the module into sys.modules
