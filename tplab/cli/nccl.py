@@ -25,7 +25,7 @@ def add_nccl(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="read what nccl-tests or rccl-tests printed; calibrate the advisor's links with it",
         description="Read the output of all_reduce_perf, sendrecv_perf and the others, as printed or as JSON (-J), "
         "beside the formula for the machine; and write a calibration of its links for tplab advise. For that, run "
-        "all_reduce_perf and sendrecv_perf with -b 8K -e 256M -f 2 on all GPUs.",
+        "all_reduce_perf and sendrecv_perf with -b 8K -e 256M -f 2 -G 20 on all GPUs.",
     )
     parser.add_argument("path", metavar="FILE", nargs="+", help="output of one machine, or - for standard input")
     parser.add_argument("--machine", help="preset of the machine or GPU (default: by the GPU that the output names)")

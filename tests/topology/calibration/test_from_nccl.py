@@ -72,6 +72,9 @@ def test_the_machine_is_the_usual_one_of_its_gpus(tests_of):
     assert machine.link(0, 1).kind == "nvswitch"
     pair = machine_of(calibration_of_nccl(tests_of(printed(n=2), printed("sendrecv", 2))))
     assert pair.link(0, 1) == Machine.preset("h100", gpus=2).link(0, 1)
+    assert machine_of(calibration_of_nccl(tests_of(printed(gpu="NVIDIA H100 NVL")))).gpu.name == "h100-nvl"
+    with pytest.raises(ValueError, match="needs the machine beside it"):
+        machine_of(calibration_of_nccl(tests_of(printed(gpu="NVIDIA GH200 480GB"))))  # no such node
     over = machine_of(calibration_of_nccl(tests_of(printed(n=16, hosts=2))))
     assert (over.nodes, over.gpus_per_node) == (2, 8)
     unnamed = calibration_of_nccl(tests_of(printed(ranks=False)))
@@ -124,7 +127,9 @@ def test_without_a_machine_such_sizes_are_refused(tests_of):
 
 
 def test_graphs_are_told_apart(tests_of):
+    assert any("-G 20" in note for note in calibration_of_nccl(tests_of(printed())).notes)
     made = calibration_of_nccl(tests_of(printed(us=slow), printed(graph=5)))
+    assert not any("-G 20" in note for note in made.notes)
     assert [sweep.launch for sweep in made.all_reduce] == ["eager", "graph"]
     assert made.all_reduce_us(MIB, 8, graph=True) == pytest.approx(us_of(MIB), rel=1e-3)
 

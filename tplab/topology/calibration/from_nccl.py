@@ -27,6 +27,7 @@ _SMALL, _LARGE = 8 << 10, 64 << 20
 """Bytes that sizes must reach down and up to, else the formula goes on: of a token's all-reduce, and of a prompt's."""
 _ENDS = 1 << 11, 1 << 28
 """Bytes from which, and to which, it does."""
+_LAUNCHED = "calls one by one: what the host takes to launch may be in short ones, and is not in CUDA graphs (-G 20)"
 _ONE_DOMAIN = ("gb200", "gb300")
 """GPUs that NVLink joins over hosts."""
 
@@ -238,9 +239,11 @@ def _notes(
     lacking = [] if sweeps else ["all-reduces (all_reduce_perf)"]
     lacking += [] if sends else ["messages between stages (sendrecv_perf)"]
     lacking += ["GEMMs", "memory", "the engine's own time"]
+    launched = [] if any(test.graph for test in used) else [_LAUNCHED]
     return (
         f"of nccl-tests, means of calls in a row: {'; '.join(parts)}",
         f"not measured, so by spec sheet and formula: {', '.join(lacking)} (tplab calibrate measures those)",
+        *launched,
         *dict.fromkeys(note for test in used for note in test.notes),
     )
 

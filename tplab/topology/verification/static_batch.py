@@ -25,7 +25,7 @@ from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.served import TERMS
 from tplab.topology.advisor.steps import total
 from tplab.topology.advisor.workload import EnginePolicy, Workload
-from tplab.topology.machine.gpu_names import gpus_called, preset_of
+from tplab.topology.machine.gpu_names import gpus_called, known_gpu, preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
 from tplab.topology.machine.placement import Placement
 from tplab.topology.machine.spec_sheets import GPUS
@@ -192,7 +192,7 @@ def _usual(c: Calibration, gpu: Gpu | None) -> Machine:
     if gpu is None:
         raise ValueError(f"{lacks}: there is no spec sheet of {c.device}")
     try:
-        usual = Machine.preset(gpu, gpus=c.num_ranks // nodes, nodes=nodes)
+        usual = Machine.preset(known_gpu(c.device) or gpu.name, gpus=c.num_ranks // nodes, nodes=nodes)
     except ValueError as error:
         raise ValueError(f"{lacks}: {error}") from None
     return replace(usual, notes=(*usual.notes, "a usual machine of these GPUs is taken, since none was named"))
