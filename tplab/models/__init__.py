@@ -4,7 +4,7 @@ What it is (pure: no torch, for the notebook's kernel):
   spec          a model as numbers, and as an engine serves it
   hf, keys      what is read from a config.json, and what is refused; rope: how its positions are stretched
   precision     types of numbers, and which an engine takes for a checkpoint
-  served, presets   configurations for the advisor: by name, the language model inside
+  served, presets   configurations for the advisor: by name; wrappers: the language model inside; experts: is it dense?
   records       what is asked of it, what a rank sends back, what can go wrong with a checkpoint
 What it should cost (pure):
   shards        which layers and which slices a rank holds; bytes of weights, keys and values there

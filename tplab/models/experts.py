@@ -28,7 +28,7 @@ _ELSEWHERE = re.compile(
 )
 """Objects whose experts are not the language model's."""
 _NAMED = re.compile(r"moe|mixtral|mixture_?of_?experts|gptoss|grok|dbrx|llama4|deepseekv[234]|kimik2", re.IGNORECASE)
-"""In ``model_type`` or an architecture, both without ``_`` and ``-``."""
+"""Marks of such a family in a ``model_type`` or an architecture, both without ``_`` and ``-``."""
 _OTHERS = frozenset(
     """
     arctic aria aria_text axk1 axk2 bailing_hybrid deepseek_v32 flex_olmo hy_v3 hy_v4 kimi_linear laguna longcat_flash
@@ -49,29 +49,32 @@ the member then is."""
 _DEEPEST = 8
 
 
-def experts_in(values: Config, family: str, where: str) -> str:
+def experts_in(values: Config, inside: Config, family: str, where: str) -> str:
     """What betrays a mixture of experts, in words; empty where the model is dense.
 
     Args:
         values: the file, towers and all.
-        family: ``model_type`` of the language model inside.
+        inside: the keys of the language model in it.
+        family: its ``model_type``.
         where: what stands before errors.
     """
-    found = dict(_walk(values))
+    found = dict(_walk(values)) | dict(_walk(inside))
     if _is_dense(found, family):
         return ""
     counts = {name: value for name, value in found.items() if _COUNT.search(name) and not _BESIDE.search(name)}
     many = [name for name, value in counts.items() if _most(value) > 1]
     if not many and not any(value is not None for value in counts.values()):
-        many = [name for name, value in found.items() if name not in counts and _is_active(value)]
+        many = [name for name, value in _walk(inside) if name not in counts and _is_active(value)]
     if many:
         return listed(f"{name}={shown(found[name])}" for name in many)
     if _is_named(family):
         return f"model_type={shown(family)}"
-    architectures = values.get("architectures") or []
-    architectures = [architectures] if isinstance(architectures, str) else architectures
-    named = [each for each in texts(architectures, "architectures", f"{where}: ") if _is_named(each)]
-    return f"architectures={shown(named)}" if named else ""
+    for each in (values, inside):
+        classes = each.get("architectures") or []
+        classes = texts([classes] if isinstance(classes, str) else classes, "architectures", f"{where}: ")
+        if named := [name for name in classes if _is_named(name)]:
+            return f"architectures={shown(named)}"
+    return ""
 
 
 def dense_member(values: Config, family: str) -> tuple[str, Config]:

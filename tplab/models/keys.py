@@ -76,6 +76,7 @@ KINDS = {
         *("bart", "mbart", "pegasus", "blenderbot", "m2m_100", "marian", "led", "prophetnet", "switch_transformers"),
         *("whisper", "speech_to_text", "t5gemma", "clip", "vit"),
     ),
+    "cross-attention to images": ("mllama", "mllama_text", "mllama_text_model", "idefics", "flamingo"),
     "layers that differ from each other": ("deci", "nemotron-nas", "openelm", "lfm2", "gemma3n", "gemma3n_text"),
 }
 """Families that are asked for most, by what they would need."""

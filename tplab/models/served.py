@@ -4,18 +4,21 @@ What the keys mean is read in ``hf``.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from tplab.models.experts import dense_member, experts_in
-from tplab.models.families import keys_of
 from tplab.models.hf import described, file_of, object_in
-from tplab.models.keys import REFUSED, Config, mapping, text, texts
+from tplab.models.keys import REFUSED, Config, mapping, texts
 from tplab.models.precision import precisions
 from tplab.models.presets import HUGGING_FACE, MODELS
+from tplab.models.wrappers import is_wrapper, language_model, text_keys
 from tplab.shown import check_depth, listed, nearest, shown
 
 _LONGEST_NAME = 200
+_HEADS = ("CausalLM", "LMHead", "ForConditionalGeneration", "ChatGLMModel")
+_OTHER_TASKS = re.compile(r"For\w*(Classification|Retrieval|Answering|MaskedLM|Embedding|Ranking|Detection)|Reward")
 
 
 def read_spec(
@@ -26,15 +29,15 @@ def read_spec(
     check_depth(values, where)
     _refuse_encoders(mapping(values, where), where)
     notes: list[str] = []
-    whole = values
-    family, values = _language_model(values, notes)
-    if experts := experts_in(whole, family, where):
+    found = language_model(values, where, notes)
+    if experts := experts_in(values, found.values, found.family, where):
         raise ValueError(f"{where} has a mixture of experts ({experts}): the advisor models dense decoders only")
-    family, values = dense_member(values, family)
+    family, values = dense_member(found.values, found.family)
     _refuse(values, where)
-    keys = keys_of(values, family, where, core=family == "gemma3_text")
+    keys = text_keys(found._replace(family=family, values=values), where)
     made = described(keys)
-    if not values.get("model_type") and family == "llama" and keys.find("max_position_embeddings")[0] not in values:
+    by_hand = family == "llama" and not (found.nested or values.get("model_type"))
+    if by_hand and keys.find("max_position_embeddings")[0] not in values:
         made["max_positions"] = None  # sizes written by hand, not a Llama file that leaves its 2048 out
     notes += keys.notes
     how = mapping(values.get("quantization_config") or {}, "quantization_config", keys.at)
@@ -68,26 +71,13 @@ def _name(values: Config, key: str) -> str | None:
 def _refuse_encoders(values: Config, where: str) -> None:
     found = values.get("architectures") or []
     found = texts([found] if isinstance(found, str) else found, "architectures", f"{where}: ")
-    heads = ("CausalLM", "LMHead", "ForConditionalGeneration", "ChatGLMModel")
-    if found and not any(head in each for each in found for head in heads):
+    # What has towers generates text whatever its class is called, unless that says another thing.
+    others = _OTHER_TASKS if is_wrapper(values) else re.compile("")
+    if found and not any(head in each for each in found for head in _HEADS) and all(map(others.search, found)):
         raise ValueError(
             f"{where} does not generate text (architectures={shown(found)}, none of which names "
-            f"{', '.join(heads[:2])} or {heads[2]}): the advisor models decoders only. Leave the key out if it is one"
+            f"{', '.join(_HEADS[:2])} or {_HEADS[2]}): the advisor models decoders only. Leave the key out if it is one"
         )
-
-
-def _language_model(values: Config, notes: list[str]) -> tuple[str, Config]:
-    """``model_type`` and keys of the language model inside, with what stands outside for it."""
-    family = text(values, "model_type") or ("gpt2" if "n_embd" in values else "llama")
-    if "text_config" in values:
-        inside = mapping(values["text_config"], "text_config")
-        shared = ["quantization_config", "tie_word_embeddings"]
-        if not (inside.get("dtype") or inside.get("torch_dtype")):
-            shared += ["dtype", "torch_dtype"]
-        values = {key: values[key] for key in shared if key in values} | dict(inside)
-        family = text(values, "model_type") or (family if family == "gemma3" else "llama")
-        notes.append("only the language model is counted (text_config): an image or audio tower comes on top")
-    return "gemma3_text" if family == "gemma3" else family, values
 
 
 def _refuse(values: Config, where: str) -> None:
