@@ -14,7 +14,7 @@ docs.oracle.com: GPU shapes; November 2026); "up to" bandwidths count in full.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tplab.checks import ArgumentError
+from tplab.checks import ArgumentError, check_count
 from tplab.topology.machine.gpu_names import find, gpu_of_figures, hint, key_of, known_gpu
 from tplab.topology.machine.machine import MOST_GPUS, Gpu, Link, Machine
 from tplab.topology.machine.spec_sheets import GPU_ALIASES, GPUS
@@ -243,6 +243,8 @@ _NO_PEERS = (
 
 def machine_preset(name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1) -> Machine:
     """See :meth:`Machine.preset`."""
+    if gpus is not None:
+        gpus = check_count("gpus", gpus, least=1)
     if isinstance(name, Gpu) or "=" in name:
         return _own(name if isinstance(name, Gpu) else gpu_of_figures(name), gpus, nodes)
     key = key_of(name).removeprefix("standard-")
