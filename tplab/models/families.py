@@ -7,10 +7,11 @@ Hugging Face, that code and the published number of parameters. Pure: no torch.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tplab.checks import ArgumentError
-from tplab.models.keys import HONOURED, INERT, PLAIN, Config, Family, Keys, mapping, number
+from tplab.models.keys import CORE, HONOURED, INERT, PLAIN, Config, Family, Keys, mapping, number
 
 
 def _one_head(flag: str) -> Callable[[Keys], Config]:
@@ -137,7 +138,30 @@ _GLM = Family(
     out_bias=False,
 )  # fmt: skip
 
-FAMILIES: Mapping[str, Family] = {
+_SIZES: Mapping[str, tuple[int, ...]] = {
+    "gpt2": (768, 12, 12, 0, 50257), "gpt_bigcode": (768, 12, 12, 0, 50257),
+    "gpt_neox": (6144, 64, 44, 24576, 50432), "phi3": (3072, 32, 32, 8192, 32064),
+    "starcoder2": (3072, 24, 30, 12288, 49152), "phi": (2048, 32, 24, 8192, 51200),
+    "nemotron": (6144, 48, 32, 24576, 256000), "apertus": (4096, 32, 32, 14336, 131072),
+    "cohere": (8192, 64, 40, 22528, 256000), "cohere2": (8192, 64, 40, 22528, 256000),
+    "smollm3": (2048, 16, 36, 11008, 128256), "falcon": (4544, 71, 32, 0, 65024), "opt": (768, 12, 12, 3072, 50272),
+    "bloom": (64, 8, 2, 0, 250880), "mpt": (2048, 16, 24, 0, 50368), "gptj": (4096, 16, 28, 0, 50400),
+    "codegen": (4096, 16, 28, 0, 50400), "gpt_neo": (2048, 16, 24, 0, 50257),
+    "stablelm": (2560, 32, 32, 6912, 50304), "olmo": (4096, 32, 32, 11008, 50304),
+    "olmo2": (4096, 32, 32, 11008, 50304), "olmo3": (4096, 32, 32, 11008, 50304),
+    "exaone4": (4096, 32, 32, 16384, 102400), "hunyuan_v1_dense": (4096, 32, 32, 11008, 290943),
+    "seed_oss": (4096, 80, 64, 27648, 155136), "ernie4_5": (1024, 16, 18, 3072, 103424),
+    "helium": (2560, 20, 24, 7040, 48000), "bitnet": (2560, 20, 30, 6912, 128256),
+    "persimmon": (4096, 64, 36, 16384, 262144), "xglm": (1024, 16, 24, 4096, 256008),
+    "biogpt": (1024, 16, 24, 4096, 42384), "openai-gpt": (768, 12, 12, 0, 40478),
+    "arcee": (2560, 32, 32, 18432, 32000), "jais2": (3328, 26, 32, 26624, 150272),
+    "nanochat": (768, 6, 12, 8192, 50304), "glm": (4096, 32, 40, 13696, 151552),
+    "glm4": (4096, 32, 40, 13696, 151552), "ministral": (4096, 32, 32, 14336, 32000),
+    "ministral3": (4096, 32, 34, 14336, 131072), "internlm3": (4096, 32, 48, 10240, 128512),
+}  # fmt: skip
+"""Defaults of the classes for ``CORE``, where they are not ``COMMON``'s; 0: the class has none."""
+
+_FAMILIES: Mapping[str, Family] = {
     "llama": Family(defaults=_BIASES | {"eos_token_id": 2}),
     "mistral": Family(defaults={"intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096,
                                 "max_position_embeddings": 131072, "eos_token_id": 2}),
@@ -276,6 +300,16 @@ FAMILIES: Mapping[str, Family] = {
                       rewrite=_hf_olmo, qkv_bias=False, out_bias=False, mlp_bias=False,
                       norm=(False, False)),
 }  # fmt: skip
+
+
+def _with_sizes(family: Family, sizes: tuple[int, ...]) -> Family:
+    told = {key: size or None for key, size in zip(CORE, sizes, strict=True)}
+    return replace(family, defaults=told | {**family.defaults})
+
+
+FAMILIES: Mapping[str, Family] = {
+    name: _with_sizes(family, _SIZES[name]) if name in _SIZES else family for name, family in _FAMILIES.items()
+}
 """``model_type`` -> its family. Parameters are counted exactly for those of transformers, but for BitNet's second norm
 and Apertus' two numbers per layer; the tests compare with transformers' own modules."""
 TELLING = (
