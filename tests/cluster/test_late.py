@@ -70,6 +70,19 @@ def test_nobody_is_called_after_the_end(cluster2):
     assert len(first.reports) > 20
 
 
+def test_what_a_thread_leaves_without_a_newline(cluster2, eventually):
+    def leave(rank):
+        def talk():
+            time.sleep(0.2)
+            print("its last words", end="")
+
+        threading.Thread(target=talk, daemon=True).start()
+
+    run = cluster2.submit(leave)
+    run.result()
+    assert eventually(lambda: sorted(run.output) == ["[rank 0] its last words", "[rank 1] its last words"])
+
+
 def test_of_a_run_that_nobody_holds(cluster2, capsys):
     """Nobody could ask for it: it goes nowhere, and not into the next run."""
     cluster2.run(go_on)

@@ -42,7 +42,7 @@ def writer():
     return Writer()
 
 
-@given(st.lists(st.binary(max_size=50).map(lambda data: data.replace(b"\r", b"-")), max_size=30))
+@given(st.lists(st.binary(max_size=50).map(lambda data: data.translate(None, b"\r\b")), max_size=30))
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_pieces(pieces):
     writer = Writer()
@@ -170,6 +170,29 @@ class TestCursor:
             b"\router 0\n\rinner a" + UP + b"\rinner A\n\router 1\n\rinner b" + UP + b"\rinner B\n\router 2\nend\n"
         )
         assert writer.end() == ["inner A", "inner B", "outer 2", "end"]
+
+    def test_a_bar_in_the_second_row(self, writer):
+        """As tqdm draws with position=1: the newline may come alone, and what stays below is an old state."""
+        writer.write(b"first\n")
+        for i in range(9):
+            writer.write(b"\n")
+            writer.write(b"\r%d of 9" % i)
+            writer.write(UP)
+        writer.write(b"\r9 of 9\n")
+        assert [line for line in writer.end() if line] == ["first", "9 of 9"]
+
+    def test_a_fault_in_nested_bars_leaves_both(self, writer):
+        writer.write(b"\router 1\n\rinner 3" + UP)
+        assert writer.end() == ["outer 1", "inner 3"]
+
+    def test_empty_lines(self, writer):
+        for piece in (b"\n", b"a\n", b"\n", b"\n", b"b\n\n"):
+            writer.write(piece)
+        assert writer.end() == ["", "a", "", "", "b", ""]
+
+    def test_backspaces(self, writer):
+        writer.write(b"50 %\b\b\b\b99 %" + "é€\b\b".encode() + b"\n" + b"a" * 200_000 + b"\b" * 199_999 + b"\n")
+        assert writer.end() == ["99 %", "a"]
 
     def test_beyond_the_top(self, writer):
         writer.write(b"first\n" + UP * 1000 + b"second\n" * 100)

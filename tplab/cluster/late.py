@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -20,6 +19,7 @@ from tplab.cluster.engine import Stream
 
 _LONGEST_LINE = 1 << 16
 _FLUSHED_AFTER_S = 0.04
+_LOOKED_AFTER_S = 0.5
 
 
 class Ledger:
@@ -55,37 +55,43 @@ class _Tagged(TextIOWrapper):
         encoding, errors = stream.encoding, stream.errors
         super().__init__(stream.detach(), encoding=encoding, errors=errors, line_buffering=True)  # type: ignore[attr-defined]
         self._ledger = ledger
-        self._send_line = send_line
-        self._partial: weakref.WeakKeyDictionary[threading.Thread, str] = weakref.WeakKeyDictionary()
+        self._send = send_line
+        self._partial: dict[threading.Thread, tuple[int, str]] = {}
         self._pid = os.getpid()
         self._unfinished = threading.Event()
         threading.Thread(target=self._flush_soon, name="tplab-flush", daemon=True).start()
 
     def _flush_soon(self) -> None:
-        """What has no newline yet is shown soon all the same, flushed by the function or not."""
+        """What has no newline yet is shown soon all the same, flushed by the function or not; and what a late thread
+        leaves without one, when it ends."""
         while True:
-            self._unfinished.wait()
+            self._unfinished.wait(_LOOKED_AFTER_S if self._partial else None)
             time.sleep(_FLUSHED_AFTER_S)
             self._unfinished.clear()
             with suppress(Exception):  # the function may have closed it
                 self.flush()
+            for thread in [thread for thread in [*self._partial] if not thread.is_alive()]:
+                self._send_line(*self._partial.pop(thread))
 
     def write(self, text: str) -> int:
         run_id = self._ledger.late_run()
+        if not text.endswith("\n") and not self._unfinished.is_set():
+            self._unfinished.set()
         if run_id is None or os.getpid() != self._pid:
-            written = super().write(text)
-            if not text.endswith("\n") and not self._unfinished.is_set():
-                self._unfinished.set()
-            return written
+            return super().write(text)
         thread = threading.current_thread()
-        *lines, rest = (self._partial.pop(thread, "") + text).split("\n")
+        _, before = self._partial.pop(thread, (0, ""))
+        *lines, rest = (before + text).split("\n")
         if len(rest) > _LONGEST_LINE:
             lines, rest = [*lines, rest], ""
         if rest:
-            self._partial[thread] = rest
+            self._partial[thread] = run_id, rest
         for line in lines:
-            self._send_line(run_id, line.rstrip("\r").rpartition("\r")[2])  # of a progress bar, its last state
+            self._send_line(run_id, line)
         return len(text)
+
+    def _send_line(self, run_id: int, line: str) -> None:
+        self._send(run_id, line.rstrip("\r").rpartition("\r")[2])  # of a progress bar, its last state
 
 
 def tag_output(ledger: Ledger, send_line: Callable[[Stream, int, str], None]) -> None:

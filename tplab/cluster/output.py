@@ -1,8 +1,8 @@
 """An output stream of a rank, cut into lines of bounded length, in time that grows with the bytes alone.
 
 What has no end yet, a progress bar for example, can be asked for at any time (``opened``). Of a line that is rewritten
-after a carriage return the last state counts. A stream that moves its cursor up, as nested bars do, gets a window of
-rows, as tall as it has moved: rows are lines once they have left that.
+after a carriage return the last state counts, and a backspace takes a character back. A stream that moves its cursor
+up, as nested bars do, gets a window of rows, as tall as it has moved: rows are lines once they have left that.
 """
 
 import codecs
@@ -42,6 +42,8 @@ class Pipe:
     _below: list[bytes] = field(default_factory=list)
     _reach: int = 0
     """How far up it has gone."""
+    _falling: bool = False
+    """Whether it went down last, to rows that it has written before."""
     _last: bytes = b""
     """The last line that was handed out."""
     _shown: str = ""
@@ -65,6 +67,10 @@ class Pipe:
                 data = yield from self._move(data)
             else:
                 *lines, data = data.split(b"\n")
+                # An empty line waits for what comes next: it may be a bar's, which goes down a row and up again.
+                if lines and not lines[-1] and data[:1] in (b"", b"\r"):
+                    lines.pop()
+                    data = b"\n" + data
                 for line in lines:
                     yield from self._finish(line)
             # A progress bar that rewrites its line needs no more of it than the last state, which a \r begins.
@@ -74,9 +80,15 @@ class Pipe:
             yield from map(self._wrote, pieces)
 
     def rest(self) -> Iterator[Wrote]:
-        """Last lines without their newline; those that were wiped out are none."""
+        """Last lines without their newline; those that were wiped out, or were about to be, are none."""
+        if self.partial.startswith(b"\n"):
+            self.partial = self.partial[1:]
+            yield from self._finish(b"")
+        if self._falling:
+            self._below = []
+            self.partial = b"" if self.partial.endswith(b"\r") else self.partial
         rows = [*self._above, self.partial, *self._below]
-        self._above, self._below, self._reach, self.partial, self._last = [], [], 0, b"", b""
+        self._above, self._below, self._reach, self.partial, self._falling = [], [], 0, b"", False
         while rows and not (_state(rows[-1]).strip() if b"\r" in rows[-1] else rows[-1]):
             rows.pop()
         for row in rows:
@@ -107,9 +119,11 @@ class Pipe:
                     row = (self._above.pop() if self._above else self._last) + b"\r"
                     self._last = b""
                     self._reach = max(self._reach, len(self._below))
+                    self._falling = False
                 elif self._below:
                     self._above.append(_state(row))
                     row = self._below.pop(0) + b"\r"
+                    self._falling = True
                 elif match[2] is None:  # a newline; going down alone makes no rows
                     self._above.append(row)
                     row = b""
@@ -133,6 +147,7 @@ def _state(row: bytes) -> bytes:
 
 def _clean(row: bytes) -> bytes:
     """Without what would move a cursor, and with its colours ended: other ranks' lines come next."""
+    row = _erased(row) if b"\b" in row else row
     if b"\x1b[" not in row:
         return row
     row = _CONTROL.sub(b"", row)
@@ -140,10 +155,22 @@ def _clean(row: bytes) -> bytes:
     return row + b"\x1b[0m" if colours and colours[-1].strip(b"0;") else row
 
 
+def _erased(row: bytes) -> bytes:
+    """Without the characters that a backspace takes back."""
+    first, *others = row.split(b"\b")
+    kept = bytearray(first)
+    for part in others:
+        while kept and kept[-1] & 0xC0 == 0x80:  # the later bytes of a character
+            kept.pop()
+        del kept[-1:]
+        kept += part
+    return bytes(kept)
+
+
 def _tail(row: bytes) -> str:
     """The end of a row as it can be shown while more may come; colours are not."""
     state = _state(row)
-    kept = _COLOUR.sub(b"", _CONTROL.sub(b"", _CUT_OFF.sub(b"", state[-8 * LONGEST_OPEN :])))
+    kept = _erased(_COLOUR.sub(b"", _CONTROL.sub(b"", _CUT_OFF.sub(b"", state[-8 * LONGEST_OPEN :]))))
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(kept).expandtabs()
     return (
         text if len(text) <= LONGEST_OPEN and len(kept) <= len(state) < 8 * LONGEST_OPEN else "…" + text[-LONGEST_OPEN:]

@@ -147,6 +147,7 @@ class Run(Future[list[T]], Generic[T]):
         report = Report(rank, fields)
         self.reports.append(report)
         if self._on_report is not None and not self.done():
+            self.screen.flush()  # what it prints comes after what was printed before
             self._context.run(self._on_report, report)
 
     def _not_rebuilt(self, rank: int, field: str, error: BaseException) -> RankError:
