@@ -49,8 +49,9 @@ class Cluster:
     ``RankTimeout``, ``RunStopped``, ``ClusterClosed``. Each names the rank, leaves no process behind unless all ranks
     are fit for the next run, and that run works in any case.
 
-    A rank imports a module once: after editing a module beside the notebook, ``restart()``. For runs on fewer ranks
-    there is ``resized(n)``, which starts none.
+    Modules that the kernel has loaded again (``importlib.reload``, ``%autoreload``) are loaded again on the ranks
+    before the next run. Where that cannot be, or the environment has changed, the run says so; ``restart()`` starts
+    ranks that have everything as it is now. For runs on fewer ranks there is ``resized(n)``, which starts none.
     """
 
     def __init__(
@@ -90,6 +91,15 @@ class Cluster:
         Raises:
             TypeError: ``fn`` or an argument cannot be pickled.
             ClusterError: see the class.
+
+        Every run finds what a fresh rank has. Put back after it are torch's defaults (device, types, threads, modes,
+        precision, deterministic algorithms), CUDA device and stream, the default process group, signal handlers and
+        timers, output streams, working directory (the kernel's), Python's hooks and limits, and variables of the
+        environment that were there or that torch reads. What stays: ``rank.store``, random generators, imported
+        modules, printing options, other new variables. What cannot be put back is said, and the ranks are replaced.
+
+        ``init_process_group`` of a pasted script finds the ranks connected, and gives it their group; one that asks for
+        other ranks or another backend gets a group of its own, for the length of the run.
 
         What the ranks print appears line by line, with the rank in front. Tensors of any type travel, also in closures
         and reports, and views with their own elements alone; what overlaps in memory overlaps again. CUDA tensors come

@@ -51,12 +51,13 @@ class Launch:
     told: dict[int, Versions] = field(default_factory=dict)
     """Rank -> what it was last told of the kernel's modules."""
 
-    def call(self, run: "Run[Any]", payload: wire.Bulk) -> wire.Call:
-        """What the ranks are sent for a run."""
-        versions, ranks = run.surroundings.modules, range(run.num_ranks)
-        news = None if all(self.told.get(rank) is versions for rank in ranks) else versions
-        self.told |= dict.fromkeys(ranks, versions)
-        around = run.surroundings
+    def call(self, run: "Run[Any]") -> wire.Call:
+        """What the ranks are sent for a run, which gives its payload away."""
+        around, ranks = run.surroundings, range(run.num_ranks)
+        news = None if all(self.told.get(rank) is around.modules for rank in ranks) else around.modules
+        self.told |= dict.fromkeys(ranks, around.modules)
+        assert run.payload is not None
+        payload, run.payload = wire.bulk(run.payload), b""  # a handle that is kept must not keep it, too
         return wire.Call(run.id, run.num_ranks, payload, around.sys_path, around.folder, news)
 
     def say(self, run: "Run[Any]", key: str, text: str) -> None:

@@ -79,12 +79,16 @@ class Rank(int):
         """Device mesh with axes ``pp`` (outer) and ``tp`` (inner: neighbouring ranks), on every rank of the cluster.
 
         The axis left out takes the ranks that are left; with both left out, ``tp`` takes all. The same shape gives the
-        same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size.
+        same mesh again. Raises ``ValueError`` when ``tp * pp`` is not the world size, and ``RuntimeError`` once the
+        function has taken down the default process group.
         """
         shape = degrees(self.world_size, tp, pp)[::-1]
         if shape not in self._meshes or not _is_whole(self._meshes[shape]):
+            import torch.distributed
             from torch.distributed.device_mesh import init_device_mesh
 
+            if not torch.distributed.is_initialized():
+                raise RuntimeError("a mesh needs the default process group: make it before destroy_process_group()")
             self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=("pp", "tp"))
         return self._meshes[shape]
 

@@ -36,7 +36,7 @@ class Version(NamedTuple):
 
     file: str
     digest: bytes
-    """Of the source; empty where it is not known: the file was edited since it was loaded."""
+    """Hash of the source; empty where it is not known: the file was edited since it was loaded."""
     loads: int = 0
     """How often the kernel was seen to have loaded it again: with it come what it takes from other modules, and its own
     state as it is at first."""
@@ -99,7 +99,7 @@ class _Held:
 
     spec: Any
     stamp: tuple[int, int, int] | None
-    """Of the file as it was then; None where it could not be read."""
+    """What the system said of the file then; None where it could not be read."""
     version: Version
     source: bytes = b""
     functions: list[types.FunctionType] = field(default_factory=list)

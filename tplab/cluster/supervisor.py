@@ -317,19 +317,18 @@ class Supervisor(OwnThread):
         if self._replaced_while_idle:
             self._guard(run.say, self._replaced_while_idle)
             self._replaced_while_idle = ""
+        self._guard(self._launch.say_changes, run)
         run.set_running_or_notify_cancel()
         if run.payload is None:
             self._finish(run, [self.facts[rank] for rank in range(run.num_ranks)])
             return
-        self._guard(self._launch.say_changes, run)
         self._current = run
         self._become(State.RUNNING)
         aside = [self._sequences[rank] for rank in range(run.num_ranks, self._engine.num_ranks)]
         self._evidence = Evidence(run.name, run.num_ranks, run.timeout, aside=aside)
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
-        payload, run.payload = wire.bulk(run.payload), b""  # a handle that is kept must not keep it, too
-        self._send(range(run.num_ranks), self._launch.call(run, payload))
+        self._send(range(run.num_ranks), self._launch.call(run))
 
     def _send(self, ranks: Iterable[int], message: object) -> None:
         parts = encode(message)  # once: it may be large

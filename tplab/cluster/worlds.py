@@ -116,6 +116,7 @@ class Worlds:
                 return
             distributed_c10d._world = self._other()
         _init(backend, *args, **kwargs)
+        _say_ranks(me.device)
 
     def _is_own(self, backend: object, world_size: object, rank: object, me: Rank) -> bool:
         kind = me.device.type
@@ -208,8 +209,16 @@ def join(backend: str, store: KernelStore, index: int, num_ranks: int, device: t
     )
     group = dist.group.WORLD
     assert group is not None
-    if device.type == "cuda":
-        # Of the first NCCL group of a process torch knows that it has all ranks; of another it splits off ranks that it
-        # looks up in an empty list, and crashes (ProcessGroupNCCL::groupRanks, torch 2.11).
-        group._get_backend(device).options.global_ranks_in_group = [*range(num_ranks)]
+    _say_ranks(device)
     return group
+
+
+def _say_ranks(device: torch.device) -> None:
+    """Tell the default group which ranks it has.
+
+    Of the first NCCL group of a process torch knows that it has all ranks; of another it splits off ranks that it looks
+    up in an empty list, and crashes (ProcessGroupNCCL::groupRanks, torch 2.11).
+    """
+    group = dist.group.WORLD
+    if group is not None and device.type == "cuda" and torch.device(device.type) in group._device_types:
+        group._get_backend(device).options.global_ranks_in_group = [*range(group.size())]
