@@ -37,6 +37,7 @@ from tplab.models.keys import (
 )
 from tplab.models.precision import PRECISIONS, DType
 from tplab.models.rope import read_rope, rope_json
+from tplab.moved import say_new_names
 from tplab.shown import check_depth, listed, shown
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
@@ -317,3 +318,6 @@ def config_json(config: Any) -> dict[str, Any]:
     if kind == "llama":
         keys["mlp_bias"] = config.mlp_bias
     return keys
+
+
+say_new_names(__name__)
