@@ -12,6 +12,7 @@ from tplab.cli.words import check, options, table
 from tplab.cluster import Cluster
 from tplab.collectives.crossover import engine_losses
 from tplab.collectives.emulated_link import EmulatedLink
+from tplab.collectives.nccl_tests import read_nccl
 from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import plan_crossover, plan_sweep
 from tplab.lab.recorded import recorded
@@ -19,6 +20,7 @@ from tplab.models.spec import ModelSpec
 from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.workload import EnginePolicy, Workload
+from tplab.topology.calibration.from_nccl import calibration_of_nccl
 from tplab.topology.calibration.plan import plan_calibration
 from tplab.topology.calibration.run import submit_calibrate
 from tplab.topology.machine.machine import Machine
@@ -33,6 +35,7 @@ TAKEN = {
     "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),
     "box": (measure_box, Workload, BoxCase),
     "sweep": (Cluster, plan_sweep),
+    "read-nccl": (read_nccl, calibration_of_nccl),
     "crossover": (Cluster, plan_crossover, recorded, read_sweep, engine_losses, ModelSpec.from_config),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
@@ -47,6 +50,8 @@ OWN = {
         "json",
         "report",
         "beside",
+        "html",
+        "calibration",
         "percentiles",
     ),  # files and what is printed
     *("topo", "eager", "paths", "no_refit", "from_size", "to_size"),  # which another argument is made from

@@ -45,6 +45,14 @@ def in_groups(size, **more):
     }
 
 
+def quark(**weight):
+    return {"quant_method": "quark", "global_quant_config": {"weight": weight}}
+
+
+TORCHAO = {
+    "quant_method": "torchao",
+    "quant_type": {"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {"group_size": 128}}},
+}
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 
@@ -65,6 +73,12 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
         ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, [1, 2]),
         ({"quant_method": "mxfp4"}, [1, 2, 4, 8]),
         ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}}, [1, 2, 4]),
+        (TORCHAO, [1, 2]),
+        (
+            {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4", "group_size": 32}}},
+            [1, 2, 4, 8],
+        ),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}, [1, 2, 4, 8, 16]),
         (BLOCKS, [1, 2]),  # at 4 a rank has 64 of the keys, at 2 128 of them and 1408 = 11 x 128 of the MLP
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, [1, 2, 4, 8, 16]),  # one scale a matrix
         ({"quant_method": "fbgemm_fp8"}, [1, 2, 4, 8, 16]),
@@ -140,6 +154,8 @@ def test_groups_hold_for_the_modules_that_they_are_said_of():
 def test_kernels_beside_bf16_want_whole_tiles():
     assert able(in_groups(32), torch_dtype="bfloat16") == [1, 2]  # 2816 / 4 = 704, no 128
     assert able(GPTQ | {"group_size": -1}, torch_dtype="bfloat16") == [1, 2, 4]
+    both = in_groups(32, input_activations={"num_bits": 8, "type": "int"})
+    assert able(both, torch_dtype="bfloat16") == [1, 2, 4, 8]  # other kernels
     awq = {"quant_method": "awq", "bits": 4, "group_size": 32}
     assert able(awq, torch_dtype="bfloat16") == [1, 2, 4, 8]  # falls back on its own
 

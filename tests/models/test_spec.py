@@ -300,7 +300,7 @@ def test_quantised_checkpoints(quantization, weights, cache):
 
 def test_unknown_quantisation():
     """The error's own remedy works."""
-    for how in ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, {"quant_method": "hqq"}):
+    for how in ({"quant_method": "vptq", "config_for_layers": {}}, {"quant_method": "hqq"}):
         config = LLAMA | {"quantization_config": how}
         with pytest.raises(
             ValueError, match=rf"weight_precision must be one of .*quant_method='{how['quant_method']}'"

@@ -103,6 +103,19 @@ def precisions(
     }
 
 
+_NAMED = {"int4": "int4", "int8": "int8", "float8": "fp8", "fp8": "fp8", "fp4": "fp4"}
+"""Parts of names of types, and what weights are: torchao names activations, too, which have more bits."""
+
+
+def _said_by(how: Config, method: str) -> str:
+    """How Quark and torchao call the type of the weights; empty for others."""
+    if method == "torchao":
+        return json.dumps(how.get("quant_type"), default=str)[:2000].lower()
+    quark = how.get("global_quant_config")
+    weight = quark.get("weight") if method == "quark" and isinstance(quark, Mapping) else None
+    return str(weight.get("dtype")).lower() if isinstance(weight, Mapping) else ""
+
+
 def _weights_of(how: Config) -> str | None:
     """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
     method = text(how, "quant_method")
@@ -122,6 +135,8 @@ def _weights_of(how: Config) -> str | None:
             return "fp8" if weights.get("type") == "float" else "int8"
         if bits == 4:
             return "fp4" if weights.get("type") == "float" else "int4"
+    if kind := next((kind for name, kind in _NAMED.items() if name in _said_by(how, method)), None):
+        return kind
     if "fp8" in method or text(how, "quant_algo").upper().startswith("FP8"):
         return "fp8"
     # Before the search for "fp4": bitsandbytes writes bnb_4bit_quant_type="fp4" beside load_in_8bit, too.

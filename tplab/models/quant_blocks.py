@@ -15,6 +15,7 @@ that is garbage from GPTQ groups cut in two (auto-round's issue 643). TensorRT-L
 rank's (its issue 648). Padding the checkpoint before it is quantised is the way out that Qwen's documentation gives.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 """Matrices of a block, and how checkpoints call them."""
 _SUPER_BLOCK = 256
 """Weights of a GGUF super-block (Q2_K to Q6_K, IQ4_XS; ggml/src/ggml-common.h, QK_K)."""
+_WEIGHTS_ALONE = ("gptq", "gptq_marlin", "marlin", "compressed-tensors", "auto-round")
+"""Methods whose integers are multiplied with 16-bit activations, unless their configuration quantises those."""
 _USUAL = {"NVFP4": 16, "MXFP4": 32, "W4A16_AWQ": 128, "W4A8_AWQ": 128, "mxfp4": 32, "gguf": _SUPER_BLOCK}
 """Groups of algorithms (ModelOpt's ``quant_algo``) and methods whose configuration need not say them."""
 _MARLIN, _MACHETE = 128, 64
@@ -97,7 +100,8 @@ def quant_blocks(how: Config, num_layers: int, precision: str, act: str) -> tupl
     ignored, made = not_converted(how), []
     for inputs, outputs, targets, what in _schemes(how, method):
         roles = tuple(role for role in ROLES if _any_layer(role, num_layers, targets, ignored))
-        by_marlin = method in ("gptq", "compressed-tensors", "auto-round") and precision in ("int4", "int8")
+        alone = method in _WEIGHTS_ALONE and not re.search(r'"input_activations": *\{', json.dumps(how, default=str))
+        by_marlin = alone and precision in ("int4", "int8")
         tile = (_MACHETE if inputs == 1 else _MARLIN) if by_marlin and act == "bf16" else 1
         whole = method == "bitsandbytes"
         if roles and (whole or max(inputs, outputs, tile) > 1):
@@ -133,7 +137,10 @@ def _schemes(how: Config, method: str) -> Iterator[tuple[int, int, list[str], st
     params = inner.get("weight_quant_params") if isinstance(inner, Mapping) else None
     quark = how.get("global_quant_config")
     quark = quark.get("weight") if isinstance(quark, Mapping) else None
-    found = next((each for each in (params, quark) if isinstance(each, Mapping)), how)
+    ao = how.get("quant_type")  # torchao; before its objects, names and arguments
+    for key in ("default", "_data"):
+        ao = ao.get(key) if isinstance(ao, Mapping) else how.get("quant_type_kwargs")
+    found = next((each for each in (params, quark, ao) if isinstance(each, Mapping)), how)
     said = [found[key] for key in ("group_size", "q_group_size") if found.get(key) is not None]
     usual = _USUAL.get(algorithm) or _USUAL.get(method)
     group = _group(said[0] if said else usual, "group_size in quantization_config")
