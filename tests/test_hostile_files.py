@@ -22,8 +22,8 @@ from tplab.models.spec import ModelConfig
 from tplab.pipeline import Action, Op, Schedule, build_schedule, simulate, validate
 from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.published.benchmarks import beside_vllm, read_vllm
 from tplab.topology.published.tables import read_folder
-from tplab.topology.published.vllm_bench import beside_vllm, read_vllm
 
 BASE: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,

@@ -22,8 +22,8 @@ from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.calibration.from_nccl import calibration_of_nccl, machine_of_test
 from tplab.topology.published.accuracy import read_beside
+from tplab.topology.published.benchmarks import beside_vllm, read_vllm
 from tplab.topology.published.tables import CELL, read_folder
-from tplab.topology.published.vllm_bench import beside_vllm, read_vllm
 from tplab.topology.verification.static_batch import machine_of
 
 LLAMA: dict[str, Any] = {

@@ -22,11 +22,12 @@ def add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = asked.with_presets(
         commands,
         "validate",
-        "the advisor's own error: on published tables, or beside a vllm bench serve result",
-        "With a folder of published tables: the scoreboard of the model's error and of its choices. With result files "
-        "of vllm bench serve --save-result: that server beside the prediction; give --model, --machine and --tp.",
+        "the advisor's own error: on published tables, or beside a benchmark of a server",
+        "With a folder of published tables: the scoreboard of the model's error and of its choices. With results of "
+        "vllm bench serve (--save-result, or what it prints), sglang.bench_serving, genai-perf, aiperf, guidellm, "
+        "InferenceX or LLMPerf: that server beside the prediction; give --model, --machine and --tp.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder of tables, or vLLM result files")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder of tables, or results of benchmarks")
     parser.add_argument("--by", help=f"columns to group by (folder; default {_BY})")
     parser.add_argument(
         "--no-refit", action="store_true", help="do not fit again without each model, GPU, engine, length"
@@ -36,10 +37,19 @@ def add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--beside", help="another tool's predictions of the cells, for the page (bench_aiconfigurator.py makes it)"
     )
     parser.add_argument(
-        "--tp", type=int, help="GPUs of the server that share a layer (vLLM result; default: what the file says)"
+        "--tp", type=int, help="GPUs of the server that share a layer (result; default: what the file says)"
     )
-    parser.add_argument("--pp", type=int, help="its pipeline stages (vLLM result; default: what the file says, else 1)")
-    asked.add_what(parser, required=False, engine="vllm")
+    parser.add_argument("--pp", type=int, help="its pipeline stages (result; default: what the file says, else 1)")
+    parser.add_argument(
+        "--replicas", type=int, help="its copies behind one address (result; default: what the file says, else 1)"
+    )
+    parser.add_argument(
+        "--input", dest="input_length", type=int, help="tokens of a prompt, where the result does not say"
+    )
+    parser.add_argument(
+        "--output", dest="output_length", type=int, help="tokens of an answer, where the result does not say"
+    )
+    asked.add_what(parser, required=False, engine="what the result says, else vllm")
     parser.add_argument("--csv", help="also write the table here")
     parser.set_defaults(call=_validate)
 
@@ -95,24 +105,28 @@ def _scoreboard(arguments: argparse.Namespace, folder: Path) -> "pd.DataFrame":
 
 
 def _beside_server(arguments: argparse.Namespace, paths: list[Path]) -> "pd.DataFrame":
-    from tplab.topology.published.vllm_bench import beside_vllm
+    from tplab.topology.published.benchmarks import beside_benchmark
 
     if arguments.model is None:
         raise ValueError("--model must be given with result files: they have only the model's name")
     model, machine, calibration = asked.what(arguments)
-    frame = beside_vllm(
+    frame = beside_benchmark(
         paths,
         model,
         machine,
         tp=arguments.tp,
         pp=arguments.pp,
-        engine=asked.engine_of(arguments, "vllm"),
+        replicas=arguments.replicas,
+        input_length=arguments.input_length,
+        output_length=arguments.output_length,
+        engine=asked.engine_of(arguments, "generic"),
         calibration=calibration,
     )
-    columns = ["run", "tp", "pp", "load"]
-    columns += [f"{part}_tpot_ms" for part in ("predicted", "measured")] + ["tpot_ms_error_pct", "ttft_ms_error_pct"]
-    print(table(frame[[*columns, "output_tokens_per_s_error_pct", "within"]]))
+    columns = ["run", "engine", "tp", "pp", "replicas", "load"]
+    for what in ("tpot_ms", "ttft_ms", "output_tokens_per_s"):
+        columns += [f"predicted_{what}", f"measured_{what}", f"{what}_error_pct"]
+    print(table(frame[[*columns, "within"]]))
     for run, note in zip(frame["run"], frame["note"], strict=True):
         if note:
-            print(f"{run}: {note}")
+            print(wrapped(f"{run}: {note}", indent="  "))
     return frame

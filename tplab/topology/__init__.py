@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from tplab.topology.machine import Placement as Placement
     from tplab.topology.machine import place as place
     from tplab.topology.machine.spec_sheets import GPUS as GPUS
+    from tplab.topology.published import Benchmark as Benchmark
+    from tplab.topology.published import beside_benchmark as beside_benchmark
     from tplab.topology.published import beside_vllm as beside_vllm
     from tplab.topology.published import layout_choice as layout_choice
+    from tplab.topology.published import read_benchmark as read_benchmark
     from tplab.topology.published import read_vllm as read_vllm
     from tplab.topology.published import validate as validate
     from tplab.topology.verification import Verification as Verification

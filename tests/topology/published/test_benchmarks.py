@@ -1,4 +1,4 @@
-"""Result files of ``vllm bench serve``: read, refused by key, set beside predictions.
+"""Result files of ``vllm bench serve``: read, refused by key, set beside predictions. Other programs': ``forms``.
 
 The files here are made from a prediction, so what must come out is known.
 """
@@ -12,7 +12,8 @@ from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.published.vllm_bench import VllmBenchmark, beside_vllm, read_vllm
+from tplab.topology.published.benchmark import Benchmark
+from tplab.topology.published.benchmarks import beside_benchmark, read_benchmark
 
 MODEL = ModelSpec.from_config("llama-3.1-8b")
 MACHINE = Machine.preset("h100", gpus=4)
@@ -61,7 +62,7 @@ def write(tmp_path):
 
 
 def test_a_server_as_fast_as_predicted(write):
-    frame = beside_vllm(write(result()), MODEL, MACHINE, tp=2)
+    frame = beside_benchmark(write(result()), MODEL, MACHINE, tp=2)
     row = frame.iloc[0]
     assert (row["run"], row["tp"], row["pp"], row["load"]) == ("result.json", 2, 1, "16 in flight")
     for name in ("tpot_ms", "ttft_ms", "output_tokens_per_s"):
@@ -71,7 +72,7 @@ def test_a_server_as_fast_as_predicted(write):
 
 
 def test_a_server_twice_as_slow_is_said_to_be(write):
-    row = beside_vllm(write(result(factor=2.0)), MODEL, MACHINE, tp=2).iloc[0]
+    row = beside_benchmark(write(result(factor=2.0)), MODEL, MACHINE, tp=2).iloc[0]
     assert row["tpot_ms_error_pct"] == pytest.approx(-50)
     assert row["output_tokens_per_s_error_pct"] == pytest.approx(100)
     assert not row["within"]
@@ -79,21 +80,21 @@ def test_a_server_twice_as_slow_is_said_to_be(write):
 
 def test_degrees_come_from_metadata_unless_given(write):
     path = write(result(tp=4, tensor_parallel_size="4", pp="1"))
-    assert beside_vllm(path, MODEL, MACHINE)["tp"].item() == 4
-    assert beside_vllm(path, MODEL, MACHINE, tp=1)["tp"].item() == 1
+    assert beside_benchmark(path, MODEL, MACHINE)["tp"].item() == 4
+    assert beside_benchmark(path, MODEL, MACHINE, tp=1)["tp"].item() == 1
     with pytest.raises(ValueError, match=r"tp must be given .*; got 'result.json'"):
-        beside_vllm(write(result()), MODEL, MACHINE)
+        beside_benchmark(write(result()), MODEL, MACHINE)
 
 
 def test_several_runs_in_one_file_and_several_files(write):
     appended = write(result(), result(factor=1.5), name="two.json")
-    assert [run.name for run in read_vllm(appended)] == ["two.json#1", "two.json#2"]
-    frame = beside_vllm([appended, write(result())], MODEL, MACHINE, tp=2)
+    assert [run.name for run in read_benchmark(appended)] == ["two.json#1", "two.json#2"]
+    frame = beside_benchmark([appended, write(result())], MODEL, MACHINE, tp=2)
     assert list(frame["run"]) == ["two.json#1", "two.json#2", "result.json"]
 
 
 def run_of(**more):
-    return VllmBenchmark(
+    return Benchmark(
         **{
             "name": "r",
             "model_id": "llama-3.1-8b",
@@ -129,7 +130,7 @@ def test_what_set_the_load():
 
 def test_what_a_reader_must_know():
     def note(**more):
-        return beside_vllm(run_of(**more), MODEL, MACHINE, tp=1)["note"].item()
+        return beside_benchmark(run_of(**more), MODEL, MACHINE, tp=1)["note"].item()
 
     assert note(max_concurrency=6) == ""
     assert note(completed=990, max_concurrency=6) == "10 of 1000 requests failed"
@@ -141,9 +142,9 @@ def test_what_a_reader_must_know():
 
 def test_engine_and_replicas_are_those_given(write):
     path = write(result())
-    eager = beside_vllm(path, MODEL, MACHINE, tp=2, engine=replace(LOAD.engine, cuda_graphs=False)).iloc[0]
-    usual = beside_vllm(path, MODEL, MACHINE, tp=2).iloc[0]
-    two = beside_vllm(path, MODEL, MACHINE, tp=2, replicas=2).iloc[0]
+    eager = beside_benchmark(path, MODEL, MACHINE, tp=2, engine=replace(LOAD.engine, cuda_graphs=False)).iloc[0]
+    usual = beside_benchmark(path, MODEL, MACHINE, tp=2).iloc[0]
+    two = beside_benchmark(path, MODEL, MACHINE, tp=2, replicas=2).iloc[0]
     assert eager["predicted_tpot_ms"] > usual["predicted_tpot_ms"] > two["predicted_tpot_ms"]
 
 
@@ -156,8 +157,10 @@ def lacking(*keys):
     [
         ("", "is empty"),
         ("{", "is not valid JSON"),
-        ("3", "must hold an object .* it holds a int"),
-        (lacking("mean_tpot_ms", "completed"), "lacks completed, mean_tpot_ms: it is no result of vllm bench serve"),
+        ("3", "holds no result of a benchmark that is read: vllm bench serve --save-result, "),
+        ("[3]", "must hold an object .* it holds a int"),
+        ("[]", "holds an empty list"),
+        (lacking("total_input_tokens", "completed"), "lacks completed, total_input_tokens: it is no result of vllm"),
         (result(completed=0), "0 requests came back"),
         (result(mean_tpot_ms="fast"), "mean_tpot_ms must be a number .*; got 'fast'"),
         (result(output_throughput=None), "output_throughput must be a number .*; got None"),
@@ -167,11 +170,11 @@ def lacking(*keys):
 )
 def test_files_that_are_none(write, content, match):
     with pytest.raises(ValueError, match=match):
-        read_vllm(write(content))
+        read_benchmark(write(content))
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.json cannot be read"):
-        read_vllm(tmp_path / "nowhere.json")
+        read_benchmark(tmp_path / "nowhere.json")
     with pytest.raises(ValueError, match="cannot be read"):
-        read_vllm(tmp_path)
+        read_benchmark(tmp_path)
