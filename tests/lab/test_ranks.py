@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -105,6 +106,24 @@ class TestNamespace:
     def test_on_fewer_ranks(self, notebook: Notebook) -> None:
         assert notebook("%%ranks -n 1\nworld_size, dist.get_world_size()") == "[rank 0] (1, 1)\n"
         assert "[rank 1] 2" in notebook("%%ranks\nworld_size")
+
+    def test_edited_modules_are_loaded_again_where_the_notebook_does(
+        self, notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also those that only the ranks have imported, and what a cell has taken from them by name."""
+        file = tmp_path / "edited_by_and_by.py"
+        monkeypatch.syspath_prepend(tmp_path)
+        file.write_text("def f():\n    return 1\n")
+        notebook("%load_ext autoreload\n%autoreload 2")
+        notebook("%%ranks\nimport edited_by_and_by\nfrom edited_by_and_by import f")
+        file.write_text("def f():\n    return 'two'\n")
+        assert notebook("%%ranks 0\nf(), edited_by_and_by.f()") == "[rank 0] ('two', 'two')\n"
+        notebook("import edited_by_and_by")
+        file.write_text("def f():\n    return 'three'  # by now\n")
+        assert notebook("%%ranks 1\nf(), edited_by_and_by.f()") == "[rank 1] ('three', 'three')\n"
+        notebook("%autoreload 0")
+        file.write_text("def f():\n    return 4\n")
+        assert notebook("%%ranks 1\nf()") == "[rank 1] 'three'\n"
 
 
 class TestLastExpression:

@@ -18,9 +18,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, ModuleType, SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from tplab.cluster.follow import OLD_OBJECTS
 from tplab.cluster.rank import Rank
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Cell:
     """Those that execute it."""
     gives: Literal["bundle", "value", "nothing"]
     """How its last expression comes back: as text and pictures, as it is, or not at all."""
+    reloads: bool
+    """Whether edited modules are loaded again first, also those that the notebook itself has not imported."""
     keeps_settings: ClassVar[bool] = True
     """What a cell sets (devices, types, threads, its folder), the next one finds, as in a notebook."""
 
@@ -120,6 +123,7 @@ class _Space:
         self._given: dict[str, Any] = {}
         self._runner = asyncio.Runner()
         self._flags = 0
+        self._reloads = False
         self._give({"torch": torch, "dist": torch.distributed})
         self._first_names = frozenset(vars(self.module))
 
@@ -129,7 +133,13 @@ class _Space:
         remember_source(cell.name, cell.source)
         code = compile_cell(cell.source, cell.name, self._flags)
         self._flags |= code.co_flags & _FUTURES
-        names = vars(self.module)
+        names, events = vars(self.module), self._shell.events
+        if cell.reloads != self._reloads:
+            self._reloads = cell.reloads
+            self._shell.extension_manager.load_extension("autoreload")
+            self._shell.magics_manager.registry["AutoreloadMagics"]._reloader.old_objects = OLD_OBJECTS
+            self._shell.run_line_magic("autoreload", "2" if cell.reloads else "0")
+        events.trigger("pre_run_cell", SimpleNamespace(raw_cell=cell.source))  # where autoreload looks for edited files
         try:
             with _without_keyboard():
                 if code.co_flags & inspect.CO_COROUTINE:
@@ -140,8 +150,9 @@ class _Space:
             names.pop(_VALUE, None)
             error.__traceback__ = _from_file(error.__traceback__, cell.name)
             raise
+        finally:
+            events.trigger("post_execute")  # where matplotlib shows the figures that the cell has drawn
         value = names.pop(_VALUE, None)
-        self._shell.events.trigger("post_execute")  # where matplotlib shows the figures that the cell has drawn
         if cell.gives == "value":
             return value
         if value is not None:

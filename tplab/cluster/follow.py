@@ -21,6 +21,9 @@ from tplab.cluster.sources import Version, Versions, digest_of, file_of, is_user
 _RENEW = "cluster.restart() starts ranks that have it (rank.store is empty then)"
 _OBJECTS_SEARCHED = 300_000
 
+OLD_OBJECTS: dict[Any, Any] = {}
+"""What IPython's autoreload knows of earlier versions on this rank."""
+
 
 @dataclass(slots=True)
 class Follower:
@@ -36,8 +39,6 @@ class Follower:
     checked: int = -1
     """How many modules had been loaded at the last look."""
     num_loaded: int = 0
-    old_objects: dict[Any, Any] = field(default_factory=dict)
-    """What IPython's autoreload knows of earlier versions."""
 
     def listen(self) -> None:
         """Note the source of each module that is loaded from now on; never take an older ``.pyc`` for it."""
@@ -108,12 +109,13 @@ class Follower:
         """Returns what is to be said of objects that stay as they were."""
         wanted = self.wanted[name]
         self.loads[name] = wanted.loads
+        in_place = wanted.in_place or "IPython.extensions.autoreload" in sys.modules  # cells on the rank asked for it
         old = [weakref.ref(value) for value in vars(module).values() if _is_own(value, name)]
         try:
-            if wanted.in_place:
+            if in_place:
                 from IPython.extensions.autoreload import superreload
 
-                superreload(module, old_objects=self.old_objects)
+                superreload(module, old_objects=OLD_OBJECTS)
             else:
                 importlib.reload(module)
         except Exception as error:
@@ -123,7 +125,7 @@ class Follower:
                 f"rank ({type(error).__name__}: {error}). cluster.restart() starts fresh ranks, with an empty "
                 "rank.store"
             ) from error
-        if wanted.in_place or not self.store:
+        if in_place or not self.store:
             return ""
         gc.collect()
         kept = _kept_in(self.store, [value for ref in old if (value := ref()) is not None])

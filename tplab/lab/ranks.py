@@ -145,7 +145,7 @@ class RanksMagics(Magics):
         timeout = self.timeout if arguments is None or arguments.timeout is None else arguments.timeout
         quiet = DisplayHook.semicolon_at_end_of_expression(source)
         gives: Literal["bundle", "nothing"] = "nothing" if quiet else "bundle"
-        cell = Cell(name=name, source=source, title=header.split()[0], ranks=chosen, gives=gives)
+        cell = self._cell(name=name, source=source, title=header.split()[0], ranks=chosen, gives=gives)
         for rank, bundle in enumerate(self._call(cluster, cell, ranks=chosen, timeout=timeout)):
             if bundle is not None:
                 self._show(rank, bundle)
@@ -159,9 +159,13 @@ class RanksMagics(Magics):
         name, source = self._compile("%ranks pull", match[2])
         cluster = self._ready()
         chosen = _chosen([match[1] or ""], cluster.num_ranks)
-        cell = Cell(name=name, source=source, title="%ranks pull", ranks=chosen, gives="value")
+        cell = self._cell(name=name, source=source, title="%ranks pull", ranks=chosen, gives="value")
         values = self._call(cluster, cell, ranks=chosen, timeout=self.timeout)
         return [values[rank] for rank in chosen]
+
+    def _cell(self, **fields: Any) -> Cell:
+        autoreload = self.shell.magics_manager.registry.get("AutoreloadMagics")
+        return Cell(**fields, reloads=bool(autoreload and autoreload._reloader.enabled))
 
     def _push(self, names: Sequence[str]) -> None:
         __tracebackhide__ = True
