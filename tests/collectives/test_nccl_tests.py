@@ -236,7 +236,14 @@ class TestSeveral:
         parts += [row(MIB, 44.0, factor("all_reduce", 2), dtype="half")]
         (test,) = read(printed(n=2, sizes=(), end=False) + "\n".join(parts))
         assert test.curve == {MIB: 42.0}
-        assert list(test.frame()["dtype"]) == ["float32", "float16", "float16"]
+        assert list(test.frame()["dtype"]) == ["float32", "float16"]
+
+    def test_operations_are_series_of_their_own(self, read):
+        rows = [row(size, us_of(size), 1.0, redop=op) for op in ("sum", "prod") for size in (KIB, MIB, MIB, 4 * MIB)]
+        (test,) = read(printed(n=2, sizes=(), end=False) + "\n".join(rows))
+        figure = latency_figure(test.frame(), badge="RECORDED x")
+        names = [trace.name for trace in figure.data]
+        assert {"measured: library (sum), float32", "measured: library (prod), float32"} <= set(names)
 
 
 class TestRefused:

@@ -121,7 +121,7 @@ def what(arguments: argparse.Namespace) -> "tuple[ModelSpec, Machine, Calibratio
     if calibration is not None and calibration.num_ranks not in (machine.num_gpus, machine.gpus_per_node):
         raise ValueError(
             f"--calibration is of {calibration.num_ranks} ranks, {machine.name} has {machine.num_gpus} GPUs: calibrate "
-            f"with --ranks {machine.num_gpus}"
+            f"with --ranks {machine.num_gpus}, or ask about as many GPUs as were measured (--gpus, --nodes)"
         )
     return model, machine, calibration
 

@@ -79,8 +79,17 @@ def _say(test: "NcclTest", machine: "Machine | None") -> None:
     print(wrapped(f"{test.badge}: {kind}, {len(test.curve)} sizes.", indent="  "))
     for note in _fits(test.curve):
         print(wrapped(note, indent="  "))
-    frame = test.frame().drop_duplicates(["bytes", "dtype", "redop"])
-    frame = frame[["bytes", "dtype", "p50_us", "algbw_GBps", "busbw_GBps"]].rename(columns={"p50_us": "mean_us"})
+    frame = test.frame()
+    frame = frame[
+        [
+            *(["algorithm"] if frame["algorithm"].nunique() > 1 else []),
+            "bytes",
+            "dtype",
+            "p50_us",
+            "algbw_GBps",
+            "busbw_GBps",
+        ]
+    ].rename(columns={"p50_us": "mean_us"})
     if machine is not None and len(beside := beside_formula(test, machine)):
         frame = frame.merge(beside.drop(columns="measured_us"), on="bytes", how="left")
         off = beside["off_pct"].abs()

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -31,7 +31,7 @@ from tplab.collectives.nccl_checks import (
     ranks,
     sound,
 )
-from tplab.collectives.nccl_text import Raw, Row, read_raw
+from tplab.collectives.nccl_text import Half, Raw, Row, read_raw
 from tplab.files import read_bytes, text_of
 from tplab.measure import provenance_columns
 from tplab.shown import listed
@@ -80,13 +80,12 @@ class NcclTest:
         usual = min(kinds, key=lambda kind: (order.index(kind[0]) if kind[0] in order else 9, kind[1] != "sum"))
         times: dict[int, list[float]] = {}
         for row in self.rows:
-            half = row.out_of_place or row.in_place
-            if (row.dtype, row.redop) == usual and half is not None:
-                times.setdefault(row.nbytes, []).append(half.time)
+            if (row.dtype, row.redop) == usual:
+                times.setdefault(row.nbytes, []).append(_half(row).time)
         return {size: median(each) for size, each in sorted(times.items())}
 
     def frame(self) -> pd.DataFrame:
-        """Tidy, one row per size, dtype and operation, with the columns of ``sweep_frame``, whose figures take it.
+        """Tidy, with the columns of ``sweep_frame``, whose figures take it: a row per size, dtype, operation and root.
 
         ``p50_us``, ``p95_us`` and ``min_us`` are the one mean there is, out of place; ``in_place_us`` is beside it, and
         ``collective``, ``redop`` and ``root`` in front.
@@ -105,17 +104,35 @@ class NcclTest:
             python_version="",
             started_at=self.started,
         )
-        return pd.DataFrame([{**_columns(self, row), **provenance_columns(provenance)} for row in self.rows])
+        kinds = {(row.redop, row.root) for row in self.rows}
+        return pd.DataFrame(
+            [{**_columns(self, row, len(kinds) > 1), **provenance_columns(provenance)} for row in _once(self.rows)]
+        )
 
 
-def _columns(test: NcclTest, row: Row) -> dict[str, Any]:
+def _half(row: Row) -> Half:
     half = row.out_of_place or row.in_place
     assert half is not None, "rows without times are left out"
+    return half
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Of rows that were measured several times, the one with the median time."""
+    alike: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.nbytes, row.dtype, row.redop, row.root), []).append(row)
+    return [sorted(each, key=lambda row: _half(row).time)[(len(each) - 1) // 2] for each in alike.values()]
+
+
+def _columns(test: NcclTest, row: Row, several: bool) -> dict[str, Any]:
+    """``several``: operations or roots, which then are series of their own."""
+    half = _half(row)
+    which = f"{row.redop or 'of'} {row.root if row.root >= 0 else ''}".strip()
     return {
         "collective": test.collective,
         "redop": row.redop,
         "root": row.root,
-        "algorithm": "library",
+        "algorithm": f"library ({which})" if several else "library",
         "dtype": _DTYPES.get(row.dtype, row.dtype),
         "bytes": row.nbytes,
         "iterations": test.iterations,
