@@ -39,6 +39,8 @@ _LEAST_BW = 1.0
 
 def nothing(raw: Raw) -> str:
     """What a test without rows holds instead."""
+    if raw.other:
+        return f"the output of {raw.other}, which is not read: run all_reduce_perf and sendrecv_perf of nccl-tests"
     if len({device.pid for device in raw.devices if device.rank == 0}) > 1:
         return (
             "no rows, and several processes that are each rank 0: they formed no group. Build nccl-tests with MPI=1, "

@@ -57,6 +57,16 @@ _FAILURE = re.compile(
     r"Test (?:NCCL|CUDA) failure|NCCL failure|Invalid number of GPUs|unhandled \w+ error|out of memory"
 )
 _VARIABLE = re.compile(r"\b(NCCL_(?:NVLS_ENABLE|ALGO|PROTO|P2P_DISABLE|P2P_LEVEL|SHM_DISABLE|IB_DISABLE))=(\S{1,60})")
+_OTHERS = {
+    "nccom-test of AWS Neuron": r"nccom-test|count\(elems\)",
+    "Ascend's hccl_test": r"alg_bandwidth\(GB/s\)|hccl_test",
+    "OSU's micro-benchmarks": r"# OSU [\w-]+ ",
+    "perftest (ib_write_bw, ...)": r"#bytes +#iterations",
+    "nvbandwidth": r"nvbandwidth Version|memcpy [CS][EM] [CG]PU",
+    "p2pBandwidthLatencyTest": r"P2P=\w+ (?:Bandwidth|Latency) Matrix",
+    "oneCCL's benchmark": r"#bytes +#repetitions",
+}
+"""Programs whose tables are taken for those of nccl-tests, and how one knows them."""
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -131,6 +141,8 @@ class Raw:
     """Whether times are of the host's work (-C 1)."""
     blocking: bool = False
     """Whether the host waits for each call (-z)."""
+    other: str = ""
+    """Another program whose output it is."""
     failure: str = ""
     """The first line about a failure."""
 
@@ -143,7 +155,10 @@ def read_raw(text: str, name: str) -> list[Raw]:
     """
     if text.lstrip()[:1] == "{":
         return [_from_json(parse_json(text, name), name)]
-    return _from_text(text)
+    found = _from_text(text)
+    if not any(raw.rows for raw in found):
+        found[0].other = next((tool for tool, how in _OTHERS.items() if re.search(how, text[:100_000])), "")
+    return found
 
 
 def _from_text(text: str) -> list[Raw]:
