@@ -240,7 +240,7 @@ def test_published_models_are_counted_without_their_towers(name: str) -> None:
     keys, published = PUBLISHED[name]
     spec = ModelSpec.from_config({key: value for key, value in keys.items() if value is not None})
     assert abs(spec.total_params / published - 1) < 0.01
-    assert any(note.startswith("only the language model is counted (") for note in spec.notes) or name == "Molmo 7B-D"
+    assert any(note.startswith("only the language model is counted (") for note in spec.notes)
 
 
 def test_what_towers_weigh_is_said_where_the_file_says_enough() -> None:
@@ -254,6 +254,9 @@ def test_what_towers_weigh_is_said_where_the_file_says_enough() -> None:
     keys, _ = PUBLISHED["LLaVA 1.5 7B, flat"]
     (note,) = (note for note in ModelSpec.from_config(keys).notes if "only the language" in note)
     assert note.endswith("mm_vision_tower 'openai/clip-vit-large-patch14-336' (not counted)")
+    assert not any(
+        "vision_config" in note for note in ModelSpec.from_config(PUBLISHED["Qwen2-VL 7B, flat"][0]).notes[1:]
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,6 +270,8 @@ def test_what_towers_weigh_is_said_where_the_file_says_enough() -> None:
         ({"model_type": "llama4", "text_config": {**LLAMA_8B, "model_type": "llama4_text"}}, "mixture of experts"),
         ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "layers that differ"),
         ({"model_type": "gemma3n", "text_config": {}}, "layers that differ"),
+        ({"model_type": "qwen3_5", "text_config": {"num_hidden_layers": 24}}, "state-space or linear-attention"),
+        ({"model_type": "some_vl", "text_config": LLAMA_8B}, "model_type 'some_vl_text' is not known here"),
         ({"model_type": "kimi_vl", "text_config": {**LLAMA_8B, "n_routed_experts": 64}}, "mixture of experts"),
         ({"model_type": "florence2", "text_config": {"model_type": "bart"}}, "has an encoder"),
         ({"model_type": "blip-2", "text_config": {"model_type": "t5"}}, "has an encoder"),

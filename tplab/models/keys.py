@@ -68,7 +68,7 @@ KINDS = {
     "state-space or linear-attention layers": (
         *("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7", "xlstm", "jamba", "zamba", "zamba2"),
         *("bamba", "falcon_h1", "nemotron_h", "granitemoehybrid", "recurrent_gemma", "plamo2"),
-        *("qwen3_next", "minimax", "olmo_hybrid", "hymba", "griffin", "retnet"),
+        *("qwen3_next", "minimax", "olmo_hybrid", "hymba", "griffin", "retnet", "qwen3_5", "qwen3_5_text", "lfm3"),
     ),
     "an encoder": (
         *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "albert", "electra", "deberta", "deberta-v2"),
@@ -77,7 +77,9 @@ KINDS = {
         *("whisper", "speech_to_text", "t5gemma", "clip", "vit"),
     ),
     "cross-attention to images": ("mllama", "mllama_text", "mllama_text_model", "idefics", "flamingo"),
-    "layers that differ from each other": ("deci", "nemotron-nas", "openelm", "lfm2", "gemma3n", "gemma3n_text"),
+    "layers that differ from each other": (
+        *("deci", "nemotron-nas", "openelm", "lfm2", "gemma3n", "gemma3n_text", "gemma4_text"),
+    ),
 }
 """Families that are asked for most, by what they would need."""
 

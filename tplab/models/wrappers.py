@@ -89,6 +89,7 @@ _FLAT: Mapping[str, str] = {
     "internlmxcomposer2": "internlm2",
     "internlm2_vl": "internlm2",
     "kimi_audio": "qwen2",
+    "fuyu": "persimmon",
     "minicpmo": "qwen2",
     "videollama2_qwen2": "qwen2",
     "videollama3_qwen2": "qwen2",
@@ -240,7 +241,7 @@ def language_model(values: Config, where: str, notes: list[str]) -> Inside:
     family = _family(values, inside, wrappers)
     if path:
         inside = {**_MERGED.get(wrappers[0], {}), **inside}
-    if path or towers:
+    if path or towers or family in TEXT_FAMILIES or wrappers[0] in _FLAT:
         of = ".".join(path) or f"as {family}"
         said = listed([_said(name, tower) for name, tower in towers.items()]) or "a tower of images or sound"
         notes.append(f"only the language model is counted ({of}); on top come: {said}")
@@ -251,6 +252,7 @@ def language_model(values: Config, where: str, notes: list[str]) -> Inside:
                     f"{where} names its language model by {name}={shown(values[name])} and does not describe it: give "
                     f"that model's config.json"
                 )
+    inside = {key: value for key, value in inside.items() if key not in towers}
     return Inside(family, inside, bool(path) and any(wrappers))
 
 
