@@ -72,6 +72,15 @@ GENAI_PERF = {key: value for key, value in AIPERF.items() if key != "aiperf_vers
     "input_config": {"model_names": ["acme/llama-3.1-8b"], "perf_analyzer": {"stimulus": {"concurrency": 8}}},
 }
 OLD_GENAI_PERF = GENAI_PERF | {"input_config": {"model": ["acme/llama-3.1-8b"], "concurrency": 8, "request_rate": None}}
+NEW_AIPERF = AIPERF | {
+    "input_config": {
+        "models": {"items": [{"name": "acme/llama-3.1-8b"}]},
+        "phases": [
+            {"name": "warmup", "type": "concurrency", "concurrency": 2, "exclude_from_results": True},
+            {"name": "profiling", "type": "concurrency", "concurrency": 8, "requests": 96},
+        ],
+    }
+}
 GENAI_CSV = """\
 Metric,avg,min,max,p99,p95,p90,p75,p50,p25
 Time To First Token (ms),48.00,40.00,"1,060.10",60.00,60.00,60.00,50.00,47.00,41.00
@@ -114,6 +123,11 @@ INFERENCEX = {
     "framework": "trt", "precision": "fp8", "isl": 512, "osl": 128, "tput_per_gpu": 1280.0,
     "output_tput_per_gpu": 256.0, "mean_ttft": 0.048, "mean_tpot": 0.015, "median_tpot": 0.0145, "mean_intvty": 66.0,
 }  # fmt: skip
+SITE = {
+    "hardware": "h100", "model": "acme/llama-3.1-8b", "framework": "trtllm", "precision": "fp8", "isl": 512, "osl": 128,
+    "conc": 8, "disagg": False, "prefill_tp": 2, "decode_tp": 2, "spec_method": "none",
+    "metrics": {"tput_per_gpu": 1280.0, "output_tput_per_gpu": 256.0, "mean_ttft": 0.048, "mean_tpot": 0.015},
+}  # fmt: skip
 LLMPERF = {
     "model": "acme/llama-3.1-8b", "mean_input_tokens": 512, "mean_output_tokens": 128, "num_concurrent_requests": 8,
     "results_number_input_tokens_mean": "512.0", "results_number_output_tokens_mean": "128.0",
@@ -131,9 +145,21 @@ SAME = {
     "vllm, printed by Windows": (TABLE.replace("\n", "\r\n"), "vllm bench serve", "vllm", 8),
     "vllm, printed in a comment": (TABLE.replace("\n", "\n# "), "vllm bench serve", "vllm", 8),
     "vllm, printed by a container": (TABLE.replace("\n", "\nbench-1  | "), "vllm bench serve", "vllm", 8),
+    "vllm, printed after a command with a variable": (
+        f'--max-concurrency "$C" --request-rate inf\n{TABLE[TABLE.index("Maximum") :]}',
+        *("vllm bench serve", "vllm", 8),
+    ),
+    "vllm, printed with rows of its own after a command": (
+        "--max-concurrency 8 --request-rate inf\n"
+        + TABLE[TABLE.index("====") :].replace("Benchmark dur", "Maximum request concurrency:  8\nBenchmark dur"),
+        *("vllm bench serve", "vllm", 8),
+    ),
     "vllm, printed without the lines above": (TABLE[TABLE.index("Successful") :], "vllm bench serve", "vllm", None),
     "sglang": (SGLANG, "sglang.bench_serving", "sglang", 8),
     "aiperf": (AIPERF, "aiperf", "vllm", 8),
+    "aiperf 0.10": (NEW_AIPERF, "aiperf", "vllm", 8),
+    "vllm, in a collection": ({"benchmarks": [SERVED]}, "vllm bench serve", "vllm", 8),
+    "InferenceX, of the site": (SITE, "InferenceX", "trtllm", 8),
     "genai-perf": (GENAI_PERF, "genai-perf", "vllm", 8),
     "genai-perf, earlier": (OLD_GENAI_PERF, "genai-perf", "vllm", 8),
     "genai-perf, CSV": (GENAI_CSV, "genai-perf", "vllm", None),
@@ -204,6 +230,11 @@ def test_a_ramp_is_no_steady_load(write):
         assert row[["predicted_tpot_ms", "tpot_ms_error_pct", "within"]].isna().all()
         with pytest.raises(ValueError, match=r"result\.txt: a ramp is no steady load"):
             read_one(path).workload()
+    phase = NEW_AIPERF["input_config"]["phases"][1]
+    for phases in ([phase | {"concurrency_ramp": {"duration": 30}}], [phase, phase]):
+        row = beside_benchmark(write(AIPERF | {"input_config": {"phases": phases}}), MODEL, MACHINE, tp=1).iloc[0]
+        assert row["load"] == "no steady load"
+        assert "nothing is predicted for it" in row["note"]
     apart = INFERENCEX | {"disagg": True}
     assert "disaggregated" in beside_benchmark(write(apart), MODEL, MACHINE)["note"].item()
 
@@ -216,6 +247,11 @@ def test_what_is_no_load_of_one_kind_is_said(write):
     detailed = SERVED | {"input_lens": [12, 1012] * 48, "output_lens": [128] * 96}
     assert "prompts have 512 tokens with a standard deviation of 500" in note(detailed)
     assert "standard deviation of 147.8, answers have" in note(SGLANG | {"random_range_ratio": 0.0})
+    assert note(TABLE.replace("max_conc", "dataset_name='random', random_range_ratio='0.0', max_conc")) == ""
+    ranged = "dataset_name='random', random_input_len=512, random_output_len=128, random_range_ratio=0.9, max_conc"
+    assert "prompts have 512 tokens with a standard deviation of 266" in note(TABLE.replace("max_conc", ranged))
+    row = beside_benchmark(write(TABLE.replace("Mean", "Other")), MODEL, MACHINE, tp=1).iloc[0]
+    assert (row["measured_ttft_ms"], "medians only" in row["note"]) == (47, True)
     assert "lengths in sharegpt differ" in note(SGLANG | {"dataset_name": "sharegpt"})
     assert "no load of one length" in note(AIPERF | {"input_sequence_length": {"avg": 512, "std": 400.0}})
     assert "burstiness of 0.5" in note(SERVED | {"burstiness": 0.5, "request_rate": 4.0, "max_concurrency": None})
@@ -285,7 +321,9 @@ def without(data, *keys):
         (AIPERF | {"time_to_first_token": [3]}, r"lacks time_to_first_token.avg"),
         (AIPERF | {"inter_token_latency": {"unit": [1], "avg": 1.0}}, "inter_token_latency.unit must be one of ns"),
         ({"benchmarks": []}, "holds no benchmarks: guidellm broke off"),
-        ({"benchmarks": [3]}, "must be an object, got 3"),
+        ({"benchmarks": [3]}, "must be an object of one benchmark, got 3"),
+        ({"benchmarks": [{"benchmarks": [SERVED]}]}, "must be an object of one benchmark"),
+        (AIPERF | {"input_config": {"phases": 3}}, "phases must be a list"),
         ({"benchmarks": [guided({"type_": "concurrent", "streams": 8}, inter_token_latency_ms=None)]},
          "lacks metrics.inter_token_latency_ms.successful.mean: it is no result of guidellm"),
         ({"benchmarks": [guided({"type_": "concurrent", "streams": "x"})]}, "streams must be a number"),

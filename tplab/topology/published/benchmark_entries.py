@@ -1,7 +1,7 @@
 """The keys of one result of a benchmark, read one by one, with errors that name the result and the key."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +13,7 @@ from tplab.shown import shown
 _LARGEST = 1e15
 """Largest number accepted from a file: beyond it nothing counts tokens or milliseconds."""
 _LONGEST_NAME = 200
+_FIRST = "0"
 _DEGREES = {
     "tp": ("tensor_parallel_size", "tensor-parallel-size", "tp_size", "tp"),
     "pp": ("pipeline_parallel_size", "pipeline-parallel-size", "pp_size", "pp"),
@@ -29,14 +30,23 @@ class Entries:
         self._missing: list[str] = []
 
     def get(self, *paths: str) -> Any:
-        """What stands under the first of the paths (keys joined by points) that is there and not null."""
+        """What stands under the first of the paths that is there and not null: keys joined by points, 0 for the first
+        of a list."""
         for path in paths:
             found: Any = self.data
             for key in path.split("."):
-                found = found.get(key) if isinstance(found, Mapping) else None
+                if key == _FIRST:
+                    found = found[0] if isinstance(found, list) and found else None
+                else:
+                    found = found.get(key) if isinstance(found, Mapping) else None
             if found is not None:
                 return found
         return None
+
+    def items(self, path: str) -> Iterable[tuple[Any, Any]]:
+        """Keys and values of an object; none where there is no object."""
+        found = self.get(path)
+        return found.items() if isinstance(found, Mapping) else ()
 
     def number(self, *paths: str, scale: float = 1.0) -> float | None:
         """A number of at least 0, times ``scale``; texts of numbers are taken for them."""

@@ -5,7 +5,8 @@ Sources of the keys, their units and what each time includes:
   vllm bench serve       vllm/benchmarks/serve.py of github.com/vllm-project/vllm (0.9 to 0.15); ms. TensorRT-LLM's
                          ``benchmark_serving`` writes the same.
   sglang.bench_serving   python/sglang/bench_serving.py of github.com/sgl-project/sglang (0.3 to 0.5); ms. Early ones
-                         have medians only. ``random_range_ratio`` r: lengths uniform from r times the length to it.
+                         have medians only. ``random_range_ratio`` r: lengths uniform from r times the length to it;
+                         vLLM's: from 1 - r to 1 + r times the length.
   genai-perf, aiperf     github.com/triton-inference-server/perf_analyzer (genai-perf 0.0.8 to 0.0.16),
                          github.com/ai-dynamo/aiperf (0.1 to 0.8): each metric with its ``unit``. Their inter-token
                          latency is per request and without the first token, so it is a time per output token.
@@ -60,22 +61,28 @@ def benchmark_of(name: str, data: Any) -> list[Benchmark]:
                 f"{name} is a result of {program}, which sends no requests to a server over time: run vllm bench serve "
                 f"--save-result, or sglang.bench_serving --output-file"
             )
+    if isinstance(data.get("metrics"), dict) and "tput_per_gpu" in data["metrics"]:  # the site's rows
+        data = data | data["metrics"]
     if isinstance(data.get("benchmarks"), list):
         runs = data["benchmarks"]
         if not runs:
             raise ValueError(f"{name} holds no benchmarks: guidellm broke off before the first one ended")
         names = [name] if len(runs) == 1 else [f"{name}#{i}" for i in range(1, len(runs) + 1)]
-        return [
-            _read(each, {**run, "_report": data} if isinstance(run, dict) else run, _GUIDELLM)
-            for each, run in zip(names, runs, strict=True)
-        ]
+        return [found for each, run in zip(names, runs, strict=True) for found in _entry(each, run, data)]
     form = next((form for form in _FORMS if any(mark in data for mark in form.marks)), _SERVE)
     return [_read(name, data, form)]
 
 
-def _read(name: str, data: Any, form: Form) -> Benchmark:
-    if not isinstance(data, dict):
-        raise ValueError(f"{name} must be an object, got {shown(data)}")
+def _entry(name: str, run: Any, report: Mapping[str, Any]) -> list[Benchmark]:
+    """What one entry of a report's ``benchmarks`` tells: guidellm's, or another program's in somebody's collection."""
+    if isinstance(run, dict) and isinstance(run.get("metrics"), dict):
+        return [_read(name, {**run, "_report": report}, _GUIDELLM)]
+    if not isinstance(run, dict) or "benchmarks" in run:
+        raise ValueError(f"{name} must be an object of one benchmark, got {shown(run)}")
+    return benchmark_of(name, run)
+
+
+def _read(name: str, data: Mapping[str, Any], form: Form) -> Benchmark:
     entries = Entries(name, data, form.program, form.way_out)
     found = form.read(entries, form.program)
     entries.end()
@@ -116,7 +123,8 @@ def _served(entries: Entries, program: str) -> Benchmark:
     dataset, ratio = e.text("dataset_name"), e.number("random_range_ratio")
     input_std, output_std = e.std("input_lens"), e.std("output_lens")
     if input_std is None and dataset.startswith("random") and ratio is not None and ratio < 1:
-        input_std, output_std = (_uniform_std(ratio, e.number(f"random_{what}_len")) for what in ("input", "output"))
+        share = 1 - ratio if _is_sglang(e.data) else 2 * ratio
+        input_std, output_std = (_uniform_std(share, e.number(f"random_{what}_len")) for what in ("input", "output"))
     if input_std is None and dataset and dataset not in _ONE_LENGTH:
         remarks.append(f"lengths in {dataset} differ from request to request: predicted for their mean")
     burstiness = e.number("burstiness")
@@ -161,14 +169,27 @@ def _ramp(e: Entries) -> str:
 def _perf(entries: Entries, program: str) -> Benchmark:
     """genai-perf and aiperf."""
     e = entries
-    loads = ("input_config.loadgen.{}", "input_config.perf_analyzer.stimulus.{}", "input_config.{}", "{}")
     served = e.count("request_count.avg")
-    limits, rates = ([path.format(key) for path in loads] for key in ("concurrency", "request_rate"))
+    phases = e.get("input_config.phases") or []  # aiperf 0.10
+    if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
+        raise ValueError(f"{e.name}: input_config.phases must be a list of objects, got {shown(phases)}")
+    counted = [phase for phase in phases if not phase.get("exclude_from_results")]
+    e.data = {**e.data, "_phase": counted[0] if counted else {}}
+    loads = ("_phase", "input_config.loadgen", "input_config.perf_analyzer.stimulus", "input_config")
+    limits = [f"{load}.concurrency" for load in loads]
+    rates = [f"{load}.{key}" for load in loads for key in ("request_rate", "rate")]
+    ramps = [key for load in loads[:2] for key, value in e.items(load) if "ramp" in str(key) and value]
+    if len(counted) > 1:
+        unpredicted = f"{len(counted)} phases of load are one result: nothing is predicted for it"
+    else:
+        unpredicted = f"a ramp is no steady load ({ramps[0]}): nothing is predicted for it" if ramps else ""
     return Benchmark(
         name=e.name,
         program="aiperf" if "aiperf_version" in e.data else program,
         engine=_engine(str(e.get("input_config.endpoint.backend") or "")) or "vllm",
-        model_id=e.text("input_config.endpoint.model_names", "input_config.model_names", "input_config.model"),
+        model_id=e.text(
+            *(f"input_config.{key}" for key in ("endpoint.model_names", "model_names", "model", "models.items.0.name"))
+        ),
         num_prompts=None if served is None else served + (e.count("error_request_count.avg") or 0),
         completed=served,
         max_concurrency=e.limit(*limits),
@@ -188,6 +209,7 @@ def _perf(entries: Entries, program: str) -> Benchmark:
                 "tpot": e.number("inter_token_latency.p50", scale=_unit(e, "inter_token_latency")),
             }
         ),
+        unpredicted=unpredicted,
     )
 
 
@@ -238,7 +260,8 @@ def _guidellm(entries: Entries, program: str) -> Benchmark:
 
 def _inferencex(entries: Entries, program: str) -> Benchmark:
     e, remarks = entries, list[str]()
-    degrees = e.degrees()
+    apart = e.get("disagg") in _TRUE or (e.get("disagg") is None and e.get("prefill_tp") is not None)
+    degrees = e.degrees() if apart or e.get("tp") is not None else e.degrees("decode_")
     gpus = degrees.get("tp", 1) * degrees.get("pp", 1)
     isl, osl = e.number("isl", "mean_input_tokens"), e.number("osl", "mean_output_tokens_actual")
     tokens = e.number("output_tput_per_gpu")
@@ -246,12 +269,11 @@ def _inferencex(entries: Entries, program: str) -> Benchmark:
         tokens = e.needed("tput_per_gpu") * (osl / (isl + osl) if isl and osl else math.nan)
     if tokens != tokens and e.get("tput_per_gpu") is not None:
         raise ValueError(f"{e.name} lacks isl and osl, without which tput_per_gpu does not tell the tokens generated")
-    apart = e.get("disagg") in _TRUE or e.get("prefill_tp") is not None
-    if e.get("dp_attention") in _TRUE:
+    if any(e.get(key) in _TRUE for key in ("dp_attention", "decode_dp_attention")):
         remarks.append("attention ran data-parallel, predicted is tensor-parallel")
     if (e.number("ep") or 1) > 1:
         remarks.append(f"experts were spread over {e.number('ep'):g} GPUs (ep)")
-    if (spec := e.get("spec_decoding", "mtp")) not in (None, "none", "off", "", False):
+    if (spec := e.get("spec_decoding", "spec_method", "mtp")) not in (None, "none", "off", "", False):
         remarks.append(f"with speculative decoding ({shown(spec)}): predicted with it only where it is asked for")
     if (scenario := e.text("scenario_type")) not in ("", "fixed-seq-len"):
         remarks.append(f"{scenario}: requests share their beginnings, which is predicted only where it is asked for")
@@ -260,7 +282,7 @@ def _inferencex(entries: Entries, program: str) -> Benchmark:
         program=program,
         engine=_engine(e.text("framework")) or "vllm",
         model_id=e.text("model"),
-        gpu=e.text("hw"),
+        gpu=e.text("hw", "hardware", "device"),
         num_prompts=e.count("num_requests_total"),
         completed=e.count("num_requests_successful"),
         max_concurrency=int(e.needed("conc")) if e.get("conc") is not None else e.limit("conc"),
@@ -312,8 +334,9 @@ def _tpot(latency_ms: float, ttft_ms: float, output_length: float) -> float:
     return max(latency_ms - ttft_ms, 0.0) / (output_length - 1) if output_length > 1 else 0.0
 
 
-def _uniform_std(ratio: float, most: float | None) -> float | None:
-    return None if most is None else (1 - ratio) * most / math.sqrt(12)
+def _uniform_std(share: float, length: float | None) -> float | None:
+    """Standard deviation of lengths that are uniform over ``share`` of ``length``."""
+    return None if length is None else share * length / math.sqrt(12)
 
 
 def _medians(found: Mapping[str, float | None]) -> dict[str, float]:

@@ -39,7 +39,8 @@ _ROWS = {
 """What a row of a table or a line above it is called -> the key of the JSON form."""
 _COMPLETED = "Successful requests:"
 """The row that every table has."""
-_NEEDED = ("completed", "total_input_tokens", "total_output_tokens", "mean_ttft_ms")
+_NEEDED = ("completed", "total_input_tokens", "total_output_tokens")
+_FIRST_TOKEN = ("mean_ttft_ms", "median_ttft_ms")
 _OPTIONS = (
     *("request_rate", "max_concurrency", "ramp_up_strategy", "num_prompts", "model", "dataset_name", "burstiness"),
     *("random_range_ratio", "random_input_len", "random_output_len"),
@@ -57,7 +58,7 @@ _TOKENS = {
 """What is looked for -> what it is; a pattern of literals, which is fast on long logs."""
 _TOKEN = re.compile("|".join(re.escape(token) for token in sorted(_TOKENS, key=len, reverse=True)))
 _OF_ROW = re.compile(r"[ \t]*([^\s|]+)")
-_OF_OPTION = re.compile(r"['\"]?([^\s,'\")]+)")
+_OF_OPTION = re.compile(r"['\"]?([^\s,'\")$<{]+)(?=[\s,'\")]|$)")
 _JOINED = re.compile(r"[\w.-]")
 _RATES = re.compile(r"([\d.]{1,20}) to ([\d.]{1,20}) RPS")
 _WITH_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
@@ -76,10 +77,10 @@ def results_in(text: str, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     if found := list(_json_in(text, name)):
         return found, []
     tables = list(_tables_in(text, name)) if _COMPLETED in text else []
-    whole = [table for table in tables if all(key in table for key in _NEEDED)]
+    cut = [i for i, table in enumerate(tables, 1) if not _is_whole(table)]
+    whole = [table for table in tables if _is_whole(table)]
     if not whole:
         return tables, []  # the reader says what is missing
-    cut = [i for i, table in enumerate(tables, 1) if not all(key in table for key in _NEEDED)]
     return whole, [f"table {i} of {len(tables)} in {name} is cut off and was left out" for i in cut]
 
 
@@ -106,8 +107,13 @@ def _json_in(text: str, name: str) -> Iterator[dict[str, Any]]:
             yield data
 
 
+def _is_whole(table: dict[str, Any]) -> bool:
+    return all(key in table for key in _NEEDED) and any(key in table for key in _FIRST_TOKEN)
+
+
 def _tables_in(text: str, name: str) -> Iterator[dict[str, Any]]:
-    before: dict[str, Any] = {}
+    before: dict[str, Any] = {}  # what stands above the next table
+    above: dict[str, Any] = {}  # what stood above this one; its own rows come before that
     table: dict[str, Any] | None = None
     for number, (key, values, of_option) in enumerate(_said_in(text)):
         if number == _MOST_HITS:
@@ -117,19 +123,17 @@ def _tables_in(text: str, name: str) -> Iterator[dict[str, Any]]:
             continue
         ends = key in (_START, _END) or (table is not None and key in table)
         if ends and table is not None and "completed" in table:
-            yield table
+            yield above | table
             table = None
         begins = key == _START or (key == "completed" and table is None)
         if begins:
-            table = {}
-        if values:
-            (before if table is None else table)[key] = values[0]
-        if table is not None and (begins or key == "completed"):
-            table.update({option: value for option, value in before.items() if option not in table})
+            table, above = {}, dict(before)
             for said_anew in set(before) & {*_ROWS.values(), *_RAMP}:
                 del before[said_anew]
+        if values:
+            (before if table is None else table)[key] = values[0]
     if table is not None and "completed" in table:
-        yield table
+        yield above | table
 
 
 def _said_in(text: str) -> Iterator[tuple[str, tuple[str, ...], bool]]:
