@@ -142,7 +142,7 @@ class ReportMessage:
 
     run_id: int
     fields: Bulk
-    """As ``pack_fields`` has packed them."""
+    """What ``pack_fields`` made of them."""
 
 
 @dataclass(frozen=True, slots=True)
