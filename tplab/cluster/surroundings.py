@@ -26,7 +26,7 @@ class Surroundings:
     """What it has loaded of the user's modules."""
     sys_path: tuple[str, ...]
     folder: str
-    """Its working directory; empty where that was deleted."""
+    """Working directory; empty where that was deleted."""
     environment: dict[str, str]
 
     @classmethod
