@@ -97,12 +97,15 @@ class TestLoadedAgain:
         importlib.reload(main)  # whose file is what it was
         assert cluster2.run(main.g) == [main.g(None)] * 2 == [2, 2]
 
-    def test_both_edited(self, cluster2, modules):
-        main = modules("edited_first", "def g(rank): return 1\n")
-        helper = modules("edited_second", "def f(): return 1\n")
-        cluster2.run(lambda rank: (main.g(rank), helper.f()))
-        modules("edited_second", "def f(): return 2\n")
-        modules("edited_first", "from edited_second import f\ndef g(rank): return f()\n")
+    @pytest.mark.parametrize("first", ["a", "d"])
+    def test_both_edited(self, cluster2, modules, first):
+        """What is imported is loaded first, whatever it is called and though the earlier version did not import it."""
+        second = {"a": "b", "d": "c"}[first]
+        main = modules(f"edited_{first}_of_two", "def g(rank): return 1\n")
+        helper = modules(f"edited_{second}_of_two", "X = 1\n")
+        cluster2.run(lambda rank: (main.g(rank), helper.X))
+        modules(f"edited_{second}_of_two", "X = 2\n")
+        modules(f"edited_{first}_of_two", f"from edited_{second}_of_two import X\ndef g(rank): return X\n")
         importlib.reload(helper)
         importlib.reload(main)
         assert cluster2.run(main.g) == [2, 2]
@@ -185,6 +188,21 @@ class TestSaid:
         assert not capfd.readouterr().err
         importlib.reload(module)
         cluster2.run(call)
+        assert not capfd.readouterr().err
+
+    def test_copies_that_fresh_ranks_do_not_have(self, cluster, modules, capfd):
+        helper = modules("edited_helper", "def f(): return 1\n")
+        main = modules("edited_main", "from edited_helper import f\ndef g(rank): return f()\n")
+        assert cluster.run(main.g) == [1, 1]
+        modules("edited_helper", "def f(): return 2\n")
+        importlib.reload(helper)
+        assert cluster.run(main.g) == [1, 1]
+        assert not capfd.readouterr().err
+        cluster.restart()
+        assert cluster.run(main.g) == [2, 2]
+        assert "edited_main holds f of an older edited_helper in this kernel" in capfd.readouterr().err
+        importlib.reload(main)
+        assert cluster.run(main.g) == [main.g(None)] * 2 == [2, 2]
         assert not capfd.readouterr().err
 
     def test_objects_of_the_older_version(self, cluster2, modules, capfd):

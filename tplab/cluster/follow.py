@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tplab.cluster.sources import Version, Versions, digest_of, file_of, is_users
+from tplab.cluster.sources import Version, Versions, code_of, digest_of, file_of, is_users
 
 _RENEW = "cluster.restart() starts ranks that have it (rank.store is empty then)"
 _OBJECTS_SEARCHED = 300_000
@@ -35,7 +35,7 @@ class Follower:
     wanted: Versions = field(default_factory=dict)
     loads: dict[str, int] = field(default_factory=dict)
     """How often the kernel had loaded a module again when this rank last did."""
-    said: set[tuple[str, bytes, bytes]] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
     checked: int = -1
     """How many modules had been loaded at the last look."""
     num_loaded: int = 0
@@ -64,7 +64,7 @@ class Follower:
             self.loaded[name] = Version(file, digest_of(file))
 
     def follow(self, versions: Versions | None) -> Iterator[tuple[str, str]]:
-        """Load again what the kernel has loaded again, in the order in which the modules use each other.
+        """Load again what the kernel has loaded again, in the kernel's order.
 
         ``versions``: the kernel's; None: as in the last call. Yields what the run has to say: a key that is the same on
         all ranks, and the sentence. Raises ``ImportError`` for a module that cannot be loaded here.
@@ -75,9 +75,11 @@ class Follower:
         elif self.checked == self.num_loaded:
             return
         again = yield from self._look()
-        for name in _in_order(again):
-            if text := self._load_again(name, again[name]):
+        for name, module in again.items():
+            if text := self._load_again(name, module):
                 yield f"{name} {self.wanted[name].digest.hex()} in rank.store", text
+        if again:
+            yield from self._look()
         self.checked = self.num_loaded
 
     def differences(self) -> Iterator[tuple[str, str]]:
@@ -93,6 +95,7 @@ class Follower:
             have = self.loaded.get(name)
             if module is None or have is None:
                 continue
+            yield from self._new(f"{name} {wanted.copies}", _other_copies(name, module, wanted))
             if have.digest == wanted.digest and have.digest:
                 if self.loads.setdefault(name, wanted.loads) != wanted.loads and not _is_own_package(name):
                     again[name] = module
@@ -100,10 +103,13 @@ class Follower:
             text = _difference(name, have, wanted)
             if not text:
                 again[name] = module
-            elif (name, have.digest, wanted.digest) not in self.said:
-                self.said.add((name, have.digest, wanted.digest))
-                yield f"{name} {have.digest.hex()} {wanted.digest.hex()}", text
+            yield from self._new(f"{name} {have.digest.hex()} {wanted.digest.hex()}", text)
         return again
+
+    def _new(self, key: str, text: str) -> Iterator[tuple[str, str]]:
+        if text and key not in self.said:
+            self.said.add(key)
+            yield key, text
 
     def _load_again(self, name: str, module: types.ModuleType) -> str:
         """Returns what is to be said of objects that stay as they were."""
@@ -170,6 +176,17 @@ def _difference(name: str, have: Version, wanted: Version) -> str:
     )
 
 
+def _other_copies(name: str, module: types.ModuleType, wanted: Version) -> str:
+    """What there is to say of functions and classes that the kernel's module took from another one's older version."""
+    other = {own: source for own, source, code in wanted.copies if code_of(vars(module).get(own)) != code}
+    if not other:
+        return ""
+    return (
+        f"{name} holds {', '.join(other)} of an older {' and '.join({*other.values()})} in this kernel, and of a newer "
+        f"one on the ranks, so they may answer otherwise: importlib.reload({name}) brings the kernel up to date."
+    )
+
+
 def _is_own_package(name: str) -> bool:
     """Whether a module is part of tplab, whose threads run on the rank."""
     return name.partition(".")[0] == __name__.partition(".")[0]
@@ -184,26 +201,6 @@ def _is_same_file(one: str, other: str) -> bool:
 
 def _is_own(value: object, name: str) -> bool:
     return isinstance(value, (types.FunctionType, type)) and value.__module__ == name
-
-
-def _in_order(modules: Mapping[str, types.ModuleType]) -> list[str]:
-    """The names, each after those that it has something from."""
-    ordered: list[str] = []
-    seen: set[str] = set()
-
-    def visit(name: str) -> None:
-        if name in seen:
-            return
-        seen.add(name)
-        for value in list(vars(modules[name]).values()):
-            source = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-            if isinstance(source, str) and source in modules:
-                visit(source)
-        ordered.append(name)
-
-    for name in modules:
-        visit(name)
-    return ordered
 
 
 def _kept_in(store: Mapping[Any, Any], old: list[Any]) -> list[str]:

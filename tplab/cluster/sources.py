@@ -11,13 +11,14 @@ also patch functions where they are; then their code is compared with that of th
 
 import ast
 import importlib.machinery
+import importlib.util
 import os
 import site
 import sys
 import sysconfig
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,10 +43,13 @@ class Version(NamedTuple):
     state as it is at first."""
     in_place: bool = False
     """Whether the kernel's older functions and classes were given the new code, as autoreload does."""
+    copies: tuple[tuple[str, str, bytes], ...] = ()
+    """What it took from other modules (``from helper import f``) and has in an older version than those have now: its
+    name here, the other module, and a hash of its code."""
 
 
 Versions = dict[str, Version]
-"""Module name -> what the kernel has loaded of it."""
+"""Module name -> what the kernel has loaded of it. Those that it has loaded again come after those that they import."""
 
 
 def digest_of(file: str) -> bytes:
@@ -120,7 +124,7 @@ class KernelModules:
     def versions(self) -> Versions:
         """What this process has loaded; the same object as before where nothing has changed."""
         with self._lock:
-            names = list(sys.modules)
+            names, new = list(sys.modules), set[str]()
             if names != self._names:
                 new = set(names).difference(self._names)
                 self._names = names
@@ -128,15 +132,36 @@ class KernelModules:
                 for name in new:
                     self._look(name)
             stat_files = len(self._held) <= _PATCHABLE
-            for name in [name for name, held in self._held.items() if self._changed(name, held, stat_files)]:
+            changed = [name for name, held in self._held.items() if self._changed(name, held, stat_files)]
+            for name in changed:
                 self._look(name)
+            if changed or new:
+                for name, held in self._held.items():
+                    copies = tuple(_older_copies(sys.modules.get(name), name, self._held))
+                    held.version = held.version._replace(copies=copies)
             by_value = cloudpickle.list_registry_pickle_by_value()
-            versions = {
-                name: held.version for name, held in self._held.items() if not by_value or not _is_in(name, by_value)
-            }
+            names = [name for name in self._held if not by_value or not _is_in(name, by_value)]
+            versions = {name: self._held[name].version for name in names}
             if versions != self._versions:
-                self._versions = versions
+                self._versions = {name: versions[name] for name in self._in_order(names)}
             return self._versions
+
+    def _in_order(self, names: list[str]) -> list[str]:
+        edited = {name for name in names if self._held[name].version.loads or self._held[name].version.in_place}
+        ordered = [name for name in names if name not in edited]
+        seen: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name not in seen:
+                seen.add(name)
+                for imported in edited.intersection(_imports(self._held[name])):
+                    visit(imported)
+                ordered.append(name)
+
+        for name in names:
+            if name in edited:
+                visit(name)
+        return ordered
 
     def _changed(self, name: str, held: _Held, stat_file: bool) -> bool:
         if _spec_of(sys.modules.get(name)) is not held.spec:
@@ -205,6 +230,36 @@ class KernelModules:
 def _is_in(name: str, packages: set[str]) -> bool:
     """Whether a module travels by value, itself or with its package."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _imports(held: _Held) -> Iterator[str]:
+    """The modules that a source may import when it is loaded."""
+    with suppress(SyntaxError, ValueError):
+        for statement in ast.walk(ast.parse(held.source)):
+            if isinstance(statement, ast.Import):
+                yield from (alias.name for alias in statement.names)
+            elif isinstance(statement, ast.ImportFrom):
+                with suppress(ImportError):  # from beyond the package
+                    relative = "." * statement.level + (statement.module or "")
+                    name = importlib.util.resolve_name(relative, held.spec.parent)
+                    yield name
+                    yield from (f"{name}.{alias.name}" for alias in statement.names)
+
+
+def _older_copies(module: object, name: str, held: Mapping[str, _Held]) -> Iterator[tuple[str, str, bytes]]:
+    for own, value in list(vars(module).items()) if module is not None else ():
+        source = getattr(value, "__module__", None) if isinstance(value, (types.FunctionType, type)) else None
+        if isinstance(source, str) and source != name and source in held:
+            now = vars(sys.modules[source]).get(value.__name__)
+            if now is not value and type(now) is type(value) and code_of(now) != (code := code_of(value)):
+                yield own, source, code
+
+
+def code_of(value: object) -> bytes:
+    """A hash of what a function does, or the methods of a class."""
+    functions = [value, *vars(value).values()] if isinstance(value, type) else [value]
+    codes = [repr(_essence(one.__code__)) for one in functions if isinstance(one, types.FunctionType)]
+    return blake2b("".join(codes).encode(), digest_size=8).digest()
 
 
 def _functions(module: object, name: str, file: str) -> list[types.FunctionType]:
