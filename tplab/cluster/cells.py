@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import CodeType, ModuleType, SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tplab.cluster.follow import OLD_OBJECTS
+from tplab.cluster.follow import IN_PLACE
 from tplab.cluster.rank import Rank
 
 if TYPE_CHECKING:
@@ -123,7 +123,6 @@ class _Space:
         self._given: dict[str, Any] = {}
         self._runner = asyncio.Runner()
         self._flags = 0
-        self._reloads = False
         self._give({"torch": torch, "dist": torch.distributed})
         self._first_names = frozenset(vars(self.module))
 
@@ -134,10 +133,10 @@ class _Space:
         code = compile_cell(cell.source, cell.name, self._flags)
         self._flags |= code.co_flags & _FUTURES
         names, events = vars(self.module), self._shell.events
-        if cell.reloads != self._reloads:
-            self._reloads = cell.reloads
+        if cell.reloads != IN_PLACE.always:
+            IN_PLACE.always = cell.reloads
             self._shell.extension_manager.load_extension("autoreload")
-            self._shell.magics_manager.registry["AutoreloadMagics"]._reloader.old_objects = OLD_OBJECTS
+            self._shell.magics_manager.registry["AutoreloadMagics"]._reloader.old_objects = IN_PLACE.old_objects
             self._shell.run_line_magic("autoreload", "2" if cell.reloads else "0")
         events.trigger("pre_run_cell", SimpleNamespace(raw_cell=cell.source))  # where autoreload looks for edited files
         try:

@@ -21,8 +21,18 @@ from tplab.cluster.sources import Version, Versions, code_of, digest_of, file_of
 _RENEW = "cluster.restart() starts ranks that have it (rank.store is empty then)"
 _OBJECTS_SEARCHED = 300_000
 
-OLD_OBJECTS: dict[Any, Any] = {}
-"""What IPython's autoreload knows of earlier versions on this rank."""
+
+@dataclass(slots=True)
+class InPlace:
+    """How IPython's autoreload works on this rank, which both this module and a notebook's cells do."""
+
+    old_objects: dict[Any, Any] = field(default_factory=dict)
+    """What it knows of earlier versions."""
+    always: bool = False
+    """Whether cells that run here have it on."""
+
+
+IN_PLACE = InPlace()
 
 
 @dataclass(slots=True)
@@ -115,13 +125,13 @@ class Follower:
         """Returns what is to be said of objects that stay as they were."""
         wanted = self.wanted[name]
         self.loads[name] = wanted.loads
-        in_place = wanted.in_place or "IPython.extensions.autoreload" in sys.modules  # cells on the rank asked for it
+        in_place = wanted.in_place or IN_PLACE.always
         old = [weakref.ref(value) for value in vars(module).values() if _is_own(value, name)]
         try:
             if in_place:
                 from IPython.extensions.autoreload import superreload
 
-                superreload(module, old_objects=OLD_OBJECTS)
+                superreload(module, old_objects=IN_PLACE.old_objects)
             else:
                 importlib.reload(module)
         except Exception as error:
