@@ -11,12 +11,11 @@ Hugging Face.
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tplab.checks import ArgumentError
 from tplab.models.families import FAMILIES
-from tplab.models.keys import CORE, Config, Family, Keys, mapping, text, texts
+from tplab.models.keys import Config, Family, Keys, mapping, text, texts
 from tplab.shown import listed, shown
 
 _INSIDE = (
@@ -95,6 +94,8 @@ _FLAT: Mapping[str, str] = {
     "videollama3_qwen2": "qwen2",
 }
 """``model_type`` of a flat wrapper -> of its language model."""
+_OWN_CODE = ("internlm", "internlm2", "qwen", "chatglm", "minicpm", "baichuan", "Yi", "orion", "exaone", "phi-msft")
+"""Families whose defaults are not known, only what their files say."""
 _MINICPMV = ((2.6, "qwen2"), (2.5, "llama"), (0.0, "minicpm"))
 """Flat MiniCPM-V: from which ``version`` on, and the language model."""
 _RENAMED = {"gemma3": "gemma3_text", "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text"}
@@ -108,24 +109,6 @@ _MERGED: Mapping[str, Config] = {
     "fun_asr_nano": {"tie_word_embeddings": True},
 }  # fmt: skip
 """Wrappers -> what they take for keys of the language model that are left out, other than its class does."""
-_SIZES: Mapping[str, tuple[int, ...]] = {
-    "phi3": (3072, 32, 32, 8192, 32064),
-    "starcoder2": (3072, 24, 30, 12288, 49152),
-    "phi": (2048, 32, 24, 8192, 51200),
-    "cohere": (8192, 64, 40, 22528, 256000),
-    "cohere2": (8192, 64, 40, 22528, 256000),
-    "smollm3": (2048, 16, 36, 11008, 128256),
-    "opt": (768, 12, 12, 3072, 50272),
-    "stablelm": (2560, 32, 32, 6912, 50304),
-    "olmo2": (4096, 32, 32, 11008, 50304),
-    "exaone4": (4096, 32, 32, 16384, 102400),
-    "ernie4_5": (1024, 16, 18, 3072, 103424),
-    "persimmon": (4096, 64, 36, 16384, 262144),
-    "glm4": (4096, 32, 40, 13696, 151552),
-    "ministral3": (4096, 32, 34, 14336, 131072),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite"), ()),
-}
-"""Families whose classes' sizes are known -> those of ``keys.CORE``, where they are not in ``families``."""
 _VL: dict[str, Any] = {
     "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     "vocab_size": 152064, "intermediate_size": 29568, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
@@ -258,12 +241,9 @@ def language_model(values: Config, where: str, notes: list[str]) -> Inside:
 
 def text_keys(found: Inside, where: str) -> Keys:
     """The keys of the language model, to be read as its family has them; see ``Keys``."""
-    family, sizes = found.family, _SIZES.get(found.family)
-    kind = TEXT_FAMILIES.get(family) or FAMILIES.get(family)
-    core = family == "gemma3_text" or (found.nested and (family in TEXT_FAMILIES or sizes is not None))
-    if core and sizes and kind is not None:
-        kind = replace(kind, defaults={**dict(zip(CORE, sizes, strict=True)), **kind.defaults})
-    return Keys(found.values, family, kind, where, core=core)
+    kind = TEXT_FAMILIES.get(found.family) or FAMILIES.get(found.family)
+    core = found.family == "gemma3_text" or (found.nested and found.family not in _OWN_CODE)
+    return Keys(found.values, found.family, kind, where, core=core)
 
 
 def _next(values: Config, where: str) -> str | None:
