@@ -244,7 +244,7 @@ _NO_PEERS = (
 def machine_preset(name: "str | Gpu", *, gpus: int | None = None, nodes: int = 1) -> Machine:
     """See :meth:`Machine.preset`."""
     if gpus is not None:
-        gpus = check_count("gpus", gpus, least=1)
+        gpus = check_count("gpus", gpus)  # how many there may be is the node's to say
     if isinstance(name, Gpu) or "=" in name:
         return _own(name if isinstance(name, Gpu) else gpu_of_figures(name), gpus, nodes)
     key = key_of(name).removeprefix("standard-")
