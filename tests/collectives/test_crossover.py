@@ -82,6 +82,11 @@ def test_a_tail_of_slow_samples_is_no_noise(planted: pd.DataFrame) -> None:
     assert fastest(planted)["decided"].all()
 
 
+@pytest.mark.timeout(20)
+def test_a_median_below_the_least_sample_is_no_endless_comparison(planted: pd.DataFrame) -> None:
+    assert len(crossovers(planted.assign(min_us=planted["p50_us"] + 2)))
+
+
 def test_an_algorithm_alone_wins_everything() -> None:
     frame = pd.DataFrame(rows("library", lambda size: size))
     assert fastest(frame)["decided"].all()

@@ -20,6 +20,20 @@ TOKENS = (
     *(b"", b"\0", b"\n", b"\r\n", b",", b'"', b"'", b"\t", b" " * 2000, b"-", b"[" * 2000, b"{" * 300, b"]", b"}"),
     *(b"9" * 30, b"9" * 5000, b"99999999", b"-1", b"1e999", b"nan", b"NaN", b"Infinity", b"0", b"1.5", b"x" * 200_000),
     *(b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3\x28", b"\x1b[4m", b"NV", b"NV0", b"SYS", b"X", b"GPU9", b"NIC0", b"F", b"B"),
+    *(
+        b"> ",
+        b";",
+        b"\r",
+        b"MIG 3g.40gb",
+        b"NVIDIA ",
+        b"GPU 0: ",
+        b"OK",
+        b"NS",
+        b"\xa0",
+        b"\xe2\x80\x8b",
+        b"\\tGPU0",
+        b"2x H100",
+    ),
     *(b"9999999F0", b"0F9999999", b"1048575F0", b"0SEND_F0", b"|", b"#", b"GiB", b"true", b"null", b"\n" * 3000),
 )
 _NUMBER = re.compile(rb"\d+")

@@ -15,6 +15,7 @@ from tplab.collectives.crossover import comparable, crossovers
 from tplab.collectives.nccl_tests import nccl_frame, read_nccl
 from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import parse_bytes
+from tplab.files import read_text
 from tplab.models.checkpoint import INDEX, Checkpoint, RandomWeights, save_checkpoint
 from tplab.models.spec import ModelConfig
 from tplab.pipeline import Schedule, add_communication, build_schedule, simulate, validate
@@ -117,6 +118,22 @@ TABLES = (
     "# TensorRT-LLM\nmodel,hardware,precision,tp,pp,isl,osl,value,unit\n"
     "Llama-3.3-70B,rtx_pro_6000_server,fp4,1,4,128,128,9641.0,output_tokens_per_s_total\n",
 )
+REPORT = f"""\
+2026-01-02T03:04:05Z GPU models and configuration:
+2026-01-02T03:04:05Z GPU 0: NVIDIA RTX A6000
+2026-01-02T03:04:05Z GPU 1: NVIDIA RTX A6000
+2026-01-02T03:04:05Z GPU 2: NVIDIA RTX A6000
+2026-01-02T03:04:05Z GPU 3: NVIDIA RTX A6000
+2026-01-02T03:04:06Z |   0  NVIDIA RTX A6000     Off | 00000000:01:00.0 Off |                  Off |
+2026-01-02T03:04:06Z | 30%   31C    P8    16W / 300W |      1MiB / 49140MiB |      0%      Default |
+{"".join(f"2026-01-02T03:04:07Z {line}{chr(10)}" for line in TOPO.splitlines())}
+2026-01-02T03:04:08Z nvidia-smi topo -p2p r
+2026-01-02T03:04:08Z  \tGPU0\tGPU1\tGPU2\tGPU3
+2026-01-02T03:04:08Z  GPU0\tX\tOK\tCNS\tCNS
+2026-01-02T03:04:08Z  GPU1\tOK\tX\tCNS\tCNS
+2026-01-02T03:04:08Z  GPU2\tCNS\tCNS\tX\tOK
+2026-01-02T03:04:08Z  GPU3\tCNS\tCNS\tOK\tX
+"""
 BESIDE = (
     f"{','.join(CELL)},source,predicted_tpot_ms,predicted_ttft_ms,predicted_tok_s,failure\n"
     "a.csv,served,llama-3.1-8b,fp8,h100,vllm,2,1,1024/256,16,Other 2.0,7.5,40,700.5,\n"
@@ -216,8 +233,9 @@ READERS: dict[str, Reader] = {
                           words=("calibration",)),
     "index": Reader(bases=(), file=INDEX, read=_checkpoint, prepare=_save, words=("of this config",)),
     "safetensors": Reader(bases=(), file="model.safetensors", read=_checkpoint, words=("layers.", "lm_head", "embed")),
-    "topology": Reader(bases=(TOPO.encode(),), file="topo.txt", words=("line ", "the text", "NVLinks", "network card"),
-                       read=lambda path: Machine.from_topo(path.read_text("utf-8", "replace"), nodes=2).bandwidths()),
+    "topology": Reader(bases=(TOPO.encode(), REPORT.encode()), file="topo.txt",
+                       words=("line ", "the text", "NVLinks", "network card", "nvidia-smi", "the table"),
+                       read=lambda path: Machine.from_topo(read_text(path, errors="replace"), nodes=2).bandwidths()),
     "schedule": Reader(bases=tuple(table.to_text().encode() for table in TABLES_OF_ACTIONS), file="table.csv",
                        words=("row ", "schedule 'table'", "text must hold", "id mistyped", "num_stages"),
                        read=_schedule),

@@ -129,4 +129,6 @@ def _beside_server(arguments: argparse.Namespace, paths: list[Path]) -> "pd.Data
     for run, note in zip(frame["run"], frame["note"], strict=True):
         if note:
             print(wrapped(f"{run}: {note}", indent="  "))
+    if machine.doubt:
+        print(wrapped(f"Note: {machine.doubt}", indent="  "))
     return frame
