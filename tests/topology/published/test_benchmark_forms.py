@@ -149,6 +149,11 @@ SAME = {
         f'--max-concurrency "$C" --request-rate inf\n{TABLE[TABLE.index("Maximum") :]}',
         *("vllm bench serve", "vllm", 8),
     ),
+    "vllm, printed after words about options": (
+        f"`--request-rate` sets it, `--max-concurrency 8`, `--request-rate inf`, --num-prompts=N.\n"
+        f"{TABLE[TABLE.index('====') :]}",
+        *("vllm bench serve", "vllm", 8),
+    ),
     "vllm, printed with rows of its own after a command": (
         "--max-concurrency 8 --request-rate inf\n"
         + TABLE[TABLE.index("====") :].replace("Benchmark dur", "Maximum request concurrency:  8\nBenchmark dur"),
@@ -255,9 +260,22 @@ def test_what_is_no_load_of_one_kind_is_said(write):
     assert "lengths in sharegpt differ" in note(SGLANG | {"dataset_name": "sharegpt"})
     assert "no load of one length" in note(AIPERF | {"input_sequence_length": {"avg": 512, "std": 400.0}})
     assert "burstiness of 0.5" in note(SERVED | {"burstiness": 0.5, "request_rate": 4.0, "max_concurrency": None})
-    assert "4 of 40 requests/s were served" in note(SERVED | {"request_rate": 40.0, "max_concurrency": None})
+    at_rate = SERVED | {"max_concurrency": None}
+    assert note(at_rate | {"request_rate": 5.0}) == ""
+    assert "4 of 10 requests/s were served: requests piled up" in note(at_rate | {"request_rate": 10.0})
+    assert "all 96 requests were sent within the time of one" in note(at_rate | {"request_rate": 60.0})
     assert "medians only" in note({k: v for k, v in SGLANG.items() if k != "mean_ttft_ms"} | {"median_ttft_ms": 48})
     assert "data-parallel" in note(INFERENCEX | {"dp_attention": "true"})
+
+
+def test_a_load_beyond_the_prediction_has_no_time_to_the_first_token(write):
+    path = write(SERVED | {"request_rate": 400.0, "request_throughput": 390.0, "max_concurrency": None})
+    row = beside_benchmark(path, MODEL, MACHINE, tp=1).iloc[0]
+    assert "by the prediction it cannot keep up: at most " in row["note"]
+    assert row[["predicted_ttft_ms", "ttft_ms_error_pct"]].isna().all()
+    assert row["predicted_tpot_ms"] > 0
+    large = beside_benchmark(path, ModelSpec.from_config("llama-3.1-70b"), MACHINE, tp=1)
+    assert "by the prediction it does not fit" in large["note"].item()
 
 
 def test_all_results_of_a_file_are_rows(write):

@@ -10,7 +10,7 @@ from tplab.topology.advisor.workload import EnginePolicy, Workload
 _FULL = 0.9
 """Share of the most that may be in flight, from which on that limit and not the arrival rate sets the load."""
 _KEPT_UP = 0.8
-"""Share of the requests sent per second that must be answered per second: the end of every run costs a little."""
+"""Share of the requests sent per second, until the last one's answer, that must be answered per second."""
 _SPREAD = 0.25
 """Standard deviation of lengths over their mean, from which on one length does not stand for all."""
 _UNNAMED = EnginePolicy().name
@@ -115,9 +115,8 @@ class Benchmark:
             notes.append("all requests were sent at once: no steady state to compare with")
         elif self.completed is not None and self.completed < 3 * (self.max_concurrency or 0):
             notes.append("fewer than three requests per place in flight: mostly filling and draining")
-        offered, served = self.request_rate, self.requests_per_s
-        if offered and served and served < _KEPT_UP * offered and self.max_concurrency is None:
-            notes.append(f"{served:.3g} of {offered:g} requests/s were served: requests piled up, no steady state")
+        if self.request_rate and self.max_concurrency is None and not self.unpredicted:
+            notes += self._of_rate(self.request_rate)
         lengths = (("prompts", self.input_length, self.input_std), ("answers", self.output_length, self.output_std))
         spread = [
             f"{what} have {mean:.4g} tokens with a standard deviation of {std:.4g}"
@@ -127,3 +126,15 @@ class Benchmark:
         if spread:
             notes.append(f"no load of one length, predicted for the mean: {', '.join(spread)}")
         return [*notes, *self.remarks]
+
+    def _of_rate(self, rate: float) -> list[str]:
+        """Whether requests at ``rate`` came to a steady state."""
+        sent, served = self.num_prompts or self.completed, self.requests_per_s
+        if not sent or served is None:
+            return []
+        answer_s = (self.output_length or 0.0) * self.tpot_ms / 1e3
+        if sent / rate < answer_s:
+            return [f"all {sent} requests were sent within the time of one: no steady state to compare with"]
+        if served < _KEPT_UP * sent / (sent / rate + answer_s):
+            return [f"{served:.3g} of {rate:g} requests/s were served: requests piled up, no steady state"]
+        return []

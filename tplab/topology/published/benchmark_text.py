@@ -58,9 +58,11 @@ _TOKENS = {
 """What is looked for -> what it is; a pattern of literals, which is fast on long logs."""
 _TOKEN = re.compile("|".join(re.escape(token) for token in sorted(_TOKENS, key=len, reverse=True)))
 _OF_ROW = re.compile(r"[ \t]*([^\s|]+)")
-_OF_OPTION = re.compile(r"['\"]?([^\s,'\")$<{]+)(?=[\s,'\")]|$)")
+_OF_OPTION = re.compile(r"['\"]?([^\s,'\")$<{`]+)(?=[\s,'\")`]|$)")
 _JOINED = re.compile(r"[\w.-]")
 _RATES = re.compile(r"([\d.]{1,20}) to ([\d.]{1,20}) RPS")
+_OF_TEXT = ("ramp_up_strategy", "model", "dataset_name")
+_COUNTED = re.compile(r"[\d.]+|inf|None")
 _WITH_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _LINE = re.compile(r"^[^\n{}]*(\{\"[^\n]*\})[ \t]*$", re.MULTILINE)
 _OPENS = re.compile(r"^\{[ \t]*$", re.MULTILINE)
@@ -149,7 +151,8 @@ def _said_in(text: str) -> Iterator[tuple[str, tuple[str, ...], bool]]:
                 yield token, (rates[1], rates[2]), False
         elif is_flag or is_name:
             whole = not _JOINED.fullmatch(ahead[-1:]) and (is_name or text[at : at + 1] in (" ", "="))
-            if whole and (given := _OF_OPTION.match(text, at + is_flag)):
+            given = _OF_OPTION.match(text, at + is_flag) if whole else None
+            if given and (_TOKENS[token] in _OF_TEXT or _COUNTED.fullmatch(given[1])):
                 yield _TOKENS[token], (given[1],), True
         elif ahead != "Peak " and not ahead[-1:].isalnum() and (given := _OF_ROW.match(text, at)):
             yield _TOKENS[token], (_value(given[1]),), False

@@ -154,6 +154,7 @@ def beside_benchmark(
         }
         predicted = dict.fromkeys(_COMPARED, math.nan)
         low, high, binding = math.nan, math.nan, ""
+        notes = [*run.notes(), *_others(run, model, machine)]
         if not run.unpredicted:
             try:
                 workload = run.workload(engine)
@@ -165,6 +166,10 @@ def beside_benchmark(
             except ValueError as error:
                 raise ValueError(f"{run.name}: {error}") from error
             predicted = {name: getattr(made, name) for name in _COMPARED}
+            if made.reason is not None:
+                notes.append(f"by the prediction it {made.reason}")
+                if made.fits:  # cannot keep up: the wait for the first token has no end
+                    predicted["ttft_ms"] = math.nan
             (low, high), binding = made.tpot_range_ms, made.binding
             rate, in_flight = workload.request_rate, workload.concurrency
             row["load"] = f"{rate:g} requests/s" if rate else f"{in_flight} in flight"
@@ -175,7 +180,6 @@ def beside_benchmark(
                 f"measured_{name}": measured,
                 f"{name}_error_pct": 100 * (value / measured - 1) if measured else math.nan,
             }
-        notes = [*run.notes(), *_others(run, model, machine)]
         figures = repr(astuple(replace(run, name="")))
         if figures in seen:
             notes.append(f"the same figures as {seen[figures]} above: one result twice")
