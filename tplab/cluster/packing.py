@@ -183,11 +183,16 @@ def _collect(given: Sequence[Any], to_cpu: bool) -> tuple[bytes, list[Any]]:
     things = list(given)
     spans = [_span(thing) for thing in things]
     pieces = _pieces([span for span in spans if not span.sparse])
+    whole: dict[Any, list[int]] = {}  # of each storage, the pieces in which other tensors may lie
+    for index, piece in enumerate(pieces):
+        whole.setdefault(_place_of(piece.storage), []).append(index)
     for index, span in enumerate(spans):
         if not span.sparse:
             continue
-        span.piece = _around(pieces, span)
-        if span.piece < 0:
+        inside = [i for i in whole.get(_place_of(span.storage), ()) if _holds(pieces[i], span)]
+        if inside:
+            span.piece = inside[0]
+        else:
             things[index] = _compact(things[index])
             spans[index] = _span(things[index])
             spans[index].piece = len(pieces)
@@ -235,11 +240,11 @@ def _compact(tensor: "torch.Tensor") -> "torch.Tensor":
 def _pieces(spans: Sequence[_Span]) -> list[_Piece]:
     """One piece for what overlaps; each span learns which is its own."""
     pieces: list[_Piece] = []
-    for span in sorted(spans, key=lambda span: (str(span.storage.device), span.storage.data_ptr(), span.begin)):
+    for span in sorted(spans, key=lambda span: (_place_of(span.storage), span.begin)):
         if span.begin == span.end:
             continue
         last = pieces[-1] if pieces else None
-        if last is not None and _same(last.storage, span.storage) and span.begin < last.end:
+        if last is not None and _place_of(last.storage) == _place_of(span.storage) and span.begin < last.end:
             last.end = max(last.end, span.end)
         else:
             pieces.append(_Piece(span.storage, span.begin, span.end))
@@ -248,19 +253,13 @@ def _pieces(spans: Sequence[_Span]) -> list[_Piece]:
     return pieces
 
 
-def _around(pieces: Sequence[_Piece], span: _Span) -> int:
-    """The piece that holds all of a span, or -1."""
-    fits = (
-        index
-        for index, piece in enumerate(pieces)
-        if piece.begin <= span.begin and span.end <= piece.end and not (span.begin - piece.begin) % span.element_size
-        if _same(piece.storage, span.storage)
-    )
-    return next(fits, -1)
+def _holds(piece: _Piece, span: _Span) -> bool:
+    """Whether all of a span is in a piece, a whole number of elements from its beginning."""
+    return piece.begin <= span.begin and span.end <= piece.end and not (span.begin - piece.begin) % span.element_size
 
 
-def _same(one: "torch.UntypedStorage", other: "torch.UntypedStorage") -> bool:
-    return one.device == other.device and one.data_ptr() == other.data_ptr()
+def _place_of(storage: "torch.UntypedStorage") -> tuple[str, int]:
+    return str(storage.device), storage.data_ptr()
 
 
 def _bytes_of(piece: _Piece) -> Any:

@@ -27,7 +27,7 @@ GATHERED_S = 0.06
 """Seconds for which lines are gathered: short enough to look live, long enough that a flood makes few messages."""
 _GATHERED_CHARACTERS = 1 << 18  # no message is much larger
 _SEGMENTS_IN_ORDER = 16  # of one flood with both streams by turns, each is put together instead
-_REDRAWN_IN_STREAM = 24
+_REDRAWN_IN_STREAM = 12
 _LINES_BELOW_BLOCK = 20
 _RUNS_REMEMBERED = 100
 
