@@ -145,6 +145,20 @@ class TestLoadedAgain:
         importlib.reload(module)
         assert cluster2.run(module.f) == [3, 3]
 
+    def test_module_that_only_the_ranks_import(self, cluster2, modules, tmp_path):
+        """The kernel has no version of it: as if it imported it now."""
+        modules("edited_beside", "")  # so that the ranks have the path
+
+        def call(rank):
+            from edited_there import value
+
+            return value()
+
+        for value in (1, 2):
+            (tmp_path / "edited_part.py").write_text(f"def value(): return {value}\n")
+            (tmp_path / "edited_there.py").write_text(f"from edited_part import value  # {value}\n")
+            assert cluster2.run(call) == [value] * 2
+
     def test_autoreload(self, cluster2, modules):
         """In place: copies and objects of before have the new code, in the kernel and on the ranks."""
         from IPython.core.interactiveshell import InteractiveShell
@@ -167,6 +181,20 @@ class TestLoadedAgain:
         reloader.check()
         assert cluster2.run(main.g) == [(3, 3, 3)] * 2
         cluster2.run(lambda rank: rank.store.clear())
+
+    def test_module_that_must_not_be_asked(self, cluster2, modules):
+        """A proxy that raises whatever it is asked, in a module and among the modules."""
+
+        class Proxy:
+            def __getattribute__(self, name):
+                raise RuntimeError("not now")
+
+        module = modules("edited_proxy", "def f(rank): return 1\n")
+        sys.modules["edited_proxy.part"] = module.proxy = Proxy()
+        assert cluster2.run(module.f) == [1, 1]
+        modules("edited_proxy", "def f(rank): return 2\n")
+        importlib.reload(module)
+        assert cluster2.run(module.f) == [2, 2]
 
 
 class TestSaid:
@@ -280,7 +308,7 @@ class TestSaid:
 
 
 def test_whose_modules():
-    assert is_users("/home/me/work/model.py")
+    assert is_users("/srv/model.py")
     assert not is_users(os.__file__)
     assert not is_users(pytest.__file__)
     assert not is_users("model.py")

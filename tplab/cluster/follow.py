@@ -14,9 +14,10 @@ import weakref
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from tplab.cluster.sources import Version, Versions, code_of, digest_of, file_of, is_users
+from tplab.cluster.sources import Version, Versions, code_of, digest_of, file_of, in_order, is_users, stamp_of
 
 _RENEW = "cluster.restart() starts ranks that have it (rank.store is empty then)"
 _OBJECTS_SEARCHED = 300_000
@@ -42,6 +43,8 @@ class Follower:
     store: Mapping[Any, Any]
     """``rank.store``, whose objects a new version of their class does not change."""
     loaded: Versions = field(default_factory=dict)
+    stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """What the system said of a module's file when it was loaded."""
     wanted: Versions = field(default_factory=dict)
     loads: dict[str, int] = field(default_factory=dict)
     """How often the kernel had loaded a module again when this rank last did."""
@@ -71,6 +74,7 @@ class Follower:
             return
         self.num_loaded += 1
         with suppress(OSError):
+            self.stamps[name] = stamp_of(file)
             self.loaded[name] = Version(file, digest_of(file))
 
     def follow(self, versions: Versions | None) -> Iterator[tuple[str, str]]:
@@ -82,12 +86,11 @@ class Follower:
         if versions is not None:
             self.wanted = versions
             importlib.invalidate_caches()
-        elif self.checked == self.num_loaded:
-            return
-        again = yield from self._look()
+        again = {} if versions is None and self.checked == self.num_loaded else (yield from self._look())
+        again = (yield from self._edited_since()) | again
         for name, module in again.items():
             if text := self._load_again(name, module):
-                yield f"{name} {self.wanted[name].digest.hex()} in rank.store", text
+                yield f"{name} {self.loaded[name].digest.hex()} in rank.store", text
         if again:
             yield from self._look()
         self.checked = self.num_loaded
@@ -116,6 +119,24 @@ class Follower:
             yield from self._new(f"{name} {have.digest.hex()} {wanted.digest.hex()}", text)
         return again
 
+    def _edited_since(self) -> Generator[tuple[str, str], None, dict[str, types.ModuleType]]:
+        """Of the modules that the kernel has not imported, those whose files have changed: it would import them now."""
+        found: dict[str, types.ModuleType] = {}
+        for name, have in self.loaded.items():
+            if name in self.wanted or name not in sys.modules or not have.file.endswith(".py"):
+                continue
+            with suppress(OSError):  # deleted: what was loaded of it stays loaded
+                stamp = stamp_of(have.file)
+                if have.digest and (stamp == self.stamps[name] or digest_of(have.file) == have.digest):
+                    self.stamps[name] = stamp
+                elif not _is_own_package(name):
+                    found[name] = sys.modules[name]
+                else:
+                    text = f"the ranks hold an older version of {name} ({have.file}) than the file: {_RENEW}."
+                    yield from self._new(f"{name} {stamp}", text)
+        sources = {name: (Path(self.loaded[name].file).read_bytes(), _package_of(found[name])) for name in found}
+        return {name: found[name] for name in in_order(sources)}
+
     def _new(self, key: str, text: str) -> Iterator[tuple[str, str]]:
         if text and key not in self.said:
             self.said.add(key)
@@ -123,7 +144,7 @@ class Follower:
 
     def _load_again(self, name: str, module: types.ModuleType) -> str:
         """Returns what is to be said of objects that stay as they were."""
-        wanted = self.wanted[name]
+        wanted = self.wanted.get(name, self.loaded[name])
         self.loads[name] = wanted.loads
         in_place = wanted.in_place or IN_PLACE.always
         old = [weakref.ref(value) for value in vars(module).values() if _is_own(value, name)]
@@ -137,7 +158,7 @@ class Follower:
         except Exception as error:
             self.loaded[name] = Version(wanted.file, b"")
             raise ImportError(
-                f"{name} ({wanted.file}) was edited and loaded again in the kernel, but cannot be loaded again on this "
+                f"{name} ({wanted.file}) was edited since the ranks imported it, but cannot be loaded again on this "
                 f"rank ({type(error).__name__}: {error}). cluster.restart() starts fresh ranks, with an empty "
                 "rank.store"
             ) from error
@@ -197,6 +218,10 @@ def _other_copies(name: str, module: types.ModuleType, wanted: Version) -> str:
     )
 
 
+def _package_of(module: types.ModuleType) -> str:
+    return module.__spec__.parent or "" if module.__spec__ is not None else ""
+
+
 def _is_own_package(name: str) -> bool:
     """Whether a module is part of tplab, whose threads run on the rank."""
     return name.partition(".")[0] == __name__.partition(".")[0]
@@ -210,7 +235,7 @@ def _is_same_file(one: str, other: str) -> bool:
 
 
 def _is_own(value: object, name: str) -> bool:
-    return isinstance(value, (types.FunctionType, type)) and value.__module__ == name
+    return issubclass(type(value), (types.FunctionType, type)) and value.__module__ == name
 
 
 def _kept_in(store: Mapping[Any, Any], old: list[Any]) -> list[str]:

@@ -57,7 +57,7 @@ def digest_of(file: str) -> bytes:
     if file.endswith(".py"):
         with open(file, "rb") as source:
             return blake2b(source.read(), digest_size=8).digest()
-    return blake2b(repr(_stamp(file)).encode(), digest_size=8).digest()
+    return blake2b(repr(stamp_of(file)).encode(), digest_size=8).digest()
 
 
 def file_of(module: object) -> str:
@@ -92,7 +92,8 @@ def _spec_of(module: object) -> Any:
         return None
 
 
-def _stamp(file: str) -> tuple[int, int, int]:
+def stamp_of(file: str) -> tuple[int, int, int]:
+    """What the system says of a file; it changes whenever the file does. Raises ``OSError``."""
     status = os.stat(file)
     return status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
@@ -130,11 +131,11 @@ class KernelModules:
                 self._names = names
                 self._held = {name: held for name, held in self._held.items() if name in sys.modules}
                 for name in new:
-                    self._look(name)
+                    self._look_at(name)
             stat_files = len(self._held) <= _PATCHABLE
             changed = [name for name, held in self._held.items() if self._changed(name, held, stat_files)]
             for name in changed:
-                self._look(name)
+                self._look_at(name)
             if changed or new:
                 for name, held in self._held.items():
                     copies = tuple(_older_copies(sys.modules.get(name), name, self._held))
@@ -148,20 +149,8 @@ class KernelModules:
 
     def _in_order(self, names: list[str]) -> list[str]:
         edited = {name for name in names if self._held[name].version.loads or self._held[name].version.in_place}
-        ordered = [name for name in names if name not in edited]
-        seen: set[str] = set()
-
-        def visit(name: str) -> None:
-            if name not in seen:
-                seen.add(name)
-                for imported in edited.intersection(_imports(self._held[name])):
-                    visit(imported)
-                ordered.append(name)
-
-        for name in names:
-            if name in edited:
-                visit(name)
-        return ordered
+        sources = {name: (self._held[name].source, self._held[name].spec.parent) for name in names if name in edited}
+        return [*(name for name in names if name not in edited), *in_order(sources)]
 
     def _changed(self, name: str, held: _Held, stat_file: bool) -> bool:
         if _spec_of(sys.modules.get(name)) is not held.spec:
@@ -169,9 +158,15 @@ class KernelModules:
         if not stat_file:
             return False
         try:
-            return _stamp(held.version.file) != held.stamp
+            return stamp_of(held.version.file) != held.stamp
         except OSError:  # deleted or renamed: what was loaded of it stays loaded
             return False
+
+    def _look_at(self, name: str) -> None:
+        try:
+            self._look(name)
+        except Exception:  # whatever stands in sys.modules: no run fails because of it
+            self._held.pop(name, None)
 
     def _look(self, name: str) -> None:
         module = sys.modules.get(name)
@@ -179,7 +174,7 @@ class KernelModules:
         if not file or name == "__main__" or getattr(spec, "_initializing", False):
             return
         try:
-            stamp = _stamp(file)
+            stamp = stamp_of(file)
             digest, source = digest_of(file), Path(file).read_bytes() if file.endswith(".py") else b""
         except OSError:
             if before is not None:
@@ -232,23 +227,41 @@ def _is_in(name: str, packages: set[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _imports(held: _Held) -> Iterator[str]:
-    """The modules that a source may import when it is loaded."""
+def imports_of(source: bytes, package: str) -> Iterator[str]:
+    """The modules that a source in a package may import when it is loaded."""
     with suppress(SyntaxError, ValueError):
-        for statement in ast.walk(ast.parse(held.source)):
+        for statement in ast.walk(ast.parse(source)):
             if isinstance(statement, ast.Import):
                 yield from (alias.name for alias in statement.names)
             elif isinstance(statement, ast.ImportFrom):
                 with suppress(ImportError):  # from beyond the package
                     relative = "." * statement.level + (statement.module or "")
-                    name = importlib.util.resolve_name(relative, held.spec.parent)
+                    name = importlib.util.resolve_name(relative, package)
                     yield name
                     yield from (f"{name}.{alias.name}" for alias in statement.names)
 
 
+def in_order(sources: Mapping[str, tuple[bytes, str]]) -> list[str]:
+    """The names of modules, each after those that it imports. ``sources``: name -> source and package."""
+    ordered: list[str] = []
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name not in seen:
+            seen.add(name)
+            for imported in imports_of(*sources[name]):
+                if imported in sources:
+                    visit(imported)
+            ordered.append(name)
+
+    for name in sources:
+        visit(name)
+    return ordered
+
+
 def _older_copies(module: object, name: str, held: Mapping[str, _Held]) -> Iterator[tuple[str, str, bytes]]:
     for own, value in list(vars(module).items()) if module is not None else ():
-        source = getattr(value, "__module__", None) if isinstance(value, (types.FunctionType, type)) else None
+        source = value.__module__ if issubclass(type(value), (types.FunctionType, type)) else None
         if isinstance(source, str) and source != name and source in held:
             now = vars(sys.modules[source]).get(value.__name__)
             if now is not value and type(now) is type(value) and code_of(now) != (code := code_of(value)):
@@ -267,12 +280,14 @@ def _functions(module: object, name: str, file: str) -> list[types.FunctionType]
 
     def walk(values: Iterator[object], depth: int) -> Iterator[types.FunctionType]:
         for value in values:
-            one = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
-            if isinstance(one, property):
+            one: Any = value  # asked for its type alone: a proxy may raise when it is asked for anything else
+            if type(one) in (staticmethod, classmethod):
+                one = one.__func__
+            elif type(one) is property:
                 one = one.fget
-            if isinstance(one, types.FunctionType) and one.__code__.co_filename == file:
+            if type(one) is types.FunctionType and one.__code__.co_filename == file:
                 yield one
-            elif isinstance(one, type) and one.__module__ == name and depth < 3:
+            elif issubclass(type(one), type) and one.__module__ == name and depth < 3:
                 yield from walk(iter(list(vars(one).values())), depth + 1)
 
     return [*walk(iter(list(vars(module).values())), 0)]
