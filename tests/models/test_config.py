@@ -96,6 +96,7 @@ def test_the_keys_of_older_files_mean_the_same() -> None:
     assert ModelConfig.from_hf(LLAMA | older) == ModelConfig.from_hf(LLAMA | newer)
     assert ModelConfig.from_hf(LLAMA | older).rope_scaling == RopeScaling(kind="linear", factor=4.0)
     assert ModelConfig.from_hf(LLAMA | older).dtype == "bfloat16"
+    assert ModelConfig.from_hf(LLAMA | older | newer) == ModelConfig.from_hf(LLAMA | newer)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,14 @@ def test_the_keys_of_older_files_mean_the_same() -> None:
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         (LLAMA | {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_scaling of type 'su' is not supported"),
         (LLAMA | {"rope_scaling": {"type": "yarn"}}, "of type yarn needs factor"),
+        (
+            LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e6}},
+            "rope_scaling and rope_parameters say different things",
+        ),
+        (
+            LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}},
+            "rope_parameters that differ by kind of layer are not supported",
+        ),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}}, "dynamic with alpha is not supp"),
         (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2.0, "attn_factor": 1.5}}, "yarn with attn_factor is not"),
         (LLAMA | {"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_theta=1 is not supported"),

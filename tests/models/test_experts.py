@@ -27,6 +27,7 @@ MIXTURES: list[dict[str, Any]] = [
     {"model_type": "llama", "moe": {"num_experts": 8, "num_experts_per_tok": 2}},
     {"model_type": "llama", "moe_config": {"expert_num": 4}},
     {"model_type": "llama", "num_experts": [1, 16, 16]},
+    {"model_type": "llama", "num_experts": "8"},
     {"model_type": "llama", "n_shared_experts": 2},
     {"model_type": "llama", "num_experts_per_tok": 4},
     {"model_type": "llama", "num_experts": None, "moe_intermediate_size": 512},

@@ -9,6 +9,7 @@ Sources: configuration and modelling classes of transformers 5.23; for Hunyuan, 
 files beside the checkpoints on Hugging Face.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -107,9 +108,9 @@ def _walk(values: Config, depth: int = 0) -> Iterator[tuple[str, Any]]:
 
 
 def _most(value: Any) -> float:
-    """The largest number of a value: files have one per layer, or one."""
-    numbers = value if isinstance(value, list | tuple) else [value]
-    return max((each for each in numbers if isinstance(each, int | float)), default=0)
+    """The largest number of a value: files have one, or one per layer. What is no number is taken for many."""
+    numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return max((each if isinstance(each, int | float) else math.inf for each in numbers), default=0)
 
 
 def _is_active(value: Any) -> bool:

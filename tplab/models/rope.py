@@ -97,12 +97,21 @@ def read_rope(keys: Keys, positions: int | None, head_dim: int) -> tuple[float, 
     values, at = keys.values, keys.at
     given = {name: values[name] for name in ("rope_parameters", "rope_scaling") if values.get(name) is not None}
     found = {name: mapping(value, name, at) for name, value in given.items()}
-    name = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
+    name = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"  # so in transformers, where both are
     settings = dict(found.get(name, {}))
     if "full_attention" in settings:  # one for each kind of layer, in Gemma 3
+        if any(value != settings["full_attention"] for value in settings.values()):
+            keys.unsupported.append(f"{name} that differ by kind of layer are not supported")
         settings = dict(mapping(settings["full_attention"], f"full_attention of {name}", at))
     theta = settings.pop("rope_theta", None)
     theta = keys.number("rope_theta", 10_000.0) if theta is None else number(theta, "rope_theta", at)
+    if all(found.get(each) for each in ("rope_scaling", "rope_parameters")):
+        other = {"rope_theta": theta, **found["rope_parameters"]}
+        if _plain({"rope_theta": theta, **settings}) != _plain(other):
+            keys.unsupported.append(
+                "rope_scaling and rope_parameters say different things, and transformers drops the latter, rope_theta "
+                "and all: keep one of them"
+            )
     kind = check_text(f"{at}rope_type of {name}", settings.pop("rope_type", settings.get("type", "default")))
     settings.pop("type", None)
     for place in (values, settings):
@@ -111,6 +120,13 @@ def read_rope(keys: Keys, positions: int | None, head_dim: int) -> tuple[float, 
             keys.unsupported.append(f"partial_rotary_factor={part} is not supported; all of a head is turned")
     settings.pop("partial_rotary_factor", None)
     return theta, _scaling(_Settings(keys, settings, kind, name), positions, head_dim, theta)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without what says nothing, the kind under its newer name."""
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    said = {key: value for key, value in settings.items() if value is not None and key not in ("type", "rope_type")}
+    return said | {"rope_type": kind}
 
 
 def rope_json(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
