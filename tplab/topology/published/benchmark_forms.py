@@ -61,6 +61,9 @@ def benchmark_of(name: str, data: Any) -> list[Benchmark]:
                 f"{name} is a result of {program}, which sends no requests to a server over time: run vllm bench serve "
                 f"--save-result, or sglang.bench_serving --output-file"
             )
+    for what, (marks, instead) in _RECORDS.items():
+        if all(mark in data for mark in marks):
+            raise ValueError(f"{name} is {what}: give {instead}, which stands beside it")
     if isinstance(data.get("metrics"), dict) and "tput_per_gpu" in data["metrics"]:  # the site's rows
         data = data | data["metrics"]
     if isinstance(data.get("benchmarks"), list):
@@ -70,6 +73,8 @@ def benchmark_of(name: str, data: Any) -> list[Benchmark]:
         names = [name] if len(runs) == 1 else [f"{name}#{i}" for i in range(1, len(runs) + 1)]
         return [found for each, run in zip(names, runs, strict=True) for found in _entry(each, run, data)]
     form = next((form for form in _FORMS if any(mark in data for mark in form.marks)), _SERVE)
+    if form is _SERVE and not any(key in data for key in _SERVED):
+        raise ValueError(f"{name} is no result of a benchmark that is read: {READ}")
     return [_read(name, data, form)]
 
 
@@ -353,6 +358,7 @@ def _is_sglang(data: Mapping[str, Any]) -> bool:
 
 
 _SERVE = Form("vllm bench serve", "--save-result", (), _served)
+_SERVED = ("completed", "total_output_tokens", "output_throughput", "request_throughput", "mean_ttft_ms")
 _GUIDELLM = Form("guidellm", "guidellm benchmark --output-path FILE.json", (), _guidellm)
 _FORMS: Sequence[Form] = (
     Form("InferenceX", "an agg_*.json of its artifacts", ("tput_per_gpu", "infmax_model_prefix"), _inferencex),
@@ -372,3 +378,13 @@ _NOT_SERVING: Mapping[str, tuple[str, ...]] = {
     "trtllm-bench": ("world_info", "performance"),
 }
 """Program that runs an engine without a server -> keys of its result."""
+_RECORDS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "genai-perf's record of single requests": (("experiments", "service_kind"), "profile_export_genai_perf.json"),
+    "aiperf's record of single requests": (("metadata", "metrics"), "profile_export_aiperf.json"),
+}
+"""File that stands beside a result -> its keys, and the file that has the result."""
+READ = (
+    "vllm bench serve --save-result, sglang.bench_serving --output-file, genai-perf, aiperf, guidellm, InferenceX and "
+    "LLMPerf, or the table that the first two print"
+)
+"""What is read, in words."""

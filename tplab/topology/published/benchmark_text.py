@@ -1,5 +1,6 @@
-"""Results of benchmarks in text that is no JSON file: the tables that people publish, logs with a result in them, and
-the CSV of genai-perf and aiperf; each made into the keys of the JSON form.
+"""Results of benchmarks in text that is no JSON file: the tables that people publish, logs with a result in them, the
+CSV of genai-perf and aiperf, and CSV with the keys of the JSON form as its header, as ``vllm bench sweep`` and people
+write it; each made into the keys of the JSON form.
 
 The tables of ``vllm bench serve`` and ``sglang.bench_serving`` (sources as in ``benchmark_forms``) say the load in
 lines above, in rows of their own, in the arguments that the program prints first, or nowhere, by version.
@@ -66,6 +67,8 @@ _COUNTED = re.compile(r"[\d.]+|inf|None")
 _WITH_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _LINE = re.compile(r"^[^\n{}]*(\{\"[^\n]*\})[ \t]*$", re.MULTILINE)
 _OPENS = re.compile(r"^\{[ \t]*$", re.MULTILINE)
+_COLOURS = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
+_IN_HEADER = re.compile(r"^[^{}:]*\b(?:(?:mean|median)_ttft_ms|tput_per_gpu)\b[^{}:]*$")
 _PER_METRIC = ("avg", "p50", "std")
 
 
@@ -74,6 +77,10 @@ def results_in(text: str, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     holds none. JSON inside a log comes before tables, which then show the same."""
     if len(text) > MOST_TEXT:
         raise ValueError(f"{name} is a log of more than {MOST_TEXT:,} characters: cut out the result")
+    text = _COLOURS.sub("", text)
+    header, *_ = text.lstrip().split("\n", 1)
+    if _IN_HEADER.search(header):
+        return _rows_of(text), []
     if text.lstrip().lower().startswith(("metric,", "metric;", "metric\t")):
         return [_perf_csv(text)], []
     if found := list(_json_in(text, name)):
@@ -84,6 +91,17 @@ def results_in(text: str, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     if not whole:
         return tables, []  # the reader says what is missing
     return whole, [f"table {i} of {len(tables)} in {name} is cut off and was left out" for i in cut]
+
+
+def _rows_of(text: str) -> list[dict[str, Any]]:
+    """One result per row, by the names in the header; cells left empty are left out."""
+    lines = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=separator_of(text.lstrip().split("\n", 1)[:1]))
+    try:
+        header = [name.strip() for name in next(lines)]
+        rows = [dict(zip(header, map(str.strip, row), strict=False)) for row in lines if any(map(str.strip, row))]
+    except csv.Error as error:  # a cell of more than 128 KiB
+        raise ValueError(f"line {lines.line_num}: {error}") from None
+    return [{name: cell for name, cell in row.items() if cell} for row in rows]
 
 
 def _json_in(text: str, name: str) -> Iterator[dict[str, Any]]:

@@ -25,15 +25,11 @@ from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy
 from tplab.topology.machine.machine import Machine
 from tplab.topology.published.benchmark import Benchmark
-from tplab.topology.published.benchmark_forms import benchmark_of
+from tplab.topology.published.benchmark_forms import READ, benchmark_of
 from tplab.topology.published.benchmark_text import results_in
 
 Source = str | os.PathLike[str]
 _MOST_RUNS = 500
-_READ = (
-    "vllm bench serve --save-result, sglang.bench_serving --output-file, genai-perf, aiperf, guidellm, InferenceX and "
-    "LLMPerf, or the table that the first two print"
-)
 _COMPARED = ("tpot_ms", "ttft_ms", "output_tokens_per_s")
 
 
@@ -84,7 +80,7 @@ def _results(text: str, path: Path) -> tuple[list[Any], list[str]]:
     except ValueError as error:
         raise refused or error from None
     if not found:
-        raise refused or ValueError(f"{path} holds no result of a benchmark that is read: {_READ}")
+        raise refused or ValueError(f"{path} holds no result of a benchmark that is read: {READ}")
     return found, remarks
 
 
