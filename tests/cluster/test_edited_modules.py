@@ -301,6 +301,7 @@ class TestSaid:
         key, text = describe_changes(before, {"A": "2", "C": "1"})
         assert "A (changed), B (removed), C (new)." in text
         assert key != describe_changes(before, {"A": "3", "C": "1"})[0]
+        assert "A new Cluster takes them over" in describe_changes({}, {"CUDA_VISIBLE_DEVICES": "1"})[1]
 
     def test_folder(self, cluster2, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -155,8 +155,10 @@ class Follower:
                 superreload(module, old_objects=IN_PLACE.old_objects)
             else:
                 importlib.reload(module)
-        except Exception as error:
+        except BaseException as error:
             self.loaded[name] = Version(wanted.file, b"")
+            if not isinstance(error, Exception):  # an interrupt
+                raise
             raise ImportError(
                 f"{name} ({wanted.file}) was edited since the ranks imported it, but cannot be loaded again on this "
                 f"rank ({type(error).__name__}: {error}). cluster.restart() starts fresh ranks, with an empty "

@@ -59,8 +59,11 @@ def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple
         return "", ""
     changes = [f"{name} ({'new' if name not in before else 'changed' if name in now else 'removed'})" for name in names]
     more = f" and {len(changes) - _NAMES_SHOWN} more" if len(changes) > _NAMES_SHOWN else ""
+    way_out = "cluster.restart() takes them over (rank.store is empty then)"
+    if "CUDA_VISIBLE_DEVICES" in names:
+        way_out = "A new Cluster takes them over"  # whose ranks get their devices when it is made
     key = str(hash(tuple((name, now.get(name)) for name in names)))
     return key, (
         f"variables of the environment differ from those that the ranks were started with: "
-        f"{', '.join(changes[:_NAMES_SHOWN])}{more}. cluster.restart() takes them over (rank.store is empty then)."
+        f"{', '.join(changes[:_NAMES_SHOWN])}{more}. {way_out}."
     )
