@@ -263,8 +263,6 @@ class RanksMagics(Magics):
             else:
                 print(text)
 
-        for run in runs:
-            run.screen.flush()  # what was printed before stands above
         if (bundle := fields.pop("tplab_display", None)) is not None:
             self._show(report.rank, bundle, write, **fields)
         elif (wait := fields.pop("tplab_clear", None)) is not None:
