@@ -63,7 +63,7 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes
     except ValueError as error:  # a zero byte in the path
         raise ValueError(f"{shown(os.fspath(path))} is no path of a file: {error}") from None
     except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, f"{error.strerror}{_beside(path)}", os.fspath(path)) from None
+        raise FileNotFoundError(error.errno, f"{error.strerror}{instead_of(path)}", os.fspath(path)) from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -218,7 +218,7 @@ def settle(path: str | os.PathLike[str]) -> None:
         os.fsync(file.fileno())
 
 
-def _beside(path: str | os.PathLike[str]) -> str:
+def instead_of(path: str | os.PathLike[str]) -> str:
     """What is there instead of a missing file, with a leading colon: a like name in its folder, or no folder."""
     folder, name = os.path.split(os.fsdecode(path))
     try:

@@ -178,6 +178,22 @@ def test_a_table_of_links_from_standard_input(said, monkeypatch):
     assert "everything here hangs on it; give the gpu if they are others (--gpu)" in flat
 
 
+def test_the_gpu_of_a_report_decides_what_fits(said, tmp_path):
+    rows = [["X" if i == j else "SYS" for j in range(4)] for i in range(4)]
+    lines = ["\tGPU0\tGPU1\tGPU2\tGPU3", *(f"GPU{i}\t" + "\t".join(row) for i, row in enumerate(rows))]
+    report = tmp_path / "report.txt"
+    for names, doubt in (("GPU 0,1,2,3: NVIDIA L4\n", False), ("", True)):
+        report.write_text(names + "\n".join(lines), encoding="utf-16")
+        status, _, err = said("advise", "--model", "qwen2.5-72b", "--topo", report)
+        assert status == 2
+        assert "does not fit on 4 x l4 (4 x 23.7 GB)" in err
+        assert ("But which GPUs these are, the text does not say" in err) is doubt
+    status, out, _ = said("advise", "--model", "qwen3-8b", "--topo", report, "--most", 1)
+    assert status == 0
+    assert "which GPUs these are is a guess, and everything hangs on it (--gpu)" in " ".join(out.split())
+    assert "did you mean report.txt?" in said("advise", "--model", "qwen3-8b", "--topo", tmp_path / "reprot.txt")[2]
+
+
 @pytest.mark.parametrize("command", ["advise", "validate"])
 def test_help_lists_what_may_be_given(said, capsys, command):
     with pytest.raises(SystemExit):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tplab.cli import asked
 from tplab.cli.words import table, wrapped, writable, write_csv
+from tplab.files import instead_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     paths = [Path(path) for path in arguments.paths]
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
-        raise ValueError(f"there is no file or folder {missing[0]}")
+        raise ValueError(f"there is no file or folder {missing[0]}{instead_of(missing[0])}")
     folders = [path for path in paths if os.path.isdir(path)]
     if folders and len(paths) > 1:
         raise ValueError(f"give one folder, or files only; got {len(paths)} paths of which {len(folders)} are folders")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tplab.files import instead_of
 from tplab.models.experts import dense_member, experts_in
 from tplab.models.hf import described, file_of, object_in
 from tplab.models.keys import REFUSED, Config, mapping, texts
@@ -57,7 +58,7 @@ def _load(source: "str | os.PathLike[str] | Config") -> tuple[Config, str, str, 
         values = object_in(path)
     except FileNotFoundError:
         if path.suffix == ".json" or len(path.parts) > 2:
-            raise ValueError(f"there is no file {path}") from None
+            raise ValueError(f"there is no file {path}{instead_of(path)}") from None
         raise ValueError(f"no model preset or file is called {str(source)!r}: {nearest(as_name, MODELS)}") from None
     folder = path.parent if path.parent.name else path.parent.resolve()  # not "."
     return values, str(path), _name(values, "_name_or_path") or path.resolve().parent.name, str(folder)
