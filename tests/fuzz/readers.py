@@ -23,7 +23,7 @@ from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, MatmulTimes, SendTimes
 from tplab.topology.calibration.from_nccl import calibration_of_nccl, machine_of_test
 from tplab.topology.published.accuracy import read_beside
-from tplab.topology.published.benchmarks import beside_vllm, read_vllm
+from tplab.topology.published.benchmarks import beside_benchmark, read_benchmark
 from tplab.topology.published.tables import CELL, read_folder
 from tplab.topology.verification.static_batch import machine_of
 
@@ -69,6 +69,24 @@ RESULT = {
     "total_output_tokens": 40960, "request_throughput": 3.1, "output_throughput": 800.0, "mean_ttft_ms": 50.0,
     "median_ttft_ms": 49.0, "mean_tpot_ms": 9.0, "median_tpot_ms": 9.0, "tensor_parallel_size": "2",
 }  # fmt: skip
+ROW_OF_SITE = {
+    "hw": "h100", "tp": 2, "conc": 8, "model": "meta-llama/Llama-3.1-8B", "framework": "sglang", "isl": 512, "osl": 128,
+    "tput_per_gpu": 1280.0, "output_tput_per_gpu": 256.0, "mean_ttft": 0.048, "mean_tpot": 0.015,
+}  # fmt: skip
+PRINTED = """\
+vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 2
+Maximum request concurrency: 8
+============ Serving Benchmark Result ============
+Successful requests:                     96
+Benchmark duration (s):                  24.00
+Total input tokens:                      49152
+Total generated tokens:                  12288
+Request throughput (req/s):              4.00
+Output token throughput (tok/s):         512.00
+Mean TTFT (ms):                          48.00
+Mean TPOT (ms):                          15.00
+==================================================
+"""
 SWEEP = (
     "algorithm,dtype,bytes,p50_us,min_us,correct,backend,num_ranks,device,num_devices,link,launch_mode,num_cores,"
     "torch_version,nccl_version,python_version,started_at\n"
@@ -227,8 +245,8 @@ READERS: dict[str, Reader] = {
         bases=_json(LLAMA, QWEN, QUANTISED, OUTER, GPT2, FALCON, MPT, NEO), file="config.json", read=_advisor,
         words=("fit on", "cannot be cut", "must be an object"),
     ),
-    "vllm": Reader(bases=_json(RESULT), file="result.json",
-                   read=lambda path: beside_vllm(read_vllm(path), MODEL, H100)),
+    "benchmarks": Reader(bases=(*_json(RESULT, ROW_OF_SITE), PRINTED.encode()), file="result.json",
+                   read=lambda path: beside_benchmark(read_benchmark(path), MODEL, H100)),
     "calibration": Reader(bases=(CALIBRATION.to_json().encode(),), file="calibration.json", read=_calibration,
                           words=("calibration",)),
     "index": Reader(bases=(), file=INDEX, read=_checkpoint, prepare=_save, words=("of this config",)),
