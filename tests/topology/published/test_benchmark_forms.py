@@ -228,6 +228,9 @@ def test_what_is_said_of_the_split_is_taken(write):
     row = beside_benchmark(write(INFERENCEX | {"hw": "mi355x"}), MODEL, MACHINE).iloc[0]
     assert row["tp"] == 2
     assert "the result is of mi355x, predicted is h100" in row["note"]
+    assert "the result is of fp8 weights, predicted are bf16" in row["note"]
+    alike = ModelSpec.from_config("llama-3.1-8b", weight_precision="fp8")
+    assert beside_benchmark(write(INFERENCEX), alike, MACHINE)["note"].item() == ""
 
 
 def test_a_ramp_is_no_steady_load(write):
@@ -349,6 +352,7 @@ def without(data, *keys):
         ({"experiments": [], "service_kind": "openai"}, "give profile_export_genai_perf.json, which stands beside it"),
         ({"metadata": {}, "metrics": {}}, "give profile_export_aiperf.json, which stands beside it"),
         ([{"model_filename": "m.gguf", "n_prompt": 512, "avg_ts": 99.0}], "is no result of a benchmark that is read"),
+        ('{"metadata": {}, "metrics": {"time_to_first_token": {}}}\n' * 501, "give profile_export_aiperf.json"),
         ("max_concurrency,mean_ttft_ms\n8,48.0\n", "lacks completed, total_output_tokens"),
         ({"benchmarks": []}, "holds no benchmarks: guidellm broke off"),
         ({"benchmarks": [3]}, "must be an object of one benchmark, got 3"),

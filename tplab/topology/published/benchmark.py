@@ -30,6 +30,8 @@ class Benchmark:
     """The model that the server was asked for; empty where the result does not say."""
     gpu: str = ""
     """The GPUs as the result calls them; empty where it does not say."""
+    weight_precision: str = ""
+    """Precision of the weights as the result calls it; empty where it does not say."""
     num_prompts: int | None
     """Number of requests sent."""
     completed: int | None

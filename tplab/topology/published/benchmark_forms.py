@@ -288,6 +288,7 @@ def _inferencex(entries: Entries, program: str) -> Benchmark:
         engine=_engine(e.text("framework")) or "vllm",
         model_id=e.text("model"),
         gpu=e.text("hw", "hardware", "device"),
+        weight_precision=e.text("precision"),
         num_prompts=e.count("num_requests_total"),
         completed=e.count("num_requests_successful"),
         max_concurrency=int(e.needed("conc")) if e.get("conc") is not None else e.limit("conc"),

@@ -18,6 +18,7 @@ import pandas as pd
 
 from tplab.checks import ArgumentError
 from tplab.files import MAX_BYTES, parse_json_documents, read_text
+from tplab.models.precision import ITEMSIZE
 from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
@@ -54,6 +55,7 @@ def read_benchmark(path: Source) -> list[Benchmark]:
         raise ValueError(f"{path} is empty: vllm bench serve writes a result with --save-result")
     found, remarks = _results(text, path)
     if len(found) > _MOST_RUNS:
+        benchmark_of(path.name, found[0])  # which says so if they are no runs
         raise ValueError(f"{path} holds {len(found):,} runs; at most {_MOST_RUNS:,} are read")
     names = [path.name] if len(found) == 1 else [f"{path.name}#{i}" for i in range(1, len(found) + 1)]
     runs = [run for name, data in zip(names, found, strict=True) for run in benchmark_of(name, data)]
@@ -198,11 +200,14 @@ read_vllm, beside_vllm = read_benchmark, beside_benchmark
 
 
 def _others(run: Benchmark, model: ModelSpec, machine: Machine) -> list[str]:
-    """Where the result is of another model, or of other GPUs."""
+    """Where the result is of another model or precision, or of other GPUs."""
     notes = []
     asked, known = (_plain(text) for text in (run.model_id, model.name))
     if run.model_id and known not in asked and asked not in known:
         notes.append(f"the server ran {run.model_id}, predicted is {model.name}")
+    sizes = [ITEMSIZE.get(precision.lower()) for precision in (run.weight_precision, model.weight_precision)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        notes.append(f"the result is of {run.weight_precision} weights, predicted are {model.weight_precision}")
     if run.gpu and _chip(run.gpu) != _chip(machine.gpu.name):
         notes.append(f"the result is of {run.gpu}, predicted is {machine.gpu.name}")
     return notes
