@@ -33,6 +33,8 @@ SUMS = ("all-reduce", "all-gather", "reduce-scatter")
 """What NVLink switches can do by themselves."""
 _APART = 0.1
 """Relative difference from which a bandwidth is not the one that time and size give."""
+_LEAST_US, _MOST_US = 1e-3, 1e12
+"""Range of times in us: what lies beyond was not measured."""
 _LEAST_BW = 1.0
 """Bandwidth in GB/s from which its two digits after the point say that."""
 
@@ -81,7 +83,7 @@ def sound(raw: Raw, where: str, notes: list[str]) -> list[Row]:
 
 
 def _timed(half: Half | None) -> bool:
-    return half is not None and math.isfinite(half.time) and 0 < half.time < 1e12
+    return half is not None and math.isfinite(half.time) and _LEAST_US <= half.time < _MOST_US
 
 
 def _wrong(row: Row, counted: bool) -> bool:
