@@ -421,6 +421,12 @@ class TestCellsOnRanks:
         assert sorted(prints) == ["[rank 0] early", "[rank 1] early"]
         assert (first, second) == ("[rank 0] 1", "[rank 1] 2")
 
+    def test_traceback_has_the_number_of_the_prompt(self, kernel):
+        kernel("%load_ext tplab")
+        reply = kernel.fails("%%ranks 0\n\n1 / 0")
+        prompt = kernel("len(In) - 1") - 1  # of the cell before this one
+        assert f'"<%%ranks In[{prompt}]>", line 3, in <module>' in reply.error
+
     def test_stop_button_in_a_collective(self, kernel, assert_gone):
         kernel("%load_ext tplab")
         pids = kernel("cluster.pids")

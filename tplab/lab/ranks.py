@@ -247,7 +247,7 @@ class RanksMagics(Magics):
         source = self.shell.transform_cell("".join(lines[blank:]))  # which would drop them, and their numbers
         if header.startswith("%%"):
             source = f"# {header}\n" + "\n" * blank + source
-        title = f"{header.split()[0]} In[{self.shell.execution_count}]"
+        title = f"{header.split()[0]} In[{self.shell.displayhook.prompt_count}]"
         name = next(each for each in _names(title) if "".join(linecache.getlines(each)) in ("", source))
         remember_source(name, source)
         compile_cell(source, name)
