@@ -276,6 +276,7 @@ def test_what_is_no_load_of_one_kind_is_said(write):
     assert "4 of 10 requests/s were served: requests piled up" in note(at_rate | {"request_rate": 10.0})
     assert "all 96 requests were sent within the time of one" in note(at_rate | {"request_rate": 60.0})
     assert "medians only" in note({k: v for k, v in SGLANG.items() if k != "mean_ttft_ms"} | {"median_ttft_ms": 48})
+    assert "2.4 tokens a step by speculative decoding" in note(SGLANG | {"accept_length": 2.4})
     assert "data-parallel" in note(INFERENCEX | {"dp_attention": "true"})
 
 

@@ -135,6 +135,9 @@ def _served(entries: Entries, program: str) -> Benchmark:
     burstiness = e.number("burstiness")
     if burstiness not in (None, 1.0) and e.rate("request_rate") is not None:
         remarks.append(f"arrivals with a burstiness of {burstiness:g}, predicted for a steady rate")
+    accepted = e.number("accept_length", "spec_decode_acceptance_length") or 0.0
+    if accepted > 1:
+        remarks.append(f"{accepted:.3g} tokens a step by speculative decoding: predicted only where it is asked for")
     if e.get("server_info.enable_dp_attention") in _TRUE:
         remarks.append("attention ran data-parallel, predicted is tensor-parallel")
     return Benchmark(
