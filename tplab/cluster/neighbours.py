@@ -8,7 +8,7 @@ looking. So, around the making of every group:
 - afterwards each asks the system who owns the other end of each new connection, and hangs up on anybody else's;
 - if anybody else was there, the ranks send each other secrets that went through the kernel: only a group in which every
   rank is who it should be passes;
-- then every listening socket of the group is closed to newcomers.
+- then every listening socket of the group is closed to newcomers (not where NCCL, of the same group, connects already).
 
 Where the system does not say who is at the other end (macOS, a sandbox), nothing is checked.
 """
@@ -169,7 +169,8 @@ def guard_groups(store: "KernelStore") -> dict[str, int]:
         others = strangers([fd for inode, fd in own_sockets().items() if inode not in known], ports)
         hang_up([*others])
         seen = meeting.exchange("seen", _names(others).encode())
-        close_doors(new)
+        if not (kwargs.get("device_id") is not None and "nccl" in _backends(backend)):
+            close_doors(new)  # else NCCL's are among them, to which its ranks are about to connect
         if any(seen):
             _challenge(made[0], meeting, ", ".join(sorted({who.decode() for who in seen if who})))
         return made
