@@ -63,6 +63,24 @@ def test_json(tmp_path: Path) -> None:
             parse_json(text, "it")
 
 
+def test_a_mark_in_a_text_that_was_read_as_it_is() -> None:
+    assert parse_json('\ufeff{"a": 1}', "it") == {"a": 1}
+    assert parse_json_documents('\ufeff{"a": 1} 2', "it", most=2) == [{"a": 1}, 2]
+
+
+def test_weights_that_were_not_fetched(tmp_path: Path) -> None:
+    from tplab.models.checkpoint import Checkpoint, RandomWeights, save_checkpoint
+    from tplab.models.records import CheckpointError
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = ModelConfig.from_hf({"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 64, **sizes})
+    (file,) = save_checkpoint(tmp_path, config, RandomWeights(config))
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    message = r"model\.safetensors is a pointer of Git LFS.*git lfs pull"
+    with pytest.raises(CheckpointError, match=message), Checkpoint(tmp_path, config).open("model.norm.weight"):
+        pass
+
+
 def test_one_document_after_the_other() -> None:
     assert parse_json_documents(' {"a": 1}\n[2] 3\r\n\t', "it", most=3) == [{"a": 1}, [2], 3]
     assert parse_json_documents("", "it", most=3) == []

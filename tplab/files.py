@@ -126,6 +126,7 @@ def parse_json(text: str, name: str) -> Any:
     Raises ``ValueError`` for anything that is not JSON, is nested more than 100 deep, or holds a whole number that
     64 bits cannot.
     """
+    text = text.removeprefix("\ufeff")  # of a text that somebody read as plain UTF-8
     return _parsed(text, name, lambda: json.loads(text, parse_int=_whole))
 
 
@@ -144,6 +145,7 @@ def parse_json_documents(text: str, name: str, *, most: int) -> list[Any]:
             found.append(data)
         return found
 
+    text = text.removeprefix("\ufeff")
     data: list[Any] = _parsed(text, name, documents)
     return data
 
@@ -216,6 +218,16 @@ def settle(path: str | os.PathLike[str]) -> None:
     """Wait until a file is on its disk: some file systems find out only then that there is no room for it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def told_kind(path: str | os.PathLike[str]) -> str | None:
+    """What a file is that should hold something else, with the way out, where its beginning tells: a web page, a
+    pointer of Git LFS, a server's answer. None otherwise, and where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return text_kind(file.read(4096).decode("utf-8", "replace"))
+    except OSError:
+        return None
 
 
 def instead_of(path: str | os.PathLike[str]) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from tplab.checks import check_count
-from tplab.files import read_json, replacing, settle
+from tplab.files import read_json, replacing, settle, told_kind
 from tplab.models.decoder import Stage
 from tplab.models.precision import itemsize
 from tplab.models.records import CheckpointError
@@ -183,6 +183,8 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         opened = safe_open(path, "pt", device="cpu")
     except (SafetensorError, OSError) as error:
+        if kind := told_kind(path):
+            raise CheckpointError(f"{path} is {kind}") from error
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Fetch or write it again"
             if os.path.isfile(path)

@@ -110,6 +110,21 @@ def test_as_a_table_of_markdown_and_as_a_string_of_a_program() -> None:
         assert parse_topo(text).cells == (("X", "PHB"), ("PHB", "X"))
 
 
+def test_ranks_that_print_the_same_table_at_once() -> None:
+    lines = [f"[rank{rank}]: {line}" for line in REPORT.splitlines() for rank in range(2)]
+    assert parse_topo("\n".join(lines)).cells == parse_topo(REPORT).cells
+    other = table(with_nics(square(8, lambda i, j: "SYS"), 4), NICS, names=NAMES).splitlines()
+    mixed = [
+        f"[{rank}]: {line}" for two in zip(REPORT.splitlines(), other, strict=False) for rank, line in enumerate(two)
+    ]
+    with pytest.raises(ValueError, match="a second row for GPU"):
+        parse_topo("\n".join(mixed))
+
+
+def test_bytes_of_another_encoding() -> None:
+    assert parse_topo(REPORT.replace("\t", "\xa0 ").encode("latin-1").decode("utf-8", "replace")) == parse_topo(REPORT)
+
+
 @pytest.mark.parametrize("sep", [",", ";"])
 def test_out_of_a_spreadsheet(sep: str) -> None:
     cells = square(2, lambda i, j: "NV4")

@@ -154,6 +154,8 @@ def _table(lines: Sequence[str], start: int, end: int, header: "_Header") -> Top
                 )
             continue
         name = words[0]
+        if name in rows and rows[name] == words[1 : 1 + len(devices)]:
+            continue  # several ranks print the same table at once
         if name in rows:
             raise ValueError(f"line {number + 1}: a second row for {name} (the first is line {at[name] + 1})")
         if len(words) <= len(devices):
