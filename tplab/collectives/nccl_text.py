@@ -49,7 +49,7 @@ _OF_INTEREST = re.compile(
 )
 """What a line must have for any of the patterns below: logs are long."""
 _LIKE_ROW = re.compile(r"(?<![\w.])\d{1,15}\s+\d{1,15}\s+(?:" + "|".join(TYPES) + r")\b")
-_NUMBER = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,3})?|inf|nan|N/A)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,3})?|inf|nan)|N/A", re.IGNORECASE)
 _VERSIONS = re.compile(r"\b(nccl-tests|rccl-tests):? [Vv]ersion:? *(\S{1,40})")
 _LIBRARY = re.compile(r"\b(?:NCCL version|RCCL version *:|nccl-library=)\s*(\d[\w.+-]{0,40})")
 _NRANKS = re.compile(r"\bnranks (\d{1,6})\b", re.IGNORECASE)
