@@ -207,6 +207,27 @@ def test_cards_that_a_driver_lets_reach_each_other() -> None:
     assert "allows direct access of GPU0-GPU1, which rtx-4090 usually does not have" in able.notes[-1]
 
 
+def test_a_table_of_peers_that_a_terminal_broke_or_that_is_cut_off() -> None:
+    links = table(square(16, lambda i, j: "SYS"))
+    peers = p2p(16, lambda i, j: "OK" if i // 8 == j // 8 else "CNS").expandtabs(8)
+    known = parse_topo(links + peers).peers
+    assert known[0][1:9] == ("OK",) * 7 + ("CNS",)
+    for rest in ("", " "):
+        lines = (line[i : i + 80] for line in peers.splitlines() for i in range(0, max(1, len(line)), 80))
+        assert parse_topo(links + "\n".join(line.rstrip() + rest for line in lines)).peers == known
+    cut = "\n".join(line[:60] if "OK" in line else line for line in peers.splitlines())
+    with pytest.raises(ValueError, match=r"topo -p2p: row GPU0 has 7 of 16: is it cut off\?"):
+        parse_topo(links + cut)
+
+
+def test_lines_broken_behind_a_prefix() -> None:
+    """A viewer of logs writes the prefix once per line, and breaks what is longer."""
+    whole = table(BOX, NICS, names=NAMES, legend=False).expandtabs(8)
+    lines = ("2026-01-02T03:04:05Z  " + line for line in whole.splitlines())
+    pieces = [line[i : i + 86] for line in lines for i in range(0, len(line), 86)]
+    assert parse_topo("\n".join(pieces)).nic_cells == parse_topo(whole).nic_cells
+
+
 def test_the_table_of_peers_alone() -> None:
     with pytest.raises(ValueError, match=r"topo -p2p alone: add what `nvidia-smi topo -m` prints"):
         parse_topo(p2p(2, lambda i, j: "OK"))

@@ -24,7 +24,9 @@ LINK = r"X|NV[1-9]\d{0,2}|PIX|PXB|PHB|NODE|SYS|SOC"
 PEER = r"OK|CNS|GNS|TNS|NS|DR|U"
 """Cells of a table of peer-to-peer access (``nvidia-smi topo -p2p``)."""
 _ROW = re.compile(rf"(?<![A-Za-z0-9_])GPU\d+[\s|*`]+(?:{LINK}|{PEER})(?=[\s|*`]|$)")
-_RUN_TOGETHER = re.compile(r"(?:GPU\d+|NIC\d+|mlx\d+_\d+?(?=GPU|NIC|mlx|CPU|$)|CPU|X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC)")
+_RUN_TOGETHER = re.compile(
+    r"(?:GPU\d+|NIC\d+|mlx\d+_\d+?(?=GPU|NIC|mlx|CPU|$)|CPU|X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC|OK|[CGT]NS|NS)"
+)
 _CELL_AND_CORES = re.compile(r"((?:X|NV\d+|PIX|PXB|PHB|NODE|SYS|SOC)*(?:X|PIX|PXB|PHB|NODE|SYS|SOC))(\d[\d,-]*|N/A)")
 
 

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 
 from tplab.shown import listed, shown
@@ -159,7 +160,7 @@ def _table(lines: Sequence[str], start: int, end: int, header: "_Header") -> Top
         if name in rows:
             raise ValueError(f"line {number + 1}: a second row for {name} (the first is line {at[name] + 1})")
         if len(words) <= len(devices):
-            join_broken(lines, number, lambda line, new: _row_goes_on(line, new, devices))
+            join_broken(lines, number, partial(_row_goes_on, devices=devices))
             words = words_of(lines[number])
         if not lacking and len(words) <= len(devices):
             break  # cut off in the row of a card: all links of the GPUs are there
@@ -200,7 +201,7 @@ def _headers(lines: list[str]) -> list[tuple[int, int, _Header]]:
     found: list[tuple[int, _Header]] = []
     for number, line in enumerate(lines):
         if (header := _header(number, line)) is not None:
-            join_broken(lines, number, lambda line, new: _header_goes_on(line, new))
+            join_broken(lines, number, _header_goes_on)
             header = _header(number, lines[number]) or header
             twice = [name for name, count in Counter(header[0]).items() if count > 1]
             if twice:
@@ -272,19 +273,25 @@ def _peers(table: TopoTable, found: Sequence[tuple[str, Sequence[str]]]) -> tupl
     """What the tables of ``topo -p2p`` say of every pair: the first refusal, else ``OK``, else nothing. Tables of
     atomics and of NVLinks alone do not count: pairs without either reach each other all the same."""
     said: dict[tuple[str, str], str] = {}
+    links = {(a, b): table.cells[i][j] for i, a in enumerate(table.gpus) for j, b in enumerate(table.gpus)}
     for capability, lines in found:
         if capability and not set(capability) & set("rwp"):
             continue
-        column = [word for word in words_of(lines[0]) if _GPU.fullmatch(word)]
-        for words in map(words_of, lines[1:]):
-            if not words or words[0] not in column or words[0] not in table.gpus:
+        column, rows = [word for word in words_of(lines[0]) if _GPU.fullmatch(word)], list(lines)
+        for number in range(1, len(rows)):
+            words = words_of(rows[number])
+            if len(words) < 2 or words[0] not in column or not (words[1] == "X" or _PEER.fullmatch(words[1])):
                 continue
-            for other, word in zip(column, words[1:], strict=False):
-                bonded = other in table.gpus and table.cells[table.gpus.index(words[0])][
-                    table.gpus.index(other)
-                ].startswith("NV")
-                if _PEER.fullmatch(word) and not (bonded and capability == "p"):
-                    pair = (min(words[0], other), max(words[0], other))
+            join_broken(rows, number, partial(_row_goes_on, devices=column))
+            name, *words = words_of(rows[number])
+            if len(words) < len(column):
+                raise ValueError(
+                    f"the table of topo -p2p: row {name} has {len(words)} of {len(column)}: is it cut off?"
+                )
+            for other, word in zip(column, words, strict=False):
+                bonded = links.get((name, other), "").startswith("NV")
+                if _PEER.fullmatch(word) and (name, other) in links and not (bonded and capability == "p"):
+                    pair = (min(name, other), max(name, other))
                     said[pair] = word if said.get(pair, "OK") == "OK" else said[pair]
     if not said:
         return ()
