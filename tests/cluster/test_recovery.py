@@ -104,7 +104,11 @@ class TestPickles:
 
         run = cluster2.submit(report)
         assert run.result() == [0, 1]
-        assert [report.fields for report in run.reports] == [{"x": 1}] * 2
+        of_first = [report.fields["x"] for report in run.reports if report.rank == 0]
+        assert len(run.reports) == 4
+        assert type(of_first[0]) is RankError
+        assert error_type.__name__ in str(of_first[0])
+        assert of_first[1] == 1
 
 
 def write_to_sockets(data):
