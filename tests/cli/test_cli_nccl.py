@@ -68,6 +68,13 @@ def test_what_is_refused(out, tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_rows_are_printed_also_where_they_calibrate_nothing(tmp_path, capsys):
+    (tmp_path / "gather.txt").write_text(printed("all_gather"))
+    assert main(["read-nccl", str(tmp_path / "gather.txt"), "--calibration", str(tmp_path / "c.json")]) == 2
+    assert "all-gather, 26 sizes" in capsys.readouterr().out
+    assert not (tmp_path / "c.json").exists()
+
+
 def test_json_and_text_together(out, tmp_path, capsys):
     data = tmp_path / "j.json"
     data.write_text(as_json())

@@ -52,7 +52,7 @@ QUANTISED = LLAMA | {
 OUTER = {
     "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {"hidden_size": 3},
     "text_config": {"model_type": "gemma3_text", "hidden_size": 64, "sliding_window": 512, "num_hidden_layers": 8},
-    "torch_dtype": "bfloat16", "quantization_config": {"quant_method": "awq", "bits": 4},
+    "torch_dtype": "bfloat16", "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32},
 }  # fmt: skip
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 300,
         "n_inner": None, "torch_dtype": "float16"}  # fmt: skip

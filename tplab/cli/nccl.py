@@ -52,19 +52,27 @@ def _read_nccl(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     machines = [machine_of_test(test, arguments.machine) for test in tests]
-    for test, machine in zip(tests, machines, strict=True):
-        _say(test, machine)
-    if arguments.csv is not None:
-        write_csv("--csv", nccl_frame(tests), writable("--csv", arguments.csv))
-    if arguments.html is not None:
-        formula = None if machines[0] is None else formula_of_test(tests[0], machines[0])
-        _draw(tests[0], formula, machines[0], arguments.html)
+    made, refused = None, None
     if arguments.calibration is not None:
-        made = calibration_of_nccl(tests, machine=arguments.machine)
+        try:
+            made = calibration_of_nccl(tests, machine=arguments.machine)
+        except ValueError as error:  # once the rows are printed
+            refused = error
+    if made is not None:  # files first: what is printed may go to a reader who has enough of it, such as head
         try:
             made.save(arguments.calibration)
         except OSError as error:
             raise unsaved("--calibration", error, made.to_json()) from error
+    if arguments.html is not None:
+        formula = None if machines[0] is None else formula_of_test(tests[0], machines[0])
+        _draw(tests[0], formula, machines[0], arguments.html)
+    if arguments.csv is not None:
+        write_csv("--csv", nccl_frame(tests), writable("--csv", arguments.csv))
+    for test, machine in zip(tests, machines, strict=True):
+        _say(test, machine)
+    if refused is not None:
+        raise refused
+    if made is not None:
         for note in made.notes[:2]:
             print(wrapped(f"Calibration {note}.", indent="  "))
         print(f"Wrote {arguments.calibration}: tplab advise --calibration {arguments.calibration} takes it.")
