@@ -332,6 +332,19 @@ def test_lists_longer_and_shorter_than_the_table() -> None:
     assert "it names 1 of 2: the others are taken as the same" in Machine.from_topo(text).notes
 
 
+def test_two_lists_in_one_report_are_said() -> None:
+    machine = Machine.from_topo(f"host a\n{listed('NVIDIA L40S')}host b\n{listed('NVIDIA L4')}{PAIR}")
+    assert machine.gpu.name == "l40s"
+    assert "it also names NVIDIA L4 under the same numbers: what it names first counts" in machine.notes
+    names = listed("NVIDIA L40S") + smi("NVIDIA L40S", 46068)
+    assert not any("also names" in note for note in Machine.from_topo(names + PAIR).notes)
+
+
+def test_the_smaller_of_two_that_have_the_same_memory_is_the_slower() -> None:
+    names = "GPU 0: NVIDIA GeForce RTX 4090\nGPU 1: NVIDIA GeForce RTX 3090\n"
+    assert Machine.from_topo(names + PAIR).gpu.name == "rtx-3090"
+
+
 def test_words_that_cannot_be_are_not_taken() -> None:
     """A sentence about other machines does not name the GPUs of a table that theirs could not have."""
     text = "faster than my 2x RTX 5090\n" + table(square(2, lambda i, j: "NV18"))

@@ -70,15 +70,18 @@ class Named:
     """What was made of it, one sentence each."""
 
 
-def names_in(lines: Sequence[str], count: int | None = None) -> Names:
+def names_in(lines: Sequence[str], count: int | None = None, again: set[str] | None = None) -> Names:
     """Number of a GPU -> its name as printed and its memory in MiB, where the text says it; the number None stands for
-    all. Empty where none is named. Words such as ``4x L4`` count if they are of ``count`` GPUs."""
+    all. Empty where none is named. Words such as ``4x L4`` count if they are of ``count`` GPUs.
+    Other names of a number that has one already go into ``again``."""
     names: dict[int | None, tuple[str, int | None]] = {}
 
     def add(index: int, name: str, mib: int | None = None) -> None:
         if index > _MOST_INDEX:
             return
         known, memory = names.get(index, ("...", None))
+        if again is not None and not known.endswith("...") and name.strip()[:_LONGEST_NAME] != known:
+            again.add(name.strip()[:_LONGEST_NAME])
         names[index] = (name.strip()[:_LONGEST_NAME] if known.endswith("...") else known, memory or mib)
 
     product = 0
@@ -171,7 +174,7 @@ def smallest(gpus: Iterable[Gpu]) -> Gpu:
 
 
 def _size(gpu: Gpu) -> tuple[float, float, float]:
-    return gpu.memory_GB, gpu.hbm_GBps, gpu.bf16_TFLOPS
+    return round(gpu.memory_GB), gpu.hbm_GBps, gpu.bf16_TFLOPS
 
 
 def gpus_of_table(lines: Sequence[str], numbers: Sequence[int], spec: Gpu | None = None) -> Named:
@@ -190,7 +193,8 @@ def gpus_of_table(lines: Sequence[str], numbers: Sequence[int], spec: Gpu | None
             "the text lists slices of GPUs (MIG), which have neither the memory nor the links of the table's GPUs: "
             "give the gpu (--gpu), the whole one or a slice in figures"
         )
-    names = names_in(lines, len(numbers))
+    again: set[str] = set()
+    names = names_in(lines, len(numbers), again)
     if not names:
         return Named(gpus=() if spec is None else (spec,))
     usual = names.get(None) or names[min(index for index in names if index is not None)]
@@ -226,6 +230,9 @@ def gpus_of_table(lines: Sequence[str], numbers: Sequence[int], spec: Gpu | None
     elif len(there) > len(numbers):
         notes.append(f"it names {len(there)}, and its table has {len(numbers)}: those of the table count")
     gpus = tuple(gpu for named in each if (gpu := kinds[named]) is not None)
+    others = [name for name in sorted(again)[:_MOST_KINDS] if (gpu := gpu_of(name, None)) and gpu not in gpus]
+    if others:
+        notes.append(f"it also names {listed(others)} under the same numbers: what it names first counts")
     return replace(said, gpus=gpus, notes=(*said.notes, *notes))
 
 
