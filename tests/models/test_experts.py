@@ -82,6 +82,7 @@ def test_a_dense_member_of_a_family_of_experts_is_counted_as_its_class_does(fami
         theirs = transformers.AutoModelForCausalLM.from_config(config)
     want = sum(weight.numel() for weight in theirs.parameters())
     assert ModelSpec.from_config(SIZES | keys | {"model_type": family}).total_params == want
+    assert ModelSpec.from_config(config.to_dict()).total_params == want  # with all that transformers writes
 
 
 def test_dense_members_with_code_of_their_own() -> None:

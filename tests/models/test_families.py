@@ -348,3 +348,10 @@ def test_unknown_families_say_all_that_makes_a_llama() -> None:
 def test_keys_of_a_family_are_checked_by_their_own_names(family: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelSpec.from_config(keys | {"model_type": family})
+
+
+def test_keys_that_are_read_are_not_said_to_be_without_meaning() -> None:
+    falcon = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
+    olmo = {"model_type": "hf_olmo", "d_model": 64, "n_heads": 8, "n_layers": 3, "mlp_ratio": 8, "embedding_size": 320}
+    for file in (falcon | {"model_type": "falcon"}, NEO | {"model_type": "gpt_neo", "intermediate_size": 256}, olmo):
+        assert not any("without meaning" in note for note in ModelSpec.from_config(file).notes)

@@ -83,10 +83,30 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, [1, 2, 4, 8, 16]),  # one scale a matrix
         ({"quant_method": "fbgemm_fp8"}, [1, 2, 4, 8, 16]),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, [1]),
+        ({"load_in_8bit": True, "llm_int8_threshold": 6.0}, [1]),  # from before methods had names
+        (
+            {"quant_method": "torchao", "quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 64}},
+            [1, 2, 4],
+        ),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A16_AWQ", "group_size": 64}}, [1, 2, 4]),
     ],
 )
 def test_shares_are_whole_groups(quantised, expected):
     assert able(quantised) == expected
+
+
+def test_the_first_name_of_quantization_config_is_read_inside_wrappers_too():
+    for config in (SMALL, {"model_type": "llava", "text_config": SMALL}):
+        spec = ModelSpec.from_config(config | {"compression_config": in_groups(128)})
+        assert spec.weight_precision == "int4"
+        assert not can_cut(spec, 4, 1)
+        assert not any("compression_config" in note for note in spec.notes)
+
+
+def test_groups_of_several_precisions_are_said():
+    mixed = in_groups(128)
+    mixed["config_groups"]["group_1"] = {"targets": ["re:.*down_proj"], "weights": {"num_bits": 8, "type": "float"}}
+    assert any("int4 and fp8 weights: all are counted as int4" in note for note in spec_of(mixed).notes)
 
 
 def test_gguf_is_cut_by_super_blocks_when_its_precision_is_given():

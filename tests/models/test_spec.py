@@ -374,6 +374,7 @@ def test_sliding_windows_are_stated():
         ({"num_attention_heads": 7}, r"num_attention_heads=7 does not divide hidden_size=64; give head_dim"),
         ({"torch_dtype": "float8"}, r"torch_dtype='float8' is not supported; float32, bfloat16, float16 are"),
         ({"quantization_config": "fp8"}, r"quantization_config must be an object; got 'fp8'"),
+        ({"model_type": 3}, "the config: model_type must be a text"),
         ({"quantization_config": {"config_groups": [1]}}, r"config_groups in quantization_config must be an object"),
         ({"quantization_config": {"config_groups": {"g": 8}}}, r"config_groups in .* must hold objects .* got g: 8"),
         ({"quantization_config": {"config_groups": {"g": {"weights": 8}}}}, r"config_groups .* \{'weights': 8\}"),
@@ -389,6 +390,11 @@ def test_sliding_windows_are_stated():
 def test_what_is_refused_names_the_key(extra, message):
     with pytest.raises(ValueError, match=message):
         ModelSpec.from_config(LLAMA | extra)
+
+
+def test_what_is_no_path_is_named():
+    with pytest.raises(ValueError, match=r"config must be a path, or the dict in a config.json; got \[1\]"):
+        ModelSpec.from_config([1])
 
 
 @pytest.mark.parametrize(

@@ -83,16 +83,18 @@ def dense_member(values: Config, family: str) -> tuple[str, Config]:
     if not _is_dense(values, family):
         return family, values
     if family == "granitemoehybrid":  # whose one expert that is left is the shared one
-        if set(values.get("layer_types") or ()) != {"attention"}:
+        kinds = values.get("layer_types") or ["mamba"]  # left out: the class's
+        if any(kind not in ("attention", "full_attention") for kind in texts(kinds, "layer_types")):
             return family, values
         shared = {"intermediate_size": values.get("shared_intermediate_size")}
-        values = {name: value for name, value in values.items() if name != "layer_types"} | shared
+        idle = ("layer_types", "mamba_")  # files name sizes of the layers that it has not
+        values = {name: value for name, value in values.items() if not name.startswith(idle)} | shared
     return _DENSE[family][2], values
 
 
 def _is_dense(values: Config, family: str) -> bool:
     key, most, _ = _DENSE.get(family, ("", None, ""))
-    value = values.get(key, "")
+    value = values.get(key, values.get("num_local_experts", ""))  # as transformers 5 writes some of these keys
     return value is most if most is None or value is None else isinstance(value, int) and value <= most
 
 

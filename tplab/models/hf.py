@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tplab.checks import check_text
+from tplab.checks import ArgumentError, check_text
 from tplab.files import read_json
 from tplab.models.families import TELLING, keys_of
 from tplab.models.keys import (
@@ -68,7 +68,9 @@ def read_config(source: "str | os.PathLike[str] | Config") -> dict[str, Any]:
 
 
 def file_of(source: "str | os.PathLike[str]") -> Path:
-    """The file, or the ``config.json`` of the folder."""
+    """The file, or the ``config.json`` of the folder. Raises ``ArgumentError`` for what is no path."""
+    if not isinstance(source, str | os.PathLike):
+        raise ArgumentError("config", source, "must be a path, or the dict in a config.json")
     return Path(source) / "config.json" if os.path.isdir(source) else Path(source)
 
 
@@ -243,8 +245,10 @@ def _windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
             f"{keys.at}layer_types must be {layers} times full_attention or sliding_attention, one per layer; got "
             f"{len(types)} of {listed(sorted(set(types)))}"
         )
-    window, qwen = keys.optional("sliding_window"), keys.kind.switched_window
-    if not keys.flag("use_sliding_window", not qwen) and (qwen or not keys.known):  # a key of Qwen's
+    qwen = keys.kind.switched_window
+    off = not keys.flag("use_sliding_window", not qwen) and (qwen or not keys.known)  # a key of Qwen's
+    window = keys.optional("sliding_window", least=0 if off else 1)
+    if off:  # for which transformers writes 0, too
         window = None
     lacks = keys.known and "sliding_window" not in keys.defaults
     if lacks and window is not None:

@@ -39,7 +39,7 @@ SIZED = frozenset(
     """
     _sliding_window_pattern activation_function add_cross_attention attention_multiplier attention_probs_dropout_prob
     attention_softmax_in_fp32 attn_logit_softcapping attn_pdrop bias cache_implementation classifier_dropout embd_pdrop
-    embedding_multiplier final_logit_softcapping finetuned_from gradient_checkpointing hidden_dropout
+    compression_config embedding_multiplier final_logit_softcapping finetuned_from gradient_checkpointing hidden_dropout
     hidden_dropout_prob inference_runner is_decoder layer_norm_eps layer_norm_epsilon logits_scaling max_batch_size
     max_seq_len max_sequence_length multi_query mup_width_multiplier n_ctx n_embd n_head n_inner n_layer n_positions
     name norm_eps pad_key_length parallel_attn pre_allocate_kv_cache qk_norm quantization_config query_pre_attn_scalar
@@ -101,7 +101,7 @@ PLAIN = frozenset(
     """
     activation_function finetuned_from gradient_checkpointing head_dim hidden_dropout is_decoder layer_norm_epsilon
     max_sequence_length max_seq_len model_max_length n_ctx n_positions name norm_eps qk_norm quantization_config
-    residual_dropout resid_pdrop embd_pdrop attn_pdrop seq_length unk_token_id use_qk_norm
+    compression_config residual_dropout resid_pdrop embd_pdrop attn_pdrop seq_length unk_token_id use_qk_norm
     """.split()  # noqa: SIM905
 )
 """Keys that leave a model of an unknown family a Llama, besides ``INERT`` and ``HONOURED``."""

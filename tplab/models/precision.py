@@ -47,6 +47,21 @@ def scaled_itemsize(precision: str, blocks: Sequence[QuantBlock]) -> float:
     return 0.5 + _PER_GROUP[precision] / group
 
 
+def quantisation(values: Config, where: str) -> Config:
+    """The ``quantization_config`` of a file, as vLLM and transformers look for it; empty where there is none.
+
+    llm-compressor's first releases called it ``compression_config``; ModelOpt's own has all in ``quantization``; and
+    bitsandbytes' files from before there were other methods do not name theirs.
+    """
+    name = next((name for name in ("quantization_config", "compression_config") if values.get(name)), None)
+    how = {} if name is None else mapping(values[name], name, where)
+    if isinstance(inner := how.get("quantization"), Mapping):
+        how = {"quant_method": "modelopt", **how, **inner}
+    if not how.get("quant_method") and (how.get("load_in_4bit") or how.get("load_in_8bit")):
+        how = {**how, "quant_method": "bitsandbytes"}
+    return how
+
+
 def precisions(
     how: Config, num_layers: int, dtype: str | None, weights: str | None, cache: str | None, notes: list[str]
 ) -> dict[str, Any]:
@@ -81,6 +96,10 @@ def precisions(
         )
     if quantised and weights != quantised:
         notes.append(f"weights counted as {weights}, where quantization_config says {quantised}")
+    if len(several := _of_groups(how)) > 1:
+        notes.append(
+            f"config_groups in quantization_config hold {' and '.join(several)} weights: all are counted as {weights}"
+        )
     left = [name for name in not_converted(how) if not _NOT_IN_BLOCKS.search(name)]
     if left and ITEMSIZE.get(weights, 2) < 2:
         notes.append(
@@ -116,25 +135,29 @@ def _said_by(how: Config, method: str) -> str:
     return str(weight.get("dtype")).lower() if isinstance(weight, Mapping) else ""
 
 
-def _weights_of(how: Config) -> str | None:
-    """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
-    method = text(how, "quant_method")
-    hqq = how.get("quant_config")
-    params = hqq.get("weight_quant_params") if isinstance(hqq, Mapping) else None
-    bits = how.get("bits") or how.get("w_bit") or (params.get("nbits") if isinstance(params, Mapping) else None)
-    groups = mapping(how.get("config_groups") or {}, "config_groups in quantization_config")
-    for name, group in groups.items():
+def _of_groups(how: Config) -> list[str]:
+    """Precisions of the weights in ``config_groups``, each once."""
+    kinds = []
+    for name, group in mapping(how.get("config_groups") or {}, "config_groups in quantization_config").items():
         weights = group.get("weights") or {} if isinstance(group, Mapping) else None
         if not isinstance(weights, Mapping):
             raise ValueError(
                 f"config_groups in quantization_config must hold objects with an object weights, got "
                 f"{name}: {shown(group)}"
             )
-        bits = weights.get("num_bits", bits)
-        if bits == 8:
-            return "fp8" if weights.get("type") == "float" else "int8"
-        if bits == 4:
-            return "fp4" if weights.get("type") == "float" else "int4"
+        if weights.get("num_bits") in (4, 8):
+            kinds.append(f"{'fp' if weights.get('type') == 'float' else 'int'}{weights['num_bits']}")
+    return list(dict.fromkeys(kinds))
+
+
+def _weights_of(how: Config) -> str | None:
+    """Precision of the weights by a ``quantization_config``, of the usual kinds; None for another, or none."""
+    method = text(how, "quant_method")
+    hqq = how.get("quant_config")
+    params = hqq.get("weight_quant_params") if isinstance(hqq, Mapping) else None
+    bits = how.get("bits") or how.get("w_bit") or (params.get("nbits") if isinstance(params, Mapping) else None)
+    if grouped := _of_groups(how):
+        return grouped[0]
     if kind := next((kind for name, kind in _NAMED.items() if name in _said_by(how, method)), None):
         return kind
     if "fp8" in method or text(how, "quant_algo").upper().startswith("FP8"):

@@ -138,8 +138,8 @@ def _schemes(how: Config, method: str) -> Iterator[tuple[int, int, list[str], st
     quark = how.get("global_quant_config")
     quark = quark.get("weight") if isinstance(quark, Mapping) else None
     ao = how.get("quant_type")  # torchao; before its objects, names and arguments
-    for key in ("default", "_data"):
-        ao = ao.get(key) if isinstance(ao, Mapping) else how.get("quant_type_kwargs")
+    ao = ao.get("default") if isinstance(ao, Mapping) else {"_data": how.get("quant_type_kwargs")}
+    ao = ao.get("_data") if isinstance(ao, Mapping) else None
     found = next((each for each in (params, quark, ao) if isinstance(each, Mapping)), how)
     said = [found[key] for key in ("group_size", "q_group_size") if found.get(key) is not None]
     usual = _USUAL.get(algorithm) or _USUAL.get(method)

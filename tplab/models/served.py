@@ -12,7 +12,7 @@ from tplab.files import instead_of
 from tplab.models.experts import dense_member, experts_in
 from tplab.models.hf import described, file_of, object_in
 from tplab.models.keys import REFUSED, Config, mapping, texts
-from tplab.models.precision import precisions
+from tplab.models.precision import precisions, quantisation
 from tplab.models.presets import HUGGING_FACE, MODELS
 from tplab.models.wrappers import is_wrapper, language_model, text_keys
 from tplab.shown import check_depth, listed, nearest, shown
@@ -41,7 +41,7 @@ def read_spec(
     if by_hand and keys.find("max_position_embeddings")[0] not in values:
         made["max_positions"] = None  # sizes written by hand, not a Llama file that leaves its 2048 out
     notes += keys.notes
-    how = mapping(values.get("quantization_config") or {}, "quantization_config", keys.at)
+    how = quantisation(values, keys.at)
     served = precisions(how, made["num_layers"], made["dtype"], weight_precision, kv_precision, notes)
     return made | served | {"name": name, "source": folder, "notes": tuple(notes)}
 

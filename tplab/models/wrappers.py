@@ -25,7 +25,7 @@ _INSIDE = (
 """Objects that hold a language model, or another wrapper of one."""
 _NAMED_ELSEWHERE = ("text_model_id", "language_model_path", "llm_path", "base_model_name_or_path")
 """Keys of files that say where their language model is, and not what it is: Ultravox, adapters of LoRA."""
-_SHARED = ("quantization_config", "tie_word_embeddings")
+_SHARED = ("quantization_config", "compression_config", "tie_word_embeddings")
 """Keys of the wrapper that are meant for the language model where it has none of its own."""
 _TOWER = re.compile(r"vision|visual|image|img_|audio|speech|video|vq_|talker|2wav|encoder|vit_|codec|qformer|perceiver")
 """Names of objects that are no language model."""
@@ -211,7 +211,8 @@ def language_model(values: Config, where: str, notes: list[str]) -> Inside:
     Raises:
         ValueError: the language model is described in another file, or there is an encoder beside the decoder.
     """
-    inside, path, wrappers, towers = values, [], [text(values, "model_type")], _towers(values)
+    inside, path, towers = values, [], _towers(values)
+    wrappers = [text(values, "model_type", f"{where}: ")]
     while (name := _next(inside, where)) is not None:
         child = mapping(inside[name], name, f"{where}: ")
         shared = [*_SHARED]
@@ -219,7 +220,7 @@ def language_model(values: Config, where: str, notes: list[str]) -> Inside:
             shared += ["dtype", "torch_dtype"]
         inside = {key: inside[key] for key in shared if inside.get(key) is not None} | dict(child)
         path.append(name)
-        wrappers.append(text(inside, "model_type"))
+        wrappers.append(text(inside, "model_type", f"{where}: {'.'.join(path)}."))
         towers |= _towers(inside)
     family = _family(values, inside, wrappers)
     if path:
