@@ -42,7 +42,7 @@ def writer():
     return Writer()
 
 
-@given(st.lists(st.binary(max_size=50).map(lambda data: data.translate(None, b"\r\b")), max_size=30))
+@given(st.lists(st.binary(max_size=50).map(lambda data: data.translate(None, b"\r\b\x1b")), max_size=30))
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_pieces(pieces):
     writer = Writer()
