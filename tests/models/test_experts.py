@@ -85,6 +85,12 @@ def test_a_dense_member_of_a_family_of_experts_is_counted_as_its_class_does(fami
     assert ModelSpec.from_config(config.to_dict()).total_params == want  # with all that transformers writes
 
 
+def test_kinds_of_layers_that_are_no_list_are_refused_by_a_sentence() -> None:
+    keys = {"model_type": "granitemoehybrid", "num_local_experts": 0, "layer_types": 3}
+    with pytest.raises(ValueError, match="layer_types must be a list of names"):
+        ModelSpec.from_config(SIZES | keys)
+
+
 def test_dense_members_with_code_of_their_own() -> None:
     llama = ModelSpec.from_config(SIZES | {"model_type": "llama"}).total_params
     keys = {"n_routed_experts": None, "moe_intermediate_size": 1407, "first_k_dense_replace": 0}

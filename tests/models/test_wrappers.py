@@ -243,6 +243,11 @@ def test_published_models_are_counted_without_their_towers(name: str) -> None:
     assert any(note.startswith("only the language model is counted (") for note in spec.notes)
 
 
+@pytest.mark.parametrize(("version", "family"), [(-1, "minicpm"), (2.5, "llama"), (2.6, "qwen2"), (4.5, "qwen3")])
+def test_a_flat_minicpm_v_says_its_language_model_by_its_version(version: float, family: str) -> None:
+    assert ModelSpec.from_config({**LLAMA_8B, "model_type": "minicpmv", "version": version}).model_type == family
+
+
 def test_what_towers_weigh_is_said_where_the_file_says_enough() -> None:
     keys, _ = PUBLISHED["LLaVA 1.5 7B"]
     said = "only the language model is counted (text_config); on top come: vision_config (some 0.30 B parameters)"

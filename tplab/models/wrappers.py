@@ -96,7 +96,7 @@ _FLAT: Mapping[str, str] = {
 """``model_type`` of a flat wrapper -> of its language model."""
 _OWN_CODE = ("internlm", "internlm2", "qwen", "chatglm", "minicpm", "baichuan", "Yi", "orion", "exaone", "phi-msft")
 """Families whose defaults are not known, only what their files say."""
-_MINICPMV = ((2.6, "qwen2"), (2.5, "llama"), (0.0, "minicpm"))
+_MINICPMV = ((4.5, "qwen3"), (4.0, "llama"), (2.6, "qwen2"), (2.5, "llama"))
 """Flat MiniCPM-V: from which ``version`` on, and the language model."""
 _RENAMED = {"gemma3": "gemma3_text", "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text"}
 """What a language model inside is called in some files."""
@@ -269,7 +269,7 @@ def _family(values: Config, inside: Config, wrappers: list[str]) -> str:
         if named in ("minicpmv", "minicpmo") and "version" in values:
             version = values["version"]
             version = float(version) if isinstance(version, int | float) else 0.0
-            return next(family for since, family in _MINICPMV if version >= since)
+            return next((family for since, family in _MINICPMV if version >= since), "minicpm")
         return _FLAT.get(named, named) or ("gpt2" if "n_embd" in values else "llama")
     known = next((_TEXT_CLASS[wrapper] for wrapper in reversed(around) if wrapper in _TEXT_CLASS), "")
     if named and known not in TEXT_FAMILIES:  # a wrapper with a class of its own for it asks nobody
