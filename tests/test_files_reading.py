@@ -210,6 +210,7 @@ def test_tables_as_spreadsheets_write_them(text: str, encoding: str, tmp_path: P
     [
         ("a;b\n1,5;2.5\n", r"'1,5', '2\.5' stand in one table"),
         ("a;b\n1.234,5;2\n", r"'1\.234,5' has its thousands marked"),
+        ("a;b\n-1.234,5;2\n", r"'-1\.234,5' has its thousands marked"),
         ("a;b\n1,234,567;2\n", "'1,234,567' has its thousands marked"),
         ('a,b\n"1,234",2\n', '"1,234" may be a number in thousands or with decimals'),
         ("a,b\n1,2,3\n4,5,6\n", "line 2 has 3 cells, the header 2"),

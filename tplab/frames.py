@@ -26,7 +26,7 @@ _IN_CELL = r'(?:(?<=[;\t])|^)[ ]*"?(?:{})"?[ ]*(?=[;\t]|$)'
 _COMMA = re.compile(_IN_CELL.format(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?"), re.MULTILINE)
 _POINT = re.compile(_IN_CELL.format(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?"), re.MULTILINE)
 _GROUPED = re.compile(
-    _IN_CELL.format(r"\d{1,3}(?:(?:,\d{3}){2,}|(?:\.\d{3}){2,}|(?:,\d{3})+\.\d+|(?:\.\d{3})+,\d+)"), re.MULTILINE
+    _IN_CELL.format(r"[+-]?\d{1,3}(?:(?:,\d{3}){2,}|(?:\.\d{3}){2,}|(?:,\d{3})+\.\d+|(?:\.\d{3})+,\d+)"), re.MULTILINE
 )
 _QUOTED_GROUPS = re.compile(r'"\d{1,3}(?:,\d{3})+(?:\.\d+)?"')
 
@@ -69,7 +69,7 @@ def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows
         raise ValueError(f"{path} cannot be read as a table: {error}") from None
     if columns > MAX_COLUMNS:
         raise ValueError(f"{path} cannot be read as a table: it has {columns:,} columns, more than {MAX_COLUMNS:,}")
-    decimal = _decimal(path, "\n".join(lines), separator)
+    decimal = decimal_of(path, "\n".join(lines), separator)
     options: dict[str, Any] = {"comment": comment, "nrows": rows, "sep": separator, "decimal": decimal}
     try:
         frame: pd.DataFrame = pd.read_csv(StringIO(text), skipinitialspace=True, **options)
@@ -83,8 +83,9 @@ def read_frame(path: str | os.PathLike[str], *, comment: str | None = None, rows
     return frame.drop(columns=empty).rename(columns=lambda name: str(name).strip())
 
 
-def _decimal(path: str | os.PathLike[str], text: str, separator: str) -> str:
-    """The decimal mark. Raises ``ValueError`` where a comma or a point may be something else."""
+def decimal_of(path: str | os.PathLike[str], text: str, separator: str) -> str:
+    """The decimal mark of the table in ``text``, whose file is ``path``. Raises ``ValueError`` where a comma or a point
+    may be something else."""
     if separator == ",":
         if doubtful := _QUOTED_GROUPS.search(text):
             raise ValueError(f"{path}: {doubtful[0]} may be a number in thousands or with decimals: write it plainly")

@@ -23,6 +23,7 @@ MAX_RANKS = 4096
 MAX_CELLS = 1 << 19
 """Most cells of a table in a file."""
 _SAMPLE = 1 << 16  # characters that tell what separates
+_LONGEST_HINTED = 1000
 _BRACKETS = re.compile(r"\([^()]*\)")
 _FREE = re.compile(r"\d+(UNSHARD|RESHARD|REDUCE_GRAD)\d*", re.ASCII)
 _PAIR = re.compile(r"\(([^()]*)\)OVERLAP_F_B", re.ASCII)
@@ -150,7 +151,13 @@ def _notes(free: Counter[str]) -> list[str]:
 
 def _hint(raw: list[list[str]], rank: int, column: int) -> str:
     """What the cell may be instead, where it is no action."""
-    if rank == 0 and len(raw) > 1 and not any(map(_is_action, raw[0])):
+    cell = raw[rank][column][:_LONGEST_HINTED].strip("| ")
+    parts, written = re.split(r"[\s|]+", cell), "".join(cell.split()).upper()
+    if len(parts) > 1 and all(map(_is_action, parts)):
+        return ". Separate the actions by commas"
+    if _is_action(written):
+        return f". It is written {written}"
+    if rank == 0 and len(raw) > 1 and not any(map(_is_action, raw[0])) and any(map(_is_action, raw[1])):
         return ". No cell of row 1 is an action: leave a header out, every row is a rank"
     if column == 0 and all(row and not _is_action(row[0]) and any(map(_is_action, row[1:])) for row in raw):
         return ". No cell of column 1 is an action: leave an index out, every cell is an action"

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tplab.topology import Machine
+from tplab.topology.machine.spec_sheets import GPUS
 from tplab.topology.machine.topo_text import parse_topo
 
 LEGEND = "\nLegend:\n\n  X    = Self\n  SYS  = Connection traversing PCIe as well as the SMP interconnect\n"
@@ -229,8 +230,8 @@ def test_lines_broken_behind_a_prefix() -> None:
 
 
 def test_the_table_of_peers_alone() -> None:
-    with pytest.raises(ValueError, match=r"topo -p2p alone: add what `nvidia-smi topo -m` prints"):
-        parse_topo(p2p(2, lambda i, j: "OK"))
+    with pytest.raises(ValueError, match=r"topo -p2p alone: add what `nvidia-smi topo -m` prints$"):
+        parse_topo(listed("NVIDIA L4") + p2p(2, lambda i, j: "OK"))
 
 
 def smi(name: str, mib: int, count: int = 2) -> str:
@@ -314,6 +315,14 @@ def test_gpus_of_two_kinds_count_as_the_smaller() -> None:
     assert machine.gpu.name == "l40s"
     assert machine.link(0, 1).is_nvlink
     assert any("GPUs of several kinds (2 x a100, 1 x l40s): each counts as l40s" in note for note in machine.notes)
+
+
+def test_gpus_of_two_kinds_are_as_slow_as_the_slower() -> None:
+    names = "GPU 0: NVIDIA A100-SXM4-40GB\nGPU 1: NVIDIA RTX A6000\n"
+    machine = Machine.from_topo(names + PAIR)
+    assert (machine.gpu.name, machine.gpu.memory_GB) == ("a100-40gb", GPUS["a100-40gb"].memory_GB)
+    assert (machine.gpu.hbm_GBps, machine.gpu.bf16_TFLOPS) == (768, 154.8)  # of an A6000, with more memory
+    assert "the smallest of them, at the slowest one's memory bandwidth and rates" in " ".join(machine.notes)
 
 
 def test_a_card_that_only_drives_a_display_is_left_out() -> None:

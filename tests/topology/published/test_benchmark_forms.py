@@ -67,7 +67,7 @@ AIPERF = {
     "input_config": {"endpoint": {"model_names": ["acme/llama-3.1-8b"]}, "loadgen": {"concurrency": 8}},
 }
 GENAI_PERF = {key: value for key, value in AIPERF.items() if key != "aiperf_version"} | {
-    "time_to_first_token": {"unit": "us", "avg": 48e3},
+    "time_to_first_token": {"unit": "\u03bcs", "avg": 48e3},
     "inter_token_latency": {"unit": "ns", "avg": 15e6},
     "input_config": {"model_names": ["acme/llama-3.1-8b"], "perf_analyzer": {"stimulus": {"concurrency": 8}}},
 }
@@ -168,6 +168,10 @@ SAME = {
         f"label;{';'.join(SERVED)}\n;{';'.join(map(str, SERVED.values()))}\n\n",
         *("vllm bench serve", "vllm", 8),
     ),
+    "vllm, CSV of the keys with decimal commas": (
+        f"{';'.join(SERVED)}\n{';'.join(str(value).replace('.0', ',0') for value in SERVED.values())}\n",
+        *("vllm bench serve", "vllm", 8),
+    ),
     "sglang": (SGLANG, "sglang.bench_serving", "sglang", 8),
     "aiperf": (AIPERF, "aiperf", "vllm", 8),
     "aiperf 0.10": (NEW_AIPERF, "aiperf", "vllm", 8),
@@ -176,6 +180,10 @@ SAME = {
     "genai-perf": (GENAI_PERF, "genai-perf", "vllm", 8),
     "genai-perf, earlier": (OLD_GENAI_PERF, "genai-perf", "vllm", 8),
     "genai-perf, CSV": (GENAI_CSV, "genai-perf", "vllm", None),
+    "genai-perf, CSV of a spreadsheet": (
+        "\n" + GENAI_CSV.replace('"1,', "1").replace('0"', "0").replace(",", ";").replace(".", ","),
+        *("genai-perf", "vllm", None),
+    ),
     "guidellm 0.2": ({"benchmarks": [guided({"type_": "concurrent", "streams": 8})]}, "guidellm", "vllm", 8),
     "guidellm 0.5": (
         {"benchmarks": [guided({"type_": "concurrent", "max_concurrency": 8}, at="config")]},
@@ -377,6 +385,8 @@ def without(data, *keys):
         ("| ISL | OSL | TTFT (ms) |\n|---|---|---|\n| 128 | 128 | 41.5 |\n", "holds no result of a benchmark"),
         ("{'completed': 3}", "is not valid JSON"),
         ("[INFO] up\n[INFO] down\n", "is not valid JSON"),
+        ("metadata:\n  version: 1\nbenchmarks:\n- config: {}\n", "is guidellm's YAML: write its JSON"),
+        ("Metric;avg\n" + "x" * 200_000, r"result\.txt: line 2: field larger than field limit"),
     ],
 )  # fmt: skip
 def test_results_that_are_none(write, content, match):
@@ -396,6 +406,7 @@ def test_results_that_are_none(write, content, match):
         FIRST_ROW + "model" * 160_000,
         FIRST_ROW + "Concurrency:\t" * 60_000,
         "Metric,avg\n" + "a," * 400_000,
+        'x {"ttft\n}\n{ \n' * 200_000,
         "x" * 5_000_000,
     ],
     ids=lambda text: repr(text[20:40]),

@@ -82,19 +82,21 @@ def machine_from_table(
 
     Args:
         table: what was read.
-        gpus: kind of each GPU, or one for all. Of several kinds every GPU counts as the smallest; links are their own.
+        gpus: kind of each GPU, or one for all. Of several kinds every GPU counts as the smallest, at the rates of the
+            slowest; links are their own.
         nodes: copies of the node.
         between: link between nodes; by default from the table's network cards.
         source: origin of the table.
     """
     count = len(table.gpus)
     each = list(gpus) * (count if len(gpus) == 1 else 1)
-    gpu = smallest(each)
+    gpu = _least(each)
     notes = [*table.notes, f"links read from {source}, their speeds from the specifications of {gpu.name}"]
     kinds = Counter(one.name for one in each)
     if len(kinds) > 1:
         mixed = listed(f"{number} x {name}" for name, number in kinds.items())
-        notes.insert(0, f"GPUs of several kinds ({mixed}): each counts as {gpu.name}, the smallest of them")
+        rates = "" if gpu in each else ", at the slowest one's memory bandwidth and rates"
+        notes.insert(0, f"GPUs of several kinds ({mixed}): each counts as {gpu.name}, the smallest of them{rates}")
     switched = len(kinds) == 1 and _is_switched(table.cells, gpu)
     links = tuple(
         tuple(None if i == j else _link(table, i, j, (each[i], each[j]), switched) for j in range(count))
@@ -124,6 +126,15 @@ def machine_from_table(
         source=source,
         notes=tuple(notes),
     )
+
+
+def _least(gpus: Sequence[Gpu]) -> Gpu:
+    """The one of least memory, no faster in anything than the slowest: ranks of a group wait for each other."""
+    figures: dict[str, float | None] = {}
+    for key in ("hbm_GBps", "bf16_TFLOPS", "fp8_TFLOPS", "int8_TOPS", "fp4_TFLOPS", "kept_share"):
+        each = [getattr(gpu, key) for gpu in gpus]
+        figures[key] = None if None in each else min(each)
+    return replace(smallest(gpus), **figures)  # type: ignore[arg-type]  # None only where a spec sheet has it
 
 
 def _is_switched(cells: Sequence[Sequence[str]], gpu: Gpu) -> bool:

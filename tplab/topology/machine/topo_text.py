@@ -116,10 +116,9 @@ def _first_table(plain: Sequence[str]) -> TopoTable:
         header for header, kind in zip(headers, kinds, strict=True) if kind != "peers"
     ]
     if not links:
-        named = named_without_table(plain)
         if headers:
-            raise ValueError(f"the text has the table of topo -p2p alone: add what `nvidia-smi topo -m` prints{named}")
-        raise ValueError(no_table("\n".join(plain), named))
+            raise ValueError("the text has the table of topo -p2p alone: add what `nvidia-smi topo -m` prints")
+        raise ValueError(no_table("\n".join(plain), named_without_table(plain)))
     table = _table(lines, *links[0])
     peers = [
         (_capability(plain[max(0, at - 6) : at + 1]), lines[at : end + 1])

@@ -20,6 +20,7 @@ Sources of the keys, their units and what each time includes:
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,10 @@ from tplab.shown import shown
 from tplab.topology.published.benchmark import Benchmark
 from tplab.topology.published.benchmark_entries import Entries
 
-_MS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3, "seconds": 1e3}
+_MS = {
+    **{"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3},
+    **{"nanoseconds": 1e-6, "microseconds": 1e-3, "milliseconds": 1.0, "seconds": 1e3},
+}
 """Unit -> milliseconds."""
 _ENGINES = {"sglang": "sglang", "trt": "trtllm", "tensorrt": "trtllm", "vllm": "vllm"}
 """Part of what results call an engine -> its name here."""
@@ -223,9 +227,10 @@ def _perf(entries: Entries, program: str) -> Benchmark:
 
 def _unit(e: Entries, metric: str) -> float:
     unit = e.get(f"{metric}.unit") or "ms"
-    if not isinstance(unit, str) or unit not in _MS:
+    plain = re.sub("[µμ]", "u", unit.strip().lower()) if isinstance(unit, str) else ""  # the sign, or the letter
+    if plain not in _MS:
         raise ValueError(f"{e.name}: {metric}.unit must be one of {', '.join(_MS)}, got {shown(unit)}")
-    return _MS[unit]
+    return _MS[plain]
 
 
 def _guidellm(entries: Entries, program: str) -> Benchmark:

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from tplab.files import parse_json
-from tplab.frames import separator_of
+from tplab.frames import decimal_of, separator_of
 
 MOST_TEXT = 4 << 20
 """Longest log, in characters."""
 _MOST_HITS = 200_000
+_MOST_BROKEN = 10_000
+"""Most objects in a log that are no JSON."""
 
 _ROWS = {
     "Successful requests": "completed",
@@ -69,20 +71,25 @@ _LINE = re.compile(r"^[^\n{}]*(\{\"[^\n]*\})[ \t]*$", re.MULTILINE)
 _OPENS = re.compile(r"^\{[ \t]*$", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _IN_HEADER = re.compile(r"^[^{}:]*\b(?:(?:mean|median)_ttft_ms|tput_per_gpu)\b[^{}:]*$")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+_YAML = re.compile(r"^benchmarks:[ \t]*(?:$|#)", re.MULTILINE)
+_YAML_BEGINS = 1 << 20
 _PER_METRIC = ("avg", "p50", "std")
 
 
 def results_in(text: str, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The results in a text, in the keys of the JSON form, and remarks on what could not be read; none where the text
     holds none. JSON inside a log comes before tables, which then show the same."""
+    if _YAML.search(text, 0, _YAML_BEGINS):
+        raise ValueError(f"{name} is guidellm's YAML: write its JSON (guidellm benchmark --output-path FILE.json)")
     if len(text) > MOST_TEXT:
         raise ValueError(f"{name} is a log of more than {MOST_TEXT:,} characters: cut out the result")
     text = _COLOURS.sub("", text)
     header, *_ = text.lstrip().split("\n", 1)
     if _IN_HEADER.search(header):
-        return _rows_of(text), []
+        return _rows_of(text.lstrip(), name), []
     if text.lstrip().lower().startswith(("metric,", "metric;", "metric\t")):
-        return [_perf_csv(text)], []
+        return [_perf_csv(text.lstrip(), name)], []
     if found := list(_json_in(text, name)):
         return found, []
     tables = list(_tables_in(text, name)) if _COMPLETED in text else []
@@ -93,15 +100,23 @@ def results_in(text: str, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     return whole, [f"table {i} of {len(tables)} in {name} is cut off and was left out" for i in cut]
 
 
-def _rows_of(text: str) -> list[dict[str, Any]]:
-    """One result per row, by the names in the header; cells left empty are left out."""
-    lines = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=separator_of(text.lstrip().split("\n", 1)[:1]))
+def _cells_of(text: str, name: str) -> Iterator[list[str]]:
+    """The rows of a CSV file, with decimal points whatever its country writes."""
+    separator = separator_of(text.split("\n", 1)[:1])
+    comma = separator != "," and decimal_of(name, text, separator) == ","
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        header = [name.strip() for name in next(lines)]
-        rows = [dict(zip(header, map(str.strip, row), strict=False)) for row in lines if any(map(str.strip, row))]
+        for row in lines:
+            cells = map(str.strip, row)
+            yield [cell.replace(",", ".") if comma and _DECIMAL_COMMA.fullmatch(cell) else cell for cell in cells]
     except csv.Error as error:  # a cell of more than 128 KiB
-        raise ValueError(f"line {lines.line_num}: {error}") from None
-    return [{name: cell for name, cell in row.items() if cell} for row in rows]
+        raise ValueError(f"{name}: line {lines.line_num}: {error}") from None
+
+
+def _rows_of(text: str, name: str) -> list[dict[str, Any]]:
+    """One result per row, by the names in the header; cells left empty are left out."""
+    header, *rows = _cells_of(text, name)
+    return [{key: cell for key, cell in zip(header, row, strict=False) if cell} for row in rows if any(row)]
 
 
 def _json_in(text: str, name: str) -> Iterator[dict[str, Any]]:
@@ -114,14 +129,17 @@ def _json_in(text: str, name: str) -> Iterator[dict[str, Any]]:
             break
         spans.append((opened.start(), closed + 2))
         at = closed + 2
-    done = 0
+    done = broken = 0
     for begin, end in sorted(spans):
         if begin < done or not any(mark in text[begin:end] for mark in ("ttft", "time_to_first_token")):
             continue
         try:
             data = parse_json(text[begin:end], name)
-        except ValueError:
-            continue  # a line of a log that is no JSON
+        except ValueError as error:  # a line of a log that is no JSON
+            broken += 1
+            if broken > _MOST_BROKEN:
+                raise ValueError(f"{name} has more than {_MOST_BROKEN:,} objects that are cut off: {error}") from None
+            continue
         done = end
         if isinstance(data, dict):
             yield data
@@ -180,12 +198,11 @@ def _value(text: str) -> str:
     return text.replace(",", "") if _WITH_COMMAS.fullmatch(text) else text.rstrip(".,;")
 
 
-def _perf_csv(text: str) -> dict[str, Any]:
+def _perf_csv(text: str, name: str) -> dict[str, Any]:
     """The two parts of the CSV: statistics by metric, then single values. The load does not stand in it."""
     data: dict[str, Any] = {}
     header: list[str] = []
-    for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text.split("\n", 1)[:1])):
-        cells = [cell.strip() for cell in row]
+    for cells in _cells_of(text, name):
         if not any(cells):
             continue
         if cells[0].lower() == "metric":
