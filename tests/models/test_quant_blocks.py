@@ -158,6 +158,16 @@ def test_what_is_left_out_elsewhere_changes_nothing(left_out):
     assert time.perf_counter() - started < 2
 
 
+def test_groups_without_end_are_refused_at_once_and_many_names_that_are_left_out_are_read_once():
+    left_out = {"ignore": [f"model.layers.{i}.mlp.up_proj" for i in range(30_000)]}
+    many = {f"g{i}": in_groups(128)["config_groups"]["group_0"] | {"targets": [f"re:.*x{i}$"]} for i in range(100)}
+    started = time.perf_counter()
+    spec_of(in_groups(128) | left_out | {"config_groups": many})
+    with pytest.raises(ValueError, match=r"config_groups in quantization_config must be at most 100.* got 101"):
+        spec_of(in_groups(128) | {"config_groups": many | {"one": many["g0"]}})
+    assert time.perf_counter() - started < 2
+
+
 def test_groups_hold_for_the_modules_that_they_are_said_of():
     attention = in_groups(128)
     attention["config_groups"]["group_0"]["targets"] = ["re:.*self_attn.*"]

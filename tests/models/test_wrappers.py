@@ -52,6 +52,17 @@ def test_a_text_config_without_model_type_is_of_the_wrappers_class(wrapper: str)
     assert [getattr(again, name) for name in SAME] == [getattr(spec, name) for name in SAME]
 
 
+def test_heads_that_no_key_sizes_are_as_wide_as_the_class_makes_them() -> None:
+    keys = FEW | {"hidden_size": 256, "intermediate_size": 300, "num_attention_heads": 8, "num_key_value_heads": 4}
+    for wrapper in sorted(
+        set(_TEXT_CLASS) - WITHOUT_MODULES - {"granite_docling", "fuyu"}
+    ):  # which has towers of that width
+        theirs = CONFIG_MAPPING[wrapper](text_config=dict(keys)).get_text_config()
+        spec = ModelSpec.from_config({"model_type": wrapper, "text_config": keys})
+        width = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+        assert (wrapper, spec.head_dim) == (wrapper, width)
+
+
 HEADLESS = {"tie_word_embeddings": None}
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "model_type": "clip_vision_model"}
 AUDIO = {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120}

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tplab.checks import check_count
+from tplab.checks import ArgumentError, check_count
 from tplab.models.keys import Config, mapping, text, texts
 from tplab.shown import shown
 
@@ -52,6 +52,7 @@ _ELSEWHERE = re.compile("vision|visual|multi_modal|audio")
 _AROUND = re.compile(r"^.*\blayers\.(?=\d)")
 """What stands around the layers of a language model inside another: ``model.language_model.layers.``."""
 _MOST_PATTERNS = 32
+_MOST_GROUPS = 100
 _MOST_GROUP = 1 << 20
 
 
@@ -97,11 +98,13 @@ def quant_blocks(how: Config, num_layers: int, precision: str, act: str) -> tupl
         ValueError: a group or block that is no whole number of at least 1, named.
     """
     method = text(how, "quant_method").lower()
-    ignored, made = not_converted(how), []
+    ignored, made = _sorted_out(not_converted(how)), []
+    alone = method in _WEIGHTS_ALONE and not re.search(r'"input_activations": *\{', json.dumps(how, default=str))
+    by_marlin = alone and precision in ("int4", "int8")
+    kept = {role: _quantised(role, num_layers, ignored) for role in ROLES}
     for inputs, outputs, targets, what in _schemes(how, method):
-        roles = tuple(role for role in ROLES if _any_layer(role, num_layers, targets, ignored))
-        alone = method in _WEIGHTS_ALONE and not re.search(r'"input_activations": *\{', json.dumps(how, default=str))
-        by_marlin = alone and precision in ("int4", "int8")
+        of_all, wanted = not targets or "Linear" in targets, _sorted_out(targets)
+        roles = tuple(role for role, names in kept.items() if names and (of_all or _matches(names, wanted)))
         tile = (_MACHETE if inputs == 1 else _MARLIN) if by_marlin and act == "bf16" else 1
         whole = method == "bitsandbytes"
         if roles and (whole or max(inputs, outputs, tile) > 1):
@@ -112,6 +115,9 @@ def quant_blocks(how: Config, num_layers: int, precision: str, act: str) -> tupl
 def _schemes(how: Config, method: str) -> Iterator[tuple[int, int, list[str], str]]:
     """Inputs and outputs that share a scale, the modules that it is said of (none: all), and where it is said."""
     groups = mapping(how.get("config_groups") or {}, "config_groups in quantization_config")
+    if len(groups) > _MOST_GROUPS:
+        rule = f"must be at most {_MOST_GROUPS}, of modules that are quantised alike"
+        raise ArgumentError("config_groups in quantization_config", len(groups), rule)
     for name, group in groups.items():
         where = f"config_groups.{name} in quantization_config"
         group = mapping(group, where)
@@ -166,35 +172,33 @@ def _block(size: Any, name: str) -> tuple[int, int] | None:
     return outputs, inputs
 
 
-def _any_layer(role: str, num_layers: int, targets: list[str], ignored: list[str]) -> bool:
-    """Whether a matrix of this role is quantised in any layer: the ends, which are often left out, and the middle."""
-    layers = sorted({0, 1, num_layers // 2, num_layers - 2, num_layers - 1} & set(range(num_layers)))
-    for layer in layers:
-        names = [f"model.layers.{layer}.{module}" for module in ROLES[role]]
-        split = [name for name in names if "qkv" not in name and "gate_up" not in name]
-        for name in split:
-            fused = [each for each in names if each not in split]
-            if _matches([name, *fused], ignored):
-                continue
-            if not targets or "Linear" in targets or _matches([name], targets):
-                return True
-    return False
-
-
-def _matches(names: list[str], patterns: list[str]) -> bool:
+def _sorted_out(patterns: list[str]) -> tuple[set[str], list[str]]:
+    """Names of modules of the blocks, and patterns of them."""
     of_blocks = [pattern for pattern in patterns if not _ELSEWHERE.search(pattern)]
     wild = [pattern for pattern in of_blocks if pattern.startswith("re:") or "*" in pattern]
-    plain = {_AROUND.sub("model.layers.", pattern) for pattern in of_blocks} - set(wild)
+    return {_AROUND.sub("model.layers.", pattern) for pattern in of_blocks} - set(wild), wild[:_MOST_PATTERNS]
+
+
+def _quantised(role: str, num_layers: int, ignored: tuple[set[str], list[str]]) -> list[str]:
+    """Matrices of this role that are not left out, of the layers at the ends, which often are, and in the middle."""
+    kept = []
+    for layer in sorted({0, 1, num_layers // 2, num_layers - 2, num_layers - 1} & set(range(num_layers))):
+        names = [f"model.layers.{layer}.{module}" for module in ROLES[role]]
+        split = [name for name in names if "qkv" not in name and "gate_up" not in name]
+        fused = [name for name in names if name not in split]
+        kept += [name for name in split if not _matches([name, *fused], ignored)]
+    return kept
+
+
+def _matches(names: list[str], patterns: tuple[set[str], list[str]]) -> bool:
+    plain, wild = patterns
     for name in names:
         parts = name.split(".")  # "self_attn" and "q_proj" stand for all below them, or so called
         runs = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
         if plain & (runs - {"model", "layers", "model.layers"}):
             return True
     return any(
-        _found(pattern, f"{around}{name}")
-        for pattern in wild[:_MOST_PATTERNS]
-        for name in names
-        for around in ("", "language_model.")
+        _found(pattern, f"{around}{name}") for pattern in wild for name in names for around in ("", "language_model.")
     )
 
 

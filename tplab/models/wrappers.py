@@ -152,7 +152,7 @@ TEXT_FAMILIES: Mapping[str, Family] = {
                   "tie_word_embeddings": True},
         mlp_bias=False, qk_norm=True,
     ),
-    "hyperclovax": Family(defaults=_BIASES | {"num_key_value_heads": 32, "head_dim": 128}, norms=4),
+    "hyperclovax": Family(defaults=_BIASES | {"num_key_value_heads": 32}, norms=4),
     "granite4_vision_text": Family(defaults=_BIASES | {"num_key_value_heads": 32}),
     "granite_docling_text": Family(
         defaults=_BIASES | {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
