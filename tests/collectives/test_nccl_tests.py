@@ -365,6 +365,32 @@ def test_the_sweeps_figures_take_it(read):
     assert {"num_ranks", "device", "launch_mode", "nccl_version"} <= set(frame)
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "note"), [(" 18", " 48", "since size / time is not the bandwidth"), ("   0   ", "   7   ", "WRONG")]
+)
+def test_many_rows_that_are_left_out_are_soon_read(read, good, bad, note):
+    lines = printed(sizes=range(1 << 25, (1 << 25) + 80_000, 4)).splitlines()
+    text = "\n".join(
+        line.replace(good, bad, 1) if i % 3 == 0 and "float" in line else line for i, line in enumerate(lines)
+    )
+    begun = time.process_time()
+    (test,) = read(text)
+    assert time.process_time() - begun < 4  # 20 to 50 s where every row was looked for among the others
+    assert 13_300 < len(test.curve) < 13_400
+    assert any(note in each for each in test.notes)
+
+
+def test_whether_a_switch_sums_is_asked_where_one_can(read):
+    for gpu, asked in (
+        ("NVIDIA H200", True),
+        ("NVIDIA GB200", True),
+        ("AMD Instinct MI300X", False),
+        ("Tesla T4", False),
+    ):
+        (test,) = read(printed(gpu=gpu))
+        assert any("NVLS" in note for note in test.notes) == asked
+
+
 def test_json_that_is_damaged(read):
     data = json.loads(as_json())
     data["results"][0]["out_of_place"] = [3]
@@ -372,5 +398,5 @@ def test_json_that_is_damaged(read):
     (test,) = read(json.dumps(data))
     assert list(test.curve) == [1 << 26]
     data["config"]["ngpus"] = -3
-    with pytest.raises(ValueError, match="a count in the JSON"):
+    with pytest.raises(ValueError, match=r"out\.txt: ngpus must be a whole number"):
         read(json.dumps(data))

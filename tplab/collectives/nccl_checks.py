@@ -5,6 +5,7 @@ test that is not named shows. Notes are for what was left out, assumed or missin
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ COLLECTIVES = {
 """Programs of nccl-tests, less ``_perf``, and what they measure."""
 SUMS = ("all-reduce", "all-gather", "reduce-scatter")
 """What NVLink switches can do by themselves."""
+_SWITCHED = re.compile(r"\bG?[HB]\d{2,3}\b")
+"""GPUs whose switches can, Hopper and later, as the driver calls them."""
 _APART = 0.1
 """Relative difference from which a bandwidth is not the one that time and size give."""
 _LEAST_US, _MOST_US = 1e-3, 1e12
@@ -73,7 +76,7 @@ def sound(raw: Raw, where: str, notes: list[str]) -> list[Row]:
         raise ValueError(f"{where} holds {len(raw.rows)} rows, all of them without a time or without bytes")
     right = [row for row in timed if not _wrong(row, raw.counts_wrong)]
     if len(right) < len(timed):
-        bad = listed(dict.fromkeys(f"{row.nbytes:,} bytes" for row in timed if row not in right))
+        bad = listed(dict.fromkeys(f"{row.nbytes:,} bytes" for row in timed if _wrong(row, raw.counts_wrong)))
         notes.append(f"WRONG results left out: {bad}")
     if not right:
         raise ValueError(f"{where}: every result is wrong (#wrong above 0): NCCL does not work there")
@@ -233,7 +236,7 @@ def consistent(rows: list[Row], collective: str, n: int, where: str, notes: list
     made = [row if scale == 1.0 else _scaled(row, scale) for row in rows]
     kept = [row for row in made if _agrees(row)]
     if len(kept) < len(made):
-        bad = listed(f"{row.nbytes:,} bytes" for row in made if row not in kept)
+        bad = listed(f"{row.nbytes:,} bytes" for row in made if not _agrees(row))
         notes.append(f"left out, since size / time is not the bandwidth that is printed: {bad}")
     if not kept:
         raise ValueError(f"{where}: in no row is size / time the bandwidth that is printed")
@@ -267,16 +270,21 @@ def circumstances(raw: Raw, in_switch: bool) -> list[str]:
     notes = []
     agg = raw.counts.get("agg iters", 1)
     if agg > 1:
-        notes.append(f"{agg} operations in one group call (-m): each time is an {agg}-th of it")
+        notes.append(f"{agg} operations in one group call (-m): each time is that of the group over {agg}")
     if raw.blocking:
         notes.append("the host waits for each call (-z): times are longer than those of calls in a row")
     off = raw.variables.get("NCCL_NVLS_ENABLE") == "0"
     if raw.nvls and not off:
         notes.append("NCCL sums in the switch (NVLS) here: large all-reduces are faster than the formula says")
-    elif in_switch and not off and raw.nvls is None:
+    elif in_switch and not off and raw.nvls is None and _may_switch(raw):
         notes.append("whether NCCL summed in the switch (NVLS) is not said; on Hopper and later it does by itself")
     if raw.variables:
         notes.append(f"run with {listed((f'{key}={value}' for key, value in sorted(raw.variables.items())), 8)}")
     if not raw.ended:
         notes.append("the lines after the table are missing: it was cut off, or only a part was pasted")
     return notes
+
+
+def _may_switch(raw: Raw) -> bool:
+    """Whether switches of these GPUs may sum: where no line names them, too."""
+    return not raw.devices or any(_SWITCHED.search(device.name) or not device.name for device in raw.devices)

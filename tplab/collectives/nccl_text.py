@@ -289,13 +289,17 @@ def _from_json(data: Any, name: str) -> Raw:
     arguments = [each for each in _list(data.get("args")) if isinstance(each, str)]
     named = _NAME.search(" ".join(arguments)[:_LONGEST_LINE])
     raw.name = named[1] if named else ""
-    raw.threads, raw.gpus = _whole(config.get("nthreads"), 1), _whole(config.get("ngpus"), 1)
+
+    def count(of: Mapping[Any, Any], key: str, otherwise: int) -> int:
+        return _whole(f"{name}: {key}", of.get(key), otherwise)
+
+    raw.threads, raw.gpus = count(config, "nthreads", 1), count(config, "ngpus", 1)
     keys = {"iters": "iterations", "agg iters": "aggregated_iterations", "graph": "graph"}
-    raw.counts = {key: _whole(config.get(theirs), 0) for key, theirs in keys.items()}
+    raw.counts = {key: count(config, theirs, 0) for key, theirs in keys.items()}
     for each in _list(config.get("devices"))[:MOST_RANKS]:
         if isinstance(each, Mapping):
             texts = {key: str(each.get(key, ""))[:255] for key in ("pid", "hostname", "device_info")}
-            rank, group = _whole(each.get("rank"), 0), _whole(each.get("group"), 0)
+            rank, group = count(each, "rank", 0), count(each, "group", 0)
             raw.devices.append(
                 Device(rank=rank, group=group, pid=texts["pid"], host=texts["hostname"], name=texts["device_info"])
             )
@@ -312,7 +316,7 @@ def _from_json(data: Any, name: str) -> Raw:
     )
     raw.started = str(data.get("start_time", ""))[:19]
     bounds = data.get("out_of_bounds")
-    raw.out_of_bounds = _whole(bounds.get("count"), 0) if isinstance(bounds, Mapping) else None
+    raw.out_of_bounds = count(bounds, "count", 0) if isinstance(bounds, Mapping) else None
     for each in results:
         made = _json_row(each)
         if made is None:
@@ -363,12 +367,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(value: Any, otherwise: int) -> int:
-    """A count in JSON. Raises ``ValueError`` for one that nothing can have."""
+def _whole(where: str, value: Any, otherwise: int) -> int:
+    """A count in JSON. Raises ``ValueError`` for one that nothing can have; ``where`` names its file and key."""
     if value is None:
         return otherwise
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 30:
-        raise ValueError(f"a count in the JSON of nccl-tests must be a whole number, got {shown(value)}")
+        raise ValueError(f"{where} must be a whole number from 0 to {1 << 30:,}, got {shown(value)}")
     return value
 
 
