@@ -195,6 +195,30 @@ def test_fp32_when_asked_for_is_all_of_it():
     assert (spec.weight_precision, spec.activation_precision, spec.kv_precision) == ("fp32", "fp32", "fp32")
 
 
+@pytest.mark.parametrize(
+    ("file", "contents", "precision", "method"),
+    [
+        (
+            "hf_quant_config.json",
+            {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
+            "fp8",
+            "modelopt",
+        ),
+        ("quantize_config.json", {"bits": 4, "group_size": 8, "desc_act": False}, "int4", "gptq"),
+        ("quant_config.json", {"zero_point": True, "q_group_size": 8, "w_bit": 4, "version": "GEMM"}, "int4", "awq"),
+    ],
+)
+def test_how_weights_are_quantised_is_read_beside_the_config(tmp_path, file, contents, precision, method):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / file).write_text(json.dumps(contents))
+    spec = ModelSpec.from_config(tmp_path)
+    assert (spec.weight_precision, spec.quant_method) == (precision, method)
+    assert f"quantised as {file} beside the configuration says" in spec.notes
+    (tmp_path / file).write_text("[4]")
+    with pytest.raises(ValueError, match=f"{file} must hold a JSON object"):
+        ModelSpec.from_config(tmp_path)
+
+
 def test_what_an_engine_is_to_load(tmp_path, monkeypatch):
     """The user's own folder, whatever the trainer's was called; a preset's repository."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"_name_or_path": "trainer/out"}))

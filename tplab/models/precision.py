@@ -47,18 +47,26 @@ def scaled_itemsize(precision: str, blocks: Sequence[QuantBlock]) -> float:
     return 0.5 + _PER_GROUP[precision] / group
 
 
+_METHODS = {
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "bitsandbytes"),
+    **{"w_bit": "awq", "desc_act": "gptq"},
+}
+"""Keys, and the method that has them."""
+
+
 def quantisation(values: Config, where: str) -> Config:
     """The ``quantization_config`` of a file, as vLLM and transformers look for it; empty where there is none.
 
     llm-compressor's first releases called it ``compression_config``; ModelOpt's own has all in ``quantization``; and
-    bitsandbytes' files from before there were other methods do not name theirs.
+    files from before there was a choice do not name their method.
     """
     name = next((name for name in ("quantization_config", "compression_config") if values.get(name)), None)
     how = {} if name is None else mapping(values[name], name, where)
     if isinstance(inner := how.get("quantization"), Mapping):
         how = {"quant_method": "modelopt", **how, **inner}
-    if not how.get("quant_method") and (how.get("load_in_4bit") or how.get("load_in_8bit")):
-        how = {**how, "quant_method": "bitsandbytes"}
+    if how and not how.get("quant_method"):
+        method = next((method for key, method in _METHODS.items() if how.get(key) is not None), None)
+        how = {**how, "quant_method": method} if method else how
     return how
 
 

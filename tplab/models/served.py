@@ -6,6 +6,7 @@ What the keys mean is read in ``hf``.
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tplab.files import instead_of
@@ -18,6 +19,8 @@ from tplab.models.wrappers import is_wrapper, language_model, text_keys
 from tplab.shown import check_depth, listed, nearest, shown
 
 _LONGEST_NAME = 200
+_QUANTISED_BESIDE = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""ModelOpt's, AutoGPTQ's and AutoAWQ's own files (vLLM, ``get_config_filenames`` of each method)."""
 _HEADS = ("CausalLM", "LMHead", "ForConditionalGeneration", "ChatGLMModel")
 _OTHER_TASKS = re.compile(r"For\w*(Classification|Retrieval|Answering|MaskedLM|Embedding|Ranking|Detection)|Reward")
 
@@ -41,7 +44,7 @@ def read_spec(
     if by_hand and keys.find("max_position_embeddings")[0] not in values:
         made["max_positions"] = None  # sizes written by hand, not a Llama file that leaves its 2048 out
     notes += keys.notes
-    how = quantisation(values, keys.at)
+    how = quantisation(values, keys.at) or _quantisation_beside(where, notes)
     served = precisions(how, made["num_layers"], made["dtype"], weight_precision, kv_precision, notes)
     return made | served | {"name": name, "source": folder, "notes": tuple(notes)}
 
@@ -62,6 +65,20 @@ def _load(source: "str | os.PathLike[str] | Config") -> tuple[Config, str, str, 
         raise ValueError(f"no model preset or file is called {str(source)!r}: {nearest(as_name, MODELS)}") from None
     folder = path.parent if path.parent.name else path.parent.resolve()  # not "."
     return values, str(path), _name(values, "_name_or_path") or path.resolve().parent.name, str(folder)
+
+
+def _quantisation_beside(where: str, notes: list[str]) -> Config:
+    """What a file beside the ``config.json`` says of quantised weights, where engines look for it; empty for none."""
+    for name in _QUANTISED_BESIDE if os.path.isfile(where) else ():
+        path = Path(where).parent / name
+        try:
+            found = object_in(path)
+        except FileNotFoundError:
+            continue
+        check_depth(found, str(path))
+        notes.append(f"quantised as {name} beside the configuration says")
+        return quantisation({"quantization_config": found}, f"{path}: ")
+    return {}
 
 
 def _name(values: Config, key: str) -> str | None:

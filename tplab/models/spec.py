@@ -361,8 +361,8 @@ class ModelSpec(ModelConfig):
 
         Args:
             config: path, dict, a name such as ``"llama-3.1-70b"`` (see ``presets.MODELS``), or a ``ModelConfig``.
-            weight_precision: of the blocks' matrices; by default what the configuration says, else bf16. A float32
-                configuration stays fp32 unless another is given here: then activations and cache have 16 bits.
+            weight_precision: of the blocks' matrices; by default what the configuration says, or a quantiser's file
+                beside it, else bf16. float32 stays unless another is given: then activations and cache have 16 bits.
             kv_precision: of the cache; by default that of the activations.
 
         Raises:
