@@ -63,6 +63,14 @@ def test_heads_that_no_key_sizes_are_as_wide_as_the_class_makes_them() -> None:
         assert (wrapper, spec.head_dim) == (wrapper, width)
 
 
+def test_a_tie_that_differs_inside_and_outside_is_said() -> None:
+    for inside, outside, said in ((False, True, 1), (True, True, 0), (None, True, 0)):
+        keys = {"text_config": QWEN_7B | {"tie_word_embeddings": inside}, "tie_word_embeddings": outside}
+        spec = ModelSpec.from_config({"model_type": "internvl"} | keys)
+        assert spec.tied_embeddings is (outside if inside is None else inside)
+        assert sum("tie_word_embeddings is False in text_config" in note for note in spec.notes) == said
+
+
 HEADLESS = {"tie_word_embeddings": None}
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "model_type": "clip_vision_model"}
 AUDIO = {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120}

@@ -216,9 +216,16 @@ def language_model(values: Config, where: str, notes: list[str]) -> Inside:
     while (name := _next(inside, where)) is not None:
         child = mapping(inside[name], name, f"{where}: ")
         shared = [*_SHARED]
+        outside, tied = inside.get("tie_word_embeddings"), child.get("tie_word_embeddings")
+        if None not in (outside, tied) and outside != tied:
+            notes.append(
+                f"tie_word_embeddings is {shown(tied)} in {name}, which is taken, and {shown(outside)} outside, which "
+                f"transformers 5 takes where the checkpoint leaves it open"
+            )
         if not (child.get("dtype") or child.get("torch_dtype")):
             shared += ["dtype", "torch_dtype"]
-        inside = {key: inside[key] for key in shared if inside.get(key) is not None} | dict(child)
+        left_open = {key for key in shared if child.get(key) is None and inside.get(key) is not None}
+        inside = {**child, **{key: inside[key] for key in left_open}}
         path.append(name)
         wrappers.append(text(inside, "model_type", f"{where}: {'.'.join(path)}."))
         towers |= _towers(inside)
