@@ -143,6 +143,12 @@ def test_what_is_no_cell_is_named(text: str, said: str) -> None:
     [
         (PLAIN.replace("1B1", "1B111"), "mistyped", "1B111: of 112 micro-batch ids up to its own, 3 occur"),
         (PLAIN.replace("1F1", "21F1"), "mistyped", "21F1: of 22 stage ids up to its own, 3 occur"),
+        (
+            "1F0,1B0\n2F0,2B0\n",
+            "counted from 1",
+            "1F0 is of the lowest stage, and there is no stage 0: do ids start at 1",
+        ),
+        ("0F1,0B1\n1F1,1B1\n", "counted from 1", "0F1 is of the lowest micro-batch, and there is no micro-batch 0"),
         ("0F0,\n0F1,1F0\n0B0,1B0\n0B1,1F1\n,1B1\n", "transposed", "stage 0 stands in one column and several rows"),
         ("0F0,1F0,1B0,0B0\n2F0,2B0\n", "placement", "rank 0 has 0, 1; rank 1 has 2. All ranks must have equally many"),
         ("1F0,1B0\n0F0,0B0\n", "placement", "rank 0 has 1; rank 1 has 0"),

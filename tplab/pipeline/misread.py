@@ -1,4 +1,4 @@
-"""What a wrong table may be instead: one mistyped id, stages dealt out in a way of their own, or a table on its side.
+"""What a wrong table may be instead: one mistyped id, ids from 1, stages dealt out in their own way, or on its side.
 
 Looked at once faults of cells are found, because each of these makes hundreds of them, and every one of those blames a
 cell that is right.
@@ -17,7 +17,7 @@ _RANKS_NAMED = 8
 
 def misread(schedule: Schedule) -> Fault | None:
     """The one thing that explains the others; None where nothing does."""
-    return _mistyped(schedule) or _on_its_side(schedule) or _placement(schedule)
+    return _mistyped(schedule) or _from_one(schedule) or _on_its_side(schedule) or _placement(schedule)
 
 
 def _mistyped(schedule: Schedule) -> Fault | None:
@@ -32,6 +32,17 @@ def _mistyped(schedule: Schedule) -> Fault | None:
         if 2 * occur < largest + 1 <= room:
             text = f"{{action}}: of {largest + 1:,} {name} ids up to its own, {occur} occur: is it mistyped?"
             return _fault(schedule, "mistyped", int(ids.argmax()), text)
+    return None
+
+
+def _from_one(schedule: Schedule) -> Fault | None:
+    """Ids that start at 1, all of them. (A first rank without actions lacks stage 0 for that.)"""
+    columns = schedule.columns
+    for name, ids in (("stage", columns.stage), ("micro-batch", columns.micro_batch)):
+        there = np.unique(ids)
+        if len(there) and there[0] == 1 and there[-1] == len(there) and columns.rank[0] == 0:
+            text = f"{{action}} is of the lowest {name}, and there is no {name} 0: do ids start at 1? They start at 0"
+            return _fault(schedule, "counted from 1", int(ids.argmin()), text)
     return None
 
 

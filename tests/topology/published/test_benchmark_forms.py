@@ -231,6 +231,11 @@ def test_what_is_said_of_the_split_is_taken(write):
     assert (row["tp"], row["pp"], row["replicas"], row["engine"]) == (2, 1, 2, "sglang")
     given = beside_benchmark(write(SGLANG), MODEL, MACHINE, tp=1, replicas=4).iloc[0]
     assert (given["tp"], given["replicas"]) == (1, 4)
+    assert "the result says tp 2, replicas 2: the throughput is of that many GPUs" in given["note"]
+    assert "the result says" not in row["note"]
+    for degree in ("tp", "pp", "replicas"):  # not taken for one that is not given
+        with pytest.raises(ValueError, match=f"{degree} must be .*at least 1.*; got 0"):
+            beside_benchmark(write(SGLANG), MODEL, MACHINE, **{degree: 0})
     served = f"vllm serve acme/llama-3.1-8b --tensor-parallel-size 2\n{TABLE}"
     assert beside_benchmark(write(served), MODEL, MACHINE)["tp"].item() == 2
     row = beside_benchmark(write(INFERENCEX | {"hw": "mi355x"}), MODEL, MACHINE).iloc[0]

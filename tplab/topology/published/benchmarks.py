@@ -124,8 +124,9 @@ def beside_benchmark(
     runs = [run for each in sources for run in ([each] if isinstance(each, Benchmark) else read_benchmark(each))]
     rows, seen = [], dict[str, str]()
     for run in runs:
-        t, p = tp or run.degrees.get("tp"), pp or run.degrees.get("pp", 1)
-        copies = replicas or run.degrees.get("replicas", 1)
+        t = run.degrees.get("tp") if tp is None else tp
+        p = run.degrees.get("pp", 1) if pp is None else pp
+        copies = run.degrees.get("replicas", 1) if replicas is None else replicas
         if t is None:
             raise ArgumentError(
                 "tp",
@@ -153,6 +154,10 @@ def beside_benchmark(
         predicted = dict.fromkeys(_COMPARED, math.nan)
         low, high, binding = math.nan, math.nan, ""
         notes = [*run.notes(), *_others(run, model, machine)]
+        split = {"tp": t, "pp": p, "replicas": copies}
+        if split | run.degrees != split:
+            said = ", ".join(f"{degree} {number}" for degree, number in run.degrees.items())
+            notes.append(f"the result says {said}: the throughput is of that many GPUs")
         if not run.unpredicted:
             try:
                 workload = run.workload(engine)
