@@ -14,7 +14,6 @@ import pandas as pd
 
 from tplab.checks import ArgumentError
 from tplab.collectives.nccl_tests import NcclTest
-from tplab.measure import joined_badge
 from tplab.shown import listed
 from tplab.topology.advisor.allreduce import Groups, Times, all_reduce, hop
 from tplab.topology.advisor.calibration import AllReduceTimes, Calibration, SendTimes
@@ -246,8 +245,3 @@ def _notes(
         *launched,
         *dict.fromkeys(note for test in used for note in test.notes),
     )
-
-
-def nccl_badge(tests: Sequence[NcclTest]) -> str:
-    """One badge for a figure of several tests."""
-    return joined_badge(*dict.fromkeys(test.badge for test in tests))

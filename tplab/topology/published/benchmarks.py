@@ -155,7 +155,7 @@ def beside_benchmark(
         low, high, binding = math.nan, math.nan, ""
         notes = [*run.notes(), *_others(run, model, machine)]
         split = {"tp": t, "pp": p, "replicas": copies}
-        if split | run.degrees != split:
+        if {**split, **run.degrees} != split:
             said = ", ".join(f"{degree} {number}" for degree, number in run.degrees.items())
             notes.append(f"the result says {said}: the throughput is of that many GPUs")
         if not run.unpredicted:
