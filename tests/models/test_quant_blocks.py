@@ -158,6 +158,11 @@ def test_what_is_left_out_elsewhere_changes_nothing(left_out):
     assert time.perf_counter() - started < 2
 
 
+@pytest.mark.parametrize("tp", [3, 11, 8])
+def test_degrees_that_an_error_names_leave_whole_groups_too(tp):
+    assert f"use 1 or 2; got {tp}" in str(why_not(spec_of(GPTQ), tp, 1))
+
+
 def test_groups_without_end_are_refused_at_once_and_many_names_that_are_left_out_are_read_once():
     left_out = {"ignore": [f"model.layers.{i}.mlp.up_proj" for i in range(30_000)]}
     many = {f"g{i}": in_groups(128)["config_groups"]["group_0"] | {"targets": [f"re:.*x{i}$"]} for i in range(100)}

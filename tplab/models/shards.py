@@ -140,16 +140,14 @@ def why_not(model: ModelConfig, tp: int, pp: int) -> ArgumentError | None:
     """Why the model cannot be cut so, and what would do; None if it can."""
     if can_cut(model, tp, pp):
         return None
-    if model.num_heads % tp:
-        fitting = _either(divisors(model.num_heads))
-        return ArgumentError("tp", tp, f"must divide the model's {model.num_heads} query heads: use {fitting}")
-    if model.intermediate_size % tp:
-        fitting = _either(divisors(math.gcd(model.num_heads, model.intermediate_size)))
-        return ArgumentError("tp", tp, f"must divide intermediate_size={model.intermediate_size}: use {fitting}")
-    if pp > model.num_layers:
+    if pp > model.num_layers and not (model.num_heads % tp or model.intermediate_size % tp):
         return ArgumentError("pp", pp, f"must be at most {model.num_layers}, the model's layers: a stage needs one")
     both = divisors(math.gcd(model.num_heads, model.intermediate_size))
     fitting = _either([t for t in both if _cut_block(model, t) is None])
+    if model.num_heads % tp:
+        return ArgumentError("tp", tp, f"must divide the model's {model.num_heads} query heads: use {fitting}")
+    if model.intermediate_size % tp:
+        return ArgumentError("tp", tp, f"must divide intermediate_size={model.intermediate_size}: use {fitting}")
     rule = f"must leave every rank whole groups of quantised weights: {_cut_block(model, tp)}: use {fitting}"
     return ArgumentError("tp", tp, rule)
 
