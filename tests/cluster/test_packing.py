@@ -1,7 +1,9 @@
 """torch's objects travel whatever their type, with their own bytes and no others; what cannot travel has a name."""
 
+import importlib
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -190,6 +192,26 @@ class Breaks:
 
     def __reduce__(self):
         return eval, ("no_such_name",)
+
+
+class TestCachedFunctions:
+    def test_of_a_notebook_travel_with_what_they_call(self, cluster2):
+        def fib(n):
+            return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+        fib = lru_cache(maxsize=7)(fib)
+        assert cluster2.run(lambda rank: (fib(80), fib.cache_parameters()["maxsize"])) == [(23416728348467685, 7)] * 2
+
+    def test_of_a_module_that_was_loaded_again_since(self, tmp_path, monkeypatch):
+        (tmp_path / "cached_then.py").write_text(
+            "from functools import cache\n\n@cache\ndef tens(x):\n    return 10 * x\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        module = importlib.import_module("cached_then")
+        older = module.tens
+        assert trip(older) is older
+        assert trip(importlib.reload(module).tens) is module.tens
+        assert trip(older)(2) == 20
 
 
 class TestReports:

@@ -87,6 +87,21 @@ class TestJudge:
         assert "zero" not in error.traceback
         assert "ValueError: zero" in str(error)
 
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("torch.OutOfMemoryError: no room\nTried to allocate\na note", "torch.OutOfMemoryError: no room"),
+            ("SyntaxError: ", "SyntaxError:"),
+            ('  File "x.py", line 1\n    a b\nSyntaxError: invalid syntax\na note', "SyntaxError: invalid syntax"),
+            ("no exception's words\nthe last of them", "the last of them"),
+        ],
+    )
+    def test_another_rank_is_mentioned_by_the_line_that_has_its_exception(self, text, line):
+        type_name = line.partition(":")[0].rpartition(".")[2]
+        other = wire.RankFault(type_name=type_name, text=text, frames=(), pickled=None)
+        error = judge(evidence(answers={0: answer(fault()), 1: answer(other)}))
+        assert f"Rank 1 failed too: {line}" in str(error).splitlines()
+
     def test_a_death_explains_the_errors_it_caused(self):
         """When a rank dies, the others' collectives fail, and they answer first."""
         answers = {0: answer(fault("RuntimeError: Connection closed by peer"))}

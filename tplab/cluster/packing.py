@@ -12,13 +12,15 @@ torch is imported for values that hold its objects, and for no others.
 import ctypes
 import importlib
 import io
+import operator
 import pickle
 import struct
 import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import _lru_cache_wrapper, lru_cache, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
@@ -91,6 +93,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
                 return self._reduce_tensor(obj)
             elif obj.is_quantized and obj.untyped_storage().nbytes() > _SPREAD_KEPT * obj.nbytes:
                 return obj.clone().__reduce_ex__(5)
+        if type(obj) is _lru_cache_wrapper and not _is_importable(obj):
+            return _cached, (obj.__wrapped__, obj.cache_parameters())
         if issubclass(type(obj), types.ModuleType) and type(obj) is not types.ModuleType:
             return _reduce_module(obj) or super().reducer_override(obj)
         return super().reducer_override(obj)
@@ -139,7 +143,25 @@ def _reduce_module(module: types.ModuleType) -> Any:
     return (importlib.import_module, (module.__name__,)) if is_there else None
 
 
+def _is_importable(function: Any) -> bool:
+    """Whether a cached function is found by its name: not where a notebook or a function made it, nor where its module
+    was loaded again since, or travels by value."""
+    name = function.__module__
+    packages = accumulate(name.split("."), "{}.{}".format)
+    if name == "__main__" or not cloudpickle.list_registry_pickle_by_value().isdisjoint(packages):
+        return False
+    try:
+        return operator.attrgetter(function.__qualname__)(sys.modules[name]) is function
+    except (AttributeError, KeyError):
+        return False
+
+
 # What the pickles call: their names must stay where they are.
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """With an empty cache."""
+    return lru_cache(**parameters)(function)
 
 
 def _as_it_is(thing: Any) -> Any:

@@ -187,7 +187,7 @@ def _compose(head: str, evidence: Evidence, details: str = "") -> str:
     ]
     others = [rank for rank in evidence.faults if f"rank {rank} of" not in head]
     if evidence.cause != "stop":
-        parts += [f"Rank {rank} failed too: {_last_line(evidence.faults[rank].text)}" for rank in others]
+        parts += [f"Rank {rank} failed too: {_in_one_line(evidence.faults[rank])}" for rank in others]
     if evidence.run_name and not evidence.in_step:
         parts.append("The ranks were ended; the next run starts fresh ones, with an empty rank.store.")
     return "\n\n".join(part for part in parts if part)
@@ -215,8 +215,10 @@ def _is_cell(evidence: Evidence) -> bool:
     return evidence.run_name.startswith("%")
 
 
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else ""
+def _in_one_line(fault: wire.RankFault) -> str:
+    """The line that has the exception's type: a SyntaxError shows its source before that, notes come after it."""
+    lines = fault.text.strip().splitlines() or [""]
+    return next((line for line in lines if line.partition(":")[0].rpartition(".")[2] == fault.type_name), lines[-1])
 
 
 __all__ = ["Cause", "Evidence", "judge", "ranks", "rebuild_values"]

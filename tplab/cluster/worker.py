@@ -156,7 +156,10 @@ class Worker:
                 value = wire.bulk(wire.pack_value(result))
             except Exception as error:
                 reason = str(error) or repr(error)
-                raise TypeError(f"the value that it returned cannot be sent to the kernel: {reason}") from error
+                raise TypeError(
+                    f"the value that it returned cannot be sent to the kernel: {reason}. Return plain values or "
+                    "tensors; what cannot be pickled (locks, files, generators, coroutines) stays in rank.store"
+                ) from error
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the run, not the rank
             self._end_copy(error)
             seconds = seconds or time.perf_counter() - began
