@@ -163,6 +163,13 @@ def test_degrees_that_an_error_names_leave_whole_groups_too(tp):
     assert f"use 1 or 2; got {tp}" in str(why_not(spec_of(GPTQ), tp, 1))
 
 
+def test_targets_that_cannot_be_told_are_taken_as_quantised():
+    layers = "|".join(map(str, range(80)))
+    long = in_groups(128, targets=[rf"re:model\.layers\.({layers})\.mlp\.down_proj"])
+    assert able(long) == [1, 2]
+    assert able(in_groups(128, targets=["re:.*no_such_module"])) == [1, 2, 4, 8, 16]
+
+
 def test_groups_without_end_are_refused_at_once_and_many_names_that_are_left_out_are_read_once():
     left_out = {"ignore": [f"model.layers.{i}.mlp.up_proj" for i in range(30_000)]}
     many = {f"g{i}": in_groups(128)["config_groups"]["group_0"] | {"targets": [f"re:.*x{i}$"]} for i in range(100)}

@@ -103,7 +103,11 @@ def quant_blocks(how: Config, num_layers: int, precision: str, act: str) -> tupl
     by_marlin = alone and precision in ("int4", "int8")
     kept = {role: _quantised(role, num_layers, ignored) for role in ROLES}
     for inputs, outputs, targets, what in _schemes(how, method):
-        of_all, wanted = not targets or "Linear" in targets, _sorted_out(targets)
+        wanted = _sorted_out(targets)
+        # What cannot be told is taken as quantised: fewer degrees, but none that engines refuse.
+        of_all = (
+            not targets or "Linear" in targets or len(wanted[1]) == _MOST_PATTERNS or not all(map(_short, wanted[1]))
+        )
         roles = tuple(role for role, names in kept.items() if names and (of_all or _matches(names, wanted)))
         tile = (_MACHETE if inputs == 1 else _MARLIN) if by_marlin and act == "bf16" else 1
         whole = method == "bitsandbytes"
@@ -202,13 +206,18 @@ def _matches(names: list[str], patterns: tuple[set[str], list[str]]) -> bool:
     )
 
 
+def _short(pattern: str) -> bool:
+    """Whether a pattern is soon tried, whatever the name."""
+    return len(pattern) <= 200 and len(re.findall(r"[*+{?]", pattern)) <= 4 and not re.search(r"\)[*+{]", pattern)
+
+
 def _found(pattern: str, name: str) -> bool:
     """Whether a regular expression (``re:``) or one with ``*`` fits; one that could take long never does."""
+    if not _short(pattern):
+        return False
     if not pattern.startswith("re:"):
         pattern = ".*".join(map(re.escape, pattern.split("*")))
     pattern = pattern.removeprefix("re:")
-    if len(pattern) > 200 or len(re.findall(r"[*+{?]", pattern)) > 4 or re.search(r"\)[*+{]", pattern):
-        return False
     try:
         return re.match(pattern, name) is not None
     except re.error:
