@@ -2,6 +2,7 @@
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -227,6 +228,39 @@ def test_lines_broken_behind_a_prefix() -> None:
     lines = ("2026-01-02T03:04:05Z  " + line for line in whole.splitlines())
     pieces = [line[i : i + 86] for line in lines for i in range(0, len(line), 86)]
     assert parse_topo("\n".join(pieces)).nic_cells == parse_topo(whole).nic_cells
+
+
+@pytest.mark.parametrize("before", ["", "pod-0 | "])
+@pytest.mark.parametrize("card", ["mlx5_2", "mlx5_bond_0"])
+def test_lines_that_are_broken_anywhere(before: str, card: str) -> None:
+    """Within words of the header and within the last link of a row, too; or just between two columns."""
+    titles = "\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID"
+    text = f"""\tGPU0\tGPU1\tNIC0\tNIC1\t{card}{titles}
+GPU0\t X \tNV18\tPIX\tSYS\tNODE\t0-47,96-143\t0\t\tN/A
+GPU1\tNV18\t X \tSYS\tPIX\tNODE\t48-95,144-191\t1\t\tN/A
+NIC0\tPIX\tSYS\t X \tSYS\tSYS
+NIC1\tSYS\tPIX\tSYS\t X \tSYS
+{card}\tNODE\tNODE\tSYS\tSYS\t X
+"""
+    whole = parse_topo(text)
+    for width in range(24, 130):
+        lines = [line[i : i + width] for line in text.expandtabs(8).splitlines() for i in range(0, len(line), width)]
+        table = parse_topo("\n".join(before + line for line in lines))
+        assert (table.cells, table.nic_cells, table.nics) == (whole.cells, whole.nic_cells, whole.nics), width
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["['NVIDIA L40S', 'NVIDIA L40S']\n", "_CudaDeviceProperties(name='NVIDIA L40S', major=8, minor=9)\n",
+     '{"gpus": [{"name": "NVIDIA L40S"}]}\n'],
+)  # fmt: skip
+def test_a_name_in_quotes(said: str) -> None:
+    assert Machine.from_topo(said + PAIR).gpu.name == "l40s"
+
+
+def test_what_is_no_text() -> None:
+    with pytest.raises(ValueError, match="text must be what `nvidia-smi topo -m` prints, as a str"):
+        Machine.from_topo(Path("topo.txt"))  # type: ignore[arg-type]
 
 
 def test_the_table_of_peers_alone() -> None:

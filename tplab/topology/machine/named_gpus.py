@@ -20,6 +20,7 @@ _MAKER = r"(?:NVIDIA|Tesla|Quadro|GeForce|TITAN|GRID)\b"
 _NAME = rf"{_MAKER}[^|,;(\[]*?"
 _END = r"(?=\s*(?:[|,;(\[]|\s{3}|\bGPU \d|\bx\d|$))"
 _MAKERS_NAME = re.compile(rf"{_MAKER}[\w .()/-]{{2,60}}")
+_QUOTED = re.compile(rf"['\"]({_MAKER}[\w .()/-]{{2,60}})['\"]")
 _LISTED = re.compile(rf"\bGPU ?(\d+(?: ?, ?\d+)*) ?[:=] *({_NAME}){_END}")
 _DEVICE = re.compile(rf"(?:\b[Dd]evice:?\s*|\[)(\d+)\b[\]:,]?\s*(?:\[[0-9a-fA-Fx:.]+\]\s*)?({_NAME}){_END}")
 _TABLE = re.compile(
@@ -125,8 +126,9 @@ def _alone(line: str) -> tuple[None, str, None] | None:
 
 
 def _in_words(lines: Sequence[str], count: int | None) -> Names:
-    """What is said of all GPUs at once: ``GPU type: NVIDIA A10G``, ``2x RTX 5090``."""
+    """What is said of all GPUs at once: ``GPU type: NVIDIA A10G``, ``2x RTX 5090``, ``'NVIDIA L4'``."""
     phrases = [[_TIMES.sub("", name).strip()] for line in lines for name in _SAID.findall(line)]
+    phrases += [[name] for line in lines for name in _QUOTED.findall(line)]
     for found in islice((found for line in lines for found in _COUNTED.finditer(line)), 1000):
         if count in (None, int(found[1] or _NUMBERS[found[2].lower()])):
             words = found[3].split()

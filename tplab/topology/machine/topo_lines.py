@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]|\[[0-9;]*m(?=\S|\s|$)")
+_QUOTE = re.compile(r"^ *>[> ]*")
 _ODD = {
     **dict.fromkeys((0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000, 0xFFFD), " "),
     **dict.fromkeys((0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), 0x2060, 0xFEFF, 0x08), None),
@@ -47,17 +48,19 @@ def plain_lines(text: str) -> list[str]:
 
 def bare_lines(lines: Sequence[str]) -> list[str]:
     """Without marks of tables and of quotations, and commas between cells."""
-    return [_COMMA.sub(" ", line.translate(_MARKS).lstrip("> ")) for line in lines]
+    return [_COMMA.sub(" ", _QUOTE.sub("", line.translate(_MARKS))) for line in lines]
 
 
 def _shape(prefix: str) -> str:
     """A pattern for what differs from ``prefix`` in its digits and blanks only; empty for blanks alone."""
     if not prefix.strip():
         return ""
-    parts = re.findall(r"\d+|\s+|[^\d\s]+", prefix)
-    return "^" + "".join(
+    words = prefix.rstrip()
+    parts = re.findall(r"\d+|\s+|[^\d\s]+", words)
+    pattern = "".join(
         r"\d+" if part[0].isdigit() else r"\s*" if part[0].isspace() else re.escape(part) for part in parts
     )
+    return f"^{pattern}\\s{{0,{len(prefix) - len(words)}}}"  # more blanks part the pieces of a broken line
 
 
 def words_of(line: str) -> list[str]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 
+from tplab.checks import ArgumentError
 from tplab.shown import listed, shown
 from tplab.topology.machine.named_gpus import named_without_table
 from tplab.topology.machine.other_tools import no_table, other_tool
@@ -31,6 +32,7 @@ from tplab.topology.machine.topo_lines import LINK, PEER, bare_lines, join_broke
 
 _GPU = re.compile(r"GPU\d+")
 _CELL = re.compile(LINK, re.ASCII)
+_PIECE = re.compile("NO?D?|NV|P[IXH]?|SY?")
 _PEER = re.compile(PEER)
 _DEVICE = re.compile(r"[A-Za-z][\w.:\-]*\d[\w.:\-]*", re.ASCII)
 _TITLES = re.compile(r"(CPU|NUMA|GPU|CPU ?A\w*|Affinity)\b")
@@ -94,6 +96,8 @@ def parse_topo(text: str) -> TopoTable:
         ValueError: no table, or another tool's; a row that is cut off, a word that is none of the legend's, a GPU
             without a row, two cells of a pair that disagree. Each names the line.
     """
+    if not isinstance(text, str):
+        raise ArgumentError("text", text, "must be what `nvidia-smi topo -m` prints, as a str")
     if len(text) > _MOST_LETTERS or text.count("\n") > _MOST_LINES:
         raise ValueError(
             f"the text has {len(text):,} characters, or {text.count(chr(10)):,} lines: give what `nvidia-smi topo -m` "
@@ -158,7 +162,7 @@ def _table(lines: Sequence[str], start: int, end: int, header: "_Header") -> Top
             continue  # several ranks print the same table at once
         if name in rows:
             raise ValueError(f"line {number + 1}: a second row for {name} (the first is line {at[name] + 1})")
-        if len(words) <= len(devices):
+        if _is_short(words, devices):
             join_broken(lines, number, partial(_row_goes_on, devices=devices))
             words = words_of(lines[number])
         if not lacking and len(words) <= len(devices):
@@ -199,7 +203,10 @@ def _headers(lines: list[str]) -> list[tuple[int, int, _Header]]:
     """Every header with its line and the last line that is its table's; headers that a terminal broke are joined."""
     found: list[tuple[int, _Header]] = []
     for number, line in enumerate(lines):
-        if (header := _header(number, line)) is not None:
+        header = _header(number, line)
+        if header is None and _GPU.match(line.lstrip()):  # broken within a word?
+            header = _header(number, line + "".join(lines[number + 1 : number + 2]), broken=True)
+        if header is not None:
             join_broken(lines, number, _header_goes_on)
             header = _header(number, lines[number]) or header
             twice = [name for name, count in Counter(header[0]).items() if count > 1]
@@ -210,9 +217,9 @@ def _headers(lines: list[str]) -> list[tuple[int, int, _Header]]:
     return [(at, end, header) for (at, header), end in zip(found, ends, strict=True)]
 
 
-def _header(number: int, line: str) -> _Header | None:
+def _header(number: int, line: str, *, broken: bool = False) -> _Header | None:
     """What the line lists if it is a header: GPUs and cards, then titles of affinity; the command, or a word such as
-    ``Topology:``, may stand before them."""
+    ``Topology:``, may stand before them. A ``broken`` one may end with a piece of a word."""
     words = words_of(line)
     first = next((i for i, word in enumerate(words) if _GPU.fullmatch(word)), None)
     if first is None or (first and not any("topo" in word.lower() for word in words[:first])):
@@ -222,7 +229,7 @@ def _header(number: int, line: str) -> _Header | None:
     follows = words[first + 1 : first + 2]
     if any(map(_CELL.fullmatch, follows)) or any(map(_PEER.fullmatch, follows)) or _CELL.fullmatch(devices[-1]):
         return None
-    if titles and not _TITLES.match(titles):
+    if titles and not _TITLES.match(titles) and not (broken and " " not in titles):
         return None
     if len(devices) > _MOST_DEVICES:
         raise ValueError(
@@ -241,14 +248,18 @@ def _header_goes_on(line: str, new: str) -> bool:
         return False
     if any(map(_CELL.fullmatch, words)):
         return False
-    joined = _header(0, line + new)
-    before = _header(0, line)
-    return joined is not None and before is not None and (len(joined[0]), joined[1]) > (len(before[0]), before[1])
+    joined, before = _header(0, line + new, broken=True), _header(0, line, broken=True)
+    return joined is not None and before is not None and joined != before and len(joined[0]) >= len(before[0])
 
 
 def _row_goes_on(line: str, new: str, devices: Sequence[str]) -> bool:
     words = words_of(new)
-    return len(words_of(line)) <= len(devices) and words[0] not in devices and not words[0].startswith("Legend")
+    return _is_short(words_of(line), devices) and words[0] not in devices and not words[0].startswith("Legend")
+
+
+def _is_short(words: Sequence[str], devices: Sequence[str]) -> bool:
+    """Whether a row lacks cells, or the end of its last."""
+    return len(words) <= len(devices) or (len(words) == len(devices) + 1 and _PIECE.fullmatch(words[-1]) is not None)
 
 
 def _holds(lines: Sequence[str], header: _Header) -> str:
