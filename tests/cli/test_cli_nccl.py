@@ -23,6 +23,14 @@ def test_curve_fit_and_formula(out, capsys):
     assert "point-to-point" in said
 
 
+def test_another_machine_than_the_output_names_is_said(out, capsys):
+    assert main(["read-nccl", str(out), "--machine", "p5.48xlarge"]) == 0
+    assert "that was given" not in capsys.readouterr().out
+    assert main(["read-nccl", str(out), "--machine", "l4"]) == 0
+    said = capsys.readouterr().out.replace("\n  ", " ")
+    assert "the output is of NVIDIA H100 80GB HBM3, the machine that was given has l4." in said
+
+
 def test_a_calibration_that_advise_takes(out, tmp_path, capsys):
     made = str(tmp_path / "c.json")
     assert main(["read-nccl", str(out), "--calibration", made]) == 0

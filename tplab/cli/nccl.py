@@ -82,6 +82,7 @@ def _read_nccl(arguments: argparse.Namespace) -> int:
 def _say(test: "NcclTest", machine: "Machine | None") -> None:
     """What was measured, what a line through it is worth, and the formula beside it."""
     from tplab.topology.calibration.from_nccl import beside_formula
+    from tplab.topology.machine.gpu_names import known_gpu
 
     kind = f"{test.collective}{' in CUDA graphs' if test.graph else ''}"
     print(wrapped(f"{test.badge}: {kind}, {len(test.curve)} sizes.", indent="  "))
@@ -111,7 +112,11 @@ def _say(test: "NcclTest", machine: "Machine | None") -> None:
     print(table(frame.head(_MOST_ROWS)))
     if len(frame) > _MOST_ROWS:
         print(f"({len(frame) - _MOST_ROWS} more rows: --csv writes them to a file)")
-    for note in test.notes:
+    named = known_gpu(test.device)
+    notes = list(test.notes)
+    if machine is not None and named not in (None, machine.gpu.name):
+        notes.append(f"the output is of {test.device}, the machine that was given has {machine.gpu.name}")
+    for note in notes:
         print(wrapped(f"Note: {note}.", indent="  "))
     print()
 
