@@ -142,6 +142,7 @@ SAME = {
     "vllm, a log": (f"[01:02 INFO] up\n<<<\n{json.dumps(SERVED)}\n>>>\nnext\n", "vllm bench serve", "vllm", 8),
     "vllm, a log on many lines": (f"up\n{json.dumps(SERVED, indent=2)}\nnext\n", "vllm bench serve", "vllm", 8),
     "vllm, printed": (TABLE, "vllm bench serve", "vllm", 8),
+    "vllm, printed below a word of YAML": ("benchmarks:\n" + TABLE, "vllm bench serve", "vllm", 8),
     "vllm, printed by Windows": (TABLE.replace("\n", "\r\n"), "vllm bench serve", "vllm", 8),
     "vllm, printed in a comment": (TABLE.replace("\n", "\n# "), "vllm bench serve", "vllm", 8),
     "vllm, printed by a container": (TABLE.replace("\n", "\nbench-1  | "), "vllm bench serve", "vllm", 8),

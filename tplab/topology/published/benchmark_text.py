@@ -80,7 +80,7 @@ _PER_METRIC = ("avg", "p50", "std")
 def results_in(text: str, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The results in a text, in the keys of the JSON form, and remarks on what could not be read; none where the text
     holds none. JSON inside a log comes before tables, which then show the same."""
-    if _YAML.search(text, 0, _YAML_BEGINS):
+    if _YAML.search(text, 0, _YAML_BEGINS) and _COMPLETED not in text and "mean_ttft_ms" not in text:
         raise ValueError(f"{name} is guidellm's YAML: write its JSON (guidellm benchmark --output-path FILE.json)")
     if len(text) > MOST_TEXT:
         raise ValueError(f"{name} is a log of more than {MOST_TEXT:,} characters: cut out the result")
