@@ -128,6 +128,10 @@ def test_a_rank_without_actions_is_written() -> None:
         ("|0F0|0B0|\n|1F0|1B0|\n", r"got '\|0F0\|0B0\|'\. Separate the actions by commas$"),
         ("0f0,0b0\n1f0,1b0\n", r"got '0f0'\. It is written 0F0$"),
         ("0F0,0 B 0\n1F0,1B0\n", r"column 2: .*got '0 B 0'\. It is written 0B0$"),
+        (
+            "         Rank 0  Rank 1\nStep 00: 0F0\nStep 01: 0F1     1F0\n",
+            "got 'Rank 0  Rank 1'.* as torch prints it: give",
+        ),
         ("0G0,0G1\n1G0,1G1\n", r"got '0G0'$"),
         ("0F0,0G0\n1F0,1B0\n", r"row 1 \(rank 0\), column 2: text must be an action"),
         ("0F0,0B0\n1F99999999,1B0\n", r"row 2 \(rank 1\), column 1: 1F99999999 makes it a table of"),

@@ -24,6 +24,7 @@ MAX_CELLS = 1 << 19
 """Most cells of a table in a file."""
 _SAMPLE = 1 << 16  # characters that tell what separates
 _LONGEST_HINTED = 1000
+_PRINTED = re.compile(r"Rank \d+:? +\S|Step +\d+:")
 _BRACKETS = re.compile(r"\([^()]*\)")
 _FREE = re.compile(r"\d+(UNSHARD|RESHARD|REDUCE_GRAD)\d*", re.ASCII)
 _PAIR = re.compile(r"\(([^()]*)\)OVERLAP_F_B", re.ASCII)
@@ -155,6 +156,8 @@ def _hint(raw: list[list[str]], rank: int, column: int) -> str:
     parts, written = re.split(r"[\s|]+", cell), "".join(cell.split()).upper()
     if len(parts) > 1 and all(map(_is_action, parts)):
         return ". Separate the actions by commas"
+    if _PRINTED.match(cell.lstrip()):
+        return ". That is an order as torch prints it: give the file that its schedule's _dump_csv writes"
     if _is_action(written):
         return f". It is written {written}"
     if rank == 0 and len(raw) > 1 and not any(map(_is_action, raw[0])) and any(map(_is_action, raw[1])):
