@@ -281,6 +281,7 @@ class TestLine:
         notebook("ds = %ranks pull {'a': [rank]}['a']\nonly = %ranks pull -r 1 x.item()")
         assert notebook.shell.user_ns["ds"] == [[0], [1]]
         assert notebook.shell.user_ns["only"] == [2.0]
+        assert "[3, 3]" in notebook("%ranks import asyncio\n%ranks pull await asyncio.sleep(0, 3)")
         assert "generator" in notebook.fails("%ranks pull (i for i in x)")
         assert "SyntaxError" in notebook.fails("%ranks pull x = 3")
 

@@ -4,6 +4,7 @@ A cell goes the way of every function, ``cluster.submit``: its output, faults, i
 run are the cluster's. What is added here is its text (see ``tplab.cluster.cells`` for what a rank does with it).
 """
 
+import ast
 import linecache
 import re
 import sys
@@ -155,7 +156,8 @@ class RanksMagics(Magics):
         match = re.fullmatch(r"(?:(?:-r|--ranks)[ =]+(\S+)\s+)?(.+)", text)
         if match is None:
             raise UsageError("%ranks pull: say what, as in `values = %ranks pull x`")
-        compile(match[2], "<%ranks pull>", "eval")  # an expression, or a SyntaxError here
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        compile(match[2], "<%ranks pull>", "eval", flags)  # an expression, or a SyntaxError here
         name, source = self._compile("%ranks pull", match[2])
         cluster = self._ready()
         chosen = _chosen([match[1] or ""], cluster.num_ranks)
