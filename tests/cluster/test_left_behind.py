@@ -215,6 +215,20 @@ class TestScripts:
             for _ in range(2):
                 assert sized.run(tutorial) == [float(sized.num_ranks)] * sized.num_ranks
 
+    def test_for_torchrun(self, cluster2):
+        def main(rank):
+            dist.init_process_group(backend="gloo")
+            index, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+            x = torch.full((1,), float(index + 1))
+            dist.all_reduce(x)
+            dist.destroy_process_group()
+            os.environ["WORLD_SIZE"] = os.environ["RANK"] = "7"
+            return index, local, size, x.item()
+
+        for sized in (cluster2, cluster2.resized(1), cluster2):
+            n = sized.num_ranks
+            assert sized.run(main) == [(index, index, n, n * (n + 1) / 2) for index in range(n)]
+
     @pytest.mark.parametrize(
         "how",
         [

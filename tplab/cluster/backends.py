@@ -170,9 +170,17 @@ def rank_environment(placement: RankDevices, rank: int, cluster_id: str) -> dict
     environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # A warning on every rank that a send outside a batch waits its turn: here that is meant.
     environment.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
+    environment |= torchrun_environment(rank, placement.num_ranks)
     if placement.shares_gpus:
         environment |= shared_gpu_environment(cluster_id, rank)
     return environment
+
+
+def torchrun_environment(rank: int, num_ranks: int) -> dict[str, str]:
+    """What a script that was written for ``torchrun`` reads: which rank of how many it is, here all of one host. Not
+    MASTER_ADDR and MASTER_PORT: ranks find each other through the kernel."""
+    index, size = str(rank), str(num_ranks)
+    return {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
 
 
 def shared_gpu_environment(cluster_id: str, rank: int) -> dict[str, str]:

@@ -99,7 +99,8 @@ class Cluster:
         modules, printing options, other new variables. What cannot be put back is said, and the ranks are replaced.
 
         ``init_process_group`` of a pasted script finds the ranks connected, and gives it their group; one that asks for
-        other ranks or another backend gets a group of its own, for the length of the run.
+        other ranks or another backend gets a group of its own, for the length of the run. The variables RANK,
+        LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE are those of ``torchrun``.
 
         What the ranks print appears line by line, with the rank in front. Tensors of any type travel, also in closures
         and reports, and views with their own elements alone; what overlaps in memory overlaps again. CUDA tensors come

@@ -8,6 +8,7 @@ world's size, works unchanged.
 Imported on ranks only, because it needs torch.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import _unregister_process_group
 from torch.distributed import distributed_c10d
 
+from tplab.cluster.backends import torchrun_environment
 from tplab.cluster.rank import Rank
 from tplab.cluster.rank_store import KernelStore
 
@@ -87,6 +89,8 @@ class Worlds:
         self._inside = num_ranks
         world, rank = self._entered[num_ranks]
         distributed_c10d._world = world
+        if os.environ.get("WORLD_SIZE") != str(num_ranks):
+            os.environ.update(torchrun_environment(rank.index, num_ranks))
         return rank
 
     def leave(self) -> str:
