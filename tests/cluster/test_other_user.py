@@ -108,7 +108,7 @@ def test_starts_and_groups_go_on(attack, mode):
 def test_bystanders_are_hung_up_on(attack, mode):
     """With all the time in the world to connect: a group whose ranks are all there goes on."""
     with Cluster(2, "gloo") as cluster:
-        cluster.run(linger, 0.2)
+        cluster.run(linger, 1.0)  # the attacker has to share the cores, too
         attacker = attack(mode)
         assert cluster.run(share, timeout=60) == SECRETS
     assert attacker.end()["connections"] >= 20
