@@ -178,7 +178,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     # Topologies.
     "30,000 columns": (topology(" ".join(f"GPU{i}" for i in range(30_000))), "line 1: the header lists 30,000"),
     "a million lines": (topology("\n" * 1_000_000 + "GPU0\nGPU0 X"), "1,000,001 lines"),
-    "9,000 lines after 200 columns": (topology(" ".join(f"GPU{i}" for i in range(200)) + "\nx" * 9000), "without rows"),
+    "9,000 lines after columns": (topology(" ".join(f"GPU{i}" for i in range(200)) + "\nx" * 9000), "is .* cut off"),
     "a bond of 10^5000": (topology("GPU0 GPU1\nGPU0 X NV" + "9" * 5000 + "\nGPU1 NV1 X"), "line 2: .* no link"),
     "a bond of none": (topology("GPU0 GPU1\nGPU0 X NV0\nGPU1 NV0 X"), "line 2: .*'NV0' is no link"),
     "10^9 nodes": (lambda _: Machine.preset("h100", nodes=10**9), "nodes must be .* from 1 to 512; got 1000000000"),

@@ -237,7 +237,10 @@ def _header(number: int, line: str, *, broken: bool = False) -> _Header | None:
             f"{_MOST_DEVICES}"
         )
     if longest := max((len(name) for name in devices if len(name) > _LONGEST_NAME), default=0):
-        raise ValueError(f"line {number + 1}: the header has a name of {longest:,} letters: no device is called so")
+        raise ValueError(
+            f"line {number + 1}: the header, with what reads as its rest, has a name of {longest:,} letters, and no "
+            f"device has: is the text cut off after it?"
+        )
     return devices, sum(re.search(title, titles) is not None for title in _AFFINITIES)
 
 
