@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tplab.pipeline.schedule import Action, Schedule
+from tplab.pipeline.schedule import OPS, Action, Schedule
 
 _AROUND = 5
 """Steps, and ranks, that are shown on either side of the first fault."""
@@ -31,6 +31,19 @@ class Fault:
     def __str__(self) -> str:
         place = f"rank {self.rank}" if self.step is None else f"rank {self.rank}, step {self.step}"
         return f"{place}: {self.text}"
+
+
+def action_at(schedule: Schedule, position: int) -> Action:
+    """The action at an index into ``schedule.columns``."""
+    columns = schedule.columns
+    return Action(int(columns.stage[position]), OPS[columns.op[position]], int(columns.micro_batch[position]))
+
+
+def fault_at(schedule: Schedule, kind: str, position: int, text: str) -> Fault:
+    """The fault of the action at an index into ``schedule.columns``; ``text`` may name ``{action}``."""
+    action, columns = action_at(schedule, position), schedule.columns
+    rank, step = int(columns.rank[position]), int(columns.step[position])
+    return Fault(kind=kind, rank=rank, step=step, action=action, text=text.format(action=action))
 
 
 class ScheduleError(ValueError):

@@ -7,8 +7,7 @@ cell that is right.
 import numpy as np
 from numpy.typing import NDArray
 
-from tplab.pipeline.actions import OPS, Action
-from tplab.pipeline.faults import Fault
+from tplab.pipeline.faults import Fault, fault_at
 from tplab.pipeline.schedule import Schedule
 from tplab.shown import listed
 
@@ -31,7 +30,7 @@ def _mistyped(schedule: Schedule) -> Fault | None:
         largest, occur = int(ids.max(initial=-1)), len(np.unique(ids))
         if 2 * occur < largest + 1 <= room:
             text = f"{{action}}: of {largest + 1:,} {name} ids up to its own, {occur} occur: is it mistyped?"
-            return _fault(schedule, "mistyped", int(ids.argmax()), text)
+            return fault_at(schedule, "mistyped", int(ids.argmax()), text)
     return None
 
 
@@ -42,7 +41,7 @@ def _from_one(schedule: Schedule) -> Fault | None:
         there = np.unique(ids)
         if len(there) and there[0] == 1 and there[-1] == len(there) and columns.rank[0] == 0:
             text = f"{{action}} is of the lowest {name}, and there is no {name} 0: do ids start at 1? They start at 0"
-            return _fault(schedule, "counted from 1", int(ids.argmin()), text)
+            return fault_at(schedule, "counted from 1", int(ids.argmin()), text)
     return None
 
 
@@ -55,7 +54,7 @@ def _on_its_side(schedule: Schedule) -> Fault | None:
         f"stage {columns.stage[0]} stands in one column and several rows: is there a column per rank, and a row per "
         f"step? Transpose it: a row per rank, a cell per action"
     )
-    return _fault(schedule, "transposed", 0, text)
+    return fault_at(schedule, "transposed", 0, text)
 
 
 def _placement(schedule: Schedule) -> Fault | None:
@@ -74,16 +73,9 @@ def _placement(schedule: Schedule) -> Fault | None:
         f"this placement of stages is not supported: {listing}{'; ...' if p > _RANKS_NAMED else ''}. All ranks must "
         f"have equally many: stage s on rank s mod {p} (loop), or two each, down the ranks and back up (v)"
     )
-    return _fault(schedule, "placement", int((columns.rank == homes[-1]).argmax()), text)
+    return fault_at(schedule, "placement", int((columns.rank == homes[-1]).argmax()), text)
 
 
 def _single(keys: NDArray[np.int64], values: NDArray[np.int64]) -> bool:
     """Whether each key has one value."""
     return len(np.unique(np.stack([keys, values]), axis=1).T) == len(np.unique(keys))
-
-
-def _fault(schedule: Schedule, kind: str, position: int, text: str) -> Fault:
-    columns = schedule.columns
-    action = Action(int(columns.stage[position]), OPS[columns.op[position]], int(columns.micro_batch[position]))
-    place = int(columns.rank[position]), int(columns.step[position])
-    return Fault(kind=kind, rank=place[0], step=place[1], action=action, text=text.format(action=action))

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tplab.moved import say_new_names
-from tplab.pipeline.faults import MOST_FAULTS, Fault, ScheduleError
+from tplab.pipeline.faults import MOST_FAULTS, Fault, ScheduleError, action_at, fault_at
 from tplab.pipeline.misread import misread
 from tplab.pipeline.progress import run_through
-from tplab.pipeline.schedule import CODES, OPS, Action, Op, Schedule
+from tplab.pipeline.schedule import CODES, Action, Op, Schedule
 from tplab.pipeline.table import NONE, Bools, Ints, Table, arrows_of, table_of
 
 _SENDS = (Op.SEND_F, Op.SEND_B)
@@ -88,10 +88,7 @@ class _Finder:
 
     def add(self, kind: str, positions: Ints, text: str) -> None:
         """A fault at each position; ``text`` may name ``{action}``."""
-        for position in positions[:MOST_FAULTS].tolist():
-            action = self.action(position)
-            rank, step = int(self.columns.rank[position]), int(self.columns.step[position])
-            self.found.append(Fault(kind=kind, rank=rank, step=step, action=action, text=text.format(action=action)))
+        self.found += [fault_at(self.schedule, kind, position, text) for position in positions[:MOST_FAULTS].tolist()]
 
     def add_missing(self, kind: str, op: Op, where: Bools, text: str) -> None:
         """A fault for each stage and micro-batch in ``where``."""
@@ -99,10 +96,6 @@ class _Finder:
             action = Action(stage, op, micro_batch)
             rank = int(self.table.flow.rank_of[stage])
             self.found.append(Fault(kind=kind, rank=rank, step=None, action=action, text=text.format(action=action)))
-
-    def action(self, position: int) -> Action:
-        columns = self.columns
-        return Action(int(columns.stage[position]), OPS[columns.op[position]], int(columns.micro_batch[position]))
 
     def micro_batches(self) -> None:
         """What the description of inference micro-batches says of itself."""
@@ -192,7 +185,7 @@ class _Finder:
         as_received = np.lexsort((received, link))
         wrong = np.flatnonzero(as_sent != as_received)[:1]
         if len(wrong):
-            next_sent, got = self.action(int(sent[as_sent[wrong[0]]])), received[as_received[wrong]]
+            next_sent, got = action_at(self.schedule, int(sent[as_sent[wrong[0]]])), received[as_received[wrong]]
             source = int(ranks[sent[as_sent[wrong[0]]]])
             self.add(
                 "order on a link",
@@ -222,10 +215,11 @@ def _wait_faults(schedule: Schedule, table: Table, blocking_sends: bool) -> list
     kind = "deadlock of blocking sends" if blocked else "circular wait"
     for r in circle:
         needed = int(arrows.waits_for[waits[r]])
+        awaited, elsewhere = action_at(schedule, needed), columns.rank[needed]
         finder.add(
             kind,
             np.array([waits[r]]),
-            f"{kind}: {{action}} waits for {finder.action(needed)}, which rank {columns.rank[needed]} does not reach",
+            f"{kind}: {{action}} waits for {awaited}, which rank {elsewhere} does not reach",
         )
     return finder.found
 

@@ -66,6 +66,11 @@ def xgmi(gpu: Gpu) -> Link:
     return Link(kind="xgmi", bandwidth_GBps=gpu.xgmi_GBps, latency_us=NVLINK_LATENCY_US, label="XGMI")
 
 
+def name_of(gpu: Gpu, count: int, nodes: int) -> str:
+    """``8 x h100``, or ``2 x 8 x h100`` of two nodes."""
+    return f"{nodes} x {count} x {gpu.name}" if nodes > 1 else f"{count} x {gpu.name}"
+
+
 def network(nics: int, gpus: int, nic_GBps: float = NIC_GBPS) -> Link:
     """What one of ``gpus`` GPUs of a node gets of its ``nics`` cards when all send at once."""
     latency = NETWORK_LATENCY_US if nic_GBps >= 12.5 else SOCKETS_LATENCY_US
@@ -294,7 +299,7 @@ def _node(key: str, gpu: Gpu, row: _Row, gpus: int | None, nodes: int) -> Machin
         tuple(None if i == j else _joined(joined, gpu, count, i, j) for j in range(count)) for i in range(count)
     )
     return Machine(
-        name=f"{nodes} x {count} x {gpu.name}" if nodes > 1 else f"{count} x {gpu.name}",
+        name=name_of(gpu, count, nodes),
         gpu=gpu,
         gpus_per_node=count,
         nodes=nodes,

@@ -10,7 +10,7 @@ from tplab.topology.machine.gpu_names import gpu_preset
 from tplab.topology.machine.machine import GUESSED, Gpu, Link, Machine
 from tplab.topology.machine.named_gpus import gpus_of_table, smallest
 from tplab.topology.machine.other_tools import other_tool
-from tplab.topology.machine.presets import NIC_GBPS, network, nvlink, pcie_link
+from tplab.topology.machine.presets import NIC_GBPS, name_of, network, nvlink, pcie_link
 from tplab.topology.machine.topo_lines import plain_lines
 from tplab.topology.machine.topo_text import TopoTable, parse_topo
 
@@ -116,7 +116,7 @@ def machine_from_table(
             f"network taken as {len(cards)} cards ({', '.join(cards)}) of {NIC_GBPS * 8:g} Gb/s for {count} GPUs"
         )
     return Machine(
-        name=f"{nodes} x {count} x {gpu.name}" if nodes > 1 else f"{count} x {gpu.name}",
+        name=name_of(gpu, count, nodes),
         gpu=gpu,
         gpus_per_node=count,
         nodes=nodes,
