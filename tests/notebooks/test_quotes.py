@@ -1,7 +1,7 @@
 """Numbers in the notebooks' prose: each is a given of the text, or quoted from an output that is stored beside it.
 
-A markdown cell declares its numbers in its metadata: ``"tplab": {"given": ["30 ms"]}`` for what the text sets, by itself
-or with a source that it links; ``"tplab": {"quotes": {"cell-24": ["14 µs"]}}`` for what it repeats of the cell
+A markdown cell declares its numbers in its metadata: ``"tplab": {"given": ["30 ms"]}`` for what the text sets, or
+cites with a link; ``"tplab": {"quotes": {"cell-24": ["14 µs"]}}`` for what it repeats of the cell
 ``cell-24``. Outputs that change with the machine are better not quoted at all: a code cell says them.
 """
 
