@@ -1,8 +1,8 @@
 """Link the first use of a word in each notebook to the glossary.
 
-``python tests/notebooks/link_glossary.py notebooks/*.ipynb``. Words and short forms come from ``notebooks/glossary.md``;
-the short form is what a pointer that rests on the link shows. Links that stand there already are made anew, so the tool
-can be run again after any change of the text.
+``python tests/notebooks/link_glossary.py notebooks/*.ipynb``. Words and short forms come from
+``notebooks/glossary.md``; the short form is what a pointer that rests on the link shows. Links that stand there already
+are made anew, so the tool can be run again after any change of the text.
 """
 
 import re
