@@ -59,8 +59,8 @@ def test_the_reference_passes(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (total, "must hold 6; rank 0 holds 5"),
-        (constant, "a second try"),
+        (total, "the product, 6; rank 0 holds 5"),
+        (constant, "has asked nobody"),
         (only_rank_1, "rank 0"),
         (nothing, "returned None"),
         (empty, "0 elements"),

@@ -1,6 +1,8 @@
 """Checkers of the notebooks' exercises. They run the learner's function on real ranks and speak in plain words.
 
 verdict     what a checker says
+trial       the learner's function on the ranks, warmed, timed and counted; on_ranks: the rank's side of it
+registry    every exercise: its notebook, its function, its checker; own_work: what an answer may not use when graded
 reduction   00: every rank holds the product
 memory      01: bytes of keys and values per token
 layers      03: a tensor-parallel MLP and attention
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from tplab.lab.exercises.pipeline import check_schedule as check_schedule
     from tplab.lab.exercises.quantised import check_int8_all_reduce as check_int8_all_reduce
     from tplab.lab.exercises.reduction import check_reduction as check_reduction
+    from tplab.lab.exercises.registry import EXERCISES as EXERCISES
+    from tplab.lab.exercises.registry import Exercise as Exercise
     from tplab.lab.exercises.topology import check_score as check_score
     from tplab.lab.exercises.verdict import Verdict as Verdict
 
