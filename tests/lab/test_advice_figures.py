@@ -284,6 +284,10 @@ class TestMeasured:
         assert list(bars.y) == [20.0, 10.0]
         assert list(diamonds.y) == [10.0, 11.0]
         assert list(bars.x) == ["TP 1 x PP 1", "TP 2 x PP 1"]
+        assert list(bars.text) == ["advised", "best"]  # by tokens/s
+        better = made.frame.assign(measured_output_tokens_per_s=[9.0, 1.0])
+        assert list(verification_figure(better, badge="").data[0].text) == ["advised<br>best", ""]
+        assert list(verification_figure(made.frame.head(1), badge="").data[0].text) == [""]  # nothing to choose from
         both = self.verified(("emulated link A", "gloo over loopback"))
         grouped = verification_figure(both.frame, badge=both.badge)
         assert list(grouped.data[0].x[0]) == ["A", "A", "gloo over loopback", "gloo over loopback"]
@@ -308,7 +312,7 @@ class TestMeasured:
         assert "time per token off by 30 % on average" in text
         assert "rank correlation -1.00" in text
         assert "regret 50.0 %" in text
-        assert "advised TP 1 x PP 1, best TP 2 x PP 1" in text
+        assert "by output tokens/s advised TP 1 x PP 1, best TP 2 x PP 1" in text
         assert explain_verification(Verification(frame=pd.DataFrame(), notes=(), badge="")) == ""
 
 

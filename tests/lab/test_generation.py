@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
-from tplab.lab.figures.generation import layouts_figure
+from tplab.lab.figures.generation import explain_stages, layouts_figure
 from tplab.lab.panels.generation import (
     GenerationPanel,
     example_model,
@@ -113,6 +113,37 @@ def test_bars_are_shares_of_a_tokens_time() -> None:
     assert list(by_name["collectives"].y) == [0.0, 10.0]
     assert list(by_name["waiting for another stage"].y) == [0.0, 5.0]
     assert list(by_name["computing"].x) == ["TP 1 x PP 1", "TP 2 x PP 2, k=3"]
+
+
+def test_the_time_to_the_first_token_stands_below_its_layout_not_on_a_bar() -> None:
+    figure = layouts_figure(FRAME, badge="LIVE")
+    assert list(figure.layout.xaxis.ticktext) == ["TP 1 x PP 1<br>first: 4 ms", "TP 2 x PP 2, k=3<br>first: 9 ms"]
+    assert list(figure.layout.xaxis.tickvals) == list(figure.data[0].x)
+    assert all(trace.text is None for trace in figure.data)
+
+
+def test_words_on_stages_follow_the_traces(panel: GenerationPanel) -> None:
+    runs = []
+    for k in (1, 2):
+        panel.configure(tp=1, micro_batches=k).run()
+        assert panel.generation is not None
+        runs.append(panel.generation)
+    said = explain_stages(runs)
+    for made in runs:
+        assert f"idle for {made.trace().idle_over_total:.0%} of the time" in said
+    assert "With 1 micro-batch in flight" in said
+    assert "would leave 50%" in said
+    assert f"{runs[1].output_tokens_per_s / runs[0].output_tokens_per_s:.2f} times" in said
+    assert "times" not in explain_stages(runs[::-1])  # fewer in flight are not said to give anything
+    panel.configure(tp=2, micro_batches=1).run()
+    made = panel.generation
+    assert made is not None
+    assert explain_stages([made]) == "One stage waits for no other."
+    trace = made.trace()
+    shares = made.shares()[0]
+    assert trace.collectives
+    assert trace.collective_over_total > 0
+    assert sum(end - start for _, start, end in trace.collectives) == pytest.approx(shares["collective"] * made.total_s)
 
 
 def test_collectives_inside_graphs_are_not_shown_as_none() -> None:

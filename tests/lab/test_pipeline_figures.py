@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 from tplab.lab import style
 from tplab.lab.figures.pipeline import caption, gantt, small_multiples
-from tplab.lab.figures.pipeline_curves import bubble_figure, bubble_frame, decode_figure, prefill_figure
+from tplab.lab.figures.pipeline_curves import (
+    bubble_figure,
+    bubble_frame,
+    decode_figure,
+    few_micro_batches_figure,
+    few_micro_batches_frame,
+    prefill_figure,
+)
 from tplab.pipeline import Costs, Op, Schedule, Trace, build_schedule, formulas, simulate
 from tplab.pipeline.mistakes import one_micro_batch_too_many
 from tplab.pipeline.trace import KINDS
@@ -355,8 +363,60 @@ def test_the_prefill_figure_marks_the_best_number_of_chunks(column: str) -> None
     )
     figure = prefill_figure(frame, badge="LIVE")
     assert list(figure.data[0].y) == [9.1, 5.3, 6.2]
-    notes = [(item.x, item.y) for item in figure.layout.annotations if item.text == "least"]
+    notes = [(item.x, item.y) for item in figure.layout.annotations if item.text == "fewest ms by the model"]
     assert notes == ([(1, 5.3)] if column == "chunks" else [])
+
+
+def test_no_verdict_before_all_points_are_in() -> None:
+    frame = pd.DataFrame(
+        {
+            "chunks": [1, 4],
+            **{key: [9.0, 5.0] for key in ("formula_ms", "simulated_ms", "measured_ms")},
+            "idle_over_total": 0.5,
+            "cases": 3,
+        }
+    )
+    assert len(prefill_figure(frame, badge="LIVE").layout.annotations) == 1  # the badge
+    assert len(prefill_figure(frame.assign(cases=2), badge="LIVE").layout.annotations) == 2
+
+
+def test_collectives_lie_below_the_work_that_they_are_part_of() -> None:
+    """Two stages of a generation: half of stage 0's second is spent in a collective, none of stage 1's."""
+    trace = replace(simulate(build_schedule("forward-only", 2, 1)), collectives=((0, 0.25, 0.75),))
+    assert trace.collective_over_total == pytest.approx(0.5 / 4)
+    assert trace.idle_over_total == 0.5  # a collective is not idle time
+    figure = gantt(trace, names=["measured"])
+    found = bars(figure)
+    assert found["collectives"].marker.color == style.COLLECTIVE
+    assert drawn(found["collectives"]) == [(250.0, 750.0)]
+    work = found["forward"]
+    assert found["collectives"].y[0] - found["collectives"].width / 2 > work.y[0] + work.width / 2
+    assert np.floor(found["collectives"].y[0]) == 0
+    assert "collectives/total 12.5%" in captions(figure)[0]
+    assert "collectives" not in captions(gantt(replace(trace, collectives=())))[0]
+
+
+def test_times_in_units_are_not_called_seconds() -> None:
+    trace = simulate(build_schedule("1f1b", 4, 8))
+    figure = gantt(trace, unit="units of F")
+    assert figure.layout.xaxis.title.text == "units of F"
+    assert "makespan 33 units of F" in captions(figure)[0]
+    assert max(end for bar in bars(figure).values() for _, end in drawn(bar)) == 33
+    assert "makespan 33 units of F" in captions(small_multiples([trace, trace], unit="units of F"))[1]
+    assert gantt(trace).layout.xaxis.title.text == "seconds"
+    assert gantt(simulate(build_schedule("1f1b", 4, 8), HOPS)).layout.xaxis.title.text == "milliseconds"
+
+
+def test_with_fewer_micro_batches_than_ranks_no_table_is_as_fast_as_the_formula() -> None:
+    frame = few_micro_batches_frame(8, (1, 2, 8), (1, 2, 4, 8, 16))
+    assert (frame["simulated"] >= frame["least"] - 1e-9).all()
+    few, enough = frame[frame["micro_batches"] < 8], frame[frame["micro_batches"] >= 8]
+    assert enough["simulated"].to_numpy() == pytest.approx(enough["plotted"].to_numpy())
+    assert (few[few["chunks"] > 1]["plotted"] < few[few["chunks"] > 1]["least"]).all()
+    row = few[(few["chunks"] == 8) & (few["micro_batches"] == 4)].iloc[0]  # by hand: (8·8 + 3)/(8·4) - 1
+    assert (row["plotted"], row["simulated"], row["least"]) == pytest.approx((7 / 32, 67 / 32 - 1, 1.0))
+    names = [item.name for item in few_micro_batches_figure(frame).data]
+    assert names[:3] == ["cannot be: below p/m - 1", "(p-1)/(v·m), 1 chunk", "simulated, 1 chunk"]
 
 
 def test_nothing_measured_yet_is_an_empty_card() -> None:

@@ -317,6 +317,23 @@ def test_words_on_a_decoding_ring_name_the_k_that_fills_it() -> None:
     assert "measured 100%" not in explain_serving(frame.head(2))
 
 
+def chunked(simulated: list[float], measured: list[float]) -> pd.DataFrame:
+    chunks = [1 << power for power in range(len(simulated))]
+    return pd.DataFrame(
+        {"chunks": chunks, "simulated_ms": simulated, "measured_ms": measured, "error_pct": 0.0, "cases": len(chunks)}
+    )
+
+
+def test_words_on_a_prompt_in_chunks_follow_the_numbers_either_way() -> None:
+    said = explain_serving(chunked([9, 5, 7], [9, 5.2, 7]))
+    assert "1 chunk takes 9 ms; the fastest measured is 2 chunks, 5 ms. The model's fastest is 2 chunks: with" in said
+    said = explain_serving(chunked([5, 7, 9], [5, 7, 9]))
+    assert "takes 5 ms; that is the fastest measured. The model's fastest is 1 chunk: what each" in said
+    said = explain_serving(chunked([9, 7, 5], [9, 5, 7]))
+    assert "fastest measured is 2 chunks, 5 ms. The model's fastest is 4 chunks, the most that were tried" in said
+    assert explain_serving(chunked([9, 5, 7], [9, 5, 7]).head(2)) == "2 of 3 measured so far."
+
+
 def test_figures_are_white_cards(studio: ScheduleStudio) -> None:
     assert studio.figure.layout.paper_bgcolor == "white"
     assert studio.figure.layout.font.color == style.INK

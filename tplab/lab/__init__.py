@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.advice import explain_flips as explain_flips
     from tplab.lab.figures.collectives import explain_sweep as explain_sweep
     from tplab.lab.figures.crossover import explain_losses as explain_losses
+    from tplab.lab.figures.generation import explain_stages as explain_stages
     from tplab.lab.figures.layers import explain_chunks as explain_chunks
     from tplab.lab.figures.layers import explain_phases as explain_phases
     from tplab.lab.figures.memory import explain_memory as explain_memory

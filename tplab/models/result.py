@@ -1,7 +1,7 @@
 """What a generation gave and what it cost. Pure: made in the notebook kernel from what the ranks send."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -208,7 +208,8 @@ class Generation:
     def trace(self) -> "Trace":
         """The stages' work as a pipeline trace: the first rank of each stage, micro-batches numbered as they came.
 
-        Step s of micro-batch j takes in the token of its step s - 1: the back edge of a decode ring.
+        Step s of micro-batch j takes in the token of its step s - 1: the back edge of a decode ring. The trace has that
+        rank's ``collectives``, too; those in CUDA graphs nobody sees.
         """
         from tplab.pipeline.schedule import Action, MicroBatch, Op, Schedule
         from tplab.pipeline.trace import Trace
@@ -240,7 +241,15 @@ class Generation:
             for stage, spans in enumerate(work)
             for span in spans
         ]
-        return Trace.from_spans(schedule, spans, measured=True, badge=self.badge, provenance=self.provenance)
+        trace = Trace.from_spans(schedule, spans, measured=True, badge=self.badge, provenance=self.provenance)
+        zero = min((span[4] for span in spans), default=0.0)
+        noted = [
+            (stage, span.start_s - zero, span.end_s - zero)
+            for stage in range(self.layout.pp)
+            for span in self.spans[stage * self.layout.tp]
+            if span.kind == "collective"
+        ]
+        return replace(trace, collectives=tuple(noted))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,12 +56,13 @@ def submit_serving(cluster: "Cluster", plan: ServingPlan, **callbacks: Any) -> "
 
 
 def serving_frame(plan: ServingPlan, reports: Sequence[Any], provenance: Any) -> pd.DataFrame:
-    """One row per case that has run: the plan's columns, then ``badge`` and the provenance."""
+    """One row per case that has run: the plan's columns, ``cases`` (how many there are to run), ``badge`` and the
+    provenance."""
     cases = plan.cases()
     traces = case_traces(cases, reports, provenance)
     rows = plan.rows(cases, traces)
     first = next((trace for some in traces for trace in some), None)
-    about = {} if first is None else {"badge": first.badge, **first.provenance}
+    about = {} if first is None else {"cases": len(cases), "badge": first.badge, **first.provenance}
     return pd.DataFrame([row | about for row in rows])
 
 

@@ -67,6 +67,9 @@ class Trace:
     """Columns of the run's provenance; empty for a simulation."""
     activation_bytes: tuple[float, ...] | None = None
     """Bytes that one micro-batch leaves on each of the p·v stages until its backward; None if not known."""
+    collectives: tuple[tuple[int, float, float], ...] = ()
+    """Rank, start and end, in seconds, of the collectives within its computations, where somebody noted them: figures
+    draw them below the computations that they are part of. Not in ``frame``, nor in the file for Perfetto."""
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in self._arrays()}
@@ -189,6 +192,11 @@ class Trace:
     def idle_s(self) -> NDArray[np.float64]:
         """Seconds that each rank does not compute: makespan less work."""
         return self.makespan_s - self.work_s
+
+    @property
+    def collective_over_total(self) -> float:
+        """Time in ``collectives`` over the makespan of all ranks together: a part of what is not idle."""
+        return float(_ratio(sum(end - start for _, start, end in self.collectives), self.makespan_s * self.num_ranks))
 
     @property
     def idle_over_total_per_rank(self) -> NDArray[np.float64]:

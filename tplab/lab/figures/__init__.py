@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from tplab.lab.figures.pipeline_curves import bubble_figure as bubble_figure
     from tplab.lab.figures.pipeline_curves import bubble_frame as bubble_frame
     from tplab.lab.figures.pipeline_curves import decode_figure as decode_figure
+    from tplab.lab.figures.pipeline_curves import few_micro_batches_figure as few_micro_batches_figure
+    from tplab.lab.figures.pipeline_curves import few_micro_batches_frame as few_micro_batches_frame
     from tplab.lab.figures.pipeline_curves import prefill_figure as prefill_figure
     from tplab.lab.figures.profile import profile_figure as profile_figure
     from tplab.lab.figures.timings import timings_figure as timings_figure

@@ -92,7 +92,18 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
                 "textfont": {"size": 11, "color": _text_colours(kind, trace, which)},
             }
         result.append(bars)
+    if trace.collectives:
+        result.append(_collectives(trace, lanes, scale))
     return result
+
+
+def _collectives(trace: Trace, lanes: Lanes, scale: Scale) -> dict[str, Any]:
+    """Below the computations that they are part of, where messages lie."""
+    rank, start_s, end_s = (np.asarray(column) for column in zip(*trace.collectives, strict=True))
+    hover = f"in a collective for %{{x:.3g}} {scale.unit}"
+    lengths = (end_s - start_s) * scale.factor
+    marker = style.bar_marker(style.COLLECTIVE)
+    return _bars("collectives", start_s * scale.factor, lengths, rank + lanes.sends, lanes.sends_height, marker, hover)
 
 
 def _bars(

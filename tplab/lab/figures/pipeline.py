@@ -32,11 +32,13 @@ def gantt(
     max_activations: float | None = None,
     memory: bool | None = None,
     lane_px: int | None = None,
+    unit: str = "",
 ) -> go.Figure:
     """One chart per trace, the first on top, all on one time axis; below, what each rank holds over time.
 
     In a chart rank 0 is on top; computations lie on a full lane, messages on one of half that height below (forward in
-    its upper half, backward in its lower, where both occur). Labels say which micro-batch, where there are up to 64
+    its upper half, backward in its lower, where both occur), and there, too, the collectives that are part of a
+    computation, where the trace knows them. Labels say which micro-batch, where there are up to 64
     actions per lane. The caption of a chart has the makespan, the bubble under both names, and the peak of every rank.
     The memory lane has the first trace filled, and the others as lines.
 
@@ -47,6 +49,8 @@ def gantt(
         max_activations: a cap in micro-batches, drawn into the memory lane.
         memory: whether to draw it; by default in training, for in inference a rank holds nothing between forwards.
         lane_px: height of a rank's lanes.
+        unit: what a second of the traces stands for, such as ``units of F`` where a forward takes 1; by default times
+            are seconds, shown as such or as milliseconds.
 
     Raises:
         ValueError: no trace, or of different numbers of ranks.
@@ -61,7 +65,7 @@ def gantt(
     names = list(names) or _names(traces)
     check_length("names", names, len(traces), "traces")
     end_s = max((float(trace.end_s.max()) for trace in traces if len(trace.end_s)), default=1.0)
-    unit, factor = ("ms", 1e3) if end_s < 10 else ("s", 1.0)
+    shown_in, factor = _unit(end_s, unit)
     lanes = _lanes(traces)
     each_px = lane_px or max(10, min(40, 480 // (p * len(traces))))
     heights = [p * each_px] * len(traces) + [p * max(10, min(_MEMORY_PX, 200 // p))] * memory
@@ -69,7 +73,7 @@ def gantt(
 
     data: list[dict[str, Any]] = []
     shown: set[str] = set()
-    scale = Scale(unit, factor, px_per_s=PLOT_WIDTH_PX / end_s if end_s else 0.0, lane_px=each_px)
+    scale = Scale(shown_in, factor, px_per_s=PLOT_WIDTH_PX / end_s if end_s else 0.0, lane_px=each_px)
     for index, trace in enumerate(traces):
         other = traces[1 if index == 0 else 0] if len(traces) > 1 else None
         for bars in bars_of(trace, other, lanes, scale):
@@ -80,18 +84,21 @@ def gantt(
     if memory:
         data += memory_of(traces, names, _axis("y", len(traces)), scale, end_s, max_activations)
 
-    captions = [caption(trace, name) for trace, name in zip(traces, names, strict=True)]
+    captions = [caption(trace, name, unit) for trace, name in zip(traces, names, strict=True)]
     if memory:
         held = f" (filled: {names[0]}; line: {', '.join(names[1:])})" if len(traces) > 1 else ""
         captions.append(f"<b>memory</b> · micro-batches held{held}; at the right the peak")
     layout = _card(badge or _badge(traces), plot_px + _TOP_PX + _BOTTOM_PX)
     layout["title"]["text"] = title or _title(traces[0])
-    _lay_out(layout, p, spots, captions, unit, end_s * factor)
+    _lay_out(layout, p, spots, captions, shown_in, end_s * factor)
     return go.Figure(data, layout)
 
 
-def small_multiples(traces: Sequence[Trace], *, names: Sequence[str] = (), title: str = "") -> go.Figure:
-    """Schedules one above the other on one time axis, the same ranks and micro-batches in each; thin lanes."""
+def small_multiples(
+    traces: Sequence[Trace], *, names: Sequence[str] = (), title: str = "", unit: str = ""
+) -> go.Figure:
+    """Schedules one above the other on one time axis, the same ranks and micro-batches in each; thin lanes. ``unit`` as
+    for :func:`gantt`."""
     traces = list(traces)
     p = traces[0].num_ranks if traces else 1
     return gantt(
@@ -100,25 +107,37 @@ def small_multiples(traces: Sequence[Trace], *, names: Sequence[str] = (), title
         title=title or "The same work under every schedule",
         memory=False,
         lane_px=max(6, min(16 if _lanes(traces) is WITHOUT else 26, 120 // p)),
+        unit=unit,
     )
 
 
-def caption(trace: Trace, name: str) -> str:
-    """Makespan, both bubbles, and the peaks (in micro-batches), in a line."""
-    unit, factor = ("ms", 1e3) if trace.makespan_s < 10 else ("s", 1.0)
+def caption(trace: Trace, name: str, unit: str = "") -> str:
+    """Makespan, both bubbles, time in collectives, and the peaks (in micro-batches), in a line; ``unit`` as for
+    :func:`gantt`."""
+    shown_in, factor = _unit(trace.makespan_s, unit)
     parts = [
         f"<b>{name}</b>",
-        f"makespan {_four_digits(trace.makespan_s * factor)} {unit}",
+        f"makespan {_four_digits(trace.makespan_s * factor)} {shown_in}",
         f"idle/total {trace.idle_over_total:.1%}",
         f"idle/work {trace.idle_over_work:.1%}",
     ]
+    if trace.collectives:
+        parts.append(f"collectives/total {trace.collective_over_total:.1%}")
     if not trace.schedule.is_inference:
         parts.append(f"peak {_peaks_text(trace.peak_activations_per_rank)}")
     return " · ".join(parts)
 
 
 def _lanes(traces: Sequence[Trace]) -> Lanes:
-    return WITH_SENDS if any((trace.op == code).any() for trace in traces for code in SENDS) else WITHOUT
+    below = any(trace.collectives or np.isin(trace.op, SENDS).any() for trace in traces)
+    return WITH_SENDS if below else WITHOUT
+
+
+def _unit(end_s: float, unit: str) -> tuple[str, float]:
+    """What times up to ``end_s`` are shown in, and how many of it make a second."""
+    if unit:
+        return unit, 1.0
+    return ("ms", 1e3) if end_s < 10 else ("s", 1.0)
 
 
 def _names(traces: Sequence[Trace]) -> list[str]:
@@ -212,7 +231,7 @@ def _lay_out(
     ]
     layout |= {"barmode": "overlay", "hovermode": "closest"}
     layout["xaxis"] |= {
-        "title": layout["xaxis"]["title"] | {"text": "milliseconds" if unit == "ms" else "seconds"},
+        "title": layout["xaxis"]["title"] | {"text": {"ms": "milliseconds", "s": "seconds"}.get(unit, unit)},
         "range": [0, 1.06 * end],
         "anchor": _axis("y", len(spots) - 1),
         # The same moment in every chart.

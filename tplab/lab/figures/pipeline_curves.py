@@ -13,6 +13,7 @@ from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
+from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.simulation import simulate
 
 _LINES = {
@@ -73,6 +74,57 @@ def bubble_figure(frame: pd.DataFrame, *, claimed: bool = True) -> go.Figure:
     return style.card(figure, title=f"The bubble shrinks with micro-batches, {p} ranks", badge="MODEL", height=440)
 
 
+def few_micro_batches_frame(p: int, chunks: Sequence[int], micro_batches: Sequence[int]) -> pd.DataFrame:
+    """What ``(p-1)/(v·m)`` says below m = p, where it does not hold; what a table takes; and the least there can be.
+
+    A micro-batch crosses all p·v stages one after the other, forward and backward, which takes the time of p ranks'
+    work on it; so idle over work is at least ``p/m - 1``, whatever the chunks.
+
+    Args:
+        p: ranks.
+        chunks: numbers of chunks per rank, v.
+        micro_batches: m.
+
+    Returns:
+        Rows of ``num_stages``, ``chunks``, ``micro_batches``, ``plotted`` (the formula), ``simulated`` (all forwards,
+        chunk after chunk, then all backwards, F = I = W) and ``least``, all idle over work.
+    """
+    rows = []
+    for v in chunks:
+        for m in micro_batches:
+            forwards = [[f"{r + p * c}F{i}" for c in range(v) for i in range(m)] for r in range(p)]
+            backwards = [[f"{r + p * c}B{i}" for c in reversed(range(v)) for i in range(m)] for r in range(p)]
+            text = "\n".join(",".join(f + b) for f, b in zip(forwards, backwards, strict=True))
+            made = simulate(Schedule.from_text(text, name=f"all forwards first, {v} chunks"))
+            rows.append((p, v, m, (p - 1) / (v * m), made.idle_over_work, max(0.0, p / m - 1)))
+    names = ["num_stages", "chunks", "micro_batches", "plotted", "simulated", "least"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def few_micro_batches_figure(frame: pd.DataFrame) -> go.Figure:
+    """:func:`few_micro_batches_frame`: the formula as lines, what a table takes as marks, the least as a shade below.
+
+    Args:
+        frame: as that function gives it.
+    """
+    figure = go.Figure()
+    p = int(frame["num_stages"].iloc[0]) if len(frame) else 0
+    hover = "m = %{x}: %{y:.0f} %"
+    colours = (style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.INK)
+    for at, (v, rows) in enumerate(frame.groupby("chunks", sort=False)):
+        m, colour = rows["micro_batches"], colours[at % len(colours)]
+        if not at:
+            fill = {"fill": "tozeroy", "fillcolor": style.IDLE}
+            marks.line(figure, m, 100 * rows["least"], "cannot be: below p/m - 1", style.MUTED, "dot", width=1, **fill)
+        name = f"{_count(v, 'chunk')}"
+        marks.line(figure, m, 100 * rows["plotted"], f"(p-1)/(v·m), {name}", colour, hover=hover)
+        marks.points(figure, m, 100 * rows["simulated"], f"simulated, {name}", colour, size=8, hover=hover)
+    figure.update_xaxes(title="micro-batches m", type="log", tickvals=sorted(set(frame["micro_batches"])))
+    figure.update_yaxes(title="bubble: idle / work", ticksuffix=" %", rangemode="tozero")
+    title = f"Fewer micro-batches than ranks: where the formula does not hold, {p} ranks"
+    return style.card(figure, title=title, badge="MODEL", height=440)
+
+
 def prefill_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     """Makespan of a prefill against the number of micro-batches, or of one prompt against that of its chunks.
 
@@ -87,9 +139,11 @@ def prefill_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         idle = frame["idle_over_total"]
         _measured(figure, labels, frame["measured_ms"], style.FORWARD, "", "%{y:.1f} ms", idle=idle)
         _modelled(figure, labels, frame["formula_ms"], frame["simulated_ms"], "%{y:.1f} ms")
-    if chunked and len(frame):
+    if chunked and len(frame) and _is_complete(frame):
         best = int(frame["simulated_ms"].argmin())
-        _note(figure, best, max(frame["measured_ms"].iloc[best], frame["formula_ms"].iloc[best]), "least")
+        _note(
+            figure, best, max(frame["measured_ms"].iloc[best], frame["formula_ms"].iloc[best]), "fewest ms by the model"
+        )
     what = "chunks of the prompt" if chunked else "micro-batches m"
     figure.update_layout(bargap=0.45)
     figure.update_xaxes(title=what, type="category")
@@ -145,35 +199,58 @@ def _note(figure: go.Figure, position: int, height: float, text: str) -> None:
 
 
 def explain_serving(frame: pd.DataFrame) -> str:
-    """Sentences on an inference pipeline (frame of a plan in ``tplab.pipeline.serving``): what fills it, what costs."""
+    """Sentences on an inference pipeline (frame of a plan in ``tplab.pipeline.serving``): what fills it, what costs. No
+    verdict before all of it is measured."""
     if frame.empty:
         return ""
     off = frame["error_pct"].abs()
+    if not _is_complete(frame):
+        return f"{len(frame)} of {frame['cases'].iloc[0]} measured so far."
     if "in_flight" in frame:
         first, needed = frame.iloc[0], int(frame["needed"].iloc[0])
         text = (
-            f"With {first['in_flight']} in flight {first['steps_per_s']:.0f} micro-batches get a token per second, "
-            f"{first['of_best']:.0%} of what the slowest stage allows; the ring is full from k = {needed}"
+            f"With {first['in_flight']:g} in flight {first['steps_per_s']:.0f} micro-batches get a token per second, "
+            f"{first['of_best']:.0%} of what the slowest stage allows; by the formula the ring is "
+            f"full from k = {needed}"
         )
         full = frame[frame["full"]]
-        text += f", measured {full['of_best'].iloc[0]:.0%}." if len(full) else "."
+        text += f", measured {full['of_best'].iloc[0]:.0%}." if len(full) else ", more than was tried."
     elif "chunks" in frame:
-        first, best = frame.iloc[0], frame.iloc[int(frame["measured_ms"].argmin())]
-        text = (
-            f"The prompt in one piece takes {first['measured_ms']:.0f} ms, for all stages but one wait; in "
-            f"{_chunks(best)} {best['measured_ms']:.0f} ms, the least measured. The model says "
-            f"{_chunks(frame.iloc[int(frame['simulated_ms'].argmin())])}: below, stages wait; above, each chunk costs "
-            f"more than it fills."
-        )
+        text = _chunks_in_words(frame)
     else:
         first, last = frame.iloc[0], frame.iloc[-1]
         text = (
-            f"One micro-batch takes {first['measured_ms']:.0f} ms and leaves the ranks idle for "
-            f"{first['idle_over_total']:.0%}; {last['micro_batches']} take {last['measured_ms']:.0f} ms, "
-            f"{last['per_micro_batch_ms']:.0f} ms each, {last['idle_over_total']:.0%} idle."
+            f"{_count(first['micro_batches'], 'micro-batch', 'es')} in {first['measured_ms']:.0f} ms: the ranks are "
+            f"idle for {first['idle_over_total']:.0%}; {_count(last['micro_batches'], 'micro-batch', 'es')} in "
+            f"{last['measured_ms']:.0f} ms, {last['per_micro_batch_ms']:.0f} ms each: idle for "
+            f"{last['idle_over_total']:.0%}."
         )
     return text + f" Measurement and simulation differ by {off.median():.1f} % (median), {off.max():.1f} % at most."
 
 
-def _chunks(row: "pd.Series[Any]") -> str:
-    return "1 chunk" if row["chunks"] == 1 else f"{row['chunks']} chunks"
+def _chunks_in_words(frame: pd.DataFrame) -> str:
+    """A prompt in chunks: the fastest measured, the fastest by the model, and what lies on each side of that."""
+    first, best = frame.iloc[0], frame.iloc[int(frame["measured_ms"].argmin())]
+    modelled = int(frame["simulated_ms"].argmin())
+    text = f"The prompt in {_count(first['chunks'], 'chunk')} takes {first['measured_ms']:.0f} ms; "
+    if best["chunks"] == first["chunks"]:
+        text += "that is the fastest measured. "
+    else:
+        text += f"the fastest measured is {_count(best['chunks'], 'chunk')}, {best['measured_ms']:.0f} ms. "
+    text += f"The model's fastest is {_count(frame.iloc[modelled]['chunks'], 'chunk')}"
+    if len(frame) == 1:
+        return text + "."
+    if modelled == 0:
+        return text + ": what each further chunk costs by itself is more than it fills."
+    if modelled == len(frame) - 1:
+        return text + ", the most that were tried: each still fills more than it costs."
+    return text + ": with fewer, stages wait longer; with more, each chunk costs more than it fills."
+
+
+def _is_complete(frame: pd.DataFrame) -> bool:
+    """Whether all cases of a plan are in; a frame that does not say how many there are counts as whole."""
+    return "cases" not in frame or len(frame) >= int(frame["cases"].iloc[0])
+
+
+def _count(number: Any, thing: str, plural: str = "s") -> str:
+    return f"{number:g} {thing}{plural if number != 1 else ''}"

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def verification_figure(
     frame: pd.DataFrame, *, badge: str, measure: str = "tpot_ms", title: str = "Predicted beside measured"
 ) -> go.Figure:
-    """Predicted beside measured, a pair per layout, by setting.
+    """Predicted beside measured, a pair per layout, by setting. Where a setting has several layouts, its bars say which
+    one is advised and which was the best: of most output tokens/s, predicted and measured.
 
     Args:
         frame: of a ``Verification``, or of ``verify.box_layouts``, which also has predictions by spec sheet.
@@ -29,7 +30,14 @@ def verification_figure(
     x = [settings, frame["layout"].tolist()] if several else frame["layout"].tolist()
     measured, predicted, told = (frame.get(f"{kind}_{measure}") for kind in ("measured", "predicted", "spec_sheet"))
     hover = "%{y:.3g} measured<extra>%{x}</extra>"
-    marks.bars(figure, x, measured, "measured", style.WEIGHT_GRADIENT, hover=hover)
+    words: dict[str, Any] = {
+        "text": _chosen(frame),
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "textangle": 0,
+    }
+    words |= {"textfont": {"color": style.text_on(style.WEIGHT_GRADIENT)}, "constraintext": "none"}
+    marks.bars(figure, x, measured, "measured", style.WEIGHT_GRADIENT, hover=hover, **words)
     name = "predicted" if told is None else "predicted, calibrated"
     off, hover = frame[f"{measure}_error_pct"], "%{y:.3g} predicted, %{customdata:+.0f} %<extra>%{x}</extra>"
     marks.predictions(figure, x, predicted, name, size=12, customdata=off, hover=hover)
@@ -49,6 +57,16 @@ def verification_figure(
     if several:  # their names stand below those of the layouts
         figure.update_layout(margin_b=150, legend_y=-118 / (height - 220))
     return figure
+
+
+def _chosen(frame: pd.DataFrame) -> list[str]:
+    """``advised``, ``best``, both or nothing, for each row."""
+    words: dict[Any, list[str]] = {row: [] for row in frame.index}
+    for _, group in frame.groupby("setting", sort=False):
+        if len(group) > 1:
+            words[group["predicted_output_tokens_per_s"].idxmax()].append("advised")
+            words[group["measured_output_tokens_per_s"].idxmax()].append("best")
+    return ["<br>".join(words[row]) for row in frame.index]
 
 
 def calibration_figure(calibration: Calibration, *, badge: str) -> go.Figure:
@@ -100,7 +118,7 @@ def explain_verification(made: "Verification") -> str:
     )
     return (
         f"{len(made.frame)} layouts run: time per token off by {made.mape_pct():.0f} % on average, rank correlation "
-        f"{made.spearman:.2f}, regret {made.regret_pct:.1f} %; {chosen}."
+        f"{made.spearman:.2f}, regret {made.regret_pct:.1f} %; by output tokens/s {chosen}."
     )
 
 

@@ -185,7 +185,7 @@ class GenerationPanel(RunPanel):
             waiting = style.card(go.Figure(), title="No timeline yet", badge=cluster.badge, height=420)
             return waiting, self._tokens()
         name = f"TP {generation.layout.tp} x PP {generation.layout.pp}, k={generation.num_micro_batches}"
-        figure = gantt(generation.trace(), title=f"{name}: stages at work", names=["measured"])
+        figure = gantt(generation.trace(), title=f"{name}: stages at work, and their collectives", names=["measured"])
         return figure, _summary(generation) + self._tokens()
 
     def _tokens(self) -> str:
