@@ -10,10 +10,17 @@ import pandas as pd
 import pytest
 
 from tplab.cluster import RankDied, RunStopped
-from tplab.collectives.cost import AlphaBeta
+from tplab.collectives.cost import AlphaBeta, Curve
 from tplab.lab import Pool, RingStepper, SweepPanel
 from tplab.lab.figures import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
-from tplab.lab.figures.collectives import explain_sweep, leave_one_out, ring_state
+from tplab.lab.figures.collectives import (
+    explain_busbw,
+    explain_emulated,
+    explain_growth,
+    explain_sweep,
+    leave_one_out,
+    ring_state,
+)
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -100,8 +107,53 @@ def test_the_words_say_the_fit_and_whether_results_were_right() -> None:
     assert "50 µs + S / 2.00 GB/s is off by 0 %" in explain_sweep(frame)
     assert "Every result was checked" in explain_sweep(frame)
     frame.loc[3, "correct"] = False
-    assert "1 results were WRONG" in explain_sweep(frame)
+    assert "WRONG on some rank: 1 results" in explain_sweep(frame)
     assert explain_sweep(frame.head(0)) == ""
+
+
+def test_the_words_call_nearer_what_is_nearer() -> None:
+    bent = frame_of(50.0, 2.0)
+    bent["p50_us"] = 50 * (bent["bytes"] / 1024) ** 0.5  # no line, but a smooth curve
+    assert "the curve is nearer" in explain_sweep(bent)
+    scattered = frame_of(50.0, 2.0)
+    scattered.loc[1::2, "p50_us"] *= 1.8
+    assert "the curve is nearer" not in explain_sweep(scattered)
+    assert "neither is clearly better" in explain_sweep(frame_of(50.0, 2.0))
+
+
+def test_bus_bandwidth_of_several_numbers_of_ranks() -> None:
+    both = pd.concat([frame_of(5.0, 300.0, n=2), frame_of(5.0, 200.0, n=4)])
+    names = [item.name for item in busbw_figure(both, badge="MODEL").data]
+    assert names == [
+        *("busbw: library, float32, 2 ranks", "algbw: library, float32, 2 ranks"),
+        *("busbw: library, float32, 4 ranks", "algbw: library, float32, 4 ranks"),
+    ]
+    assert "busbw is nearer to a property of the links" in explain_busbw(both)
+    assert "what binds is not the links" in explain_busbw(pd.concat([frame_of(5.0, 2.0, n=2), frame_of(5.0, 2.0, n=4)]))
+    assert explain_busbw(frame_of(5.0, 2.0, n=2)).endswith("On 2 ranks the factor is 1: both are the same.")
+    assert explain_busbw(both.head(0)) == ""
+
+
+def test_what_binds_a_message_is_said_from_twice_its_bytes() -> None:
+    curve = Curve([1 << 10, 1 << 14, 1 << 20, 1 << 21, 1 << 25, 1 << 26], [10, 10, 20, 30, 170, 340])
+    assert explain_growth("hop", curve, 1 << 12) == (
+        "hop, 4 KiB: 10 µs; twice the bytes take 1.00 times as long: latency-bound"
+    )
+    assert explain_growth("hop", curve, 1 << 20).endswith("1.50 times as long: in between")
+    assert explain_growth("hop", curve, 1 << 25).endswith("2.00 times as long: bandwidth-bound")
+
+
+def test_the_words_on_a_declared_link_say_whether_large_messages_are_nearer() -> None:
+    frame = pd.DataFrame({"bytes": [4096, 4096, 1 << 20], "p50_us": [1500.0, 1700.0, 10500.0], "formula_us": 0.0})
+    frame["formula_us"] = [1000.0, 1000.0, 10000.0]
+    frame["error_pct"] = 100 * (frame["p50_us"] / frame["formula_us"] - 1)
+    frame["correct"] = True
+    text = explain_emulated(frame)
+    assert "4 KiB takes 600 µs more (+60 %), 1 MiB takes 500 µs more (+5 %)" in text
+    assert "The larger the message, the nearer it comes" in text
+    assert "the cores were busy" in explain_emulated(frame.assign(error_pct=[5.0, 5.0, 60.0]))
+    assert "WRONG" in explain_emulated(frame.assign(correct=[True, False, True]))
+    assert explain_emulated(frame.head(0)) == ""
 
 
 def test_the_stepper_follows_its_sliders() -> None:

@@ -14,11 +14,16 @@ from tplab.lab.figures.layers import (
     chunk_lanes_figure,
     error_bytes_figure,
     explain_chunks,
+    explain_lanes,
+    explain_overlap,
     explain_phases,
+    explain_quantised,
+    explain_strategies,
     overlap_figure,
     phases_figure,
     strategies_figure,
     timeline_figure,
+    way_in_words,
 )
 from tplab.layers.cost import Overlap, pipelined_us
 
@@ -86,7 +91,7 @@ def test_kinds_differ_by_more_than_colour() -> None:
 def test_strategies_are_drawn_by_name() -> None:
     frame = pd.DataFrame({"strategy": ["Blocking()", "Chunked(4)"], "compute_us": [5e3, 5e3], "exposed_us": [4e3, 1e3]})
     figure = strategies_figure(frame, badge=BADGE)
-    assert list(trace(figure, "computation").x) == ["Blocking()", "Chunked(4)"]
+    assert list(trace(figure, "computation").x) == ["plain all-reduce", "4 chunks"]
     assert list(trace(figure, "exposed communication").y) == [4.0, 1.0]
     assert f"<b>{BADGE}</b>" in badges(figure)
 
@@ -128,7 +133,7 @@ def test_the_timeline_has_a_lane_per_rank_and_half_a_lane_of_communication() -> 
     assert set(compute.y).isdisjoint(hidden.y)
     assert list(figure.layout.yaxis.ticktext) == ["rank 0", "rank 1"]
     assert figure.layout.yaxis.autorange == "reversed"  # rank 0 on top
-    assert figure.layout.title.text == "Timeline: Chunked(2)"
+    assert figure.layout.title.text == "Timeline: 2 chunks"
     assert f"<b>{BADGE}</b>" in badges(figure)
 
 
@@ -210,21 +215,112 @@ def test_errors_against_bytes_mark_what_is_wrong() -> None:
 def test_the_words_on_chunks() -> None:
     text = explain_chunks(FRAME)
     assert "In one piece 180.0 ms, of which 80.0 ms are exposed communication" in text
-    assert "best in 4 chunks: 116.0 ms, which hides 80 % of what can be hidden (overlap ratio 0.80)" in text
-    assert "The model says 4 chunks, 0 % slower than the best; its times are off by 10 % on average." in text
+    assert "fastest in 4 chunks: 116.0 ms, which hides 80 % of what can be hidden." in text
+    assert "The model says 4 chunks, also the fastest measured; its times are off by 10 % on average." in text
     assert "WRONG" not in text
     assert "WRONG" in explain_chunks(FRAME.assign(correct=[True, False, True, True]))
     assert explain_chunks(FRAME.head(0)) == ""
 
 
 def test_the_words_on_one_chunk_count_only() -> None:
-    assert "best in 1 chunk: 180.0 ms, which hides 0 %" in explain_chunks(FRAME.head(1))
+    assert "fastest in 1 chunk: 180.0 ms, which hides 0 %" in explain_chunks(FRAME.head(1))
+
+
+def test_below_the_bound_nothing_is_hidden_twice() -> None:
+    """A machine that was busy while the parts were timed: more than all is hidden, on paper."""
+    frame = chunks_frame_of({1: 180e3, 2: 93e3, 4: 96e3})
+    text = explain_chunks(frame)
+    assert "as good as the bound, within noise" in text
+    assert " % of what can be hidden" not in text
+    assert list(trace(overlap_figure(frame, badge=BADGE), "predicted").customdata) == [0, 100, 100]
+
+
+def test_the_words_on_a_model_that_chose_badly() -> None:
+    frame = chunks_frame_of({1: 180e3, 2: 144e3, 4: 116e3})
+    frame["predicted_us"] = [170e3, 100e3, 130e3]
+    assert "The model says 2 chunks, 24 % slower than the best" in explain_chunks(frame)
+    frame.loc[1, "total_us"] = 117e3
+    assert "The model says 2 chunks, as fast as the best, within noise" in explain_chunks(frame)
+
+
+def test_the_words_on_the_lanes() -> None:
+    times = {"compute_ms": 30.0, "comm_ms": 24.0, "overhead_ms": 0.0, "latency_ms": 0.0}
+    assert explain_lanes(1, **times) == "One chunk: nothing to hide behind, all 24 ms are exposed."
+    assert explain_lanes(4, **times).endswith("Only the last chunk's communication is exposed: 6 ms.")
+    times |= {"comm_ms": 60.0}
+    assert explain_lanes(4, **times).endswith("Exposed: 4 x 15 - 3 x 7.5 = 37.5 ms.")
+
+
+@given(st.sampled_from([1, 2, 4, 8, 16]), milliseconds, milliseconds)
+def test_what_the_words_call_exposed_is_what_is_exposed(chunks: int, compute: float, comm: float) -> None:
+    words = explain_lanes(chunks, compute_ms=compute, comm_ms=comm, overhead_ms=0.0, latency_ms=0.0)
+    exposed = float(words.removesuffix(" are exposed.").removesuffix(".").removesuffix(" ms").split()[-1])
+    total = pipelined_us([compute / chunks] * chunks, [comm / chunks] * chunks)
+    assert exposed == pytest.approx(total - compute, rel=0.01)
+
+
+WAYS = pd.DataFrame(
+    {
+        "strategy": ["Blocking()", "Chunked(4)", "SequenceParallel()", "Int8(64)"],
+        "total_us": [10e3, 8e3, 11e3, 25e3],
+        "exposed_us": [4e3, 2e3, 5e3, 19e3],
+    }
+)
+
+
+def test_the_words_on_ways_to_communicate_follow_the_times() -> None:
+    text = explain_strategies(WAYS)
+    assert "Plain all-reduce: 10.0 ms, 40 % of it exposed communication. Fastest: 4 chunks, 20 % faster." in text
+    assert "int8, with about half of the bytes, takes 2.50 times as long as the plain one." in text
+    slower = explain_strategies(WAYS.assign(total_us=[10e3, 13e3, 11e3, 5e3]))
+    assert "Fastest: int8, 50 % faster. int8, with about half of the bytes, takes 0.50 times as long" in slower
+    assert "Nothing is faster; the next is sequence parallel, 10 % slower." in explain_strategies(
+        WAYS.assign(total_us=[10e3, 13e3, 11e3, 25e3])
+    )
+    assert "Nothing is clearly faster; the next is 4 chunks" in explain_strategies(
+        WAYS.assign(total_us=[10e3, 9.9e3, 11e3, 25e3])
+    )
+    assert "int8" not in explain_strategies(WAYS.head(2))
+    assert explain_strategies(WAYS.head(0)) == ""
+
+
+def test_strategies_have_names_for_people() -> None:
+    assert way_in_words("OneKernel('two-shot')") == "one kernel, two-shot"
+    assert way_in_words("SomethingElse(3)") == "SomethingElse(3)"
+
+
+def test_the_words_on_recorded_passes() -> None:
+    text = explain_overlap({"split": TIMELINE, "waiting": TIMELINE[TIMELINE["kind"] != "hidden communication"]})
+    split, waiting = text.splitlines()
+    assert split == "split: 67 % of the communication ran under computation, 0.1 ms per rank were waited for."
+    assert waiting.startswith("waiting: 0 % of the communication")
+
+
+def test_the_words_on_int8_follow_the_times() -> None:
+    frame = pd.DataFrame(
+        {
+            "method": ["bfloat16", "int8, 64 per scale", "int8 added up as int8"],
+            "ratio_to_bf16": [1.0, 0.53, 0.5],
+            "error_pct": [0.245, 0.763, 7.3],
+            "worst_pct": [0.5, 0.7, 165.0],
+            "p50_us": [100.0, 55.0, np.nan],
+        }
+    )
+    text = explain_quantised(frame)
+    assert text.startswith("int8, 64 per scale: 0.53 of bfloat16's bytes, 0.55 of its time. Its error is 0.76 %")
+    assert text.endswith("off by 165 % of the largest.")
+    assert "takes a part" in explain_quantised(frame.assign(p50_us=[100.0, 90.0, np.nan]))
+    assert "slower" in explain_quantised(frame.assign(p50_us=[100.0, 300.0, np.nan]))
+    assert explain_quantised(frame.head(0)) == ""
 
 
 def test_the_words_on_phases() -> None:
     frame = phases_frame_of([(1, 250, 750), (1024, 9e4, 1e4)])
     text = explain_phases(frame)
     assert "A decode step: 75 % of 1.00 ms is exposed communication; 1,024 tokens: 10 % of 100.00 ms" in text
+    assert "The share falls" in text
+    assert "The share rises" in explain_phases(phases_frame_of([(1, 750, 250), (1024, 1e4, 9e4)]))
+    assert "hardly changes" in explain_phases(phases_frame_of([(1, 750, 250), (1024, 75e3, 26e3)]))
     assert "WRONG" in explain_phases(frame.assign(correct=[False, True]))
     assert explain_phases(frame.head(0)) == ""
 

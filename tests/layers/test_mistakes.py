@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tplab import Cluster
-from tplab.layers.mistakes import MISTAKES, TOLERANCE, demonstrate, equality_test
+from tplab.layers.mistakes import MISTAKES, TOLERANCE, demonstrate, equality_test, explain_mistakes
 from tplab.layers.plain import Attention
 
 
@@ -16,7 +16,10 @@ def test_every_mistake_is_caught_and_the_right_layer_passes(clusters: dict[int, 
     frame = demonstrate(clusters[n])
     assert list(frame) == ["system", "mistake", "wrong", "right_error", "caught", "why"]
     assert frame["mistake"].tolist() == [mistake.name for mistake in MISTAKES]
-    assert set(frame["system"]) == {"S1", "S3"}
+    assert set(frame["system"]) == {"S1", "S3", "common"}
+    said = "Of 6 mistakes: an error from torch 1, another shape 1, wrong numbers of the right shape and no complaint 4."
+    assert explain_mistakes(frame).startswith(said)
+    assert explain_mistakes(frame).endswith("catches all of them.")
     assert frame["caught"].all()
     assert frame["right_error"].max() < TOLERANCE
     assert not frame["wrong"].str.contains("equal|nan").any()
@@ -58,6 +61,7 @@ def test_some_are_right_on_one_rank_or_one_token(
 def test_on_one_rank_the_frame_does_not_claim_to_have_caught_them(clusters: dict[int, Cluster]) -> None:
     frame = demonstrate(clusters[1]).set_index("mistake")
     assert not frame.loc["bias before the sum", "caught"]
+    assert "catches all" not in explain_mistakes(frame)
     assert frame.loc["bias before the sum", "wrong"] == "equal"
     assert frame.loc["no causal mask", "caught"]
 

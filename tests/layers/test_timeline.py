@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tplab import Cluster
 from tplab.collectives.emulated_link import EmulatedLink
-from tplab.layers.overlap import StackPlan
+from tplab.layers.mistakes import WaitsAtOnce
+from tplab.layers.overlap import StackPlan, measure_strategies
 from tplab.layers.strategies import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
 from tplab.layers.timeline import overlap_ratio, record_timeline, split_spans
 
@@ -149,6 +150,15 @@ def test_blocking_hides_nothing_and_a_split_batch_something(clusters: dict[int, 
     blocking, split = (overlap_ratio(record_timeline(clusters[2], how, PLAN)) for how in (Blocking(), BatchSplit(2)))
     assert blocking < 0.01
     assert split > 0.1
+
+
+def test_a_wait_right_after_an_asynchronous_sum_hides_nothing(clusters: dict[int, Cluster]) -> None:
+    frame = record_timeline(clusters[2], WaitsAtOnce(), PLAN)
+    assert overlap_ratio(frame) < 0.05
+    assert set(communications(frame)["name"]) >= SUMS
+    assert (
+        measure_strategies(clusters[2], [WaitsAtOnce()], PLAN)["error"].iloc[0] < 1e-4
+    )  # it is right, only not faster
 
 
 def test_gloos_own_link_is_recorded_too(clusters: dict[int, Cluster]) -> None:

@@ -29,11 +29,17 @@ if TYPE_CHECKING:
     from tplab.lab.exercises import check_score as check_score
     from tplab.lab.figures.advice import explain_advice as explain_advice
     from tplab.lab.figures.advice import explain_flips as explain_flips
+    from tplab.lab.figures.collectives import explain_busbw as explain_busbw
+    from tplab.lab.figures.collectives import explain_emulated as explain_emulated
+    from tplab.lab.figures.collectives import explain_growth as explain_growth
     from tplab.lab.figures.collectives import explain_sweep as explain_sweep
     from tplab.lab.figures.crossover import explain_losses as explain_losses
     from tplab.lab.figures.generation import explain_stages as explain_stages
     from tplab.lab.figures.layers import explain_chunks as explain_chunks
+    from tplab.lab.figures.layers import explain_overlap as explain_overlap
     from tplab.lab.figures.layers import explain_phases as explain_phases
+    from tplab.lab.figures.layers import explain_quantised as explain_quantised
+    from tplab.lab.figures.layers import explain_strategies as explain_strategies
     from tplab.lab.figures.memory import explain_memory as explain_memory
     from tplab.lab.figures.memory import explain_shards as explain_shards
     from tplab.lab.figures.pipeline import explain_pipeline as explain_pipeline

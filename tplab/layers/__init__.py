@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from tplab.layers.emulated_comm import EmulatedComm as EmulatedComm
     from tplab.layers.linear import ColumnParallelLinear as ColumnParallelLinear
     from tplab.layers.linear import RowParallelLinear as RowParallelLinear
+    from tplab.layers.mistakes import WaitsAtOnce as WaitsAtOnce
     from tplab.layers.mistakes import demonstrate as demonstrate
+    from tplab.layers.mistakes import explain_mistakes as explain_mistakes
     from tplab.layers.overlap import StackPlan as StackPlan
     from tplab.layers.overlap import measure_chunks as measure_chunks
     from tplab.layers.overlap import measure_strategies as measure_strategies

@@ -1,9 +1,9 @@
 """Tensor parallelism done wrong, in the ways that tutorials do it: each mistake runs, and an equality test catches it.
 
-For notebook 03 and for the tests, never to be used. The mistakes are those of the article (its systems S1 and S3, see
-docs/article.md; ``tplab.layers.article`` has what is right), written anew and as small as they can be. Most have the
-right shapes, and some are right for one token or on one rank, which is why layers are compared with the unsharded
-module on several tokens and several ranks.
+For notebooks 03 and 04 and for the tests, never to be used. The mistakes are those of the article (its systems S1, S2
+and S3, see docs/article.md; ``tplab.layers.article`` has what is right), written anew and as small as they can be. Most
+have the right shapes, and some are right for one token or on one rank, which is why layers are compared with the
+unsharded module on several tokens and several ranks.
 
 Legend: B batch, S sequence, D hidden, H heads of this rank, E head dimension, O output features; n ranks.
 """
@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from tplab.layers.attention import ParallelAttention
+from tplab.layers.comm import Comm, Done, Pending
 from tplab.layers.linear import ColumnParallelLinear, RowParallelLinear
 from tplab.layers.plain import Attention
+from tplab.layers.strategies import Blocking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +36,7 @@ class Mistake:
     """A wrong way to shard one plain module."""
 
     system: str
-    """The article's system, by its code in docs/article.md."""
+    """The article's system, by its code in docs/article.md; ``common`` for a mistake that others make."""
     name: str
     """Short name of what is done."""
     why: str
@@ -118,7 +120,7 @@ MISTAKES = (
         run=all_reduce_columns,
     ),
     Mistake(
-        system="S1",
+        system="common",
         name="bias before the sum",
         why="adds the bias n times; add it once, after the sum",
         plain="linear",
@@ -178,6 +180,33 @@ def demonstrate(cluster: "Cluster") -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows)
+
+
+def explain_mistakes(frame: "pd.DataFrame") -> str:
+    """A sentence on what ``demonstrate`` gave: how many mistakes show by themselves, and what catches the others."""
+    wrong = frame["wrong"]
+    raises, shapes = int(wrong.str.startswith("raises").sum()), int(wrong.str.startswith("shape").sum())
+    silent = len(frame) - raises - shapes
+    text = (
+        f"Of {len(frame)} mistakes: an error from torch {raises}, another shape {shapes}, wrong numbers of the right "
+        f"shape and no complaint {silent}."
+    )
+    caught = int(frame["caught"].sum())
+    if caught == len(frame):
+        return f"{text} Comparing with the unsharded module catches all of them."
+    return f"{text} Comparing with the unsharded module catches {caught} of them on so many ranks."
+
+
+class WaitsAtOnce(Blocking):
+    """The article's ``_all_reduce_with_overlap`` (S2), and that with the asynchronous call, which the article has in a
+    comment only. Sums are right; nothing is hidden, since nothing independent is computed before the wait."""
+
+    def reduce(self, partial: torch.Tensor, comm: Comm) -> Pending:
+        return Done(self._all_reduce_with_overlap(partial, comm))
+
+    def _all_reduce_with_overlap(self, partial: torch.Tensor, comm: Comm) -> torch.Tensor:
+        pending = comm.start_all_reduce(partial)
+        return pending.wait()  # all that could come in between needs the sum
 
 
 TOLERANCE = 1e-5

@@ -1,6 +1,7 @@
 """All-reduce: latency, bus bandwidth, bytes per rank, and the ring step by step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ def latency_figure(
 ) -> go.Figure:
     """Time against size, log-log, with residuals below.
 
-    Points are medians of the slowest rank, whiskers reach to the 95th percentile. Of the first series: the alpha-beta
-    line (the teaching model), the interpolated curve, and the lower bound of any algorithm on this link.
+    Points are medians of the slowest rank, whiskers (the thin vertical lines) reach to the 95th percentile. Of the
+    first series: the alpha-beta line (the teaching model), the interpolated curve, and the lower bound of any algorithm
+    on this link.
 
     Args:
         frame: as ``sweep_frame`` gives it, or ``NcclTest.frame`` of another collective.
@@ -52,9 +54,9 @@ def latency_figure(
     for (name, us), colour in zip((beside or {}).items(), (style.FORWARD, style.POINT_TO_POINT), strict=False):
         marks.line(figure, dense, [us(size) for size in dense], name, colour, "longdash", **_TIMES)
     figure.update_xaxes(type="log", **_byte_ticks(sizes))
-    figure.update_xaxes(title="message size S", row=2, col=1)
-    figure.update_yaxes(title="microseconds", type="log", row=1, col=1, **style.log_ticks(frame["p50_us"]))
-    figure.update_yaxes(title="model − measured", ticksuffix=" %", row=2, col=1)
+    figure.update_xaxes(title="message size S (bytes of the tensor on each rank)", row=2, col=1)
+    figure.update_yaxes(title="time of one call, µs", type="log", row=1, col=1, **style.log_ticks(frame["p50_us"]))
+    figure.update_yaxes(title="model − measured, %", ticksuffix=" %", row=2, col=1)
     measured = frame["collective"].iloc[0] if "collective" in frame and len(frame) else "all-reduce"
     return style.card(figure, title=f"{measured.capitalize()} latency", badge=badge, height=560)
 
@@ -94,14 +96,20 @@ def leave_one_out(sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def busbw_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
-    """Bus bandwidth against size: algbw · 2(n-1)/n, which a ring on this link cannot exceed."""
+    """Bus bandwidth against size: algbw · 2(n-1)/n, which a ring on this link cannot exceed.
+
+    A series per algorithm, and per number of ranks where there are several; then algbw is drawn, too, dashed.
+    """
     figure = go.Figure()
+    several = frame["num_ranks"].nunique() > 1
     for (name, rows), colour, symbol in zip(_series(frame), _SERIES_COLOURS, _SYMBOLS, strict=False):
         look, hover = {"symbol": symbol, "size": 8}, "%{x} bytes: %{y:.2f} GB/s"
-        marks.line(figure, rows["bytes"], rows["busbw_GBps"], name, colour, marker=look, hover=hover)
+        marks.line(figure, rows["bytes"], rows["busbw_GBps"], f"busbw: {name}", colour, marker=look, hover=hover)
+        if several:
+            marks.line(figure, rows["bytes"], rows["algbw_GBps"], f"algbw: {name}", colour, "dash", hover=hover)
     sizes = frame["bytes"] if len(frame) else pd.Series([1024, 1 << 20])
-    figure.update_xaxes(title="message size S", type="log", **_byte_ticks(sizes))
-    figure.update_yaxes(title="busbw = S / t · 2(n−1)/n   [GB/s]", rangemode="tozero")
+    figure.update_xaxes(title="message size S (bytes of the tensor on each rank)", type="log", **_byte_ticks(sizes))
+    figure.update_yaxes(title="busbw = S / t · 2(n−1)/n, GB/s", rangemode="tozero")
     return style.card(figure, title="All-reduce bus bandwidth", badge=badge, height=460)
 
 
@@ -185,8 +193,12 @@ def ring_state(n: int, step: int) -> list[list[int]]:
 def _series(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     if frame.empty:
         return []
-    groups = frame.groupby(["algorithm", "dtype"], sort=False)
-    return [(f"{algorithm}, {dtype}", rows.sort_values("bytes")) for (algorithm, dtype), rows in groups]
+    several = frame["num_ranks"].nunique() > 1
+    groups = frame.groupby(["algorithm", "dtype", "num_ranks"], sort=False)
+    return [
+        (f"{algorithm}, {dtype}" + f", {n} ranks" * several, rows.sort_values("bytes"))
+        for (algorithm, dtype, n), rows in groups
+    ]
 
 
 def _byte_ticks(sizes: Sequence[int] | pd.Series) -> dict[str, list[object]]:
@@ -212,16 +224,19 @@ def algorithms_figure(
         marks.line(figure, sizes, times, name, colour, dash, hover="%{y:.1f} µs")
     bound = [lower_bound_us(size, n, alpha_us, beta_GBps, ports=n - 1) for size in sizes]
     marks.line(figure, sizes, bound, "lower bound", style.IDLE, width=6)
-    figure.update_xaxes(title="message size S", type="log", **_byte_ticks([256, 1 << 30]))
+    figure.update_xaxes(
+        title="message size S (bytes of the tensor on each rank)", type="log", **_byte_ticks([256, 1 << 30])
+    )
     figure.update_yaxes(
-        title="microseconds", type="log", **style.log_ticks([alpha_us, 2 * (1 << 30) / beta_GBps / 1e3])
+        title="time of one all-reduce, µs", type="log", **style.log_ticks([alpha_us, 2 * (1 << 30) / beta_GBps / 1e3])
     )
     title = f"All-reduce formulas, {n} ranks, α = {alpha_us:g} µs, β = {beta_GBps:g} GB/s"
     return style.card(figure, title=title, badge="MODEL", height=460)
 
 
 def explain_sweep(frame: pd.DataFrame) -> str:
-    """Two or three sentences on a sweep (``sweep_frame``): small messages, large ones, and how well the models fit."""
+    """Sentences on a sweep (``sweep_frame``): small messages, large ones, how well the line and the curve fit and which
+    of the two is nearer, and whether results were right."""
     if frame.empty:
         return ""
     algorithm, dtype = frame["algorithm"].iloc[0], frame["dtype"].iloc[0]
@@ -229,8 +244,8 @@ def explain_sweep(frame: pd.DataFrame) -> str:
     small, large = rows.iloc[0], rows.iloc[-1]
     wrong = int((~frame["correct"]).sum())
     text = [
-        f"{algorithm}, {dtype}: {style.bytes_text(int(small['bytes']))} take {small['p50_us']:,.0f} µs, "
-        f"{style.bytes_text(int(large['bytes']))} take {large['p50_us']:,.0f} µs "
+        f"{algorithm}, {dtype}: {style.bytes_text(int(small['bytes']))} takes {small['p50_us']:,.0f} µs, "
+        f"{style.bytes_text(int(large['bytes']))} takes {large['p50_us']:,.0f} µs "
         f"({large['algbw_GBps']:.2f} GB/s algbw, {large['busbw_GBps']:.2f} GB/s busbw)."
     ]
     if len(rows) >= 5:
@@ -240,8 +255,72 @@ def explain_sweep(frame: pd.DataFrame) -> str:
         text.append(
             f"The line {line.alpha_us:,.0f} µs + S / {line.beta_GBps:.2f} GB/s is off by {off.mean_pct:.0f} % on "
             f"average, {off.max_pct:.0f} % at worst; the curve, on every second size left out, by "
-            f"{left_out.mean_pct:.0f} %."
+            f"{left_out.mean_pct:.0f} %: {_nearer(off.mean_pct, left_out.mean_pct)}."
         )
-    checked = "Every result was checked on every rank" if not wrong else f"{wrong} results were WRONG on some rank"
+    checked = "Every result was checked on every rank" if not wrong else f"WRONG on some rank: {wrong} results"
     text.append(f"{checked}.")
     return " ".join(text)
+
+
+def _nearer(line_pct: float, curve_pct: float) -> str:
+    low, high = sorted((line_pct, curve_pct))
+    if low > 0.75 * high or high < 5:
+        return "neither is clearly better"
+    return "the curve is nearer" if curve_pct < line_pct else "the line is nearer, for the points scatter"
+
+
+def explain_busbw(frame: pd.DataFrame) -> str:
+    """Sentences on the largest message that was swept (``sweep_frame``) on each number of ranks: which of the two
+    bandwidths is the same on all."""
+    if frame.empty:
+        return ""
+    size = int(min(rows["bytes"].max() for _, rows in frame.groupby("num_ranks")))
+    largest = frame[frame["bytes"] == size].drop_duplicates("num_ranks").sort_values("num_ranks")
+    each = [
+        f"{row['num_ranks']} ranks: algbw {row['algbw_GBps']:.3g}, busbw {row['busbw_GBps']:.3g}"
+        for row in largest.to_dict("records")
+    ]
+    text = f"{style.bytes_text(size)} in GB/s. {'; '.join(each)}."
+    if len(largest) < 2:
+        return text + (" On 2 ranks the factor is 1: both are the same." if largest["num_ranks"].iloc[0] == 2 else "")
+    alg, bus = (100 * (largest[name].max() / largest[name].min() - 1) for name in ("algbw_GBps", "busbw_GBps"))
+    text += f" Between the numbers of ranks algbw differs by {alg:.0f} %, busbw by {bus:.0f} %"
+    if bus < alg:
+        return f"{text}: busbw is nearer to a property of the links."
+    return f"{text}: here what binds is not the links, or not in the way that the factor takes for granted."
+
+
+def explain_growth(what: str, curve: Curve, nbytes: float) -> str:
+    """A sentence that says whether a message is bound by latency or by bandwidth: how much longer twice the bytes take.
+
+    Args:
+        what: name of the message.
+        curve: time by size.
+        nbytes: size of the message.
+    """
+    us = curve.time_us(nbytes)
+    times = curve.time_us(2 * nbytes) / us
+    bound = "latency-bound" if times < 4 / 3 else "bandwidth-bound" if times > 5 / 3 else "in between"
+    return f"{what}, {style.bytes_text(nbytes)}: {us:.0f} µs; twice the bytes take {times:.2f} times as long: {bound}"
+
+
+def explain_emulated(frame: pd.DataFrame) -> str:
+    """Sentences on all-reduces over a declared link (``measure_emulated``): how far from the formula, by size."""
+    if frame.empty:
+        return ""
+    by_size = frame.assign(more_us=frame["p50_us"] - frame["formula_us"]).groupby("bytes")[["more_us", "error_pct"]]
+    off = by_size.mean().reset_index()
+    sizes = []
+    for row in off.to_dict("records"):
+        more = "more" if row["more_us"] >= 0 else "less"
+        size = style.bytes_text(row["bytes"])
+        sizes.append(f"{size} takes {abs(row['more_us']):,.0f} µs {more} ({row['error_pct']:+.0f} %)")
+    text = f"Beside the formula, on average over the algorithms: {', '.join(sizes)}."
+    if len(off) > 1:
+        falls = all(before >= after for before, after in pairwise(off["error_pct"].abs()))
+        text += (
+            " The larger the message, the nearer it comes to the declared link."
+            if falls
+            else " That does not fall with the size: the cores were busy with something else."
+        )
+    return text if frame["correct"].all() else text + " Some results were WRONG."

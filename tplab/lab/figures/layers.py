@@ -1,6 +1,7 @@
 """Tensor-parallel layers: what communication costs beside computation, and what hiding it gains."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -29,15 +30,15 @@ def overlap_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     labels = [str(k) for k in frame["chunks"]]
     _time_bars(figure, labels, frame)
-    hidden = frame["hidden_share"] * 100
+    hidden = frame["hidden_share"].clip(upper=1) * 100
     hover = "predicted %{y:.1f} ms; measured: %{customdata:.0f} % of what can be hidden is<extra></extra>"
     marks.predictions(figure, labels, frame["predicted_us"] / 1e3, "predicted", customdata=hidden, hover=hover)
     if len(frame):
         bound = float(frame["bound_us"].iloc[0]) / 1e3
         name = f"bound: the larger of computation and communication, {bound:.1f} ms"
         marks.line(figure, labels, [bound] * len(labels), name, style.INK, "dash")
-    figure.update_xaxes(title="chunks", type="category")
-    figure.update_yaxes(title="milliseconds", rangemode="tozero")
+    figure.update_xaxes(title="number of chunks", type="category")
+    figure.update_yaxes(title="time of the layer, ms", rangemode="tozero")
     return style.card(figure, title="Chunked all-reduce: what stays exposed", badge=badge, height=460)
 
 
@@ -48,9 +49,26 @@ def strategies_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         frame: as ``measure_strategies`` gives it.
     """
     figure = go.Figure()
-    _time_bars(figure, list(frame["strategy"]), frame)
-    figure.update_yaxes(title="milliseconds", rangemode="tozero")
+    _time_bars(figure, [way_in_words(strategy) for strategy in frame["strategy"]], frame)
+    figure.update_yaxes(title="time of the blocks, ms", rangemode="tozero")
     return style.card(figure, title="Ways to communicate, on the same blocks", badge=badge, height=440)
+
+
+_WAYS = {
+    "Blocking": "plain all-reduce",
+    "Chunked": "{} chunks",
+    "BatchSplit": "batch in {} parts",
+    "SequenceParallel": "sequence parallel",
+    "Int8": "int8",
+    "OneKernel": "one kernel, {}",
+    "WaitsAtOnce": "asynchronous, waited for at once",
+}
+
+
+def way_in_words(strategy: str) -> str:
+    """``4 chunks`` for ``Chunked(4)``: a strategy, as frames hold it, for people. One that is not known stays."""
+    name, _, argument = strategy.rstrip(")").partition("(")
+    return _WAYS[name].format(argument.strip("'")) if name in _WAYS else strategy
 
 
 def _time_bars(figure: go.Figure, labels: list[str], frame: pd.DataFrame) -> None:
@@ -100,11 +118,11 @@ def timeline_figure(timeline: pd.DataFrame, *, badge: str) -> go.Figure:
         more = {"orientation": "h", "base": rows["start_us"] / 1e3, "width": width, "customdata": rows["name"]}
         marks.bars(figure, lengths, y, kind, colour, pattern, hover="%{customdata} %{x:.2f} ms", **more)
     figure.update_layout(barmode="overlay")
-    figure.update_xaxes(title="milliseconds")
+    figure.update_xaxes(title="time since the first rank began, ms")
     figure.update_yaxes(
         tickvals=[1.5 * rank + 0.2 for rank in ranks], ticktext=[f"rank {rank}" for rank in ranks], autorange="reversed"
     )
-    strategy = timeline["strategy"].iloc[0] if len(timeline) else ""
+    strategy = way_in_words(timeline["strategy"].iloc[0]) if len(timeline) else ""
     return style.card(figure, title=f"Timeline: {strategy}", badge=badge, height=200 + 90 * len(ranks))
 
 
@@ -141,7 +159,7 @@ def chunk_lanes_figure(
     bound = max(compute_ms, comm_ms)
     figure.add_vline(x=bound, line={"dash": "dash", "color": style.INK, "width": 2})
     figure.update_layout(barmode="overlay", bargap=0.35)
-    figure.update_xaxes(title="milliseconds", range=[0, 1.05 * (compute_ms + comm_ms)])
+    figure.update_xaxes(title="time, ms", range=[0, 1.05 * (compute_ms + comm_ms)])
     figure.update_yaxes(categoryorder="array", categoryarray=["communication", "computation"])
     total = max(ended, computed)
     title = (
@@ -181,6 +199,31 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     return style.card(figure, title="What an all-reduce sends, and how wrong it is", badge=badge, height=440)
 
 
+def explain_lanes(num_chunks: int, *, compute_ms: float, comm_ms: float, overhead_ms: float, latency_ms: float) -> str:
+    """Sentences on the model of ``chunk_lanes_figure``: what a chunk computes and communicates, and what stays exposed.
+
+    Args:
+        num_chunks: into how many equal parts the tokens are cut.
+        compute_ms, comm_ms, overhead_ms, latency_ms: as there.
+    """
+    compute = overhead_ms + (compute_ms - overhead_ms) / num_chunks
+    comm = latency_ms + (comm_ms - latency_ms) / num_chunks
+    each = f"each chunk computes {compute:.3g} ms and communicates {comm:.3g} ms"
+    if num_chunks == 1:
+        return f"One chunk: nothing to hide behind, all {comm:.3g} ms are exposed."
+    if compute >= comm:
+        return f"{num_chunks} chunks: {each}. Only the last chunk's communication is exposed: {comm:.3g} ms."
+    exposed = num_chunks * comm - (num_chunks - 1) * compute
+    return (
+        f"{num_chunks} chunks: {each}, longer than the next one computes, so messages queue. Exposed: "
+        f"{num_chunks} x {comm:.3g} - {num_chunks - 1} x {compute:.3g} = {exposed:.3g} ms."
+    )
+
+
+_NOISE = 0.02
+"""Differences below this share of a time are not called differences: medians of few samples move as much."""
+
+
 def explain_chunks(frame: pd.DataFrame) -> str:
     """Sentences on chunk counts (``chunks_frame``): the best one, what it hides, how good the prediction was."""
     if frame.empty:
@@ -188,30 +231,114 @@ def explain_chunks(frame: pd.DataFrame) -> str:
     first, best = frame.iloc[0], frame.iloc[int(frame["total_us"].argmin())]
     predicted = frame.iloc[int(frame["predicted_us"].argmin())]
     off = 100 * (frame["predicted_us"] / frame["total_us"] - 1).abs().mean()
-    regret = 100 * (predicted["total_us"] / best["total_us"] - 1)
+    regret = predicted["total_us"] / best["total_us"] - 1
+    share = best["hidden_share"]
+    hides = (
+        "as good as the bound, within noise"
+        if best["total_us"] < (1 + _NOISE) * best["bound_us"]
+        else f"which hides {100 * share:.0f} % of what can be hidden"
+    )
+    followed = (
+        "also the fastest measured"
+        if predicted["chunks"] == best["chunks"]
+        else "as fast as the best, within noise"
+        if regret < _NOISE
+        else f"{100 * regret:.0f} % slower than the best"
+    )
     text = (
         f"In one piece {first['total_us'] / 1e3:.1f} ms, of which {first['exposed_us'] / 1e3:.1f} ms are exposed "
-        f"communication; best in {_chunks(best)}: {best['total_us'] / 1e3:.1f} ms, which hides "
-        f"{100 * best['hidden_share']:.0f} % of what can be hidden (overlap ratio {best['overlap_ratio']:.2f}). "
-        f"The model says {_chunks(predicted)}, {regret:.0f} % slower than the best; its times are off by "
-        f"{off:.0f} % on average."
+        f"communication; fastest in {_chunks(best)}: {best['total_us'] / 1e3:.1f} ms, {hides}. "
+        f"The model says {_chunks(predicted)}, {followed}; its times are off by {off:.0f} % on average."
     )
     return text if frame["correct"].all() else text + " Some results were WRONG."
 
 
 def explain_phases(frame: pd.DataFrame) -> str:
-    """A sentence on a block's time by step size (``phases_frame``)."""
+    """Sentences on a block's time by step size (``phases_frame``), and whether the share of communication falls."""
     if frame.empty:
         return ""
     small, large = frame.iloc[0], frame.iloc[-1]
     text = f"{_step(small)}: {small['exposed_pct']:.0f} % of {small['total_us'] / 1e3:.2f} ms is exposed communication"
     if len(frame) > 1:
-        text += (
-            f"; {_step(large)}: {large['exposed_pct']:.0f} % of {large['total_us'] / 1e3:.2f} ms. Computation and "
-            f"bytes both grow with the tokens; the latency of two all-reduces does not"
-        )
+        text += f"; {_step(large)}: {large['exposed_pct']:.0f} % of {large['total_us'] / 1e3:.2f} ms. "
+        change = large["exposed_pct"] - small["exposed_pct"]
+        if change < -5:
+            text += (
+                "The share falls: the latency of two all-reduces does not grow with the tokens, the computation does"
+            )
+        elif change > 5:
+            text += "The share rises: on this link the bytes of the tokens cost more than their computation"
+        else:
+            text += "The share hardly changes: computation and communication grow alike"
     text += "."
     return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+def explain_strategies(frame: pd.DataFrame) -> str:
+    """Sentences on ways to communicate, measured on the same blocks (``measure_strategies``; of a recording the rows of
+    one number of tokens): what is exposed, which is fastest, and what int8 gains or costs."""
+    if frame.empty:
+        return ""
+    plain = frame[frame["strategy"] == "Blocking()"].iloc[0]
+    others = frame[frame["strategy"] != "Blocking()"]
+    exposed = 100 * plain["exposed_us"] / plain["total_us"]
+    text = f"Plain all-reduce: {plain['total_us'] / 1e3:.1f} ms, {exposed:.0f} % of it exposed communication."
+    if others.empty:
+        return text
+    best = others.sort_values("total_us").iloc[0]
+    times, way = best["total_us"] / plain["total_us"], way_in_words(best["strategy"])
+    if times < 1 - _NOISE:
+        text += f" Fastest: {way}, {100 * (1 - times):.0f} % faster."
+    elif times <= 1 + _NOISE:
+        text += f" Nothing is clearly faster; the next is {way}, within {100 * _NOISE:.0f} % of it."
+    else:
+        text += f" Nothing is faster; the next is {way}, {100 * (times - 1):.0f} % slower."
+    for row in others[others["strategy"].str.startswith("Int8")].to_dict("records"):
+        times = row["total_us"] / plain["total_us"]
+        said = f"{times:.2f} times as long as" if abs(times - 1) > _NOISE else "as long as"
+        text += f" int8, with about half of the bytes, takes {said} the plain one."
+    return text
+
+
+def explain_overlap(timelines: Mapping[str, pd.DataFrame]) -> str:
+    """A sentence per recorded pass: how much of its communication ran while something was computed.
+
+    Args:
+        timelines: as ``record_timeline`` gives them, by name.
+    """
+    said = []
+    for name, timeline in timelines.items():
+        length = (timeline["end_us"] - timeline["start_us"]).groupby(timeline["kind"]).sum() / 1e3
+        hidden, exposed = length.get("hidden communication", 0.0), length.get("exposed communication", 0.0)
+        share = hidden / (hidden + exposed) if hidden + exposed else 0.0
+        waited = exposed / max(1, timeline["rank"].nunique())
+        said.append(
+            f"{name}: {100 * share:.0f} % of the communication ran under computation, {waited:.1f} ms per rank were "
+            f"waited for."
+        )
+    return "\n".join(said)
+
+
+def explain_quantised(frame: pd.DataFrame) -> str:
+    """Sentences on int8 beside bfloat16 (``compare_quantised``): bytes, time, error, and what adding up int8 does."""
+    if frame.empty:
+        return ""
+    methods = frame["method"]
+    plain = frame[methods == "bfloat16"].iloc[0]
+    int8 = frame[methods.str.contains("per scale")]
+    best = int8.sort_values("p50_us").iloc[0]
+    times = best["p50_us"] / plain["p50_us"]
+    text = f"{best['method']}: {best['ratio_to_bf16']:.2f} of bfloat16's bytes, {times:.2f} of its time"
+    if times > 1 + _NOISE:
+        text += ": slower, since quantising costs more here than the bytes that it saves"
+    elif times > best["ratio_to_bf16"] + 0.1:
+        text += ": quantising takes a part of what the bytes save"
+    text += f". Its error is {best['error_pct']:.2g} % of the sums, bfloat16's own {plain['error_pct']:.2g} %."
+    naive = frame[methods.str.contains("added up")]
+    if len(naive):
+        worst = float(naive["worst_pct"].iloc[0])
+        text += f" Added up as int8, the worst number is off by {worst:.0f} % of the largest."
+    return text
 
 
 def _step(row: "pd.Series[Any]") -> str:

@@ -9,7 +9,14 @@ import plotly.graph_objects as go
 from tplab.cluster import Cluster, Run
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.lab.choice import Choice
-from tplab.lab.figures.layers import chunk_lanes_figure, explain_chunks, explain_phases, overlap_figure, phases_figure
+from tplab.lab.figures.layers import (
+    chunk_lanes_figure,
+    explain_chunks,
+    explain_lanes,
+    explain_phases,
+    overlap_figure,
+    phases_figure,
+)
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.base import RunPanel
@@ -163,4 +170,4 @@ class ChunkModel(AnalyticPanel):
         # A start-up or a latency cannot be more than the whole.
         values["overhead_ms"] = min(values["overhead_ms"], values["compute_ms"])
         values["latency_ms"] = min(values["latency_ms"], values["comm_ms"])
-        return chunk_lanes_figure(**values), ""
+        return chunk_lanes_figure(**values), html.quiet(explain_lanes(**values))
