@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tplab import cli
+from tplab.cluster.admission import FreeMemory
 from tplab.lab import checks as module
 from tplab.lab.checks import Check, PreflightTable, preflight, preflight_frame
 
@@ -28,7 +29,7 @@ def test_what_is_not_ok_says_what_it_means() -> None:
 
 
 def test_little_memory_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_cgroup_memory_left_gb", lambda: 0.4)
+    monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(num_bytes=400_000_000, where="the container's limit"))
     memory = by_name(preflight())["memory"]
     assert memory.status == "problem"
     assert "container" in memory.found
@@ -68,7 +69,7 @@ def test_doctor_runs_ranks_and_exits_with_zero(capsys: pytest.CaptureFixture[str
 def test_doctor_exits_with_one_when_something_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_cgroup_memory_left_gb", lambda: 0.1)
+    monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(num_bytes=100_000_000, where="this machine"))
     assert cli.main(["doctor", "--no-ranks", "--json"]) == 1
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["memory"]["status"] == "problem"

@@ -5,6 +5,7 @@ In this room "kernel" is always the notebook kernel.
 errors      what can go wrong, as the caller sees it
 provenance  where a number came from, and the badge made of it
 backends    gloo or NCCL, which device each rank gets, and the environment it needs
+admission   whether there is memory for them; idle: when ranks that nobody uses are ended
 channel     messages over a socket
 wire        what crosses the socket between kernel and rank
 store       the keys through which ranks find each other, kept in the kernel; rank_store: the rank's side
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tplab.cluster.cluster import Cluster as Cluster
     from tplab.cluster.errors import ClusterClosed as ClusterClosed
     from tplab.cluster.errors import ClusterError as ClusterError
+    from tplab.cluster.errors import NoRoom as NoRoom
     from tplab.cluster.errors import RankDied as RankDied
     from tplab.cluster.errors import RankError as RankError
     from tplab.cluster.errors import RankTimeout as RankTimeout

@@ -62,6 +62,8 @@ class VisibleGpu:
     """Name that the driver gives it, ``NVIDIA H100 80GB HBM3``."""
     memory_bytes: int
     """Bytes of its memory, used or not."""
+    free_bytes: int
+    """Bytes of it that nobody uses now."""
 
 
 def visible_gpus() -> tuple[VisibleGpu, ...]:
@@ -82,12 +84,12 @@ def visible_gpus() -> tuple[VisibleGpu, ...]:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         if not handles or not _torch_is_for_cuda():
             return ()
-        return tuple(
-            VisibleGpu(
-                name=str(nvml.nvmlDeviceGetName(handle)), memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total
-            )
-            for handle in _visible(nvml, handles)
-        )
+        gpus = []
+        for handle in _visible(nvml, handles):
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            name = str(nvml.nvmlDeviceGetName(handle))
+            gpus.append(VisibleGpu(name=name, memory_bytes=memory.total, free_bytes=memory.free))
+        return tuple(gpus)
     finally:
         nvml.nvmlShutdown()
 

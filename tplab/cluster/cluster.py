@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 from tplab.checks import ArgumentError, check_count, check_number, check_one_of
 from tplab.cluster import backends, wire
+from tplab.cluster.idle import IdleClock, check_minutes
 from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.launch import State
 from tplab.cluster.local import LocalEngine
@@ -41,13 +42,16 @@ class Cluster:
             ``auto``: nccl where torch can use a GPU, else gloo.
         engine: ``local``, subprocesses of this kernel.
         start_timeout: seconds the ranks have to start.
+        idle_minutes: end the ranks after so many minutes without a run; the next one starts them again, with an empty
+            ``rank.store``, and says so. A cell that runs in the notebook counts as use. None or 0: never.
 
     Raises:
         ValueError: an argument that cannot work, with what would.
 
     Faults of a run are raised by ``run`` and ``result``: ``RankError`` (the function raised), ``RankDied``,
-    ``RankTimeout``, ``RunStopped``, ``ClusterClosed``. Each names the rank, leaves no process behind unless all ranks
-    are fit for the next run, and that run works in any case.
+    ``RankTimeout``, ``RunStopped``, ``ClusterClosed``, and by what starts ranks ``NoRoom`` (too little memory). Each
+    names the rank, where there is one, leaves no process behind unless all ranks are fit for the next run, and that run
+    works in any case.
 
     Modules that the kernel has loaded again (``importlib.reload``, ``%autoreload``) are loaded again on the ranks
     before the next run. Where that cannot be, or the environment has changed, the run says so; ``restart()`` starts
@@ -61,17 +65,19 @@ class Cluster:
         engine: str = "local",
         *,
         start_timeout: float = 120.0,
+        idle_minutes: float | None = None,
     ) -> None:
         if check_one_of("engine", engine, ENGINES) == "ipyparallel":
             raise ArgumentError("engine", engine, "must be 'local', the ranks of this machine: no other is built yet")
         n = check_count("n", n, least=1, most=MAX_LOCAL_RANKS)  # type: ignore[arg-type]  # None is refused
         check_number("start_timeout", start_timeout, above=0, most=_LONGEST_S)
+        idle = IdleClock(check_minutes(idle_minutes))
         self._placement = backends.devices_of(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             with interrupts_held():  # at no moment is there a thread or a process that nobody would end
                 ranks = LocalEngine(self._placement, start_timeout=start_timeout)
-                self._supervisor = Supervisor(ranks, start_timeout=start_timeout)
+                self._supervisor = Supervisor(ranks, start_timeout=start_timeout, idle=idle)
                 # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
                 self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
                 self._supervisor.start()
@@ -233,6 +239,11 @@ class Cluster:
     def state(self) -> State:
         """What the ranks are doing now."""
         return self._supervisor.state
+
+    @property
+    def why_down(self) -> str:
+        """Why there are no ranks, where no run's fault was the reason: too little memory, or idle for too long."""
+        return self._supervisor.why_down
 
     @property
     def closed(self) -> bool:

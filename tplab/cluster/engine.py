@@ -72,7 +72,8 @@ class Engine(Protocol):
         """Process ids of the ranks that run now, in rank order; empty when there are none."""
 
     def spawn(self) -> None:
-        """Start all ranks, without waiting for them. They send ``wire.Ready`` or ``wire.RankFault`` when they know."""
+        """Start all ranks, without waiting for them. They send ``wire.Ready`` or ``wire.RankFault`` when they know.
+        Raises ``OSError`` where the system refuses them, and ``NoRoom`` where there is too little memory."""
 
     def send(self, rank: int, parts: Sequence[Part]) -> None:
         """Send an encoded message, without waiting for the rank to take it in. To a rank that is gone: no effect."""

@@ -15,6 +15,10 @@ class ClusterClosed(ClusterError):
     """The cluster was closed, before or during the call."""
 
 
+class NoRoom(ClusterError):
+    """There is too little memory for the ranks that were to be started (see ``admission``)."""
+
+
 class RunStopped(ClusterError):
     """``stop()`` ended the run."""
 
@@ -57,3 +61,8 @@ class RankTimeout(ClusterError, TimeoutError):
     def rank(self) -> int:
         """Index of the first rank that could not even say where it was, or else the first that had not answered."""
         return next((rank for rank in self.ranks if rank not in self.stacks), self.ranks[0])
+
+
+def closed() -> ClusterClosed:
+    """What a cluster says that was closed."""
+    return ClusterClosed("this cluster is closed: make a new one with Cluster(n)")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import psutil
 
 from tplab.cluster import keeper
+from tplab.cluster.admission import check_room
 from tplab.cluster.backends import RankDevices, rank_environment
 from tplab.cluster.channel import ChannelBroken, Part, SupervisorChannel, encode
 from tplab.cluster.engine import Broke, Event, Exited, Received
@@ -169,6 +170,7 @@ class LocalEngine:
 
     def spawn(self) -> None:
         assert self._keeper is None
+        check_room(self._placement)
         cluster_id = secrets.token_hex(8)
         argv = [sys.executable, "-c", _BOOTSTRAP]
         ranks: list[keeper.Rank] = []

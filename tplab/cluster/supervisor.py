@@ -17,7 +17,8 @@ from typing import Any
 from tplab.cluster import wire
 from tplab.cluster.channel import encode
 from tplab.cluster.engine import Broke, Engine, Event, Exited, Opened, Received, Wrote
-from tplab.cluster.errors import ClusterClosed, ClusterError
+from tplab.cluster.errors import ClusterError, NoRoom, closed
+from tplab.cluster.idle import IdleClock
 from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.launch import Launch, State
 from tplab.cluster.own_thread import OwnThread
@@ -37,8 +38,9 @@ _NOISE = ("[Gloo] Rank ",)
 class Supervisor(OwnThread):
     """Owns an engine and its ranks. Public methods may be called from any thread."""
 
-    def __init__(self, engine: Engine, *, start_timeout: float) -> None:
+    def __init__(self, engine: Engine, *, start_timeout: float, idle: IdleClock) -> None:
         super().__init__("tplab-supervisor")
+        self._idle = idle
         self._engine = engine
         self._start_timeout = start_timeout
         self._queue: deque[Run[Any]] = deque()
@@ -53,6 +55,7 @@ class Supervisor(OwnThread):
         self._past: weakref.WeakValueDictionary[int, Run[Any]] = weakref.WeakValueDictionary()
         self._screens = Screens()
         self.state = State.DOWN
+        self.why_down = ""  # why they were not started, or who ended them, where that was no run's fault
         self.launches: list[dict[int, dict[str, float]]] = []
         """Rank -> phase -> seconds, one dict for each start of the ranks."""
         self._watchers: list[Callable[[State], None]] = []
@@ -80,11 +83,8 @@ class Supervisor(OwnThread):
     def submit(self, run: Run[Any]) -> None:
         """Queue a run; it starts when those before it are done. On a closed cluster it fails at once."""
 
-        def enqueue() -> None:
-            self._queue.append(run)
-
-        if not self._post(enqueue):
-            run.set_exception(_closed())
+        if not self._post(lambda: self._queue.append(run)):
+            run.set_exception(closed())
 
     def start(self) -> None:
         """Begin: from now on there is a thread, and ranks that start. To be called once, by whoever will ``close``."""
@@ -122,6 +122,9 @@ class Supervisor(OwnThread):
         self._do_posted()
         self._check_deadline()
         self._hand_over()
+        if self._idle.is_over():
+            self.why_down, self._replaced_while_idle = self._idle.why_down, self._idle.notice
+            self._kill()
         if self._current is not None:
             self._screens.touch(self._current.screen)
         self._screens.show(self._guard, time.monotonic())
@@ -141,7 +144,7 @@ class Supervisor(OwnThread):
             self._finish(run, fault)
 
     def _end(self, error: BaseException | None) -> None:
-        reason: ClusterError = _closed()
+        reason: ClusterError = closed()
         if error is not None:
             reason = ClusterError(f"the cluster's supervisor failed: {error!r}; make a new Cluster")
         self._guard(self._kill)
@@ -158,7 +161,7 @@ class Supervisor(OwnThread):
     def _time_left(self) -> float | None:
         if self._posted or (self._queue and self.state in (State.READY, State.DOWN)):
             return 0.0  # there is something to do that nobody will wake this thread for
-        due = min(self._screens.due, math.inf if self._deadline is None else self._deadline)
+        due = min(self._screens.due, self._idle.due, math.inf if self._deadline is None else self._deadline)
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _handle(self, event: Event) -> None:
@@ -309,8 +312,7 @@ class Supervisor(OwnThread):
         """Give the next run to the ranks, starting them first if need be."""
         if not self._queue:
             return
-        if self.state is State.DOWN:
-            self._begin_spawn()
+        self._begin_spawn()
         if self.state is not State.READY:
             return
         run = self._queue.popleft()
@@ -356,10 +358,12 @@ class Supervisor(OwnThread):
         self._deadline = launch.began + self._start_timeout
         try:
             self._engine.spawn()
-        except OSError as error:  # no memory, no processes or descriptors left
+        except (OSError, NoRoom) as error:  # no memory, no processes or descriptors left
+            fault = error if isinstance(error, NoRoom) else ClusterError(f"the ranks could not be started: {error}")
+            self.why_down = str(fault)
             self._kill()
             if self._queue:
-                self._finish(self._queue.popleft(), ClusterError(f"the ranks could not be started: {error}"))
+                self._finish(self._queue.popleft(), fault)
 
     def _stop(self, run: Run[Any]) -> None:
         if run is self._current:
@@ -390,9 +394,7 @@ class Supervisor(OwnThread):
     def _become(self, state: State) -> None:
         self.state = state
         self._deadline = None
+        self.why_down = self.why_down * (state is State.DOWN)
+        (self._idle.begin if state is State.READY else self._idle.stop)()
         for watcher in self._watchers:
             self._guard(watcher, state)
-
-
-def _closed() -> ClusterClosed:
-    return ClusterClosed("this cluster is closed: make a new one with Cluster(n)")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import pandas as pd
-import psutil
 
 from tplab.cluster import Cluster, ClusterError
+from tplab.cluster.admission import THIS_MACHINE, free_memory
 from tplab.cluster.backends import LOOPBACK, num_cores, num_gpus
 from tplab.cluster.sockets import can_tell
 
@@ -180,38 +180,18 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    available = psutil.virtual_memory().available / 1e9
-    limit = _cgroup_memory_left_gb()
-    if limit is not None and limit < available:
-        available, where = limit, " (the container's limit)"
-    else:
-        where = ""
-    found = f"{available:.1f} GB free{where}"
-    room = int(available / _RANK_GB)
+    free = free_memory()
+    found = f"{free.num_bytes / 1e9:.1f} GB free" + (f" ({free.where})" if free.where != THIS_MACHINE else "")
+    room = int(free.num_bytes / 1e9 / _RANK_GB)
     if room >= 4:
         return Check(name="memory", found=found)
     return Check(
         name="memory",
         found=found,
         status="problem" if room < 2 else "note",
-        meaning=f"A rank takes about {_RANK_GB} GB: there is room for about {room}.",
+        meaning=f"A rank takes about {_RANK_GB} GB with what it computes: there is room for about {room}.",
         cure="Close other notebooks (each keeps its kernel and ranks), or use fewer ranks.",
     )
-
-
-def _cgroup_memory_left_gb() -> float | None:
-    """Memory left under the container's limit, or None without one."""
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
-        except OSError:
-            continue
-        # Version 1 writes "no limit" as a huge number.
-        return None if limit == "max" or int(limit) > 1 << 60 else (int(limit) - int(used)) / 1e9
-    return None
 
 
 def _gpus() -> Iterator[Check]:

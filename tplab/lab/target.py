@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from tplab.cluster import Cluster
+from tplab.cluster.idle import default_minutes
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -83,7 +84,9 @@ class Target:
             return target
         if self._started is not None:
             self._started.close()
-        self._started = cluster = Cluster(_DEFAULT_RANKS if num_ranks is None else num_ranks, backend)
+        self._started = cluster = Cluster(
+            _DEFAULT_RANKS if num_ranks is None else num_ranks, backend, idle_minutes=default_minutes()
+        )
         self._last, self._named = weakref.ref(cluster), None
         hint = "; `%ranks start -n 4` starts four" if num_ranks is None else ""
         print(f"%%ranks started {cluster.badge.removeprefix('LIVE ')}{hint}.")

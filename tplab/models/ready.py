@@ -5,9 +5,9 @@ Apart from ``engine``, which knows one rank: here ranks agree, so that a fault o
 
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
+from tplab.cluster.admission import free_memory
 from tplab.collectives.transport import NullTransport, ProcessGroupTransport
 from tplab.models.engine import GenerationEngine, most_in_caches, step_shapes, why_eager
 from tplab.models.loading import Loaded
@@ -82,4 +82,4 @@ def _free_bytes(rank: "Rank") -> float:
         # What torch's allocator holds and nobody uses is free, too.
         held = torch.cuda.memory_reserved(rank.device) - torch.cuda.memory_allocated(rank.device)
         return torch.cuda.mem_get_info(rank.device)[0] + held
-    return int(psutil.virtual_memory().available)
+    return free_memory().num_bytes

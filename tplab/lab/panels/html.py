@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tplab.cluster import ClusterClosed, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster import ClusterClosed, NoRoom, RankDied, RankError, RankTimeout, RunStopped
 from tplab.lab import style
 
 _TEXT = "color:var(--jp-ui-font-color1,#1F2430)"
@@ -76,6 +76,8 @@ def explain(error: BaseException) -> tuple[str, str]:
             )
         case RankError():
             return f"Rank {error.rank} raised an error.", "The ranks' own words below say where. Then press Run again."
+        case NoRoom():
+            return "Too little memory for these ranks.", str(error)
         case ClusterClosed():
             return "The pool was stopped.", "Press Start in the pool, or Run again: either starts fresh ranks."
         case ValueError() | TypeError():

@@ -11,6 +11,7 @@ from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterError, State
 from tplab.cluster.backends import devices_of
 from tplab.cluster.cluster import MAX_LOCAL_RANKS
+from tplab.cluster.idle import check_minutes, default_minutes
 from tplab.cluster.latency import last_rank
 from tplab.lab import style
 from tplab.lab.choice import Choice, choices
@@ -37,12 +38,15 @@ class Pool(widgets.VBox):
     Args:
         num_ranks: world size; the chip changes it.
         backend: ``auto``, the best that the machine has, or ``gloo``, or ``nccl``; the chip changes it.
+        idle_minutes: end the ranks after so many minutes without a run, to leave their memory to others; 0: never.
+            None: what the variable TPLAB_IDLE_MINUTES says, else 30 under JupyterHub, else never.
     """
 
-    def __init__(self, num_ranks: int = 2, backend: str = "auto") -> None:
+    def __init__(self, num_ranks: int = 2, backend: str = "auto", *, idle_minutes: float | None = None) -> None:
         self._told: list[Callable[[Choice], None]] = []
         self._settling = False  # a list that is offered anew selects its first entry for a moment
         self._cluster: Cluster | None = None  # first of all: what a failed call leaves is closed, too
+        self._idle_minutes = check_minutes(default_minutes() if idle_minutes is None else idle_minutes)
         backend = devices_of(check_count("num_ranks", num_ranks, least=1, most=MAX_LOCAL_RANKS), backend).backend
         self._size = widgets.Dropdown(
             layout=widgets.Layout(width="110px"),
@@ -162,7 +166,7 @@ class Pool(widgets.VBox):
 
     def _launch(self) -> None:
         self.stop()
-        self._cluster = Cluster(self.num_ranks, self.choice.backend)
+        self._cluster = Cluster(self.num_ranks, self.choice.backend, idle_minutes=self._idle_minutes)
         # The cluster's thread must not keep the pool alive, or a dropped pool would never end its ranks.
         me = weakref.ref(self)
 
@@ -199,6 +203,9 @@ class Pool(widgets.VBox):
                 f"process ids {pids}",
             ]
             self._detail.value = html.quiet(f"{' · '.join(facts)}.{shared}{crowded}")
+        elif state is State.DOWN and cluster is not None and cluster.why_down:
+            text = [html.pill("● down", colour)]
+            self._detail.value = html.ribbon(cluster.why_down[0].upper() + cluster.why_down[1:])
         elif state is State.CLOSED:
             self._detail.value = html.quiet("No processes. Start, or press Run in a panel.")
         self._chip.value = "&nbsp;&nbsp;".join(text)

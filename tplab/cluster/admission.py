@@ -1,0 +1,131 @@
+"""Whether there is memory for ranks that are to be started: a plain refusal instead of an out-of-memory kill.
+
+On a shared server the kernel of the operating system ends some process when the memory is used up: a rank, somebody's
+notebook, or the whole server of a learner, and says so to nobody. So what ranks take, measured, is held against what is
+free before they are started. What a function allocates on them comes on top, and is not known here.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tplab.cluster.backends import RankDevices, visible_gpus
+from tplab.cluster.errors import NoRoom
+
+OVERRULE = "TPLAB_MEMORY"
+"""The variable of the environment that, set to ``ignore``, has ranks started whatever is free."""
+RANK_BYTES = {"gloo": 180_000_000, "nccl": 700_000_000}
+"""Memory of a rank that is up and has all-reduced something small, a share of the pages that ranks have in common
+included. Measured: see docs/teaching.md."""
+GPU_RANK_BYTES = 900_000_000
+"""GPU memory of such a rank: its CUDA context and NCCL's buffers."""
+THIS_MACHINE = "this machine"
+_NO_LIMIT = 1 << 60  # version 1 of cgroups writes "no limit" as a huge number
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreeMemory:
+    """The memory that new processes can have."""
+
+    num_bytes: int
+    """Bytes, at least 0."""
+    where: str
+    """What says so: ``this machine``, ``the container's limit`` or ``JupyterHub's limit``."""
+
+
+def free_memory() -> FreeMemory:
+    """The least of what is free on the machine, under the limits of this process's cgroups, and under JupyterHub's."""
+    found = [FreeMemory(num_bytes=psutil.virtual_memory().available, where=THIS_MACHINE)]
+    found += [FreeMemory(num_bytes=max(0, left), where="the container's limit") for left in _left_in_cgroups()]
+    if (left := _left_of_hub()) is not None:
+        found.append(FreeMemory(num_bytes=max(0, left), where="JupyterHub's limit"))
+    return min(found, key=lambda each: each.num_bytes)
+
+
+def check_room(placement: RankDevices) -> None:
+    """Raise :class:`NoRoom` where the ranks would not fit, with what would, and the way to overrule it."""
+    if os.environ.get(OVERRULE, "").strip().lower() == "ignore":
+        return
+    free = free_memory()
+    _hold_against(placement.num_ranks, RANK_BYTES[placement.backend], free.num_bytes, f"({free.where})")
+    if placement.backend != "nccl":
+        return
+    gpus = visible_gpus()
+    for index, device in enumerate(sorted(set(placement.devices))):
+        on_it = placement.devices.count(device)
+        if index < len(gpus):
+            _hold_against(on_it, GPU_RANK_BYTES, gpus[index].free_bytes, f"on GPU {index}", "GPU ")
+
+
+def _hold_against(num_ranks: int, each: int, free: int, where: str, kind: str = "") -> None:
+    if num_ranks * each <= free:
+        return
+    ranks = f"{num_ranks} rank{'s take' if num_ranks > 1 else ' takes'}"
+    fit = free // each
+    fewer = f"start fewer ranks ({fit} fit{'s' * (fit == 1)}), or " if fit else ""
+    raise NoRoom(
+        f"no memory for these ranks: {ranks} about {num_ranks * each / 1e9:.1f} GB of {kind}memory, and "
+        f"{free / 1e9:.1f} GB are free {where}. To go on, {fewer}stop other notebooks (Kernel ▸ Shut Down: each keeps "
+        f"its kernel and its ranks). os.environ['{OVERRULE}'] = 'ignore' starts them all the same."
+    )
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """Bytes left under each limit that holds for this process. File pages count as free: they go before a kill."""
+    for lines in _groups():
+        hierarchy, controllers, path = lines
+        if hierarchy == "0":
+            tops, names = [_CGROUP, _CGROUP / "unified"], ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            tops, names = [_CGROUP / "memory"], ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        inside = Path(path.lstrip("/"))
+        # A container sees its own group at the top, while the path may be the one that the host has for it.
+        for top in tops:
+            for group in dict.fromkeys([top / inside, *(top / parent for parent in inside.parents), top]):
+                with suppress(OSError, ValueError):
+                    limit = int((group / names[0]).read_text())  # version 2 writes "max" for none
+                    if limit < _NO_LIMIT:
+                        yield limit - int((group / names[1]).read_text()) + _file_pages(group)
+
+
+def _groups() -> list[list[str]]:
+    """Number, controllers and path of each cgroup of this process."""
+    with suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        return [parts for line in lines if len(parts := line.split(":", 2)) == 3]
+    return []
+
+
+def _file_pages(group: Path) -> int:
+    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    total = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
+    return sum(int(fields.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file"))
+
+
+def _left_of_hub() -> int | None:
+    """What is left of ``MEM_LIMIT``, where JupyterHub's spawner has set it: some of them enforce it by other means than
+    a cgroup, so the processes of this user's server are counted."""
+    try:
+        limit = int(float(os.environ["MEM_LIMIT"]))
+    except (KeyError, ValueError, OverflowError):
+        return None
+    if limit <= 0:
+        return None
+    server = here = psutil.Process()
+    with suppress(psutil.Error):
+        for parent in here.parents():
+            if parent.pid == 1 or parent.uids().real != here.uids().real:
+                break
+            server = parent
+    used = 0
+    for process in (server, *server.children(recursive=True)):
+        with suppress(psutil.Error):
+            used += process.memory_full_info().uss  # of shared pages only those of one process
+    return limit - used
