@@ -22,6 +22,7 @@ ROOMS = [
     "tplab.models",
     "tplab.topology",
     "tplab.lab",
+    "tplab.lab.claims",
     "tplab.lab.exercises",
     "tplab.lab.figures",
     "tplab.lab.panels",

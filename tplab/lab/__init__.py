@@ -6,6 +6,7 @@ panels/     ipywidgets around the public functions
 checks      what this machine can do, and what is wrong with it
 choice      what it offers the ranks of a notebook
 ranks       cells that run on every rank, %%ranks; target: which ranks those are
+claims      the claims ledger: entries, recipes, verdicts
 predict     the learner commits a number before anything runs
 exercises   stubs' checkers
 """
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.verification import explain_calibration as explain_calibration
     from tplab.lab.figures.verification import explain_verification as explain_verification
     from tplab.lab.panels.advisor import AdvisorPanel as AdvisorPanel
+    from tplab.lab.panels.claims import claim_cards as claim_cards
     from tplab.lab.panels.crossover import CrossoverPanel as CrossoverPanel
     from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
     from tplab.lab.panels.generation import example_model as example_model

@@ -1,0 +1,125 @@
+"""Claim cards and the ledger's table as people see them: verdict, right statement, numbers, evidence, links.
+
+What a verdict means is in ``tplab.lab.claims``; here is only how it looks. A card is HTML, not a widget: it is stored
+with the notebook and needs no kernel.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+from tplab.lab import style
+from tplab.lab.claims.findings import CONDITIONS, HOLDS, UNTESTED, WRONG, Finding
+from tplab.lab.claims.ledger import Claim, Evidence, claims_of
+from tplab.lab.panels import html
+
+VERDICT_COLOURS = {
+    HOLDS: style.WEIGHT_GRADIENT,
+    CONDITIONS: style.FORWARD,
+    WRONG: style.COLLECTIVE,
+    UNTESTED: style.MUTED,
+}
+"""Colour of the pill of each verdict; the word stands in it."""
+_QUIET = "color:var(--jp-ui-font-color2,#5B6472)"
+_BORDER = "var(--jp-border-color2,#CBD0D8)"
+
+
+class ClaimCards:
+    """Cards of some claims, as HTML and as text. ``claims`` are what they show."""
+
+    def __init__(self, shown: Sequence[Claim]) -> None:
+        self.claims = tuple(shown)
+
+    def _repr_html_(self) -> str:
+        cards = "".join(map(card_html, self.claims))
+        return (
+            '<div class="tplab-claims" style="display:grid;gap:12px;'
+            f'grid-template-columns:repeat(auto-fill,minmax(min(420px,100%),1fr))">{cards}</div>'
+        )
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(card_text, self.claims))
+
+
+def claim_cards(*ids: str) -> ClaimCards:
+    """Cards from the ledger, such as ``claim_cards("C9", "C21")``; the numbers are computed now.
+
+    Raises ``ArgumentError`` for a code that the ledger does not have, with those it has.
+    """
+    return ClaimCards(claims_of(ids))
+
+
+def card_html(claim: Claim, finding: Finding | None = None) -> str:
+    """One card: of the ledger's recipe, or of a ``finding`` that was made since."""
+    found = claim.finding() if finding is None else finding
+    return (
+        f'<div class="tplab-claim" style="border:1px solid {_BORDER};border-left:5px solid '
+        f"{VERDICT_COLOURS[claim.verdict]};border-radius:4px;padding:10px 14px;font-size:13px;line-height:1.5;"
+        'color:var(--jp-ui-font-color1,#1F2430)">'
+        f'<div style="display:flex;flex-wrap:wrap;gap:6px;align-items:center"><b style="font-size:15px">{claim.id}</b>'
+        f"{verdict_pill(claim.verdict)}{''.join(map(_evidence_pill, claim.kinds))}</div>"
+        f'<div style="margin-top:6px;{_QUIET}">Claimed: <i>{_inline(claim.claim)}</i></div>'
+        f'<div style="margin-top:6px">{_inline(claim.statement())}</div>'
+        f"{numbers_html(found, claim)}{_links(claim)}</div>"
+    )
+
+
+def verdict_pill(verdict: str) -> str:
+    """The verdict on its colour."""
+    return html.pill(verdict, VERDICT_COLOURS[verdict])
+
+
+def numbers_html(finding: Finding, claim: Claim) -> str:
+    """Every case of a finding, folded, under a line that counts those that agree and says where they come from."""
+    if not finding.cases:
+        return ""
+    agreeing = sum(case.agrees for case in finding.cases)
+    rows = [
+        (escape(case.what), escape(case.claimed), escape(case.right), "agrees" if case.agrees else "<b>differs</b>")
+        for case in finding.cases
+    ]
+    return (
+        f'<details style="margin-top:6px"><summary style="cursor:pointer;{_QUIET}">Numbers: {agreeing} of '
+        f"{len(finding.cases)} agree &middot; {escape(finding.badge)}</summary>"
+        f'<div style="overflow-x:auto;margin-top:4px">{html.table(("case", "claimed", "found", ""), rows)}</div>'
+        f'<div style="margin-top:4px;{_QUIET}">Formula: {escape(claim.formula)}.<br>For: {escape(claim.conditions)}.'
+        "</div></details>"
+    )
+
+
+def card_text(claim: Claim) -> str:
+    """One card without colours."""
+    cases = [
+        f"  {case.what}: claimed {case.claimed}, found {case.right} ({'agrees' if case.agrees else 'differs'})"
+        for case in claim.finding().cases
+    ]
+    sources = "; ".join(f"{each.kind}: {each.what} <{each.link}>" for each in claim.evidence)
+    return "\n".join(
+        (f"{claim.id} [{claim.verdict}] {claim.claim}", f"  {claim.statement()}", *cases, f"  Evidence: {sources}")
+    )
+
+
+def link_target(evidence: Evidence) -> str:
+    """The link as a page in ``notebooks/`` or ``docs/`` must write it."""
+    return evidence.link if "://" in evidence.link else f"../{evidence.link}"
+
+
+def _links(claim: Claim) -> str:
+    links = [
+        f'{each.kind}: <a href="{escape(link_target(each))}" target="_blank" rel="noopener" style="color:'
+        f'var(--jp-content-link-color,#0B5CAD)">{escape(each.what)}</a>'
+        for each in claim.evidence
+    ]
+    return f'<div style="margin-top:6px;font-size:12px;{_QUIET}">{"<br>".join(links)}</div>'
+
+
+def _evidence_pill(kind: str) -> str:
+    return (
+        f'<span style="border:1px solid {_BORDER};border-radius:10px;padding:0 8px;font-size:11px;line-height:18px;'
+        f'white-space:nowrap;{_QUIET}">{kind}</span>'
+    )
+
+
+def _inline(text: str) -> str:
+    """Text with what stands in backticks as code."""
+    pieces = escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
