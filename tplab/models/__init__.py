@@ -20,6 +20,7 @@ On the ranks:
 What it does cost, and the one call:
   generation    a model on a cluster, prompts in, tokens and their cost out
   result        tokens, times, shares, trace
+  counting      collectives and messages of a step, counted in a real run
 
 Public names load on first use.
 """
@@ -31,6 +32,8 @@ from tplab.lazy import lazy_names
 if TYPE_CHECKING:
     from tplab.models.checkpoint import RandomWeights as RandomWeights
     from tplab.models.checkpoint import save_checkpoint as save_checkpoint
+    from tplab.models.counting import count_generation as count_generation
+    from tplab.models.counting import explain_counts as explain_counts
     from tplab.models.generation import generate as generate
     from tplab.models.generation import submit_generate as submit_generate
     from tplab.models.generation import unload as unload

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tplab.topology.advisor import Workload as Workload
     from tplab.topology.advisor import advise as advise
     from tplab.topology.advisor import all_choices as all_choices
+    from tplab.topology.advisor import beside_claimed as beside_claimed
     from tplab.topology.advisor import feasible_choices as feasible_choices
     from tplab.topology.advisor import predict as predict
     from tplab.topology.advisor.arrivals import Arrivals as Arrivals

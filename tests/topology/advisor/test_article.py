@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.topology import CommunicationTopology
+from tplab.topology.advisor.article import beside_claimed, claimed_gpus
 
 recommend = CommunicationTopology.recommend_parallel_strategy
 
@@ -135,3 +136,32 @@ def test_numbers_that_cannot_be(arguments, message):
         recommend(*arguments)
     with pytest.raises(ValueError, match="usable_fraction must be a number above 0"):
         recommend(8, 80, 50, usable_fraction=0)
+
+
+def test_the_claimed_degree_beside_the_right_one():
+    """56 and 112 GB fit exactly on one and two cards of 56 GB of room; 140 and 810 GB give 3 and 15."""
+    cases = [(8, 80, size) for size in (50, 56, 112, 140, 300)] + [(16, 80, 810), (2, 80, 140), (4, 24, 16.8)]
+    frame = beside_claimed(cases)
+    assert frame["claimed_tp"].tolist() == [1, 2, 3, 3, 6, 15, 3, 2]
+    assert frame["wrong"].tolist() == [
+        "",
+        "1 would do",
+        "2 would do, no power of two",
+        "no power of two",
+        "no power of two",
+        "no power of two",
+        "no power of two, there are 2",
+        "1 would do",
+    ]
+    assert frame["right"].tolist() == [
+        "TP 1 x PP 1 x 8",
+        "TP 1 x PP 1 x 8",
+        "TP 2 x PP 1 x 4",
+        "TP 4 x PP 1 x 2",
+        "TP 8 x PP 1 x 1",
+        "TP 8 x PP 2 x 1",
+        "does not fit",
+        "TP 1 x PP 1 x 4",
+    ]
+    with pytest.raises(ValueError, match="model_size_gb"):
+        claimed_gpus(80, 0)

@@ -7,7 +7,7 @@ from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.moved import say_new_names
 from tplab.topology.advisor.advice import Advice, advise
-from tplab.topology.advisor.article import CommunicationTopology
+from tplab.topology.advisor.article import CommunicationTopology, beside_claimed
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.fitting import feasible_choices
 from tplab.topology.advisor.layouts import Choice, all_choices
@@ -26,6 +26,7 @@ __all__ = [
     "Workload",
     "advise",
     "all_choices",
+    "beside_claimed",
     "feasible_choices",
     "predict",
 ]

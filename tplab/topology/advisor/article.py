@@ -7,10 +7,14 @@ PCIe, NVLink blamed where the model was merely large, and no word when nothing f
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tplab.checks import check_count, check_number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USABLE_FRACTION = 0.7
 """Part of a card's memory that is for weights; cache, activations and workspace take the rest."""
@@ -92,6 +96,55 @@ class CommunicationTopology:
             "weights_per_gpu_gb": model_size_gb / best.gpus,
             "reason": f"{_size(model_size_gb, room, needed)}; {_why(best, fast, name, link)}{_rest(best)}.",
         }
+
+
+def claimed_gpus(gpu_memory_gb: float, model_size_gb: float, *, usable_fraction: float = USABLE_FRACTION) -> int:
+    """What the article takes for the number of GPUs that a model needs, and with a fast link for the TP degree: the
+    quotient of size and room without its fraction, and one more. An exact fit then gets a GPU too many, and no power of
+    two comes out but by chance.
+
+    Args:
+        gpu_memory_gb: of one, in GB.
+        model_size_gb: weights, in GB.
+        usable_fraction: part of a GPU's memory that weights may take.
+    """
+    check_number("gpu_memory_gb", gpu_memory_gb, above=0)
+    check_number("model_size_gb", model_size_gb, above=0)
+    check_number("usable_fraction", usable_fraction, above=0, most=1)
+    return int(model_size_gb / (gpu_memory_gb * usable_fraction)) + 1
+
+
+def beside_claimed(cases: "Iterable[tuple[int, float, float]]", **options: float) -> "pd.DataFrame":
+    """The article's TP degree with a fast link beside what is recommended, and what is wrong with it.
+
+    Args:
+        cases: GPUs in all, memory of one in GB, and weights of the model in GB.
+        options: for ``recommend_parallel_strategy``.
+
+    Returns:
+        A row per case: ``gpus``, ``gpu_gb``, ``model_gb``, ``claimed_tp``, ``wrong`` (in words; empty where nothing is)
+        and ``right`` (``TP 4 x PP 1 x 2``, the third number copies; or ``does not fit``).
+    """
+    import pandas as pd
+
+    rows = []
+    for num_gpus, memory, size in cases:
+        claimed = claimed_gpus(memory, size)
+        needed = max(1, math.ceil(size / (memory * USABLE_FRACTION) * (1 - _EXACT)))
+        wrong = []
+        if claimed > needed:
+            wrong.append(f"{needed} would do")
+        if claimed & (claimed - 1):
+            wrong.append("no power of two")
+        if claimed > num_gpus:
+            wrong.append(f"there are {num_gpus}")
+        if needed > num_gpus:
+            right = "does not fit"
+        else:
+            made = CommunicationTopology.recommend_parallel_strategy(num_gpus, memory, size, **options)  # type: ignore[arg-type]
+            right = f"TP {made['tp_degree']} x PP {made['pp_degree']} x {made['replicas']}"
+        rows.append((num_gpus, memory, size, claimed, ", ".join(wrong), right))
+    return pd.DataFrame(rows, columns=["gpus", "gpu_gb", "model_gb", "claimed_tp", "wrong", "right"])
 
 
 def _best(num_gpus: int, needed: int, most_tp: int, fast: bool) -> _Candidate:
