@@ -1,11 +1,11 @@
-"""The checkers, against the reference, an empty answer and planted wrong answers; and the prediction field."""
+"""The checkers, against the reference, an empty answer and planted wrong answers."""
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tplab.cluster import Cluster
-from tplab.lab import Predict, check_reduction
+from tplab.lab import check_reduction
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -77,23 +77,3 @@ def test_a_deadlock_is_told_as_one(cluster: Cluster) -> None:
     verdict = check_reduction(cluster, deadlocks, timeout=2)
     assert not verdict.passed
     assert "did not answer within 2 s" in verdict.message
-
-
-def test_a_prediction_is_committed_once() -> None:
-    guess = Predict("how long", unit="ms")
-    assert guess.value is None
-    assert "not committed" in guess.compare(3.0)
-    guess.commit(12.0)
-    assert guess.value == 12.0
-    assert guess._button.disabled
-    with pytest.raises(ValueError, match="committed once"):
-        guess.commit(3.0)
-    with pytest.raises(ValueError, match="number"):
-        Predict("how long").commit(float("nan"))
-
-
-@pytest.mark.parametrize(
-    ("guess", "measured", "says"), [(10, 11, "within 25 %"), (20, 10, "2 times too high"), (1, 10, "10 times too low")]
-)
-def test_predictions_are_compared_in_words(guess: float, measured: float, says: str) -> None:
-    assert says in Predict("how long", unit="ms").commit(guess).compare(measured)

@@ -7,7 +7,7 @@ checks      what this machine can do, and what is wrong with it
 choice      what it offers the ranks of a notebook
 ranks       cells that run on every rank, %%ranks; target: which ranks those are
 claims      the claims ledger: entries, recipes, verdicts
-predict     the learner commits a number before anything runs
+predict     the learner commits a number before the answer is seen; answers: the words and the picture for both
 exercises   stubs' checkers
 """
 

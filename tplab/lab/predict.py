@@ -1,53 +1,257 @@
-"""The learner commits a number before anything runs."""
+"""The learner commits a number before the answer is seen.
+
+A :class:`Predict` asks; ``compare`` gives a :class:`Comparison`, which is covered until a number was committed, in
+either of the two, or the reader asks to see the answer without one. While it is covered the answer is not in the page:
+neither in an output, nor in the state of a widget that a notebook saves.
+"""
+
+import re
+import weakref
+from html import escape
+from typing import Any
 
 import ipywidgets as widgets
 
-from tplab.checks import check_number
+from tplab.checks import ArgumentError, check_number, check_text
+from tplab.lab.answers import Answer, quantity
 from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.style import badge_colour
+
+_NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
+_OPEN = "A wrong guess teaches more than none."
+_COVERED = "Covered until you have predicted: commit a number here or above."
 
 
 class Predict(widgets.VBox):
-    """A question, a number field and a Commit button; once committed, the number stays.
+    """A question, an empty number field and a Commit button.
 
-    ``value`` is None until then. ``commit(number)`` does what the button does.
+    ``value`` is the committed number, None until then. ``commit(number)``, ``undo()`` and ``reveal()`` do what the
+    buttons do.
+
+    Args:
+        question: what is asked for, without a question mark.
+        unit: unit of the answer.
+        name: key of the progress file, the notebook's number and a word (``00-call``); not kept without.
     """
 
-    def __init__(self, question: str, *, unit: str = "") -> None:
-        self._field = widgets.FloatText(value=None, layout=widgets.Layout(width="110px"))
-        self._button = widgets.Button(description="Commit", icon="check", layout=widgets.Layout(width="100px"))
-        self._said = widgets.HTML(html.quiet("Not committed yet. A wrong guess teaches more than none."))
-        self._unit = unit
+    def __init__(self, question: str, *, unit: str = "", name: str = "") -> None:
+        check_text("question", question)
+        check_text("unit", unit)
+        if name and not _NAME.fullmatch(check_text("name", name)):
+            raise ArgumentError("name", name, "must be a notebook's number and words, such as 00-call")
+        self.question, self.unit, self.name = question, unit, name
         self._value: float | None = None
-        self._button.on_click(lambda _: self.commit(float(self._field.value)))
-        row = widgets.HBox([self._field, widgets.HTML(html.quiet(unit)), self._button, self._said])
-        row.layout.align_items = "center"
-        super().__init__([widgets.HTML(html.heading(f"Predict: {question}")), row])
+        self._revealed = False
+        self._comparisons: weakref.WeakSet[Comparison] = weakref.WeakSet()
+        label = f"Your prediction in {unit}" if unit else "Your prediction"
+        self._field = widgets.Text(
+            placeholder="a number",
+            description=label,  # a screen reader reads it out, too
+            style={"description_width": "initial"},
+            layout=widgets.Layout(width="auto", min_width="120px"),
+        )
+        self._commit = widgets.Button(description="Commit", icon="check", disabled=True, button_style="primary")
+        self._undo = widgets.Button(description="Undo", icon="undo")
+        self._reveal = widgets.Button(description="Show without predicting", layout=widgets.Layout(width="auto"))
+        for button in (self._commit, self._undo):
+            button.layout.width = "100px"
+        self._said = widgets.HTML()
+        self._field.observe(lambda _: self._typed(), names="value")
+        self._field.on_msg(self._entered)
+        self._commit.on_click(lambda _: self._commit_typed())
+        self._undo.on_click(lambda _: self.undo())
+        self._reveal.on_click(lambda _: self.reveal())
+        # One row in both places: what is typed in one of them stands in the other.
+        row = widgets.HBox([self._field, self._commit, self._undo])
+        row.layout.align_items, row.layout.flex_flow = "center", "row wrap"
+        self.entry = widgets.VBox([row, self._said])
+        super().__init__([widgets.HTML(html.heading(f"Predict: {question}")), self.entry])
+        self.add_class("tplab-predict")
+        for widget, word in ((self._field, "field"), (self._commit, "commit"), (self._undo, "undo")):
+            widget.add_class(f"tplab-predict-{word}")
+        self._show()
 
     @property
     def value(self) -> float | None:
         """The committed number."""
         return self._value
 
+    @property
+    def seen(self) -> bool:
+        """Whether an answer has been shown, so that the prediction cannot change any more."""
+        return (self._value is not None or self._revealed) and len(self._comparisons) > 0
+
     def commit(self, number: float) -> "Predict":
-        """Commit ``number``; it can be committed once. Raises ``ValueError`` for a second number, or for no number."""
-        check_number("number", number)
-        if self._value is not None and number != self._value:
-            raise ValueError(
-                f"a prediction is committed once; this one is {self._value:g}. Run the cell again to reset it"
-            )
-        self._value = float(number)
-        self._field.value = number
-        self._field.disabled = self._button.disabled = True
-        self._said.value = html.quiet(f"Committed: {number:g} {self._unit}".rstrip() + ".")
+        """Commit ``number``, in the prediction's unit; before the answer was seen it replaces an earlier one.
+
+        Raises ``ValueError`` for what is no finite number, and for another number than the committed one once the
+        answer was seen.
+        """
+        number = float(check_number("number", number))
+        if self.seen and number != self._value:
+            said = "no number was committed" if self._value is None else f"it is {quantity(self._value, self.unit)}"
+            raise ValueError(f"the answer to this prediction was seen, and {said}: run its cell again to predict anew")
+        self._value, self._revealed = number, False
+        self._show()
         return self
 
-    def compare(self, measured: float) -> str:
-        """One sentence that sets the prediction beside a measurement (both in the prediction's unit)."""
-        if self._value is None:
-            return f"Measured: {measured:.3g} {self._unit}. You had not committed a prediction."
-        ratio = max(self._value, measured) / max(min(self._value, measured), 1e-12)
-        if ratio < 1.25:
-            verdict = "within 25 % of it"
-        else:
-            verdict = f"{ratio:.2g} times too {'high' if self._value > measured else 'low'}"
-        return f"You predicted {self._value:g} {self._unit}; measured: {measured:.3g} {self._unit}; you were {verdict}."
+    def undo(self) -> "Predict":
+        """Take the committed number back, as long as the answer was not seen. Raises ``ValueError`` afterwards."""
+        if self.seen:
+            raise ValueError("the answer to this prediction was seen: run its cell again to predict anew")
+        self._value = None
+        self._show()
+        return self
+
+    def reveal(self) -> "Predict":
+        """Show the answer without a prediction."""
+        self._revealed = self._value is None
+        self._show()
+        return self
+
+    def compare(self, value: Any, source: str = "measured", badge: str = "", shown: Any = None) -> "Comparison":
+        """The answer beside the prediction, covered until there is one.
+
+        Args:
+            value: the answer, in the prediction's unit; a whole number (``int``) is taken for a count.
+            source: ``model`` (computed), ``counted`` or ``measured``.
+            badge: where it comes from: ``pool.badge``, or that of a recorded frame, for what was measured.
+            shown: more to see together with the answer, below it: text, a figure, a frame, a widget, a list of such, or
+                a function that makes one, called once a number was committed (``value`` is that number then).
+
+        Raises ``ArgumentError`` for what is no number, and for a badge that does not go with the source.
+        """
+        return Comparison(self, Answer.of(value, unit=self.unit, source=source, badge=badge), shown)
+
+    def _typed(self) -> None:
+        text = self._field.value
+        self._commit.disabled = self._field.disabled or number_of(text, self.unit) is None
+        if self._value is None and not self._revealed:
+            wrong = text.strip() and self._commit.disabled
+            self._said.value = html.quiet(
+                f"{text.strip()} is not a number: digits, such as 12 or 0.5." if wrong else _OPEN
+            )
+
+    def _entered(self, _: Any, content: Any, buffers: Any) -> None:
+        """Enter does what Commit does."""
+        if isinstance(content, dict) and content.get("event") == "submit":
+            self._commit_typed()
+
+    def _commit_typed(self) -> None:
+        number = number_of(self._field.value, self.unit)
+        if number is not None and not self._field.disabled:
+            self.commit(number)
+
+    def _show(self) -> None:
+        done = self._value is not None or self._revealed
+        self._field.disabled = done
+        if self._value is not None:
+            self._field.value = f"{self._value:.15g}"
+        self._undo.layout.display = "" if self._value is not None and not self.seen else "none"
+        self._commit.layout.display = "none" if done else ""
+        if self._value is not None:
+            self._said.value = html.quiet(f"Committed: {quantity(self._value, self.unit)}.")
+        elif self._revealed:
+            self._said.value = html.quiet("Shown without a prediction. Run this cell again to predict after all.")
+        self._typed()
+        for comparison in list(self._comparisons):
+            comparison._show()
+
+
+class Comparison(widgets.VBox):
+    """An answer beside its prediction: covered, with the same number field, until there is one.
+
+    ``text`` is what it says now, and so is ``str()`` of it.
+    """
+
+    def __init__(self, guess: Predict, answer: Answer, shown: Any = None) -> None:
+        self._guess, self._answer, self._shown = guess, answer, shown
+        self._open = False
+        super().__init__()
+        self.add_class("tplab-comparison")
+        guess._comparisons.add(self)
+        guess._show()
+
+    @property
+    def covered(self) -> bool:
+        """Whether the answer is still to be predicted."""
+        return not self._guess.seen
+
+    @property
+    def text(self) -> str:
+        """The sentence; while it is covered, that it is, without the answer."""
+        return _COVERED if self.covered else self._answer.beside(self._guess.value)
+
+    def __repr__(self) -> str:
+        return self.text
+
+    __str__ = __repr__
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
+        return bundle | {"text/plain": self.text}
+
+    def _show(self) -> None:
+        if self.covered:
+            about = html.quiet(f"{self._guess.question[:1].upper()}{self._guess.question[1:]}: {_COVERED}")
+            self.children = [widgets.HTML(about), self._guess.entry, self._guess._reveal]
+            self.layout.border_left = "4px solid var(--jp-border-color2,#CBD0D8)"
+        elif not self._open:
+            self._open = True
+            answer, value = self._answer, self._guess.value
+            said = (
+                f'<div role="status" style="font-size:14px;line-height:1.6;color:var(--jp-ui-font-color1,#1F2430)">'
+                f"{escape(self.text)} {html.pill(answer.badge, badge_colour(answer.badge))}</div>"
+            )
+            self.children = [widgets.HTML(said + answer.line(value)), *_views(self._shown)]
+            self.layout.border_left = f"4px solid {badge_colour(answer.badge)}"
+        self.layout.padding = "4px 12px"
+
+
+def number_of(text: str, unit: str = "") -> float | None:
+    """The finite number that somebody typed (``1,000``, ``2,5``, ``12 ms``), or None."""
+    text = text.strip().removesuffix(unit).strip().replace("\N{MINUS SIGN}", "-")
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    elif text.count(",") == 1 and "." not in text:
+        text = text.replace(",", ".")
+    try:
+        return float(check_number("number", float(text)))
+    except ValueError:
+        return None
+
+
+def _views(shown: Any) -> list[widgets.Widget]:
+    """Widgets that show an object, or each of a list, as a cell would."""
+    import plotly.graph_objects as go
+
+    if shown is None:
+        return []
+    if callable(shown) and not isinstance(shown, widgets.Widget):
+        return _views(shown())
+    if isinstance(shown, list | tuple):
+        return [view for each in shown for view in _views(each)]
+    if isinstance(shown, widgets.Widget):
+        return [shown]
+    if isinstance(shown, str):
+        text = f'<div style="white-space:pre-wrap;line-height:1.5">{escape(shown)}</div>'
+        return [widgets.HTML(text)]
+    if isinstance(shown, go.Figure):
+        view = FigureView(min_height=int(shown.layout.height or 380))
+        view.show(shown)
+        return [view]
+    return [_output(shown)]
+
+
+def _output(shown: Any) -> widgets.Output:
+    from IPython.core.formatters import DisplayFormatter
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    formatter = DisplayFormatter() if shell is None else shell.display_formatter
+    data, metadata = formatter.format(shown)
+    output = widgets.Output()
+    output.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)
+    return output
