@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, crossover, measure, nccl, validate, words
+from tplab.cli import advise, crossover, measure, nccl, progress, validate, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advise.add_advise,
         validate.add_validate,
         measure.add_box,
+        progress.add_progress,
     ):
         add(commands)
     for each in commands.choices.values():

@@ -8,6 +8,7 @@ choice      what it offers the ranks of a notebook
 ranks       cells that run on every rank, %%ranks; target: which ranks those are
 claims      the claims ledger: entries, recipes, verdicts
 predict     the learner commits a number before the answer is seen; answers: the words and the picture for both
+progress    what was predicted and solved, in a file beside the notebooks; progress_table shows it
 exercises   stubs' checkers
 """
 
@@ -81,5 +82,6 @@ if TYPE_CHECKING:
     from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
     from tplab.lab.panels.verification import verified_model as verified_model
     from tplab.lab.predict import Predict as Predict
+    from tplab.lab.progress_view import progress_table as progress_table
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

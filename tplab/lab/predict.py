@@ -5,6 +5,7 @@ either of the two, or the reader asks to see the answer without one. While it is
 neither in an output, nor in the state of a widget that a notebook saves.
 """
 
+import math
 import re
 import weakref
 from html import escape
@@ -16,6 +17,7 @@ from tplab.checks import ArgumentError, check_number, check_text
 from tplab.lab.answers import Answer, quantity
 from tplab.lab.panels import html
 from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.progress import PredictionRecord, earlier_prediction, record_prediction
 from tplab.lab.style import badge_colour
 
 _NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
@@ -44,6 +46,9 @@ class Predict(widgets.VBox):
         self.question, self.unit, self.name = question, unit, name
         self._value: float | None = None
         self._revealed = False
+        earlier = earlier_prediction(name)
+        self._earlier = earlier if earlier is not None and earlier.unit == unit else None
+        self._note = ""
         self._comparisons: weakref.WeakSet[Comparison] = weakref.WeakSet()
         label = f"Your prediction in {unit}" if unit else "Your prediction"
         self._field = widgets.Text(
@@ -55,21 +60,28 @@ class Predict(widgets.VBox):
         self._commit = widgets.Button(description="Commit", icon="check", disabled=True, button_style="primary")
         self._undo = widgets.Button(description="Undo", icon="undo")
         self._reveal = widgets.Button(description="Show without predicting", layout=widgets.Layout(width="auto"))
-        for button in (self._commit, self._undo):
+        self._again = widgets.Button(description="Use it")
+        for button in (self._commit, self._undo, self._again):
             button.layout.width = "100px"
         self._said = widgets.HTML()
         self._field.observe(lambda _: self._typed(), names="value")
         self._field.on_msg(self._entered)
         self._commit.on_click(lambda _: self._commit_typed())
         self._undo.on_click(lambda _: self.undo())
+        self._again.on_click(lambda _: self._commit_earlier())
         self._reveal.on_click(lambda _: self.reveal())
         # One row in both places: what is typed in one of them stands in the other.
-        row = widgets.HBox([self._field, self._commit, self._undo])
+        row = widgets.HBox([self._field, self._commit, self._again, self._undo])
         row.layout.align_items, row.layout.flex_flow = "center", "row wrap"
         self.entry = widgets.VBox([row, self._said])
         super().__init__([widgets.HTML(html.heading(f"Predict: {question}")), self.entry])
         self.add_class("tplab-predict")
-        for widget, word in ((self._field, "field"), (self._commit, "commit"), (self._undo, "undo")):
+        for widget, word in (
+            (self._field, "field"),
+            (self._commit, "commit"),
+            (self._undo, "undo"),
+            (self._again, "again"),
+        ):
             widget.add_class(f"tplab-predict-{word}")
         self._show()
 
@@ -94,6 +106,7 @@ class Predict(widgets.VBox):
             said = "no number was committed" if self._value is None else f"it is {quantity(self._value, self.unit)}"
             raise ValueError(f"the answer to this prediction was seen, and {said}: run its cell again to predict anew")
         self._value, self._revealed = number, False
+        self._keep(PredictionRecord(value=number, unit=self.unit))
         self._show()
         return self
 
@@ -102,6 +115,7 @@ class Predict(widgets.VBox):
         if self.seen:
             raise ValueError("the answer to this prediction was seen: run its cell again to predict anew")
         self._value = None
+        self._keep(self._earlier)
         self._show()
         return self
 
@@ -131,7 +145,7 @@ class Predict(widgets.VBox):
         if self._value is None and not self._revealed:
             wrong = text.strip() and self._commit.disabled
             self._said.value = html.quiet(
-                f"{text.strip()} is not a number: digits, such as 12 or 0.5." if wrong else _OPEN
+                f"{text.strip()} is not a number: digits, such as 12 or 0.5." if wrong else self._open_words()
             )
 
     def _entered(self, _: Any, content: Any, buffers: Any) -> None:
@@ -144,6 +158,29 @@ class Predict(widgets.VBox):
         if number is not None and not self._field.disabled:
             self.commit(number)
 
+    def _commit_earlier(self) -> None:
+        if self._earlier is not None and self._earlier.value is not None and not self._field.disabled:
+            self.commit(self._earlier.value)
+
+    def _open_words(self) -> str:
+        """What stands below the empty field; an earlier session's number does not count by itself."""
+        if self._earlier is None or self._earlier.value is None:
+            return _OPEN
+        return f"Last time you said {quantity(self._earlier.value, self.unit)}. Commit that again, or another number."
+
+    def _keep(self, record: PredictionRecord | None) -> None:
+        """Into the progress file, or out of it."""
+        self._note = record_prediction(self.name, record)
+
+    def _was_seen(self, answer: Answer) -> None:
+        """The answer is in the page now."""
+        if self._value is None and self._earlier is not None:
+            return  # a number of an earlier session is worth more than that none was said today
+        found = answer.value if math.isfinite(answer.value) else None
+        self._keep(
+            PredictionRecord(value=self._value, unit=self.unit, answer=found, source=answer.source, badge=answer.badge)
+        )
+
     def _show(self) -> None:
         done = self._value is not None or self._revealed
         self._field.disabled = done
@@ -151,13 +188,16 @@ class Predict(widgets.VBox):
             self._field.value = f"{self._value:.15g}"
         self._undo.layout.display = "" if self._value is not None and not self.seen else "none"
         self._commit.layout.display = "none" if done else ""
-        if self._value is not None:
-            self._said.value = html.quiet(f"Committed: {quantity(self._value, self.unit)}.")
-        elif self._revealed:
-            self._said.value = html.quiet("Shown without a prediction. Run this cell again to predict after all.")
+        earlier = self._earlier is not None and self._earlier.value is not None
+        self._again.layout.display = "" if earlier and not done else "none"
         self._typed()
         for comparison in list(self._comparisons):
             comparison._show()
+        if self._value is not None:
+            self._said.value = html.quiet(f"Committed: {quantity(self._value, self.unit)}. {self._note}".rstrip())
+        elif self._revealed:
+            said = "Shown without a prediction. Run the question's cell again to predict after all."
+            self._said.value = html.quiet(f"{said} {self._note}".rstrip())
 
 
 class Comparison(widgets.VBox):
@@ -201,6 +241,7 @@ class Comparison(widgets.VBox):
         elif not self._open:
             self._open = True
             answer, value = self._answer, self._guess.value
+            self._guess._was_seen(answer)
             said = (
                 f'<div role="status" style="font-size:14px;line-height:1.6;color:var(--jp-ui-font-color1,#1F2430)">'
                 f"{escape(self.text)} {html.pill(answer.badge, badge_colour(answer.badge))}</div>"
