@@ -164,7 +164,8 @@ def test_every_link_on_offer_says_what_it_is() -> None:
 
 def test_the_model_follows_its_sliders() -> None:
     model = ChunkModel()
-    assert model.figure.layout.title.text.startswith("4 chunks")
+    assert model.figure.layout.title.text.startswith("1 chunk:")
+    assert "nothing to hide behind" in model.below
     assert model.show(num_chunks=1, compute_ms=40, comm_ms=20) is model
     assert model.figure.layout.title.text == "1 chunk: 60.0 ms; in one piece 60.0, bound 40.0 ms"
     before = model.figure

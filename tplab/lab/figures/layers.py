@@ -280,20 +280,20 @@ def explain_strategies(frame: pd.DataFrame) -> str:
     if frame.empty:
         return ""
     plain = frame[frame["strategy"] == "Blocking()"].iloc[0]
-    others = frame[frame["strategy"] != "Blocking()"]
+    rounds = frame["strategy"].str.startswith("Int8")
+    others = frame[(frame["strategy"] != "Blocking()") & ~rounds]
     exposed = 100 * plain["exposed_us"] / plain["total_us"]
     text = f"Plain all-reduce: {plain['total_us'] / 1e3:.1f} ms, {exposed:.0f} % of it exposed communication."
-    if others.empty:
-        return text
-    best = others.sort_values("total_us").iloc[0]
-    times, way = best["total_us"] / plain["total_us"], way_in_words(best["strategy"])
-    if times < 1 - _NOISE:
-        text += f" Fastest: {way}, {100 * (1 - times):.0f} % faster."
-    elif times <= 1 + _NOISE:
-        text += f" Nothing is clearly faster; the next is {way}, within {100 * _NOISE:.0f} % of it."
-    else:
-        text += f" Nothing is faster; the next is {way}, {100 * (times - 1):.0f} % slower."
-    for row in others[others["strategy"].str.startswith("Int8")].to_dict("records"):
+    if len(others):
+        best = others.sort_values("total_us").iloc[0]
+        times, way = best["total_us"] / plain["total_us"], way_in_words(best["strategy"])
+        if times < 1 - _NOISE:
+            text += f" Fastest of the exact ways: {way}, {100 * (1 - times):.0f} % faster."
+        elif times <= 1 + _NOISE:
+            text += f" No exact way is clearly faster; the next is {way}, within {100 * _NOISE:.0f} % of it."
+        else:
+            text += f" No exact way is faster; the next is {way}, {100 * (times - 1):.0f} % slower."
+    for row in frame[rounds].to_dict("records"):
         times = row["total_us"] / plain["total_us"]
         said = f"{times:.2f} times as long as" if abs(times - 1) > _NOISE else "as long as"
         text += f" int8, with about half of the bytes, takes {said} the plain one."

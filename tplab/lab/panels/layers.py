@@ -155,7 +155,7 @@ class ChunkModel(AnalyticPanel):
         super().__init__(
             title="Chunks, modelled (milliseconds)",
             named={
-                "num_chunks": widgets.IntSlider(value=4, min=1, max=32, description="chunks", **wide(76)),
+                "num_chunks": widgets.IntSlider(value=1, min=1, max=32, description="chunks", **wide(76)),
                 "compute_ms": slider(30, 2, 100, "matmul"),
                 "comm_ms": slider(24, 2, 100, "all-reduce"),
                 "overhead_ms": slider(0.2, 0, 2, "per matmul", 0.1),
