@@ -12,7 +12,7 @@ import pytest
 from tplab.cluster import RunStopped
 from tplab.lab import PipelinePanel, Pool, ScheduleStudio, ServingPanel, style
 from tplab.lab.figures.pipeline import explain_pipeline
-from tplab.lab.figures.pipeline_curves import explain_serving
+from tplab.lab.figures.pipeline_curves import explain_hops, explain_serving
 from tplab.lab.panels.pipeline import serving_plan
 from tplab.layers import StackPlan
 from tplab.pipeline import SCHEDULES, BlockStages, Costs, Trace, build_schedule, formulas, measured_costs, simulate
@@ -332,6 +332,21 @@ def test_words_on_a_prompt_in_chunks_follow_the_numbers_either_way() -> None:
     said = explain_serving(chunked([9, 7, 5], [9, 5, 7]))
     assert "fastest measured is 2 chunks, 5 ms. The model's fastest is 4 chunks, the most that were tried" in said
     assert explain_serving(chunked([9, 5, 7], [9, 5, 7]).head(2)) == "2 of 3 measured so far."
+
+
+def test_words_on_messages_follow_the_runs_either_way() -> None:
+    table = build_schedule("forward-only", 4, 8)
+    free = simulate(table, Costs(forward_s=0.02))
+    over = simulate(table, Costs(forward_s=0.02, hop_s=0.01))
+    waiting = simulate(table, Costs(forward_s=0.02, hop_s=0.01, overlap=False))
+    said = explain_hops(free, over, waiting, 0.01)
+    assert "8 micro-batches on 4 stages: 220 ms with free messages, 250 ms where each takes 10 ms" in said
+    assert "longer by the time of 3.0, and the formula says 3, one per boundary: the others are on their way" in said
+    assert f"longer by the time of {(waiting.makespan_s - free.makespan_s) / 0.01:.1f} (simulated)" in said
+    assert waiting.makespan_s - free.makespan_s > 0.09
+    said = explain_hops(free, waiting, waiting, 0.01)  # a run that hid nothing is not said to have hidden any
+    assert "here they were waited for" in said
+    assert "on their way" not in said
 
 
 def test_figures_are_white_cards(studio: ScheduleStudio) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.memory import explain_memory as explain_memory
     from tplab.lab.figures.memory import explain_shards as explain_shards
     from tplab.lab.figures.pipeline import explain_pipeline as explain_pipeline
+    from tplab.lab.figures.pipeline_curves import explain_hops as explain_hops
     from tplab.lab.figures.pipeline_curves import explain_serving as explain_serving
     from tplab.lab.figures.profile import explain_profile as explain_profile
     from tplab.lab.figures.topology import explain_links as explain_links

@@ -54,7 +54,8 @@ def layouts_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure.update_xaxes(title=title, type="category", tickvals=labels, ticktext=told)
     highest = float(frame["tpot_ms"].max()) if len(frame) else 1.0
     figure.update_yaxes(title="milliseconds per output token", range=[0, 1.2 * highest])
-    return style.card(figure, title="The same tokens in every layout", badge=badge, height=440)
+    style.card(figure, title="The same tokens in every layout", badge=badge, height=460)
+    return figure.update_layout(margin_b=120, legend_y=-78 / (460 - 190))  # below two lines of labels
 
 
 def explain_stages(generations: "Sequence[Generation]") -> str:

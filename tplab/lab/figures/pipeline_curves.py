@@ -15,6 +15,7 @@ from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.simulation import simulate
+from tplab.pipeline.trace import Trace
 
 _LINES = {
     "1f1b": (style.FORWARD, "solid", "circle"),
@@ -226,6 +227,33 @@ def explain_serving(frame: pd.DataFrame) -> str:
             f"{last['idle_over_total']:.0%}."
         )
     return text + f" Measurement and simulation differ by {off.median():.1f} % (median), {off.max():.1f} % at most."
+
+
+def explain_hops(free: Trace, over: Trace, waiting: Trace, hop_s: float) -> str:
+    """Sentences on what messages cost a prefill: one per boundary where a stage goes on while they are on their way.
+
+    Args:
+        free: a run in which messages take no time.
+        over: a run of the same table in which each takes ``hop_s``.
+        waiting: the table simulated with stages that wait until what they sent has arrived.
+        hop_s: seconds of a message.
+    """
+    p, m = over.num_ranks, over.schedule.num_micro_batches
+    longer_s, wait_s = over.makespan_s - free.makespan_s, waiting.makespan_s - free.makespan_s
+    text = (
+        f"{m} micro-batches on {p} stages: {_ms(free.makespan_s)} with free messages, {_ms(over.makespan_s)} where "
+        f"each takes {_ms(hop_s)}. Each boundary carries {m}; the prefill is longer by the "
+        f"time of {longer_s / hop_s:.1f}, and the formula says {p - 1}, one per boundary"
+    )
+    hidden = longer_s < (p - 1 + (m - 1) / 2) * hop_s
+    text += ": the others are on their way while their sender computes. " if hidden else ": here they were waited for. "
+    return text + (
+        f"Stages that waited for what they send would make it longer by the time of {wait_s / hop_s:.1f} (simulated)."
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms"
 
 
 def _chunks_in_words(frame: pd.DataFrame) -> str:
