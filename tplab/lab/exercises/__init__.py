@@ -5,11 +5,15 @@ trial       the learner's function on the ranks, warmed, timed and counted; on_r
 registry    every exercise: its notebook, its function, its checker; own_work: what an answer may not use when graded
 reduction   00: every rank holds the product
 memory      01: bytes of keys and values per token
+ring        02: a ring all-reduce
 layers      03: a tensor-parallel MLP and attention
+fused_qkv   03: a rank's part of a fused QKV weight, read from a file
 overlap     04: the chunk count, predicted
 quantised   04: an int8 all-reduce
+hiding      04: an all-reduce hidden behind products; processor: what these take, emulated
 topology    07: a score by which to choose a layout
 pipeline    05: a schedule, its makespan and what it holds
+argmax      08: the likeliest token of a vocabulary that the ranks share
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +21,9 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tplab.lab.exercises.argmax import check_argmax as check_argmax
+    from tplab.lab.exercises.fused_qkv import check_qkv as check_qkv
+    from tplab.lab.exercises.hiding import check_overlap as check_overlap
     from tplab.lab.exercises.layers import check_attention as check_attention
     from tplab.lab.exercises.layers import check_mlp as check_mlp
     from tplab.lab.exercises.memory import check_kv_bytes as check_kv_bytes
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from tplab.lab.exercises.reduction import check_reduction as check_reduction
     from tplab.lab.exercises.registry import EXERCISES as EXERCISES
     from tplab.lab.exercises.registry import Exercise as Exercise
+    from tplab.lab.exercises.ring import check_ring as check_ring
     from tplab.lab.exercises.topology import check_score as check_score
     from tplab.lab.exercises.verdict import Verdict as Verdict
 

@@ -123,7 +123,9 @@ def _operations() -> int:
     from torch.distributed import distributed_c10d
 
     total = 0
-    for group in list(distributed_c10d._world.pg_names):
+    for group in [
+        *distributed_c10d._world.pg_names.keys()
+    ]:  # the length of the dict itself is no length in resized worlds
         number = getattr(group, "_get_sequence_number_for_group", None)
         total += number() if number else 0
     return total

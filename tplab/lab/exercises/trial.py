@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tplab.checks import ArgumentError, check_number
 from tplab.cluster import Cluster, ClusterError
+from tplab.collectives.volumes import sent_bytes
 from tplab.lab.exercises import on_ranks
 from tplab.lab.exercises.verdict import NotYetError, not_yet_for
 
@@ -35,6 +36,17 @@ class Call(NamedTuple):
     def num_operations(self) -> int:
         """What the group counts it as: gloo makes two of a reduce-scatter of a list."""
         return 2 if self.op == "c10d::reduce_scatter_" else 1
+
+    @property
+    def wire_bytes(self) -> float:
+        """What a rank sends for it, by a ring where it is a collective of all."""
+        if self.kind in ("recv", "barrier"):
+            return 0.0
+        if self.kind in ("all-reduce", "all-gather", "reduce-scatter"):
+            return sent_bytes(self.kind, "ring", self.num_bytes, self.group_size).sent_mean
+        if self.kind in ("send", "broadcast", "reduce"):
+            return float(self.num_bytes)
+        return self.num_bytes * (self.group_size - 1) / self.group_size  # all-to-all, gather, scatter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,18 +77,25 @@ class Trial:
         function: the learner's; called as ``function(rank, *what prepare returned)``.
         timeout: seconds that one call of it may take.
         modules: further modules that ``prepare`` and ``judge`` import on the ranks.
+        on_hang: where to look when a call does not end; follows what is known of it.
 
     Raises:
         ArgumentError: no cluster, or nothing that can be called.
     """
 
     def __init__(
-        self, cluster: Cluster, function: Callable[..., Any], *, timeout: float, modules: Sequence[str] = ()
+        self,
+        cluster: Cluster,
+        function: Callable[..., Any],
+        *,
+        timeout: float,
+        modules: Sequence[str] = (),
+        on_hang: str = "",
     ) -> None:
         check_cluster(cluster)
         check_function(function)
         check_number("timeout", timeout, above=0)
-        self.cluster, self.function, self._timeout = cluster, function, timeout
+        self.cluster, self.function, self._timeout, self._on_hang = cluster, function, timeout, on_hang
         try:
             cluster.start()
             cluster.run(on_ranks.warm, function, (*_OWN_MODULES, *modules), timeout=_OWN_S)
@@ -114,7 +133,7 @@ class Trial:
             run.stop()
             raise
         except ClusterError as error:
-            not_yet_for(error, self.function, context)
+            not_yet_for(error, self.function, context, on_hang=self._on_hang)
         calls: list[list[Call]] = [[] for _ in operations]
         for report in run.reports:
             if "call" in report.fields:

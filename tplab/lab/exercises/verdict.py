@@ -73,17 +73,21 @@ def checker(name: str) -> Callable[[Callable[P, Verdict]], Callable[P, Verdict]]
     return decorate
 
 
-def not_yet_for(error: BaseException, function: Callable[..., Any], context: str = "") -> NoReturn:
+def not_yet_for(
+    error: BaseException, function: Callable[..., Any], context: str = "", *, on_hang: str = ""
+) -> NoReturn:
     """Raise the ``NotYetError`` of an answer that raised, hung or ended its rank: the learner's own line first.
 
     Args:
         error: a fault of the cluster, or what a call of ``function`` in the kernel raised.
         function: the learner's.
         context: on which input, such as ``With 4 ranks``; a clause.
+        on_hang: where to look if it hung; sentences.
     """
     lead = f"{context}: " if context else ""
     if isinstance(error, RankTimeout):
-        raise NotYetError(f"{lead}{_of_hang(error, function)}", str(error)) from None
+        said = f"{lead}{_of_hang(error, function)} {on_hang}".rstrip()
+        raise NotYetError(said, str(error)) from None
     if isinstance(error, RankError):
         whole = error.traceback or str(error)
         place = _place(whole, function)
