@@ -128,8 +128,9 @@ def test_bus_bandwidth_of_several_numbers_of_ranks() -> None:
         *("busbw: library, float32, 2 ranks", "algbw: library, float32, 2 ranks"),
         *("busbw: library, float32, 4 ranks", "algbw: library, float32, 4 ranks"),
     ]
-    assert "busbw is nearer to a property of the links" in explain_busbw(both)
-    assert "what binds is not the links" in explain_busbw(pd.concat([frame_of(5.0, 2.0, n=2), frame_of(5.0, 2.0, n=4)]))
+    assert "busbw is nearly a property of the links" in explain_busbw(both)
+    assert "else than the links binds" in explain_busbw(pd.concat([frame_of(5.0, 2.0, n=2), frame_of(5.0, 2.0, n=4)]))
+    assert "else than the links binds" in explain_busbw(pd.concat([frame_of(5.0, 9.0, n=2), frame_of(5.0, 3.0, n=4)]))
     assert explain_busbw(frame_of(5.0, 2.0, n=2)).endswith("On 2 ranks the factor is 1: both are the same.")
     assert explain_busbw(both.head(0)) == ""
 

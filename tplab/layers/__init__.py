@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tplab.layers.attention import ParallelAttention as ParallelAttention
     from tplab.layers.block import ParallelBlock as ParallelBlock
     from tplab.layers.block import ParallelMLP as ParallelMLP
+    from tplab.layers.comm import NullComm as NullComm
     from tplab.layers.core_attention import KVCache as KVCache
     from tplab.layers.cost import pipelined_us as pipelined_us
     from tplab.layers.counting import count_block as count_block
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from tplab.layers.overlap import measure_strategies as measure_strategies
     from tplab.layers.phases import PhasePlan as PhasePlan
     from tplab.layers.phases import measure_phases as measure_phases
+    from tplab.layers.plain import MLP as MLP
+    from tplab.layers.plain import Attention as Attention
     from tplab.layers.plan import CHOICES as CHOICES
     from tplab.layers.plan import MATRICES as MATRICES
     from tplab.layers.plan import plan_block as plan_block

@@ -285,9 +285,9 @@ def explain_busbw(frame: pd.DataFrame) -> str:
         return text + (" On 2 ranks the factor is 1: both are the same." if largest["num_ranks"].iloc[0] == 2 else "")
     alg, bus = (100 * (largest[name].max() / largest[name].min() - 1) for name in ("algbw_GBps", "busbw_GBps"))
     text += f" Between the numbers of ranks algbw differs by {alg:.0f} %, busbw by {bus:.0f} %"
-    if bus < alg:
-        return f"{text}: busbw is nearer to a property of the links."
-    return f"{text}: here what binds is not the links, or not in the way that the factor takes for granted."
+    if bus < alg and bus < 20:
+        return f"{text}: busbw is nearly a property of the links."
+    return f"{text}: busbw, too, depends on their number, so something else than the links binds."
 
 
 def explain_growth(what: str, curve: Curve, nbytes: float) -> str:
