@@ -70,7 +70,7 @@ def test_numbers_that_people_quote() -> None:
     assert "2.33" in said["C19"]
     assert "53.3" in said["C20"]
     assert "42.7" in said["C20"]
-    assert "1.50 ·S instead of 0.750 ·S" in said["C4"]
+    assert "1.5 S instead of 0.75 S" in said["C4"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_cases_agree_within_the_tolerance_and_not_beyond() -> None:
     assert not equal("w", 5.12, 5.37, "GB", 0.04).agrees
     assert equal("w", 0, 0, "", 0).agrees
     assert between("w", 50, 100, 104, "us", 0.05).agrees
-    assert not between("w", 50, 100, 106, "us", 0.05).agrees
+    assert not between("w", 50, 100, 106, "µs", 0.05).agrees
     assert not between("w", 50, 100, 46, "us", 0.05).agrees
     assert at_least("w", 10, 10, "x").agrees
     assert not at_least("w", 10, 9.99, "x").agrees

@@ -17,6 +17,7 @@ from tplab.cluster.surroundings import Surroundings
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 
 _run_ids = count(1)
 _OUTPUT_LINES_KEPT = 1000
@@ -231,6 +232,10 @@ class DerivedRun(Future[R], Generic[R]):
     def stop(self) -> None:
         """End it, without waiting for it to end."""
         self.run.stop()
+
+    def map(self, build: Callable[[R], S]) -> "DerivedRun[S]":
+        """A handle whose result is made of this one's."""
+        return DerivedRun(self.run, lambda run: build(self._build(run)))
 
     def _follow(self, run: Future[list[Any]]) -> None:
         try:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.verification import explain_verification as explain_verification
     from tplab.lab.panels.advisor import AdvisorPanel as AdvisorPanel
     from tplab.lab.panels.claims import claim_cards as claim_cards
+    from tplab.lab.panels.claims import measure_claim as measure_claim
     from tplab.lab.panels.crossover import CrossoverPanel as CrossoverPanel
     from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
     from tplab.lab.panels.generation import example_model as example_model

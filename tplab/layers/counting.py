@@ -96,7 +96,7 @@ def count_block(
     shape = (hidden, num_heads, num_kv_heads, intermediate, batch, seq)
     frames = []
     for strategy in strategies:
-        outcomes = cluster.run(_count, strategy, shape)
+        outcomes = cluster.run(count_on_rank, strategy, shape)
         frame = layer_table(outcomes[0][0], cluster.num_ranks, cluster.backend)
         expected = (
             {
@@ -123,9 +123,11 @@ def count_block(
     return pd.concat(frames, ignore_index=True)
 
 
-def _count(
+def count_on_rank(
     rank: "Rank", strategy: "Blocking", shape: tuple[int, int, int, int, int, int]
 ) -> tuple[list[dict[str, Any]], float]:
+    """Rows of this rank's counter for one pass of a block, and the largest difference from the unsharded block, in
+    units of its largest element. ``shape`` as the arguments of :func:`count_block`."""
     import torch
 
     hidden, num_heads, num_kv_heads, intermediate, batch, seq = shape

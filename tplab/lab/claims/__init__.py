@@ -3,6 +3,7 @@
 ledger      entries read from tplab/lab/claims.yaml, checked
 findings    cases, each claimed beside right; the verdict that follows
 memory, volumes, times, layers, pipelines, links   a recipe for each claim, pure
+live        claims that ranks can try
 """
 
 from typing import TYPE_CHECKING
@@ -18,5 +19,7 @@ if TYPE_CHECKING:
     from tplab.lab.claims.ledger import claims as claims
     from tplab.lab.claims.ledger import filtered as filtered
     from tplab.lab.claims.ledger import read_claims as read_claims
+    from tplab.lab.claims.live import LIVE as LIVE
+    from tplab.lab.claims.live import submit_claim as submit_claim
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

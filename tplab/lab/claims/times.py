@@ -23,7 +23,7 @@ def all_reduce_on_nvlink(tolerance: float) -> Finding:
         for mode in ("eager", "graph"):
             us = _us(four, nbytes, "library", mode)
             where = "eager" if mode == "eager" else "in a CUDA graph"
-            cases.append(between(f"{phase}, {where}: one all-reduce", 50, 100, us, "us", tolerance, "one"))
+            cases.append(between(f"{phase}, {where}: one all-reduce", 50, 100, us, "µs", tolerance, "one"))
         eager = _us(four, nbytes, "library", "eager")
         cases.append(between(f"{phase}: {_CALLS} of them", 8, 16, _CALLS * eager / 1e3, "ms", tolerance, "80 layers"))
     library = four[(four.algorithm == "library") & (four.launch_mode == "eager") & four.p50_us.between(50, 100)]
@@ -31,12 +31,12 @@ def all_reduce_on_nvlink(tolerance: float) -> Finding:
     return Finding(
         cases=cases,
         facts={
-            "decode": said(_us(four, DECODE, "library", "eager"), "us"),
-            "graph": said(_us(four, DECODE, "library", "graph"), "us"),
-            "one_shot": said(_us(four, DECODE, "symmetric-one-shot", "graph"), "us"),
-            "pushed": said(pushed, "us"),
+            "decode": said(_us(four, DECODE, "library", "eager"), "µs"),
+            "graph": said(_us(four, DECODE, "library", "graph"), "µs"),
+            "one_shot": said(_us(four, DECODE, "symmetric-one-shot", "graph"), "µs"),
+            "pushed": said(pushed, "µs"),
             "step": said(_CALLS * _us(four, DECODE, "library", "eager") / 1e3, "ms"),
-            "prefill": said(_us(four, PREFILL, "library", "eager"), "us"),
+            "prefill": said(_us(four, PREFILL, "library", "eager"), "µs"),
             "layers": said(_CALLS * _us(four, PREFILL, "library", "eager") / 1e3, "ms"),
             "low": said(library.bytes.min() / MIB, "MiB"),
             "high": said(library.bytes.max() / MIB, "MiB"),
@@ -68,9 +68,9 @@ def what_binds(tolerance: float) -> Finding:
             chosen("PP between nodes, decode (16 KiB)", "bandwidth", hop(DECODE), "PP"),
         ),
         facts={
-            "least": said(least, "us"),
-            "decode": said(small, "us"),
-            "prefill": said(large, "us"),
+            "least": said(least, "µs"),
+            "decode": said(small, "µs"),
+            "prefill": said(large, "µs"),
         },
     )
 

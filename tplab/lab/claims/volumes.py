@@ -37,8 +37,8 @@ def all_reduces_per_layer(tolerance: float) -> Finding:
         facts={
             "parallel": f"{side_by_side}",
             "gathers": f"{num['all-gather']}",
-            "ring": said(ring, "·S"),
-            "gloo": said(gloo, "·S"),
+            "ring": f"{ring:g} S",
+            "gloo": f"{gloo:g} S",
         },
     )
 

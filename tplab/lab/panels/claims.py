@@ -6,11 +6,16 @@ with the notebook and needs no kernel.
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from tplab.lab import style
 from tplab.lab.claims.findings import CONDITIONS, HOLDS, UNTESTED, WRONG, Finding
 from tplab.lab.claims.ledger import Claim, Evidence, claims_of
+from tplab.lab.claims.live import submit_claim
 from tplab.lab.panels import html
+
+if TYPE_CHECKING:
+    from tplab.cluster import Cluster
 
 VERDICT_COLOURS = {
     HOLDS: style.WEIGHT_GRADIENT,
@@ -48,9 +53,33 @@ def claim_cards(*ids: str) -> ClaimCards:
     return ClaimCards(claims_of(ids))
 
 
-def card_html(claim: Claim, finding: Finding | None = None) -> str:
-    """One card: of the ledger's recipe, or of a ``finding`` that was made since."""
-    found = claim.finding() if finding is None else finding
+class MeasuredClaim:
+    """What ranks found of a claim, beside what the ledger says of it. ``finding`` has the cases."""
+
+    def __init__(self, claim: Claim, finding: Finding) -> None:
+        self.claim, self.finding = claim, finding
+
+    def _repr_html_(self) -> str:
+        return measured_html(self.claim, self.finding)
+
+    def __repr__(self) -> str:
+        facts = [f"  {name}: {fact}" for name, fact in self.finding.facts.items()]
+        return "\n".join((f"{self.claim.id} on these ranks ({self.finding.badge})", *_case_lines(self.finding), *facts))
+
+
+def measure_claim(cluster: "Cluster", claim: str) -> MeasuredClaim:
+    """Count or measure a claim on the ranks of ``cluster``, such as ``measure_claim(pool.cluster, "S9")``.
+
+    Raises ``ArgumentError`` for a claim that ranks cannot try, with those they can (C4, C9, C12, C15, C21, S9, X2), and
+    for too few ranks; the cluster's faults besides.
+    """
+    __tracebackhide__ = True
+    found = submit_claim(cluster, claim).result()
+    return MeasuredClaim(claims_of([claim])[0], found)
+
+
+def card_html(claim: Claim) -> str:
+    """One card."""
     return (
         f'<div class="tplab-claim" style="border:1px solid {_BORDER};border-left:5px solid '
         f"{VERDICT_COLOURS[claim.verdict]};border-radius:4px;padding:10px 14px;font-size:13px;line-height:1.5;"
@@ -59,7 +88,7 @@ def card_html(claim: Claim, finding: Finding | None = None) -> str:
         f"{verdict_pill(claim.verdict)}{''.join(map(_evidence_pill, claim.kinds))}</div>"
         f'<div style="margin-top:6px;{_QUIET}">Claimed: <i>{_inline(claim.claim)}</i></div>'
         f'<div style="margin-top:6px">{_inline(claim.statement())}</div>'
-        f"{numbers_html(found, claim)}{_links(claim)}</div>"
+        f"{numbers_html(claim.finding(), claim)}{_links(claim)}</div>"
     )
 
 
@@ -73,25 +102,44 @@ def numbers_html(finding: Finding, claim: Claim) -> str:
     if not finding.cases:
         return ""
     agreeing = sum(case.agrees for case in finding.cases)
-    rows = [
-        (escape(case.what), escape(case.claimed), escape(case.right), "agrees" if case.agrees else "<b>differs</b>")
-        for case in finding.cases
-    ]
     return (
         f'<details style="margin-top:6px"><summary style="cursor:pointer;{_QUIET}">Numbers: {agreeing} of '
         f"{len(finding.cases)} agree &middot; {escape(finding.badge)}</summary>"
-        f'<div style="overflow-x:auto;margin-top:4px">{html.table(("case", "claimed", "found", ""), rows)}</div>'
+        f'<div style="overflow-x:auto;margin-top:4px">{_cases_table(finding)}</div>'
         f'<div style="margin-top:4px;{_QUIET}">Formula: {escape(claim.formula)}.<br>For: {escape(claim.conditions)}.'
         "</div></details>"
     )
 
 
+def measured_html(claim: Claim, finding: Finding) -> str:
+    """What ranks found: the badge, a line for each case, and what else there is to say."""
+    facts = "".join(f"<li>{escape(name)}: {escape(fact)}</li>" for name, fact in finding.facts.items())
+    return (
+        f'<div class="tplab-measured" style="font-size:13px;line-height:1.5;color:var(--jp-ui-font-color1,#1F2430)">'
+        f"<b>{claim.id} on these ranks</b>&nbsp; {html.pill(finding.badge, style.badge_colour(finding.badge))}"
+        f'<div style="overflow-x:auto;margin-top:6px">{_cases_table(finding)}</div>'
+        f"{f'<ul style={chr(34)}margin:6px 0{chr(34)}>{facts}</ul>' if facts else ''}</div>"
+    )
+
+
+def _case_lines(finding: Finding) -> list[str]:
+    return [
+        f"  {case.what}: claimed {case.claimed}, found {case.right} ({'agrees' if case.agrees else 'differs'})"
+        for case in finding.cases
+    ]
+
+
+def _cases_table(finding: Finding) -> str:
+    rows = [
+        (escape(case.what), escape(case.claimed), escape(case.right), "agrees" if case.agrees else "<b>differs</b>")
+        for case in finding.cases
+    ]
+    return html.table(("case", "claimed", "found", ""), rows)
+
+
 def card_text(claim: Claim) -> str:
     """One card without colours."""
-    cases = [
-        f"  {case.what}: claimed {case.claimed}, found {case.right} ({'agrees' if case.agrees else 'differs'})"
-        for case in claim.finding().cases
-    ]
+    cases = _case_lines(claim.finding())
     sources = "; ".join(f"{each.kind}: {each.what} <{each.link}>" for each in claim.evidence)
     return "\n".join(
         (f"{claim.id} [{claim.verdict}] {claim.claim}", f"  {claim.statement()}", *cases, f"  Evidence: {sources}")
