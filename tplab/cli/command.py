@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, crossover, measure, nccl, progress, validate, words
+from tplab.cli import advise, crossover, measure, nccl, progress, teach, validate, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         validate.add_validate,
         measure.add_box,
         progress.add_progress,
+        teach.add_grade,
     ):
         add(commands)
     for each in commands.choices.values():

@@ -1,0 +1,78 @@
+"""The subcommands for a teacher, ``tplab grade``, ``solutions`` and ``export``: thin, call ``tplab.lab.grading``."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from tplab.checks import ArgumentError
+from tplab.cli import words
+
+if TYPE_CHECKING:
+    from tplab.lab.grading.grades import Grade
+
+_NOTEBOOKS = "folder with the lab's notebooks (default: those of the clone that tplab is installed from)"
+
+
+def add_grade(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``grade`` to ``tplab``'s commands."""
+    parser = commands.add_parser(
+        "grade",
+        help="grade learners' notebooks: a table, a report for each learner",
+        description="Run every answer in FOLDER (a folder or zip file for each learner, or files such as ada-02.ipynb) "
+        "through its checker, in a process and on ranks of its own. Marks: ok passed, x not passed, . as handed out. "
+        "Exit status 1 if something handed in could not be read. SECURITY.md says what keeps learners' code in.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="what the learners handed in")
+    parser.add_argument("--exercises", help="comma-separated, such as 02-ring,03-mlp (default: all that are found)")
+    parser.add_argument("--csv", help="also write a row for each learner and exercise to this file")
+    parser.add_argument("--reports", default="reports", help="folder for a report per learner (default reports)")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one answer (default 300)")
+    parser.add_argument(
+        "--memory-GB", dest="memory_GB", type=float, default=4.0, help="memory that one answer may take (default 4)"
+    )
+    parser.add_argument("--notebooks", help=f"{_NOTEBOOKS}: to know what was handed out")
+    parser.set_defaults(call=_grade)
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    from tplab.lab.grading.confined import isolation_in_words
+    from tplab.lab.grading.grades import grade_folder
+    from tplab.lab.grading.sources import notebooks_folder, stubs_of
+
+    csv = words.writable("--csv", arguments.csv) if arguments.csv is not None else None
+    try:
+        stubs = stubs_of(notebooks_folder(arguments.notebooks))
+    except ArgumentError:
+        if arguments.notebooks is not None:
+            raise
+        stubs = {}
+    names = [name.strip() for name in arguments.exercises.split(",")] if arguments.exercises is not None else None
+    with tqdm(disable=None, unit=" answers") as bar:
+
+        def on_grade(grade: "Grade") -> None:
+            bar.set_description(f"{grade.learner} {grade.exercise}")
+            bar.update()
+
+        grades = grade_folder(
+            arguments.folder,
+            exercises=names,
+            timeout=arguments.timeout,
+            memory_GB=arguments.memory_GB,
+            stubs=stubs,
+            on_grade=on_grade,
+        )
+    print(words.table(grades.table))
+    damaged = [(learner, fault) for learner, faults in grades.faults.items() for fault in faults]
+    for learner, fault in damaged:
+        print(f"{learner}: {fault}")
+    print(f"Isolation: {isolation_in_words()}.")
+    try:
+        written = grades.write_reports(arguments.reports)
+    except OSError as error:
+        text = "\n".join(map(grades.report, grades.faults))
+        raise words.unsaved("--reports", error, text) from error
+    print(f"Wrote {len(written)} reports to {arguments.reports}.")
+    if csv is not None:
+        words.write_csv("--csv", grades.frame, csv)
+    return 1 if damaged else 0
