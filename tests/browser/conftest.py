@@ -59,7 +59,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTER_CONFIG_DIR": str(root / "config")},
+        env=os.environ
+        | {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTER_CONFIG_DIR": str(root / "config")}
+        | {"TPLAB_PROGRESS": ""},  # kept here, as a learner's is
         start_new_session=True,
     )
     url = f"http://127.0.0.1:{port}"

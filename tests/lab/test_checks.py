@@ -81,3 +81,16 @@ def test_tables_escape_and_keep_every_row() -> None:
     assert "<b>" not in PreflightTable(checks)._repr_html_()
     assert "PROBLEM" in repr(PreflightTable(checks))
     assert preflight_frame(checks)["status"].tolist() == ["ok", "problem"]
+
+
+def test_what_is_well_takes_one_line_and_what_is_not_stands_below_it() -> None:
+    well = [Check(name="torch", found="2.13"), Check(name="plotly", found="7.1"), Check(name="memory", found="9 GB")]
+    page = PreflightTable(well)._repr_html_()
+    summary, rest = page.split("</summary>")
+    assert "3 checks: torch 2.13, memory 9 GB" in summary
+    assert page.endswith("</details>")
+    assert "plotly" in rest
+    bad = Check(name="gloo", found="missing", status="problem", meaning="No ranks.", cure="Install it.")
+    page = PreflightTable([*well, bad])._repr_html_()
+    assert "3 checks" in page
+    assert "No ranks. Install it." in page.split("</details>")[1]

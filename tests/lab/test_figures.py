@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tplab.lab import style
-from tplab.lab.figures import calls_figure, explain_launch, launch_figure, timings_figure
+from tplab.lab.figures import calls_figure, explain_calls, explain_launch, launch_figure, timings_figure
 
 
 def badge_of(figure: object) -> str:
@@ -56,6 +56,14 @@ def test_explain_launch_speaks_of_the_rank_that_the_others_waited_for() -> None:
     assert "(0.02 s were left of it)" in said
     assert "bootstrap took 0.60 s" in said
     assert said.endswith("the first all-reduce, in which it opens its channels, 0.10 s.")
+
+
+def test_explain_calls_sets_a_call_beside_a_start() -> None:
+    calls = pd.DataFrame({"call_ms": [2.0, 4.0, 90.0], "function_ms": [1.0, 1.5, 2.0], "overhead_ms": [1.0, 2.5, 88.0]})
+    assert explain_calls(calls, launch_of("gloo")) == (
+        "A call took 4.0 ms (median of 3): 1.5 ms in the function on the slowest rank, 2.5 ms on the way there and "
+        "back. Starting the ranks took 2.0 s, as long as 500 calls."
+    )
 
 
 def test_calls_figure_names_its_medians() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tplab.checks import ArgumentError
 from tplab.cli import main
 from tplab.lab import Predict, progress_table
 from tplab.lab import progress as progress_module
+from tplab.lab.exercises.verdict import NotYetError, Verdict, checker
 from tplab.lab.progress import (
     FILE_NAME,
     PredictionRecord,
@@ -255,3 +257,20 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="folder must be a folder"):
         progress_table(tmp_path / "missing")
     assert progress_table(tmp_path).next == "There are no notebooks here."
+
+
+def test_checkers_report_to_it(kept: Path) -> None:
+    @checker("09-two")
+    def check_two(cluster: object, function: Callable[[], int], *, timeout: float = 1) -> Verdict:
+        if function() != 2:
+            raise NotYetError("It must be 2.")
+        return Verdict(True, "It is 2.")
+
+    assert not check_two(None, lambda: 1).passed
+    assert check_two(None, function=lambda: 2).message == "It is 2."
+    record = Progress.read(kept).exercises["09-two"]
+    assert (record.attempts, record.passed, record.attempts_until_passed) == (2, True, 2)
+    kept.write_text("[")
+    verdict = check_two(None, lambda: 2)
+    assert verdict.passed
+    assert verdict.message.startswith("It is 2. Not kept:")

@@ -26,6 +26,7 @@ Status = Literal["ok", "note", "problem"]
 
 OLDEST_TORCH = (2, 11)
 NEWEST_TORCH_TRIED = (2, 13)
+_IN_SHORT = ("torch", "CPU cores", "memory", "GPUs")  # of all that is well, what the one line says
 _RANK_GB = 0.3  # a gloo rank after its first all-reduce, with its share of the pages it has to itself
 
 
@@ -76,16 +77,28 @@ class PreflightTable:
         from tplab.lab.panels import html
 
         colours = {"ok": style.WEIGHT_GRADIENT, "note": style.FORWARD, "problem": style.COLLECTIVE}
-        rows = [
-            (
-                html.pill(check.status, colours[check.status]),
-                escape(check.name),
-                escape(check.found),
-                escape(" ".join(filter(None, (check.meaning, check.cure)))),
-            )
-            for check in self.checks
-        ]
-        return html.table(("", "what", "found here", "what it means"), rows)
+
+        def table(checks: list[Check]) -> str:
+            rows = [
+                (
+                    html.pill(check.status, colours[check.status]),
+                    escape(check.name),
+                    escape(check.found),
+                    escape(" ".join(filter(None, (check.meaning, check.cure)))),
+                )
+                for check in checks
+            ]
+            return html.table(("", "what", "found here", "what it means"), rows)
+
+        # What needs no attention takes one line; what does, stands below it.
+        well = [check for check in self.checks if check.status == "ok"]
+        others = [check for check in self.checks if check.status != "ok"]
+        noun = "check" if len(well) == 1 else "checks"
+        about = ", ".join(f"{check.name} {check.found}" for check in well if check.name in _IN_SHORT)
+        return (
+            f'<details><summary style="cursor:pointer">{html.pill("ok", colours["ok"])}&nbsp; {len(well)} {noun}: '
+            f"{escape(about)}</summary>{table(well)}</details>{table(others) if others else ''}"
+        )
 
 
 def preflight_table(*, ranks: bool = False) -> PreflightTable:

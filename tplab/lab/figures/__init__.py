@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.crossover import losses_figure as losses_figure
     from tplab.lab.figures.generation import layouts_figure as layouts_figure
     from tplab.lab.figures.launch import calls_figure as calls_figure
+    from tplab.lab.figures.launch import explain_calls as explain_calls
     from tplab.lab.figures.launch import explain_launch as explain_launch
     from tplab.lab.figures.launch import launch_figure as launch_figure
     from tplab.lab.figures.layers import chunk_lanes_figure as chunk_lanes_figure

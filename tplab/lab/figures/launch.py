@@ -59,6 +59,22 @@ def explain_launch(frame: pd.DataFrame) -> str:
     return " ".join(said)
 
 
+def explain_calls(calls: pd.DataFrame, launch: pd.DataFrame) -> str:
+    """What a call to warm ranks consists of, and what it would be to start ranks for it.
+
+    Args:
+        calls: of ``tplab.cluster.measure_calls``.
+        launch: of ``tplab.cluster.launch_phases``.
+    """
+    call_ms, start_s = calls["call_ms"].median(), launch[launch["last"]]["seconds"].sum()
+    inside, outside = calls["function_ms"].median(), calls["overhead_ms"].median()
+    return (
+        f"A call took {call_ms:.1f} ms (median of {len(calls)}): {inside:.1f} ms in the function on the slowest rank, "
+        f"{outside:.1f} ms on the way there and back. Starting the ranks took {start_s:.1f} s, as long as "
+        f"{1e3 * start_s / call_ms:,.0f} calls."
+    )
+
+
 def calls_figure(frame: pd.DataFrame, *, badge: str, prediction_ms: float | None = None) -> go.Figure:
     """Every call to warm ranks: the whole call and the function's own share, with medians and the learner's guess."""
     figure = go.Figure()
