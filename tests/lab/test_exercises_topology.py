@@ -84,7 +84,40 @@ def raises(cfg, tp):
     raise NotImplementedError("write me")
 
 
-@pytest.mark.parametrize("answer", [right, right_as_array])
+def right_as_integers(cfg, tp):
+    import numpy as np
+
+    return np.array(right(cfg, tp))  # whole numbers of NumPy, which are no int
+
+
+def right_as_tensor(cfg, tp):
+    import torch
+
+    return torch.tensor(right(cfg, tp)).view(-1, tp)  # a row per stage
+
+
+def right_in_rows(cfg, tp):
+    numbers = right(cfg, tp)
+    return [tuple(numbers[start : start + tp]) for start in range(0, len(numbers), tp)]
+
+
+def right_one_by_one(cfg, tp):
+    return (number for number in right(cfg, tp))
+
+
+def place_by_place(cfg, tp):
+    numbers = right(cfg, tp)
+    return [numbers[stage * tp + place] for place in range(tp) for stage in range(len(cfg.layers_of_stage))]
+
+
+def reversed_stages(cfg, tp):
+    numbers = right(cfg, tp)
+    return [number for start in range(0, len(numbers), tp) for number in numbers[start : start + tp]][::-1]
+
+
+@pytest.mark.parametrize(
+    "answer", [right, right_as_array, right_as_integers, right_as_tensor, right_in_rows, right_one_by_one]
+)
 def test_kv_bytes_reference(cluster, answer):
     verdict = check_kv_bytes(cluster, answer)
     assert verdict.passed, verdict.message
@@ -97,8 +130,13 @@ def test_kv_bytes_reference(cluster, answer):
         (lambda cfg, tp: None, "one number for each of the 1 ranks; it returned None"),
         (lambda cfg, tp: [], "returned 0 numbers"),
         (lambda cfg, tp: "12", "it returned '12'"),
-        (lambda cfg, tp: [None] * tp * len(cfg.layers_of_stage), "you say None"),
-        (raises, "raised NotImplementedError: write me"),
+        (lambda cfg, tp: [None] * tp * len(cfg.layers_of_stage), "what it returned for rank 0 is no number: None"),
+        (raises, "line 2 of raises: NotImplementedError: write me"),
+        (place_by_place, "in another order: first all places of stage 0"),
+        (reversed_stages, "bytes a token, you say"),
+        (lambda cfg, tp: [True] * tp * len(cfg.layers_of_stage), "is no number: True"),
+        (lambda cfg, tp: [float("nan")] * tp * len(cfg.layers_of_stage), "is no number: nan"),
+        (lambda cfg, tp: dict(enumerate(right(cfg, tp))), "it returned {0:"),
         (cut_evenly, "share a key-value head: it needs key-value heads 0 to 0, whole"),
         (rounded_up, "it needs key-value heads 0 to 1, whole"),
         (query_heads, "bytes a token, you say"),

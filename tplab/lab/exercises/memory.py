@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tplab.cluster import Cluster, ClusterError
-from tplab.lab.exercises.verdict import Verdict
+from tplab.lab.exercises.answers import as_number, as_numbers
+from tplab.lab.exercises.trial import check_cluster, check_function
+from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.models.precision import PRECISIONS, itemsize
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
@@ -51,45 +53,62 @@ _CASES: Sequence[tuple[CacheConfig, int]] = tuple(
 )
 
 
+@checker("01-kv")
 def check_kv_bytes(
     cluster: Cluster, kv_bytes_per_token: Callable[[CacheConfig, int], Sequence[float]], *, timeout: float = 60.0
 ) -> Verdict:
     """``kv_bytes_per_token(cfg, tp)``: a number for every rank, stage by stage (rank = stage · tp + place in it).
 
     ``cfg`` is a :class:`CacheConfig`. Compared with what the cluster's ranks allocate for 11 models and layouts, two of
-    which are drawn anew each time.
+    which are drawn anew each time. Lists, tuples, arrays and tensors will do, also one row per stage.
     """
+    check_cluster(cluster)
+    check_function(kv_bytes_per_token)
     for cfg, tp in (*_CASES, *_drawn(2)):
         described = (
-            f"{cfg.num_heads} query heads, {cfg.num_kv_heads} key-value heads of {cfg.head_dim}, stages of "
+            f"With {cfg.num_heads} query heads, {cfg.num_kv_heads} key-value heads of {cfg.head_dim}, stages of "
             f"{'-'.join(map(str, cfg.layers_of_stage))} layers, {cfg.bytes_per_number} bytes a number, tp={tp}"
         )
         try:
             got = kv_bytes_per_token(cfg, tp)
         except Exception as error:
-            return Verdict(False, f"With {described} it raised {type(error).__name__}: {error}")
+            not_yet_for(error, kv_bytes_per_token, described)
         places = tp * len(cfg.layers_of_stage)
-        if isinstance(got, str | bytes) or not hasattr(got, "__len__"):
-            return Verdict(False, f"it must return one number for each of the {places} ranks; it returned {got!r}.")
-        if len(got) != places:
-            return Verdict(
-                False,
-                f"With {described} there are {places} ranks (tp · stages); it returned {len(got)} numbers: "
-                f"{list(got)}.",
+        mine = as_numbers(got)
+        if mine is None:
+            raise NotYetError(f"it must return one number for each of the {places} ranks; it returned {got!r:.80}.")
+        if len(mine) != places:
+            raise NotYetError(
+                f"{described} there are {places} ranks (tp · stages); it returned {len(mine)} number"
+                f"{'s' * (len(mine) != 1)}: {mine!r:.80}."
             )
         try:
             want = allocated(cluster, cfg, tp, timeout=timeout)
         except ClusterError as error:
-            return Verdict(False, f"With {described} the ranks could not build the model: {error}")
-        for rank, (mine, true) in enumerate(zip(got, want, strict=True)):
-            if not _equal(mine, true):
-                stage, place = divmod(rank, tp)
-                return Verdict(
-                    False,
-                    f"With {described}: rank {rank} (stage {stage}, place {place}) allocated {true:,.0f} bytes a "
-                    f"token, you say {mine!r}. {_hint(cfg, tp, stage, place, mine, true)}",
-                )
+            raise NotYetError(f"{described} the ranks could not build the model: {error}") from None
+        _compare(cfg, tp, mine, want, described)
     return Verdict(True, f"equal to what the ranks allocated for {len(_CASES) + 2} models and layouts, on every rank.")
+
+
+def _compare(cfg: CacheConfig, tp: int, got: Sequence[Any], want: Sequence[float], described: str) -> None:
+    """Raises ``NotYetError`` for the first rank whose number is another."""
+    mine = [as_number(each) for each in got]
+    for rank, (number, true) in enumerate(zip(mine, want, strict=True)):
+        if number is None:
+            raise NotYetError(f"{described}: what it returned for rank {rank} is no number: {got[rank]!r:.60}.")
+        if abs(number - true) < 0.5:
+            continue
+        stage, place = divmod(rank, tp)
+        stages = len(cfg.layers_of_stage)
+        by_place = [want[at * tp + of] for of in range(tp) for at in range(stages)]
+        if all(given is not None and abs(given - right) < 0.5 for given, right in zip(mine, by_place, strict=True)):
+            look = "The numbers are right, in another order: first all places of stage 0, then those of stage 1."
+        else:
+            look = _hint(cfg, tp, stage, place, number, true)
+        raise NotYetError(
+            f"{described}: rank {rank} (stage {stage}, place {place}) allocated {true:,.0f} bytes a token, you say "
+            f"{number:,.10g}. {look}"
+        )
 
 
 def allocated(cluster: Cluster, cfg: CacheConfig, tp: int, *, timeout: float = 60.0) -> list[float]:
@@ -131,14 +150,10 @@ def _drawn(count: int) -> Iterator[tuple[CacheConfig, int]]:
         )
 
 
-def _equal(mine: object, true: float) -> bool:
-    return isinstance(mine, int | float) and not isinstance(mine, bool) and abs(mine - true) < 0.5
-
-
-def _hint(cfg: CacheConfig, tp: int, stage: int, place: int, mine: object, true: float) -> str:
+def _hint(cfg: CacheConfig, tp: int, stage: int, place: int, mine: float, true: float) -> str:
     """Where to look."""
     layers = cfg.layers_of_stage[stage]
-    ratio = mine / true if isinstance(mine, int | float) and true else 0.0
+    ratio = mine / true if true else 0.0
     if len(cfg.layers_of_stage) > 1 and abs(ratio - sum(cfg.layers_of_stage) / layers) < 1e-9:
         return f"A rank keeps the cache of its own stage's layers only, here {layers}."
     average = sum(cfg.layers_of_stage) / len(cfg.layers_of_stage)

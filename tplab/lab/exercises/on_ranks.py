@@ -10,13 +10,15 @@ Imports neither panels nor figures: ranks load this module.
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 from tplab.cluster import Rank
 
 KEY = "tplab exercise"
 """Where in ``rank.store`` the input and the result wait for the next run."""
+Meter: TypeAlias = Callable[[], AbstractContextManager[Callable[[], Any]]]
+"""Measures something else while the function runs: entered around it, it gives what reads the measurement."""
 
 
 def warm(rank: Rank, function: Callable[..., Any], modules: Sequence[str]) -> None:
@@ -34,15 +36,15 @@ def prepare(rank: Rank, make: Callable[..., tuple[Any, ...]], seed: int, case: t
     rank.store[KEY] = make(rank, seed, *case)
 
 
-def attempt(rank: Rank, function: Callable[..., Any]) -> int:
+def attempt(rank: Rank, function: Callable[..., Any], meter: "Meter | None") -> tuple[int, Any]:
     """Call the function, report what it communicates, keep what it returns. Returns the operations that its process
-    groups were handed."""
+    groups were handed, and what ``meter`` read."""
     given = rank.store.pop(KEY)
     before = _operations()
-    with _counted(rank.report):
+    with _counted(rank.report), meter() if meter else nullcontext() as read:
         got = function(rank, *given)
     rank.store[KEY] = (got,)
-    return _operations() - before
+    return _operations() - before, read() if read else None
 
 
 def judge(rank: Rank, look: Callable[..., Any], seed: int, case: tuple[Any, ...]) -> Any:

@@ -59,6 +59,8 @@ class Seen:
     """What the checker's ``judge`` returned on it."""
     calls: tuple[Call, ...]
     """What it communicated, in order."""
+    metered: Any = None
+    """What the trial's meter read on it."""
 
     def count(self, *kinds: str) -> int:
         """Calls of these kinds; of all without any."""
@@ -76,8 +78,9 @@ class Trial:
         cluster: the ranks.
         function: the learner's; called as ``function(rank, *what prepare returned)``.
         timeout: seconds that one call of it may take.
-        modules: further modules that ``prepare`` and ``judge`` import on the ranks.
+        modules: further modules that ``prepare``, ``judge`` and ``meter`` import on the ranks.
         on_hang: where to look when a call does not end; follows what is known of it.
+        meter: measures something besides communication, see :data:`~tplab.lab.exercises.on_ranks.Meter`.
 
     Raises:
         ArgumentError: no cluster, or nothing that can be called.
@@ -91,11 +94,13 @@ class Trial:
         timeout: float,
         modules: Sequence[str] = (),
         on_hang: str = "",
+        meter: on_ranks.Meter | None = None,
     ) -> None:
         check_cluster(cluster)
         check_function(function)
         check_number("timeout", timeout, above=0)
-        self.cluster, self.function, self._timeout, self._on_hang = cluster, function, timeout, on_hang
+        self.cluster, self.function, self._timeout = cluster, function, timeout
+        self._on_hang, self._meter = on_hang, meter
         try:
             cluster.start()
             cluster.run(on_ranks.warm, function, (*_OWN_MODULES, *modules), timeout=_OWN_S)
@@ -126,19 +131,19 @@ class Trial:
         """
         seed = secrets.randbits(62) if seed is None else seed
         self.cluster.run(on_ranks.prepare, prepare, seed, case, timeout=_OWN_S)
-        run = self.cluster.submit(on_ranks.attempt, self.function, timeout=self._timeout)
+        run = self.cluster.submit(on_ranks.attempt, self.function, self._meter, timeout=self._timeout)
         try:
-            operations = run.result()
+            ended = run.result()
         except KeyboardInterrupt:
             run.stop()
             raise
         except ClusterError as error:
             not_yet_for(error, self.function, context, on_hang=self._on_hang)
-        calls: list[list[Call]] = [[] for _ in operations]
+        calls: list[list[Call]] = [[] for _ in ended]
         for report in run.reports:
             if "call" in report.fields:
                 calls[report.rank].append(Call(*report.fields["call"]))
-        for rank, made in enumerate(operations):
+        for rank, (made, _) in enumerate(ended):
             if made > sum(call.num_operations for call in calls[rank]):
                 raise NotYetError(
                     f"{context + ': ' if context else ''}rank {rank} communicated {made} times, of which only "
@@ -146,8 +151,8 @@ class Trial:
                 )
         values = self.cluster.run(on_ranks.judge, judge, seed, case, timeout=_OWN_S)
         return [
-            Seen(rank=rank, value=value, calls=tuple(mine))
-            for rank, (value, mine) in enumerate(zip(values, calls, strict=True))
+            Seen(rank=rank, value=value, calls=tuple(mine), metered=metered)
+            for rank, (value, mine, (_, metered)) in enumerate(zip(values, calls, ended, strict=True))
         ]
 
 
