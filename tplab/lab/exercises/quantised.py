@@ -53,7 +53,7 @@ def check_int8_all_reduce(
                     f"{what}, rank {rank.rank}: one is off by {rank.value['worst']:.3g} times what int8 explains. "
                     f"{_WRAPS if summed else rank.value['look']}"
                 )
-            sent = sum(_wire_bytes(call.kind, call.num_bytes, n) for call in rank.calls)
+            sent = sum(call.wire_bytes for call in rank.calls)
             share = sent / bf16 if bf16 else _LEAST
             said = (
                 f"{what}, rank {rank.rank}: it sends {sent:,.0f} bytes, which is {share:.2f} of a bfloat16 all-reduce's"
@@ -76,16 +76,6 @@ def check_int8_all_reduce(
                 f"get it."
             )
     return Verdict(True, "half of bfloat16's bytes, the error below the bound, and the same bits on every rank.")
-
-
-def _wire_bytes(kind: str, payload: int, n: int) -> float:
-    if kind == "recv":
-        return 0.0
-    if kind in ("send", "broadcast", "reduce"):
-        return float(payload)
-    if kind in ("all-reduce", "all-gather", "reduce-scatter"):
-        return sent_bytes(kind, "ring", payload, n).sent_mean
-    return payload * (n - 1) / n  # all-to-all, gather, scatter
 
 
 def _addend(index: int, seed: int, length: int) -> "torch.Tensor":
