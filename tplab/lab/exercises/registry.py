@@ -90,6 +90,16 @@ EXERCISES: Mapping[str, Exercise] = {
             checker="memory:check_kv_bytes",
         ),
         Exercise(
+            name="02-ring",
+            notebook="02-collectives",
+            function="my_ring_all_reduce",
+            title="A ring all-reduce from messages",
+            difficulty="medium",
+            minutes=30,
+            num_ranks=4,
+            checker="ring:check_ring",
+        ),
+        Exercise(
             name="03-mlp",
             notebook="03-tensor-parallel-layers",
             function="my_mlp",
@@ -149,6 +159,16 @@ EXERCISES: Mapping[str, Exercise] = {
             num_ranks=0,
             checker="topology:check_score",
             allowed=("tplab.topology.place", "tplab.models.ModelSpec", "tplab.models.spec.ModelSpec"),
+        ),
+        Exercise(
+            name="08-argmax",
+            notebook="08-capstone",
+            function="my_argmax",
+            title="The likeliest token, from shards of the vocabulary",
+            difficulty="medium",
+            minutes=20,
+            num_ranks=4,
+            checker="argmax:check_argmax",
         ),
     )
 }
