@@ -42,14 +42,14 @@ def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
     before = answer.inner_text()
     advisor.locator(".noUi-handle").nth(2).press("ArrowRight")  # requests in flight
     expect(answer).not_to_have_text(before)
-    advisor.locator("summary", has_text="that cannot be, and why").click()
+    advisor.locator("summary", has_text="that do not fit, and why").click()
     expect(advisor.locator(".tplab-table")).to_contain_text("does not fit")
     advisor.locator("summary", has_text="Commands that start").click()
     expect(advisor.locator("pre").first).to_contain_text("vllm serve meta-llama/Llama-3.1-70B --tensor-parallel-size")
     expect(answer).to_contain_text("it admits")  # under the limit that a cell above has set
     advisor.locator(".noUi-handle").nth(3).press("Home")  # no limit per token
     expect(answer).not_to_contain_text("it admits")
-    advisor.locator("button", has_text="flips").click()
+    advisor.locator("button", has_text="what would change it").click()
     expect(answer).to_contain_text("Along link bandwidth")
     expect(advisor.locator(".js-plotly-plot")).to_contain_text("this machine, 450 GB/s")
 

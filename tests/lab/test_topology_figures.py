@@ -56,7 +56,7 @@ def test_lines_stand_at_the_card_and_at_the_engines_part_of_it():
     assert heights == pytest.approx([0.9 * H100.memory_GB, H100.memory_GB])
     assert {trace.name for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"} == {
         f"card, {H100.memory_GB:.3g} GB",
-        f"what an engine takes of it, {0.9 * H100.memory_GB:.3g} GB",
+        f"engine limit, {0.9 * H100.memory_GB:.3g} GB",
     }
 
 

@@ -223,7 +223,7 @@ class TestAdvisor:
         table = panel._table.value
         for option in made.options[:4]:
             assert f"{option.prediction.output_tokens_per_s:,.0f}" in table
-        assert f"{len(made.rejected)} that cannot be, and why" in table
+        assert f"{len(made.rejected)} that do not fit, and why" in table
         assert made.commands["vllm"][0] in table
         assert badges(panel) == ["<b>MODEL · preset links</b>"]
 

@@ -26,9 +26,9 @@ _TERMS = {
     "kernels": ("kernel start-up", "#9AA3AE", "."),
     "all_reduce": ("all-reduces", style.COLLECTIVE, "/"),
     "hops": ("pipeline hops", style.POINT_TO_POINT, "\\"),
-    "host": ("engine on the host", "#6E7781", ""),
+    "host": ("engine overhead (CPU)", "#6E7781", ""),
     "launch": ("launches", "#C9CFD6", "x"),
-    "prefill": ("prompts of others", style.BACKWARD, ""),
+    "prefill": ("other requests' prefill", style.BACKWARD, ""),
     "bubble": ("waiting stages", style.IDLE, "-"),
 }
 """Name, colour and pattern of each term of a step."""

@@ -99,7 +99,7 @@ def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "r
         card, usable = float(frame["card_GB"].iloc[0]), float(frame["usable_GB"].iloc[0])
         highest = max(card, float(frame["total_GB"].max()))
         _capacity(figure, labels, card, f"card, {card:.3g} GB", "solid")
-        _capacity(figure, labels, usable, f"what an engine takes of it, {usable:.3g} GB", "dash")
+        _capacity(figure, labels, usable, f"engine limit, {usable:.3g} GB", "dash")
         over = frame[frame["free_GB"] < 0]
         figure.add_scatter(
             x=over["label"],

@@ -137,10 +137,10 @@ def explain_calibration(made: Calibration) -> str:
     if made.block_overhead_us is not None and made.step_overhead_us is not None:
         by_width = made.block_overhead_per_width_us
         wider = f" and {by_width * 1024:.2g} µs per 1,024 of its width" if by_width else ""
-        words.append(
-            f"A block adds {made.block_overhead_us:,.0f} µs{wider} to its matmuls, a step "
-            f"{made.step_overhead_us:,.0f} µs to its blocks"
-        )
+        if made.block_overhead_us >= 0.5 or wider:
+            words.append(f"A block adds {made.block_overhead_us:,.0f} µs{wider} to its matmuls")
+        if made.step_overhead_us >= 0.5:
+            words.append(f"A step adds {made.step_overhead_us:,.0f} µs to its blocks")
     return " ".join(f"{text}." for text in (*words, *made.notes))
 
 

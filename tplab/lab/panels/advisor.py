@@ -34,7 +34,12 @@ from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
 
 ENGINES = ("vllm", "sglang", "trtllm", "generic", "lab")
-VIEWS = ("one step", "front", "placement", "flips")
+VIEWS = (
+    ("one step", "one step"),
+    ("latency vs throughput", "front"),
+    ("placement", "placement"),
+    ("what would change it", "flips"),
+)
 _LENGTHS = tuple(1 << power for power in range(4, 18))
 _LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _TPOT_LIMITS = (("none", 0.0), *((f"{ms} ms", float(ms)) for ms in (5, 8, 10, 15, 20, 30, 50, 80, 120, 200)))
@@ -93,9 +98,9 @@ class AdvisorPanel(AnalyticPanel):
                 "cached_prefix": pick(_PREFIXES, 0.0, "cached prefix", "share of each prompt that is cached"),
                 "speculative_tokens": pick(_GUESSES, 0, "guessed tokens", "tokens that a draft guesses in each step"),
                 "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
-                "rank": widgets.IntSlider(value=1, min=1, max=30, description="look at no.", **wide()),
+                "rank": widgets.IntSlider(value=1, min=1, max=30, description="show layout", **wide()),
             },
-            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "104px"}),
+            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "150px"}),
             min_height=460,
         )
         self.add_class("tplab-advisor")
@@ -185,7 +190,7 @@ def ranked_table(advice: Advice, looked_at: Option | None = None) -> str:
     cannot = frame.loc[frame["rank"] == 0, ["layout", "verdict"]]
     if len(cannot):
         why_not = html.table(("layout", "why not"), cannot.map(escape).itertuples(index=False))
-        shown += _details(f"{len(cannot)} that cannot be, and why", why_not)
+        shown += _details(f"{len(cannot)} that do not fit, and why", why_not)
     return f'<div style="overflow-x:auto;margin-top:8px">{shown}</div>'
 
 

@@ -57,7 +57,7 @@ class PipelinePanel(RunPanel):
             title="A schedule on real ranks",
             named={
                 "schedule": widgets.Dropdown(options=SCHEDULES, value=schedule, description="schedule", **wide(92)),
-                "m": _slider(m, 1, 32, "m micro-b."),
+                "m": _slider(m, 1, 32, "micro-batches"),
                 "v": _slider(2, 1, 4, "v chunks"),
                 "stages": widgets.Dropdown(options=(_WAIT, _COMPUTE), description="stages", **wide(92)),
                 "forward_ms": _slider(20, 2, 100, "F = I = W ms"),

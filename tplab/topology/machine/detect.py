@@ -199,7 +199,7 @@ def _cpu(why: str) -> Machine:
         name=f"{cores} CPU cores",
         source="CPU",
         notes=(
-            f"{why}: CPU cores stand for GPUs, with gloo between them; speeds are assumed until calibrate",
+            f"{why}: CPU cores stand for GPUs, with gloo between them; speeds are assumed until you calibrate",
             *((unseen,) if os.path.exists(AMD_DEVICE) else ()),
         ),
     )
