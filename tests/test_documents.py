@@ -184,7 +184,9 @@ def test_no_circles_of_modules_but_for_the_constructors_named() -> None:
 def test_the_codes_of_the_article_are_all_explained() -> None:
     article = (ROOT / "docs/article.md").read_text("utf-8")
     rows = re.findall(r"^\| ([SC]\d+) \|", article, re.M)
-    assert rows == [f"S{number}" for number in range(1, 10)] + [f"C{number}" for number in range(1, 23)]
+    systems = [f"S{number}" for number in range(1, 10)]
+    # The systems are described in a table of their own, and have their verdicts in the ledger.
+    assert rows == [*systems, *systems, *(f"C{number}" for number in range(1, 23))]
 
 
 def test_modules_that_use_the_codes_say_where_they_are_explained() -> None:

@@ -15,6 +15,7 @@ from tplab.collectives.emulated_link import EmulatedLink
 from tplab.collectives.nccl_tests import read_nccl
 from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import plan_crossover, plan_sweep
+from tplab.lab.claims.ledger import claims_of, filtered
 from tplab.lab.progress_view import progress_table
 from tplab.lab.recorded import recorded
 from tplab.models.spec import ModelSpec
@@ -39,6 +40,7 @@ TAKEN = {
     "read-nccl": (read_nccl, calibration_of_nccl),
     "crossover": (Cluster, plan_crossover, recorded, read_sweep, engine_losses, ModelSpec.from_config),
     "progress": (progress_table,),
+    "claims": (claims_of, filtered),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
 OWN = {
@@ -53,6 +55,7 @@ OWN = {
         "report",
         "beside",
         "html",
+        "markdown",
         "calibration",
         "percentiles",
         "reset",

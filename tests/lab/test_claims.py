@@ -7,7 +7,16 @@ import yaml
 
 from tplab.checks import ArgumentError
 from tplab.lab import claim_cards
-from tplab.lab.claims import Case, Finding, LedgerError, claims, filtered, read_claims
+from tplab.lab.claims import (
+    Case,
+    Finding,
+    LedgerError,
+    claims,
+    claims_frame,
+    claims_markdown,
+    filtered,
+    read_claims,
+)
 from tplab.lab.claims.findings import at_least, at_most, between, equal
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +176,24 @@ def test_filters() -> None:
         filtered(verdict="maybe")
     with pytest.raises(ArgumentError, match="notebook must be one of 01, 02"):
         filtered(notebook="09")
+
+
+def test_the_page_about_the_article_has_the_same_table() -> None:
+    page = (ROOT / "docs/article.md").read_text("utf-8")
+    table = page.partition("<!-- Made by: tplab claims --markdown. -->")[2].partition("<!-- end -->")[0]
+    assert table.strip() == claims_markdown(list(claims().values())).strip(), "print it anew: tplab claims --markdown"
+
+
+def test_the_frame_has_a_row_for_each_claim_and_what_ranks_found() -> None:
+    tried = Finding(cases=[equal("16 KiB", 50, 14, "µs", 0.05)], badge="LIVE gloo · 2 ranks")
+    frame = claims_frame(filtered(notebook="02"), {"C9": tried}).set_index("id")
+    assert frame.loc["C9", "found"] == "16 KiB: 14 µs"
+    assert frame.loc["C9", "badge"] == "LIVE gloo · 2 ranks"
+    assert frame.loc["C5", "found"] == ""
+    assert frame.loc["C5", "agree"] == "1 of 2"
+    assert "|" not in claims_markdown(filtered(text="row-split")).splitlines()[2].replace(r"\|", "")[2:-2].replace(
+        " | ", ""
+    )
 
 
 def test_cards_show_verdict_statement_numbers_and_links() -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, crossover, measure, nccl, progress, teach, validate, words
+from tplab.cli import advise, claims, crossover, measure, nccl, progress, teach, validate, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure.add_calibrate,
         nccl.add_nccl,
         advise.add_advise,
+        claims.add_claims,
         validate.add_validate,
         measure.add_box,
         progress.add_progress,

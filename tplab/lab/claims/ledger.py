@@ -104,10 +104,10 @@ def claims() -> dict[str, Claim]:
         return read_claims(path)
 
 
-def claims_of(ids: Iterable[str]) -> list[Claim]:
+def claims_of(claim: Iterable[str]) -> list[Claim]:
     """The claims of these codes. Raises ``ArgumentError`` for a code that the ledger does not have."""
     known = claims()
-    return [known[check_one_of("claim", each, known)] for each in ids]
+    return [known[check_one_of("claim", each, known)] for each in claim]
 
 
 def read_claims(path: "str | Path") -> dict[str, Claim]:

@@ -120,8 +120,8 @@ def growth(tolerance: float) -> Finding:
             equal("PP's bytes, hidden size doubled", 1, pp_h, "times", tolerance),
         ),
         facts={
-            "layers": f"TP {tp_l:g} times, PP {pp_l:g} times",
-            "boundaries": f"TP {tp_p:g} times, PP {pp_p:g} times",
+            "layers": f"TP x {tp_l:g}, PP x {pp_l:g}",
+            "boundaries": f"TP x {tp_p:g}, PP x {pp_p:g}",
         },
     )
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from tplab.lab import style
 from tplab.lab.claims.findings import CONDITIONS, HOLDS, UNTESTED, WRONG, Finding
-from tplab.lab.claims.ledger import Claim, Evidence, claims_of
+from tplab.lab.claims.ledger import Claim, claims_of
 from tplab.lab.claims.live import submit_claim
+from tplab.lab.claims.table import case_lines, claim_text, link_target
 from tplab.lab.panels import html
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ClaimCards:
         )
 
     def __repr__(self) -> str:
-        return "\n\n".join(map(card_text, self.claims))
+        return "\n\n".join(map(claim_text, self.claims))
 
 
 def claim_cards(*ids: str) -> ClaimCards:
@@ -64,7 +65,7 @@ class MeasuredClaim:
 
     def __repr__(self) -> str:
         facts = [f"  {name}: {fact}" for name, fact in self.finding.facts.items()]
-        return "\n".join((f"{self.claim.id} on these ranks ({self.finding.badge})", *_case_lines(self.finding), *facts))
+        return "\n".join((f"{self.claim.id} on these ranks ({self.finding.badge})", *case_lines(self.finding), *facts))
 
 
 def measure_claim(cluster: "Cluster", claim: str) -> MeasuredClaim:
@@ -122,13 +123,6 @@ def measured_html(claim: Claim, finding: Finding) -> str:
     )
 
 
-def _case_lines(finding: Finding) -> list[str]:
-    return [
-        f"  {case.what}: claimed {case.claimed}, found {case.right} ({'agrees' if case.agrees else 'differs'})"
-        for case in finding.cases
-    ]
-
-
 def _cases_table(finding: Finding) -> str:
     rows = [
         (escape(case.what), escape(case.claimed), escape(case.right), "agrees" if case.agrees else "<b>differs</b>")
@@ -137,23 +131,9 @@ def _cases_table(finding: Finding) -> str:
     return html.table(("case", "claimed", "found", ""), rows)
 
 
-def card_text(claim: Claim) -> str:
-    """One card without colours."""
-    cases = _case_lines(claim.finding())
-    sources = "; ".join(f"{each.kind}: {each.what} <{each.link}>" for each in claim.evidence)
-    return "\n".join(
-        (f"{claim.id} [{claim.verdict}] {claim.claim}", f"  {claim.statement()}", *cases, f"  Evidence: {sources}")
-    )
-
-
-def link_target(evidence: Evidence) -> str:
-    """The link as a page in ``notebooks/`` or ``docs/`` must write it."""
-    return evidence.link if "://" in evidence.link else f"../{evidence.link}"
-
-
 def _links(claim: Claim) -> str:
     links = [
-        f'{each.kind}: <a href="{escape(link_target(each))}" target="_blank" rel="noopener" style="color:'
+        f'{each.kind}: <a href="{escape(link_target(each.link))}" target="_blank" rel="noopener" style="color:'
         f'var(--jp-content-link-color,#0B5CAD)">{escape(each.what)}</a>'
         for each in claim.evidence
     ]
