@@ -169,6 +169,10 @@ def chunk_lanes_figure(
     return style.card(figure, title=title, badge="MODEL", height=300)
 
 
+_LEAST_PCT = 0.02
+"""Errors below this are drawn at it, and said in the legend: on one axis with float32's the others fall together."""
+
+
 def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     """All-reduces by what they send and how wrong they are.
 
@@ -178,24 +182,24 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     colours = (style.FORWARD, style.WEIGHT_GRADIENT, style.DECODE, style.BACKWARD, style.POINT_TO_POINT)
     symbols = ("circle", "square", "diamond", "triangle-up", "triangle-down")
-    errors = frame["error_pct"].clip(lower=1e-6)
-    hover = "%{x:.2f} of bfloat16's bytes, %{y:.3g} % wrong"
-    for index, row in enumerate(frame.assign(error_pct=errors).to_dict("records")):
+    hover = "%{x:.2f} of bfloat16's bytes, %{customdata:.3g} % wrong"
+    for index, row in enumerate(frame.to_dict("records")):
         colour, symbol = colours[index % len(colours)], symbols[index % len(symbols)]
+        name, error = row["method"], row["error_pct"]
         if row["worst_pct"] > 10:  # not rounding: a number is off by a tenth of the largest there is
             colour, symbol = style.COLLECTIVE, "x"
-        x, y = [row["ratio_to_bf16"]], [row["error_pct"]]
-        marks.points(figure, x, y, row["method"], colour, symbol, size=13, hover=hover)
-    figure.update_xaxes(title="bytes sent, in units of the bfloat16 all-reduce's", rangemode="tozero")
-    figure.update_yaxes(
-        title="error, % of the sum's RMS",
-        type="log",
-        tickvals=[10.0**p for p in range(-6, 4)],
-        ticktext=["1e-6", "1e-5", "0.0001", "0.001", "0.01", "0.1", "1", "10", "100", "1,000"],
+        if error < _LEAST_PCT:
+            name = f"{name} ({error:.1g} %, below the axis)"
+        x, y = [row["ratio_to_bf16"]], [max(error, _LEAST_PCT)]
+        marks.points(figure, x, y, name, colour, symbol, size=13, hover=hover, customdata=[error])
+    ratios, errors = frame["ratio_to_bf16"], frame["error_pct"].clip(lower=_LEAST_PCT)
+    figure.update_xaxes(
+        title="bytes sent, in units of the bfloat16 all-reduce's", type="log", **style.log_ticks(ratios)
     )
+    figure.update_yaxes(title="error, % of the sum's RMS", type="log", **style.log_ticks(errors))
     if len(frame):
-        figure.update_yaxes(range=[math.log10(errors.min()) - 0.5, math.log10(errors.max()) + 0.7])
-        figure.update_xaxes(range=[0, 1.25 * float(frame["ratio_to_bf16"].max())])
+        figure.update_yaxes(range=[math.log10(errors.min()) - 0.3, math.log10(errors.max()) + 0.5])
+        figure.update_xaxes(range=[math.log10(ratios.min()) - 0.08, math.log10(ratios.max()) + 0.08])
     return style.card(figure, title="What an all-reduce sends, and how wrong it is", badge=badge, height=440)
 
 
