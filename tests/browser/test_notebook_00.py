@@ -75,7 +75,7 @@ def test_a_prediction_and_an_exercise_are_kept_over_a_reload(run_notebook: Calla
     first = table.locator("tbody tr").first
 
     # Run All left the prediction open: nothing of the answer is in the page, in either place.
-    expect(comparison).to_contain_text("Covered until you have predicted")
+    expect(comparison).to_contain_text("The answer is covered until you commit a number")
     assert "Measured" not in comparison.inner_text()
     assert "A call took" not in page.locator(".jp-Notebook").inner_text()
     expect(page.locator(".tplab-predict-commit").last).to_be_disabled()

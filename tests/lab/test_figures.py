@@ -1,5 +1,7 @@
 """Figures are pure functions of a frame: what they draw is tested without a browser."""
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -71,6 +73,10 @@ def test_calls_figure_names_its_medians() -> None:
     figure = calls_figure(frame, badge="LIVE gloo · 2 ranks", prediction_ms=50.0)
     assert [trace.name.rsplit("(", 1)[1] for trace in figure.data] == ["median 4.00 ms)", "median 1.50 ms)"]
     assert any(shape.y0 == 50.0 for shape in figure.layout.shapes)
+    words = [each for each in figure.layout.annotations if each.text == "your prediction"]
+    assert [each.y for each in words] == [pytest.approx(math.log10(50.0))]  # as annotations on a logarithmic axis are
+    for nowhere in (0.0, -3.0):
+        assert len(calls_figure(frame, badge="LIVE x", prediction_ms=nowhere).layout.shapes) == 2
 
 
 def test_timings_figure_thins_the_points_and_not_the_statistics() -> None:

@@ -23,7 +23,7 @@ from tplab.lab.style import badge_colour
 _NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _OPEN = "A wrong guess teaches more than none."
-_COVERED = "Covered until you have predicted: commit a number here or above."
+_COVERED = "The answer is covered until you commit a number, here or above."
 
 
 class Predict(widgets.VBox):
@@ -59,7 +59,7 @@ class Predict(widgets.VBox):
         )
         self._commit = widgets.Button(description="Commit", icon="check", disabled=True, button_style="primary")
         self._undo = widgets.Button(description="Undo", icon="undo")
-        self._reveal = widgets.Button(description="Show without predicting", layout=widgets.Layout(width="auto"))
+        self._reveal = widgets.Button(description="Show without predicting", layout=widgets.Layout(width="200px"))
         self._again = widgets.Button(description="Use it")
         for button in (self._commit, self._undo, self._again):
             button.layout.width = "100px"
@@ -235,7 +235,7 @@ class Comparison(widgets.VBox):
 
     def _show(self) -> None:
         if self.covered:
-            about = html.quiet(f"{self._guess.question[:1].upper()}{self._guess.question[1:]}: {_COVERED}")
+            about = html.heading(f"First predict: {self._guess.question}") + html.quiet(_COVERED)
             self.children = [widgets.HTML(about), self._guess.entry, self._guess._reveal]
             self.layout.border_left = "4px solid var(--jp-border-color2,#CBD0D8)"
         elif not self._open:

@@ -1,5 +1,7 @@
 """What it costs to start ranks, and to call warm ones."""
 
+import math
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -86,14 +88,12 @@ def calls_figure(frame: pd.DataFrame, *, badge: str, prediction_ms: float | None
         name = f"{name} (median {median:.2f} ms)"
         marks.points(figure, frame["call"], frame[column], name, colour, symbol, hover=hover)
         figure.add_hline(y=median, line={"color": colour, "dash": "dot", "width": 1})
-    if prediction_ms is not None:
-        figure.add_hline(
-            y=prediction_ms,
-            line={"color": style.BACKWARD, "width": 3},
-            annotation_text="your prediction",
-            annotation_position="top right",
-        )
+    if prediction_ms is not None and prediction_ms > 0:  # nothing else has a place on a logarithmic axis
+        figure.add_hline(y=prediction_ms, line={"color": style.BACKWARD, "width": 3})
+        # Of its own: for the annotation of a line plotly takes the value itself, and puts it at ten to the power of it.
+        words = {"text": "your prediction", "xref": "paper", "x": 1, "xanchor": "right", "yanchor": "bottom"}
+        figure.add_annotation(y=math.log10(prediction_ms), showarrow=False, **words)
     figure.update_xaxes(title="call")
-    shown = [*frame["call_ms"], *frame["function_ms"], *([prediction_ms] if prediction_ms else [])]
+    shown = [*frame["call_ms"], *frame["function_ms"], *([] if prediction_ms is None else [prediction_ms])]
     figure.update_yaxes(title="milliseconds", type="log", **style.log_ticks(shown))
     return style.card(figure, title="Calling warm ranks costs milliseconds", badge=badge)
