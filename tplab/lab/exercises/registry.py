@@ -120,6 +120,16 @@ EXERCISES: Mapping[str, Exercise] = {
             checker="layers:check_attention",
         ),
         Exercise(
+            name="03-qkv",
+            notebook="03-tensor-parallel-layers",
+            function="my_qkv",
+            title="A rank's rows of a fused QKV weight",
+            difficulty="medium",
+            minutes=20,
+            num_ranks=4,
+            checker="fused_qkv:check_qkv",
+        ),
+        Exercise(
             name="04-chunks",
             notebook="04-cheaper-communication",
             function="my_num_chunks",
@@ -128,6 +138,16 @@ EXERCISES: Mapping[str, Exercise] = {
             minutes=10,
             num_ranks=2,
             checker="overlap:check_chunk_choice",
+        ),
+        Exercise(
+            name="04-overlap",
+            notebook="04-cheaper-communication",
+            function="my_overlap",
+            title="An all-reduce hidden behind products",
+            difficulty="medium",
+            minutes=20,
+            num_ranks=2,
+            checker="hiding:check_overlap",
         ),
         Exercise(
             name="04-int8",
