@@ -48,6 +48,11 @@ def amount(number: float) -> str:
     return f"{number:,.0f}" if number == round(number) else fixed(number)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 token``, ``1,024 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(ms: float) -> str:
     """Format a time given in milliseconds: in milliseconds below a second, else in seconds."""
     return f"{fixed(ms)} ms" if ms < 1000 else f"{fixed(ms / 1e3)} s"

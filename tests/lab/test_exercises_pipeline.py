@@ -99,6 +99,50 @@ def zero_bubble(p: int, m: int) -> Any:
     return build_schedule("zb-h1", p, m)
 
 
+def warm_up_of(p: int, m: int, forwards: Callable[[int], int]) -> list[list[str]]:
+    """So many ``forwards(r)`` on rank r, then a forward and a backward in turns."""
+    rows = []
+    for r in range(p):
+        warm_up = min(m, forwards(r))
+        row = [f"{r}F{i}" for i in range(warm_up)]
+        for i in range(m):
+            row += [f"{r}F{warm_up + i}"] * (warm_up + i < m) + [f"{r}B{i}"]
+        rows.append(row)
+    return rows
+
+
+def short_warm_up(p: int, m: int) -> list[list[str]]:
+    return warm_up_of(p, m, lambda r: max(0, p - 2 - r))
+
+
+def all_warm_up_alike(p: int, m: int) -> list[list[str]]:
+    return warm_up_of(p, m, lambda r: p - 1)
+
+
+def second_backward_first(p: int, m: int) -> list[list[str]]:
+    """Every rank does the backward of micro-batch 1 before that of 0."""
+    rows = reference(p, m)
+    if m > 1:
+        rows[-1][:4] = [f"{p - 1}{each}" for each in ("F0", "F1", "B1", "B0")]
+        for r, row in enumerate(rows[:-1]):
+            i, j = row.index(f"{r}B0"), row.index(f"{r}B1")
+            row[i], row[j] = row[j], row[i]
+    return rows
+
+
+def newest_backward_first(p: int, m: int) -> list[list[str]]:
+    """In groups of p: all forwards, then the backwards like a stack."""
+    groups = [range(first, min(first + p, m)) for first in range(0, m, p)]
+    return [
+        [cell for group in groups for cell in [f"{r}F{i}" for i in group] + [f"{r}B{i}" for i in reversed(group)]]
+        for r in range(p)
+    ]
+
+
+def weights_last(p: int, m: int) -> list[list[str]]:
+    return [sorted(row, key=lambda cell: "W" in cell) for row in split_backward(p, m)]
+
+
 def raises(p: int, m: int) -> Any:
     raise NotImplementedError("write me")
 
@@ -108,9 +152,21 @@ def raises(p: int, m: int) -> Any:
     [
         (gpipe, "rank 0 holds 8 micro-batches at its peak, where 4 will do"),
         (one_micro_batch_too_many, "rank 0 holds 5 micro-batches at its peak, where 4 will do.*One less to warm up"),
-        (zero_bubble, "rank 1 holds 4 micro-batches at its peak, where 3 will do"),
+        (zero_bubble, "rank 1 holds 4 micro-batches at its peak, where 3 will do.*freed by W"),
         (deadlock, "p=4, m=8.*wait"),
-        (one_at_a_time, "slow.*takes 96 where 33 is enough"),
+        (
+            one_at_a_time,
+            "slow.*takes 96 units of time where 33 are enough.*Rank 0 turns to a backward too early: it puts "
+            "0B0, which must wait for 1B0, before 0F1",
+        ),
+        (short_warm_up, "Rank 2 turns to a backward too early: it puts 2B0, which must wait for 3B0, before 2F1"),
+        (all_warm_up_alike, "Rank 3 comes to 3B0 too late: it puts 3F3 before it, while rank 2 waits with 2B0"),
+        (second_backward_first, "Rank 3 takes the wrong one first: 3B1 before 3B0, while rank 2 waits with 2B0"),
+        (newest_backward_first, "Rank 3 takes the wrong one first: 3B2 before 3B1, while rank 2 waits with 2B1"),
+        (
+            weights_last,
+            "rank 0 holds 8 micro-batches at its peak, where 4 will do: what a micro-batch holds is freed by W",
+        ),
         (backward_first, "3B0"),
         (forgets_the_last, "0B7"),
         (twice, "0F0"),
@@ -123,7 +179,7 @@ def raises(p: int, m: int) -> Any:
         (lambda p, m: reference(p, m)[1:], "got 3 rows"),
         (lambda p, m: [["forward"]] * p, "rank 0, step 0: 'forward' is no action"),
         (lambda p, m: [[0]] * p, "rank 0, step 0: 0 is no action"),
-        (raises, "raised NotImplementedError: write me"),
+        (raises, "With p=4, m=8: line 2 of raises: NotImplementedError: write me"),
     ],
 )
 def test_wrong_answers(wrong: Callable[[int, int], Any], says: str) -> None:

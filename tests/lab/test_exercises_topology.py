@@ -256,11 +256,17 @@ def test_score_wrong_answers(answer):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda tp, pp, machine, workload: None, "must return a finite number; for TP 1 x PP 2 it gave None"),
+        (
+            lambda tp, pp, machine, workload: None,
+            "must return a finite number; for TP 1 x PP 2 on 8 x h100, 1 requests in flight it gave None",
+        ),
         (lambda tp, pp, machine, workload: float("nan"), "it gave nan"),
         (lambda tp, pp, machine, workload: "1", "it gave '1'"),
-        (lambda tp, pp, machine, workload: 1 / 0, r"score(1, 2) on 8 x h100, 1 requests in flight raised ZeroDivision"),
-        (lambda tp, pp: 1.0, "raised TypeError"),
+        (
+            lambda tp, pp, machine, workload: 1 / 0,
+            "For TP 1 x PP 2 on 8 x h100, 1 requests in flight: line 1 of <lambda>: ZeroDivision",
+        ),
+        (lambda tp, pp: 1.0, "takes 2 positional arguments but 4 were given"),
     ],
 )
 def test_scores_that_are_none(answer, said):

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from tplab.lab.checks import preflight_table as preflight_table
     from tplab.lab.choice import Choice as Choice
     from tplab.lab.choice import choices as choices
+    from tplab.lab.exercises import check_admit as check_admit
     from tplab.lab.exercises import check_argmax as check_argmax
     from tplab.lab.exercises import check_attention as check_attention
     from tplab.lab.exercises import check_chunk_choice as check_chunk_choice
+    from tplab.lab.exercises import check_chunks as check_chunks
     from tplab.lab.exercises import check_int8_all_reduce as check_int8_all_reduce
     from tplab.lab.exercises import check_kv_bytes as check_kv_bytes
     from tplab.lab.exercises import check_mlp as check_mlp
     from tplab.lab.exercises import check_overlap as check_overlap
+    from tplab.lab.exercises import check_place as check_place
     from tplab.lab.exercises import check_qkv as check_qkv
     from tplab.lab.exercises import check_reduction as check_reduction
+    from tplab.lab.exercises import check_repair as check_repair
     from tplab.lab.exercises import check_ring as check_ring
     from tplab.lab.exercises import check_schedule as check_schedule
     from tplab.lab.exercises import check_score as check_score

@@ -28,7 +28,8 @@ def warm(rank: Rank, function: Callable[..., Any], modules: Sequence[str]) -> No
 
     for name in modules:
         importlib.import_module(name)
-    dist.all_reduce(torch.zeros(1, device=rank.device), group=rank.group)
+    with _counted(lambda **_: None):  # torch imports hundreds of modules for the first operation under such a mode
+        dist.all_reduce(torch.zeros(1, device=rank.device), group=rank.group)
 
 
 def prepare(rank: Rank, make: Callable[..., tuple[Any, ...]], seed: int, case: tuple[Any, ...]) -> None:

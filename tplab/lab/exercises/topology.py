@@ -1,8 +1,8 @@
 """Notebook 07: a score by which to choose a layout, judged on machines that the learner has not seen.
 
 Judged as the advisor itself is: whether the order is right (rank correlation) and what taking the best-scored layout
-would cost (regret). The truth here is the advisor's full latency model; docs/accuracy.md says how far that is from
-published measurements.
+would cost (regret). The judge is the advisor's full latency model, and no measurement; docs/accuracy.md says how far
+the two are apart, and messages say who judges.
 """
 
 import math
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tplab.lab.exercises.verdict import Verdict
+from tplab.lab.exercises.trial import check_function
+from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.models.spec import ModelSpec
+from tplab.shown import duration, fixed, shown
 from tplab.topology.advisor.advice import Advice, advise
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Link, Machine
@@ -57,13 +59,15 @@ def _cases() -> Iterator[tuple[Machine, Workload]]:
         yield _slow(2 ** draw.uniform(1, 8)), _load(2 ** draw.randint(0, 8))
 
 
+@checker("07-score")
 def check_score(score: Score) -> Verdict:
     """``score(tp, pp, machine, workload)``: larger for the layout with more output tokens per second.
 
     Of Llama-3.1 70B in bf16 on 12 machines and loads, two of them drawn anew each time; with ``num_gpus // (tp · pp)``
     copies side by side. Passes with a mean rank correlation of at least 0.7, a mean regret of at most 10 % and none
-    above 45 %.
+    above 45 %. The judge is the advisor's latency model, not a measurement.
     """
+    check_function(score)
     model = ModelSpec.from_config(SCORED_MODEL)
     found: list[tuple[float, float, Advice, str]] = []
     for machine, workload in _cases():
@@ -75,9 +79,12 @@ def check_score(score: Score) -> Verdict:
             try:
                 value: Any = score(tp, pp, machine, workload)
             except Exception as error:
-                return Verdict(False, f"score({tp}, {pp}) on {_where(advice)} raised {type(error).__name__}: {error}")
+                not_yet_for(error, score, f"For TP {tp} x PP {pp} on {_where(advice)}")
             if not _is_number(value):
-                return Verdict(False, f"score must return a finite number; for TP {tp} x PP {pp} it gave {value!r}.")
+                raise NotYetError(
+                    f"score must return a finite number; for TP {tp} x PP {pp} on {_where(advice)} it gave "
+                    f"{shown(value)}."
+                )
             scores.append(float(value))
         truth = [option.prediction.output_tokens_per_s for option in options]
         correlation, regret, chosen = judged(scores, truth)
@@ -86,10 +93,11 @@ def check_score(score: Score) -> Verdict:
     regret = float(np.mean([each[1] for each in found]))
     worst = max(found, key=lambda each: (each[1], -each[0]))
     numbers = f"rank correlation {correlation:.2f}, regret {regret:.0%} on average over {len(found)} machines"
+    numbers += ", by the advisor's latency model"
     if correlation >= LEAST_CORRELATION and regret <= MOST_REGRET and worst[1] <= MOST_ON_ONE:
         return Verdict(True, f"{numbers}; at worst {worst[1]:.0%}, on {_where(worst[2])}.")
     wanted = f"wanted: {LEAST_CORRELATION} at least, {MOST_REGRET:.0%} at most, {MOST_ON_ONE:.0%} on any one machine"
-    return Verdict(False, f"{numbers}; {wanted}. {_look(*worst[1:])}")
+    raise NotYetError(f"{numbers}; {wanted}. {_look(*worst[1:])}")
 
 
 def judged(scores: Sequence[float], truth: Sequence[float]) -> tuple[float, float, int]:
@@ -125,12 +133,12 @@ def _look(regret: float, advice: Advice, chosen: str) -> str:
         if term.ms > best.prediction.term_ms(term.name)
     }
     text = (
-        f"Costliest on {_where(advice)}: you take {chosen}, {best.layout} gives {1 / (1 - regret):.2g} times as many "
-        f"tokens/s"
+        f"Costliest on {_where(advice)}: you take {chosen}, and by the model {best.layout} gives "
+        f"{fixed(1 / (1 - regret))} times as many tokens/s"
     )
     if more:
         term = max(more, key=lambda name: more[name])
-        text += f"; a token has {more[term]:.2g} ms more of {term.replace('_', ' ')}"
+        text += f"; a token has {duration(more[term])} more of {term.replace('_', ' ')}"
     if option.prediction.running < option.prediction.concurrency - 0.5:
         text += (
             f"; of {option.prediction.concurrency:.0f} requests a copy has room for "

@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
     message: str
     """One line or a few: what was expected, what came, where to look."""
     details: str = ""
-    """What is folded away below it: a traceback."""
+    """What is folded away below it: a traceback, or the input that it is about."""
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -32,9 +32,7 @@ class Verdict(NamedTuple):
 
         pill = html.pill("passed", style.WEIGHT_GRADIENT) if self.passed else html.pill("not yet", style.COLLECTIVE)
         folded = (
-            f"<details><summary>The whole traceback</summary><pre>{escape(self.details)}</pre></details>"
-            if self.details
-            else ""
+            f"<details><summary>Details</summary><pre>{escape(self.details)}</pre></details>" if self.details else ""
         )
         return f"{pill}&nbsp; {escape(self.message)}{folded}"
 
