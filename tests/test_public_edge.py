@@ -25,6 +25,7 @@ ROOMS = [
     "tplab.lab.claims",
     "tplab.lab.exercises",
     "tplab.lab.figures",
+    "tplab.lab.grading",
     "tplab.lab.panels",
     "tplab.lab.recorded",
 ]

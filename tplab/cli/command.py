@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure.add_box,
         progress.add_progress,
         teach.add_grade,
+        teach.add_solutions,
+        teach.add_export,
     ):
         add(commands)
     for each in commands.choices.values():

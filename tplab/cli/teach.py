@@ -1,6 +1,7 @@
 """The subcommands for a teacher, ``tplab grade``, ``solutions`` and ``export``: thin, call ``tplab.lab.grading``."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -76,3 +77,48 @@ def _grade(arguments: argparse.Namespace) -> int:
     if csv is not None:
         words.write_csv("--csv", grades.frame, csv)
     return 1 if damaged else 0
+
+
+def add_solutions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``solutions`` to ``tplab``'s commands."""
+    parser = commands.add_parser(
+        "solutions",
+        help="write the notebooks with every exercise solved",
+        description="Write each notebook that has exercises with every stub replaced by its solution.",
+    )
+    parser.add_argument("folder", nargs="?", default="solutions", metavar="FOLDER", help="default solutions")
+    parser.add_argument("--notebooks", help=_NOTEBOOKS)
+    parser.set_defaults(call=_solutions)
+
+
+def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``export`` to ``tplab``'s commands."""
+    parser = commands.add_parser(
+        "export",
+        help="write the exercises as assignments of nbgrader or Otter-Grader",
+        description="Write the exercises, with points, solutions, tests and hints, for another grader: nbgrader (a "
+        "course folder: then `nbgrader generate_assignment NOTEBOOK`) or otter (then `otter assign FILE FOLDER`).",
+    )
+    parser.add_argument("grader", metavar="GRADER", choices=("nbgrader", "otter"), help="nbgrader or otter")
+    parser.add_argument("folder", metavar="FOLDER", help="where to write")
+    parser.add_argument("--notebooks", help=_NOTEBOOKS)
+    parser.set_defaults(call=_export)
+
+
+def _solutions(arguments: argparse.Namespace) -> int:
+    from tplab.lab.grading.export import write_solutions
+
+    return _say_written(write_solutions(arguments.folder, arguments.notebooks))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from tplab.lab.grading.export import export_nbgrader, export_otter
+
+    export = export_nbgrader if arguments.grader == "nbgrader" else export_otter
+    return _say_written(export(arguments.folder, arguments.notebooks))
+
+
+def _say_written(paths: list[Path]) -> int:
+    for path in paths:
+        print(f"Wrote {path}.")
+    return 0

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tplab.lab.grading.export import assert_passes as assert_passes
+    from tplab.lab.grading.export import export_nbgrader as export_nbgrader
+    from tplab.lab.grading.export import export_otter as export_otter
+    from tplab.lab.grading.export import write_solutions as write_solutions
     from tplab.lab.grading.grades import Grades as Grades
     from tplab.lab.grading.grades import grade_folder as grade_folder
 

@@ -6,6 +6,7 @@ constants. The rest (panels, calls of checkers, loops that print) is not run: it
 
 import ast
 import re
+import symtable
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 from tplab.lab.exercises.registry import Exercise
 from tplab.lab.grading.submissions import Notebook, Submission
 
-_PURE = {"math", "torch", "np", "numpy", "itertools", "functools", "collections", "fractions", "decimal", "dataclasses"}
-_PURE |= {"float", "int", "str", "bool", "complex", "dict", "list", "tuple", "set", "frozenset", "range", "len", "min"}
-_PURE |= {"max", "abs", "round", "sum", "pow", "sorted", "bytes", "enum", "typing", "namedtuple", "Fraction", "partial"}
+_ACTS = {"open", "input", "exec", "eval", "print", "display", "get_ipython", "Pool", "Cluster", "Predict", "MemoryWall"}
+"""What is called for what it does, besides checkers and panels. A variable made of such a thing is no constant."""
+_ACTING = re.compile(r"check_|explain_|.*(Panel|Studio|Stepper|Painter)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,26 +129,20 @@ def _answer(notebook: Notebook, at: int, exercise: Exercise, stub: str, note: st
 
 def _pieces(cells: Sequence[tuple[int, str]], function: str) -> tuple[Piece, ...]:
     """What ``function`` needs, cell by cell. The stub's cell comes last: what it defines is what counts."""
-    trees: list[tuple[int, str, list[ast.stmt]]] = []
-    for number, source in cells:
-        try:
-            trees.append((number, source, [node for node in _parsed(source).body if _is_definition(node)]))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
+    trees = list(_definitions(cells))
     wanted, grown = {function}, True
     while grown:
         before = len(wanted)
         for _, _, body in trees:
             for node in body:
                 if _binds_all(node) or wanted & set(_names_of([node])):
-                    wanted |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-                    wanted |= set(_in_annotations(node))
+                    wanted |= set(_uses(symtable.symtable(ast.unparse(node), "cell", "exec")))
         grown = len(wanted) > before
     pieces = []
     for number, source, body in trees:
         kept = [node for node in body if _binds_all(node) or wanted & set(_names_of([node]))]
         if kept:
-            pieces.append(Piece(cell=number + 1, source=_blanked(_plain(source), kept)))
+            pieces.append(Piece(cell=number + 1, source=_blanked(source, kept)))
     return tuple(pieces)
 
 
@@ -192,28 +187,43 @@ def _alone(node: ast.stmt, source: str) -> bool:
     return not rest or rest.startswith("#")
 
 
-def _is_definition(node: ast.stmt) -> bool:
+def _definitions(cells: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str, list[ast.stmt]]]:
+    """Of each cell that is Python: its number, its text and its definitions."""
+    acting = set(_ACTS)
+    for number, source in cells:
+        try:
+            text = _plain(source)
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        kept = []
+        for node in tree.body:
+            if _is_definition(node, acting):
+                kept.append(node)
+                acting -= set(_names_of([node])) - _ACTS  # ranks once, a number now
+            else:
+                acting |= set(_names_of([node]))
+        yield number, text, kept
+
+
+def _is_definition(node: ast.stmt, acting: set[str]) -> bool:
     match node:
         case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             return True
         case ast.Assign() | ast.AnnAssign():
-            return node.value is not None and _is_constant(node.value)
+            return node.value is not None and _is_constant(node.value, acting)
         case ast.If() | ast.Try():  # if TYPE_CHECKING, try: import
-            return all(_is_definition(each) or isinstance(each, ast.Pass) for each in node.body)
+            return all(_is_definition(each, acting) or isinstance(each, ast.Pass) for each in node.body)
     return False
 
 
-def _is_constant(value: ast.expr) -> bool:
-    """Whether it is computed from constants alone. Calls are those of what has no effect besides its value."""
+def _is_constant(value: ast.expr, acting: set[str]) -> bool:
+    """Whether it is computed from imports, definitions and other constants, without what acts."""
     for node in ast.walk(value):
         if isinstance(node, ast.Await | ast.Yield | ast.YieldFrom | ast.NamedExpr):
             return False
-        if isinstance(node, ast.Call):
-            root = node.func
-            while isinstance(root, ast.Attribute):
-                root = root.value
-            if not isinstance(root, ast.Name) or root.id not in _PURE:
-                return False
+        if isinstance(node, ast.Name) and (node.id in acting or _ACTING.match(node.id)):
+            return False
     return True
 
 
@@ -239,11 +249,14 @@ def _names_of(body: Sequence[ast.stmt]) -> Iterator[str]:
                 yield from _names_of(node.body)
 
 
-def _in_annotations(node: ast.stmt) -> Iterator[str]:
-    """Names in annotations that are text, such as ``"torch.Tensor"``: they are looked up by some libraries."""
-    for each in ast.walk(node):
-        if isinstance(each, ast.Constant) and isinstance(each.value, str) and each.value.isidentifier():
-            yield each.value
+def _uses(scope: symtable.SymbolTable) -> Iterator[str]:
+    """Names that a definition looks up among the notebook's, its functions' own variables left out."""
+    at_top = scope.get_type() == "module"
+    yield from (
+        each.get_name() for each in scope.get_symbols() if each.is_global() or (at_top and each.is_referenced())
+    )
+    for inner in scope.get_children():
+        yield from _uses(inner)
 
 
 def _defined(source: str) -> set[str]:

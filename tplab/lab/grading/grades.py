@@ -78,7 +78,7 @@ class Grades:
             own = self.of(learner)
             marks = [_MARKS[grade.status] for grade in own]
             points, seconds = sum(grade.points for grade in own), sum(grade.seconds for grade in own)
-            rows.append([learner, *marks, f"{points}/{most}", f"{seconds:.0f}", "damaged" if faults else ""])
+            rows.append([learner, *marks, f"{points}/{most}", f"{seconds:.0f}", "see below" if faults else ""])
         return pd.DataFrame(rows, columns=["learner", *names, "points", "s", "note"])
 
     def of(self, learner: str) -> list[Grade]:

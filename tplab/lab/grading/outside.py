@@ -61,7 +61,13 @@ def run_answer(exercise: Exercise, answer: Answer, *, timeout: float, memory_byt
     mark, secret = secrets.token_hex(8), secrets.token_hex(16)
     folder = Path(tempfile.mkdtemp(prefix="tplab-grade-"))
     # HOME and TMPDIR: libraries keep their files in the one folder that may be written.
-    own = {"HOME": str(folder), "TMPDIR": str(folder), _MARK: mark, "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        _MARK: mark,
+        "TPLAB_PROGRESS": "off",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | own
     task = {
         "exercise": exercise.name,
