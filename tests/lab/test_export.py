@@ -112,7 +112,7 @@ def test_otter_gets_a_question_with_its_blocks_in_order(home: Path, tmp_path: Pa
 
 
 def test_a_test_cell_raises_in_the_checkers_words() -> None:
-    with pytest.raises(AssertionError, match="correlation|layout|score"):
+    with pytest.raises(AssertionError, match=r"correlation|layout|score"):
         assert_passes("07-score", lambda *args: 0.0)
     with pytest.raises(ValueError, match="exercise must be one of"):
         assert_passes("99", len)
