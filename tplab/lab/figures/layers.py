@@ -80,8 +80,12 @@ def _stacked_bars(
     figure: go.Figure, labels: list[str], frame: pd.DataFrame, whole: Any, text: str, *, hover: str
 ) -> None:
     """Computation and exposed communication over ``whole``, each bar with its milliseconds."""
-    inside = {"textposition": "inside", "insidetextanchor": "middle"}
-    for kind, column in (("computation", "compute_us"), ("exposed communication", "exposed_us")):
+    # The upper label at its bar's foot: predictions are marked near its head.
+    for kind, column, anchor in (
+        ("computation", "compute_us", "middle"),
+        ("exposed communication", "exposed_us", "start"),
+    ):
+        inside = {"textposition": "inside", "insidetextanchor": anchor}
         texts = [text.format(value / 1e3) for value in frame[column]]
         marks.bars(figure, labels, frame[column] / whole, kind, *_KINDS[kind], hover=hover, text=texts, **inside)
     figure.update_layout(barmode="stack")
