@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.layers import OverlapPanel as OverlapPanel
     from tplab.lab.panels.layers import PhasesPanel as PhasesPanel
     from tplab.lab.panels.layers import linked_badge as linked_badge
+    from tplab.lab.panels.ledger import LedgerPanel as LedgerPanel
     from tplab.lab.panels.links import LinkPanel as LinkPanel
     from tplab.lab.panels.memory_wall import MemoryWall as MemoryWall
     from tplab.lab.panels.memory_wall import ShardsPanel as ShardsPanel

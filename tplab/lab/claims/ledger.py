@@ -97,6 +97,11 @@ def _computed(recipe: str, tolerance: float) -> Finding:
     return function(tolerance)
 
 
+def forget_computed() -> None:
+    """Compute every recipe again when it is asked for next."""
+    _computed.cache_clear()
+
+
 @cache
 def claims() -> dict[str, Claim]:
     """All claims by their code, in the order of the file."""

@@ -86,10 +86,10 @@ def card_html(claim: Claim) -> str:
         f"{VERDICT_COLOURS[claim.verdict]};border-radius:4px;padding:10px 14px;font-size:13px;line-height:1.5;"
         'color:var(--jp-ui-font-color1,#1F2430)">'
         f'<div style="display:flex;flex-wrap:wrap;gap:6px;align-items:center"><b style="font-size:15px">{claim.id}</b>'
-        f"{verdict_pill(claim.verdict)}{''.join(map(_evidence_pill, claim.kinds))}</div>"
-        f'<div style="margin-top:6px;{_QUIET}">Claimed: <i>{_inline(claim.claim)}</i></div>'
-        f'<div style="margin-top:6px">{_inline(claim.statement())}</div>'
-        f"{numbers_html(claim.finding(), claim)}{_links(claim)}</div>"
+        f"{verdict_pill(claim.verdict)}{''.join(map(evidence_pill, claim.kinds))}</div>"
+        f'<div style="margin-top:6px;{_QUIET}">Claimed: <i>{inline(claim.claim)}</i></div>'
+        f'<div style="margin-top:6px">{inline(claim.statement())}</div>'
+        f"{numbers_html(claim.finding(), claim)}{links_html(claim)}</div>"
     )
 
 
@@ -131,7 +131,8 @@ def _cases_table(finding: Finding) -> str:
     return html.table(("case", "claimed", "found", ""), rows)
 
 
-def _links(claim: Claim) -> str:
+def links_html(claim: Claim) -> str:
+    """A line for each piece of evidence, with its link."""
     links = [
         f'{each.kind}: <a href="{escape(link_target(each.link))}" target="_blank" rel="noopener" style="color:'
         f'var(--jp-content-link-color,#0B5CAD)">{escape(each.what)}</a>'
@@ -140,14 +141,15 @@ def _links(claim: Claim) -> str:
     return f'<div style="margin-top:6px;font-size:12px;{_QUIET}">{"<br>".join(links)}</div>'
 
 
-def _evidence_pill(kind: str) -> str:
+def evidence_pill(kind: str) -> str:
+    """A kind of evidence, outlined."""
     return (
         f'<span style="border:1px solid {_BORDER};border-radius:10px;padding:0 8px;font-size:11px;line-height:18px;'
         f'white-space:nowrap;{_QUIET}">{kind}</span>'
     )
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text with what stands in backticks as code."""
     pieces = escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
