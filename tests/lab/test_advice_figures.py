@@ -1,6 +1,7 @@
 """Figures of links, placements, advice and verification: what they draw is what the frames say."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -259,6 +260,8 @@ class TestMeasured:
         assert "2 pairs: a small message takes 50 to 60 µs, a large one gets 0.5 to 1 GB/s" in text
         assert "A small all-reduce: 100 µs of 2, 200 µs of 3" in text
         assert "A block adds 300 µs" in text
+        made = replace(calibration(), block_overhead_us=0.0, block_overhead_per_width_us=None, step_overhead_us=0.0)
+        assert "adds" not in explain_calibration(made)  # nothing is not said
 
     def verified(self, settings=("emulated link 1 us, 1 GB/s",)):
         rows = [

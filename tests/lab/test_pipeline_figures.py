@@ -392,6 +392,7 @@ def test_collectives_lie_below_the_work_that_they_are_part_of() -> None:
     work = found["forward"]
     assert found["collectives"].y[0] - found["collectives"].width / 2 > work.y[0] + work.width / 2
     assert np.floor(found["collectives"].y[0]) == 0
+    assert list(gantt(trace, lane="stage").layout.yaxis.ticktext) == ["stage 0", "stage 1"]
     assert "collectives/total 12.5%" in captions(figure)[0]
     assert "collectives" not in captions(gantt(replace(trace, collectives=())))[0]
 

@@ -33,6 +33,7 @@ def gantt(
     memory: bool | None = None,
     lane_px: int | None = None,
     unit: str = "",
+    lane: str = "rank",
 ) -> go.Figure:
     """One chart per trace, the first on top, all on one time axis; below, what each rank holds over time.
 
@@ -51,6 +52,7 @@ def gantt(
         lane_px: height of a rank's lanes.
         unit: what a second of the traces stands for, such as ``units of F`` where a forward takes 1; by default times
             are seconds, shown as such or as milliseconds.
+        lane: what a lane is of: ``stage``, where a stage has several ranks.
 
     Raises:
         ValueError: no trace, or of different numbers of ranks.
@@ -90,7 +92,7 @@ def gantt(
         captions.append(f"<b>memory</b> · micro-batches held{held}; at the right the peak")
     layout = _card(badge or _badge(traces), plot_px + _TOP_PX + _BOTTOM_PX)
     layout["title"]["text"] = title or _title(traces[0])
-    _lay_out(layout, p, spots, captions, shown_in, end_s * factor)
+    _lay_out(layout, p, spots, captions, shown_in, end_s * factor, lane)
     return go.Figure(data, layout)
 
 
@@ -203,6 +205,7 @@ def _lay_out(
     captions: Sequence[str],
     unit: str,
     end: float,
+    lane: str,
 ) -> None:
     every = max(1, p // 8)
     ranks = list(range(0, p, every))
@@ -211,7 +214,7 @@ def _lay_out(
             "domain": spot,
             "range": [p, 0],
             "tickvals": [rank + 0.5 for rank in ranks],
-            "ticktext": [f"rank {rank}" for rank in ranks],
+            "ticktext": [f"{lane} {rank}" for rank in ranks],
             "showgrid": False,
             "zeroline": False,
             "linecolor": "#AEB6C1",

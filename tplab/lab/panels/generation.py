@@ -185,7 +185,9 @@ class GenerationPanel(RunPanel):
             waiting = style.card(go.Figure(), title="No timeline yet", badge=cluster.badge, height=420)
             return waiting, self._tokens()
         name = f"TP {generation.layout.tp} x PP {generation.layout.pp}, k={generation.num_micro_batches}"
-        figure = gantt(generation.trace(), title=f"{name}: stages at work, and their collectives", names=["measured"])
+        trace = generation.trace()
+        title = f"{name}: stages at work{', and their collectives' if trace.collectives else ''}"
+        figure = gantt(trace, title=title, names=["measured"], lane="stage")
         return figure, _summary(generation) + self._tokens()
 
     def _tokens(self) -> str:
