@@ -184,7 +184,7 @@ def test_mlp_right(cluster: Cluster, right) -> None:
         (mlp_swapped, "gate and up are swapped"),
         (mlp_in_bf16, "off by"),
         (mlp_columns_twice, "has shape"),
-        (mlp_behind_the_counter, "communicated 1 times, of which only 0 could be counted"),
+        (mlp_behind_the_counter, "more operations, 1, than could be counted, 0"),
         (nothing, "must return a tensor; it returned None"),
         (raises, "line 2 of raises: NotImplementedError: write me"),
     ],

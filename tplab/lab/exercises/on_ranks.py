@@ -21,15 +21,18 @@ Meter: TypeAlias = Callable[[], AbstractContextManager[Callable[[], Any]]]
 """Measures something else while the function runs: entered around it, it gives what reads the measurement."""
 
 
-def warm(rank: Rank, function: Callable[..., Any], modules: Sequence[str]) -> None:
-    """All that is slow the first time: imports, also those that ``function`` needed to come here, and connections."""
+def warm(rank: Rank, function: Callable[..., Any], modules: Sequence[str], meter: "Meter | None") -> None:
+    """All that is slow the first time: imports, also those that ``function`` needed to come here, connections, and what
+    torch only imports when an operator runs under a counter."""
     import torch
     import torch.distributed as dist
+    from torch.nn import functional as F
 
     for name in modules:
         importlib.import_module(name)
-    with _counted(lambda **_: None):  # torch imports hundreds of modules for the first operation under such a mode
-        dist.all_reduce(torch.zeros(1, device=rank.device), group=rank.group)
+    x = torch.zeros(1, 1, 2, 2, device=rank.device)
+    with _counted(lambda **_: None), meter() if meter else nullcontext():
+        dist.all_reduce(F.silu(F.scaled_dot_product_attention(x, x @ x, x, is_causal=True)), group=rank.group)
 
 
 def prepare(rank: Rank, make: Callable[..., tuple[Any, ...]], seed: int, case: tuple[Any, ...]) -> None:

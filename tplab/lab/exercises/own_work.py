@@ -6,13 +6,17 @@ text), so it is no wall.
 """
 
 import dis
+import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from types import CodeType, ModuleType
 from typing import Any
 
-from tplab.lab.exercises.verdict import code_of
+from tplab.lab.exercises.verdict import closed_over, code_of
 
 _LIBRARY = "tplab"
+_NAMED = re.compile(rf"{_LIBRARY}(\.\w+)*|.*\b(import|from)\s+{_LIBRARY}\b.*", re.DOTALL)
+"""Text by which one imports it: its name, or source for ``exec``. Prose may speak of it."""
 
 
 def find_library_use(function: Callable[..., Any], allowed: tuple[str, ...] = ()) -> str:
@@ -20,36 +24,52 @@ def find_library_use(function: Callable[..., Any], allowed: tuple[str, ...] = ()
 
     Args:
         function: a learner's; a partial or a callable object will do.
-        allowed: qualified names that may be used, such as ``tplab.topology.place``.
+        allowed: public names that may be used, objects of such classes included: ``tplab.topology.place``.
     """
-    return next(_uses(function, allowed, set()), "")
+    things = [getattr(import_module(module), name) for module, _, name in (each.rpartition(".") for each in allowed)]
+    return next(_uses(function, things, set()), "")
 
 
-def _uses(function: Any, allowed: tuple[str, ...], seen: set[int]) -> Iterator[str]:
-    home = _home(function)
-    if home and home not in allowed:
+def _uses(function: Any, allowed: list[Any], seen: set[int]) -> Iterator[str]:
+    if home := _home(function, allowed):
         yield f"it is {home}"
-    code = code_of(function)
+    code = None if _is_one_of(function, allowed) else code_of(function)
     if code is None or id(code) in seen:
         return
     seen.add(id(code))
     scope = getattr(getattr(function, "func", function), "__globals__", {})
-    closure = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
-    handed = (*closure, *(getattr(function, "__defaults__", None) or ()), *getattr(function, "args", ()))
+    handed = [*closed_over(function), *(getattr(function, "__defaults__", None) or ())]
+    handed += [*getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]  # of a partial
     for each in _nested(code):
         for instruction in dis.get_instructions(each):
-            if instruction.opname == "IMPORT_NAME" and _is_library(str(instruction.argval)):
+            if instruction.opname != "IMPORT_NAME" or not _is_library(str(instruction.argval)):
+                continue
+            if not _all_allowed(each, instruction.offset, str(instruction.argval), allowed):
                 yield f"line {_line(instruction, each) - code.co_firstlineno + 1} imports {instruction.argval}"
         for const in each.co_consts:
-            # An import by name; prose may name the library.
-            if isinstance(const, str) and _is_library(const) and " " not in const.strip():
-                yield f"it names {const!r}"
+            if isinstance(const, str) and _NAMED.fullmatch(const):
+                yield f"it names {const!r:.60}"
     for other in (*(scope[name] for name in _names(code) if name in scope), *handed):
-        home = _home(other)
-        if home and home not in allowed:
+        if home := _home(other, allowed):
             yield f"it uses {home}"
-        elif callable(other) and not home:
+        elif callable(other):
             yield from _uses(other, allowed, seen)
+
+
+def _all_allowed(code: CodeType, offset: int, module: str, allowed: list[Any]) -> bool:
+    """Whether the import at ``offset`` is a ``from ... import`` of allowed names only."""
+    names = []
+    for instruction in dis.get_instructions(code):
+        if instruction.offset > offset:
+            if instruction.opname == "IMPORT_FROM":
+                names.append(str(instruction.argval))
+            elif not instruction.opname.startswith("STORE"):
+                break
+    return bool(names) and all(_is_one_of(getattr(import_module(module), name, None), allowed) for name in names)
+
+
+def _is_one_of(thing: Any, allowed: list[Any]) -> bool:
+    return any(thing is each or type(thing) is each for each in allowed)
 
 
 def _line(instruction: dis.Instruction, code: CodeType) -> int:
@@ -68,19 +88,15 @@ def _names(code: CodeType) -> list[str]:
     return list(dict.fromkeys(name for each in _nested(code) for name in each.co_names))
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
 def _is_library(name: str) -> bool:
     return name == _LIBRARY or name.startswith(f"{_LIBRARY}.")
 
 
-def _home(thing: Any) -> str:
-    """The qualified name of something that is tplab's: a module, a function, a class, or an object of such a class."""
+def _home(thing: Any, allowed: list[Any]) -> str:
+    """The qualified name of something that is tplab's: a module, a function, a class, or an object of such a class.
+    Empty for what is not, or is allowed."""
+    if _is_one_of(thing, allowed):
+        return ""
     if isinstance(thing, ModuleType):
         return thing.__name__ if _is_library(thing.__name__) else ""
     named = thing if hasattr(thing, "__qualname__") else type(thing)

@@ -37,7 +37,7 @@ class Exercise:
     checker: str
     """The checker's module below ``tplab.lab.exercises`` and its name, such as ``layers:check_mlp``."""
     allowed: tuple[str, ...] = ()
-    """Names of tplab that the answer may use also when it is graded, such as ``tplab.topology.place``."""
+    """Public names of tplab that the answer may use also when it is graded, such as ``tplab.topology.place``."""
 
     @property
     def check_function(self) -> Callable[..., Verdict]:
@@ -198,7 +198,7 @@ EXERCISES: Mapping[str, Exercise] = {
             minutes=30,
             num_ranks=0,
             checker="topology:check_score",
-            allowed=("tplab.topology.place", "tplab.models.ModelSpec", "tplab.models.spec.ModelSpec"),
+            allowed=("tplab.topology.place", "tplab.models.ModelSpec"),
         ),
         Exercise(
             name="07-place",

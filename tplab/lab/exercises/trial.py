@@ -103,7 +103,7 @@ class Trial:
         self._on_hang, self._meter = on_hang, meter
         try:
             cluster.start()
-            cluster.run(on_ranks.warm, function, (*_OWN_MODULES, *modules), timeout=_OWN_S)
+            cluster.run(on_ranks.warm, function, (*_OWN_MODULES, *modules), meter, timeout=_OWN_S)
         except ClusterError as error:
             not_yet_for(error, function, "Before the first try")
 
@@ -146,8 +146,8 @@ class Trial:
         for rank, (made, _) in enumerate(ended):
             if made > sum(call.num_operations for call in calls[rank]):
                 raise NotYetError(
-                    f"{context + ': ' if context else ''}rank {rank} communicated {made} times, of which only "
-                    f"{len(calls[rank])} could be counted. Leave the counter and torch's modes alone."
+                    f"{context + ': ' if context else ''}rank {rank} handed its process groups more operations, "
+                    f"{made}, than could be counted, {len(calls[rank])}. Leave the counter and torch's modes alone."
                 )
         values = self.cluster.run(on_ranks.judge, judge, seed, case, timeout=_OWN_S)
         return [

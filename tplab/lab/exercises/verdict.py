@@ -1,5 +1,6 @@
 """What a checker says, in plain words: passed or not, what was expected, what came, where to look."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -149,10 +150,18 @@ def _first_lines(function: Any, seen: set[int]) -> Iterator[tuple[tuple[str, str
         yield (each.co_filename, each.co_name), each.co_firstlineno
         nested += [const for const in each.co_consts if isinstance(const, CodeType)]
     scope = getattr(function, "__globals__", {})
-    for name in code.co_names:
-        other = scope.get(name)
+    for other in (*map(scope.get, code.co_names), *closed_over(function)):
         if getattr(other, "__module__", None) == getattr(function, "__module__", ""):
             yield from _first_lines(other, seen)
+
+
+def closed_over(function: Any) -> list[Any]:
+    """What a function that was defined in another one uses of that one's variables."""
+    found = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # nothing in it yet
+            found.append(cell.cell_contents)
+    return found
 
 
 def named(function: Any) -> str:
