@@ -3,12 +3,13 @@
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tplab.collectives import comparable, crossovers
 from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
-from tplab.pipeline import build_schedule
+from tplab.pipeline import Op, build_schedule
 from tplab.topology import EnginePolicy, Layout, Machine, ModelSpec, Workload
 from tplab.topology.verification.box_layouts import scores
 from tplab.topology.verification.static_batch import predict_batch
@@ -111,3 +112,12 @@ def test_our_own_engine_in_graphs_is_predicted_by_the_spec_sheet(name: str, gpu:
         layout = Layout.of(model, row.tp, row.pp)
         (made,) = predict_batch(model, machine, load, [layout], calibration=None, cuda_graphs=True)
         assert made.tpot_ms == pytest.approx(row.tpot_ms, rel=0.1), (row.tp, row.pp, row.sequences)
+
+
+def test_backwards_of_the_recorded_pipeline_are_fastest_at_first_and_longest_on_the_last_rank() -> None:
+    """What notebook 05 says of it."""
+    trace = recorded_trace("4xH200-2026-11-26", build_schedule("1f1b", 4, 8))
+    times = [[span.end_s - span.start_s for span in trace.spans if (span.rank, span.op) == (r, Op.B)] for r in range(4)]
+    assert all(min(each) == each[0] for each in times)
+    medians = [float(np.median(each)) for each in times]
+    assert max(medians) == medians[3]
