@@ -121,3 +121,10 @@ def test_a_stage_that_fails_names_itself(gpus: Callable[[int], Cluster]) -> None
         run_schedule(gpus(2), build_schedule("1f1b", 2, 2), stage, inputs=x, loss=lambda y: y.mean(), timeout=60)
     good = run_schedule(gpus(2), build_schedule("1f1b", 2, 2), make_block, inputs=x, loss=lambda y: y.mean())
     assert good.loss is not None
+
+
+def test_declared_times_without_bytes_still_wait_for_each_other(gpus: Callable[[int], Cluster]) -> None:
+    """NCCL sends nothing for an empty tensor: with no bytes declared no rank would wait for the one before it."""
+    costs = Costs(forward_s=0.01, input_grad_s=0.01, weight_grad_s=0.01)
+    trace = run_schedule(gpus(2), build_schedule("1f1b", 2, 2), costs, timeout=60)
+    assert trace.idle_over_total > 0.25  # 1/3

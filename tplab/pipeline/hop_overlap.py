@@ -22,7 +22,9 @@ LINK = EmulatedLink(latency_us=2000, bandwidth_GBps=0.5)
 """Slow enough to be felt over gloo, which itself takes tenths of a millisecond."""
 HOP, ALL_REDUCE = "hop", "all-reduce"
 """What is timed, in the column ``what``."""
-_NUM_BYTES = 1 << 20
+_NUM_BYTES = {"gloo": 1 << 20, "shared": 1 << 24, "nccl": 1 << 28}
+"""Bytes of the message: over gloo; where ranks share a GPU; between GPUs, where it must take much longer than a host
+needs to see that it is over."""
 
 
 def submit_hop_overlap(cluster: "Cluster", *, rounds: int = 7, **callbacks: Any) -> "DerivedRun[pd.DataFrame]":
@@ -41,6 +43,7 @@ def submit_hop_overlap(cluster: "Cluster", *, rounds: int = 7, **callbacks: Any)
 
     pair = cluster.resized(2) if cluster.num_ranks > 2 else cluster
     link = LINK if pair.backend == "gloo" else None
+    num_bytes = _NUM_BYTES["shared" if pair.shares_gpus else pair.backend]
     check_backend(link, pair.backend)
 
     def build(run: Any) -> "pd.DataFrame":
@@ -54,7 +57,7 @@ def submit_hop_overlap(cluster: "Cluster", *, rounds: int = 7, **callbacks: Any)
             rows.append(
                 {
                     "what": what,
-                    "bytes": _NUM_BYTES,
+                    "bytes": num_bytes,
                     "call_us": us[what, "call"],
                     "alone_us": alone,
                     "compute_us": compute,
@@ -65,10 +68,10 @@ def submit_hop_overlap(cluster: "Cluster", *, rounds: int = 7, **callbacks: Any)
         badge = joined_badge(provenance.badge, "emulated compute" if link else "", link_text(link))
         return pd.DataFrame(rows).assign(badge=badge, **provenance_columns(provenance, link=link))
 
-    return pair.submit(_time_overlap, link, rounds, timeout=60.0, **callbacks).map(build)
+    return pair.submit(_time_overlap, link, num_bytes, rounds, timeout=60.0, **callbacks).map(build)
 
 
-def _time_overlap(rank: "Rank", link: EmulatedLink | None, rounds: int) -> None:
+def _time_overlap(rank: "Rank", link: EmulatedLink | None, num_bytes: int, rounds: int) -> None:
     import time
 
     import torch
@@ -80,7 +83,7 @@ def _time_overlap(rank: "Rank", link: EmulatedLink | None, rounds: int) -> None:
     from tplab.measure.sampler import take_turns
 
     transport = ProcessGroupTransport(rank.group) if link is None else EmulatedGroup(rank.group, link)
-    message = torch.ones(_NUM_BYTES // 4, device=rank.device)
+    message = torch.ones(num_bytes // 4, device=rank.device)
     calls: dict[str, list[float]] = {HOP: [], ALL_REDUCE: []}
 
     def all_reduce() -> None:
@@ -125,7 +128,8 @@ def _time_overlap(rank: "Rank", link: EmulatedLink | None, rounds: int) -> None:
 
 
 def _computation(rank: "Rank") -> Callable[[], None]:
-    """Work of some 12 ms: matmuls on a GPU; on the CPU a wait, for a matmul would slow the messages down."""
+    """Work that takes longer than the message: some 2 ms of matmuls on a GPU; on the CPU a wait of 12 ms, for a matmul
+    would slow the messages down."""
     import time
     from functools import partial
 
@@ -137,7 +141,7 @@ def _computation(rank: "Rank") -> Callable[[], None]:
 
     def matmuls() -> None:
         x = weight
-        for _ in range(50):
+        for _ in range(12):
             x = x @ weight
 
     return matmuls

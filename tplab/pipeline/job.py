@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tplab.cluster import Cluster
 
 _RECV_AHEAD = 2
+_LEAST_BYTES = 4
 
 Record = tuple[int, Action, float, float | None]
 """Rank, action, start and end in seconds of one clock. A send of which only the receiver can tell when it arrived has
@@ -167,4 +168,5 @@ def _waits(schedule: Schedule, costs: Costs) -> Waits:
     sizes = grid(schedule, "message_bytes", costs.message_bytes, shared=False).copy()
     if schedule.has_back_edge:
         sizes[-1] = grid(schedule, "token_bytes", costs.token_bytes, shared=False)[-1]
-    return Waits(times, np.ceil(sizes).astype(int).tolist())
+    # NCCL sends nothing for an empty tensor, and then nobody waits for it: every message has a number in it.
+    return Waits(times, np.maximum(np.ceil(sizes), _LEAST_BYTES).astype(int).tolist())
