@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from tplab import Cluster
 from tplab.checks import ArgumentError
 from tplab.lab.exercises import check_overlap
 
@@ -48,13 +49,25 @@ def by_output_features(rank, x, weight, link):
     return torch.cat([each.wait() for each in sums], dim=1).numpy()
 
 
+def by_slices_of_columns(rank, x, weight, link):
+    """Views that are not contiguous, in float64, the last sum waited for first."""
+    y = x.double().new_empty(len(x), len(weight))
+    sums = []
+    for first in range(0, len(weight), 8):
+        y[:, first : first + 8] = x.double() @ weight[first : first + 8].double().T
+        sums.append(link.start_all_reduce(y[:, first : first + 8]))
+    for each in reversed(sums):
+        each.wait()
+    return y
+
+
 def on_a_thread(rank, x, weight, link):
     with ThreadPoolExecutor(1) as pool:
         sums = [pool.submit(link.all_reduce, part @ weight.T) for part in x.tensor_split(8)]
         return torch.cat([each.result() for each in sums])
 
 
-@pytest.mark.parametrize("right", [overlap, in_place, by_output_features, on_a_thread])
+@pytest.mark.parametrize("right", [overlap, in_place, by_output_features, by_slices_of_columns, on_a_thread])
 def test_right_answers_pass(clusters, right) -> None:
     verdict = check_overlap(clusters[2], right)
     assert verdict.passed, verdict
@@ -191,6 +204,24 @@ def test_wrong_answers_fail_and_say_why(clusters, wrong, says: str) -> None:
     assert re.search(says, verdict.message), verdict.message
 
 
+def one_sum_fewer_on_rank_1(rank, x, weight, link):
+    parts = [F.linear(part, weight) for part in x.tensor_split(8)]
+    sums = [link.start_all_reduce(part) for part in parts[: 8 - rank.index]]
+    for each in sums:
+        each.wait()
+    return torch.cat(parts)
+
+
+def test_a_hang_is_told_as_one() -> None:
+    with Cluster(2, "gloo") as cluster:
+        verdict = check_overlap(cluster, one_sum_fewer_on_rank_1, timeout=3)
+    assert not verdict.passed
+    assert "rank 0 did not answer within 3 s" in verdict.message
+    assert "Both ranks must start the same sums" in verdict.message
+
+
 def test_other_ranks_are_refused(clusters) -> None:
     with pytest.raises(ArgumentError, match=r"cluster must have two ranks of gloo.*got '4 of gloo'"):
         check_overlap(clusters[4], overlap)
+    with pytest.raises(ArgumentError, match="function must be your function itself"):
+        check_overlap(clusters[2], None)  # type: ignore[arg-type]

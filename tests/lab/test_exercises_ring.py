@@ -167,6 +167,12 @@ def adds_to_the_end(rank, x):
     return torch.cat(parts)
 
 
+def in_rotated_order(rank, x):
+    parts = list(x.clone().tensor_split(rank.world_size))
+    go_round(rank, parts)
+    return torch.cat([*parts[1:], parts[0]])
+
+
 def never_adds(rank, x):
     parts = list(x.clone().tensor_split(rank.world_size))
     go_round(rank, parts, adds=0)
@@ -253,6 +259,16 @@ def with_chunk(rank, x):
     return torch.cat(parts)
 
 
+def receives_into_a_chunk_like_the_one_that_goes(rank, x):
+    n, r = rank.world_size, rank.index
+    parts = list(x.clone().tensor_split(n))
+    for s in range(2 * (n - 1)):
+        coming, into = torch.empty_like(parts[(r - s) % n]), parts[(r - s - 1) % n]
+        swap(rank, parts[(r - s) % n], coming, (r + 1) % n, (r - 1) % n)
+        into.copy_(into + coming if s < n - 1 else coming)
+    return torch.cat(parts)
+
+
 def drops_the_rest(rank, x):
     each = len(x) // rank.world_size
     y = x.clone()
@@ -293,6 +309,7 @@ def through_the_store(rank, x):
         (a_step_too_few, "It holds the addend"),
         (adds_to_the_end, "2 times.*wanted: each of the 4 once"),
         (never_adds, "It holds the addend of rank . once|It holds the addend of rank .;"),
+        (in_rotated_order, "in chunk 0 .* It is chunk 1 of the sum: in which order"),
         (sends_before_it_has_come, r"wrong.*read before wait\(\) has returned|wrong.*addend|wrong.*has come\?"),
         (to_the_rank_after_next, r"rank 0 sent to rank 2; in a ring of 4 it has two neighbours, ranks 3 and 1"),
         (in_another_order, "rank 0 sent to rank 2; in a ring of 4"),
@@ -301,6 +318,10 @@ def through_the_store(rank, x):
         (library, "counted besides: all-reduce"),
         (gathers, "counted besides: all-gather"),
         (with_chunk, "With 3 elements of float32: .*IndexError"),
+        (
+            receives_into_a_chunk_like_the_one_that_goes,
+            r"With 1,003 elements of float64: rank . was ended by gloo \(SIGABRT\).*as long as the one that is sent",
+        ),
         (drops_the_rest, "With 1,003 elements of float64: rank 0: 3 of 1,003 elements are wrong"),
         (mean, "float32|are wrong"),
         (only_its_chunk, r"it returned a tensor of shape \(1024,\)"),

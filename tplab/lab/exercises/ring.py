@@ -103,8 +103,19 @@ def _judge(rank: "Rank", seed: int, got: Any, length: int, dtype: str) -> dict[s
             "want": want[first].item(),
             "got": got[first].item(),
             "made_of": _made_of(got.detach().cpu()[wrong], addends[:, wrong]) if length > n else None,
+            "holds": _chunk_in_place(got.detach().cpu(), want, chunk, parts),
         }
     return told
+
+
+def _chunk_in_place(
+    got: "torch.Tensor", want: "torch.Tensor", chunk: int, parts: "Sequence[torch.Tensor]"
+) -> int | None:
+    """Which chunk of the sum is in the place of ``chunk``; None for none of them."""
+    import torch
+
+    same = [each for each, part in enumerate(parts) if len(part) and torch.equal(got[parts[chunk]], want[part])]
+    return same[0] if same else None
 
 
 def _made_of(got: "torch.Tensor", addends: "torch.Tensor") -> list[int] | None:
@@ -199,6 +210,8 @@ def _wrong_sum(one: Seen, seen: Sequence[Seen], length: int, itemsize: int) -> s
         f"rank {one.rank}: {told['num_wrong']:,} of {length:,} elements are wrong; element {told['first']:,}, in chunk "
         f"{told['chunk']} ({start:,} to {end - 1:,}), is {told['got']}, expected {told['want']}."
     )
+    if told["holds"] is not None:
+        return f"{said} It is chunk {told['holds']} of the sum: in which order are the chunks put together?"
     times = told["made_of"]
     if times is None:
         return (

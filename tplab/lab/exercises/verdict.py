@@ -3,15 +3,16 @@
 import contextlib
 import functools
 import re
+import signal
 from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any, NamedTuple, NoReturn, ParamSpec
 
-from tplab.cluster import ClusterError, RankError, RankTimeout
+from tplab.cluster import ClusterError, RankDied, RankError, RankTimeout
 from tplab.lab.progress import record_exercise
 
 P = ParamSpec("P")
-_FRAME = re.compile(r'^ *File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>\S+)$', re.MULTILINE)
+_FRAME = re.compile(r'^ *File "(?P<file>.*)", line (?P<line>\d+),? in (?P<name>\S+)$', re.MULTILINE)
 _LONGEST = 300  # characters of an exception's own message in the first line
 
 
@@ -98,6 +99,13 @@ def not_yet_for(
         cause = _last_line(error, whole)
         others = "; every other rank ended with it" if "Meanwhile rank" in str(error) else ""
         raise NotYetError(f"{lead}{place or ''}{cause} (rank {error.rank}{others}).", whole) from None
+    if isinstance(error, RankDied) and error.exit_code == -signal.SIGABRT:
+        place = _place(str(error), function, deepest_last=False)
+        said = f"rank {error.rank} was ended by gloo (SIGABRT){f' at {place[:-2]}' if place else ''}"
+        why = (
+            "more arrives than there is room for: is the tensor that it is received in as long as the one that is sent?"
+        )
+        raise NotYetError(f"{lead}{said}, as it does where {why}", str(error)) from None
     if isinstance(error, ClusterError):
         head, _, rest = str(error).replace("in attempt()", f"in {named(function)}()").partition("\n\n")
         raise NotYetError(f"{lead}{head}", rest) from None
@@ -128,10 +136,11 @@ def _last_line(error: RankError, whole: str) -> str:
     return whole.strip().splitlines()[-1][:_LONGEST]
 
 
-def _place(frames: str, function: Callable[..., Any]) -> str:
+def _place(frames: str, function: Callable[..., Any], *, deepest_last: bool = True) -> str:
     """``line 3 of my_mlp: ``, the innermost place of the learner's in the text of a stack; empty if there is none."""
     starts = dict(_first_lines(function, set()))
-    for found in reversed(list(_FRAME.finditer(frames))):
+    frames_found = list(_FRAME.finditer(frames))
+    for found in reversed(frames_found) if deepest_last else frames_found:
         start = starts.get((found["file"], found["name"].rpartition(".")[2]))
         if start is not None:
             return f"line {int(found['line']) - start + 1} of {found['name'].rpartition('.')[2]}: "
