@@ -198,6 +198,22 @@ def test_more_is_shown_with_the_answer_only() -> None:
     assert "beside" in page(answer)
 
 
+def test_what_would_give_the_answer_away_is_covered_with_it() -> None:
+    guess = asked()
+    table = guess.afterwards(f"a table with {ANSWER}")
+    assert "4.03" not in page(guess, table) + str(table)
+    assert "Shown once you have predicted" in page(table)
+    guess.commit(12)
+    assert f"a table with {ANSWER}" in page(table)
+    assert str(table) == ""
+    with pytest.raises(ValueError, match="was seen"):
+        guess.undo()
+    shown = asked()
+    late = shown.afterwards(pd.DataFrame({"call_ms": [ANSWER]}))
+    shown.reveal()
+    assert "4.03" in page(late)
+
+
 def test_what_is_shown_may_be_drawn_with_the_committed_number() -> None:
     guess = asked()
     answer = guess.compare(1.0, badge=LIVE, shown=lambda: f"a line at {guess.value:g}")

@@ -20,6 +20,7 @@ from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.progress import PredictionRecord, earlier_prediction, record_prediction
 from tplab.lab.style import badge_colour
 
+_EDGE = "4px solid var(--jp-border-color2,#CBD0D8)"
 _NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _OPEN = "A wrong guess teaches more than none."
@@ -139,6 +140,14 @@ class Predict(widgets.VBox):
         """
         return Comparison(self, Answer.of(value, unit=self.unit, source=source, badge=badge), shown)
 
+    def afterwards(self, shown: Any) -> "Comparison":
+        """What would give the answer away (a table, a figure, a sentence), covered as the answer is.
+
+        Args:
+            shown: as for :meth:`compare`.
+        """
+        return Comparison(self, None, shown)
+
     def _typed(self) -> None:
         text = self._field.value
         self._commit.disabled = self._field.disabled or number_of(text, self.unit) is None
@@ -201,12 +210,13 @@ class Predict(widgets.VBox):
 
 
 class Comparison(widgets.VBox):
-    """An answer beside its prediction: covered, with the same number field, until there is one.
+    """An answer beside its prediction, or only what goes with it: covered, with the same number field, until there is a
+    prediction.
 
     ``text`` is what it says now, and so is ``str()`` of it.
     """
 
-    def __init__(self, guess: Predict, answer: Answer, shown: Any = None) -> None:
+    def __init__(self, guess: Predict, answer: Answer | None, shown: Any = None) -> None:
         self._guess, self._answer, self._shown = guess, answer, shown
         self._open = False
         super().__init__()
@@ -222,7 +232,9 @@ class Comparison(widgets.VBox):
     @property
     def text(self) -> str:
         """The sentence; while it is covered, that it is, without the answer."""
-        return _COVERED if self.covered else self._answer.beside(self._guess.value)
+        if self.covered:
+            return _COVERED
+        return "" if self._answer is None else self._answer.beside(self._guess.value)
 
     def __repr__(self) -> str:
         return self.text
@@ -234,21 +246,27 @@ class Comparison(widgets.VBox):
         return bundle | {"text/plain": self.text}
 
     def _show(self) -> None:
-        if self.covered:
+        answer, value = self._answer, self._guess.value
+        self.layout.padding = "4px 12px"
+        if self.covered and answer is None:
+            self.children = [widgets.HTML(html.quiet(f"Shown once you have predicted: {self._guess.question}."))]
+            self.layout.border_left = _EDGE
+        elif self.covered:
             about = html.heading(f"First predict: {self._guess.question}") + html.quiet(_COVERED)
             self.children = [widgets.HTML(about), self._guess.entry, self._guess._reveal]
-            self.layout.border_left = "4px solid var(--jp-border-color2,#CBD0D8)"
+            self.layout.border_left = _EDGE
         elif not self._open:
             self._open = True
-            answer, value = self._answer, self._guess.value
-            self._guess._was_seen(answer)
-            said = (
-                f'<div role="status" style="font-size:14px;line-height:1.6;color:var(--jp-ui-font-color1,#1F2430)">'
-                f"{escape(self.text)} {html.pill(answer.badge, badge_colour(answer.badge))}</div>"
-            )
-            self.children = [widgets.HTML(said + answer.line(value)), *_views(self._shown)]
-            self.layout.border_left = f"4px solid {badge_colour(answer.badge)}"
-        self.layout.padding = "4px 12px"
+            views = _views(self._shown)
+            if answer is not None:
+                self._guess._was_seen(answer)
+                said = (
+                    f'<div role="status" style="font-size:14px;line-height:1.6;color:var(--jp-ui-font-color1,#1F2430)">'
+                    f"{escape(self.text)} {html.pill(answer.badge, badge_colour(answer.badge))}</div>"
+                )
+                views = [widgets.HTML(said + answer.line(value)), *views]
+                self.layout.border_left = f"4px solid {badge_colour(answer.badge)}"
+            self.children = views
 
 
 def number_of(text: str, unit: str = "") -> float | None:
