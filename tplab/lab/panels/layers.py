@@ -32,7 +32,7 @@ LINKS = {
     "0.2 ms, 0.2 GB/s": EmulatedLink(latency_us=200, bandwidth_GBps=0.2),
     "2 ms, 0.05 GB/s": EmulatedLink(latency_us=2000, bandwidth_GBps=0.05),
 }
-"""Slow enough that gloo hardly shows, in the ratios to a CPU's matmuls that PCIe and InfiniBand have to a GPU's."""
+"""Slow enough for gloo to add little to large messages, and for a CPU's matmuls to take about as long as they."""
 
 
 _TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
