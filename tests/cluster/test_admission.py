@@ -21,6 +21,7 @@ FOUR = RankDevices(backend="gloo", devices=("cpu",) * 4)
 def free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
     found = FreeMemory(num_bytes=num_bytes, where="the container's limit")
     monkeypatch.setattr(admission, "free_memory", lambda: found)
+    monkeypatch.setattr(admission, "torch_is_for_cuda", lambda: False)
 
 
 def index(rank: Any) -> int:
@@ -41,10 +42,10 @@ def test_too_little_memory_says_what_fits_and_the_ways_out(monkeypatch: pytest.M
 
 def test_gpu_memory_counts_for_the_ranks_that_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 10**12)
-    card = VisibleGpu(name="H", memory_bytes=80 * 10**9, free_bytes=2 * 10**9)
+    card = VisibleGpu(name="H", memory_bytes=80 * 10**9, free_bytes=15 * 10**8)
     monkeypatch.setattr(admission, "visible_gpus", lambda: (card, card))
     check_room(RankDevices(backend="nccl", devices=("cuda:0", "cuda:0", "cuda:1", "cuda:1")))
-    with pytest.raises(NoRoom, match=r"3 ranks take about .* GPU memory, and 2\.0 GB are free on GPU 1\. .*2 fit"):
+    with pytest.raises(NoRoom, match=r"3 ranks take about .* GPU memory, and 1\.5 GB are free on GPU 1\. .*2 fit"):
         check_room(RankDevices(backend="nccl", devices=("cuda:0", "cuda:1", "cuda:1", "cuda:1")))
 
 

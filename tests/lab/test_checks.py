@@ -1,13 +1,17 @@
 """The doctor: findings, their words, and the command's exit status."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from tplab import cli
 from tplab.cluster.admission import FreeMemory
 from tplab.lab import checks as module
+from tplab.lab import install
 from tplab.lab.checks import Check, PreflightTable, preflight, preflight_frame
+from tplab.lab.install import verdict
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -63,7 +67,8 @@ def test_doctor_runs_ranks_and_exits_with_zero(capsys: pytest.CaptureFixture[str
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "all-reduce of 1 and 2 gives 3" in out
-    assert "No problems found" in out
+    assert "a fresh one starts and imports tplab" in out
+    assert out.splitlines()[-1].startswith("READY: no problems found")
 
 
 def test_doctor_exits_with_one_when_something_is_wrong(
@@ -94,3 +99,40 @@ def test_what_is_well_takes_one_line_and_what_is_not_stands_below_it() -> None:
     page = PreflightTable([*well, bad])._repr_html_()
     assert "3 checks" in page
     assert "No ranks. Install it." in page.split("</details>")[1]
+
+
+def test_the_verdict_is_one_line_that_names_the_problems() -> None:
+    good, bad = Check(name="a", found="x"), Check(name="disk", found="x", status="problem", meaning="m.", cure="c.")
+    assert verdict([good]).startswith("READY")
+    assert verdict([good, bad, bad]).startswith("NOT READY: 2 problems (disk, disk)")
+    assert "\n" not in verdict([good, bad])
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(install.tempfile, "TemporaryFile", refuse)
+    found = by_name(install.install_checks())["notebooks' folder"]
+    assert found.status == "problem"
+    assert "cp -r notebooks" in found.cure
+
+
+def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=20_000_000)
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda place: usage)
+    assert by_name(install.install_checks())["disk"].status == "problem"
+
+
+def test_a_kernel_of_another_environment_or_none_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernelspec that names a Python without tplab, as one left by another environment does."""
+    monkeypatch.setattr(install, "_LOOK", "import no_such_lab")
+    assert install.kernel_check().found == "cannot import tplab"
+    spec = tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": ["/no/python", "{connection_file}"], "display_name": "x"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setattr("jupyter_client.kernelspec.NATIVE_KERNEL_NAME", "none")
+    broken = install.kernel_check()
+    assert (broken.status, broken.found) == ("problem", "does not start")

@@ -44,14 +44,14 @@ class Driver:
         raise self.NVMLError("Not Found")
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(total=(80 - handle) * GIB)
+        return SimpleNamespace(total=(80 - handle) * GIB, free=(80 - handle) * GIB)
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
     def with_gpus(num_gpus: int, visible: str | None = None, *, cuda_build: bool = True, answers: bool = True) -> None:
         monkeypatch.setitem(sys.modules, "pynvml", Driver(num_gpus, answers))
-        monkeypatch.setattr(backends, "_torch_is_for_cuda", lambda: cuda_build)
+        monkeypatch.setattr(backends, "torch_is_for_cuda", lambda: cuda_build)
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:
@@ -99,11 +99,11 @@ def test_torchs_build_is_read_without_importing_it(monkeypatch, tmp_path):
         ('cuda = "12.8"\n', True),
     ):
         said.write_text(text)
-        assert backends._torch_is_for_cuda() is built
+        assert backends.torch_is_for_cuda() is built
     monkeypatch.undo()
     import torch
 
-    assert backends._torch_is_for_cuda() is (torch.version.cuda is not None)
+    assert backends.torch_is_for_cuda() is (torch.version.cuda is not None)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def wait_for(condition: Any, timeout: float = 20.0) -> None:
 
 
 def test_too_little_memory_stands_in_the_chip_and_in_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "torch_is_for_cuda", lambda: False)
     monkeypatch.setattr(admission, "free_memory", lambda: FreeMemory(num_bytes=200_000_000, where="JupyterHub's limit"))
     pool = Pool(2, backend="gloo")
     try:

@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser(
         "doctor",
         help="look at this machine and say what works, what does not, and the cure",
-        description="Look at torch, backends, cores, memory, GPUs, links and the notebook's packages, then run an "
-        "all-reduce on two ranks. Exit status 1 if there is a problem.",
+        description="Check your install: look at torch, backends, cores, memory, GPUs, links, the notebook's packages, "
+        "disk and write access, then start a notebook kernel, and two ranks that all-reduce. The last line is the "
+        "verdict; exit status 1 if there is a problem.",
     )
-    doctor.add_argument("--no-ranks", action="store_true", help="do not start ranks (faster)")
+    doctor.add_argument("--no-ranks", action="store_true", help="start neither ranks nor a kernel (faster)")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(call=_doctor)
     sweep = commands.add_parser(
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         teach.add_grade,
         teach.add_solutions,
         teach.add_export,
+        teach.add_size,
     ):
         add(commands)
     for each in commands.choices.values():
@@ -114,16 +116,14 @@ def _drop_output() -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from tplab.lab.checks import PreflightTable, preflight
+    from tplab.lab.install import verdict
 
     checks = preflight(ranks=not arguments.no_ranks)
-    problems = sum(check.status == "problem" for check in checks)
     if arguments.json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        print(PreflightTable(checks))
-        noun = "problem" if problems == 1 else "problems"
-        print(f"\n{problems} {noun} found." if problems else "\nNo problems found: `jupyter lab` and go.")
-    return 1 if problems else 0
+        print(f"{PreflightTable(checks)}\n\n{verdict(checks)}")
+    return int(any(check.status == "problem" for check in checks))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

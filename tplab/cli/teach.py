@@ -122,3 +122,31 @@ def _say_written(paths: list[Path]) -> int:
     for path in paths:
         print(f"Wrote {path}.")
     return 0
+
+
+def add_size(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``size`` to ``tplab``'s commands."""
+    parser = commands.add_parser(
+        "size",
+        help="measure the memory and cores that the notebooks take, to size a room",
+        description="Run notebooks from top to bottom, one after the other, and print the peak memory (PSS) of kernel "
+        "and ranks, and the cores that they kept busy.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="such as 02 (default: all)")
+    parser.add_argument("--notebooks", help=_NOTEBOOKS)
+    parser.set_defaults(call=_size)
+
+
+def _size(arguments: argparse.Namespace) -> int:
+    from tplab.lab.grading.sources import notebooks_folder
+    from tplab.lab.sizing import measure_notebooks
+
+    found = sorted(notebooks_folder(arguments.notebooks).glob("[0-9][0-9]-*.ipynb"))
+    for name in arguments.names:
+        if not any(path.name.startswith(name) for path in found):
+            rule = f"must be out of {', '.join(path.stem for path in found)}"
+            raise ArgumentError("names", name, rule)
+    chosen = [path for path in found if not arguments.names or path.name.startswith(tuple(arguments.names))]
+    frame = measure_notebooks(chosen)
+    print(words.table(frame))
+    return int(frame["error"].any())

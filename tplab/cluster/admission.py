@@ -13,16 +13,13 @@ from pathlib import Path
 
 import psutil
 
-from tplab.cluster.backends import RankDevices, visible_gpus
+from tplab.cluster.backends import RankDevices, torch_is_for_cuda, visible_gpus
 from tplab.cluster.errors import NoRoom
 
 OVERRULE = "TPLAB_MEMORY"
 """The variable of the environment that, set to ``ignore``, has ranks started whatever is free."""
-RANK_BYTES = {"gloo": 180_000_000, "nccl": 700_000_000}
-"""Memory of a rank that is up and has all-reduced something small, a share of the pages that ranks have in common
-included. Measured: see docs/teaching.md."""
-GPU_RANK_BYTES = 900_000_000
-"""GPU memory of such a rank: its CUDA context and NCCL's buffers."""
+GPU_RANK_BYTES = 600_000_000
+"""GPU memory of a rank that is up: its CUDA context and NCCL's buffers."""
 THIS_MACHINE = "this machine"
 _NO_LIMIT = 1 << 60  # version 1 of cgroups writes "no limit" as a huge number
 _CGROUP = Path("/sys/fs/cgroup")
@@ -47,12 +44,23 @@ def free_memory() -> FreeMemory:
     return min(found, key=lambda each: each.num_bytes)
 
 
+def rank_bytes(placement: RankDevices) -> int:
+    """Memory of a rank that is up and has all-reduced something small, with a share of what ranks have in common.
+
+    Measured as PSS, four ranks at once (docs/teaching.md): over gloo with torch 2.13 for CPUs and with torch 2.11 for
+    CUDA, over NCCL with a GPU each, and sharing some.
+    """
+    if placement.backend == "gloo":
+        return 305_000_000 if torch_is_for_cuda() else 180_000_000
+    return 910_000_000 if placement.shares_gpus else 780_000_000
+
+
 def check_room(placement: RankDevices) -> None:
     """Raise :class:`NoRoom` where the ranks would not fit, with what would, and the way to overrule it."""
     if os.environ.get(OVERRULE, "").strip().lower() == "ignore":
         return
     free = free_memory()
-    _hold_against(placement.num_ranks, RANK_BYTES[placement.backend], free.num_bytes, f"({free.where})")
+    _hold_against(placement.num_ranks, rank_bytes(placement), free.num_bytes, f"({free.where})")
     if placement.backend != "nccl":
         return
     gpus = visible_gpus()

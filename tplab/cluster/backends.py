@@ -82,7 +82,7 @@ def visible_gpus() -> tuple[VisibleGpu, ...]:
         return ()
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        if not handles or not _torch_is_for_cuda():
+        if not handles or not torch_is_for_cuda():
             return ()
         gpus = []
         for handle in _visible(nvml, handles):
@@ -117,7 +117,7 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
     return found
 
 
-def _torch_is_for_cuda() -> bool:
+def torch_is_for_cuda() -> bool:
     """Whether the torch that ranks import was built with CUDA: said in its ``version.py``."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:

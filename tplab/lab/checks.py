@@ -8,11 +8,10 @@ import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 
@@ -20,9 +19,10 @@ from tplab.cluster import Cluster, ClusterError
 from tplab.cluster.admission import THIS_MACHINE, free_memory
 from tplab.cluster.backends import LOOPBACK, num_cores, num_gpus
 from tplab.cluster.sockets import can_tell
+from tplab.lab.finding import Check
+from tplab.lab.install import install_checks, kernel_check
 
 T = TypeVar("T")
-Status = Literal["ok", "note", "problem"]
 
 OLDEST_TORCH = (2, 11)
 NEWEST_TORCH_TRIED = (2, 13)
@@ -30,26 +30,11 @@ _IN_SHORT = ("torch", "CPU cores", "memory", "GPUs")  # of all that is well, wha
 _RANK_GB = 0.3  # a gloo rank after its first all-reduce, with its share of the pages it has to itself
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """One thing looked at."""
-
-    name: str
-    found: str
-    """What there is."""
-    status: Status = "ok"
-    """``note``: works, but know this. ``problem``: something will not work."""
-    meaning: str = ""
-    """One plain sentence, where the status is not ``ok``."""
-    cure: str = ""
-    """What to do about it."""
-
-
 def preflight(*, ranks: bool = False) -> list[Check]:
-    """Look at everything; ``ranks=True`` also starts two ranks and runs an all-reduce (some seconds)."""
+    """Look at everything; ``ranks=True`` also starts a kernel, and two ranks that all-reduce (some seconds)."""
     machine = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), _others()]
-    checks = [*machine, *_front_end()]
-    return [*checks, _all_reduce()] if ranks else checks
+    checks = [*machine, *_front_end(), *install_checks()]
+    return [*checks, kernel_check(), _all_reduce()] if ranks else checks
 
 
 def preflight_frame(checks: list[Check]) -> pd.DataFrame:
