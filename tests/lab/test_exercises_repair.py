@@ -27,9 +27,9 @@ REPAIRS = {
     "vocabulary": ("place.double()", "(place + part.vocab_start).double()"),
 }
 SAYS = {
-    "vocabulary": "after a prompt of one token the next one is right where the first rank of a group holds it",
-    "positions": "after a prompt of 9 tokens the first new one is wrong",
-    "cache": "after a prompt of 6 tokens the first new one is right, and number",
+    "vocabulary": "after a prompt of one token the next is right where the first rank of a group holds it",
+    "positions": "after a prompt of 9 tokens the next is wrong",
+    "cache": "the one after the prompt is right. Look at what a stage remembers",
 }
 
 
@@ -102,10 +102,11 @@ def test_right_tokens_in_other_forms(cluster2: Cluster, decoder: Any, form: str)
     [
         (("every[:, 0].argmax()", "len(every) - 1 - every[:, 0].flip(0).argmax()"),
          "of two equally likely tokens the lower one must be taken"),
+        (("place + part.vocab_start", "place + 2 * part.vocab_start"), "expected .* how a rank names the token"),
         (("part.all_reduce(y @ layer.o.T)", "y @ layer.o.T"), "TP 2 x PP 1, after a prompt of one token: expected"),
         (("x = part.embedding[ids]", "x = 0 * part.embedding[ids]"), "PP 2, after a prompt of one token: expected"),
         (("triu(T - S + 1)", "triu(T - S + 2)"), "TP 1 x PP 2, after a prompt of 9 tokens: expected token"),
-        (("ids = [token]", "ids = prompt[-1:]"), r"after a prompt of 6 tokens: new token \d of 8 is the first"),
+        (("ids = [token]", "ids = prompt[-1:]"), r"after a prompt of 6 tokens new token \d of 8 is the first"),
         (("return made", "return made if part.is_last else None"), "rank 0 returned None"),
         (("return made", "return made[:-1]"), r"as a list of ids; rank 0 returned \[\] "),
         (("return made", "return [0.5 * t for t in made]"), "every rank must return the"),

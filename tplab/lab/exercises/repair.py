@@ -37,9 +37,7 @@ class _Layout:
 
     def look(self) -> None:
         by_place = self._one_token()
-        if self._long_prompt(by_place):
-            return
-        if by_place:
+        if self._long_prompt(by_place) or by_place:
             return  # what is fed back is wrong
         if self.tp > 1:
             self._ties()
@@ -74,12 +72,12 @@ class _Layout:
         if any(got != places for _, got, places in tries):
             raise NotYetError(
                 f"On {self}, {what}: expected token {want}, got {got}. There is one position, and the cache is empty: "
-                f"look at what the stages pass on, and at the sums of each layer."
+                f"look at what the stages pass on, at the sums of each layer, and at how a rank names the token it "
+                f"found."
             )
         self.symptoms[_VOCABULARY] = (
-            f"{what} the next one is right where the first rank of a group holds it in its part of the vocabulary, and "
-            f"wrong where another rank does: expected token {want}, got {got}. Look at what each rank says of the "
-            f"token that it found, and how the others understand it."
+            f"{what} the next is right where the first rank of a group holds it in its share of the vocabulary, and "
+            f"wrong where another does (expected {want}, got {got}). Look at how a rank names the token it found."
         )
         return True
 
@@ -94,10 +92,10 @@ class _Layout:
                     f"On {self}, {what}: expected token {want[0]}, got {got[0]}, though after a single token it is "
                     f"right: look at positions, and at who may look at whom."
                 )
+            but = " but for the above" if by_place else ""
             self.symptoms[_POSITIONS] = (
-                f"{what} the first new one is wrong (expected {want[0]}, got {got[0]}), where after a prompt of one "
-                f"{'it has that one fault only' if by_place else 'it is right'}; on TP 1 it is right after both. Look "
-                f"at what depends on where a token stands, and there at what depends on how a layer is cut."
+                f"{what} the next is wrong (expected {want[0]}, got {got[0]}); after one token, and on TP 1, it is "
+                f"right{but}. Look at what depends on where a token stands, and on how a layer is cut."
             )
             return True
         return False
@@ -117,12 +115,15 @@ class _Layout:
             first = next((i for i, (a, b) in enumerate(zip(want, got, strict=True)) if a != b), None)
             if first is None:
                 continue
-            said = f"{what}: new token {first + 1} of {len(want)} is the first wrong one (expected {want}, got {got})"
+            said = f"{what} new token {first + 1} of {len(want)} is the first wrong one"
+            came = f"expected {want[first]}, got {got[first]}"
             if self.pp == 1 or first == 0:
-                raise NotYetError(f"On {self}, {said}. Look at what is kept from step to step, and where it is read.")
+                raise NotYetError(
+                    f"On {self}, {said} ({came}). Look at what is kept from step to step, and where it is read."
+                )
             self.symptoms[_CACHE] = (
-                f"{what} the first new one is right, and number {first + 1} is not (expected {want}, got {got}). Look "
-                f"at what each stage remembers from one step to the next, and under which name."
+                f"{said} ({came}); the one after the prompt is right. Look at what a stage remembers from step to "
+                f"step, and under which name."
             )
             return
 
