@@ -1,4 +1,10 @@
-"""The kernel's side of checkers: a learner's function on the ranks, within a time limit that is its own."""
+"""The kernel's side of checkers: a learner's function on the ranks, within a time limit that is its own.
+
+What is counted is counted whoever calls it: other threads, modes that were switched off, records that were wiped. An
+answer runs in the same process as its counter, though, and who wants to can still get round it: by sending data through
+the store, a file or a socket of its own, by resetting a process group's count, by reading the frames below its own, or
+by changing torch itself, which lasts until the ranks are replaced. Grading starts fresh ranks for every answer.
+"""
 
 import secrets
 from collections.abc import Callable, Sequence
