@@ -27,3 +27,12 @@ def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     tp.select_option("8")
     panel.locator(".tplab-run").click()
     expect(panel.locator(".tplab-error")).to_contain_text("does not divide the pool's 4 ranks")
+
+    ledger = page.locator(".tplab-ledger").first
+    expect(ledger).to_contain_text("S9 on these ranks")  # counted by the last cell
+    ledger.locator("select").nth(0).select_option("wrong")
+    ledger.locator("select").nth(1).select_option("memory")
+    expect(ledger).to_contain_text("1 of 33 claims")
+    ledger.locator("select").nth(4).select_option(label="X2: both all-reduces; bytes are counted")
+    ledger.get_by_text("Try it", exact=True).click()
+    expect(ledger).to_contain_text("4 times the bytes of a ring", timeout=60_000)

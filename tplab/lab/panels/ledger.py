@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _ANY = "any"
 _ENDINGS = (".csv", ".md")
+_TABLE_HEIGHT = 640
 
 
 class LedgerPanel(widgets.VBox):
@@ -226,10 +227,9 @@ class LedgerPanel(widgets.VBox):
             if shown
             else html.ribbon("No claim passes all filters: set one of them to any, or leave out a word.")
         )
-        self._table.value = html.table(
-            ("", "verdict", "claim, and what is right", "evidence"),
-            (_row(claim, self.measured.get(claim.id)) for claim in shown),
-        )
+        rows = (_row(claim, self.measured.get(claim.id)) for claim in shown)
+        table = html.table(("", "claim, and what is right", "evidence"), rows)
+        self._table.value = f'<div style="max-height:{_TABLE_HEIGHT}px;overflow:auto;margin-top:8px">{table}</div>'
 
 
 def _row(claim: Claim, tried: Finding | None) -> tuple[str, ...]:
@@ -237,8 +237,7 @@ def _row(claim: Claim, tried: Finding | None) -> tuple[str, ...]:
     where = f'<div style="font-size:11px">notebook {escape(", ".join(claim.notebooks))}</div>'
     here = html.pill(tried.badge, style.badge_colour(tried.badge)) if tried else ""
     return (
-        f"<b>{claim.id}</b>",
-        verdict_pill(claim.verdict),
+        f"<b>{claim.id}</b><br>{verdict_pill(claim.verdict)}",
         f"<i>{inline(claim.claim)}</i><br>{inline(claim.statement())}{numbers_html(claim.finding(), claim)}"
         f'<details style="margin-top:4px">{evidence}</details>',
         "<br>".join([*map(evidence_pill, claim.kinds), *([here] if here else [])]) + where,
