@@ -209,7 +209,7 @@ class Generation:
         """The stages' work as a pipeline trace: the first rank of each stage, micro-batches numbered as they came.
 
         Step s of micro-batch j takes in the token of its step s - 1: the back edge of a decode ring. The trace has that
-        rank's ``collectives``, too; those in CUDA graphs nobody sees.
+        rank's ``collectives``, too, or none where those of decode steps are inside CUDA graphs: nobody sees them.
         """
         from tplab.pipeline.schedule import Action, MicroBatch, Op, Schedule
         from tplab.pipeline.trace import Trace
@@ -249,7 +249,7 @@ class Generation:
             for span in self.spans[stage * self.layout.tp]
             if span.kind == "collective"
         ]
-        return replace(trace, collectives=tuple(noted))
+        return replace(trace, collectives=tuple(noted) if self.knows_collectives else ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

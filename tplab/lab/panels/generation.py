@@ -186,8 +186,7 @@ class GenerationPanel(RunPanel):
             return waiting, self._tokens()
         name = f"TP {generation.layout.tp} x PP {generation.layout.pp}, k={generation.num_micro_batches}"
         trace = generation.trace()
-        title = f"{name}: stages at work{', and their collectives' if trace.collectives else ''}"
-        figure = gantt(trace, title=title, names=["measured"], lane="stage")
+        figure = gantt(trace, title=f"{name}: {_at_work(generation)}", names=["measured"], lane="stage")
         return figure, _summary(generation) + self._tokens()
 
     def _tokens(self) -> str:
@@ -198,6 +197,12 @@ class GenerationPanel(RunPanel):
             for row, tokens in enumerate(self._handle.tokens)
         ]
         return html.table(("sequence", "new tokens"), rows)
+
+
+def _at_work(generation: Generation) -> str:
+    if not generation.knows_collectives:
+        return "stages at work, their collectives inside CUDA graphs"
+    return "stages at work" + (", and their collectives" if generation.layout.tp > 1 else "")
 
 
 def _summary(generation: Generation) -> str:
