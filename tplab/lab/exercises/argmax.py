@@ -148,6 +148,11 @@ def _fault(seen: Sequence[Seen], tokens: int, vocabulary: int) -> str | None:
             alone = " No rank has communicated." if silent else ""
             return f"rank {each.rank}, row {each.value['row']}: {each.value['fault']}{alone}"
     for each in seen:
+        if not each.calls:
+            return (
+                f"right, but no communication was counted on rank {each.rank}, which cannot know the other ranks' "
+                f"logits: use torch's collectives or messages."
+            )
         sent = sum(call.wire_bytes for call in each.calls)
         if sent > _BYTES_PER_TOKEN * n * tokens:
             logits = f", and its logits are {4 * vocabulary // n:,}" if sent >= 2 * tokens * vocabulary / n else ""
