@@ -160,7 +160,7 @@ def test_a_change_in_the_chip_replaces_the_ranks(machine, monkeypatch):
     class Fake:
         closed = False
 
-        def __init__(self, num_ranks: int, backend: str) -> None:
+        def __init__(self, num_ranks: int, backend: str, **_: object) -> None:
             self.num_ranks, self.backend = num_ranks, backend
             started.append(self)
 
