@@ -147,6 +147,6 @@ def _size(arguments: argparse.Namespace) -> int:
             rule = f"must be out of {', '.join(path.stem for path in found)}"
             raise ArgumentError("names", name, rule)
     chosen = [path for path in found if not arguments.names or path.name.startswith(tuple(arguments.names))]
-    frame = measure_notebooks(chosen)
+    frame = measure_notebooks(chosen, lambda row: words.say(f"{row['notebook']}: {row['peak_GB']:.2f} GB at the peak"))
     print(words.table(frame))
     return int(frame["error"].any())

@@ -6,7 +6,7 @@ processes is what they take together.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,17 +47,25 @@ class _Watch:
             self.most_processes = len(sizes)
 
 
-def measure_notebooks(paths: Sequence[Path]) -> pd.DataFrame:
+def measure_notebooks(
+    paths: Sequence[Path], on_notebook: Callable[[dict[str, Any]], None] | None = None
+) -> pd.DataFrame:
     """Run each notebook from top to bottom in a fresh kernel, in its own folder, and watch what it takes.
 
     Columns: ``notebook``, ``seconds``, ``processes`` (at the peak), ``peak_GB`` (PSS of kernel and ranks together),
     ``kernel_GB`` and ``ranks_GB`` (its parts), ``cores`` (processor time by wall-clock time), ``error`` (the first line
-    of what ended it). Raises ``ArgumentError`` for a path that is no file.
+    of what ended it). ``on_notebook`` is called with each row when it is known. Raises ``ArgumentError`` for a path
+    that is no file.
     """
     for path in paths:
         if not path.is_file():
             raise ArgumentError("paths", str(path), "must be notebooks")
-    return pd.DataFrame([_measured(path) for path in paths])
+    rows = []
+    for path in paths:
+        rows.append(_measured(path))
+        if on_notebook is not None:
+            on_notebook(rows[-1])
+    return pd.DataFrame(rows)
 
 
 def _measured(path: Path) -> dict[str, Any]:
