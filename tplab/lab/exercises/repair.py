@@ -148,7 +148,7 @@ def check_repair(cluster: Cluster, decoder: Callable[..., Any], *, timeout: floa
     if not found:
         return Verdict(True, f"token for token as in one process, on {', '.join(map(str, layouts))}.")
     count = "One thing is" if len(found) == 1 else f"{len(found)} things are"
-    raise NotYetError(f"{count} wrong still. {' '.join(found[kind] for kind in sorted(found))}")
+    raise NotYetError("\n".join([f"{count} wrong still.", *(found[kind] for kind in sorted(found))]))
 
 
 def _layouts(trial: Trial) -> Iterator[_Layout]:

@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
         folded = (
             f"<details><summary>Details</summary><pre>{escape(self.details)}</pre></details>" if self.details else ""
         )
-        return f"{pill}&nbsp; {escape(self.message)}{folded}"
+        return f"{pill}&nbsp; {escape(self.message).replace(chr(10), '<br>')}{folded}"
 
     def __repr__(self) -> str:
         text = f"{'passed' if self.passed else 'not yet'}: {self.message}"
