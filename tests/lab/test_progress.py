@@ -253,6 +253,17 @@ def test_the_table_says_what_is_done_and_what_is_next(kept: Path, capsys: pytest
     assert "FOLDER must be a folder" in capsys.readouterr().err
 
 
+def test_who_keeps_nothing_is_shown_nothing(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kept.parent / "00-start.ipynb").write_text(notebook("00 · Start", 'Predict("x", name="00-call")'))
+    record_prediction("00-call", PredictionRecord(value=1.0))
+    monkeypatch.chdir(kept.parent)
+    assert "1 of 1" in repr(progress_table())
+    monkeypatch.setenv("TPLAB_PROGRESS", "off")
+    assert "0 of 1" in repr(progress_table())
+    monkeypatch.setenv("TPLAB_PROGRESS", "")  # no kernel runs: the file that lies here
+    assert "1 of 1" in repr(progress_table())
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="folder must be a folder"):
         progress_table(tmp_path / "missing")

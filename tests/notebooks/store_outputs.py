@@ -5,6 +5,7 @@ it), and no widget views, which without that state would show as errors; a line 
 panel. Figures stay as plotly's own MIME type.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ PLACEHOLDER = "<i>A live panel: run the notebook (Run ▸ Run All Cells) to use 
 def store(path: Path) -> None:
     """Run the notebook beside its file and write it back with outputs; it stays as it was if that cannot be done."""
     check_writable(path)
+    os.environ["TPLAB_PROGRESS"] = "off"  # for the kernel: this is no learner, and shows none's progress
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,

@@ -29,7 +29,8 @@ from tplab.shown import shown
 
 FILE_NAME: Final = "tplab-progress.json"
 """The file's name, in the folder of the notebooks."""
-_VARIABLE = "TPLAB_PROGRESS"
+VARIABLE: Final = "TPLAB_PROGRESS"
+"""Environment variable that names another file, or says ``off``."""
 _FORMAT = 1
 _LONGEST = 1 << 20
 _PATIENCE_S = 10.0
@@ -109,7 +110,7 @@ class Progress:
 def progress_file() -> Path | None:
     """Where this process keeps progress; None where it keeps none (no notebook's kernel, or ``TPLAB_PROGRESS=off``)."""
     global _home
-    told = os.environ.get(_VARIABLE, "")
+    told = os.environ.get(VARIABLE, "")
     if told:
         return None if told == "off" else Path(told)
     # A process that has not imported IPython is no kernel, and does not import it to find out.

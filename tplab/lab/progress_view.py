@@ -19,6 +19,7 @@ from tplab.lab import style
 from tplab.lab.panels import html
 from tplab.lab.progress import (
     FILE_NAME,
+    VARIABLE,
     ExerciseRecord,
     PredictionRecord,
     Progress,
@@ -119,15 +120,17 @@ def progress_table(folder: str | os.PathLike[str] | None = None) -> ProgressTabl
     A progress file that cannot be read is said in the table. Raises ``ArgumentError`` for what is no folder.
     """
     if folder is None:
-        file = progress_file() or Path.cwd() / FILE_NAME
-        folder = file.parent
+        kept = progress_file()
+        # Told to keep nothing, it shows nothing kept: whoever stores outputs may have progress of their own here.
+        file = kept or (None if os.environ.get(VARIABLE) == "off" else Path.cwd() / FILE_NAME)
+        folder = kept.parent if kept else Path.cwd()
     elif Path(folder).is_dir():
         file = file_in(folder)
     else:
         raise ArgumentError("folder", os.fspath(folder), "must be a folder with notebooks")
     notes = []
     try:
-        progress = Progress.read(file)
+        progress = Progress() if file is None else Progress.read(file)
     except (OSError, ValueError) as error:
         progress = Progress()
         notes.append(f"The progress kept here cannot be shown: {error}.")
