@@ -1,7 +1,9 @@
 """The claims ledger: entries that cannot be are refused by name, verdicts follow from numbers, cards show both."""
 
+import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -66,6 +68,16 @@ def test_evidence_that_is_ours_exists(id: str) -> None:
     assert [link for link in ours if not (ROOT / link).exists()] == []
     for notebook in claims()[id].notebooks:
         assert list((ROOT / "notebooks").glob(f"{notebook}-*.ipynb"))
+
+
+def test_notebooks_show_the_cards_that_the_ledger_says() -> None:
+    shown: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+        source = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        calls = re.findall(r"claim_cards\(([^)]*)\)", source)
+        shown[path.name[:2]] = set(re.findall(r'"(\w+)"', " ".join(calls)))
+    listed = {number: {claim.id for claim in claims().values() if number in claim.notebooks} for number in shown}
+    assert shown == listed
 
 
 def test_numbers_that_people_quote() -> None:

@@ -5,6 +5,7 @@ unless it is said to be over work.
 """
 
 from tplab.lab.claims.findings import Case, Finding, at_least, at_most, between, chosen, equal, said
+from tplab.lab.recorded import recorded
 from tplab.layers.cost import pipelined_us
 from tplab.pipeline.article import PipelineConfig, PipelineScheduler
 from tplab.pipeline.build import build_schedule
@@ -79,6 +80,8 @@ def gpipe(tolerance: float) -> Finding:
 def four_stages(tolerance: float) -> Finding:
     """C12: 1F1B on 4 stages, by the number of micro-batches."""
     bubbles = {m: _bubble("1f1b", 4, m) for m in range(1, 65)}
+    runs = recorded("4xH200-2026-11-26", "pipeline")
+    run = runs[runs["schedule"] == "1f1b"]
     inside = [m for m, bubble in bubbles.items() if 30 <= bubble <= 40]
     return Finding(
         cases=[between(f"m = {m}", 30, 40, bubbles[m], "%", tolerance) for m in (4, 5, 6, 7, 8, 16)],
@@ -88,6 +91,8 @@ def four_stages(tolerance: float) -> Finding:
             "four": said(bubbles[4], "%"),
             "eight": said(bubbles[8], "%"),
             "sixteen": said(bubbles[16], "%"),
+            "run": said(100 * float(run["idle_over_total"].iloc[0]), "%"),
+            "micro_batches": str(int(run["micro_batches"].iloc[0])),
         },
     )
 
