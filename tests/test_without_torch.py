@@ -91,6 +91,7 @@ def ask_for_measurements() -> None:
 
 def show_panels() -> None:
     from tplab import lab
+    from tplab.lab.claims import claims
     from tplab.lab.panels.generation import example_model
 
     pool = lab.Pool(2, backend="gloo")
@@ -102,6 +103,8 @@ def show_panels() -> None:
     for panel in (lab.VerifyPanel(calibration), lab.ShardsPanel(pool), lab.PhasesPanel(pool), lab.OverlapPanel(pool)):
         assert panel
     assert lab.ChunkModel()
+    assert lab.LedgerPanel(pool).recompute() == {}
+    assert lab.claim_cards(*claims())._repr_html_()
     assert lab.ShardPainter()
     assert lab.ScheduleStudio()
     assert example_model()
