@@ -320,7 +320,8 @@ def through_the_store(rank, x):
         (with_chunk, "With 3 elements of float32: .*IndexError"),
         (
             receives_into_a_chunk_like_the_one_that_goes,
-            r"With 1,003 elements of float64: rank . was ended by gloo \(SIGABRT\).*as long as the one that is sent",
+            # On a busy machine another rank's lost connection may be known before the end of the one that lost it.
+            r"With 1,003 elements of float64: .*(ended by gloo \(SIGABRT\).*as long as the one|[Cc]onnection)",
         ),
         (drops_the_rest, "With 1,003 elements of float64: rank 0: 3 of 1,003 elements are wrong"),
         (mean, "float32|are wrong"),
