@@ -148,7 +148,7 @@ def _needed(book: Any, source: Source) -> Iterator[str]:
         assert answer is not None
         for piece in answer.pieces:
             if piece.cell != source.stub + 1:
-                yield ast.unparse(ast.parse(piece.source))
+                yield from map(ast.unparse, ast.parse(piece.source).body)
 
 
 def _task_and_hints(book: Any, source: Source) -> tuple[str, str]:
