@@ -362,9 +362,8 @@ def test_argmax_wrong(cluster: Cluster, wrong, says: str) -> None:
 
 def test_argmax_of_no_token(clusters) -> None:
     verdict = check_argmax(clusters[2], fails_without_tokens)
-    assert verdict.message.startswith(
-        "With 1 token of vocabulary over 2 ranks: line 2 of fails_without_tokens: IndexError"
-    )
+    assert verdict.message.startswith("line 2 of fails_without_tokens: IndexError")
+    assert "with 1 token of vocabulary over 2 ranks" in verdict.message
 
 
 def test_one_rank_is_refused(clusters) -> None:

@@ -90,6 +90,7 @@ def not_yet_for(
         on_hang: where to look if it hung; sentences.
     """
     lead = f"{context}: " if context else ""
+    when = context[:1].lower() + context[1:]
     if isinstance(error, RankTimeout):
         said = f"{lead}{_of_hang(error, function)} {on_hang}".rstrip()
         raise NotYetError(said, str(error)) from None
@@ -98,7 +99,8 @@ def not_yet_for(
         place = _place(whole, function)
         cause = _last_line(error, whole)
         others = "; every other rank ended with it" if "Meanwhile rank" in str(error) else ""
-        raise NotYetError(f"{lead}{place or ''}{cause} (rank {error.rank}{others}).", whole) from None
+        at = f"rank {error.rank}, {when}" if when else f"rank {error.rank}"
+        raise NotYetError(f"{place}{cause} ({at}{others}).", whole) from None
     if isinstance(error, RankDied) and error.exit_code == -signal.SIGABRT:
         place = _place(str(error), function, deepest_last=False)
         said = f"rank {error.rank} was ended by gloo (SIGABRT){f' at {place[:-2]}' if place else ''}"
@@ -113,7 +115,7 @@ def not_yet_for(
 
     whole = "".join(traceback.format_exception(error))
     raised = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    raise NotYetError(f"{lead}{_place(whole, function) or ''}{raised[:_LONGEST]}", whole) from None
+    raise NotYetError(f"{_place(whole, function)}{raised[:_LONGEST]}{f' ({when})' if when else ''}", whole) from None
 
 
 def _of_hang(error: RankTimeout, function: Callable[..., Any]) -> str:
