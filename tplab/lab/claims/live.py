@@ -148,7 +148,7 @@ def _submit_bubbles(cluster: "Cluster", **callbacks: Any) -> "DerivedRun[list[tu
     from tplab.pipeline.job import RunPlan
 
     costs = Costs(forward_s=0.01, input_grad_s=0.01, weight_grad_s=0.01)
-    plans = [RunPlan(schedule=build_schedule("1f1b", 4, m), stage=costs) for m in _C12_MICRO_BATCHES]
+    plans = [RunPlan(schedule=build_schedule("1f1b", 4, m), stage=costs, warm_ups=1) for m in _C12_MICRO_BATCHES]
 
     def read(run: Any) -> list[tuple[int, float, str]]:
         run.result()
