@@ -91,6 +91,7 @@ def rule_of_thumb(tolerance: float) -> Finding:
         cases=(
             chosen("8 x H100, one request: TP 8 or PP 8", "TP", faster(1), "single requests"),
             chosen("8 x H100, 64 in flight: TP 8 or PP 8, tokens/s", "PP", faster(64), "several nodes"),
+            chosen("8 x H100, 4,096 in flight: TP 8 or PP 8, tokens/s", "PP", faster(4096), "several nodes"),
             chosen("405B on 2 x 8 H100, one slow card for a node", "stages", _cut(slow), "several nodes"),
             chosen("405B on 2 x 8 H100, a fast card for each GPU", "stages", _cut(fast), "several nodes"),
         ),

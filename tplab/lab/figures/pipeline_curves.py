@@ -229,17 +229,18 @@ def explain_serving(frame: pd.DataFrame) -> str:
     return text + f" Measurement and simulation differ by {off.median():.1f} % (median), {off.max():.1f} % at most."
 
 
-def explain_hops(free: Trace, over: Trace, waiting: Trace, hop_s: float) -> str:
+def explain_hops(free: Trace, over: Trace, simulated: Trace, waiting: Trace, hop_s: float) -> str:
     """Sentences on what messages cost a prefill: one per boundary where a stage goes on while they are on their way.
 
     Args:
         free: a run in which messages take no time.
         over: a run of the same table in which each takes ``hop_s``.
+        simulated: what ``free`` is by simulation.
         waiting: the table simulated with stages that wait until what they sent has arrived.
         hop_s: seconds of a message.
     """
     p, m = over.num_ranks, over.schedule.num_micro_batches
-    longer_s, wait_s = over.makespan_s - free.makespan_s, waiting.makespan_s - free.makespan_s
+    longer_s, wait_s = over.makespan_s - free.makespan_s, waiting.makespan_s - simulated.makespan_s
     text = (
         f"{m} micro-batches on {p} stages: {_ms(free.makespan_s)} with free messages, {_ms(over.makespan_s)} where "
         f"each takes {_ms(hop_s)}. Each boundary carries {m}; the prefill is longer by the "
