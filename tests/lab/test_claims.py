@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from string import Formatter
 
 import nbformat
 import pytest
@@ -58,7 +59,7 @@ def test_the_verdict_follows_from_the_recipe(id: str) -> None:
     claim = claims()[id]
     finding = claim.finding()
     assert finding.verdict == claim.verdict, [case for case in finding.cases if not case.agrees]
-    assert "{" not in claim.statement()
+    assert {name for _, name, _, _ in Formatter().parse(claim.right) if name} == set(finding.facts)
 
 
 @pytest.mark.parametrize("id", list(claims()))
@@ -175,6 +176,32 @@ def test_what_is_no_ledger_at_all(tmp_path: Path) -> None:
     ):
         with pytest.raises(LedgerError, match=said):
             read_claims(written(tmp_path, text))
+
+
+def test_a_name_twice_does_not_pass_in_silence(tmp_path: Path) -> None:
+    text = yaml.safe_dump(entries()[:2])
+    damaged = text.replace("  verdict: wrong", "  verdict: holds\n  verdict: wrong", 1)
+    assert damaged != text
+    with pytest.raises(LedgerError, match=r"'verdict' stands twice in what begins in line 1$"):
+        read_claims(written(tmp_path, damaged))
+
+
+@pytest.mark.parametrize("recipe", ["volumes.no_such", "no_such_module.tp_layer"])
+def test_a_recipe_that_does_not_exist_is_named(tmp_path: Path, recipe: str) -> None:
+    claim = read_claims(written(tmp_path, [entries()[3] | {"recipe": recipe}]))["S4"]
+    with pytest.raises(LedgerError, match=f"^S4: recipe must be a function in tplab.lab.claims: .*{recipe[:7]}"):
+        claim.finding()
+
+
+def test_a_gap_that_the_recipe_does_not_fill_is_named(tmp_path: Path) -> None:
+    claim = read_claims(written(tmp_path, [entries()[0] | {"right": "It is {length}."}]))["S1"]
+    with pytest.raises(LedgerError, match=r"^S1: right has a gap, 'length', that its recipe .*, which finds width"):
+        claim.statement()
+
+
+def test_the_least_time_of_many_micro_batches_is_where_the_formula_says() -> None:
+    facts = claims()["C14"].finding().facts
+    assert facts["best"] == facts["formula"]
 
 
 def test_filters() -> None:

@@ -57,7 +57,7 @@ class Claim:
     """One of ``TOPICS``."""
     claim: str
     """What is claimed, in our words."""
-    source: str
+    where: str
     """Where it is claimed: ``article, claims``, ``article, systems``, or what else claims it."""
     notebooks: tuple[str, ...]
     """Numbers of the notebooks that show it, such as ``02``."""
@@ -77,12 +77,30 @@ class Claim:
     """What the verdict rests on; at least one."""
 
     def finding(self) -> Finding:
-        """The claimed and the right numbers, computed now (once in a session)."""
-        return _computed(self.recipe, self.tolerance) if self.recipe else Finding(cases=())
+        """The claimed and the right numbers, computed now (once in a session).
+
+        Raises ``LedgerError`` for a recipe that does not exist.
+        """
+        if self.recipe is None:
+            return Finding(cases=())
+        module, _, name = self.recipe.partition(".")
+        try:
+            recipe: Callable[[float], Finding] = getattr(import_module(f"{RECIPES}.{module}"), name)
+        except (ImportError, AttributeError) as error:
+            raise _fault(self.id, "recipe", self.recipe, f"must be a function in {RECIPES}: {error}") from None
+        return _computed(recipe, self.tolerance)
 
     def statement(self) -> str:
-        """The right statement, with the numbers of the recipe in its gaps."""
-        return self.right.format(**self.finding().facts)
+        """The right statement, with the numbers of the recipe in its gaps.
+
+        Raises ``LedgerError`` for a gap that the recipe does not fill.
+        """
+        facts = self.finding().facts
+        try:
+            return self.right.format(**facts)
+        except KeyError as error:
+            rule = f"has a gap, {error}, that its recipe does not fill, which finds {', '.join(facts) or 'no facts'}"
+            raise _fault(self.id, "right", self.right, rule) from None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -91,10 +109,8 @@ class Claim:
 
 
 @cache
-def _computed(recipe: str, tolerance: float) -> Finding:
-    module, _, name = recipe.partition(".")
-    function: Callable[[float], Finding] = getattr(import_module(f"{RECIPES}.{module}"), name)
-    return function(tolerance)
+def _computed(recipe: Callable[[float], Finding], tolerance: float) -> Finding:
+    return recipe(tolerance)
 
 
 def forget_computed() -> None:
@@ -125,8 +141,20 @@ def read_claims(path: "str | Path") -> dict[str, Claim]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML's own lets the last of several values win, without a word."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                line = node.start_mark.line + 1
+                raise LedgerError(f"{path}: {shown(twice)} stands twice in what begins in line {line}")
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
+
     try:
-        entries = yaml.safe_load(read_text(path))
+        entries = yaml.load(read_text(path), Loader)
     except yaml.YAMLError as error:
         raise LedgerError(f"{path} is not YAML: {error}") from None
     if not isinstance(entries, list) or not entries:

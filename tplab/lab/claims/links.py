@@ -33,7 +33,7 @@ def _load(concurrency: int) -> Workload:
 
 
 def tp_needs_nvlink(tolerance: float) -> Finding:
-    """C16: the best degree of TP with NVLink and without, by load; and over two nodes."""
+    """C16: the best degree of TP with NVLink and without, by load."""
     model = ModelSpec.from_config(_MODEL)
 
     def degree(machine: Machine, concurrency: int) -> int:
@@ -48,7 +48,6 @@ def tp_needs_nvlink(tolerance: float) -> Finding:
             chosen("8 x A100 on PCIe, 64 in flight", "TP below 8", _below_eight(loaded)),
             chosen("8 x A100 on PCIe, one request", "TP below 8", _below_eight(alone)),
         ),
-        facts={},
     )
 
 
@@ -70,7 +69,6 @@ def placement_matters(tolerance: float) -> Finding:
         cases=(
             at_least(f"tokens/s on GPUs {pair}, which a bridge joins, over those on 0-1", 1.1, rates[1] / rates[0], ""),
         ),
-        facts={},
     )
 
 
@@ -121,15 +119,14 @@ def faster_kind(tolerance: float) -> Finding:
 
 def four_numbers(tolerance: float) -> Finding:
     """S7: GPUs for one copy by the article's ``int(x) + 1`` and by the right function, on cards of 80 GB."""
-    cases, facts = [], {}
-    for gpus, size, speed in ((8, 56, 600), (8, 112, 600), (8, 140, 600), (16, 810, 600)):
-        made = CommunicationTopology.recommend_parallel_strategy(gpus, 80, size, nvlink_bandwidth_gbps=speed)
+    cases = []
+    for gpus, size in ((8, 56), (8, 112), (8, 140), (16, 810)):
+        made = CommunicationTopology.recommend_parallel_strategy(gpus, 80, size)
         right = made["tp_degree"] * made["pp_degree"]
         cases.append(
             equal(f"{size} GB of weights on {gpus} GPUs: GPUs per copy", int(size / 56) + 1, right, "", tolerance)
         )
-    facts["exact"] = cases[0].claimed
-    return Finding(cases=cases, facts=facts)
+    return Finding(cases=cases, facts={"exact": cases[0].claimed})
 
 
 def hybrid(tolerance: float) -> Finding:

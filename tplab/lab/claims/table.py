@@ -31,7 +31,7 @@ def claims_frame(shown: Sequence[Claim], tried: Mapping[str, Finding] | None = N
                 "right": claim.statement(),
                 "formula": claim.formula,
                 "conditions": claim.conditions,
-                "source": claim.source,
+                "where": claim.where,
                 "notebooks": " ".join(claim.notebooks),
                 "evidence": " ".join(claim.kinds),
                 "links": " ".join(dict.fromkeys(each.link for each in claim.evidence)),
