@@ -72,3 +72,5 @@ def test_one_rank_says_nothing_and_later_runs_are_not_counted(clusters: Any) -> 
     assert again[0] == again[1]
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         count_generation(two, MODEL, [[]], tp=2)
+    with pytest.raises(ValueError, match="prompts must be token ids"):
+        count_generation(two, MODEL, "two words", tp=2)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tplab.checks import ArgumentError
 from tplab.cluster.rank import degrees
 from tplab.models.records import Request, Weights, check_prompts
 from tplab.models.shards import Layout
@@ -80,6 +81,8 @@ def submit_count_generation(
     cut = [Layout.of(model, *degrees(cluster.num_ranks, tp, pp)) for tp, pp in layouts]
     # The second run makes one step more than the first: the decode step.
     requests = [Request.of(prompts, max_new_tokens=new, stop_tokens=(), cuda_graphs=False) for new in (1, 2)]
+    if requests[1].is_text:
+        raise ArgumentError("prompts", prompts, "must be token ids: no tokenizer takes part in counting")
     check_prompts(requests[1].prompts, config, 2)  # type: ignore[arg-type]
 
     def build(run: "Run[list[list[Counts]]]") -> "list[pd.DataFrame]":

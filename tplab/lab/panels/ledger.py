@@ -157,7 +157,7 @@ class LedgerPanel(widgets.VBox):
             self._run.stop()
 
     def save(self, file: str | None = None) -> Path:
-        """Press **Save**: write the claims that are shown, with what ranks found, as ``.csv`` or ``.md``.
+        """Press **Save**: write the claims that are shown as ``.csv``, with what ranks found, or as ``.md``.
 
         Raises ``ArgumentError`` for another ending, ``OSError`` where the file cannot be written.
         """
