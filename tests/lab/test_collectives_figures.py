@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from tplab.cluster import RankDied, RunStopped
@@ -21,6 +22,7 @@ from tplab.lab.figures.collectives import (
     leave_one_out,
     ring_state,
 )
+from tplab.lab.panels.figure_view import FigureView
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -161,11 +163,23 @@ def test_the_stepper_follows_its_sliders() -> None:
     stepper = RingStepper(4)
     stepper._step.value = 3
     assert "after step 3 of 6" in stepper.figure.layout.title.text
+    assert "2(4 - 1)/4" not in stepper._bytes.value  # the notebook asks for it above the panel
+    stepper._step.value = 6
+    assert "6/4 = 1.5" in stepper._bytes.value
+    assert "2(4 - 1)/4" in stepper._bytes.value
     stepper._n.value = 2
     assert stepper._step.value <= 2
     assert "of 2" in stepper.figure.layout.title.text
     with pytest.raises(ValueError, match="step"):
         stepper.show(2, 5)
+
+
+def test_the_place_of_a_figure_is_as_high_as_the_figure() -> None:
+    view = FigureView(min_height=300)
+    view.show(go.Figure().update_layout(height=500))
+    assert int(view.layout.min_height.removesuffix("px")) > 500
+    view.show(go.Figure().update_layout(height=200))
+    assert int(view.layout.min_height.removesuffix("px")) > 500  # the page does not jump back
 
 
 @pytest.fixture(scope="module")

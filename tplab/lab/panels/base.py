@@ -60,7 +60,7 @@ class RunPanel(widgets.VBox):
         self._stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         for button in (self._run_button, self._stop_button):
             button.layout.width = "48%"
-        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=widgets.Layout(width="100%"))
+        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=widgets.Layout(width="auto"))
         self._phase = widgets.HTML(html.quiet("Not run yet."))
         self._ribbon = widgets.HTML()
         self._error = widgets.HTML()

@@ -10,6 +10,8 @@ from typing import Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
+_MARGIN = 10  # pixels that a page puts around an output
+
 
 class FigureView(widgets.Output):
     """Shows one figure at a time; may be set from any thread."""
@@ -26,6 +28,10 @@ class FigureView(widgets.Output):
             "application/vnd.plotly.v1+json": figure.to_plotly_json() | {"config": {"displaylogo": False}},
             "text/plain": repr(type(figure)),
         }
+        # A figure higher than its place would get a scroll bar, and the words below it would stand across it.
+        height = int(figure.layout.height or 0) + _MARGIN
+        if height > int(self.layout.min_height.removesuffix("px")):
+            self.layout.min_height = f"{height}px"
         self.outputs = ({"output_type": "display_data", "data": _plain(bundle), "metadata": {}},)
 
 
