@@ -203,10 +203,9 @@ class Predict(widgets.VBox):
         for comparison in list(self._comparisons):
             comparison._show()
         if self._value is not None:
-            where = "The answer stands below, where it is compared. " if self.seen else ""
-            self._said.value = html.quiet(
-                f"Committed: {quantity(self._value, self.unit)}. {where}{self._note}".rstrip()
-            )
+            where = " The answer stands below." if self.seen else ""
+            said = f"Committed: {quantity(self._value, self.unit)}.{where} {self._note}"
+            self._said.value = html.quiet(said.rstrip())
         elif self._revealed:
             said = "Shown below without a prediction. Run the question's cell again to predict after all."
             self._said.value = html.quiet(f"{said} {self._note}".rstrip())
