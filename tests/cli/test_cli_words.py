@@ -16,8 +16,12 @@ from tplab.collectives.nccl_tests import read_nccl
 from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import plan_crossover, plan_sweep
 from tplab.lab.claims.ledger import claims_of, filtered
+from tplab.lab.grading.export import export_nbgrader, export_otter, write_solutions
+from tplab.lab.grading.grades import grade_folder
+from tplab.lab.grading.sources import stubs_of
 from tplab.lab.progress_view import progress_table
 from tplab.lab.recorded import recorded
+from tplab.lab.sizing import measure_notebooks
 from tplab.models.spec import ModelSpec
 from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import advise
@@ -41,6 +45,10 @@ TAKEN = {
     "crossover": (Cluster, plan_crossover, recorded, read_sweep, engine_losses, ModelSpec.from_config),
     "progress": (progress_table,),
     "claims": (claims_of, filtered),
+    "grade": (grade_folder, stubs_of),
+    "solutions": (write_solutions,),
+    "export": (export_nbgrader, export_otter),
+    "size": (measure_notebooks,),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
 OWN = {
@@ -60,7 +68,8 @@ OWN = {
         "percentiles",
         "reset",
     ),  # files and what is printed
-    *("topo", "eager", "paths", "no_refit", "from_size", "to_size"),  # which another argument is made from
+    *("topo", "eager", "paths", "no_refit", "from_size", "to_size", "names"),  # which another argument is made from
+    *("notebooks", "grader", "reports"),  # where files are, and which function is called
 }
 """Destinations that no such function takes under that name."""
 

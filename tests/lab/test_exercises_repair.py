@@ -16,7 +16,7 @@ import torch
 from tplab.checks import ArgumentError
 from tplab.cluster import Cluster
 from tplab.lab.exercises import check_repair
-from tplab.lab.exercises.small_decoder import HEAD_DIM, VOCAB, Model, Probe, shard_of
+from tplab.models.small_decoder import HEAD_DIM, VOCAB, Model, Probe, shard_of
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -3,6 +3,7 @@
 What it is:
   comm          the collectives that layers need: over a process group, alone, recorded
   emulated_comm   the same over a declared link; symmetric_comm: over GPUs that write into each other's memory
+  emulated_processor   products that take as long as on one of a declared speed
   ranges        which rows, tokens and heads a rank holds, without torch; shards: of which full tensors
   strategies    when and how partial sums become sums: blocking, chunked, batch split, sequence parallel, int8,
                 one kernel

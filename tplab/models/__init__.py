@@ -10,6 +10,7 @@ What it should cost (pure):
   shards        which layers and which slices a rank holds; bytes of weights, keys and values there
 On the ranks:
   decoder       one rank's part of the model; rotary: its rotary frequencies
+  small_decoder   the model of an exercise, drawn, cut into parts, and computed whole
   checkpoint    safetensors read by slices, made up by seed, written
   loading       a model onto the ranks, once
   engine        prefill and decode, micro-batches in flight

@@ -10,14 +10,14 @@ layers      03: a tensor-parallel MLP and attention
 fused_qkv   03: a rank's part of a fused QKV weight, read from a file
 overlap     04: the chunk count, predicted
 quantised   04: an int8 all-reduce
-hiding      04: an all-reduce hidden behind products; processor: what these take, emulated
+hiding      04: an all-reduce hidden behind products
 topology    07: a score by which to choose a layout
 pipeline    05: a schedule, its makespan and what it holds
 argmax      08: the likeliest token of a vocabulary that the ranks share
 chunks      05: a prompt in chunks that get dearer
 admission   05: which requests a decoding ring takes in
 placement   07: two groups of two GPUs
-repair      08: a decoder with three bugs; small_decoder: its model
+repair      08: a decoder with three bugs
 """
 
 from typing import TYPE_CHECKING

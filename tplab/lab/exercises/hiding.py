@@ -72,7 +72,7 @@ def check_overlap(
         )
     link = _link()
     check_function(my_overlap)
-    modules = ("tplab.layers.emulated_comm", "tplab.lab.exercises.processor")
+    modules = ("tplab.layers.emulated_comm", "tplab.layers.emulated_processor")
     trial = Trial(cluster, _Measured(my_overlap), timeout=timeout, modules=modules, on_hang=_ON_HANG)
     alone = [cluster.run(_alone, link) for _ in range(2)]
     compute = min(max(times[0] for times in ranks) for ranks in alone)
@@ -170,7 +170,7 @@ class _Measured:
         self._function = function
 
     def __call__(self, rank: "Rank", x: "torch.Tensor", weight: "torch.Tensor", link: Link) -> tuple[Any, ...]:
-        from tplab.lab.exercises.processor import Processor
+        from tplab.layers.emulated_processor import Processor
 
         with Processor(_START_MS, COMPUTE_MS, _flops(), lambda: link._waited_ns) as processor:
             start = _now_ms()
@@ -197,7 +197,7 @@ def _alone(rank: "Rank", link: EmulatedLink) -> tuple[float, float]:
     """Milliseconds of the product alone and of the sum alone."""
     import torch
 
-    from tplab.lab.exercises.processor import Processor
+    from tplab.layers.emulated_processor import Processor
 
     comm = _comm(rank, link)
     x, weight = torch.ones(_TOKENS, _IN_FEATURES), torch.ones(_OUT_FEATURES, _IN_FEATURES)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tplab.checks import ArgumentError
 from tplab.cluster import Cluster
+from tplab.lab.exercises import on_ranks
 from tplab.lab.exercises.trial import Trial
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker
 
 if TYPE_CHECKING:
     from tplab.cluster import Rank
 
-_HOME = "tplab.lab.exercises.small_decoder"
+_HOME = "tplab.models.small_decoder"
 _RANKS = (2, 4)
 _VOCABULARY, _POSITIONS, _CACHE = range(3)
 
@@ -133,7 +134,7 @@ def check_repair(cluster: Cluster, decoder: Callable[..., Any], *, timeout: floa
     """``decoder(rank, part, prompt, new_tokens)``: the greedy tokens after ``prompt``, a list of ids, on every rank.
 
     ``part`` is what the rank holds of a model that is drawn anew for each try
-    (:class:`~tplab.lab.exercises.small_decoder.Part`). Tokens must be those of one process, of equally likely ones the
+    (:class:`~tplab.models.small_decoder.Part`). Tokens must be those of one process, of equally likely ones the
     lowest, in every layout TP x PP of the cluster's 2 or 4 ranks.
     """
     if isinstance(cluster, Cluster) and cluster.num_ranks not in _RANKS:
@@ -159,12 +160,20 @@ def _layouts(trial: Trial) -> Iterator[_Layout]:
 
 
 def _given(rank: "Rank", seed: int, kind: str, number: int, tp: int) -> tuple[Any, ...]:
-    from tplab.lab.exercises.small_decoder import Probe
+    from tplab.models.small_decoder import Probe
 
     return Probe(kind=kind, number=number, tp=tp).part(rank, seed)
 
 
 def _compared(rank: "Rank", seed: int, got: Any, kind: str, number: int, tp: int) -> tuple[Any, ...]:
-    from tplab.lab.exercises.small_decoder import Probe
+    """Tokens expected; what came, as tokens or in words; and the places of those expected in their shards."""
+    import torch
 
-    return Probe(kind=kind, number=number, tp=tp).judged(seed, got)
+    from tplab.models.small_decoder import Probe
+
+    want, places = Probe(kind=kind, number=number, tp=tp).expected(seed)
+    made = on_ranks.as_tensor(got)
+    if not isinstance(made, torch.Tensor) or made.is_floating_point() or made.dtype == torch.bool:
+        return want, on_ranks.described(got), places
+    tokens: list[int] = made.flatten().tolist()
+    return want, tokens if len(tokens) == len(want) else f"{len(tokens)} tokens", places
