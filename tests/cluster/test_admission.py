@@ -55,7 +55,11 @@ def test_gpu_memory_counts_for_the_ranks_that_share_a_gpu(monkeypatch: pytest.Mo
         (
             "0::/user.slice/hub",
             "user.slice/hub",
-            {"memory.max": "1000000000", "memory.current": "900000000", "memory.stat": "inactive_file 50000000\nx 1"},
+            {
+                "memory.max": "1000000000",
+                "memory.current": "900000000",
+                "memory.stat": "inactive_file 40000000\nslab_reclaimable 10000000\nx 1",
+            },
         ),
         (
             "5:cpu:/\n4:memory:/docker/abc",  # a path of the host, while the container sees its group at the top
@@ -93,6 +97,9 @@ def test_groups_without_a_limit_leave_the_machines_memory(monkeypatch: pytest.Mo
 def test_jupyterhubs_limit_counts_the_processes_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     own = psutil.Process().memory_full_info().uss
     monkeypatch.setenv("MEM_LIMIT", str(own // 2))
+    monkeypatch.delenv("JUPYTERHUB_USER", raising=False)
+    assert free_memory().where != "JupyterHub's limit"  # another program's variable
+    monkeypatch.setenv("JUPYTERHUB_USER", "ada")
     assert free_memory() == FreeMemory(num_bytes=0, where="JupyterHub's limit")
     for odd in ("", "1.5G", "0", "nan", "inf"):
         monkeypatch.setenv("MEM_LIMIT", odd)

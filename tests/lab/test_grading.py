@@ -14,6 +14,7 @@ import pytest
 from tplab import cli
 from tplab.checks import ArgumentError
 from tplab.lab.exercises import EXERCISES
+from tplab.lab.grading import submissions
 from tplab.lab.grading.answers import find_answer
 from tplab.lab.grading.confined import landlock_version
 from tplab.lab.grading.grades import grade_folder
@@ -154,6 +155,25 @@ def test_the_newest_of_two_answers_counts() -> None:
     assert "2 notebooks" in answer.note
 
 
+def test_an_answer_counts_before_a_newer_stub_and_in_a_cell_of_its_own() -> None:
+    stub = "def reduce(rank, x):\n    pass"
+    marked = cell(stub, "00-product", "stub")
+    both = Submission(learner="ada")
+    for name, modified, text in (("copied-later.ipynb", 2.0, stub), ("mine.ipynb", 1.0, RIGHT)):
+        both.notebooks.append(Notebook(name=name, modified=modified, cells=(cell(text, "00-product", "stub"),)))
+    older = find_answer(both, PRODUCT)
+    assert older is not None
+    assert (older.notebook, older.attempted) == ("mine.ipynb", True)
+    assert "the newest with an answer counts" in older.note
+    own = find_answer(submission(marked, RIGHT, cell("check()", "00-product", "check")), PRODUCT)
+    assert own is not None
+    assert (own.pieces[-1].cell, own.attempted) == (2, True)
+    assert "cell of its own" in own.note
+    untouched = find_answer(submission(marked, stub), PRODUCT)
+    assert untouched is not None
+    assert not untouched.attempted
+
+
 @pytest.mark.parametrize(
     ("stem", "learner"),
     [
@@ -179,7 +199,6 @@ _TOP = "class A:\n    {}\n\ndef my_score(*args, **kwargs):\n    A\n    return 0.
         ("raise SystemExit(0)", "SystemExit"),
         ("import os; os._exit(0)", "ended the process that checks it"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("exec('while True: pass')", "not done after 6 s"),
     ],
 )
@@ -320,10 +339,27 @@ def test_damaged_notebooks_are_faults_or_without_answers(tmp_path: Path, text: s
     assert found.faults or find_answer(found, PRODUCT) is None
 
 
-def test_archives_are_read_within_limits(tmp_path: Path) -> None:
+def test_files_as_systems_leave_them_and_links_to_the_neighbours(tmp_path: Path) -> None:
+    right = write(tmp_path / "ada" / "00.IPYNB", RIGHT)
+    (tmp_path / "ada" / "._00.ipynb").write_bytes(b"\x00\x05\x16\x07")  # macOS, on a disk of another system's
+    with zipfile.ZipFile(tmp_path / "bob.ZIP", "w") as archive:
+        archive.write(right, "00.ipynb")
+        archive.writestr("._00.ipynb", b"\x00\x05\x16\x07")
+    (tmp_path / "eve").mkdir()
+    (tmp_path / "eve" / "00.ipynb").symlink_to(right)
+    found = {each.learner: (len(each.notebooks), each.faults) for each in find_submissions(tmp_path)}
+    assert found == {
+        "ada": (1, []),
+        "bob": (1, []),
+        "eve": (0, ["eve/00.ipynb: a link that leads out of the folder"]),
+    }
+
+
+def test_archives_are_read_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submissions, "_MOST_BYTES", 1 << 20)
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 nothing")
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("big.ipynb", b" " * (80 << 20))
+        archive.writestr("big.ipynb", b" " * (2 << 20))
     with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
         archive.writestr("readme.txt", "x")
     found = {each.learner: each.faults for each in find_submissions(tmp_path)}

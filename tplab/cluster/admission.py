@@ -84,7 +84,8 @@ def _hold_against(num_ranks: int, each: int, free: int, where: str, kind: str = 
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """Bytes left under each limit that holds for this process. File pages count as free: they go before a kill."""
+    """Bytes left under each limit that holds for this process. What the system keeps of files, and of names of files,
+    counts as free: it goes before a kill."""
     for lines in _groups():
         hierarchy, controllers, path = lines
         if hierarchy == "0":
@@ -100,7 +101,7 @@ def _left_in_cgroups() -> Iterator[int]:
                 with suppress(OSError, ValueError):
                     limit = int((group / names[0]).read_text())  # version 2 writes "max" for none
                     if limit < _NO_LIMIT:
-                        yield limit - int((group / names[1]).read_text()) + _file_pages(group)
+                        yield limit - int((group / names[1]).read_text()) + _reclaimable(group)
 
 
 def _groups() -> list[list[str]]:
@@ -111,15 +112,17 @@ def _groups() -> list[list[str]]:
     return []
 
 
-def _file_pages(group: Path) -> int:
+def _reclaimable(group: Path) -> int:
     fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     total = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
-    return sum(int(fields.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file"))
+    return sum(int(fields.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
 
 
 def _left_of_hub() -> int | None:
     """What is left of ``MEM_LIMIT``, where JupyterHub's spawner has set it: some of them enforce it by other means than
     a cgroup, so the processes of this user's server are counted."""
+    if "JUPYTERHUB_USER" not in os.environ:  # other programs read that name, too, and not always in bytes
+        return None
     try:
         limit = int(float(os.environ["MEM_LIMIT"]))
     except (KeyError, ValueError, OverflowError):

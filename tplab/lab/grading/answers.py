@@ -53,19 +53,20 @@ def find_answer(submission: Submission, exercise: Exercise, stub: str = "") -> A
         exercise: the one that is looked for.
         stub: the shipped stub cell's text, to tell an answer from it.
     """
-    found = [
-        (notebook, cell, by_name)
+    books = [
+        (notebook, cells)
         for notebook in sorted(submission.notebooks, key=lambda each: each.modified)
-        if (place := _stub_cell(notebook, exercise)) is not None
-        for cell, by_name in [place]
+        if (cells := _stub_cells(notebook, exercise))
     ]
-    if not found:
+    if not books:
         return None
-    notebook, cell, by_name = found[-1]
-    notes = ["found by the function's name, for the cell has lost its metadata"] if by_name else []
-    if len(found) > 1:
-        notes.append(f"{len(found)} notebooks have this exercise; the newest counts")
-    return _answer(notebook, cell, exercise, stub, "; ".join(notes))
+    several = f"{len(books)} notebooks have this exercise; " if len(books) > 1 else ""
+    answers = []  # the newest first
+    for number, (notebook, cells) in enumerate(reversed(books)):
+        for cell, note in cells:
+            chosen = f"{several}the newest {'with an answer ' * bool(number)}counts" if several else ""
+            answers.append(_answer(notebook, cell, exercise, stub, "; ".join(filter(None, (note, chosen)))))
+    return next((answer for answer in answers if answer.attempted), answers[0])
 
 
 def source_of(cell: Any) -> str:
@@ -85,18 +86,23 @@ def part_of(cell: Any) -> tuple[str, str]:
     return str(ours.get("exercise", "")), str(ours.get("part", ""))
 
 
-def _stub_cell(notebook: Notebook, exercise: Exercise) -> tuple[int, bool] | None:
-    """Index of the cell that answers, and whether only its function's name told."""
+def _stub_cells(notebook: Notebook, exercise: Exercise) -> list[tuple[int, str]]:
+    """Indices of the cells that may hold the answer, the likeliest first, and what the teacher should know of each."""
     code = [index for index, cell in enumerate(notebook.cells) if cell.get("cell_type") == "code"]
     marked = [index for index in code if part_of(notebook.cells[index]) == (exercise.name, "stub")]
     defining = [index for index in code if exercise.function in _defined(source_of(notebook.cells[index]))]
+    unmarked = [index for index in defining if index not in marked]
     if marked:
         # Somebody may have written on in a copy of the cell, which keeps the metadata, or in a cell of their own.
-        return next((index for index in reversed(marked) if index in defining), marked[-1]), False
+        best = next((index for index in reversed(marked) if index in defining), marked[-1])
+        return [
+            (best, ""),
+            *((index, "in a cell of its own, below the stub") for index in unmarked[-1:] if index > best),
+        ]
     own = {other.name for other in _others(notebook)}
-    if not defining or (own and exercise.name not in own):
-        return None
-    return defining[-1], True
+    if not unmarked or (own and exercise.name not in own):
+        return []
+    return [(unmarked[-1], "found by the function's name, for the cell has lost its metadata")]
 
 
 def _others(notebook: Notebook) -> Iterator[Exercise]:

@@ -43,7 +43,7 @@ def isolation_in_words() -> str:
     if version == 0:
         return "learners' code could write files and end processes as you can: this system has no Landlock"
     signals = "" if version >= 6 else ", but could end your processes (that takes Linux 6.12)"
-    return f"learners' code could write only into a folder of its own{signals}"
+    return f"learners' code could write only into a folder of its own and below /dev{signals}"
 
 
 def confine(folder: Path, *, cpu_s: int) -> None:

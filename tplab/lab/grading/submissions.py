@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tplab.checks import ArgumentError
-from tplab.files import MAX_BYTES, parse_json, read_bytes, text_of
+from tplab.files import parse_json, read_bytes, text_of
 from tplab.lab.exercises.registry import EXERCISES
 
 _SKIPPED = {".ipynb_checkpoints", "__MACOSX"}
 _MOST_NOTEBOOKS = 500  # of one learner
+_MOST_BYTES = 256 << 20  # of a notebook with all its outputs, and of all notebooks in an archive
 _OWN_NAMES = sorted({exercise.notebook for exercise in EXERCISES.values()}, key=len, reverse=True)
 
 
@@ -54,11 +55,12 @@ def find_submissions(folder: str | os.PathLike[str]) -> list[Submission]:
     for entry in sorted(top.iterdir()):
         if entry.name in _SKIPPED or entry.name.startswith("."):
             continue
+        suffix = entry.suffix.lower()
         if entry.is_dir():
             _read_folder(_of(found, entry.name), entry, top)
-        elif entry.suffix == ".ipynb":
+        elif suffix == ".ipynb":
             _read_file(_of(found, learner_of(entry.stem)), entry, top)
-        elif entry.suffix == ".zip":
+        elif suffix == ".zip":
             _read_archive(_of(found, entry.stem), entry)
     if not any(each.notebooks or each.faults for each in found.values()):
         rule = "must hold notebooks: a folder or a zip file for each learner, or files such as ada-02.ipynb"
@@ -86,14 +88,19 @@ def _read_folder(submission: Submission, folder: Path, top: Path) -> None:
     for at, folders, names in os.walk(folder):  # does not follow links to folders
         folders[:] = sorted(set(folders) - _SKIPPED)
         for name in sorted(names):
-            if name.endswith(".ipynb"):
+            path, suffix = Path(at) / name, Path(name).suffix.lower()
+            if name.startswith("._") or suffix not in {".ipynb", ".zip"}:  # macOS keeps its own beside each file
+                continue
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                submission.faults.append(f"{path.relative_to(top).as_posix()}: a link that leads out of the folder")
+            elif suffix == ".ipynb":
                 count += 1
                 if count > _MOST_NOTEBOOKS:
                     submission.faults.append(f"more than {_MOST_NOTEBOOKS} notebooks: the others were left out")
                     return
-                _read_file(submission, Path(at) / name, top)
-            elif name.endswith(".zip"):
-                _read_archive(submission, Path(at) / name)
+                _read_file(submission, path, top)
+            else:
+                _read_archive(submission, path)
     if not count and not submission.notebooks and not submission.faults:
         submission.faults.append("no notebook in the folder")
 
@@ -101,19 +108,19 @@ def _read_folder(submission: Submission, folder: Path, top: Path) -> None:
 def _read_file(submission: Submission, path: Path, top: Path) -> None:
     name = path.relative_to(top).as_posix()
     try:
-        _add(submission, name, path.stat().st_mtime, read_bytes(path))
+        _add(submission, name, path.stat().st_mtime, read_bytes(path, limit=_MOST_BYTES))
     except (ValueError, OSError) as error:
         submission.faults.append(_fault(name, error))
 
 
 def _read_archive(submission: Submission, path: Path) -> None:
     try:
-        with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
-            left = MAX_BYTES
+        with zipfile.ZipFile(io.BytesIO(read_bytes(path, limit=_MOST_BYTES))) as archive:
+            left = _MOST_BYTES
             for member in _notebooks_in(archive):
                 name = f"{path.name}/{member.filename}"
                 if (left := left - member.file_size) < 0:
-                    raise ValueError(f"more than {MAX_BYTES >> 20} MiB of notebooks in one archive")
+                    raise ValueError(f"more than {_MOST_BYTES >> 20} MiB of notebooks in one archive")
                 with archive.open(member) as file:
                     data = file.read(member.file_size + 1)  # what the header says, whatever the rest unpacks to
                 try:
@@ -130,7 +137,8 @@ def _notebooks_in(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
     members = [
         member
         for member in archive.infolist()
-        if member.filename.endswith(".ipynb") and not _SKIPPED & set(PurePosixPath(member.filename).parts)
+        for path in [PurePosixPath(member.filename)]
+        if path.suffix.lower() == ".ipynb" and not path.name.startswith("._") and not _SKIPPED & set(path.parts)
     ]
     yield from members[:_MOST_NOTEBOOKS]
 
@@ -154,7 +162,8 @@ def _add(submission: Submission, name: str, modified: float, data: bytes) -> Non
         cells = [cell for sheet in sheets if isinstance(sheet, dict) for cell in sheet.get("cells", ())]
     if not isinstance(cells, list):
         raise ValueError(f"{name} is no notebook: it has no list of cells")
-    usable = tuple(cell for cell in cells if isinstance(cell, dict))
+    # Outputs are not looked at, and can be most of a file.
+    usable = tuple({k: v for k, v in cell.items() if k != "outputs"} for cell in cells if isinstance(cell, dict))
     submission.notebooks.append(Notebook(name=name, modified=modified, cells=usable))
 
 
