@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tplab.lab.exercises import check_place
 from tplab.lab.exercises.placement import PCIE_WORDS, Topology, _topologies
@@ -43,7 +44,9 @@ def by_machine(topo: str) -> Any:
     return place(Machine.from_topo(topo, gpu="v100-32gb" if v100 else "h100"), 2, 2, 1).groups[0]
 
 
-@pytest.mark.parametrize("form", [list, np.array, lambda groups: [[f"GPU{gpu}" for gpu in group] for group in groups]])
+@pytest.mark.parametrize(
+    "form", [list, np.array, torch.tensor, lambda groups: [[f"GPU{gpu}" for gpu in each] for each in groups]]
+)
 def test_all_choices_tried_pass_in_every_form(form: Callable[[Any], Any]) -> None:
     for _ in range(10):  # numbers are dealt anew each time
         verdict = check_place(lambda topo: form(exhaustive(topo)))
@@ -114,6 +117,7 @@ def nics_count_as_gpus(topo: str) -> Any:
         (lambda topo: [(0, 1, 2, 3)], r"it returned \[\(0, 1, 2, 3\)\]"),
         (lambda topo: [(0, 1), (1, 2)], "GPU1 is there twice"),
         (lambda topo: [(0, 1), (2, 9)], r"9 is no GPU of this machine: they are GPU0 to GPU\d"),
+        (lambda topo: torch.tensor([[[0, 1], [2, 3]]] * 2), r"tensor\(\[0, 1\]\) is no GPU"),
         (lambda topo: [(False, True), (2, 3)], "False is no GPU"),
         (lambda topo: [("GPU0", "NIC0"), (2, 3)], "'NIC0' is no GPU"),
         (lambda topo: "GPU0", "it returned 'GPU0'"),

@@ -26,6 +26,7 @@ from tplab.lab.progress import (
     file_in,
     progress_file,
 )
+from tplab.shown import counted
 
 _NUMBERED = re.compile(r"(\d\d)-.*\.ipynb")
 _PREDICTION = re.compile(r'\bPredict\((?:(?!\bPredict\()[\s\S])*?\bname="(\d\d-[a-z0-9-]+)"')
@@ -80,7 +81,7 @@ class ProgressTable:
         for notebook in self.notebooks:
             predictions, exercises = notebook.open
             parts = [
-                f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
+                counted(len(names), kind)
                 for names, kind in ((predictions, "prediction"), (exercises, "exercise"))
                 if names
             ]

@@ -13,6 +13,7 @@ from tplab.checks import ArgumentError, check_one_of
 from tplab.lab.claims.findings import Case, Finding, between, chosen, equal, said
 from tplab.lab.claims.ledger import Claim, claims
 from tplab.models.spec import ModelConfig
+from tplab.shown import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,7 +219,7 @@ def _read_steps(frames: "list[pd.DataFrame]", claim: Claim, badge: str) -> Findi
         facts={
             "in all": f"{sums} all-reduces and {gathers} all-gather a step for {_MODEL.num_layers} layers: one "
             "all-reduce is for the embedding, the gather for the choice of the token",
-            "back": f"{back} message{'s' * (back != 1)} a step to tell the other stages the new token",
+            "back": f"{counted(back, 'message')} a step to tell the other stages the new token",
         },
         badge=badge,
     )

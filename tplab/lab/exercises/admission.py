@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tplab.lab.exercises.answers import as_count
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
@@ -192,9 +193,9 @@ def _groups(made: Any, waiting: int) -> Groups:
 
 
 def _place(value: Any, waiting: int) -> int:
-    number = value.item() if hasattr(value, "item") else value  # of numpy or torch
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < waiting:
-        raise ValueError(f"{shown(number)} is no place in the queue: they go from 0 to {waiting - 1}.")
+    number = as_count(value)
+    if number is None or not 0 <= number < waiting:
+        raise ValueError(f"{shown(value)} is no place in the queue: they go from 0 to {waiting - 1}.")
     return number
 
 

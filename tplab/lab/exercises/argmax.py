@@ -13,6 +13,7 @@ from tplab.cluster import Cluster
 from tplab.lab.exercises.on_ranks import as_tensor, described
 from tplab.lab.exercises.trial import Seen, Trial, check_cluster
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker
+from tplab.shown import counted
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def check_argmax(
     trial = Trial(cluster, my_argmax, timeout=timeout)
     short = 1 if n == 2 else n + 1  # the last rank has nothing
     for tokens, vocabulary, dtype in ((40, 1003, "float32"), (40, 4003, "bfloat16"), (10, short, "float32")):
-        context = f"With {vocabulary:,} token{'s' * (vocabulary > 1)} of vocabulary over {n} ranks"
+        context = f"With {counted(vocabulary, 'token')} of vocabulary over {n} ranks"
         seen = trial.run(_prepare, _judge, tokens, vocabulary, dtype, context=context)
         if fault := _fault(seen, tokens, vocabulary):
             raise NotYetError(f"{context}: {fault}")

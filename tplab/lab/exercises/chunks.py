@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tplab.lab.exercises.answers import as_count, as_numbers
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.costs import Costs
@@ -132,18 +133,15 @@ def check_chunks(chunks: Callable[[int, int, ChunkCost], Any]) -> Verdict:
 
 def _lengths(made: Any, num_tokens: int) -> list[int]:
     """What was returned, as numbers. Raises ``ValueError`` in the learner's words."""
-    try:
-        values = None if isinstance(made, str | bytes | dict) else list(made)
-    except TypeError:
-        values = None
+    values = as_numbers(made)
     if values is None:
         raise ValueError(f"it must return a list of chunk lengths, such as [600, 400]; it returned {shown(made)}.")
     lengths: list[int] = []
     for j, value in enumerate(values):
-        number = value.item() if hasattr(value, "item") else value  # of numpy or torch
-        if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1 or number < 1:
-            raise ValueError(f"chunk {j} has {shown(number)} tokens: every length must be a whole number, 1 at least.")
-        lengths.append(int(number))
+        number = as_count(value)
+        if number is None or number < 1:
+            raise ValueError(f"chunk {j} has {shown(value)} tokens: every length must be a whole number, 1 at least.")
+        lengths.append(number)
     if sum(lengths) != num_tokens:
         raise ValueError(
             f"it returned {counted(sum(lengths), 'token')} in {counted(len(lengths), 'chunk')}, and the prompt has "

@@ -16,6 +16,7 @@ from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_f
 from tplab.models.precision import PRECISIONS, itemsize
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
+from tplab.shown import counted
 from tplab.topology.verification.memory import ShardPlan, measure_shards
 
 _BATCH, _CONTEXT = 2, 5
@@ -79,8 +80,8 @@ def check_kv_bytes(
             raise NotYetError(f"it must return one number for each of the {places} ranks; it returned {got!r:.80}.")
         if len(mine) != places:
             raise NotYetError(
-                f"{described} there are {places} ranks (tp · stages); it returned {len(mine)} number"
-                f"{'s' * (len(mine) != 1)}: {mine!r:.80}."
+                f"{described} there are {places} ranks (tp · stages); it returned "
+                f"{counted(len(mine), 'number')}: {mine!r:.80}."
             )
         try:
             want = allocated(cluster, cfg, tp, timeout=timeout)

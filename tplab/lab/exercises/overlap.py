@@ -8,6 +8,7 @@ from tplab.cluster import Cluster
 from tplab.lab.exercises.answers import as_count
 from tplab.lab.exercises.trial import check_cluster, check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
+from tplab.shown import counted
 
 MOST_CHUNKS = 64
 """The largest chunk count that may be chosen."""
@@ -64,8 +65,9 @@ def check_chunk_choice(cluster: Cluster, num_chunks: Callable[..., Any]) -> Verd
         regret = layer.total_us(chosen) / layer.total_us(best) - 1
         if regret > _REGRET:
             raise NotYetError(
-                f"{described}, {_counted(chosen)} take{'s' * (chosen == 1)} {layer.total_us(chosen):,.0f} µs, the best "
-                f"({best}) {layer.total_us(best):,.0f} µs: {regret:.0%} slower, at most {_REGRET:.0%} is asked. "
+                f"{described}, {counted(chosen, 'chunk')} take{'s' * (chosen == 1)} {layer.total_us(chosen):,.0f} µs, "
+                f"the best ({best}) {layer.total_us(best):,.0f} µs: {regret:.0%} slower, at most {_REGRET:.0%} is "
+                f"asked. "
                 + (
                     "Every chunk pays the latency and the start-up once more."
                     if chosen > best
@@ -89,10 +91,6 @@ def _asked(num_chunks: Callable[..., Any], layer: _Layer, described: str) -> int
             f"{described}: it must return a whole number of chunks, 1 to {MOST_CHUNKS}; it returned {got!r:.60}."
         )
     return count
-
-
-def _counted(chunks: int) -> str:
-    return f"{chunks} chunk{'s' * (chunks > 1)}"
 
 
 def _drawn(count: int) -> Iterator[_Layer]:
@@ -122,5 +120,5 @@ def _measured(cluster: Cluster, num_chunks: Callable[..., Any]) -> str:
     best = counts[int(times.to_numpy().argmin())]
     return (
         f"Measured here, over an emulated link of {link.latency_us:,.0f} µs and {link.bandwidth_GBps:g} GB/s: your "
-        f"{_counted(chosen)} {times[chosen] / 1e3:.1f} ms, the best ({best}) {times[best] / 1e3:.1f} ms."
+        f"{counted(chosen, 'chunk')} {times[chosen] / 1e3:.1f} ms, the best ({best}) {times[best] / 1e3:.1f} ms."
     )

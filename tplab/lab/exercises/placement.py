@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from tplab.lab.exercises.answers import as_count
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.shown import shown
 from tplab.topology.machine.presets import DGX1_NVLINKS
@@ -206,9 +207,8 @@ def _groups(made: Any, num_gpus: int) -> Groups:
 
 def _gpu(value: Any, num_gpus: int) -> int:
     """A GPU's number, also as the table has it: ``GPU3``."""
-    number = value.item() if hasattr(value, "item") else value
-    if isinstance(number, str) and number.removeprefix("GPU").isdigit():
-        number = int(number.removeprefix("GPU"))
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_gpus:
-        raise ValueError(f"{shown(number)} is no GPU of this machine: they are GPU0 to GPU{num_gpus - 1}.")
+    named = isinstance(value, str) and value.removeprefix("GPU").isdigit()
+    number = int(value.removeprefix("GPU")) if named else as_count(value)
+    if number is None or not 0 <= number < num_gpus:
+        raise ValueError(f"{shown(value)} is no GPU of this machine: they are GPU0 to GPU{num_gpus - 1}.")
     return number

@@ -13,6 +13,7 @@ from tplab.cluster import Cluster
 from tplab.lab.exercises.on_ranks import as_tensor, described
 from tplab.lab.exercises.trial import Seen, Trial, check_cluster
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker
+from tplab.shown import counted
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def check_ring(
         )
     trial = Trial(cluster, my_ring_all_reduce, timeout=timeout, on_hang=_ON_HANG)
     for length, dtype in _CASES:
-        context = f"With {length:,} element{'s' * (length > 1)} of {dtype}"
+        context = f"With {counted(length, 'element')} of {dtype}"
         seen = trial.run(_prepare, _judge, length, dtype, context=context)
         itemsize = seen[0].value["itemsize"]
         if fault := _fault(seen, length, itemsize):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tplab.lab.exercises.answers import as_number
 from tplab.lab.exercises.trial import check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.models.spec import ModelSpec
@@ -80,12 +81,13 @@ def check_score(score: Score) -> Verdict:
                 value: Any = score(tp, pp, machine, workload)
             except Exception as error:
                 not_yet_for(error, score, f"For TP {tp} x PP {pp} on {_where(advice)}")
-            if not _is_number(value):
+            number = as_number(value)
+            if number is None:
                 raise NotYetError(
                     f"score must return a finite number; for TP {tp} x PP {pp} on {_where(advice)} it gave "
                     f"{shown(value)}."
                 )
-            scores.append(float(value))
+            scores.append(number)
         truth = [option.prediction.output_tokens_per_s for option in options]
         correlation, regret, chosen = judged(scores, truth)
         found.append((correlation, regret, advice, str(options[chosen].layout)))
@@ -108,13 +110,6 @@ def judged(scores: Sequence[float], truth: Sequence[float]) -> tuple[float, floa
     chosen = min(tied, key=lambda i: truth[i])
     correlation = spearman(scores, truth)
     return (0.0 if math.isnan(correlation) else correlation), 1 - truth[chosen] / max(truth), chosen
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return not isinstance(value, str | bool) and math.isfinite(float(value))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
 
 
 def _where(advice: Advice) -> str:
