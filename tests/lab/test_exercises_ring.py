@@ -317,7 +317,7 @@ def through_the_store(rank, x):
         (every_chunk_twice, "in 9 messages; .* Which chunk goes out twice"),
         (library, "counted besides: all-reduce"),
         (gathers, "counted besides: all-gather"),
-        (with_chunk, "With 3 elements of float32: .*IndexError"),
+        (with_chunk, r"^line 7 of go_round: IndexError.*with 3 elements of float32"),
         (
             receives_into_a_chunk_like_the_one_that_goes,
             # On a busy machine another rank's lost connection may be known before the end of the one that lost it.
