@@ -72,8 +72,8 @@ def explain_calls(calls: pd.DataFrame, launch: pd.DataFrame) -> str:
     inside, outside = calls["function_ms"].median(), calls["overhead_ms"].median()
     return (
         f"A call took {call_ms:.1f} ms (median of {len(calls)}): {inside:.1f} ms in the function on the slowest rank, "
-        f"{outside:.1f} ms on the way there and back. Starting the ranks took {start_s:.1f} s, as long as "
-        f"{1e3 * start_s / call_ms:,.0f} calls."
+        f"{outside:.1f} ms on the way there and back, each a median of its own. "
+        f"Starting the ranks took {start_s:.1f} s, as long as {1e3 * start_s / call_ms:,.0f} calls."
     )
 
 
