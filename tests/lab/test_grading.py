@@ -17,7 +17,7 @@ from tplab.lab.exercises import EXERCISES
 from tplab.lab.grading import submissions
 from tplab.lab.grading.answers import find_answer
 from tplab.lab.grading.confined import landlock_version
-from tplab.lab.grading.grades import grade_folder
+from tplab.lab.grading.grades import Grade, grade_folder
 from tplab.lab.grading.outside import Outcome, run_answer
 from tplab.lab.grading.submissions import Notebook, Submission, find_submissions, learner_of
 
@@ -291,6 +291,19 @@ def test_a_folder_is_graded_on_ranks_and_everybody_gets_a_report(
     assert {path.name for path in Path("reports").iterdir()} == {"ada.md", "bob.md", "dora.md", "eve.md"}
     assert "1 of 1 points" in Path("reports/ada.md").read_text()
     assert "rank" in Path("reports/bob.md").read_text()
+
+
+def test_an_interrupt_keeps_the_learners_that_are_done(tmp_path: Path) -> None:
+    for name in ("ada", "bob", "eve"):
+        write(tmp_path / f"{name}-00.ipynb", "def reduce(rank, x):\n    pass")
+
+    def on_grade(grade: Grade) -> None:
+        if grade.learner == "bob":
+            raise KeyboardInterrupt
+
+    grades = grade_folder(tmp_path, on_grade=on_grade)
+    assert grades.not_graded == ("bob", "eve")
+    assert grades.table["learner"].tolist() == ["ada"]
 
 
 def test_names_and_words_of_learners_cannot_leave_the_reports(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def add_grade(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="grade learners' notebooks: a table, a report for each learner",
         description="Run every answer in FOLDER (a folder or zip file for each learner, or files such as ada-02.ipynb) "
         "through its checker, in a process and on ranks of its own. Marks: ok passed, x not passed, . as handed out. "
-        "Exit status 1 if something handed in could not be read. SECURITY.md says what keeps learners' code in.",
+        "Exit status 1 if something handed in could not be read, or Ctrl-C ended it before all were graded. "
+        "SECURITY.md says what keeps learners' code in.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="what the learners handed in")
     parser.add_argument("--exercises", help="comma-separated, such as 02-ring,03-mlp (default: all that are found)")
@@ -76,7 +77,9 @@ def _grade(arguments: argparse.Namespace) -> int:
     print(f"Wrote {len(written)} reports to {arguments.reports}.")
     if csv is not None:
         words.write_csv("--csv", grades.frame, csv)
-    return 1 if damaged else 0
+    if grades.not_graded:
+        print(f"Interrupted: not graded are {', '.join(grades.not_graded)}.")
+    return 1 if damaged or grades.not_graded else 0
 
 
 def add_solutions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -53,6 +53,8 @@ class Grades:
     """One for each learner and exercise."""
     faults: Mapping[str, Sequence[str]]
     """Learner -> what of the submission could not be read; every learner is a key."""
+    not_graded: tuple[str, ...] = ()
+    """Learners whose turn had not come, or was not over, when grading was interrupted."""
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -129,6 +131,8 @@ def grade_folder(
 ) -> Grades:
     """Grade every answer of every learner in ``folder``: each in a fresh process with ranks of its own.
 
+    An interrupt (Ctrl-C) ends it with the learners that are done, if there are any.
+
     Args:
         folder: learners' folders, zip files or notebooks.
         exercises: names of those to grade; None: all that are found in any submission.
@@ -149,16 +153,24 @@ def grade_folder(
             name for name, exercise in EXERCISES.items() if any(find_answer(each, exercise) for each in submissions)
         ]
         asked = found or list(EXERCISES)
-    grades = []
+    grades: list[Grade] = []
+    faults: dict[str, tuple[str, ...]] = {}
     for submission in submissions:
-        for name in asked:
-            stub = (stubs or {}).get(name, "")
-            grade = _grade(submission, EXERCISES[name], stub, timeout=timeout, memory_bytes=memory_GB * 1e9)
-            grades.append(grade)
-            if on_grade is not None:
-                on_grade(grade)
-    faults = {submission.learner: tuple(submission.faults) for submission in submissions}
-    return Grades(grades=tuple(grades), faults=faults)
+        own = []
+        try:
+            for name in asked:
+                stub = (stubs or {}).get(name, "")
+                own.append(_grade(submission, EXERCISES[name], stub, timeout=timeout, memory_bytes=memory_GB * 1e9))
+                if on_grade is not None:
+                    on_grade(own[-1])
+        except KeyboardInterrupt:
+            if not faults:
+                raise
+            break
+        grades += own
+        faults[submission.learner] = tuple(submission.faults)
+    late = tuple(submission.learner for submission in submissions if submission.learner not in faults)
+    return Grades(grades=tuple(grades), faults=faults, not_graded=late)
 
 
 def _grade(submission: Submission, exercise: Exercise, stub: str, *, timeout: float, memory_bytes: float) -> Grade:
