@@ -64,7 +64,7 @@ def test_explain_calls_sets_a_call_beside_a_start() -> None:
     calls = pd.DataFrame({"call_ms": [2.0, 4.0, 90.0], "function_ms": [1.0, 1.5, 2.0], "overhead_ms": [1.0, 2.5, 88.0]})
     assert explain_calls(calls, launch_of("gloo")) == (
         "A call took 4.0 ms (median of 3): 1.5 ms in the function on the slowest rank, 2.5 ms on the way there and "
-        "back. Starting the ranks took 2.0 s, as long as 500 calls."
+        "back, each a median of its own. Starting the ranks took 2.0 s, as long as 500 calls."
     )
 
 
