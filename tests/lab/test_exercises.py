@@ -46,14 +46,18 @@ def raises(rank, x):
     raise NameError("x is not what you think")
 
 
-def deadlocks(rank, x):
-    if rank.index == 0:
-        dist.all_reduce(x, group=rank.group)
-    return x
+def by_logarithms(rank, x):
+    """Right but for the last bits."""
+    sign, size = x.sign(), x.abs().log() * 1.000001
+    dist.all_reduce(sign, op=dist.ReduceOp.PRODUCT, group=rank.group)
+    dist.all_reduce(size, group=rank.group)
+    return (sign * size.exp()).tolist()
 
 
-def test_the_reference_passes(cluster: Cluster) -> None:
-    assert check_reduction(cluster, product).passed
+@pytest.mark.parametrize("right", [product, by_logarithms])
+def test_right_answers_pass(cluster: Cluster, right: object) -> None:
+    verdict = check_reduction(cluster, right)  # type: ignore[arg-type]
+    assert verdict.passed, verdict.message
 
 
 @pytest.mark.parametrize(
@@ -71,9 +75,3 @@ def test_wrong_answers_fail_and_say_why(cluster: Cluster, wrong: object, says: s
     verdict = check_reduction(cluster, wrong)  # type: ignore[arg-type]
     assert not verdict.passed
     assert says in verdict.message
-
-
-def test_a_deadlock_is_told_as_one(cluster: Cluster) -> None:
-    verdict = check_reduction(cluster, deadlocks, timeout=2)
-    assert not verdict.passed
-    assert "did not answer within 2 s" in verdict.message

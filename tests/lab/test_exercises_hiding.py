@@ -128,6 +128,10 @@ def copies_too_early(rank, x, weight, link):
     return y
 
 
+def in_16_bits(rank, x, weight, link):
+    return overlap(rank, x.bfloat16(), weight.bfloat16(), link).float()
+
+
 def no_sum(rank, x, weight, link):
     return F.linear(x, weight)
 
@@ -189,6 +193,7 @@ def one_piece_only(rank, x, weight, link):
         (one_behind_the_other, "There is one all-reduce"),
         (never_waits, "8 of 8 all-reduces were not waited for"),
         (copies_too_early, "rows are off"),
+        (in_16_bits, "rows are off.*By no more than rounding to 16 bits"),
         (no_sum, "nothing was summed over the ranks"),
         (around_the_link, "every sum goes over link.*counted besides: all-reduce"),
         (by_messages, "it sent messages besides those of link"),

@@ -162,7 +162,33 @@ def mlp_behind_the_counter(rank, x, gate, up, down):
     return y
 
 
-@pytest.mark.parametrize("right", [mlp, mlp_dealt, mlp_from_the_last])
+def of_all(times):
+    """With zeros for the weights of others: right, and no work saved, by operators that are no matmuls."""
+
+    def wrong(rank, x, gate, up, down):
+        gate, up, down = (weight.nan_to_num() for weight in (gate, up, down))
+        y = times(F.silu(times(x, gate)) * times(x, up), down)
+        dist.all_reduce(y, group=rank.group)
+        return y
+
+    return wrong
+
+
+mlp_by_elements_of_all = of_all(lambda a, w: (a.unsqueeze(-2) * w).sum(-1))
+mlp_by_convolutions_of_all = of_all(lambda a, w: F.conv1d(a.mT, w.unsqueeze(-1)).mT.contiguous())
+
+
+def mlp_by_elements_of_its_own(rank, x, gate, up, down):
+    each = gate.shape[0] // rank.world_size
+    mine = slice(rank.index * each, (rank.index + 1) * each)
+    gate, up, down = (weight.unsqueeze(0) for weight in (gate[mine], up[mine], down[:, mine]))
+    h = F.silu((x.unsqueeze(-2) * gate).sum(-1)) * (x.unsqueeze(-2) * up).sum(-1)
+    y = (h.unsqueeze(-2) * down).sum(-1)
+    dist.all_reduce(y, group=rank.group)
+    return y
+
+
+@pytest.mark.parametrize("right", [mlp, mlp_dealt, mlp_from_the_last, mlp_by_elements_of_its_own])
 def test_mlp_right(cluster: Cluster, right) -> None:
     verdict = check_mlp(cluster, right)
     assert verdict.passed, verdict.message
@@ -175,6 +201,8 @@ def test_mlp_right(cluster: Cluster, right) -> None:
         (mlp_alone, "multiplies with them"),
         (mlp_by_einsum, "multiplies with them"),
         (mlp_by_elements, "multiplies with them"),
+        (mlp_by_elements_of_all, "multiplied [24][.\\d]* times its share"),
+        (mlp_by_convolutions_of_all, "multiplied [24][.\\d]* times its share"),
         (mlp_on_rank_0, "multiplies with them"),
         (mlp_with_weights_of_others, "exactly one collective.*all-reduce, all-reduce, all-reduce"),
         (mlp_in_two_reduces, "exactly one collective"),

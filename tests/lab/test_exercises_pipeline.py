@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tplab.checks import ArgumentError
 from tplab.cluster import Cluster
 from tplab.lab.exercises import check_schedule
 from tplab.lab.exercises.pipeline import _SIZES
@@ -46,8 +49,16 @@ def split_backward(p: int, m: int) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "right",
-    [reference, as_actions, split_backward, lambda p, m: build_schedule("1f1b", p, m)],
-    ids=lambda f: f.__name__,
+    [
+        reference,
+        as_actions,
+        split_backward,
+        lambda p, m: build_schedule("1f1b", p, m),
+        lambda p, m: np.array(reference(p, m)),
+        lambda p, m: (iter(row) for row in reference(p, m)),
+        lambda p, m: {r: " ".join(row).lower() for r, row in enumerate(reference(p, m))},
+    ],
+    ids=["reference", "actions", "split backward", "a Schedule", "an array", "generators", "text by rank"],
 )
 def test_right_answers_in_every_form(right: Callable[[int, int], Any]) -> None:
     verdict = check_schedule(right)
@@ -170,7 +181,7 @@ def raises(p: int, m: int) -> Any:
         (backward_first, "3B0"),
         (forgets_the_last, "0B7"),
         (twice, "0F0"),
-        (other_stage, "rank 0, step 0"),
+        (other_stage, "rank 0, step 0: 3F0 is of stage 3, and rank 0 holds stage 0"),
         (only_even, "p=3, m=5.*F4"),
         (lambda p, m: [[f"{r}F{i}" for i in range(m)] for r in range(p)], "no backwards"),
         (lambda p, m: [[] for _ in range(p)], "0F0"),
@@ -179,6 +190,8 @@ def raises(p: int, m: int) -> Any:
         (lambda p, m: reference(p, m)[1:], "got 3 rows"),
         (lambda p, m: [["forward"]] * p, "rank 0, step 0: 'forward' is no action"),
         (lambda p, m: [[0]] * p, "rank 0, step 0: 0 is no action"),
+        (lambda p, m: [5] * p, "rank 0: its row must be a list of actions such as '0F0'; got 5"),
+        (lambda p, m: [repeat(None)] * p, "0F0"),
         (raises, r"^line 2 of raises: NotImplementedError: write me \(with p=4, m=8\)$"),
     ],
 )
@@ -193,6 +206,11 @@ def test_with_a_cluster_it_runs_for_real(cluster2: Cluster) -> None:
     verdict = check_schedule(reference, cluster2)
     assert verdict.passed, verdict.message
     assert "ran on 2 real ranks" in verdict.message
+
+
+def test_what_is_no_cluster_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"cluster must be a tplab\.Cluster"):
+        check_schedule(reference, 4)  # type: ignore[arg-type]
 
 
 def test_an_answer_that_is_wrong_only_on_the_cluster(cluster2: Cluster) -> None:

@@ -45,7 +45,13 @@ def by_machine(topo: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "form", [list, np.array, torch.tensor, lambda groups: [[f"GPU{gpu}" for gpu in each] for each in groups]]
+    "form",
+    [
+        list,
+        torch.tensor,
+        lambda groups: np.array(groups) * 1.0,
+        lambda groups: [[f"gpu{gpu}" for gpu in group] for group in groups],
+    ],
 )
 def test_all_choices_tried_pass_in_every_form(form: Callable[[Any], Any]) -> None:
     for _ in range(10):  # numbers are dealt anew each time
@@ -91,6 +97,12 @@ def largest_sum(topo: str) -> Any:
     return max(two_pairs(words), key=lambda groups: sum(10.0 ** speed(words, group) for group in groups))
 
 
+def first_digit(topo: str) -> Any:
+    """Reads one digit: NV4 above NV12."""
+    words = [[word[:3] if word.startswith("NV") else word for word in row] for row in words_of(topo)]
+    return max(two_pairs(words), key=lambda groups: min(speed(words, group) for group in groups))
+
+
 def as_text(topo: str) -> Any:
     """Compares words as text: NV2 above NV12."""
     words = words_of(topo)
@@ -110,6 +122,7 @@ def nics_count_as_gpus(topo: str) -> Any:
         (lambda topo: [(0, 3), (1, 2)], r"you take GPU0 with GPU3 and GPU1 with GPU2; between GPU\d and GPU\d lies"),
         (fastest_first, "The fastest pair is worth nothing if it leaves a slow one"),
         (largest_sum, "The fastest pair is worth nothing if it leaves a slow one"),
+        (first_digit, "lies NV4, and with other groups the slowest link is NV12"),
         (as_text, "with other groups the slowest link is"),
         (nics_count_as_gpus, "is no GPU of this machine"),
         (lambda topo: None, r"must return two groups of two GPUs, such as \[\(0, 2\), \(1, 3\)\]; it returned None"),

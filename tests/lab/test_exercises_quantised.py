@@ -176,7 +176,7 @@ def test_int8_right(cluster: Cluster, right) -> None:
         (exact_in_a_thread, "at most 0.55"),
         (exact_and_the_count_wiped, "at most 0.55"),
         (exact_through_the_store, "more exact than int8 messages"),
-        (addends_made_again, "That is no rounding"),
+        (addends_made_again, "That is more than rounding"),
         (own_times_n, "sum of all ranks' numbers"),
         (int8_owner_keeps_its_own, "different bits"),
         (nothing, "must return 4,096 numbers; it returned None"),

@@ -81,20 +81,13 @@ def test_only_all_three_repairs_pass_and_each_other_one_is_seen(
         assert (words in verdict.message) == (name not in repaired), verdict.message
 
 
-def test_on_four_ranks_every_layout_is_tried(clusters: Any, decoder: Any) -> None:
-    verdict = check_repair(clusters[4], decoder(*REPAIRS.values()))
+def test_on_four_ranks_every_layout_is_tried_and_tokens_may_come_in_any_form(clusters: Any, decoder: Any) -> None:
+    in_forms = "import numpy; return {1: torch.tensor, 6: tuple, 9: numpy.array}[len(prompt)](made)"
+    verdict = check_repair(clusters[4], decoder(*REPAIRS.values(), ("return made", in_forms)))
     assert verdict.passed, verdict.message
     assert "on TP 1 x PP 4, TP 2 x PP 2, TP 4 x PP 1" in verdict.message
     verdict = check_repair(clusters[4], decoder())
     assert all(words in verdict.message for words in SAYS.values()), verdict.message
-
-
-@pytest.mark.parametrize(
-    "form", ["return torch.tensor(made)", "return tuple(made)", "import numpy; return numpy.array(made)"]
-)
-def test_right_tokens_in_other_forms(cluster2: Cluster, decoder: Any, form: str) -> None:
-    verdict = check_repair(cluster2, decoder(*REPAIRS.values(), ("return made", form)))
-    assert verdict.passed, verdict.message
 
 
 @pytest.mark.parametrize(
@@ -112,11 +105,10 @@ def test_right_tokens_in_other_forms(cluster2: Cluster, decoder: Any, form: str)
         (("return made", "return [0.5 * t for t in made]"), "every rank must return the"),
         (("return made", "return made if rank == 0 else [t + 1 for t in made]"), "the ranks do not agree"),
         (("token = None", "token = ids[1]"), r"line \d+ of my_decoder: IndexError"),
-        (("            part.send(x)", "            pass"), "rank 1 was at line 9 of my_decoder"),
     ],
 )  # fmt: skip
 def test_other_wrong_answers(cluster2: Cluster, decoder: Any, change: tuple[str, str], says: str) -> None:
-    verdict = check_repair(cluster2, decoder(*REPAIRS.values(), change), timeout=3.0 if "send" in change[0] else 20.0)
+    verdict = check_repair(cluster2, decoder(*REPAIRS.values(), change))
     assert not verdict.passed
     assert re.search(says, verdict.message), verdict.message
 

@@ -3,14 +3,15 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tplab.lab.exercises import check_admit, check_chunks
+from tplab.checks import ArgumentError
+from tplab.lab.exercises import check_admit, check_chunks, check_place, check_schedule, check_score
 from tplab.lab.exercises.admission import _judged, _Load, _loads, _ring
 from tplab.lab.exercises.chunks import Prompt
 
@@ -66,11 +67,10 @@ def test_what_is_possible_is_what_trying_all_cuts_finds() -> None:
 
 
 def test_chunks_that_take_alike_pass_in_every_form() -> None:
-    forms = (np.array, torch.tensor, tuple, lambda lengths: [float(length) for length in lengths])
-    for form in forms[:2]:
-        verdict = check_chunks(lambda *given, form=form: form(shrinking(*given)))
-        assert verdict.passed, verdict.message
-        assert "8 prompts" in verdict.message
+    forms = cycle((np.array, torch.tensor, tuple, lambda lengths: [float(length) for length in lengths]))
+    verdict = check_chunks(lambda *given: next(forms)(shrinking(*given)))
+    assert verdict.passed, verdict.message
+    assert "8 prompts" in verdict.message
 
 
 def too_many(num_tokens: int, num_stages: int, cost: Any) -> list[int]:
@@ -142,10 +142,10 @@ def any_number(queue: list[int], ring: Any) -> list[list[int]]:
 
 
 def test_the_best_of_all_admissions_passes_in_every_form() -> None:
-    for form in (lambda groups: groups, lambda groups: tuple(map(np.array, groups))):
-        verdict = check_admit(lambda *given, form=form: form(any_number(*given)))
-        assert verdict.passed, verdict.message
-        assert "7 loads, every limit kept" in verdict.message
+    forms = cycle((list, lambda groups: tuple(map(np.array, groups)), lambda groups: [map(float, g) for g in groups]))
+    verdict = check_admit(lambda *given: next(forms)(any_number(*given)))
+    assert verdict.passed, verdict.message
+    assert "7 loads, every limit kept" in verdict.message
 
 
 def test_right_answers_have_room_below_the_bound() -> None:
@@ -205,6 +205,13 @@ def test_wrong_admissions(wrong: Any, says: str) -> None:
     verdict = check_admit(wrong)
     assert not verdict.passed
     assert re.search(says, verdict.message), verdict.message
+
+
+@pytest.mark.parametrize("check", [check_chunks, check_admit, check_place, check_score, check_schedule])
+def test_what_is_no_function_is_refused(check: Any) -> None:
+    for wrong in (5, None, "my_answer"):
+        with pytest.raises(ArgumentError, match="function must be your function itself, without parentheses"):
+            check(wrong)
 
 
 def test_micro_batches_that_take_unlike_are_named() -> None:

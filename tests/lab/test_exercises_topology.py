@@ -84,10 +84,11 @@ def raises(cfg, tp):
     raise NotImplementedError("write me")
 
 
-def right_as_integers(cfg, tp):
-    import numpy as np
+def right_as_table(cfg, tp):
+    """Whole numbers of NumPy, which are no int, in a table of pandas."""
+    import pandas as pd
 
-    return np.array(right(cfg, tp))  # whole numbers of NumPy, which are no int
+    return pd.DataFrame(right_in_rows(cfg, tp), dtype="int64")
 
 
 def right_as_tensor(cfg, tp):
@@ -116,7 +117,7 @@ def reversed_stages(cfg, tp):
 
 
 @pytest.mark.parametrize(
-    "answer", [right, right_as_array, right_as_integers, right_as_tensor, right_in_rows, right_one_by_one]
+    "answer", [right, right_as_array, right_as_table, right_as_tensor, right_in_rows, right_one_by_one]
 )
 def test_kv_bytes_reference(cluster, answer):
     verdict = check_kv_bytes(cluster, answer)
@@ -127,7 +128,7 @@ def test_kv_bytes_reference(cluster, answer):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda cfg, tp: None, "one number for each of the 1 ranks; it returned None"),
+        (lambda cfg, tp: None, "a list with a number for each rank, here 1; it returned None"),
         (lambda cfg, tp: [], "returned 0 numbers"),
         (lambda cfg, tp: "12", "it returned '12'"),
         (lambda cfg, tp: [None] * tp * len(cfg.layers_of_stage), "what it returned for rank 0 is no number: None"),
@@ -140,10 +141,11 @@ def test_kv_bytes_reference(cluster, answer):
         (cut_evenly, "share a key-value head: it needs key-value heads 0 to 0, whole"),
         (rounded_up, "it needs key-value heads 0 to 1, whole"),
         (query_heads, "bytes a token, you say"),
-        (keys_only, "Half: there are keys and values"),
+        (keys_only, "Half: there are keys and values, and a number takes 2 bytes"),
+        (lambda cfg, tp: right(cfg, tp)[0], "must return a list with a number for each rank, here 1; it returned 2048"),
         (all_layers, "of its own stage's layers only, here 5"),
         (average_stage, "this one has 5 layers, not the average"),
-        (largest_only, "one number for each"),
+        (largest_only, "a number for each"),
         (first_stage_only, "there are 4 ranks"),
         (bf16_always, "you say"),
         (one_too_many, "allocated"),
@@ -258,7 +260,7 @@ def test_score_wrong_answers(answer):
     [
         (
             lambda tp, pp, machine, workload: None,
-            "must return a finite number; for TP 1 x PP 2 on 8 x h100, 1 requests in flight it gave None",
+            "must return a finite number; for TP 1 x PP 2 on 8 x h100, 1 request in flight it gave None",
         ),
         (lambda tp, pp, machine, workload: float("nan"), "it gave nan"),
         (lambda tp, pp, machine, workload: "1", "it gave '1'"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tplab.lab.exercises.answers import as_count
+from tplab.lab.exercises.trial import check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
@@ -149,6 +150,7 @@ def check_admit(admit: Callable[[list[int], DecodeRing], Any]) -> Verdict:
     last ones. Passes with at least 95 % of the tokens per second that are possible and no token later than
     ``ring.tpot_limit_s`` after the one before, for 7 loads, drawn anew each time.
     """
+    check_function(admit)
     count, least = 0, 1.0
     for load in _loads():
         try:

@@ -33,6 +33,7 @@ def as_numbers(value: Any) -> list[Any] | None:
 
     The members are not looked at.
     """
+    value = value.to_numpy() if hasattr(value, "to_numpy") else value  # a table of pandas
     tolist = getattr(value, "tolist", None)
     if callable(tolist) and not isinstance(value, type):
         value = tolist()

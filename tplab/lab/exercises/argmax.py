@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_TOKEN = 16
 """What a rank may send for a row, times n: a number and a token, each of 8 bytes."""
+_FRAME_BYTES = 128
+"""What it may send in a call besides, times n: what ``all_gather_object`` puts around a list."""
 _KINDS = ("drawn", "ties", "masked on all other ranks", "the same everywhere", "masked everywhere")
 """What the rows of logits are, in turns."""
 
@@ -155,7 +157,7 @@ def _fault(seen: Sequence[Seen], tokens: int, vocabulary: int) -> str | None:
                 f"logits: use torch's collectives or messages."
             )
         sent = sum(call.wire_bytes for call in each.calls)
-        if sent > _BYTES_PER_TOKEN * n * tokens:
+        if sent > n * (_BYTES_PER_TOKEN * tokens + _FRAME_BYTES):
             logits = f", and its logits are {4 * vocabulary // n:,}" if sent >= 2 * tokens * vocabulary / n else ""
             return (
                 f"right, but rank {each.rank} sends {sent / tokens:,.0f} bytes per row; at most {_BYTES_PER_TOKEN} · n "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tplab.lab.exercises.answers import as_count, as_numbers
+from tplab.lab.exercises.trial import check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.costs import Costs
@@ -113,6 +114,7 @@ def check_chunks(chunks: Callable[[int, int, ChunkCost], Any]) -> Verdict:
     Passes if the chunks make up the prompt and the last one leaves the last stage at most 5 % later than possible, for
     8 prompts and costs, two of them drawn anew each time.
     """
+    check_function(chunks)
     count, worst = 0, 1.0
     for prompt in _prompts():
         try:

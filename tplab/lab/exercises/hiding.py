@@ -36,6 +36,8 @@ _START_MS = 0.2
 _LATENCY_US = 200.0
 _STAMP_BYTES = 8  # that the link sends with every message
 _TRIES = 10
+_ROUNDED = 0.02
+"""Error over the largest number below which it may come of fewer bits."""
 _SLOWER = 1.2
 """A machine so busy that the product alone takes longer than this, in units of what it should, is not made allowance
 for: one after the other would take 1.4."""
@@ -238,7 +240,7 @@ def _judge(rank: "Rank", seed: int, got: Any, link: EmulatedLink) -> dict[str, A
     want = torch.stack(parts).sum(0)
     error = (returned.detach().double() - want).abs() / want.abs().max()
     off = (~(error < 1e-5)).any(1)
-    told["off"] = int(off.sum())
+    told["off"], told["worst"] = int(off.sum()), float(error.max())
     told["first_off"] = int(off.nonzero()[0]) if told["off"] else None
     told["own"] = bool(torch.allclose(returned.detach().double()[off], parts[rank.index][off], atol=1e-3))
     return told
@@ -266,11 +268,11 @@ def _fault(seen: Sequence[Seen]) -> str | None:
                 f"this rank's own part. Keep what link.start_all_reduce gives, and wait() for each before you return."
             )
         if told["off"]:
-            hint = (
-                "There they are this rank's own part: was it summed, and in place?"
-                if told["own"]
-                else "Does anything read or change y between start_all_reduce and wait?"
-            )
+            hint = "Does anything read or change y between start_all_reduce and wait?"
+            if told["own"]:
+                hint = "There they are this rank's own part: was it summed, and in place?"
+            elif told["worst"] < _ROUNDED:
+                hint = "By no more than rounding to 16 bits does: multiply and sum in x's own dtype."
             return (
                 f"{who}: {told['off']} of {_TOKENS} rows are off, the first is {told['first_off']}; expected "
                 f"x @ weight.T of all ranks together. {hint}"

@@ -77,7 +77,10 @@ def check_kv_bytes(
         places = tp * len(cfg.layers_of_stage)
         mine = as_numbers(got)
         if mine is None:
-            raise NotYetError(f"it must return one number for each of the {places} ranks; it returned {got!r:.80}.")
+            raise NotYetError(
+                f"{described}: it must return a list with a number for each rank, here {places}; it returned "
+                f"{got!r:.80}."
+            )
         if len(mine) != places:
             raise NotYetError(
                 f"{described} there are {places} ranks (tp · stages); it returned "
@@ -168,5 +171,5 @@ def _hint(cfg: CacheConfig, tp: int, stage: int, place: int, mine: float, true: 
             f"key-value head: it needs key-value heads {first} to {last}, whole."
         )
     if ratio == 0.5:
-        return "Half: there are keys and values."
+        return f"Half: there are keys and values, and a number takes {cfg.bytes_per_number} bytes."
     return "Per token: keys and values, of the stage's layers, of this rank's key-value heads, times bytes per number."

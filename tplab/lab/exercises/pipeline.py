@@ -1,10 +1,11 @@
 """Notebook 05: a pipeline schedule that is right, as fast as 1F1B, and holds no more than it has to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from tplab.cluster import Cluster, ClusterError
-from tplab.lab.exercises.trial import check_function
+from tplab.lab.exercises.trial import check_cluster, check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
@@ -15,12 +16,15 @@ from tplab.pipeline.schedule import OPS, Action, Op, Schedule
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 from tplab.pipeline.validation import faults
+from tplab.shown import counted
 
 _SIZES = ((4, 8), (2, 2), (3, 5), (4, 2), (1, 3), (5, 16))
 """p and m: also odd ones, fewer micro-batches than ranks, and a single rank."""
 _TIMES = ((1.0, 1.0, 1.0), (2.0, 0.5, 1.0))
 """F, I and W: a backward longer than a forward, and a shorter one."""
 _RUN_S = 0.005
+_MOST_CELLS = 10_000
+"""Longest row that is read, waits included."""
 
 
 @checker("05-schedule")
@@ -35,6 +39,8 @@ def check_schedule(schedule: Callable[[int, int], Any], cluster: Cluster | None 
         cluster: run the table of as many ranks for real, too, with emulated compute.
     """
     check_function(schedule)
+    if cluster is not None:
+        check_cluster(cluster)
     for p, m in _SIZES:
         _check(schedule, p, m)
     if cluster is not None:
@@ -62,23 +68,48 @@ def _check(schedule: Callable[[int, int], Any], p: int, m: int) -> Schedule:
 
 def _table(made: Any, p: int, m: int) -> Schedule:
     """What was returned as a table. Raises ``ValueError`` in the learner's words."""
-    rows = made.ranks if isinstance(made, Schedule) else made
-    if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) != p:
-        got = f"{len(rows)} rows" if isinstance(rows, Sequence) and not isinstance(rows, str) else f"{made!r:.60}"
+    rows = _listed_out(made.ranks if isinstance(made, Schedule) else made)
+    if rows is None or len(rows) != p:
+        got = f"{made!r:.60}" if rows is None else counted(len(rows), "row")
         raise ValueError(f"it must return one row of actions for each of the {p} ranks; got {got}.")
+    cells = [_listed_out(row.split() if isinstance(row, str) else row) for row in rows]
+    for rank, row in enumerate(cells):
+        if row is None:
+            raise ValueError(
+                f"rank {rank}: its row must be a list of actions such as '{rank}F0'; got {rows[rank]!r:.60}."
+            )
+    table = [[_action(cell, rank, step) for step, cell in enumerate(row or ())] for rank, row in enumerate(cells)]
+    for rank, actions in enumerate(table):
+        elsewhere = next((action for action in actions if action is not None and action.stage != rank), None)
+        if elsewhere is not None:
+            step = actions.index(elsewhere)
+            raise ValueError(
+                f"rank {rank}, step {step}: {elsewhere} is of stage {elsewhere.stage}, and rank {rank} holds stage "
+                f"{rank}."
+            )
     return Schedule(
         name="yours",
         num_stages=p,
         num_micro_batches=m,
-        ranks=tuple(tuple(_action(cell, rank, step) for step, cell in enumerate(row)) for rank, row in enumerate(rows)),
+        ranks=tuple(map(tuple, table)),
     )
+
+
+def _listed_out(made: Any) -> list[Any] | None:
+    """The members of a list, tuple, array or generator, or of a dict that is keyed 0, 1, ...; None for anything else.
+    Not more than any table has, of a generator without an end."""
+    if isinstance(made, Mapping):
+        made = [made[key] for key in range(len(made))] if set(made) == set(range(len(made))) else None
+    if isinstance(made, str) or not isinstance(made, Iterable):
+        return None
+    return list(islice(made.tolist() if hasattr(made, "tolist") else made, _MOST_CELLS))
 
 
 def _action(cell: Any, rank: int, step: int) -> Action | None:
     if cell is None or cell == "" or isinstance(cell, Action):
         return cell or None
     try:
-        return Action.parse(cell)
+        return Action.parse(cell.strip().upper())
     except (TypeError, ValueError, AttributeError):
         raise ValueError(f"rank {rank}, step {step}: {cell!r} is no action; write such as '{rank}F0'.") from None
 

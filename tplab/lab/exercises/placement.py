@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from tplab.lab.exercises.answers import as_count
+from tplab.lab.exercises.trial import check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.shown import shown
 from tplab.topology.machine.presets import DGX1_NVLINKS
@@ -107,7 +108,14 @@ def _topologies(draw: random.Random) -> list[Topology]:
     switches = {(i, i + 1): "PIX" for i in range(0, 8, 2)}
     in_order = _made("four GPUs with two bridges", 4, {(0, 1): "NV12", (2, 3): "NV12"}, "SYS")
     others = [
-        _made("four GPUs with two bridges", 4, {(0, 2): "NV12", (1, 3): "NV12"}, "SYS", nics=2),
+        # NV12 is more than NV4, though not as text, and not by its first digit.
+        _made(
+            "four GPUs with long and short bridges",
+            4,
+            {(0, 2): "NV12", (1, 3): "NV12", (0, 1): "NV4", (2, 3): "NV4"},
+            "SYS",
+            nics=2,
+        ),
         # The fastest pair leaves a slow one; two middling ones are better. Words alone do not say so, pairs do.
         _made("four GPUs with unequal bridges", 4, {(0, 1): "NV4", (0, 2): "NV2", (1, 3): "NV2"}, "SYS"),
         _made("a DGX-1", 8, dgx1, "SYS", nics=4),
@@ -147,6 +155,7 @@ def check_place(place: Callable[[str], Any]) -> Verdict:
     Passes if the slowest link inside the groups is as fast as it can be on each of 8 machines of four to eight GPUs,
     whose numbers are dealt anew. From fast to slow: ``NV#`` by number, ``PIX``, ``PXB``, ``PHB``, ``NODE``, ``SYS``.
     """
+    check_function(place)
     machines = _topologies(random.Random())
     for topology in machines:
         text = topology.text()
@@ -207,8 +216,8 @@ def _groups(made: Any, num_gpus: int) -> Groups:
 
 def _gpu(value: Any, num_gpus: int) -> int:
     """A GPU's number, also as the table has it: ``GPU3``."""
-    named = isinstance(value, str) and value.removeprefix("GPU").isdigit()
-    number = int(value.removeprefix("GPU")) if named else as_count(value)
+    is_name = isinstance(value, str) and value.upper().removeprefix("GPU").isdecimal()
+    number = int(value.upper().removeprefix("GPU")) if is_name else as_count(value)
     if number is None or not 0 <= number < num_gpus:
         raise ValueError(f"{shown(value)} is no GPU of this machine: they are GPU0 to GPU{num_gpus - 1}.")
     return number

@@ -26,7 +26,10 @@ owner spares its own addend; one that does not has n + 1 roundings in the place 
 _MOST_BIAS, _FAR = 0.4, 8.0
 """Largest accepted surplus of errors to one side, as a share, and the error over the bound beyond which it is another
 mistake. Rounding has no side: a few hundredths for 1,000 numbers."""
-_WRAPS = "You add up int8 numbers. They wrap around at 128: undo the scales first, and add in float32."
+_WRAPS = (
+    "You add up int8 numbers. They wrap around at 128, and with a scale so large that they do not they lose digits: "
+    "undo the scales first, and add in float32."
+)
 _TOO_EXACT = 5e-4
 """Median error over median number below which the numbers cannot have come as int8, whose steps are some hundredth."""
 
@@ -147,6 +150,7 @@ def _look(off: "torch.Tensor", one_scale: "torch.Tensor") -> str:
             "every 64 or so keeps the small ones."
         )
     return (
-        "That is no rounding. What every rank gets must be the sum of all ranks' numbers, each with the scale that its "
-        "own rank has given it, added in float32."
+        "That is more than rounding to 127 steps on either side of 0 gives. What every rank gets must be the sum of "
+        "all ranks' numbers, each with the scale that its own rank has given it, added in float32. Does a number "
+        "become 128, which int8 has not?"
     )

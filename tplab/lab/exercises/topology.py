@@ -16,7 +16,7 @@ from tplab.lab.exercises.answers import as_number
 from tplab.lab.exercises.trial import check_function
 from tplab.lab.exercises.verdict import NotYetError, Verdict, checker, not_yet_for
 from tplab.models.spec import ModelSpec
-from tplab.shown import duration, fixed, shown
+from tplab.shown import counted, duration, fixed, shown
 from tplab.topology.advisor.advice import Advice, advise
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.machine import Link, Machine
@@ -113,7 +113,7 @@ def judged(scores: Sequence[float], truth: Sequence[float]) -> tuple[float, floa
 
 
 def _where(advice: Advice) -> str:
-    return f"{advice.machine.name}, {advice.workload.concurrency} requests in flight"
+    return f"{advice.machine.name}, {counted(advice.workload.concurrency or 1, 'request')} in flight"
 
 
 def _look(regret: float, advice: Advice, chosen: str) -> str:
