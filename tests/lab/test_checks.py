@@ -136,3 +136,13 @@ def test_a_kernel_of_another_environment_or_none_is_found(monkeypatch: pytest.Mo
     monkeypatch.setattr("jupyter_client.kernelspec.NATIVE_KERNEL_NAME", "none")
     broken = install.kernel_check()
     assert (broken.status, broken.found) == ("problem", "does not start")
+
+
+def test_the_notebooks_folder_is_the_kernels_own_and_told_without_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "00-start-here.ipynb").touch()
+    monkeypatch.chdir(tmp_path)
+    found = {check.name: check.found for check in install.install_checks()}
+    assert found["notebooks' folder"] == "this folder may be written"
+    assert str(tmp_path) not in found["disk"]

@@ -87,19 +87,25 @@ def kernel_check() -> Check:
 
 
 def _notebooks() -> Path:
-    """Where the notebooks are; else here."""
+    """Where the notebooks are: here, in a notebook's kernel; else below, or in the clone."""
     own = Path(tplab.__file__).parents[1] / "notebooks"
-    return next((each for each in (Path("notebooks"), own) if each.is_dir()), Path())
+    found = (each for each in (Path(), Path("notebooks"), own) if (each / "00-start-here.ipynb").is_file())
+    return next(found, Path())
+
+
+def _named(folder: Path) -> str:
+    """A folder for a reader; the one that this runs in without its path, which stored notebooks would tell everybody."""
+    return "this folder" if folder.resolve() == Path().resolve() else str(folder.resolve())
 
 
 def _writable(folder: Path) -> Check:
     try:
         with tempfile.TemporaryFile(dir=folder):
-            return Check(name="notebooks' folder", found=f"{folder.resolve()}, may be written")
+            return Check(name="notebooks' folder", found=f"{_named(folder)} may be written")
     except OSError as error:
         return Check(
             name="notebooks' folder",
-            found=f"{folder.resolve()}: {error.strerror}",
+            found=f"{_named(folder)}: {error.strerror}",
             status="problem",
             meaning="Notebooks, and the progress kept beside them, cannot be saved there.",
             cure="Copy the notebooks to a folder of your own: cp -r notebooks ~/ and open them there.",
@@ -110,14 +116,14 @@ def _disk(folder: Path) -> Check:
     places = dict.fromkeys((folder.resolve(), Path(tempfile.gettempdir())))
     free = {place: shutil.disk_usage(place).free / 1e9 for place in places}
     least = min(free, key=lambda place: free[place])
-    found = ", ".join(f"{gb:.1f} GB free in {place}" for place, gb in free.items())
+    found = ", ".join(f"{gb:.1f} GB free in {_named(place)}" for place, gb in free.items())
     if free[least] >= _DISK_GB:
         return Check(name="disk", found=found)
     return Check(
         name="disk",
         found=found,
         status="problem" if free[least] < 0.1 else "note",
-        meaning=f"Notebook 08 writes checkpoints and traces; with less than {_DISK_GB:g} GB in {least} that may fail.",
+        meaning=f"Notebook 08 writes checkpoints and traces; with less than {_DISK_GB:g} GB in {_named(least)} that may fail.",
         cure="Make room there, or set TMPDIR to a folder on another disk.",
     )
 
