@@ -94,7 +94,7 @@ def _notebooks() -> Path:
 
 
 def _named(folder: Path) -> str:
-    """A folder for a reader; the one that this runs in without its path, which stored notebooks would tell everybody."""
+    """A folder in words: that in which this runs without its path, which stored notebooks would tell everybody."""
     return "this folder" if folder.resolve() == Path().resolve() else str(folder.resolve())
 
 
@@ -123,7 +123,7 @@ def _disk(folder: Path) -> Check:
         name="disk",
         found=found,
         status="problem" if free[least] < 0.1 else "note",
-        meaning=f"Notebook 08 writes checkpoints and traces; with less than {_DISK_GB:g} GB in {_named(least)} that may fail.",
+        meaning=f"Notebook 08 writes checkpoints and traces, which may fail with less than {_DISK_GB:g} GB there.",
         cure="Make room there, or set TMPDIR to a folder on another disk.",
     )
 
