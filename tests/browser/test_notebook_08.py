@@ -29,7 +29,7 @@ def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     expect(panel.locator(".tplab-error")).to_contain_text("does not divide the pool's 4 ranks")
 
     ledger = page.locator(".tplab-ledger").first
-    expect(ledger).to_contain_text("S9 on these ranks")  # counted by the last cell
+    expect(ledger).to_contain_text("C4 on these ranks")  # counted by the last cell
     ledger.locator("select").nth(0).select_option("wrong")
     ledger.locator("select").nth(1).select_option("memory")
     expect(ledger).to_contain_text("1 of 33 claims")
