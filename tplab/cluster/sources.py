@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 _SUFFIXES = (".py", *importlib.machinery.EXTENSION_SUFFIXES)
-_PATCHABLE = 500  # more files than that are not looked at in every call: only what is loaded again is seen
+_PATCHABLE = 1000  # more files than that are not looked at in every call: only what is loaded again is seen
 
 
 class Version(NamedTuple):
