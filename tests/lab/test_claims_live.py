@@ -1,9 +1,7 @@
 """Claims tried on real ranks: counts are exact, times are on the side that no busy machine moves them from."""
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import cloudpickle
 import pytest
 
 from tplab import Cluster
@@ -13,14 +11,6 @@ from tplab.lab import measure_claim
 from tplab.lab.claims import LIVE, claims, submit_claim
 
 Clusters = Mapping[int, Cluster]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def functions_travel_by_value() -> Iterator[None]:
-    """As those of a notebook's cells do: the ranks cannot import this module."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def test_two_all_reduces_per_layer_and_a_message_per_boundary(clusters: Clusters) -> None:

@@ -6,10 +6,8 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -26,13 +24,6 @@ from tplab.models import ModelSpec
 from tplab.topology import place
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 def product(rank, x):

@@ -1,9 +1,7 @@
 """Checkers of notebook 03, against right answers in several forms, an empty answer and planted wrong ones."""
 
 import re
-from collections.abc import Iterator
 
-import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,13 +11,6 @@ from tplab.cluster import Cluster
 from tplab.lab.exercises import check_attention, check_mlp
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"n={n}")

@@ -2,9 +2,7 @@
 
 import re
 import threading
-from collections.abc import Iterator
 
-import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -15,13 +13,6 @@ from tplab.collectives.quantised import int8_all_reduce, naive_int8_all_reduce
 from tplab.lab.exercises import check_chunk_choice, check_int8_all_reduce
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"n={n}")

@@ -42,13 +42,6 @@ def stub() -> str:
     return "".join(cell["source"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
-
-
 @pytest.fixture(autouse=True)
 def drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same models each time: which words a wrong answer gets depends on the tokens that happen to be likely."""

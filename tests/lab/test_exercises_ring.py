@@ -1,9 +1,7 @@
 """The checker of notebook 02's ring, against right answers of several kinds, an empty one and planted wrong ones."""
 
 import re
-from collections.abc import Iterator
 
-import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,13 +11,6 @@ from tplab.checks import ArgumentError
 from tplab.lab.exercises import check_ring
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture(scope="module")

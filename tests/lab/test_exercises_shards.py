@@ -3,9 +3,7 @@ empty one and planted wrong ones."""
 
 import math
 import re
-from collections.abc import Iterator
 
-import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,13 +13,6 @@ from tplab.checks import ArgumentError
 from tplab.lab.exercises import check_argmax, check_qkv
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_travel_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"n={n}")
