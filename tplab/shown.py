@@ -48,9 +48,9 @@ def amount(number: float) -> str:
     return f"{number:,.0f}" if number == round(number) else fixed(number)
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 token``, ``1,024 tokens``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 token``, ``1,024 tokens``; ``plural`` for nouns that do not take an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(ms: float) -> str:

@@ -20,6 +20,7 @@ from tplab.cluster.rank import degrees
 from tplab.models.records import Request, Weights, check_prompts
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
+from tplab.shown import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,7 @@ def submit_count_generation(
     def build(run: "Run[list[list[Counts]]]") -> "list[pd.DataFrame]":
         by_layout = zip(*run.result(), strict=True)
         columns = cluster.provenance.columns()
-        return [_frame(layout, counted).assign(**columns) for layout, counted in zip(cut, by_layout, strict=True)]
+        return [_frame(layout, each).assign(**columns) for layout, each in zip(cut, by_layout, strict=True)]
 
     return cluster.submit(_count, config, weights, cut, requests, timeout=120, **callbacks).map(build)
 
@@ -124,7 +125,7 @@ def _count(
     from tplab.models.together import together
 
     unload(rank)  # one model at a time
-    counted = []
+    runs_of_layouts = []
     for layout in layouts:
         comm = _TallyComm(tensor_parallel_comm(rank, layout))
         loaded = together(rank, partial(load_stage, rank, config, weights, layout, comm))
@@ -139,8 +140,8 @@ def _count(
                     name = "tokens sent" if record.dtype == torch.int64 else "hidden states sent"
                     comm.counts.update({(name, "calls"): 1, (name, "bytes"): record.num_bytes})
             runs.append(comm.counts)
-        counted.append(runs)
-    return counted
+        runs_of_layouts.append(runs)
+    return runs_of_layouts
 
 
 class _TallyComm:
@@ -201,18 +202,14 @@ def explain_counts(frame: "pd.DataFrame", num_layers: int) -> str:
         words = []
         if sums or gathers:
             words.append(
-                f"{_number(sums, 'all-reduce')} and {_number(gathers, 'all-gather')} (by the formula "
+                f"{counted(sums, 'all-reduce')} and {counted(gathers, 'all-gather')} (by the formula "
                 f"2L + 1 = {2 * num_layers + 1}, and 1)"
             )
         if hidden or tokens:
             boundaries = int(rows["stage"].max())
             words.append(
-                f"{_number(hidden, 'message')} of hidden states over {_number(boundaries, 'boundary', 'boundaries')}, "
-                f"and {_number(tokens, 'message')} that take{'s' * (tokens == 1)} the tokens back"
+                f"{counted(hidden, 'message')} of hidden states over {counted(boundaries, 'boundary', 'boundaries')}, "
+                f"and {counted(tokens, 'message')} that take{'s' * (tokens == 1)} the tokens back"
             )
         lines.append(f"{phase}: {'; '.join(words)}.")
     return "\n".join(lines) or "No rank had anything to say to another."
-
-
-def _number(count: int, thing: str, plural: str = "") -> str:
-    return f"{count} {thing if count == 1 else plural or thing + 's'}"
