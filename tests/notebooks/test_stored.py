@@ -1,6 +1,7 @@
 """What the stored notebooks promise a visitor who has not run anything (nbval executes them)."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -48,6 +49,13 @@ def test_small_and_with_a_figure_that_wears_a_badge(notebook: nbformat.NotebookN
 
 
 def test_something_is_compared_when_nbval_runs_it(notebook: nbformat.NotebookNode) -> None:
-    marked = [c for c in notebook.cells if c.cell_type == "code" and "NBVAL_CHECK_OUTPUT" in c.source]
+    marked = [c for c in notebook.cells if c.cell_type == "code" and "nbval-check-output" in c.metadata.get("tags", [])]
     assert marked
     assert all(cell.outputs for cell in marked)
+
+
+def test_marks_for_the_tools_are_tags_and_not_in_the_source_that_a_learner_reads(
+    notebook: nbformat.NotebookNode,
+) -> None:
+    marks = re.compile(r"NBVAL|PYTEST_VALIDATE|nbval-", re.IGNORECASE)
+    assert [cell.id for cell in notebook.cells if marks.search(cell.source)] == []
