@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tplab.cluster import Report
-from tplab.lab.figures import degrees_frame, memory_figure, memory_frame, shards_figure
+from tplab.lab.figures import by_stage, degrees_frame, memory_figure, memory_frame, shards_figure
 from tplab.lab.figures.memory import explain_memory, explain_shards
 from tplab.lab.panels.memory_wall import small_model
 from tplab.topology import Layout, Machine, ModelSpec, Workload
@@ -56,8 +56,31 @@ def test_lines_stand_at_the_card_and_at_the_engines_part_of_it():
     assert heights == pytest.approx([0.9 * H100.memory_GB, H100.memory_GB])
     assert {trace.name for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"} == {
         f"card, {H100.memory_GB:.3g} GB",
-        f"engine limit, {0.9 * H100.memory_GB:.3g} GB",
+        f"engine limit (90%), {0.9 * H100.memory_GB:.3g} GB",
     }
+
+
+def test_past_32_ranks_there_is_a_bar_for_the_fullest_of_each_stage():
+    frame = memory(tp=16, pp=16)
+    bars = by_stage(frame)
+    assert bars["label"].tolist() == [str(stage) for stage in range(16)]
+    assert bars["ranks"].tolist() == [16] * 16
+    for _, bar in bars.iterrows():
+        assert bar["free_GB"] == frame[frame["stage"] == bar["stage"]]["free_GB"].min()
+    assert by_stage(memory(tp=16, pp=2))["ranks"].tolist() == [1] * 32
+    ends = by_stage(memory(tp=1, pp=40))
+    assert ends["label"].tolist() == ["emptiest rank", "fullest rank"]
+    assert ends["free_GB"].tolist() == [memory(pp=40, tp=1)["free_GB"].max(), memory(pp=40, tp=1)["free_GB"].min()]
+
+
+def test_bars_far_below_the_limit_fill_the_axis_and_words_say_how_far():
+    low, high = (memory_figure(memory(tp=tp, pp=tp), title="T", badge="MODEL") for tp in (16, 2))
+    fullest = memory(tp=16, pp=16)["total_GB"].max()
+    assert low.layout.yaxis.range[1] == pytest.approx(1.3 * fullest)
+    assert not low.layout.shapes
+    said = f"the fullest bar is {fullest / (0.9 * H100.memory_GB):.0%} of the limit"
+    assert any(said in item.text for item in low.layout.annotations)
+    assert high.layout.yaxis.range[1] == pytest.approx(1.15 * H100.memory_GB)
 
 
 def test_labels_of_one_axis():

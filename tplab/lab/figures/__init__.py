@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.layers import phases_figure as phases_figure
     from tplab.lab.figures.layers import strategies_figure as strategies_figure
     from tplab.lab.figures.layers import timeline_figure as timeline_figure
+    from tplab.lab.figures.memory import by_stage as by_stage
     from tplab.lab.figures.memory import degrees_frame as degrees_frame
     from tplab.lab.figures.memory import memory_figure as memory_figure
     from tplab.lab.figures.memory import memory_frame as memory_frame

@@ -24,7 +24,7 @@ PARTS = {
 """Name, colour and pattern of each part of a bar."""
 _EDGE = {"color": "white", "width": 0.5}
 _LABELLED = 32
-"""Bars up to which each has its label."""
+"""Bars that can be told apart, each with its label."""
 
 
 def memory_frame(spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout, *, requests: float) -> pd.DataFrame:
@@ -81,12 +81,32 @@ def _frame(labels: list[str], ranks: list[RankMemory], gpu: Gpu) -> pd.DataFrame
     )
 
 
-def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "rank") -> go.Figure:
-    """A stacked bar per rank: weights, KV cache, activations, workspace; lines for the card and for what an engine
-    takes of it. Ranks over the second line are named in red above their bars.
+def by_stage(frame: pd.DataFrame, *, most: int = _LABELLED) -> pd.DataFrame:
+    """The rows of ``memory_frame``, or where there are more than ``most`` the fullest rank of each stage, labelled by
+    stage; where there are more stages than that, too, the emptiest and the fullest rank of all. ``ranks`` is how many
+    ranks a row stands for.
 
     Args:
-        frame: as :func:`memory_frame` or :func:`degrees_frame` gives it.
+        frame: as :func:`memory_frame` gives it.
+        most: bars that can be told apart.
+    """
+    if len(frame) <= most:
+        return frame.assign(ranks=1)
+    stages = frame.loc[frame.groupby("stage")["free_GB"].idxmin()]
+    if len(stages) <= most:
+        counts = frame.groupby("stage").size()
+        return stages.assign(label=stages["stage"].astype(str), ranks=stages["stage"].map(counts))
+    ends = frame.loc[[frame["free_GB"].idxmax(), frame["free_GB"].idxmin()]]
+    return ends.assign(label=["emptiest rank", "fullest rank"], ranks=len(frame))
+
+
+def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "rank") -> go.Figure:
+    """A stacked bar per rank: weights, KV cache, activations, workspace; lines for the card and for what an engine
+    takes of it. Ranks over the second line are named in red above their bars. Where no bar reaches a third of that
+    line, the axis ends above the bars, and words say how far away the lines are.
+
+    Args:
+        frame: as :func:`memory_frame`, :func:`degrees_frame` or :func:`by_stage` gives it.
         axis: what a bar is.
     """
     figure = go.Figure()
@@ -94,33 +114,46 @@ def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "r
     for part, (name, colour, pattern) in PARTS.items():
         hover = "%{y:.3g} GB<extra>" + name + ", " + axis + " %{x}</extra>"
         marks.bars(figure, labels, frame[f"{part}_GB"], name, colour, pattern, marker_line=_EDGE, hover=hover)
-    highest = 0.0
+    top = None
     if len(frame):
         card, usable = float(frame["card_GB"].iloc[0]), float(frame["usable_GB"].iloc[0])
-        highest = max(card, float(frame["total_GB"].max()))
-        _capacity(figure, labels, card, f"card, {card:.3g} GB", "solid")
-        _capacity(figure, labels, usable, f"engine limit, {usable:.3g} GB", "dash")
-        over = frame[frame["free_GB"] < 0]
-        figure.add_scatter(
-            x=over["label"],
-            y=over["total_GB"],
-            mode="markers+text" if len(labels) <= _LABELLED else "markers",
-            marker={"symbol": "x", "size": 9, "color": style.COLLECTIVE},
-            text=[f"+{-free:.3g} GB" for free in over["free_GB"]],
-            textposition="top center",
-            textfont={"color": style.COLLECTIVE, "size": 12},
-            name="over by",
-            showlegend=len(over) > 0,
-            cliponaxis=False,
-            hoverinfo="skip",
-        )
-    figure.update_layout(barmode="stack", bargap=0.3)
+        fullest = float(frame["total_GB"].max())
+        limits = (f"engine limit ({usable / card:.0%}), {usable:.3g} GB", f"card, {card:.3g} GB")
+        if fullest < usable / 3:
+            top = 1.3 * fullest
+            _above(figure, f"{limits[0]}; {limits[1]}: the fullest bar is {fullest / usable:.0%} of the limit")
+        else:
+            top = 1.15 * max(card, fullest)
+            _capacity(figure, labels, card, limits[1], "solid")
+            _capacity(figure, labels, usable, limits[0], "dash")
+        _over(figure, frame[frame["free_GB"] < 0], named=len(labels) <= _LABELLED)
+    figure.update_layout(barmode="stack", bargap=0.3 if len(labels) > 2 else 0.7)
     figure.update_xaxes(title=axis, type="category", categoryorder="array", categoryarray=labels)
-    figure.update_yaxes(title="GB on one GPU", range=[0, 1.15 * highest] if highest else None)
-    style.card(figure, title=title, badge=badge, height=460)
-    if len(labels) == 1:
-        figure.update_layout(bargap=0.7)
-    return figure
+    figure.update_yaxes(title="GB on one GPU", range=None if top is None else [0, top])
+    return style.card(figure, title=title, badge=badge, height=460)
+
+
+def _over(figure: go.Figure, over: pd.DataFrame, *, named: bool) -> None:
+    """Name in red by how much bars pass the limit."""
+    figure.add_scatter(
+        x=over["label"],
+        y=over["total_GB"],
+        mode="markers+text" if named else "markers",
+        marker={"symbol": "x", "size": 9, "color": style.COLLECTIVE},
+        text=[f"+{-free:.3g} GB" for free in over["free_GB"]],
+        textposition="top center",
+        textfont={"color": style.COLLECTIVE, "size": 12},
+        name="over by",
+        showlegend=len(over) > 0,
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+
+
+def _above(figure: go.Figure, words: str) -> None:
+    """Words at the upper edge of the plot, about what lies beyond it."""
+    place = {"xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "top", "showarrow": False}
+    figure.add_annotation(x=1, y=1, text=f"↑ {words}", font={"size": 12, "color": style.MUTED}, **place)
 
 
 def _capacity(figure: go.Figure, labels: list[str], height: float, name: str, dash: str) -> None:

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
 from tplab.lab.figures.memory import (
+    by_stage,
     degrees_frame,
     explain_memory,
     explain_shards,
@@ -68,11 +69,13 @@ class MemoryWall(AnalyticPanel):
         layout = Layout.of(spec, values["tp"], values["pp"])
         ranks = memory_frame(spec, gpu, workload, layout, requests=batch)
         if values["view"] == "every rank":
-            self.frame, axis = ranks, _axis(layout)
+            self.frame = by_stage(ranks)
+            axis = _axis(layout, self.frame)
         else:
             along = values["view"][-2:].lower()
             self.frame = degrees_frame(spec, gpu, workload, layout, along=along, requests=batch)
-            axis = f"degree (the other: {'PP' if along == 'tp' else 'TP'} {layout.pp if along == 'tp' else layout.tp})"
+            kept = f"PP {layout.pp}" if along == "tp" else f"TP {layout.tp}"
+            axis = f"{'tensor' if along == 'tp' else 'pipeline'}-parallel degree, with {kept}"
         title = f"{spec.name} in {spec.weight_precision} on {gpu.name}: {layout}"
         figure = memory_figure(self.frame, title=title, badge="MODEL", axis=axis)
         fits = bool((ranks["free_GB"] >= 0).all())
@@ -82,7 +85,9 @@ class MemoryWall(AnalyticPanel):
         return figure, verdict + notes
 
 
-def _axis(layout: Layout) -> str:
+def _axis(layout: Layout, frame: pd.DataFrame) -> str:
+    if frame["ranks"].iloc[0] > 1:
+        return f"stage: the fullest of its {layout.tp} ranks"
     if layout.tp > 1 and layout.pp > 1:
         return "stage · place in it"
     return "stage" if layout.pp > 1 else "rank"
@@ -97,7 +102,7 @@ _SHAPES: dict[str, dict[str, int]] = {
 
 
 def small_model(shape: str = "6 heads, 2 key-value", layers: int = 7, **changes: Any) -> ModelConfig:
-    """A Llama to build shards of: hidden size 384, 1,003 tokens (a prime that no t divides)."""
+    """A Llama to build shards of: hidden size 384, vocabulary 1,003, which does not divide evenly."""
     made: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": 1003,
