@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
+from tplab.lab.pictures import Picture
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -150,6 +152,28 @@ def run_notebook(open_notebook: Callable[[str], Page]) -> Callable[[str], Page]:
         return page
 
     return run
+
+
+@pytest.fixture
+def open_picture(browser: BrowserContext, tmp_path: Path) -> Iterator[Callable[[Picture], Page]]:
+    """Open a moving picture as the page of its own that it is, from a file: no JupyterLab, no kernel."""
+    pages: list[Page] = []
+
+    def open_(picture: Picture) -> Page:
+        page = browser.new_page()
+        pages.append(page)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        file = tmp_path / f"{picture.module}-{len(pages)}.html"
+        file.write_text(picture.page(), encoding="utf-8")
+        page.goto(file.as_uri())
+        page.wait_for_selector(".tplab-picture")
+        assert errors == []
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
 
 
 def _menu(page: Page, menu: str, item: str) -> None:

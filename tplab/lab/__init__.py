@@ -2,6 +2,7 @@
 
 style       colours, the figure card, the badge
 figures/    tidy frame in, plotly figure out
+pictures/   what moves: ES modules, each with an anywidget around it, each a page of its own
 panels/     ipywidgets around the public functions
 checks      what this machine can do, and what is wrong with it
 choice      what it offers the ranks of a notebook

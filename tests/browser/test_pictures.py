@@ -1,0 +1,78 @@
+"""What all moving pictures share: a page without a kernel, its controls, the words for numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import traitlets
+from playwright.sync_api import Page, expect
+
+from tplab.lab.pictures import Picture, picture
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
+
+MODULE = """
+function render({ model, el }) {
+  const root = frame(el, "a ball");
+  const ball = svg("circle", { r: 5 });
+  const said = statusLine();
+  const size = slider({ label: "size", min: 1, max: 1e6, value: model.get("size"), log: true,
+    onInput: (value) => { model.set("size", value); model.save_changes(); } });
+  const draw = (t) => { put(ball, { cx: t }); said.say(`at ${number(t)}`); };
+  const time = player({ duration: 10, seconds: 0.5, onTime: draw });
+  root.append(size.element, time.element, svg("svg", { viewBox: "0 0 10 10" }, ball), said.element);
+  return time.destroy;
+}
+"""
+
+
+class Ball(Picture):
+    """A picture that has everything in it once."""
+
+    caption = "A ball </title>"
+    size = traitlets.Float(1000.0).tag(sync=True)
+    words = traitlets.Unicode("</script><script>globalThis.stolen = true</script>").tag(sync=True)
+
+
+@pytest.fixture
+def ball(monkeypatch: pytest.MonkeyPatch) -> Ball:
+    text = picture.module_text("common").replace("export default { render };", MODULE)
+    monkeypatch.setattr(picture, "module_text", lambda name: text)
+    Ball.module = "ball"
+    Ball._esm = text
+    return Ball()
+
+
+def test_a_picture_is_a_page_of_its_own(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
+    page = open_picture(ball)
+    assert page.title() == "A ball </title>"
+    assert page.evaluate("globalThis.stolen") is None  # a text in the state stays text
+    assert page.evaluate("tplab.get('words')") == ball.words
+    expect(page.get_by_label("size")).to_have_attribute("aria-valuetext", "1,000")
+    page.get_by_label("size").press("End")
+    assert page.evaluate("tplab.get('size')") == pytest.approx(1e6)
+
+
+def test_the_player_plays_stops_and_takes_the_keyboard(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
+    page = open_picture(ball)
+    bar, circle = page.get_by_label("time", exact=True), page.locator("circle")
+    bar.press("ArrowRight")
+    expect(circle).to_have_attribute("cx", "1")
+    bar.press("End")
+    expect(page.get_by_role("status")).to_have_text("at 10")
+    bar.press("Home")
+    page.get_by_role("button", name="Play").press("Enter")
+    expect(circle).to_have_attribute("cx", "10")  # after half a second
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+
+
+def test_with_less_motion_it_goes_from_stop_to_stop(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
+    page = open_picture(ball)
+    page.emulate_media(reduced_motion="reduce")
+    page.evaluate(
+        "globalThis.seen = new Set(); new MutationObserver(() => seen.add(document.querySelector('circle')"
+        ".getAttribute('cx'))).observe(document.querySelector('circle'), { attributes: true })"
+    )
+    page.get_by_role("button", name="Play").click()
+    expect(page.locator("circle")).to_have_attribute("cx", "2")
+    page.get_by_role("button", name="Pause").click()
+    assert page.evaluate("[...seen]") == ["1", "2"]

@@ -1,0 +1,13 @@
+"""What moves in the browser: ES modules of ours (``modules/``), each with an anywidget around it.
+
+picture     the frame: from a module to a widget, and to an HTML page of its own
+"""
+
+from typing import TYPE_CHECKING
+
+from tplab.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tplab.lab.pictures.picture import Picture as Picture
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

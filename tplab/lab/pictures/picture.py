@@ -1,0 +1,73 @@
+"""What moves: an ES module of ours with an anywidget around it, which is a page of its own, too.
+
+A module draws in the browser and needs no kernel for it, so the same file serves a notebook, a page on a web site and a
+test. Not a bundler: the modules import nothing but each other, and one text is made of them here. (anywidget takes one
+text, and knows no files beside it.)
+"""
+
+import json
+import re
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import Any, ClassVar
+
+import anywidget
+
+_IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w-]+)\.js";\n', re.M)
+_EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.M)
+
+
+class Picture(anywidget.AnyWidget):
+    """A moving picture. A subclass names its ``module`` (a file of ``modules/``, without ``.js``) and has as synced
+    traits what the module reads and writes.
+
+    The module exports ``render({ model, el })``, as anywidgets do, and imports from its siblings by name
+    (``import { svg } from "./common.js";``); all share one scope, so their names differ.
+    """
+
+    module: ClassVar[str]
+    """File in ``modules/``, without its ending."""
+
+    caption: ClassVar[str]
+    """What the picture is, in a few words: the title of its page."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "module" in cls.__dict__:
+            cls._esm = module_text(cls.module)
+        super().__init_subclass__(**kwargs)
+
+    def state(self) -> dict[str, Any]:
+        """The traits that the module reads, by name: what its page is given in place of a kernel."""
+        shared = {name for name in self.keys if not name.startswith("_")} - {"layout", "tabbable", "tooltip"}
+        return dict(self.get_state(list(shared)))
+
+    def page(self) -> str:
+        """The picture as it is now, as an HTML page that needs neither kernel nor network."""
+        state = json.dumps(self.state()).replace("<", "\\u003c")  # or a text in it could end the script
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(self.caption)}</title>\n"
+            "<style>:root { color-scheme: light dark; } body { margin: 16px; background: Canvas; }</style>\n"
+            '</head>\n<body>\n<main id="picture"></main>\n<script type="module">\n'
+            f"{module_text(self.module)}\n"
+            f"const model = localModel({state});\nglobalThis.tplab = model;\n"
+            'render({ model, el: document.getElementById("picture") });\n</script>\n</body>\n</html>\n'
+        )
+
+
+@cache
+def module_text(name: str) -> str:
+    """One ES module of ``name`` and of all that it imports, each once, which exports ``default { render }``."""
+    parts: dict[str, str] = {}
+    _collect(name, parts)
+    return "\n".join(parts.values()) + "\nexport default { render };\n"
+
+
+def _collect(name: str, parts: dict[str, str]) -> None:
+    text = files("tplab.lab.pictures").joinpath("modules", f"{name}.js").read_text("utf-8")
+    for wanted in _IMPORT.findall(text):
+        if wanted not in parts:
+            _collect(wanted, parts)
+    parts[name] = _EXPORT.sub("", _IMPORT.sub("", text))
