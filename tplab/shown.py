@@ -7,7 +7,7 @@ lists in lists, refuses whole numbers of 5,000 digits, and prints all of a megab
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_DEPTH = 100
@@ -41,6 +41,38 @@ def fixed(value: float) -> str:
         return f"{value:g}"
     decimals = min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:,.{decimals}f}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """So many significant digits, all of those before the point, no exponent and no zeros at the end: ``1,260``,
+    ``12.3``, ``0.0123``, ``9.5``, ``∞``."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "-∞"}.get(value, "not a number")
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
+
+
+def time_text(us: float, digits: int = 3) -> str:
+    """Microseconds in the unit that suits them: ``14.2 µs``, ``1.26 ms``, ``3 s``."""
+    return _in_unit(us, digits, ((1.0, "µs"), (1e3, "ms"), (1e6, "s")))
+
+
+def bytes_text(nbytes: float, digits: int = 3) -> str:
+    """``512 B``, ``64 KiB``, ``1.5 MiB``."""
+    return _in_unit(nbytes, digits, _BINARY)
+
+
+_BINARY = tuple((1024.0**power, unit) for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB")))
+
+
+def _in_unit(value: float, digits: int, units: Sequence[tuple[float, str]]) -> str:
+    """In the largest unit in which the rounded value is 1 or more."""
+    fitting = [each for each in units if float(f"{abs(value) / each[0]:.{digits - 1}e}") >= 1]
+    size, unit = fitting[-1] if fitting else units[0]
+    return f"{number(value / size, digits)} {unit}"
 
 
 def amount(number: float) -> str:

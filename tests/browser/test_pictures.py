@@ -1,5 +1,6 @@
 """What all moving pictures share: a page without a kernel, its controls, the words for numbers."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,12 +8,14 @@ import traitlets
 from playwright.sync_api import Page, expect
 
 from tplab.lab.pictures import Picture, picture
+from tplab.shown import bytes_text, number, time_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
 
 MODULE = """
 function render({ model, el }) {
   const root = frame(el, "a ball");
+  globalThis.words = { number, timeText, bytesText };
   const ball = svg("circle", { r: 5 });
   const said = statusLine();
   const size = slider({ label: "size", min: 1, max: 1e6, value: model.get("size"), log: true,
@@ -50,6 +53,16 @@ def test_a_picture_is_a_page_of_its_own(ball: Ball, open_picture: Callable[[Pict
     expect(page.get_by_label("size")).to_have_attribute("aria-valuetext", "1,000")
     page.get_by_label("size").press("End")
     assert page.evaluate("tplab.get('size')") == pytest.approx(1e6)
+
+
+def test_numbers_are_written_as_python_writes_them(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
+    page = open_picture(ball)
+    values = [digits * 10.0**power for power in range(-7, 10) for digits in (1, 1.26, 9.996, 2.503, -4.1)]
+    values += [0, 999.6, 999.4, 1023, 1024, 1023.9 * 1024, 65536, 1.5 * 2**20]
+    for name, function in {"number": number, "timeText": time_text, "bytesText": bytes_text}.items():
+        told = page.evaluate("([name, values]) => values.map((value) => words[name](value))", [name, values])
+        assert told == [function(value) for value in values]
+    assert page.evaluate("words.number(Infinity)") == number(math.inf) == "∞"
 
 
 def test_the_player_plays_stops_and_takes_the_keyboard(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:

@@ -126,7 +126,7 @@ def test_everything_stays_inside_the_drawing(n: int, shape: object) -> None:
 def test_bytes_have_three_digits() -> None:
     sizes = (0, 999, 1000, 1536, 1023 * 1024, 5e9, 1 << 50)
     assert [short_bytes(size) for size in sizes] == [
-        *("0 B", "999 B", "0.977 KiB", "1.5 KiB", "0.999 MiB", "4.66 GiB", "1.02e+03 TiB"),
+        *("0 B", "999 B", "1,000 B", "1.5 KiB", "1,023 KiB", "4.66 GiB", "1,024 TiB"),
     ]
 
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from tplab.shown import number
+
 FORWARD: Final = "#0B3D84"
 DECODE: Final = "#74C1FB"
 BACKWARD: Final = "#FFC813"
@@ -88,15 +90,7 @@ def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     steps = (1, 2, 5) if high - low <= 3 else (1,)
     ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
-    return {"tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
-
-
-def bytes_text(nbytes: float, *, below: int = 1024, digits: str = "") -> str:
-    """``512 B``, ``64 KiB``, ``1.5 MiB``: a number ``below`` so many, with so many ``digits`` (as ``.3``)."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while nbytes >= below and len(units) > 1:
-        nbytes, units = nbytes / 1024, units[1:]
-    return f"{nbytes:{digits}g} {units[0]}"
+    return {"tickvals": ticks, "ticktext": [number(tick, 10) for tick in ticks]}
 
 
 def badge_colour(badge: str) -> str:

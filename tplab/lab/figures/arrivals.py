@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.shown import duration
+from tplab.shown import duration, number
 from tplab.topology.advisor.arrivals import PERCENTILES
 
 _COLUMNS = {
@@ -44,7 +44,7 @@ def arrivals_figure(
     for at, name in enumerate(columns, start=1):
         place: dict[str, Any] = {"row": 1, "col": at}
         said, colour = _COLUMNS[name]
-        hover = f"%{{y:.3g}} % take longer than %{{x:.3g}} {said.replace('milliseconds', 'ms')}<extra></extra>"
+        hover = f"%{{y:,.3~r}} % take longer than %{{x:,.3~r}} {said.replace('milliseconds', 'ms')}<extra></extra>"
         times = frame[name].quantile(1 - longer)
         marks.line(figure, times, 100 * longer, said, colour, hover=hover, showlegend=False, **place)
         tops = frame[name].quantile([of / 100 for of in PERCENTILES]).tolist()
@@ -59,7 +59,7 @@ def arrivals_figure(
             marks.note(figure, np.log10(ms) if wide else ms, np.log10(share), f"p{of} {duration(ms)}", **where)
         if limit:
             figure.add_vline(x=limit, line={"dash": "dash", "color": style.INK, "width": 2}, **place)
-            marks.note(figure, limit_at[0], 2, f"limit, {limit:g} ms", xanchor="right", xshift=-4, **place)
+            marks.note(figure, limit_at[0], 2, f"limit, {number(limit)} ms", xanchor="right", xshift=-4, **place)
         low, high = min([low, *limit_at]), max([high, *limit_at])
         spare = (high - low) / 5 or abs(low) / 10
         look: dict[str, Any] = {"type": "log", **style.log_ticks(ends)} if wide else {}

@@ -13,6 +13,7 @@ from tplab.checks import check_count
 from tplab.collectives.cost import AlphaBeta, Curve, errors, fit_line, leave_out_error, lower_bound_us, time_us
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.shown import bytes_text, number
 
 _SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
@@ -205,7 +206,7 @@ def _byte_ticks(sizes: Sequence[int] | pd.Series) -> dict[str, list[object]]:
     """Powers of four with binary units: a log axis' own ticks at powers of ten say nothing about buffers."""
     low, high = int(np.floor(np.log2(min(sizes)))), int(np.ceil(np.log2(max(sizes))))
     ticks = [1 << power for power in range(low - low % 2, high + 1, 2)]
-    return {"tickvals": list(ticks), "ticktext": [style.bytes_text(tick) for tick in ticks]}
+    return {"tickvals": list(ticks), "ticktext": [bytes_text(tick) for tick in ticks]}
 
 
 def algorithms_figure(
@@ -230,7 +231,7 @@ def algorithms_figure(
     figure.update_yaxes(
         title="time of one all-reduce, µs", type="log", **style.log_ticks([alpha_us, 2 * (1 << 30) / beta_GBps / 1e3])
     )
-    title = f"All-reduce formulas, {n} ranks, α = {alpha_us:g} µs, β = {beta_GBps:g} GB/s"
+    title = f"All-reduce formulas, {n} ranks, α = {number(alpha_us)} µs, β = {number(beta_GBps)} GB/s"
     return style.card(figure, title=title, badge="MODEL", height=460)
 
 
@@ -244,8 +245,8 @@ def explain_sweep(frame: pd.DataFrame) -> str:
     small, large = rows.iloc[0], rows.iloc[-1]
     wrong = int((~frame["correct"]).sum())
     text = [
-        f"{algorithm}, {dtype}: {style.bytes_text(int(small['bytes']))} takes {small['p50_us']:,.0f} µs, "
-        f"{style.bytes_text(int(large['bytes']))} takes {large['p50_us']:,.0f} µs "
+        f"{algorithm}, {dtype}: {bytes_text(int(small['bytes']))} takes {small['p50_us']:,.0f} µs, "
+        f"{bytes_text(int(large['bytes']))} takes {large['p50_us']:,.0f} µs "
         f"({large['algbw_GBps']:.2f} GB/s algbw, {large['busbw_GBps']:.2f} GB/s busbw)."
     ]
     if len(rows) >= 5:
@@ -277,10 +278,10 @@ def explain_busbw(frame: pd.DataFrame) -> str:
     size = int(min(rows["bytes"].max() for _, rows in frame.groupby("num_ranks")))
     largest = frame[frame["bytes"] == size].drop_duplicates("num_ranks").sort_values("num_ranks")
     each = [
-        f"{row['num_ranks']} ranks: algbw {row['algbw_GBps']:.3g}, busbw {row['busbw_GBps']:.3g}"
+        f"{row['num_ranks']} ranks: algbw {number(row['algbw_GBps'])}, busbw {number(row['busbw_GBps'])}"
         for row in largest.to_dict("records")
     ]
-    text = f"{style.bytes_text(size)} in GB/s. {'; '.join(each)}."
+    text = f"{bytes_text(size)} in GB/s. {'; '.join(each)}."
     if len(largest) < 2:
         return text + (" On 2 ranks the factor is 1: both are the same." if largest["num_ranks"].iloc[0] == 2 else "")
     alg, bus = (100 * (largest[name].max() / largest[name].min() - 1) for name in ("algbw_GBps", "busbw_GBps"))
@@ -301,7 +302,7 @@ def explain_growth(what: str, curve: Curve, nbytes: float) -> str:
     us = curve.time_us(nbytes)
     times = curve.time_us(2 * nbytes) / us
     bound = "latency-bound" if times < 4 / 3 else "bandwidth-bound" if times > 5 / 3 else "in between"
-    return f"{what}, {style.bytes_text(nbytes)}: {us:.0f} µs; twice the bytes take {times:.2f} times as long: {bound}"
+    return f"{what}, {bytes_text(nbytes)}: {us:.0f} µs; twice the bytes take {times:.2f} times as long: {bound}"
 
 
 def explain_emulated(frame: pd.DataFrame) -> str:
@@ -313,7 +314,7 @@ def explain_emulated(frame: pd.DataFrame) -> str:
     sizes = []
     for row in off.to_dict("records"):
         more = "more" if row["more_us"] >= 0 else "less"
-        size = style.bytes_text(row["bytes"])
+        size = bytes_text(row["bytes"])
         sizes.append(f"{size} takes {abs(row['more_us']):,.0f} µs {more} ({row['error_pct']:+.0f} %)")
     text = f"Beside the formula, on average over the algorithms: {', '.join(sizes)}."
     if len(off) > 1:

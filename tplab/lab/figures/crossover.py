@@ -12,6 +12,7 @@ from tplab.collectives.crossover import crossovers, fastest
 from tplab.collectives.engine_thresholds import KINDS, EngineRule
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.shown import bytes_text, number
 
 HERE = "this machine"
 _COLOURS = (style.FORWARD, style.DECODE, style.BACKWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.COLLECTIVE)
@@ -51,7 +52,7 @@ def crossover_figure(frame: pd.DataFrame, rules: Sequence[EngineRule], *, badge:
         _add_strip(figure, name, pieces, edges, algorithms, seen)
     powers = range(math.ceil(math.log2(edges[0])), math.floor(math.log2(edges[1])) + 1)
     ticks = [1 << power for power in powers if power % 2 == 0]
-    labels = [style.bytes_text(tick) for tick in ticks]
+    labels = [bytes_text(tick) for tick in ticks]
     span = [math.log10(edge) for edge in edges]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=labels, range=span)
     figure.update_xaxes(title="message size S", row=2, col=1)
@@ -121,7 +122,7 @@ def _add_strip(
         if end <= start:
             continue
         place = algorithms.index(algorithm) if algorithm in algorithms else len(algorithms)
-        until = "and above" if limit >= edges[1] else f"up to {style.bytes_text(limit, digits='.3')}"
+        until = "and above" if limit >= edges[1] else f"up to {bytes_text(limit)}"
         line: dict[str, Any] = {"color": _COLOURS[place % len(_COLOURS)], "width": 16}
         figure.add_scatter(
             x=[start, end],
@@ -137,7 +138,7 @@ def _add_strip(
         )
         seen.add(algorithm)
         if limit < edges[1]:
-            marks.note(figure, math.log10(limit), name, style.bytes_text(limit, digits=".3"), yshift=15, row=2, col=1)
+            marks.note(figure, math.log10(limit), name, bytes_text(limit), yshift=15, row=2, col=1)
         start = end
 
 
@@ -193,4 +194,4 @@ def _name(algorithm: str) -> str:
 
 
 def _times(value: float) -> str:
-    return "" if math.isnan(value) else "1" if value < 1.005 else f"×{value:.3g}" if value < 10 else f"×{value:.0f}"
+    return "" if math.isnan(value) else "1" if value < 1.005 else f"×{number(value)}"

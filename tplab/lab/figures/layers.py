@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from tplab.collectives.volumes import chunk_lengths
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.shown import number
 
 _KINDS = {
     "computation": (style.FORWARD, ""),
@@ -186,14 +187,14 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     colours = (style.FORWARD, style.WEIGHT_GRADIENT, style.DECODE, style.BACKWARD, style.POINT_TO_POINT)
     symbols = ("circle", "square", "diamond", "triangle-up", "triangle-down")
-    hover = "%{x:.2f} of bfloat16's bytes, %{customdata:.3g} % wrong"
+    hover = "%{x:.2f} of bfloat16's bytes, %{customdata:,.3~r} % wrong"
     for index, row in enumerate(frame.to_dict("records")):
         colour, symbol = colours[index % len(colours)], symbols[index % len(symbols)]
         name, error = row["method"], row["error_pct"]
         if row["worst_pct"] > 10:  # not rounding: a number is off by a tenth of the largest there is
             colour, symbol = style.COLLECTIVE, "x"
         if error < _LEAST_PCT:
-            name = f"{name} ({error:.1g} %, below the axis)"
+            name = f"{name} ({number(error, 1)} %, below the axis)"
         x, y = [row["ratio_to_bf16"]], [max(error, _LEAST_PCT)]
         marks.points(figure, x, y, name, colour, symbol, size=13, hover=hover, customdata=[error])
     ratios, errors = frame["ratio_to_bf16"], frame["error_pct"].clip(lower=_LEAST_PCT)
@@ -216,15 +217,15 @@ def explain_lanes(num_chunks: int, *, compute_ms: float, comm_ms: float, overhea
     """
     compute = overhead_ms + (compute_ms - overhead_ms) / num_chunks
     comm = latency_ms + (comm_ms - latency_ms) / num_chunks
-    each = f"each chunk computes {compute:.3g} ms and communicates {comm:.3g} ms"
+    each = f"each chunk computes {number(compute)} ms and communicates {number(comm)} ms"
     if num_chunks == 1:
-        return f"One chunk: nothing to hide behind, all {comm:.3g} ms are exposed."
+        return f"One chunk: nothing to hide behind, all {number(comm)} ms are exposed."
     if compute >= comm:
-        return f"{num_chunks} chunks: {each}. Only the last chunk's communication is exposed: {comm:.3g} ms."
+        return f"{num_chunks} chunks: {each}. Only the last chunk's communication is exposed: {number(comm)} ms."
     exposed = num_chunks * comm - (num_chunks - 1) * compute
     return (
         f"{num_chunks} chunks: {each}, longer than the next one computes, so messages queue. Exposed: "
-        f"{num_chunks} x {comm:.3g} - {num_chunks - 1} x {compute:.3g} = {exposed:.3g} ms."
+        f"{num_chunks} x {number(comm)} - {num_chunks - 1} x {number(compute)} = {number(exposed)} ms."
     )
 
 
@@ -341,7 +342,8 @@ def explain_quantised(frame: pd.DataFrame) -> str:
         text += ": slower, since quantising costs more here than the bytes that it saves"
     elif times > best["ratio_to_bf16"] + 0.1:
         text += ": quantising takes a part of what the bytes save"
-    text += f". Its error is {best['error_pct']:.2g} % of the sums, bfloat16's own {plain['error_pct']:.2g} %."
+    errors = (number(frame["error_pct"], 2) for frame in (best, plain))
+    text += ". Its error is {} % of the sums, bfloat16's own {} %.".format(*errors)
     naive = frame[methods.str.contains("added up")]
     if len(naive):
         worst = float(naive["worst_pct"].iloc[0])

@@ -18,6 +18,7 @@ from plotly.colors import find_intermediate_color, hex_to_rgb
 from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.layers.plan import BlockPlan, Step
+from tplab.shown import bytes_text
 
 WIDTH, HEIGHT = 665.0, 620.0
 """Size of the drawing in its own units, which are about pixels where it is 700 px wide."""
@@ -81,8 +82,8 @@ def rank_colour(rank: int, n: int) -> str:
 
 
 def short_bytes(nbytes: float) -> str:
-    """The bytes as ``style.bytes_text`` writes them, but with three digits."""
-    return style.bytes_text(nbytes, below=1000, digits=".3")
+    """The bytes in the unit that suits them, with three digits."""
+    return bytes_text(nbytes)
 
 
 def _flops_text(flops: int) -> str:

@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.shown import number
 
 _LOOK = {
     "weights": (style.FORWARD, ""),
@@ -30,7 +31,7 @@ def profile_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figure:
     frame = frame[(frame["measured_ms"] > 0) | (frame["predicted_ms"] > 0)]
     phases = list(dict.fromkeys(frame["phase"]))
     names = {"prefill": "prefill", "decode": "one decode step"}
-    heads = [f"{names[phase]}, {_wall(frame, phase):.3g} ms" for phase in phases]
+    heads = [f"{names[phase]}, {number(_wall(frame, phase))} ms" for phase in phases]
     figure = make_subplots(rows=1, cols=len(phases), subplot_titles=heads, shared_yaxes=True, horizontal_spacing=0.06)
     for column, phase in enumerate(phases, 1):
         rows = frame[frame["phase"] == phase]
@@ -80,14 +81,14 @@ def explain_profile(frame: pd.DataFrame) -> str:
     for phase, rows in frame.groupby("phase", sort=False):
         most = rows.sort_values("measured_ms").iloc[-1]
         what = "The prefill" if phase == "prefill" else "The decode step"
-        said.append(f"{what} takes {most['wall_ms']:.3g} ms, {most['share_pct']:.0f} % of it {most['term']}.")
+        said.append(f"{what} takes {number(most['wall_ms'])} ms, {most['share_pct']:.0f} % of it {most['term']}.")
         known = rows[rows["difference_ms"].notna()]
         if len(known):
             off = known.loc[known["difference_ms"].abs().sort_values().index[-1]]
             way = "too little" if off["difference_ms"] < 0 else "too much"
             said.append(
-                f"The advisor is furthest off in {off['term']}: {off['predicted_ms']:.3g} ms beside "
-                f"{off['measured_ms']:.3g}, {abs(off['difference_ms']):.3g} {way}."
+                f"The advisor is furthest off in {off['term']}: {number(off['predicted_ms'])} ms beside "
+                f"{number(off['measured_ms'])}, {number(abs(off['difference_ms']))} {way}."
             )
     other = frame[(frame["term"] == "other") & (frame["calls"] > 0)]
     if len(other):

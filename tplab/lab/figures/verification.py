@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.measure.columns import EMULATED_LINK
+from tplab.shown import bytes_text, number
 from tplab.topology.advisor.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def verification_figure(
     several = len(set(settings)) > 1
     x = [settings, frame["layout"].tolist()] if several else frame["layout"].tolist()
     measured, predicted, told = (frame.get(f"{kind}_{measure}") for kind in ("measured", "predicted", "spec_sheet"))
-    hover = "%{y:.3g} measured<extra>%{x}</extra>"
+    hover = "%{y:,.3~r} measured<extra>%{x}</extra>"
     words: dict[str, Any] = {
         "text": _chosen(frame),
         "textposition": "inside",
@@ -39,10 +40,10 @@ def verification_figure(
     words |= {"textfont": {"color": style.text_on(style.WEIGHT_GRADIENT)}, "constraintext": "none"}
     marks.bars(figure, x, measured, "measured", style.WEIGHT_GRADIENT, hover=hover, **words)
     name = "predicted" if told is None else "predicted, calibrated"
-    off, hover = frame[f"{measure}_error_pct"], "%{y:.3g} predicted, %{customdata:+.0f} %<extra>%{x}</extra>"
+    off, hover = frame[f"{measure}_error_pct"], "%{y:,.3~r} predicted, %{customdata:+.0f} %<extra>%{x}</extra>"
     marks.predictions(figure, x, predicted, name, size=12, customdata=off, hover=hover)
     if told is not None:
-        name, hover = "predicted by spec sheet", "%{y:.3g} by spec sheet<extra>%{x}</extra>"
+        name, hover = "predicted by spec sheet", "%{y:,.3~r} by spec sheet<extra>%{x}</extra>"
         marks.points(figure, x, told, name, style.INK, "diamond-open", size=11, marker_line_width=1.5, hover=hover)
     names = {
         "tpot_ms": "milliseconds per output token",
@@ -88,8 +89,8 @@ def calibration_figure(calibration: Calibration, *, badge: str) -> go.Figure:
         hover = f"{said}<extra>ranks {', '.join(map(str, sweep.gpus))}</extra>"
         marks.line(figure, sweep.nbytes, sweep.p50_us, name, colour, width=1.5, hover=hover, **entry)
         seen.add(name)
-    for number, sends in enumerate(calibration.sends):
-        entry = {"legendgroup": "message", "showlegend": number == 0}
+    for index, sends in enumerate(calibration.sends):
+        entry = {"legendgroup": "message", "showlegend": index == 0}
         hover = f"{said}<extra>{sends.source} to {sends.target}</extra>"
         marks.line(
             figure, sends.nbytes, sends.p50_us, "message", style.POINT_TO_POINT, "dot", width=1.5, hover=hover, **entry
@@ -97,9 +98,7 @@ def calibration_figure(calibration: Calibration, *, badge: str) -> go.Figure:
     measured = [(sweep.nbytes, sweep.p50_us) for sweep in calibration.all_reduce]
     measured += [(sends.nbytes, sends.p50_us) for sends in calibration.sends]
     kept = sorted({size for sizes, _ in measured for size in sizes})
-    figure.update_xaxes(
-        title="bytes", type="log", tickvals=kept, ticktext=[style.bytes_text(int(size)) for size in kept]
-    )
+    figure.update_xaxes(title="bytes", type="log", tickvals=kept, ticktext=[bytes_text(int(size)) for size in kept])
     figure.update_yaxes(
         title="microseconds", type="log", **style.log_ticks(us for _, times in measured for us in times)
     )
@@ -136,7 +135,7 @@ def explain_calibration(made: Calibration) -> str:
         words.append(f"A small all-reduce: {listed}")
     if made.block_overhead_us is not None and made.step_overhead_us is not None:
         by_width = made.block_overhead_per_width_us
-        wider = f" and {by_width * 1024:.2g} µs per 1,024 of its width" if by_width else ""
+        wider = f" and {number(by_width * 1024, 2)} µs per 1,024 of its width" if by_width else ""
         if made.block_overhead_us >= 0.5 or wider:
             words.append(f"A block adds {made.block_overhead_us:,.0f} µs{wider} to its matmuls")
         if made.step_overhead_us >= 0.5:
@@ -145,5 +144,5 @@ def explain_calibration(made: Calibration) -> str:
 
 
 def _range(values: list[float], unit: str) -> str:
-    low, high = (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in (min(values), max(values)))
+    low, high = (number(value) for value in (min(values), max(values)))
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

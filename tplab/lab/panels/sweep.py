@@ -10,14 +10,14 @@ from tplab.cluster import Cluster, Run
 from tplab.collectives.cost import AlphaBeta
 from tplab.collectives.sweep import submit_sweep, sweep_frame
 from tplab.collectives.sweep_plan import ALGORITHMS, MODES, Point, plan_sweep
-from tplab.lab import style
 from tplab.lab.figures.collectives import busbw_figure, explain_sweep, latency_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.base import RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.shown import bytes_text
 
-_SIZES = [(style.bytes_text(1 << power), 1 << power) for power in range(8, 29)]
+_SIZES = [(bytes_text(1 << power), 1 << power) for power in range(8, 29)]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

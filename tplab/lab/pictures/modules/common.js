@@ -261,11 +261,12 @@ export function localModel(state) {
   };
 }
 
-/** `1,260`, `0.0123`, `12.3`: so many significant digits, thousands grouped, never an exponent. */
+/** So many significant digits, all of those before the point, no exponent: `1,260`, `12.3`, `0.0123` (as `shown.py`). */
 export function number(value, digits = 3) {
-  if (value === Infinity) return "∞";
-  const text = Number(value.toPrecision(digits));
-  return text.toLocaleString("en-US", { maximumSignificantDigits: Math.max(digits, 1) });
+  if (!Number.isFinite(value)) return value === Infinity ? "∞" : value === -Infinity ? "-∞" : "not a number";
+  if (value === 0) return "0";
+  const decimals = Math.max(0, digits - 1 - Number(value.toExponential(digits - 1).split("e")[1]));
+  return value.toLocaleString("en-US", { maximumFractionDigits: decimals });
 }
 
 /** Microseconds in the unit that suits them: `14.2 µs`, `1.26 ms`, `3 s`. */
@@ -283,7 +284,7 @@ export function bytesText(bytes, digits = 3) {
 
 /** The largest unit in which the rounded value is at least 1, and the value in it. */
 function scaled(value, digits, units) {
-  const rounded = (size) => Number((value / size).toPrecision(digits));
-  const [size, unit] = units.findLast(([each]) => Math.abs(rounded(each)) >= 1) ?? units[0];
+  const rounded = (size) => Number((Math.abs(value) / size).toPrecision(digits));
+  const [size, unit] = units.findLast(([each]) => rounded(each) >= 1) ?? units[0];
   return [value / size, unit];
 }
