@@ -64,7 +64,8 @@ FRAME = chunks_frame_of({1: 180e3, 2: 144e3, 4: 116e3, 8: 130e3})
 def test_overlap_bars_add_up_to_the_measured_time() -> None:
     figure = overlap_figure(FRAME, badge=BADGE)
     compute, exposed = trace(figure, "computation"), trace(figure, "exposed communication")
-    assert list(compute.x) == list(exposed.x) == ["1", "2", "4", "8"]
+    assert list(compute.x) == list(exposed.x) == [0, 1, 2, 3]
+    assert figure.layout.xaxis.ticktext == ("1", "2", "4", "8")
     assert np.add(compute.y, exposed.y) == pytest.approx(FRAME["total_us"] / 1e3)
     assert figure.layout.barmode == "stack"
     assert trace(figure, "predicted").y == pytest.approx(FRAME["predicted_us"] / 1e3)
@@ -74,7 +75,8 @@ def test_overlap_bars_add_up_to_the_measured_time() -> None:
 def test_overlap_draws_the_bound_and_the_badge() -> None:
     figure = overlap_figure(FRAME, badge=BADGE)
     line = trace(figure, "bound: the larger of computation and communication, 100.0 ms")
-    assert list(line.y) == [100.0] * 4
+    assert list(line.y) == [100.0] * 2
+    assert line.x[0] < 0 < 3 < line.x[1]
     assert line.line.dash == "dash"
     assert f"<b>{BADGE}</b>" in badges(figure)
 
@@ -91,7 +93,7 @@ def test_kinds_differ_by_more_than_colour() -> None:
 def test_strategies_are_drawn_by_name() -> None:
     frame = pd.DataFrame({"strategy": ["Blocking()", "Chunked(4)"], "compute_us": [5e3, 5e3], "exposed_us": [4e3, 1e3]})
     figure = strategies_figure(frame, badge=BADGE)
-    assert list(trace(figure, "computation").x) == ["plain all-reduce", "4 chunks"]
+    assert figure.layout.xaxis.ticktext == ("plain<br>all-reduce", "4 chunks")
     assert list(trace(figure, "exposed communication").y) == [4.0, 1.0]
     assert f"<b>{BADGE}</b>" in badges(figure)
 
@@ -202,14 +204,23 @@ def test_errors_against_bytes_mark_what_is_wrong() -> None:
         }
     )
     figure = error_bytes_figure(frame, badge="LIVE gloo · 2 ranks")
-    assert [item.name for item in figure.data] == ["bf16", "int8", "naive int8"]
-    symbols = [item.marker.symbol for item in figure.data]
-    assert symbols[2] == "x"
-    assert len(set(symbols)) == 3
-    assert [item.x[0] for item in figure.data] == [1.0, 0.53, 0.5]
-    low, high = figure.layout.yaxis.range
+    sent, wrong = trace(figure, "bytes"), trace(figure, "error")
+    assert list(sent.y) == list(wrong.y) == ["bf16", "int8", "naive int8"]
+    assert list(sent.x) == [1.0, 0.53, 0.5]
+    assert list(wrong.x) == [0.2, 0.8, 5.0]
+    assert list(wrong.text) == ["  0.2 %", "  0.8 %", "  5 %"]  # every point says its number
+    assert list(wrong.marker.symbol) == ["circle", "circle", "x"]
+    low, high = figure.layout.xaxis2.range
     assert all(10**low < value < 10**high for value in frame["error_pct"])
-    assert figure.layout.yaxis.type == "log"
+    assert figure.layout.xaxis2.type == "log"
+
+
+def test_no_label_lies_under_a_diamond() -> None:
+    """What is exposed is said above its bar, and the prediction stands beside the bar."""
+    figure = overlap_figure(FRAME, badge=BADGE)
+    assert list(trace(figure, "exposed, ms").y) == pytest.approx(FRAME["total_us"] / 1e3)
+    half = (1 - figure.layout.bargap) / 2
+    assert all(abs(x - place) > half for place, x in enumerate(trace(figure, "predicted").x))
 
 
 def test_the_words_on_chunks() -> None:

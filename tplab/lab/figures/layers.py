@@ -1,11 +1,13 @@
 """Tensor-parallel layers: what communication costs beside computation, and what hiding it gains."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from tplab.collectives.volumes import chunk_lengths
 from tplab.lab import style
@@ -29,16 +31,16 @@ def overlap_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         frame: as ``chunks_frame`` gives it.
     """
     figure = go.Figure()
-    labels = [str(k) for k in frame["chunks"]]
-    _time_bars(figure, labels, frame)
+    _time_bars(figure, [str(k) for k in frame["chunks"]], frame)
     hidden = frame["hidden_share"].clip(upper=1) * 100
     hover = "predicted %{y:.1f} ms; measured: %{customdata:.0f} % of what can be hidden is<extra></extra>"
-    marks.predictions(figure, labels, frame["predicted_us"] / 1e3, "predicted", customdata=hidden, hover=hover)
+    beside = [place + 0.36 for place in range(len(frame))]  # on a bar they would cover its label
+    marks.predictions(figure, beside, frame["predicted_us"] / 1e3, "predicted", customdata=hidden, hover=hover)
     if len(frame):
         bound = float(frame["bound_us"].iloc[0]) / 1e3
         name = f"bound: the larger of computation and communication, {bound:.1f} ms"
-        marks.line(figure, labels, [bound] * len(labels), name, style.INK, "dash")
-    figure.update_xaxes(title="number of chunks", type="category")
+        marks.line(figure, [-0.5, len(frame) - 0.5], [bound] * 2, name, style.INK, "dash")
+    figure.update_xaxes(title="number of chunks")
     figure.update_yaxes(title="time of the layer, ms", rangemode="tozero")
     return style.card(figure, title="Chunked all-reduce: what stays exposed", badge=badge, height=460)
 
@@ -73,22 +75,30 @@ def way_in_words(strategy: str) -> str:
 
 
 def _time_bars(figure: go.Figure, labels: list[str], frame: pd.DataFrame) -> None:
-    _stacked_bars(figure, labels, frame, 1e3, "{:.1f}", hover="%{y:.2f} ms")
-    figure.update_layout(bargap=0.45, uniformtext={"minsize": 10, "mode": "hide"})
+    """Milliseconds, what is exposed said above its bar: few milliseconds of it leave no room inside."""
+    places = list(range(len(frame)))
+    _stacked_bars(figure, places, frame, 1e3, ("{:.1f}", ""), hover="%{y:.2f} ms")
+    total, exposed = (frame["compute_us"] + frame["exposed_us"]) / 1e3, frame["exposed_us"] / 1e3
+    said = [f"{value:.1f} exposed" if place == 0 else f"{value:.1f}" for place, value in enumerate(exposed)]
+    more = {"mode": "text", "text": said, "textposition": "top center", "showlegend": False, "hoverinfo": "skip"}
+    figure.add_scatter(x=places, y=total, name="exposed, ms", textfont={"color": style.COLLECTIVE}, **more)
+    figure.update_layout(bargap=0.5, uniformtext={"minsize": 10, "mode": "hide"})
+    lines = ["<br>".join(wrap(label, 12, break_on_hyphens=False)) for label in labels]
+    figure.update_xaxes(tickvals=places, ticktext=lines, tickangle=0, range=[-0.6, len(frame) - 0.4])
+    if len(frame):
+        figure.update_yaxes(range=[0, 1.12 * max(total)])  # room for what is said above the highest
 
 
 def _stacked_bars(
-    figure: go.Figure, labels: list[str], frame: pd.DataFrame, whole: Any, text: str, *, hover: str
+    figure: go.Figure, x: Sequence[Any], frame: pd.DataFrame, whole: Any, texts: tuple[str, str], *, hover: str
 ) -> None:
-    """Computation and exposed communication over ``whole``, each bar with its milliseconds."""
-    # The upper label at its bar's foot: predictions are marked near its head.
-    for kind, column, anchor in (
-        ("computation", "compute_us", "middle"),
-        ("exposed communication", "exposed_us", "start"),
+    """Computation and exposed communication over ``whole``, each with its milliseconds in the form of ``texts``."""
+    for text, kind, column in zip(
+        texts, ("computation", "exposed communication"), ("compute_us", "exposed_us"), strict=True
     ):
-        inside = {"textposition": "inside", "insidetextanchor": anchor}
-        texts = [text.format(value / 1e3) for value in frame[column]]
-        marks.bars(figure, labels, frame[column] / whole, kind, *_KINDS[kind], hover=hover, text=texts, **inside)
+        inside = {"textposition": "inside", "insidetextanchor": "middle"}
+        said = [text.format(value / 1e3) for value in frame[column]]
+        marks.bars(figure, x, frame[column] / whole, kind, *_KINDS[kind], hover=hover, text=said, **inside)
     figure.update_layout(barmode="stack")
 
 
@@ -101,7 +111,7 @@ def phases_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure = go.Figure()
     labels = [f"{tokens:,}" for tokens in frame["tokens"]]
     total = frame["compute_us"] + frame["exposed_us"]
-    _stacked_bars(figure, labels, frame, total / 100, "{:.2f} ms", hover="%{y:.0f} %")
+    _stacked_bars(figure, labels, frame, total / 100, ("{:.2f} ms", "{:.2f} ms"), hover="%{y:.0f} %")
     figure.update_layout(bargap=0.35)
     figure.update_xaxes(title="tokens in the step (1: decode; many: prefill)", type="category")
     figure.update_yaxes(title="share of the block's time", ticksuffix=" %", range=[0, 100])
@@ -174,38 +184,33 @@ def chunk_lanes_figure(
     return style.card(figure, title=title, badge="MODEL", height=300)
 
 
-_LEAST_PCT = 0.02
-"""Errors below this are drawn at it, and said in the legend: on one axis with float32's the others fall together."""
-
-
 def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
-    """All-reduces by what they send and how wrong they are.
+    """All-reduces, one a row: what they send beside how wrong they are.
 
     Args:
         frame: rows of ``method``, ``error_pct`` (of the exact sum's RMS), ``worst_pct``, ``ratio_to_bf16``.
     """
-    figure = go.Figure()
-    colours = (style.FORWARD, style.WEIGHT_GRADIENT, style.DECODE, style.BACKWARD, style.POINT_TO_POINT)
-    symbols = ("circle", "square", "diamond", "triangle-up", "triangle-down")
-    hover = "%{x:.2f} of bfloat16's bytes, %{customdata:,.3~r} % wrong"
-    for index, row in enumerate(frame.to_dict("records")):
-        colour, symbol = colours[index % len(colours)], symbols[index % len(symbols)]
-        name, error = row["method"], row["error_pct"]
-        if row["worst_pct"] > 10:  # not rounding: a number is off by a tenth of the largest there is
-            colour, symbol = style.COLLECTIVE, "x"
-        if error < _LEAST_PCT:
-            name = f"{name} ({number(error, 1)} %, below the axis)"
-        x, y = [row["ratio_to_bf16"]], [max(error, _LEAST_PCT)]
-        marks.points(figure, x, y, name, colour, symbol, size=13, hover=hover, customdata=[error])
-    ratios, errors = frame["ratio_to_bf16"], frame["error_pct"].clip(lower=_LEAST_PCT)
-    figure.update_xaxes(
-        title="bytes sent, in units of the bfloat16 all-reduce's", type="log", **style.log_ticks(ratios)
-    )
-    figure.update_yaxes(title="error, % of the sum's RMS", type="log", **style.log_ticks(errors))
+    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.06)
+    errors, ratios = frame["error_pct"], frame["ratio_to_bf16"]
+    # Not rounding: a number is off by a tenth of the largest there is.
+    colours = [style.COLLECTIVE if worst > 10 else style.FORWARD for worst in frame["worst_pct"]]
+    said = {"y": frame["method"], "cliponaxis": False, "hoverinfo": "skip"}
+    sent = {"text": [f"{ratio:.2f} ×" for ratio in ratios], "textposition": "outside", "orientation": "h"}
+    figure.add_bar(x=ratios, name="bytes", marker={"color": style.POINT_TO_POINT}, row=1, col=1, **said, **sent)
+    wrong = {"text": [f"  {number(error, 2)} %" for error in errors], "textposition": "middle right"}
+    symbols = ["x" if worst > 10 else "circle" for worst in frame["worst_pct"]]
+    look = {"mode": "markers+text", "marker": {"color": colours, "size": 11, "symbol": symbols}}
+    figure.add_scatter(x=errors, name="error", row=1, col=2, **said, **wrong, **look)
+    figure.update_layout(showlegend=False, bargap=0.45)
+    figure.update_yaxes(autorange="reversed", type="category")
+    style.card(figure, title="What an all-reduce sends, and how wrong it is", badge=badge, height=170 + 40 * len(frame))
+    figure.update_xaxes(title="bytes sent, in units of bfloat16's", rangemode="tozero", col=1)
+    ticks = {name: values[:: -(len(values) // -3)] for name, values in style.log_ticks(errors).items()}  # 3 at most
+    figure.update_xaxes(title="error, % of the sum's RMS", type="log", tickangle=0, **ticks, col=2)
     if len(frame):
-        figure.update_yaxes(range=[math.log10(errors.min()) - 0.3, math.log10(errors.max()) + 0.5])
-        figure.update_xaxes(range=[math.log10(ratios.min()) - 0.08, math.log10(ratios.max()) + 0.08])
-    return style.card(figure, title="What an all-reduce sends, and how wrong it is", badge=badge, height=440)
+        figure.update_xaxes(range=[0, 1.25 * ratios.max()], col=1)
+        figure.update_xaxes(range=[math.log10(errors.min()) - 0.5, math.log10(errors.max()) + 2], col=2)
+    return figure
 
 
 def explain_lanes(num_chunks: int, *, compute_ms: float, comm_ms: float, overhead_ms: float, latency_ms: float) -> str:
