@@ -1,6 +1,7 @@
 """What moves in the browser: ES modules of ours (``modules/``), each with an anywidget around it.
 
 picture     the frame: from a module to a widget, and to an HTML page of its own
+race        all-reduce algorithms on one clock
 """
 
 from typing import TYPE_CHECKING
@@ -9,5 +10,6 @@ from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tplab.lab.pictures.picture import Picture as Picture
+    from tplab.lab.pictures.race import Race as Race
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -96,12 +96,14 @@ export function statusLine() {
 }
 
 /**
- * A labelled slider. `log: true`: min, max and value are on a log scale of `stops` positions.
+ * A labelled slider. `log: true`: min, max and value are on a log scale of `stops` positions; `round`: of what it gives.
  * Returns `{ element, input, value(), set(value) }`; `onInput(value)` while it moves.
  */
-export function slider({ label, min, max, value, step = 1, log = false, stops = 120, format = number, onInput }) {
+export function slider({
+  label, min, max, value, step = 1, log = false, stops = 120, round = (v) => v, format = number, onInput,
+}) {
   const position = (v) => (log ? (stops * Math.log(v / min)) / Math.log(max / min) : v);
-  const at = (p) => (log ? min * (max / min) ** (p / stops) : p);
+  const at = (p) => round(log ? min * (max / min) ** (p / stops) : p);
   const input = html("input", {
     type: "range", min: log ? 0 : min, max: log ? stops : max, step: log ? 1 : step, "aria-label": label,
   });

@@ -1,0 +1,188 @@
+// The all-reduce race: several algorithms on one clock, in simulated time. No kernel is asked for anything.
+
+import { frame, html, slider, dropdown, player, statusLine, number, timeText, bytesText } from "./common.js";
+import { ALGORITHMS, NAMES, bandsOf, planOf, ranking } from "./race_plan.js";
+import { raceLane, LANE_CSS, RANK_COLOURS } from "./race_lane.js";
+import { raceCrossing, raceStrips, verdictOf, CHART_CSS } from "./race_charts.js";
+
+const OWN_VALUES = "values of the sliders";
+const RACE_CSS = `
+.race-verdict { font-size: 14px; margin: 8px 0 4px; }
+.race-verdict p { margin: 0; }
+.race-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; color: var(--quiet); font-size: 12px; margin: 8px 0; }
+.race-legend i { display: inline-block; width: 11px; height: 11px; margin-right: 5px; vertical-align: -1px; }
+.race-who { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap: 4px 14px; }
+.race-who legend { float: left; padding: 0; margin-right: 4px; }
+.race-measured-words { margin: 4px 0; }
+.race-measured-words table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.race-measured-words :is(th, td) { text-align: right; padding: 2px 18px 2px 0; border-bottom: 1px solid var(--line); font-weight: 400; }
+.race-measured-words thead th { font-weight: 600; }
+.race-measured-words :is(th, td):first-child { text-align: left; }
+`;
+
+export function render({ model, el }) {
+  const root = frame(el, "All-reduce race", RACE_CSS + LANE_CSS + CHART_CSS);
+  const lanes = new Map(ALGORITHMS.map((algorithm) => [algorithm, raceLane(algorithm)]));
+  const verdict = html("div", { class: "race-verdict", role: "status", "aria-live": "polite" });
+  const heard = statusLine();
+  heard.element.className = "unseen";
+  const legend = html("div", { class: "race-legend" });
+  const grid = html("div", { class: "race-lanes" });
+  const measuredWords = html("div", { class: "race-measured-words" });
+  const linkPlace = html("span");
+  let plans = [];
+  let total = 1;
+
+  const settings = () => ({
+    ...{ n: model.get("num_ranks"), nbytes: model.get("nbytes") },
+    ...{ alpha: model.get("alpha_us"), beta: model.get("beta_GBps") },
+  });
+  const chosen = () => ALGORITHMS.filter((algorithm) => model.get("algorithms").includes(algorithm));
+  const change = (values) => {
+    for (const [name, value] of Object.entries(values)) model.set(name, value);
+    model.save_changes();
+  };
+  const twoDigits = (value) => Number(value.toPrecision(2));
+
+  const ranks = slider({ label: "GPUs", min: 2, max: 8, value: 4, onInput: (value) => change({ num_ranks: value }) });
+  const size = slider({
+    ...{ label: "size S", min: 2 ** 10, max: 2 ** 30, value: 2 ** 20, log: true, stops: 20, format: bytesText },
+    onInput: (value) => change({ nbytes: Math.round(value) }),
+  });
+  const alpha = slider({
+    ...{ label: "α, a message", min: 0.5, max: 5000, value: 1, log: true, stops: 80 },
+    format: timeText,
+    round: twoDigits,
+    onInput: (value) => change({ alpha_us: value }),
+  });
+  const beta = slider({
+    ...{ label: "β, bandwidth", min: 0.01, max: 1000, value: 100, log: true, stops: 100 },
+    format: (value) => `${number(value)} GB/s`,
+    round: twoDigits,
+    onInput: (value) => change({ beta_GBps: value }),
+  });
+  const boxes = ALGORITHMS.map((algorithm) => {
+    const toggle = () => {
+      const on = boxes.filter(({ input }) => input.checked).map((box) => box.algorithm);
+      change({ algorithms: on });
+    };
+    const input = html("input", { type: "checkbox", onchange: toggle });
+    return { algorithm, input, element: html("label", {}, input, NAMES[algorithm]) };
+  });
+  const who = html("fieldset", { class: "race-who" }, html("legend", {}, "racers"), ...boxes.map((box) => box.element));
+
+  const strips = raceStrips((part) => {
+    time.pause();
+    time.seek(part * total);
+  });
+  const crossing = raceCrossing((nbytes) => {
+    if (nbytes !== model.get("nbytes")) change({ nbytes });
+  });
+  const time = player({
+    ...{ duration: 1, format: timeText, label: "race clock" },
+    onTime: (t, playing) => {
+      plans.forEach((plan) => lanes.get(plan.algorithm).draw(t));
+      strips.draw(t / total);
+      if (!playing && plans.length) heard.say(plans.map(({ algorithm }) => `${NAMES[algorithm]}: ${lanes.get(algorithm).words()}`).join("; "));
+    },
+  });
+
+  function linkChoice() {
+    const links = model.get("links");
+    const options = [...links.map(({ name }) => [name, name]), [OWN_VALUES, OWN_VALUES]];
+    const now = links.find((link) => link.alpha_us === model.get("alpha_us") && link.beta_GBps === model.get("beta_GBps"));
+    const choose = (name) => {
+      const link = model.get("links").find((each) => each.name === name);
+      if (link) change({ alpha_us: link.alpha_us, beta_GBps: link.beta_GBps });
+    };
+    const focused = linkPlace.contains(linkPlace.ownerDocument.activeElement);
+    const menu = dropdown({ label: "link", options, value: now?.name ?? OWN_VALUES, onChange: choose });
+    linkPlace.replaceChildren(menu.element);
+    if (focused) menu.input.focus();
+  }
+
+  function drawLegend(n) {
+    const colours = RANK_COLOURS.slice(0, n).map((colour, rank) =>
+      html("span", {}, html("i", { style: `background:${colour}` }), `summand of GPU ${rank}`),
+    );
+    const direct = plans.some(({ algorithm }) => algorithm === "two-shot");
+    legend.replaceChildren(
+      html("span", {}, "In each GPU: a column is a chunk of the tensor, a cell a summand that is in it; a bar below a column: the chunk is the whole sum."),
+      ...colours,
+      direct ? html("span", {}, "Two-shot needs a way between every two GPUs, as a switch has; a ring needs neighbours only.") : "",
+    );
+  }
+
+  function drawMeasured({ n, nbytes }) {
+    const rows = model.get("measured").filter((each) => each.num_ranks === n && each.nbytes === nbytes);
+    const shown = plans.flatMap(({ algorithm, end }) => {
+      const found = rows.findLast((each) => each.algorithm === algorithm);
+      return found ? [[NAMES[algorithm], timeText(end), timeText(found.us), `${number(found.us / end, 2)} ×`, found.badge]] : [];
+    });
+    if (!shown.length) return measuredWords.replaceChildren();
+    const row = (cells, tag) => html("tr", {}, ...cells.map((cell, i) => html(i ? tag : "th", { scope: i ? null : "row" }, cell)));
+    const header = row(["algorithm", "race", "measured", "ratio"], "th");
+    measuredWords.replaceChildren(
+      html("div", {}, html("span", { class: "badge", style: "background:#007E5D" }, shown.at(-1)[4]), ` ${bytesText(nbytes)} on ${n} ranks`),
+      html("table", {}, html("thead", {}, header), html("tbody", {}, ...shown.map((cells) => row(cells.slice(0, 4), "td")))),
+    );
+    return undefined;
+  }
+
+  function update() {
+    const now = settings();
+    const racers = chosen();
+    const ranked = ranking(racers, now);
+    const part = total > 0 ? time.time() / total : 0;
+    ranks.set(now.n);
+    size.set(now.nbytes);
+    alpha.set(now.alpha);
+    beta.set(now.beta);
+    boxes.forEach(({ algorithm, input }) => {
+      input.checked = racers.includes(algorithm);
+      input.disabled = input.checked && racers.length === 1; // somebody must run
+    });
+    linkChoice();
+    plans = racers.map((algorithm) => planOf(algorithm, now));
+    total = Math.max(...plans.map(({ end }) => end));
+    plans.forEach((plan) => {
+      const { place } = ranked.find(({ algorithm }) => algorithm === plan.algorithm);
+      lanes.get(plan.algorithm).build(plan, { covered: model.get("covered"), place });
+    });
+    grid.replaceChildren(...racers.map((algorithm) => lanes.get(algorithm).element));
+    const bands = bandsOf(racers, now);
+    const words = verdictOf(ranked, now, bands);
+    if (verdict.textContent !== words.join("")) verdict.replaceChildren(...words.map((text) => html("p", {}, text)));
+    strips.build(plans, total);
+    crossing.build(racers, now, model.get("measured"), words.join(" "));
+    drawLegend(now.n);
+    drawMeasured(now);
+    const stops = [...new Set(plans.flatMap(({ steps }) => steps.map(({ end }) => end)))].sort((a, b) => a - b);
+    const fastest = Math.min(...plans.map(({ end }) => end));
+    time.reset({ duration: total, stops, seconds: Math.min(14, Math.max(5, (1.6 * total) / fastest)) });
+    time.seek(part * total);
+  }
+
+  const read = ["num_ranks", "nbytes", "alpha_us", "beta_GBps", "algorithms", "covered", "links", "measured"];
+  let waiting = 0;
+  const soon = () => {
+    waiting ||= requestAnimationFrame(() => {
+      waiting = 0;
+      update();
+    });
+  };
+  read.forEach((name) => model.on(`change:${name}`, soon));
+  root.append(
+    html("div", { class: "row" }, html("span", { class: "badge" }, "MODEL"), linkPlace, alpha.element, beta.element),
+    html("div", { class: "row" }, size.element, ranks.element, who),
+    time.element, verdict, grid, legend, measuredWords,
+    html("div", { class: "race-charts" }, strips.element, crossing.element),
+    heard.element,
+  );
+  update();
+  return () => {
+    time.destroy();
+    cancelAnimationFrame(waiting);
+    read.forEach((name) => model.off(`change:${name}`, soon));
+  };
+}

@@ -1,0 +1,82 @@
+"""The all-reduce race: ring, recursive doubling, one-shot and two-shot on one clock, in simulated time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import traitlets
+
+from tplab.checks import check_all_of, check_count, check_number
+from tplab.collectives.cost import AlphaBeta, time_us
+from tplab.lab.known_links import LINKS
+from tplab.lab.pictures.picture import Picture
+
+RACERS = ("one-shot", "recursive-doubling", "two-shot", "ring")
+"""Algorithms that can take part, by their names in ``volumes.ALGORITHMS``."""
+
+
+class Race(Picture):
+    """GPUs on a circle, what they send each other, and a clock; sliders for size, alpha, beta and the number of GPUs.
+
+    Times are those of :func:`tplab.collectives.time_us`, and the messages those of the algorithms in
+    ``tplab.collectives``; both are computed in the browser. ``times_us`` are the same times here.
+
+    Args:
+        num_ranks: GPUs, 2 to 8.
+        nbytes: bytes of the tensor that each of them holds.
+        link: latency and bandwidth of one rank; by default the first of ``LINKS``.
+        algorithms: who runs, out of ``RACERS``.
+        covered: whether the counts of bytes are left out, for a page that asks for them.
+    """
+
+    module = "race"
+    caption = "All-reduce race"
+
+    num_ranks = traitlets.Int(4, min=2, max=8).tag(sync=True)
+    nbytes = traitlets.Int(1 << 18, min=1).tag(sync=True)
+    alpha_us = traitlets.Float().tag(sync=True)
+    beta_GBps = traitlets.Float().tag(sync=True)
+    algorithms = traitlets.List(trait=traitlets.Unicode()).tag(sync=True)
+    covered = traitlets.Bool(False).tag(sync=True)
+    links = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
+    measured = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
+
+    def __init__(
+        self,
+        num_ranks: int = 4,
+        nbytes: int = 1 << 18,
+        *,
+        link: AlphaBeta | None = None,
+        algorithms: Sequence[str] = ("one-shot", "recursive-doubling", "ring"),
+        covered: bool = False,
+    ) -> None:
+        link = link or next(iter(LINKS.values()))
+        super().__init__(
+            num_ranks=check_count("num_ranks", num_ranks, least=2, most=8),
+            nbytes=check_count("nbytes", nbytes, least=1),
+            alpha_us=link.alpha_us,
+            beta_GBps=check_number("beta_GBps", link.beta_GBps, above=0),
+            algorithms=list(check_all_of("algorithms", algorithms, RACERS)),
+            covered=covered,
+            links=[_offer(name, each) for name, each in LINKS.items()],
+        )
+
+    @property
+    def link(self) -> AlphaBeta:
+        """What the sliders say."""
+        return AlphaBeta(alpha_us=self.alpha_us, beta_GBps=self.beta_GBps)
+
+    @property
+    def times_us(self) -> Mapping[str, float]:
+        """Microseconds of each algorithm in the race, by name, with what the sliders say."""
+        return {
+            name: time_us(name, self.nbytes, self.num_ranks, self.alpha_us, self.beta_GBps) for name in self.algorithms
+        }
+
+    def offer(self, name: str, link: AlphaBeta) -> None:
+        """Offer ``link`` as the first choice, and choose it."""
+        self.links = [_offer(name, link), *(each for each in self.links if each["name"] != name)]
+        self.alpha_us, self.beta_GBps = link.alpha_us, link.beta_GBps
+
+
+def _offer(name: str, link: AlphaBeta) -> dict[str, Any]:
+    return {"name": name, "alpha_us": link.alpha_us, "beta_GBps": link.beta_GBps}
