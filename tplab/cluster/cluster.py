@@ -207,9 +207,26 @@ class Cluster:
     def _enqueue(self, run: Run[Any]) -> None:
         self._supervisor.submit(run)
 
-    def watch(self, callback: Callable[[State], None]) -> None:
-        """Call ``callback(state)`` now and at every change of state, on the cluster's own thread; it must be quick."""
-        self._supervisor.watch(callback)
+    def kill_rank(self, rank: int) -> None:
+        """Kill the process of one rank (SIGKILL), as the system does when memory runs out: to see what follows.
+
+        It is the cluster's own process that is killed, whatever has its number meanwhile; where there is none, nothing
+        is. A run under way ends with ``RankDied``, a start likewise; between two runs the ranks go down, and the next
+        run starts fresh ones. Raises ``ValueError`` for a rank that there is not.
+        """
+        self._supervisor.kill_rank(check_count("rank", rank, least=0, most=self.num_ranks - 1))
+
+    def watch(
+        self, callback: Callable[[State], None], on_exit: Callable[[int, int | None], None] | None = None
+    ) -> None:
+        """Call ``callback(state)`` now and at every change of state, on the cluster's own thread; it must be quick.
+
+        Args:
+            callback: what to call.
+            on_exit: called with rank and exit code (negative: a signal's number; None: unknown) as soon as a rank's
+                process has ended by itself or was killed. Ranks that the cluster ends are not told: the state says it.
+        """
+        self._supervisor.watch(callback, on_exit)
 
     @property
     def whole(self) -> "Cluster":
@@ -242,7 +259,8 @@ class Cluster:
 
     @property
     def why_down(self) -> str:
-        """Why there are no ranks, where no run's fault was the reason: too little memory, or idle for too long."""
+        """Why there are no ranks, where no run's fault was the reason: too little memory, idle for too long, a start
+        that failed, or a rank that was lost between two runs."""
         return self._supervisor.why_down
 
     @property

@@ -82,6 +82,10 @@ class Engine(Protocol):
         """What happened since the last call; waits up to ``timeout`` seconds for something to. A rank's output comes
         before the messages it sent after writing it."""
 
+    def kill_rank(self, rank: int) -> None:
+        """Send SIGKILL to one rank's process, and to its group. ``poll`` says when it has ended, as of any other that
+        ends. Of a rank that is gone: no effect."""
+
     def kill(self) -> list[Event]:
         """End every rank and all that they started, whatever its session or parent, now; returns the output that was
         still under way. Safe to repeat."""

@@ -297,6 +297,10 @@ class LocalEngine:
             self._hang_up(process)
         return [*events, *process.drain(), Exited(process.rank, code)]
 
+    def kill_rank(self, rank: int) -> None:
+        if self._keeper is not None:
+            self._keeper.kill(rank)
+
     def kill(self) -> list[Event]:
         processes, self._processes = self._processes, []
         watch, self._keeper = self._keeper, None

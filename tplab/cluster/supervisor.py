@@ -24,7 +24,7 @@ from tplab.cluster.launch import Launch, State
 from tplab.cluster.own_thread import OwnThread
 from tplab.cluster.run import Run
 from tplab.cluster.screen import Screens
-from tplab.cluster.verdict import Evidence, judge, rebuild_values
+from tplab.cluster.verdict import Cause, Evidence, judge, rebuild_values
 
 # How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
 # errors it causes on other ranks, short enough not to be noticed.
@@ -58,7 +58,7 @@ class Supervisor(OwnThread):
         self.why_down = ""  # why they were not started, or who ended them, where that was no run's fault
         self.launches: list[dict[int, dict[str, float]]] = []
         """Rank -> phase -> seconds, one dict for each start of the ranks."""
-        self._watchers: list[Callable[[State], None]] = []
+        self._watchers: list[tuple[Callable[[State], None], Callable[[int, int | None], None] | None]] = []
 
     # From any thread.
 
@@ -71,14 +71,18 @@ class Supervisor(OwnThread):
         """Rank -> what it said of itself when it became ready."""
         return self._launch.facts
 
-    def watch(self, callback: Callable[[State], None]) -> None:
-        """Call ``callback`` with the state now and at every change."""
+    def watch(self, callback: Callable[[State], None], on_exit: Callable[[int, int | None], None] | None) -> None:
+        """Call ``callback`` with the state now and at every change, ``on_exit`` with rank and code of each exit."""
 
         def begin() -> None:
-            self._watchers.append(callback)
+            self._watchers.append((callback, on_exit))
             self._guard(callback, self.state)
 
         self._post(begin)
+
+    def kill_rank(self, rank: int) -> None:
+        """Kill the process of one rank; what follows is as if anybody had."""
+        self._post(lambda: self._engine.kill_rank(rank))
 
     def submit(self, run: Run[Any]) -> None:
         """Queue a run; it starts when those before it are done. On a closed cluster it fails at once."""
@@ -180,7 +184,7 @@ class Supervisor(OwnThread):
                 self._guard(self._current.deliver_open, rank, stream, "" if hidden else text)
             case Broke(rank, reason) if self._takes_part(rank):
                 self._evidence.broken[rank] = reason
-                self._cannot_succeed()
+                self._cannot_succeed("fault")
             case Broke(rank, reason) if self.state in (State.READY, State.RUNNING):
                 self._replace_while_idle(f"rank {rank} sent what is no message ({reason})")
             case Exited(rank, exit_code):
@@ -197,7 +201,7 @@ class Supervisor(OwnThread):
                     self._become(State.READY)
             case wire.RankFault() as fault if self.state is State.STARTING:
                 self._evidence.start_faults[rank] = fault
-                self._cannot_succeed()
+                self._cannot_succeed("fault")
             case wire.Spoiled(reason) if self.state is State.STARTING:
                 self._start_again(reason)
             case wire.StoreCall() as call:
@@ -209,7 +213,7 @@ class Supervisor(OwnThread):
                 if self._evidence.complete:
                     self._conclude()
                 elif answer.fault is not None:
-                    self._cannot_succeed()
+                    self._cannot_succeed("fault")
             case wire.ReportMessage(run_id, fields):
                 if (run := self._run(run_id)) is not None:
                     self._guard(run.deliver_report, rank, fields)
@@ -235,12 +239,15 @@ class Supervisor(OwnThread):
         return self.state in (State.STARTING, State.RUNNING) and rank < self._evidence.world_size
 
     def _on_exit(self, rank: int, exit_code: int | None) -> None:
+        for _, on_exit in self._watchers:
+            if on_exit is not None:
+                self._guard(on_exit, rank, exit_code)
         if self._takes_part(rank):
             self._evidence.deaths[rank] = exit_code
             if self._evidence.complete:
                 self._conclude()
             else:
-                self._cannot_succeed()
+                self._cannot_succeed("fault")
         elif self.state in (State.READY, State.RUNNING):
             self._replace_while_idle(f"rank {rank} {wire.describe_exit(exit_code)}")
 
@@ -248,35 +255,30 @@ class Supervisor(OwnThread):
         """A rank is lost that nobody needs now: a run on others goes on, and then all ranks are replaced."""
         when = "between two runs" if self.state is State.READY else "while a run on other ranks went on"
         self._replaced_while_idle = f"tplab: {what} {when}; the ranks were replaced, and rank.store is empty."
+        self.why_down = f"{what} {when}"
         if self.state is State.READY:
             self._kill()
 
-    def _cannot_succeed(self) -> None:
-        """A rank raised or died: give the others a moment to answer, then conclude."""
-        if self._evidence.cause is None:
-            self._evidence.cause = "fault"
-            self._deadline = time.monotonic() + _GRACE_S
-            self._ask_where()
-
-    def _check_deadline(self) -> None:
-        if self._deadline is None or time.monotonic() < self._deadline:
-            return
-        if self._evidence.cause is None:
-            self._evidence.cause = "timeout"
-            self._deadline = time.monotonic() + _GRACE_S
-            self._ask_where()
-        else:
-            self._conclude()
-
-    def _ask_where(self) -> None:
+    def _cannot_succeed(self, cause: Cause, grace_s: float = _GRACE_S) -> bool:
+        """Ask the others where they are and give them a moment to answer; False where that was done already."""
+        if self._evidence.cause is not None:
+            return False
+        self._evidence.cause, self._deadline = cause, time.monotonic() + grace_s
         if self._current is not None:
             self._send(self._evidence.missing, wire.AskStack(self._current.id))
+        return True
+
+    def _check_deadline(self) -> None:
+        due = self._deadline is not None and time.monotonic() >= self._deadline
+        if due and not self._cannot_succeed("timeout"):
+            self._conclude()
 
     def _conclude(self) -> None:
         """The run is over, or is made to be."""
         run, evidence = self._current, self._evidence
         if run is None:
             error = judge(evidence, self._launch.output, self._launch.spoiled)
+            self.why_down = str(error).partition("\n")[0]
             self._kill()
             # Whoever waited for these ranks learns why there are none; a later run tries again.
             if self._queue:
@@ -367,10 +369,7 @@ class Supervisor(OwnThread):
 
     def _stop(self, run: Run[Any]) -> None:
         if run is self._current:
-            if self._evidence.cause is None:
-                self._evidence.cause = "stop"
-                self._deadline = time.monotonic() + _STOP_GRACE_S
-                self._ask_where()
+            if self._cannot_succeed("stop", _STOP_GRACE_S):
                 self._send(self._evidence.missing, wire.Interrupt(run.id))
         elif run in self._queue:
             self._queue.remove(run)
@@ -396,5 +395,5 @@ class Supervisor(OwnThread):
         self._deadline = None
         self.why_down = self.why_down * (state is State.DOWN)
         (self._idle.begin if state is State.READY else self._idle.stop)()
-        for watcher in self._watchers:
+        for watcher, _ in self._watchers:
             self._guard(watcher, state)
