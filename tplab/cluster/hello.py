@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from tplab.cluster.rank import Rank
 
 REDUCTIONS = ("SUM", "PRODUCT", "MIN", "MAX")
@@ -38,23 +40,15 @@ def all_reduce_hello(rank: "Rank", num_elements: int = 1, reduction: str = "SUM"
     repetition held the expected value) and ``us``.
     """
     import torch
-    import torch.distributed as dist
 
     x = torch.empty(num_elements, device=rank.device)
-    op = getattr(dist.ReduceOp, reduction)
-    want = expected(rank.world_size, reduction)
     microseconds: list[float] = []
     correct = True
     reported, reported_at = 0, time.perf_counter()
     for repeat in range(repeats):
-        x.fill_(contribution(rank.index))
-        dist.barrier(group=rank.group)
-        _wait_for_device(rank)
-        began = time.perf_counter()
-        dist.all_reduce(x, op=op, group=rank.group)
-        _wait_for_device(rank)
-        microseconds.append((time.perf_counter() - began) * 1e6)
-        correct = correct and bool(torch.allclose(x, torch.full_like(x, want)))
+        us, right = _once(rank, x, reduction)
+        microseconds.append(us)
+        correct = correct and right
         if time.perf_counter() - reported_at > _REPORT_EVERY_S or repeat + 1 == repeats:
             samples = {"all-reduce": microseconds[reported:]}
             rank.report(phase="all-reduce", done=repeat + 1, total=repeats, samples=samples)
@@ -68,6 +62,48 @@ def all_reduce_hello(rank: "Rank", num_elements: int = 1, reduction: str = "SUM"
         "correct": correct,
         "us": microseconds,
     }
+
+
+def talk(rank: "Rank", bursts: int = 4, burst: int = 25, pause_s: float = 0.5) -> dict[str, Any]:
+    """All-reduce ``contribution(rank.index)``, one float32, ``burst`` times in a row, and again after a pause: some
+    work that lasts one to two seconds on any machine, and leaves the cores to others for most of it.
+
+    Runs on a rank. Reports after each burst ``burst`` (its number), ``had``, ``got``, ``correct`` (every result of it
+    was the expected one), ``device`` and ``samples`` (microseconds). Returns the last report's fields.
+    """
+    import torch
+
+    x = torch.empty(1, device=rank.device)
+    told: dict[str, Any] = {}
+    for number in range(bursts):
+        if number:
+            time.sleep(pause_s)
+        times, right = zip(*(_once(rank, x, "SUM") for _ in range(burst)), strict=True)
+        told = {
+            "burst": number,
+            "had": contribution(rank.index),
+            "got": x.item(),
+            "correct": all(right),
+            "device": str(rank.device),
+            "samples": {"all-reduce": list(times)},
+        }
+        rank.report(**told)
+    return told
+
+
+def _once(rank: "Rank", x: "torch.Tensor", reduction: str) -> tuple[float, bool]:
+    """Fill ``x``, wait for all ranks, all-reduce it: microseconds, and whether every element is as expected."""
+    import torch
+    import torch.distributed as dist
+
+    x.fill_(contribution(rank.index))
+    dist.barrier(group=rank.group)
+    _wait_for_device(rank)
+    began = time.perf_counter()
+    dist.all_reduce(x, op=getattr(dist.ReduceOp, reduction), group=rank.group)
+    _wait_for_device(rank)
+    us = (time.perf_counter() - began) * 1e6
+    return us, bool(torch.allclose(x, torch.full_like(x, expected(rank.world_size, reduction))))
 
 
 def _wait_for_device(rank: "Rank") -> None:

@@ -44,6 +44,7 @@ class Pool(widgets.VBox):
 
     def __init__(self, num_ranks: int = 2, backend: str = "auto", *, idle_minutes: float | None = None) -> None:
         self._told: list[Callable[[Choice], None]] = []
+        self._launched: list[Callable[[Cluster], None]] = []
         self._settling = False  # a list that is offered anew selects its first entry for a moment
         self._cluster: Cluster | None = None  # first of all: what a failed call leaves is closed, too
         self._idle_minutes = check_minutes(default_minutes() if idle_minutes is None else idle_minutes)
@@ -120,6 +121,12 @@ class Pool(widgets.VBox):
         self._told.append(callback)
         callback(self.choice)
 
+    def on_launch(self, callback: Callable[[Cluster], None]) -> None:
+        """Call ``callback(cluster)`` now, if there is one, and with every cluster that the pool makes later."""
+        self._launched.append(callback)
+        if self._cluster is not None:
+            callback(self._cluster)
+
     def _tell(self) -> None:
         if self._settling:
             return
@@ -176,6 +183,8 @@ class Pool(widgets.VBox):
                 pool._show(state)
 
         self._cluster.watch(on_state)
+        for callback in self._launched:
+            callback(self._cluster)
 
     def _show(self, state: State) -> None:
         words, colour = _STATE_WORDS[state]

@@ -2,6 +2,7 @@
 
 picture     the frame: from a module to a widget, and to an HTML page of its own
 race        all-reduce algorithms on one clock
+two_ranks   processes that talk, and one that is killed
 """
 
 from typing import TYPE_CHECKING
@@ -11,5 +12,6 @@ from tplab.lazy import lazy_names
 if TYPE_CHECKING:
     from tplab.lab.pictures.picture import Picture as Picture
     from tplab.lab.pictures.race import Race as Race
+    from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
