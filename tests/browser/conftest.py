@@ -41,15 +41,24 @@ expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Base URL of a running JupyterLab whose root holds a copy of ``notebooks/``."""
+def lab_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that JupyterLab shows, with a copy of ``notebooks/``."""
     root = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def lab(lab_root: Path) -> Iterator[str]:
+    """Base URL of a running JupyterLab."""
+    root = lab_root
     settings = root / "settings"
     for name, values in SETTINGS.items():
         file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
+    # As an installed tplab enables it; from a checkout it would not be.
+    shutil.copytree(NOTEBOOKS.parent / "etc" / "jupyter", root / "config")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = (root / "lab.log").open("wb")
@@ -110,7 +119,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
 
 
 @pytest.fixture
-def open_notebook(lab: str, browser: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Page]]:
+def open_notebook(
+    lab: str, browser: BrowserContext, request: pytest.FixtureRequest, shut_down_kernels: Callable[[], None]
+) -> Iterator[Callable[[str], Page]]:
     """Open a notebook in a workspace of its own; its kernel is shut down afterwards."""
     pages: list[Page] = []
 
@@ -127,8 +138,18 @@ def open_notebook(lab: str, browser: BrowserContext, request: pytest.FixtureRequ
     yield open_
     for page in pages:
         page.close()
-    for session in _api(lab, "GET", "sessions"):
-        _api(lab, "DELETE", f"sessions/{session['id']}")
+    shut_down_kernels()
+
+
+@pytest.fixture
+def shut_down_kernels(lab: str) -> Callable[[], None]:
+    """End the kernels of all notebooks that are open."""
+
+    def shut_down() -> None:
+        for session in _api(lab, "GET", "sessions"):
+            _api(lab, "DELETE", f"sessions/{session['id']}")
+
+    return shut_down
 
 
 def _api(lab: str, method: str, path: str) -> list[dict[str, str]]:

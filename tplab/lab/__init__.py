@@ -10,6 +10,7 @@ ranks       cells that run on every rank, %%ranks; target: which ranks those are
 claims      the claims ledger: entries, recipes, verdicts
 predict     the learner commits a number before the answer is seen; answers: the words and the picture for both
 progress    what was predicted and solved, in a file beside the notebooks; progress_table shows it
+still       pictures of what is live, for pages without its kernel; saving: on save they take the views' place
 exercises   stubs' checkers
 """
 

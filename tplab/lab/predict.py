@@ -8,6 +8,7 @@ neither in an output, nor in the state of a widget that a notebook saves.
 import math
 import re
 import weakref
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -18,16 +19,18 @@ from tplab.lab.answers import Answer, quantity
 from tplab.lab.panels import html
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.progress import PredictionRecord, earlier_prediction, record_prediction
+from tplab.lab.still import Part, Stilled
 from tplab.lab.style import badge_colour
 
 _EDGE = "4px solid var(--jp-border-color2,#CBD0D8)"
 _NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
+_FIELD_GONE = html.quiet("Run ▸ Run All Cells brings the field for your number back.")
 _OPEN = "A wrong guess teaches more than none."
 _COVERED = "The answer is covered until you commit a number, here or above."
 
 
-class Predict(widgets.VBox):
+class Predict(Stilled, widgets.VBox):
     """A question, an empty number field and a Commit button.
 
     ``value`` is the committed number, None until then. ``commit(number)``, ``undo()`` and ``reveal()`` do what the
@@ -148,6 +151,10 @@ class Predict(widgets.VBox):
         """
         return Comparison(self, None, shown)
 
+    def still(self) -> Sequence[Part]:
+        """The question, and the number if there is one."""
+        return [*super().still(), *([] if self._value is not None else [_FIELD_GONE])]
+
     def _typed(self) -> None:
         text = self._field.value
         self._commit.disabled = self._field.disabled or number_of(text, self.unit) is None
@@ -209,9 +216,10 @@ class Predict(widgets.VBox):
         elif self._revealed:
             said = "Shown below without a prediction. Run the question's cell again to predict after all."
             self._said.value = html.quiet(f"{said} {self._note}".rstrip())
+        self.settled()
 
 
-class Comparison(widgets.VBox):
+class Comparison(Stilled, widgets.VBox):
     """An answer beside its prediction, or only what goes with it: covered, with the same number field, until there is a
     prediction.
 
@@ -237,6 +245,16 @@ class Comparison(widgets.VBox):
         if self.covered:
             return _COVERED
         return "" if self._answer is None else self._answer.beside(self._guess.value)
+
+    def still(self) -> Sequence[Part]:
+        """What is seen; while it is covered, nothing of the answer."""
+        return [*super().still(), *([_FIELD_GONE] if self.covered else [])]
+
+    def still_figures(self) -> int:
+        """Those that are covered count, too."""
+        shown = self._shown if isinstance(self._shown, list | tuple) else [self._shown]
+        to_come = sum(callable(each) or type(each).__name__ == "Figure" for each in shown)
+        return max(super().still_figures(), to_come)
 
     def __repr__(self) -> str:
         return self.text
@@ -269,6 +287,7 @@ class Comparison(widgets.VBox):
                 views = [widgets.HTML(said + answer.line(value)), *views]
                 self.layout.border_left = f"4px solid {badge_colour(answer.badge)}"
             self.children = views
+        self.settled()
 
 
 def number_of(text: str, unit: str = "") -> float | None:

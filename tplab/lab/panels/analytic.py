@@ -16,9 +16,10 @@ from tplab.lab import style
 from tplab.lab.panels import html
 from tplab.lab.panels.controls import NamedControls, panel
 from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.still import AFTER_A_MOVE_S, Part, Stilled, settings_line
 
 
-class AnalyticPanel(widgets.VBox):
+class AnalyticPanel(Stilled, widgets.VBox):
     """Named controls, error area, figure, words below; a subclass says what is drawn.
 
     ``show(name=value, ...)`` does what moving controls does; ``figure`` is the last figure drawn, ``error`` what is
@@ -52,7 +53,7 @@ class AnalyticPanel(widgets.VBox):
         self._table = widgets.HTML()
         self._view = FigureView(min_height=min_height)
         for control in self._named.values():
-            control.observe(lambda _: self._draw(), names="value")
+            control.observe(lambda _: self._moved(), names="value")
         right = [self._error, *above.values(), self._view, self._below]
         super().__init__([*panel(title, [*named.values(), *beneath], right), self._table])
         self._error.add_class("tplab-error")
@@ -99,7 +100,18 @@ class AnalyticPanel(widgets.VBox):
         finally:
             self._setting = False
         self._draw()
+        self.settled()
         return self
+
+    def still(self) -> Sequence[Part]:
+        """Heading, settings, words, figure and table."""
+        heading, *rest = super().still()
+        return [heading, settings_line(self._named.said(self._named.settings())), *rest]
+
+    def _moved(self) -> None:
+        if not self._setting:
+            self._draw()
+            self.settled(after_s=AFTER_A_MOVE_S)
 
     def _draw(self) -> None:
         if self._setting:

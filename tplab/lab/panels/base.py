@@ -20,11 +20,13 @@ from tplab.lab.panels import html
 from tplab.lab.panels.controls import NamedControls, Settings, panel
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.panels.pool import Pool
+from tplab.lab.still import AFTER_A_MOVE_S, Part, Stilled, settings_line
 
 _DRAW_EVERY_S = 1.0
+_UNLESS_WAITED_FOR_S = 0.3  # then the waiting cell does it: what another thread sends belongs to another cell
 
 
-class RunPanel(widgets.VBox):
+class RunPanel(Stilled, widgets.VBox):
     """Controls, Run, Stop, progress, ribbon, error area and figure; a subclass says what runs and how it is drawn.
 
     ``run()`` is what the Run button does, then waits; ``stop()`` is the Stop button. ``figure`` is the last figure.
@@ -129,6 +131,7 @@ class RunPanel(widgets.VBox):
         assert self._run is not None
         values = self._run.result()
         self._ended.wait()  # the drawing follows the result
+        self.settled()  # within this cell: who executes a notebook hears nothing after its last
         return values
 
     def stop(self) -> None:
@@ -174,6 +177,7 @@ class RunPanel(widgets.VBox):
         """Draw the last run again, after a change of view."""
         if self._run is not None and self._run.reports:
             self._show(self._run)
+            self.settled(after_s=AFTER_A_MOVE_S)
 
     def _show(self, run: Run[Any]) -> None:
         assert self._cluster is not None
@@ -197,6 +201,13 @@ class RunPanel(widgets.VBox):
             self._run_button.disabled, self._stop_button.disabled = False, True
             self._ended.set()
             self._mark_stale()
+            self.settled(after_s=_UNLESS_WAITED_FOR_S)
+
+    def still(self) -> Sequence[Part]:
+        """Heading, settings of the run, words and figure."""
+        of_run = self._settings_of_run
+        heading, *rest = super().still()
+        return [heading, settings_line("" if of_run is None else self._named.said(of_run)), *rest]
 
     def _mark_stale(self) -> None:
         if self._settings_of_run is None or not self._ended.is_set() or self._view.figure is None:

@@ -9,6 +9,7 @@ from tplab.checks import ArgumentError, check_count, check_number, check_one_of,
 from tplab.lab import style
 from tplab.lab.choice import Choice
 from tplab.lab.panels import html
+from tplab.shown import amount
 
 Settings = dict[str, Any]
 
@@ -39,6 +40,14 @@ class NamedControls(dict[str, Any]):
         """What the controls say now."""
         return {name: control.value for name, control in self.items()}
 
+    def said(self, settings: Mapping[str, Any]) -> str:
+        """``operation SUM, TP 4``: settings in the controls' own words, without those that are hidden."""
+        return ", ".join(
+            f"{self[name].description} {_said(self[name], value)}".strip()
+            for name, value in settings.items()
+            if self[name].layout.display != "none" and not isinstance(self[name], widgets.Textarea)
+        )
+
     def check(self, settings: Mapping[str, Any], offered: Mapping[str, Sequence[Any]] | None = None) -> None:
         """Raises ``ArgumentError`` for a name or a value that there is not, with those there are.
 
@@ -58,6 +67,18 @@ class NamedControls(dict[str, Any]):
         """Set controls by name."""
         for name, value in settings.items():
             self[name].value = value
+
+
+def _said(control: Any, value: Any) -> str:
+    """A value as its control shows it."""
+    if isinstance(value, list | tuple):
+        return " and ".join(_said(control, each) for each in value)
+    for option in getattr(control, "options", ()):
+        if isinstance(option, tuple) and option[1] == value:
+            return str(option[0])
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return amount(value) if isinstance(value, int | float) else str(value)
 
 
 def check_offered(name: str, control: Any, value: Any) -> None:

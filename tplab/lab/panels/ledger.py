@@ -28,6 +28,7 @@ from tplab.lab.panels.claims import (
 )
 from tplab.lab.panels.controls import NamedControls, Settings, panel, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.still import AFTER_A_MOVE_S, Stilled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ _ENDINGS = (".csv", ".md")
 _TABLE_HEIGHT = 640
 
 
-class LedgerPanel(widgets.VBox):
+class LedgerPanel(Stilled, widgets.VBox):
     """The claims ledger as a table with filters; **Recompute** runs every recipe again, **Try it** runs one claim on
     the pool's ranks, **Save** writes what is shown.
 
@@ -216,6 +217,7 @@ class LedgerPanel(widgets.VBox):
         finally:
             self._try.disabled, self._stop.disabled = False, True
             self._ended.set()
+            self.settled()
 
     def _draw(self) -> None:
         shown = self.shown
@@ -230,6 +232,7 @@ class LedgerPanel(widgets.VBox):
         rows = (_row(claim, self.measured.get(claim.id)) for claim in shown)
         table = html.table(("", "claim, and what is right", "evidence"), rows)
         self._table.value = f'<div style="max-height:{_TABLE_HEIGHT}px;overflow:auto;margin-top:8px">{table}</div>'
+        self.settled(after_s=AFTER_A_MOVE_S)
 
 
 def _row(claim: Claim, tried: Finding | None) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The pool: the ranks of a notebook as a chip with Start and Stop."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from tplab.cluster.latency import last_rank
 from tplab.lab import style
 from tplab.lab.choice import Choice, choices
 from tplab.lab.panels import html
+from tplab.lab.still import Part, Stilled
 
 _STATE_WORDS = {
     State.DOWN: ("● down, next run starts fresh ranks", style.MUTED),
@@ -28,7 +29,7 @@ _SHOWN_S = 0.05  # phases of a start that took less are not worth a reader's tim
 _SIZES = (1, 2, 3, 4, 8, 16)
 
 
-class Pool(widgets.VBox):
+class Pool(Stilled, widgets.VBox):
     """The ranks a notebook's panels share: a chip with their state, how many there are, what they run on, Start and
     Stop.
 
@@ -153,6 +154,13 @@ class Pool(widgets.VBox):
     def badge(self) -> str:
         """The badge of the cluster's numbers; starts one, and waits for it, if there is none."""
         return self.cluster.badge
+
+    def still(self) -> Sequence[Part]:
+        """What the chip was set to. Not the state of the ranks: they end with the kernel."""
+        return [
+            html.heading(f"The pool: {self.choice}"),
+            html.quiet("Ranks end with their kernel. Run ▸ Run All Cells starts fresh ones and brings panels back."),
+        ]
 
     def start(self) -> "Pool":
         """Start fresh ranks as chosen and wait until they are ready."""

@@ -6,9 +6,10 @@ from tplab.lab.figures.collectives import ring_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.controls import panel, wide
 from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.still import AFTER_A_MOVE_S, Stilled
 
 
-class RingStepper(widgets.VBox):
+class RingStepper(Stilled, widgets.VBox):
     """Two sliders, ranks and step; the chunks each rank holds, what it sends next, and the bytes so far.
 
     ``show(n, step)`` sets the sliders; ``figure`` is the figure shown.
@@ -49,3 +50,4 @@ class RingStepper(widgets.VBox):
         if step == 2 * (n - 1):  # not before: the notebook asks for it
             rows += [("so all in all", f"2({n} - 1)/{n}"), ("a naive gather-to-all sends", f"{n - 1}")]
         self._bytes.value = html.table(("each rank", "in S"), rows)
+        self.settled(after_s=AFTER_A_MOVE_S)

@@ -1,0 +1,195 @@
+"""A picture of every live thing, for pages without its kernel.
+
+A widget's view is nothing without its model: reopened the next day or read on a web site, it is an error or a blank. So
+whatever is shown live is followed by outputs that need no kernel, its *still*: HTML words and the figure as a plain
+figure. While the live view is in the page, the page hides them; on save the view is taken out (``tplab.lab.saving``),
+and they remain. Not one output with both in it: a change of an output draws all of it anew, so the live panel would
+lose its focus whenever its picture is renewed.
+"""
+
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape, unescape
+from typing import Any, Final, TypeAlias
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.saving import MARK, PLOTLY
+
+Bundle = Mapping[str, Any]
+Part: TypeAlias = str | go.Figure | Bundle
+"""HTML, a figure, or the MIME bundle of a picture."""
+
+GO_ON: Final = "Run ▸ Run All Cells brings the controls back."
+"""How to go on from a still."""
+AFTER_A_MOVE_S: Final = 2.5
+"""A figure that a hand moves has settled after so many seconds."""
+
+_SENDING = threading.Lock()
+_CHILD = ".jp-OutputArea-child"
+_LATER = f"{_CHILD}:has(.tplab-live) ~ {_CHILD}"
+_STYLE = f"<style>{_LATER}:has(.tplab-still),{_LATER}:has(.tplab-still-above) + {_CHILD}{{display:none}}</style>"
+
+
+class Stilled:
+    """A widget with a still: put before the widget's class. ``settled()`` renews the still, from any thread."""
+
+    _still_ids: tuple[str, ...] = ()
+    _still_sent: tuple[str, ...] = ()
+    _still_due = 0.0
+    _still_waits = False
+
+    def still(self) -> Sequence[Part]:
+        """What a page without the kernel shows: by default the words and figures of the widget, in its order."""
+        return list(parts_of(self))
+
+    def still_figures(self) -> int:
+        """How many figures ``still`` may come to have: places for them are made when the widget is displayed."""
+        return sum(1 if isinstance(each, FigureView) else each.still_figures() for each in _pictures(self))
+
+    def settled(self, *, after_s: float = 0.0) -> None:
+        """What is shown has changed, for a while at least: renew the still.
+
+        Args:
+            after_s: only if so many seconds pass without another change.
+        """
+        if not self._still_ids:
+            return
+        if after_s == 0.0:
+            _send(self)
+            return
+        self._still_due = time.monotonic() + after_s
+        if not self._still_waits:
+            self._still_waits = True
+            threading.Thread(target=_send_when_due, args=(weakref.ref(self),), daemon=True, name="tplab-still").start()
+
+    def _ipython_display_(self, **kwargs: Any) -> None:
+        from IPython.display import publish_display_data
+
+        self.add_class("tplab-live")  # type: ignore[attr-defined]
+        publish_display_data(self._repr_mimebundle_(**kwargs))  # type: ignore[attr-defined]
+        if not self._still_ids:
+            self._still_ids = tuple(uuid.uuid4().hex for _ in range(2 * self.still_figures() + 1))
+        outputs = _outputs(self)
+        self._still_sent = tuple(map(json.dumps, outputs))
+        for name, (data, metadata) in zip(self._still_ids, outputs, strict=True):
+            publish_display_data(data, metadata, transient={"display_id": name})
+
+
+def parts_of(widget: Any) -> Iterator[Part]:
+    """Words and figures of the widgets in ``widget``, in their order, without controls and without what is hidden."""
+    for child in getattr(widget, "children", ()):
+        if child.layout.display == "none":
+            continue
+        if isinstance(child, Stilled):
+            yield from child.still()
+        elif isinstance(child, FigureView):
+            if child.figure is not None:
+                yield child.figure
+        elif isinstance(child, widgets.HTML):
+            yield child.value
+        elif isinstance(child, widgets.Output):
+            yield from (_html_of(output) for output in child.outputs)
+        else:
+            yield from parts_of(child)
+
+
+def _html_of(output: Mapping[str, Any]) -> str:
+    """What an Output widget holds, as HTML."""
+    data = output.get("data", {})
+    return data.get("text/html") or f"<pre>{escape(data.get('text/plain', output.get('text', '')))}</pre>"
+
+
+def _pictures(widget: Any) -> Iterator[Any]:
+    """The figures' places in ``widget``, and the stilled widgets in it."""
+    for child in getattr(widget, "children", ()):
+        if isinstance(child, Stilled | FigureView):
+            yield child
+        else:
+            yield from _pictures(child)
+
+
+def _outputs(widget: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Data and metadata for each place of a still: words, figure, words, figure, ... words."""
+    places: list[Any] = [""]
+    for part in widget.still():
+        if not isinstance(part, str):
+            places += [part, ""]
+        elif part:
+            places[-1] += part
+    count = len(widget._still_ids)
+    places = (places + [None, ""] * count)[:count]
+    about = {"still": widget.model_id}
+    outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for number, place in enumerate(places):
+        empty = place is None or place == ""
+        if place is None or isinstance(place, str):
+            above = " tplab-still-above" if number + 1 < count and number % 2 == 0 else ""
+            style = "" if number else _STYLE
+            text = f'<div class="tplab-still{above}">{place or ""}</div>'
+            data = {"text/html": f"{style}{text}", "text/plain": plain(place or "")}
+        elif isinstance(place, go.Figure):
+            words = places[number - 1] + places[number + 1]
+            data = figure_bundle(place, words)
+        else:
+            data = dict(place)
+        outputs.append((data, {MARK: about | ({"empty": True} if empty else {})}))
+    return outputs
+
+
+def figure_bundle(figure: go.Figure, words: str = "") -> dict[str, Any]:
+    """A figure as a plain cell shows it, with its title and words for those who do not see it."""
+    from plotly.io.json import to_json_plotly
+
+    content = json.loads(to_json_plotly(figure.to_plotly_json()))
+    title = figure.layout.title.text or ""
+    return {
+        PLOTLY: content | {"config": {"displaylogo": False}},
+        "text/plain": ". ".join(filter(None, (plain(title), plain(words)))),
+    }
+
+
+def plain(text: str) -> str:
+    """Text of some HTML."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", "", re.sub(r"</\w+>|<br/?>", " ", text))).split())
+
+
+def settings_line(words: str) -> str:
+    """Which settings a still shows, and how to go on."""
+    return html.quiet(f"{f'Settings: {words}. ' if words else ''}A picture of a live panel. {GO_ON}")
+
+
+def _send(widget: Any) -> None:
+    """Renew the outputs that differ. A fault in it is logged: no run and no move is lost for its picture."""
+    from IPython.display import publish_display_data
+
+    try:
+        with _SENDING:
+            outputs = _outputs(widget)
+            texts = tuple(map(json.dumps, outputs))
+            before, widget._still_sent = widget._still_sent, texts
+            for name, (data, metadata), text, sent in zip(widget._still_ids, outputs, texts, before, strict=True):
+                if text != sent:
+                    publish_display_data(data, metadata, transient={"display_id": name}, update=True)
+    except Exception:
+        logging.getLogger(__name__).warning("the still of %s could not be renewed", type(widget), exc_info=True)
+
+
+def _send_when_due(reference: "weakref.ref[Any]") -> None:
+    while (widget := reference()) is not None:
+        left = widget._still_due - time.monotonic()
+        if left <= 0:
+            widget._still_waits = False
+            _send(widget)
+            return
+        del widget
+        time.sleep(left)
