@@ -17,7 +17,7 @@ def test_studio_run_and_ring_from_the_page(run_notebook: Callable[[str], Page]) 
     handles.nth(1).press("ArrowRight")
     expect(figure).to_contain_text("4 ranks, 13 micro-batches")
     studio.locator("select").select_option("interleaved")
-    expect(studio.locator(".tplab-error")).to_contain_text("num_micro_batches=13 is not a multiple of num_stages=4")
+    expect(studio.locator(".tplab-error")).to_contain_text("13 is not a multiple of 4")
     expect(figure).to_contain_text("1f1b: 4 ranks, 13 micro-batches")  # the last that could be drawn
     handles.nth(1).press("ArrowLeft")
     expect(figure).to_contain_text("interleaved, 2 chunks: 4 ranks, 12 micro-batches")

@@ -58,7 +58,7 @@ def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
     expect(calibrated.locator(".tplab-ribbon")).to_contain_text("Settings changed")
     calibrated.locator(".tplab-run").click()
     expect(calibrated.locator(".tplab-phase")).to_contain_text("Done in", timeout=120_000)
-    expect(calibrated.locator(".js-plotly-plot")).to_contain_text("emulated link 2000 us")
+    expect(calibrated.locator(".js-plotly-plot")).to_contain_text("emulated link 2,000 us")
     verified.locator("select").first.select_option("256")
     verified.locator(".tplab-run").click()
     expect(verified.locator(".tplab-phase")).to_contain_text("Done in", timeout=120_000)

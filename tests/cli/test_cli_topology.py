@@ -255,7 +255,7 @@ def test_calibrating_two_ranks_over_an_emulated_link(said, tmp_path, monkeypatch
     made = Calibration.load(out)
     assert made.machine == "laptop"
     assert min(made.all_reduce[0].p50_us) >= 4000
-    assert "emulated link 2000 us, 0.1 GB/s" in text
+    assert "emulated link 2,000 us, 0.1 GB/s" in text
     assert f"Wrote {out}." in text
 
 

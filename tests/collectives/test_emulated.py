@@ -289,6 +289,6 @@ def test_link_refuses_what_no_link_can_be(arguments: dict[str, float], name: str
 def test_table_names_its_links() -> None:
     table = LinkTable(default=EmulatedLink(latency_us=100, bandwidth_GBps=1), overrides={(0, 1): SLOW})
     assert (table.link(0, 1), table.link(1, 0).latency_us) == (SLOW, 100)
-    assert link_text(table) == "emulated link 100 us, 1 GB/s, 1 pairs differ"
+    assert link_text(table) == "emulated link 100 us, 1 GB/s, 1 pair differs"
     with pytest.raises(ValueError, match="overrides"):
         LinkTable(default=FAST, overrides={(1, 1): FAST})

@@ -84,7 +84,7 @@ def test_the_phases_panel_measures_draws_and_explains(phases: PhasesPanel) -> No
 
 def test_a_slow_link_is_on_the_badge_and_is_felt(phases: PhasesPanel) -> None:
     phases.configure(tokens=(16,), link="2 ms, 0.05 GB/s").run()
-    assert "<b>LIVE gloo · 2 ranks · emulated link 2000 us, 0.05 GB/s</b>" in badges(phases)
+    assert "<b>LIVE gloo · 2 ranks · emulated link 2,000 us, 0.05 GB/s</b>" in badges(phases)
     assert phases.frame["exposed_us"].iloc[0] > 2 * 2000  # two all-reduces, each at least one latency
 
 

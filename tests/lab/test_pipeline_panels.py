@@ -100,7 +100,7 @@ def test_impossible_settings_are_said_above_the_last_good_figure(studio: Schedul
     studio.show(schedule="interleaved", m=8)
     good = studio.figure
     studio._named["m"].value = 9
-    assert "num_micro_batches=9 is not a multiple of num_stages=4" in text_of(studio.error)
+    assert "9 is not a multiple of 4" in text_of(studio.error)
     assert studio.figure is good
     studio._named["m"].value = 12
     assert studio.error == ""
@@ -186,7 +186,7 @@ def test_a_run_is_drawn_under_its_simulation(pool: Pool) -> None:
     rows = {item.yaxis for item in panel.figure.data if item.name == "forward"}
     assert rows == {"y", "y2"}
     badge = panel.figure.layout.annotations[0].text
-    assert "LIVE gloo · 2 ranks · emulated compute · emulated link 2000 us" in badge
+    assert "LIVE gloo · 2 ranks · emulated compute · emulated link 2,000 us" in badge
     assert "ms measured" in panel._below.value
     assert panel._progress.value == 1.0
 
@@ -216,7 +216,7 @@ def test_stages_compute_where_ranks_have_gpus_of_their_own(pool: Pool) -> None:
 def test_settings_that_cannot_work_are_said_before_anything_runs(pool: Pool) -> None:
     panel = PipelinePanel(pool)
     panel.configure(schedule="interleaved", m=3)
-    with pytest.raises(ValueError, match="num_micro_batches=3 is not a multiple of num_stages=2"):
+    with pytest.raises(ValueError, match="3 is not a multiple of 2"):
         panel.run()
     assert "A setting cannot work" in panel._error.value
     panel.configure(m=4, forward_ms=2).run()

@@ -321,7 +321,7 @@ class TestMeasuring:
         assert [sweep.num_ranks for sweep in made.all_reduce] == [2]
         assert made.sends[0].p50_us[0] > 2000
         assert made.matmuls
-        assert badges(calibrated) == ["<b>LIVE gloo · 2 ranks · emulated link 2000 us, 0.2 GB/s</b>"]
+        assert badges(calibrated) == ["<b>LIVE gloo · 2 ranks · emulated link 2,000 us, 0.2 GB/s</b>"]
         assert "1 pair: a small message takes" in calibrated._below.value
         calibrated._look.value = "all-reduces"
         assert calibrated.figure.data[0].name == "all-reduce of 2"
@@ -349,7 +349,7 @@ class TestMeasuring:
         assert panel.verification.spearman == 1.0
         assert panel.joined.frame.equals(frame)
         assert "3 layouts run" in panel._below.value
-        assert badges(panel) == ["<b>LIVE gloo · 2 ranks · emulated link 2000 us, 0.2 GB/s</b>"]
+        assert badges(panel) == ["<b>LIVE gloo · 2 ranks · emulated link 2,000 us, 0.2 GB/s</b>"]
         panel._look.value = "tokens/s"
         assert panel.figure.layout.yaxis.title.text == "output tokens/s"
 

@@ -186,7 +186,7 @@ def test_strategies_are_timed_and_checked_in_turns(clusters: dict[int, Cluster],
     assert (frame["total_us"] - frame["compute_us"]).clip(lower=0).to_numpy() == pytest.approx(frame["exposed_us"])
     # Four sums, each of at least a latency (2 · (n-1) of them in a ring).
     assert by_name.loc["Blocking()", "exposed_us"] > 4 * 3000 * (1 if n == 2 else 4) * 0.9
-    assert frame["link"].str.startswith("emulated link 3000 us").all()
+    assert frame["link"].str.startswith("emulated link 3,000 us").all()
 
 
 def test_one_rank_alone_has_nothing_exposed_but_noise(clusters: dict[int, Cluster]) -> None:

@@ -25,7 +25,7 @@ PROVENANCE = Provenance(
 def test_links_have_one_spelling() -> None:
     assert link_text(LINK) == "emulated link 200 us, 0.05 GB/s"
     assert link_text(LinkTable(default=LINK)) == link_text(LINK)
-    assert link_text(TABLE) == "emulated link 200 us, 0.05 GB/s, 1 pairs differ"
+    assert link_text(TABLE) == "emulated link 200 us, 0.05 GB/s, 1 pair differs"
     assert link_text(None, "TCP over loopback") == "TCP over loopback"
     assert link_text(None) == ""
 
@@ -34,6 +34,13 @@ def test_links_have_one_spelling() -> None:
 def test_older_spellings_are_understood(old: str) -> None:
     assert is_emulated(old)
     assert newest_spelling(old) in (link_text(LINK), link_text(TABLE))
+
+
+def test_thousands_and_links_of_latency_only_are_written_for_people() -> None:
+    slow = EmulatedLink(latency_us=2000, bandwidth_GBps=float("inf"))
+    assert link_text(slow) == "emulated link 2,000 us, no bandwidth limit"
+    assert newest_spelling("emulated: 2000 us, inf GB/s") == link_text(slow)
+    assert newest_spelling("NVLink 2000 us") == "NVLink 2000 us"  # not ours
 
 
 @pytest.mark.parametrize("own", ["TCP over loopback", "NCCL between GPUs", "", "emulated compute"])

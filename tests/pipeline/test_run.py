@@ -158,7 +158,7 @@ def test_emulated_links_are_those_that_the_costs_declare(cluster_of: Callable[[i
     )
     trace = run_schedule(cluster_of(2), schedule, costs, timeout=30)
     ideal = simulate(schedule, costs)
-    assert "emulated link 20000 us, 0.1 GB/s" in trace.badge
+    assert "emulated link 20,000 us, 0.1 GB/s" in trace.badge
     assert ideal.makespan_s <= trace.makespan_s < 1.5 * ideal.makespan_s
     sends = [s for s in trace.spans if s.op.is_send]
     assert len(sends) == 6

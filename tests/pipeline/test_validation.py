@@ -376,7 +376,7 @@ def test_the_articles_1f1b_holds_one_more() -> None:
     assert peak_held(right) == (4, 3, 2, 1)
     assert simulate(wrong).makespan_s == simulate(right).makespan_s == 33
     validate(right, max_activations=(4, 3, 2, 1))
-    with pytest.raises(ScheduleError, match=r"0F4 makes rank 0 hold 5 .*max_activations allows 4") as caught:
+    with pytest.raises(ScheduleError, match=r"0F4 makes rank 0 hold 5 .*the memory cap allows 4") as caught:
         validate(wrong, max_activations=(4, 3, 2, 1))
     assert {fault.rank for fault in caught.value.faults} == {0, 1, 2, 3}
     assert all(fault.kind == "memory" for fault in caught.value.faults)

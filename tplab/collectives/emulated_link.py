@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tplab.checks import ArgumentError, check_number
+from tplab.shown import counted, number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,8 @@ class EmulatedLink:
         return self.latency_us + num_bytes / self.bandwidth_GBps / 1e3
 
     def __str__(self) -> str:
-        return f"{self.latency_us:g} us, {self.bandwidth_GBps:g} GB/s"
+        bandwidth = "no bandwidth limit" if math.isinf(self.bandwidth_GBps) else f"{number(self.bandwidth_GBps)} GB/s"
+        return f"{number(self.latency_us)} us, {bandwidth}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,8 @@ class LinkTable:
         return self.overrides.get((src, dst), self.default)
 
     def __str__(self) -> str:
-        return f"{self.default}, {len(self.overrides)} pairs differ" if self.overrides else str(self.default)
+        count = len(self.overrides)
+        return f"{self.default}, {counted(count, 'pair differs', 'pairs differ')}" if count else str(self.default)
 
 
 def check_backend(link: "LinkTable | EmulatedLink | None", backend: str) -> None:

@@ -10,6 +10,8 @@ EMULATED_LINK = "emulated link "
 """How the ``link`` column, badges and notes begin where messages went over declared links."""
 _OLDER = re.compile(r"(?:emulated: )?(\S+ us, \S+ GB/s.*)")
 """How frames of earlier versions spell it: with a colon, or the bare link."""
+_PLAIN = re.compile(r"\d{4,}(?= us)")
+"""How they write thousands of microseconds."""
 
 
 def link_text(link: object | None, own: str = "") -> str:
@@ -19,7 +21,10 @@ def link_text(link: object | None, own: str = "") -> str:
 
 def newest_spelling(link: str) -> str:
     """The same ``link`` column as this version writes it."""
-    return _OLDER.sub(rf"{EMULATED_LINK}\1", link) if _OLDER.fullmatch(link) else link
+    link = _OLDER.sub(rf"{EMULATED_LINK}\1", link) if _OLDER.fullmatch(link) else link
+    if not link.startswith(EMULATED_LINK):
+        return link
+    return _PLAIN.sub(lambda found: f"{int(found[0]):,}", link).replace("inf GB/s", "no bandwidth limit")
 
 
 def is_emulated(link: str) -> bool:

@@ -86,11 +86,11 @@ def build_schedule(
 def _check_rounds(p: int, m: int) -> None:
     if m < p:
         raise ValueError(
-            f"num_micro_batches={m} is below num_stages={p}: interleaved sends micro-batches round in groups of "
-            f"num_stages; take at least {p}, or 1f1b"
+            f"interleaved sends micro-batches round in groups of as many as there are ranks (num_stages): {m} are "
+            f"fewer than {p}; take num_micro_batches of at least {p}, or 1f1b"
         )
     if m % p:
         raise ValueError(
-            f"num_micro_batches={m} is not a multiple of num_stages={p}, as interleaved needs; take "
-            f"{m - m % p} or {m - m % p + p}"
+            f"interleaved needs whole groups of as many micro-batches as there are ranks (num_stages): {m} is not a "
+            f"multiple of {p}; take num_micro_batches of {m - m % p} or {m - m % p + p}"
         )

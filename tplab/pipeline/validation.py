@@ -263,7 +263,7 @@ def _memory_faults(schedule: Schedule, max_activations: float | Sequence[float])
             "memory",
             first,
             f"{{action}} makes rank {rank} hold {holds[first[0]]:g} micro-batches (at its peak {most:g}); "
-            f"max_activations allows {cap[rank]:g}",
+            f"the memory cap allows {cap[rank]:g}",
         )
     return finder.found
 

@@ -104,7 +104,7 @@ def test_a_processor_is_no_gpu(calibration, machine, message):
     "calibration",
     [
         made_on("AMD EPYC", "gloo"),
-        replace(made_on("a CPU", "gloo"), emulated_links=True, notes=("emulated link 2000 us, 0.1 GB/s",)),
+        replace(made_on("a CPU", "gloo"), emulated_links=True, notes=("emulated link 2,000 us, 0.1 GB/s",)),
         made_on("NVIDIA Something New"),
         recorded_calibration("4xH200-2026-11-26"),
     ],

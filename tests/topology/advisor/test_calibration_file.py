@@ -51,7 +51,7 @@ def test_there_and_back(made, tmp_path):
 
 def test_emulated_links_of_a_file_from_before_are_known_by_its_notes():
     for notes, want in (
-        (("emulated link 3000 us, 0.1 GB/s",), True),
+        (("emulated link 3,000 us, 0.1 GB/s",), True),
         (("4 ranks share 2 cores", "emulated link 10 us, inf GB/s, 2 pairs differ"), True),
         (("links that are not emulated",), False),
         ((), False),

@@ -236,7 +236,7 @@ def test_an_emulated_link_costs_at_least_its_latency(cluster2):
     assert min(made.sends[0].p50_us) >= LATENCY_US
     assert made.sends[0].p50_us[1] >= link.message_us(1 << 16)
     assert min(made.all_reduce[0].p50_us) >= 2 * LATENCY_US  # a ring of two: there and back
-    assert made.notes == ("emulated link 3000 us, 0.1 GB/s",)
+    assert made.notes == ("emulated link 3,000 us, 0.1 GB/s",)
     machine = machine_of(made)
     assert machine.link(0, 1).kind == "emulated"
     assert machine.link(0, 1).latency_us >= 0.8 * LATENCY_US

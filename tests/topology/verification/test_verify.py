@@ -268,7 +268,7 @@ def test_as_many_layers_as_fit():
 
 def test_what_the_badge_and_notes_say():
     plan = planned(links=LINK, compute="emulated", calibration=calibrated(**OVER_LINK))
-    assert plan.parts_of_badge == ("emulated compute", "emulated link 4000 us, 0.5 GB/s")
+    assert plan.parts_of_badge == ("emulated compute", "emulated link 4,000 us, 0.5 GB/s")
     assert "stages wait as long as they were timed alone" in plan.notes[0]
     assert planned().parts_of_badge == ()
     assert not planned().emulated_compute
@@ -410,7 +410,7 @@ def test_real_layouts_over_a_slow_link(cluster2):
     assert made.regret_pct < 50  # sharing layers would have lost four fifths
     assert frame["samples"].tolist() == [2, 2, 2]
     assert frame["batch"].tolist() == [3, 3, 3]
-    assert made.badge == "LIVE gloo · 2 ranks · emulated link 4000 us, 0.5 GB/s"
+    assert made.badge == "LIVE gloo · 2 ranks · emulated link 4,000 us, 0.5 GB/s"
 
 
 def test_an_advice_is_run_over_the_backends_own_links(cluster2):
