@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tplab.topology.machine import Machine as Machine
     from tplab.topology.machine import Placement as Placement
     from tplab.topology.machine import place as place
+    from tplab.topology.machine import placement_of as placement_of
     from tplab.topology.machine.spec_sheets import GPUS as GPUS
     from tplab.topology.published import Benchmark as Benchmark
     from tplab.topology.published import beside_benchmark as beside_benchmark

@@ -26,9 +26,10 @@ from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.fitting import nothing_fits
 from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips, latency_flips
+from tplab.topology.advisor.group_links import links_alike
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.launch_commands import launch_commands
-from tplab.topology.advisor.layouts import Choice, all_choices, links_alike
+from tplab.topology.advisor.layouts import Choice, all_choices
 from tplab.topology.advisor.prediction import Prediction, predictions_of, serve_all
 from tplab.topology.advisor.served import Served
 from tplab.topology.advisor.workload import Workload

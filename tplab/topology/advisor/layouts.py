@@ -27,9 +27,10 @@ from tplab.models.spec import ModelSpec
 from tplab.shown import as_GB
 from tplab.topology.advisor.allreduce import NO_LINK, Floats, Groups, Ints
 from tplab.topology.advisor.constants import DEFAULT, FAMILIES, FAMILY_OF, Constants
+from tplab.topology.advisor.group_links import GroupLinks, links_alike, links_in_order, links_of
 from tplab.topology.advisor.memory import LayoutMemory, RankMemory
 from tplab.topology.advisor.workload import Workload
-from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement, place
 
 _USUAL_GROUP = 128
@@ -282,32 +283,44 @@ def layout_arrays(
         placements: their GPUs; None, for all or one: in order where links are alike, else the best.
         by_gpu: note which GPUs are in which group and send to each other, for measurements of those.
     """
-    model, context = memories[0].spec, memories[0].workload.context_length
     layouts = [memory.layout for memory in memories]
-    ring, direct, hop, nodes, bridged = [], [], [], [], []
-    members, pairs = [], []
+    found, members, pairs = [], [], []
     alike = links_alike(machine)
     for i, layout in enumerate(layouts):
         where = placements[i] if placements is not None else None
         if where is None and not alike:
             where = place(machine, layout.tp, layout.pp, layout.replicas)
-        if layout.tp > machine.gpus_per_node:
-            found = _over_nodes(machine, layout)
-        else:
-            found = _by_placement(where) if where else _in_order(machine, layout)
-        ring.append(found[0])
-        direct.append(found[1])
-        hop.append(found[2] or NO_LINK)
-        nodes.append(found[3])
-        bridged.append(where is not None and _bridged(machine, where))
+        found.append(links_of(machine, where) if where else links_in_order(machine, layout))
         if by_gpu:
             chains = where.groups if where else groups_in_order(layout)
             members.append(frozenset(tuple(sorted(group)) for chain in chains for group in chain))
             pairs.append(
                 frozenset(pair for chain in chains for a, b in pairwise(chain) for pair in zip(a, b, strict=True))
             )
+    return arrays_of_links(machine, memories, found, constants, members=tuple(members), pairs=tuple(pairs))
+
+
+def arrays_of_links(
+    machine: Machine,
+    memories: Sequence[LayoutMemory],
+    found: Sequence[GroupLinks],
+    constants: Constants = DEFAULT,
+    *,
+    members: "tuple[frozenset[tuple[int, ...]], ...]" = (),
+    pairs: "tuple[frozenset[tuple[int, int]], ...]" = (),
+) -> Layouts:
+    """``layout_arrays`` where the links of each layout are known.
+
+    Args:
+        machine, memories, constants: as there.
+        found: the links that hold up each layout.
+        members, pairs: GPUs of its groups and of its hops, for measurements of those; empty if all are alike.
+    """
+    model, context = memories[0].spec, memories[0].workload.context_length
+    layouts, hop = [memory.layout for memory in memories], [links.hop or NO_LINK for links in found]
     # Windowed layers keep fewer tokens, so the capacity is larger.
-    capacity = np.array([float(memory.token_capacity()) for memory in memories])
+    capacity_of = {id(memory): float(memory.token_capacity()) for memory in memories}
+    capacity = np.array([capacity_of[id(memory)] for memory in memories])
     kv_heads = {tp: float(model.kv_heads_per_rank(tp)) for tp in {layout.tp for layout in layouts}}
     return Layouts(
         tp=np.array([float(layout.tp) for layout in layouts]),
@@ -315,20 +328,20 @@ def layout_arrays(
         replicas=np.array([float(layout.replicas) for layout in layouts]),
         groups=Groups.of(
             [layout.tp for layout in layouts],
-            ring,
-            direct=direct,
-            nodes=nodes,
-            bridged=bridged,
+            [links.ring for links in found],
+            direct=[links.direct for links in found],
+            nodes=[links.nodes for links in found],
+            bridged=[links.bridged for links in found],
             network=machine.network,
             scale=constants.generation_scale.get(machine.gpu.generation or "", 1.0),
-            members=tuple(members),
+            members=members,
         ),
         hop_family=np.array([FAMILIES.index(FAMILY_OF[link.kind]) for link in hop]),
         hop_GBps=np.array([link.bandwidth_GBps for link in hop]),
         hop_latency_us=np.array([link.latency_us for link in hop]),
         capacity_tokens=capacity * context / model.kept_tokens(context),
         kv_heads=np.array([kv_heads[layout.tp] for layout in layouts]),
-        hop_pairs=tuple(pairs),
+        hop_pairs=pairs,
     )
 
 
@@ -338,43 +351,3 @@ def groups_in_order(layout: Layout) -> tuple[tuple[tuple[int, ...], ...], ...]:
     return tuple(
         tuple(tuple(range((r * p + s) * t, (r * p + s + 1) * t)) for s in range(p)) for r in range(layout.replicas)
     )
-
-
-def links_alike(machine: Machine) -> bool:
-    """Whether every pair of a node has the same link."""
-    return len({link for row in machine.links for link in row if link is not None}) <= 1
-
-
-def _bridged(machine: Machine, where: Placement) -> bool:
-    """Whether every GPU of every group has an NVLink to another of its group, yet the rings cross slower links."""
-    ring, per_node = where.slowest_ring_link, machine.gpus_per_node
-    if ring is None or ring.is_peer:
-        return False
-    groups = [[gpu % per_node for gpu in group] for chain in where.groups for group in chain]
-    joined = [[(link := machine.links[a][b]) is not None and link.is_peer for b in g] for g in groups for a in g]
-    return all(map(any, joined))
-
-
-_Found = tuple[Link | None, bool, Link | None, int]
-
-
-def _by_placement(where: Placement) -> _Found:
-    """Slowest ring, whether every pair of every group is direct, slowest hop, nodes per group, of groups inside
-    nodes."""
-    pair = where.slowest_tp_link
-    return where.slowest_ring_link, pair is not None and pair.is_peer, where.slowest_hop_link, 1
-
-
-def _over_nodes(machine: Machine, layout: Layout) -> _Found:
-    """The same of groups that take whole nodes: the ring inside each, where there is one."""
-    per_node = machine.gpus_per_node
-    inside = place(machine, per_node, 1, 1).slowest_ring_link or machine.network
-    return inside, False, machine.network if layout.pp > 1 else None, layout.tp // per_node
-
-
-def _in_order(machine: Machine, layout: Layout) -> _Found:
-    t, used, per_node = layout.tp, layout.gpus_per_replica, machine.gpus_per_node
-    inside = machine.slowest_link(range(min(per_node, max(t, 2)))) if per_node > 1 else None
-    over_nodes = used > per_node or layout.replicas > machine.nodes * (per_node // used)
-    hop = (machine.network or inside) if over_nodes else inside
-    return inside if t > 1 else None, inside is not None and inside.is_peer, hop if layout.pp > 1 else None, 1

@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from tplab.checks import ArgumentError
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
 from tplab.shown import amount, fixed
@@ -137,6 +138,7 @@ def predict(
     pp: int,
     *,
     replicas: int = 1,
+    placement: Placement | None = None,
     calibration: Calibration | None = None,
     constants: Constants = DEFAULT,
 ) -> Prediction:
@@ -148,24 +150,41 @@ def predict(
     Args:
         model, machine, workload: what is run, where, and what is asked of it.
         tp, pp, replicas: t, p, and copies side by side.
+        placement: the GPUs it takes, from ``place`` or ``placement_of``; by default the best.
         calibration: what was measured on this machine; replaces spec-sheet terms.
         constants: of the latency model.
 
     Raises:
         ValueError: heads or MLP that ``tp`` does not divide, more stages than layers, more GPUs than the machine has,
-            a tensor-parallel group over parts of nodes, an engine that is not known, or a calibration of other GPUs.
+            a tensor-parallel group over parts of nodes (unless ``placement`` has it so), a placement of another
+            layout, an engine that is not known, or a calibration of other GPUs.
     """
     layout = Layout.of(model, tp, pp, replicas)
     if layout.num_gpus > machine.num_gpus:
         raise ValueError(
             f"{layout} needs {layout.num_gpus} GPUs, {machine.name} has {machine.num_gpus}: use fewer, or more nodes"
         )
-    if pp * replicas > (groups := machine.room_for(tp)):
+    if placement is not None:
+        _check_placement(placement, layout, machine)
+    elif pp * replicas > (groups := machine.room_for(tp)):
         raise ValueError(
             f"{layout} needs {pp * replicas} groups of {tp} GPUs, and {machine.name} has room for {groups}: none "
             f"lies over two nodes of {machine.gpus_per_node} unless it takes whole ones"
         )
-    return predict_all(model, machine, workload, [layout], calibration=calibration, constants=constants)[0]
+    made = predict_all(
+        model, machine, workload, [layout], calibration=calibration, constants=constants, placements=[placement]
+    )
+    return made[0]
+
+
+def _check_placement(placement: Placement, layout: Layout, machine: Machine) -> None:
+    sizes = len(placement.groups), len(placement.groups[0]), len(placement.groups[0][0])
+    given = f"TP {sizes[2]} x PP {sizes[1]} x {sizes[0]}"
+    if sizes != (layout.replicas, layout.pp, layout.tp):
+        raise ArgumentError("placement", given, f"must be of the layout, {layout}")
+    most = max(gpu for chain in placement.groups for group in chain for gpu in group)
+    if most >= machine.num_gpus:
+        raise ArgumentError("placement", f"one with GPU {most}", f"must be of {machine.name}, 0-{machine.num_gpus - 1}")
 
 
 def predict_all(

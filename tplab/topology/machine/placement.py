@@ -50,7 +50,7 @@ class Placement:
     idle: tuple[int, ...]
     """GPUs that the layout leaves idle."""
     exact: bool
-    """Whether every choice was tried."""
+    """Whether every choice was tried, or none was left."""
 
     @property
     def slowest_tp_link(self) -> Link | None:
@@ -102,6 +102,11 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
         idle=tuple(gpu for gpu in range(machine.num_gpus) if gpu not in used) if used else (),
         exact=node.exact,
     )
+
+
+def links_inside(machine: Machine, gpus: Group) -> tuple[Link | None, Link | None]:
+    """Of GPUs of a node, as that numbers them: the slowest pair, and the slowest of the best ring; None for one GPU."""
+    return _node(machine.links).links_inside(gpus)
 
 
 def _whole_nodes(machine: Machine, node: "_Node", tp: int, pp: int, wanted: int) -> Placement:

@@ -13,7 +13,8 @@ from tplab.models.shards import Layout, kv_bytes, weight_bytes
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.layouts import groups_in_order, links_alike
+from tplab.topology.advisor.group_links import links_alike
+from tplab.topology.advisor.layouts import groups_in_order
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.placement import place
 from tplab.topology.verification.static_batch import (
