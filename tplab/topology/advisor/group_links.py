@@ -50,7 +50,7 @@ def links_of(machine: Machine, where: Placement) -> GroupLinks:
         ring = machine.network
     return GroupLinks(
         ring=ring,
-        direct=pair is not None and pair.is_peer,
+        direct=pair is not None and pair.is_peer and nodes == 1,
         hop=where.slowest_hop_link,
         nodes=nodes,
         bridged=ring is not None and not ring.is_peer and _bridged(machine, where),

@@ -35,7 +35,7 @@ import numpy as np
 from tplab.checks import ArgumentError
 from tplab.models.spec import ModelSpec
 from tplab.pipeline.formulas import decode_round, forward_makespan, prefill_share
-from tplab.topology.advisor.allreduce import Floats, Ints, all_reduce, hop
+from tplab.topology.advisor.allreduce import Floats, Ints, Times, all_reduce, hop
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants, EngineConstants
 from tplab.topology.advisor.hardware_limits import check_engine
@@ -329,10 +329,10 @@ class Steps:
         return 2 * model.head_dim * model.kv_itemsize * context * self.layouts.kv_heads * self.rates.kv_byte_us
 
     @cached_property
-    def _reduce_us(self) -> Callable[[Floats], Floats]:
-        """A block's all-reduces, as a function of the tokens."""
-        model, engine = self.model, self.workload.engine
-        time = all_reduce(
+    def all_reduce_us(self) -> Times:
+        """One all-reduce in each layout's group, as a function of its bytes."""
+        engine = self.workload.engine
+        return all_reduce(
             self.layouts.groups,
             kernel=engine.all_reduce,
             graph=engine.cuda_graphs,
@@ -340,9 +340,15 @@ class Steps:
             constants=self.constants,
             calibration=self.calibration,
         )
-        return lambda tokens: (
-            model.all_reduces_per_block * time(tokens * (model.hidden_size * model.activation_itemsize))
-        )
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of what an all-reduce sums."""
+        return self.model.hidden_size * self.model.activation_itemsize
+
+    def _reduce_us(self, tokens: Floats) -> Floats:
+        """A block's all-reduces."""
+        return self.model.all_reduces_per_block * self.all_reduce_us(tokens * self.bytes_per_token)
 
     @cached_property
     def _hop_us(self) -> Callable[[Floats], Floats]:
