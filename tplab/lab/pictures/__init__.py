@@ -3,6 +3,7 @@
 picture     the frame: from a module to a widget, and to an HTML page of its own
 race        all-reduce algorithms on one clock
 two_ranks   processes that talk, and one that is killed
+topology    a machine's links, and a layout on it that is rearranged by hand
 """
 
 from typing import TYPE_CHECKING
@@ -13,5 +14,6 @@ if TYPE_CHECKING:
     from tplab.lab.pictures.picture import Picture as Picture
     from tplab.lab.pictures.race import Race as Race
     from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
+    from tplab.lab.pictures.topology import Topology as Topology
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -37,6 +37,11 @@ export function render({ model, el }) {
   const shape = () => ({ tp: model.get("tp"), pp: model.get("pp"), replicas: model.get("replicas") });
   const one = (gpu) => `${machine().what} ${gpu}`;
 
+  const howTo = () => {
+    const { what } = machine();
+    return `Drag a ${what} onto another one to swap them, or onto a group to move it there. By keyboard: arrows choose a ${what}, a digit sends it to that group, Enter picks it up and swaps it with the next one.`;
+  };
+
   function arrange(wanted, words) {
     const before = { groups: groups(), links: now };
     if (wanted.join() === before.groups.join()) {
@@ -93,7 +98,9 @@ export function render({ model, el }) {
       layers.chips.append(chip);
       return chip;
     });
+    const had = drawing.contains(document.activeElement);
     drawing.replaceChildren(...Object.values(layers));
+    if (had) chips[focused].focus({ preventScroll: true });
     const kinds = [...new Map(m.links.map((link) => [linkName(link), link])).values()].sort((a, b) => b.GBps - a.GBps).slice(0, 8);
     legend.replaceChildren(...kinds.map((link) => html("span", { role: "listitem" },
       svg("svg", { class: `line ${CLASS_OF[link.kind]}`, viewBox: "0 0 34 16", width: 34, height: 16, "aria-hidden": "true" },
@@ -202,7 +209,7 @@ export function render({ model, el }) {
         bar("here", price), ...(best ? [bar("best", best)] : []),
         html("div", { class: "key quiet" }, html("i", { class: "rest" }), " compute and the rest ", html("i", { class: "reduce" }), " all-reduces ", html("i", { class: "hop" }), " hops between stages"));
     }
-    help.textContent = `Drag a ${machine().what} onto another one to swap them, or onto a group to move it there. Keyboard: arrows choose a ${machine().what}, a digit sends it to that group, Enter picks it up and swaps it with the next one. ${model.get("about")}`;
+help.textContent = model.get("about");
   }
 
   function drawTable(m, layout, price) {
@@ -335,7 +342,7 @@ export function render({ model, el }) {
   const rebuild = () => {
     held = -1;
     focused = 0;
-    said.say("");
+    said.say(howTo());
     build();
   };
   const follows = { machine: rebuild, groups: draw, prices: draw, tp: draw, pp: draw, replicas: draw, heading: draw };
@@ -343,7 +350,7 @@ export function render({ model, el }) {
   const watch = new ResizeObserver(() => {
     if (Math.abs((Math.floor(root.clientWidth) || places.width) - places.width) > 8 && !drag) build();
   });
-  build();
+  rebuild();
   watch.observe(root);
   return () => {
     watch.disconnect();

@@ -152,8 +152,8 @@ function cubeNode(machine, width, chip) {
   const [front, far] = socketsOf(machine);
   const peer = (a, b) => a !== b && machine.links[linkBetween(machine, a, b)].peer;
   const partner = (a) => far.find((b) => peer(a, b));
-  const side = Math.min(230, (width - chip.w - 24) * 0.62);
-  const [dx, dy] = [side * 0.52, side * 0.42];
+  const side = Math.min(240, (width - chip.w - 24) / 1.52);
+  const [dx, dy] = [side * 0.52, side * 0.18]; // so that no diagonal of one face runs through a GPU of the other
   const left = Math.max(chip.w / 2 + 8, (width - side - dx) / 2);
   const gpus = [];
   front.forEach((gpu, i) => {
