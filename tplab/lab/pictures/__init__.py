@@ -13,7 +13,7 @@ from tplab.lazy import lazy_names
 if TYPE_CHECKING:
     from tplab.lab.pictures.picture import Picture as Picture
     from tplab.lab.pictures.race import Race as Race
-    from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
     from tplab.lab.pictures.topology import Topology as Topology
+    from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
