@@ -49,7 +49,7 @@ class _MovedModules:
         warnings.warn(f"{module.__name__} has moved: import {new}", FutureWarning, stacklevel=2)
         there = import_module(new)
         module.__dir__ = there.__dir__  # type: ignore[method-assign]
-        module.__getattr__ = _with_new_names(module.__name__, there)  # type: ignore[method-assign]
+        module.__getattr__ = with_new_names(module.__name__, there)  # type: ignore[method-assign]
 
 
 def find_moved_modules() -> None:
@@ -60,10 +60,12 @@ def find_moved_modules() -> None:
 
 def say_new_names(module: str) -> None:
     """Of a module some names of which are called otherwise now: importing an old one says so. ``__name__`` is given."""
-    sys.modules[module].__getattr__ = _with_new_names(module)  # type: ignore[method-assign]
+    sys.modules[module].__getattr__ = with_new_names(module)  # type: ignore[method-assign]
 
 
-def _with_new_names(module: str, there: ModuleType | None = None) -> Callable[[str], Any]:
+def with_new_names(module: str, there: ModuleType | None = None) -> Callable[[str], Any]:
+    """``__getattr__`` of a module: what it lacks is looked for ``there``; what is called otherwise now says so."""
+
     def find(name: str) -> Any:
         if not name.startswith("__") and (now := moved()["names"].get(f"{module}.{name}")):
             raise ImportError(f"{name} of {module} is now called {now}")

@@ -83,7 +83,6 @@ if TYPE_CHECKING:
     from tplab.lab.panels.memory_wall import MemoryWall as MemoryWall
     from tplab.lab.panels.memory_wall import ShardsPanel as ShardsPanel
     from tplab.lab.panels.memory_wall import small_model as small_model
-    from tplab.lab.panels.painter import ShardPainter as ShardPainter
     from tplab.lab.panels.pipeline import PipelinePanel as PipelinePanel
     from tplab.lab.panels.pipeline import ServingPanel as ServingPanel
     from tplab.lab.panels.pool import Pool as Pool
@@ -95,6 +94,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
     from tplab.lab.panels.verification import verified_model as verified_model
     from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
+    from tplab.lab.pictures.painter import ShardPainter as ShardPainter
     from tplab.lab.predict import Predict as Predict
     from tplab.lab.progress_view import progress_table as progress_table
 

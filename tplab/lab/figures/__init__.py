@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tplab.lab.figures.memory import memory_figure as memory_figure
     from tplab.lab.figures.memory import memory_frame as memory_frame
     from tplab.lab.figures.memory import shards_figure as shards_figure
-    from tplab.lab.figures.painter import painter_figure as painter_figure
     from tplab.lab.figures.pipeline import gantt as gantt
     from tplab.lab.figures.pipeline import small_multiples as small_multiples
     from tplab.lab.figures.pipeline_curves import bubble_figure as bubble_figure

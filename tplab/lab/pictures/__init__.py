@@ -1,6 +1,7 @@
 """What moves in the browser: ES modules of ours (``modules/``), each with an anywidget around it.
 
 picture     the frame: from a module to a widget, and to an HTML page of its own
+painter     one block, painted by column, row or replicated
 race        all-reduce algorithms on one clock
 two_ranks   processes that talk, and one that is killed
 topology    a machine's links, and a layout on it that is rearranged by hand
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tplab.lab.pictures.painter import ShardPainter as ShardPainter
     from tplab.lab.pictures.picture import Picture as Picture
     from tplab.lab.pictures.race import Race as Race
     from tplab.lab.pictures.topology import Topology as Topology
