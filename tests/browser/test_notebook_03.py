@@ -10,17 +10,18 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 def test_paint_and_measure(run_notebook: Callable[[str], Page]) -> None:
     page = run_notebook("03-tensor-parallel-layers.ipynb")
-    painter = page.locator(".tplab-painter")
-    figure = painter.locator(".js-plotly-plot")
-    choices = painter.locator("select")
-
-    # Column, row, column, row: the figure follows each control at once.
-    for index, choice in enumerate(("column", "row", "column", "row")):
-        choices.nth(index).select_option(choice)
-    expect(figure).to_contain_text("2 all-reduces")
-    choices.nth(3).select_option("column")
-    expect(figure).to_contain_text("all-gather")
-    expect(painter).to_contain_text("canonical: 2 all-reduces")
+    # The painter waits for the prediction, then a key turns a matrix, and Python has the plan.
+    painter = page.get_by_role("group", name="Shard painter")
+    output = painter.locator("[data-matrix=out]")
+    output.press("Enter")
+    expect(output).to_have_attribute("data-choice", "column")
+    fewest = page.locator(".tplab-predict").first
+    fewest.locator(".tplab-predict-field input").fill("3")
+    fewest.locator(".tplab-predict-commit").click()
+    expect(painter.get_by_role("button", name="Paint without predicting")).to_have_count(0)
+    output.press("Enter")
+    expect(output).to_have_attribute("data-choice", "row")
+    expect(painter).to_contain_text("2 of 81 paintings tried")
 
     panel = page.locator(".tplab-panel")
     phase = panel.locator(".tplab-phase")
