@@ -158,8 +158,8 @@ export function player({ duration, seconds = 6, stops = null, format = number, o
   const bar = html("input", { type: "range", min: 0, max: 1000, step: 1, value: 0, "aria-label": label, style: "flex:1;min-width:120px" });
   const shown = html("span", { class: "value", "aria-hidden": "true" });
   const button = html("button", { type: "button", onclick: () => (running() ? pause() : play()) });
-  const back = html("button", { type: "button", "aria-label": "step back", onclick: () => jump(-1) }, "⏮");
-  const on = html("button", { type: "button", "aria-label": "step forward", onclick: () => jump(1) }, "⏭");
+  const back = html("button", { type: "button", "aria-label": "step back", onclick: () => jump(-1) }, "|◀");
+  const on = html("button", { type: "button", "aria-label": "step forward", onclick: () => jump(1) }, "▶|");
   const pace = dropdown({
     label: "speed", value: 1, options: [["¼ ×", 0.25], ["½ ×", 0.5], ["1 ×", 1], ["2 ×", 2], ["4 ×", 4]],
     onChange: (value) => { speed = value; },
@@ -223,8 +223,9 @@ export function player({ duration, seconds = 6, stops = null, format = number, o
     show();
   }
   bar.addEventListener("input", () => {
+    const time = (total * Number(bar.value)) / 1000; // `pause` puts the bar back to where the picture is
     pause();
-    seek((total * Number(bar.value)) / 1000);
+    seek(time);
   });
   bar.addEventListener("keydown", (event) => {
     const moves = { ArrowRight: () => jump(1), ArrowLeft: () => jump(-1), Home: () => seek(0), End: () => seek(total), " ": () => (running() ? pause() : play()) };
