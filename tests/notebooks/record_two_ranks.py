@@ -129,7 +129,8 @@ def animated(page: Page, scenes: list[tuple[float, dict[str, Any]]]) -> str:
     module = (ROOT / "tplab/lab/pictures/modules/two_ranks.js").read_text()
     style = re.search(r"const STYLE = `(.*?)`;", module, re.S)
     assert style is not None
-    rules = [rule for rule in style[1].splitlines() if rule.startswith(".two-ranks ") and "button" not in rule]
+    lines = style[1].replace(".two-ranks svg ", ".two-ranks ").splitlines()  # here the picture is the root itself
+    rules = [rule for rule in lines if rule.startswith(".two-ranks ") and "button" not in rule]
     light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in COLOURS.items()) for index in (0, 1))
     end = scenes[-1][0]
     parts = frames(page, frame_times(scenes))
