@@ -39,8 +39,8 @@ def test_sweep_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     panel.locator(".tplab-run").click()
     expect(phase).to_contain_text("measure:", timeout=60_000)
     panel.locator(".tplab-stop").click()
-    expect(phase).to_have_text("Stopped.")
-    expect(panel.locator(".tplab-error")).to_contain_text("What was measured until then is shown")
+    expect(phase).to_have_text("Stopped. What was measured until then is shown.")
+    expect(panel.locator(".tplab-error")).to_have_text("")
     expect(figure).to_contain_text("measured: library, bfloat16")
 
     # A rank is killed: plain words, and Run works again.

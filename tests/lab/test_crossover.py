@@ -74,7 +74,7 @@ class TestPanel:
 
     def test_a_recording_is_drawn_without_ranks(self, panel: CrossoverPanel) -> None:
         panel.configure(source=f"{BOX}, 4 ranks")
-        assert panel._run is None
+        assert panel.state.work is None
         assert "4 ranks" in panel.figure.layout.title.text
         assert panel.bands["algorithm"].tolist() == ["symmetric-two-shot", "library"]
         before = panel.losses["bytes"].iloc[0]

@@ -55,7 +55,7 @@ def test_the_overlap_panel_measures_draws_and_explains(overlap: OverlapPanel) ->
     assert "<b>LIVE gloo · 2 ranks · emulated link 200 us, 0.05 GB/s</b>" in badges(overlap)
     assert "of what can be hidden" in overlap._below.value
     assert "WRONG" not in overlap._below.value
-    assert overlap._progress.value == 1.0
+    assert overlap._status.share == 1.0
 
 
 def test_one_chunk_is_always_among_them(overlap: OverlapPanel) -> None:
@@ -105,12 +105,13 @@ def test_the_ribbon_shows_while_settings_differ_from_the_run(phases: PhasesPanel
 def test_a_stopped_run_keeps_its_rounds(overlap: OverlapPanel) -> None:
     overlap.configure(chunks=(1, 2, 4, 8), tokens=1024, in_features=4096)
     overlap._run_button.click()
-    wait_for(lambda: any("samples" in report.fields for report in overlap._run.reports))
-    wait_for(lambda: {report.rank for report in overlap._run.reports if "samples" in report.fields} == {0, 1})
+    wait_for(lambda: any("samples" in report.fields for report in overlap.state.work.run.reports))
+    wait_for(lambda: {report.rank for report in overlap.state.work.run.reports if "samples" in report.fields} == {0, 1})
     overlap.stop()
     wait_for(overlap._ended.is_set)
-    assert isinstance(overlap._run.exception(), RunStopped)
-    assert "Stopped" in overlap._error.value
+    assert isinstance(overlap.state.work.run.exception(), RunStopped)
+    assert "Stopped" in overlap._status.words
+    assert overlap._error.value == ""
     assert overlap.frame["chunks"].tolist() == [1, 2, 4, 8]
     overlap.configure(chunks=(1,), tokens=256, in_features=1024).run()
     assert overlap._error.value == ""

@@ -12,6 +12,7 @@ import pytest
 from tplab.cluster import RankDied, RunStopped, State
 from tplab.lab import HelloPanel, Pool
 from tplab.lab.panels import html
+from tplab.lab.panels.figure_view import unpacked
 from tplab.lab.panels.hello import slowest_per_repeat
 
 pytestmark = pytest.mark.timeout(60)
@@ -48,13 +49,13 @@ def test_run_draws_the_figure_and_the_checked_table(panel: HelloPanel) -> None:
     assert panel.figure.layout.title.text == "All-reduce (PRODUCT) of 4 KiB"
     assert "LIVE gloo · 2 ranks" in panel.figure.layout.annotations[-1].text
     assert panel._below.value.count("✓") == 2
-    assert panel._progress.value == 1.0
-    assert panel._view.outputs[0]["data"]["application/vnd.plotly.v1+json"]["data"]
+    assert panel._status.share == 1.0
+    assert unpacked(panel._view._plot)["data"]
 
 
 def test_times_are_the_slowest_ranks(panel: HelloPanel) -> None:
     panel.configure(repeats=10).run()
-    run = panel._run
+    run = panel.state.work.run
     per_rank = [value["us"] for value in run.result()]
     assert slowest_per_repeat(run)["max_us"].tolist() == [max(pair) for pair in zip(*per_rank, strict=True)]
 
@@ -73,13 +74,14 @@ def test_stop_keeps_what_was_measured_and_run_works_again(panel: HelloPanel) -> 
     click(panel._run_button)
     assert panel._run_button.disabled
     assert not panel._stop_button.disabled
-    wait_for(lambda: panel._run.reports)
+    wait_for(lambda: panel.state.work.run.reports)
     stopped_at = time.monotonic()
     click(panel._stop_button)
     wait_for(panel._ended.is_set)
     assert time.monotonic() - stopped_at < 2.0
-    assert isinstance(panel._run.exception(), RunStopped)
-    assert "Stopped" in panel._error.value
+    assert isinstance(panel.state.work.run.exception(), RunStopped)
+    assert panel._status.words == "Stopped. What was measured until then is shown."
+    assert panel._error.value == ""
     assert len(panel.figure.data[0].x) > 0
     assert panel._stop_button.disabled
     panel.configure(repeats=10).run()
@@ -89,10 +91,10 @@ def test_stop_keeps_what_was_measured_and_run_works_again(panel: HelloPanel) -> 
 def test_a_dead_rank_shows_in_plain_words_and_run_works_again(panel: HelloPanel, pool: Pool) -> None:
     panel._named["repeats"].value = 10_000_000
     click(panel._run_button)
-    wait_for(lambda: panel._run.reports)
+    wait_for(lambda: panel.state.work.run.reports)
     os.kill(pool.cluster.pids[1], signal.SIGKILL)
     wait_for(panel._ended.is_set)
-    assert isinstance(panel._run.exception(), RankDied)
+    assert isinstance(panel.state.work.run.exception(), RankDied)
     assert "Rank 1 died" in panel._error.value
     panel.configure(repeats=10)
     assert len(panel.run()) == 2

@@ -13,6 +13,7 @@ from tplab.cluster import RunStopped
 from tplab.lab import PipelinePanel, Pool, ScheduleStudio, ServingPanel, style
 from tplab.lab.figures.pipeline import explain_pipeline
 from tplab.lab.figures.pipeline_curves import explain_hops, explain_serving
+from tplab.lab.panels.figure_view import unpacked
 from tplab.lab.panels.pipeline import serving_plan
 from tplab.layers import StackPlan
 from tplab.pipeline import SCHEDULES, BlockStages, Costs, Trace, build_schedule, formulas, measured_costs, simulate
@@ -87,7 +88,7 @@ def test_a_slider_is_followed_at_once(studio: ScheduleStudio) -> None:
     before = studio.trace.makespan_s
     studio._named["forward_ms"].value = 20
     assert studio.trace.makespan_s > before
-    shown = studio._view.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+    shown = unpacked(studio._view._plot)
     assert "440 ms" in str(shown["layout"]["annotations"])
     studio._named["phase"].value = "infer"
     assert studio.trace.schedule.is_inference
@@ -138,7 +139,7 @@ def test_what_the_studio_does_not_offer_is_named(
 
 def test_several_settings_are_drawn_once(studio: ScheduleStudio, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[object] = []
-    monkeypatch.setattr(studio._view, "show", drawn.append)
+    monkeypatch.setattr(studio._view, "show", lambda figure, **_: drawn.append(figure))
     studio.show(schedule="interleaved", p=8, m=16, v=4)  # p = 8 and the m of before would not go together
     assert len(drawn) == 1
 
@@ -188,7 +189,7 @@ def test_a_run_is_drawn_under_its_simulation(pool: Pool) -> None:
     badge = panel.figure.layout.annotations[0].text
     assert "LIVE gloo · 2 ranks · emulated compute · emulated link 2,000 us" in badge
     assert "ms measured" in panel._below.value
-    assert panel._progress.value == 1.0
+    assert panel._status.share == 1.0
 
 
 def test_stages_compute_where_ranks_have_gpus_of_their_own(pool: Pool) -> None:
@@ -229,10 +230,10 @@ def test_stop_keeps_what_ran_and_another_schedule_can_follow(pool: Pool) -> None
     panel = PipelinePanel(pool)
     panel.configure(schedule="gpipe", m=32, forward_ms=100)
     panel._run_button.click()
-    wait_for(lambda: panel._run.reports and panel.trace is not None and panel.trace.is_compute.any())
+    wait_for(lambda: panel.state.work.run.reports and panel.trace is not None and panel.trace.is_compute.any())
     panel._stop_button.click()
     wait_for(panel._ended.is_set)
-    assert isinstance(panel._run.exception(), RunStopped)
+    assert isinstance(panel.state.work.run.exception(), RunStopped)
     done = int(panel.trace.is_compute.sum())
     assert 0 < done < 128
     assert f"{done} of 128 computations so far" in panel._below.value

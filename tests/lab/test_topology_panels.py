@@ -363,13 +363,13 @@ class TestMeasuring:
     def test_a_calibration_that_is_stopped_keeps_what_it_has(self, pool):
         panel = CalibrationPanel(pool).configure(effort="thorough")
         panel._run_button.click()
-        wait_for(lambda: sum("samples" in report.fields for report in panel._run.reports) > 10)
+        wait_for(lambda: sum("samples" in report.fields for report in panel.state.work.run.reports) > 10)
         panel.stop()
         wait_for(panel._ended.is_set)
-        assert isinstance(panel._run.exception(), RunStopped)
+        assert isinstance(panel.state.work.run.exception(), RunStopped)
         assert panel.calibration.all_reduce
         assert not panel.calibration.matmuls
-        assert "Stopped" in panel._error.value
+        assert "Stopped" in panel._status.words
 
     @pytest.mark.parametrize(
         ("settings", "message"),

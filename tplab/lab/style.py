@@ -1,8 +1,8 @@
 """One look for everything the lab shows: colours, the figure card, the badge.
 
-Figures are opaque white cards in both themes: plotly writes its colours into the stored figure, so a figure that took
-the theme of the day it was made would be unreadable in the other. HTML around them uses JupyterLab's own CSS variables
-and follows the theme.
+Stored figures are opaque white cards in both themes: plotly writes its colours into them, so a figure that took the
+theme of the day it was made would be unreadable in the other. The same figures in panels follow the theme (see
+``panels/figure_view.js``), as the HTML around them does, by JupyterLab's own CSS variables.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from tplab.shown import number
 
@@ -22,6 +23,14 @@ POINT_TO_POINT: Final = "#C7719E"
 IDLE: Final = "#E9EBEE"
 INK: Final = "#1F2430"
 MUTED: Final = "#5B6472"
+INK_ON_FILL: Final = "#1F2431"
+"""Ink of text that stands on a pale fill. ``INK`` follows the theme of the page in live plots, this does not: the two
+are told apart by their last digit."""
+
+PLOT_CONFIG: Final[dict[str, Any]] = {"displaylogo": False, "modeBarButtons": [["toImage"]], "showSendToCloud": False}
+"""plotly's bar in the lab's figures: the camera, and nothing that leaves the page."""
+for _renderer in ("plotly_mimetype", "notebook", "notebook_connected"):
+    pio.renderers[_renderer].config = dict(PLOT_CONFIG)  # a figure cannot carry it
 
 PANEL_CONTROLS_WIDTH: Final = "290px"
 
@@ -81,7 +90,7 @@ def bar_marker(colour: str, pattern: str = "", **more: Any) -> dict[str, Any]:
 def text_on(colour: str) -> str:
     """White or ink, whichever is read more easily on a ``#RRGGBB``: by its luminance, as sRGB weighs it."""
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK_ON_FILL
 
 
 def log_ticks(values: Iterable[float]) -> dict[str, list[Any]]:

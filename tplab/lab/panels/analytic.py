@@ -122,10 +122,7 @@ class AnalyticPanel(Stilled, widgets.VBox):
             self._error.value = html.error_card(error)
             return
         self._error.value = self.warning()
-        height = figure.layout.height
-        if height:  # the place of a figure does not grow with it
-            self._view.layout.min_height = f"{height + 10:.0f}px"
-        self._view.show(figure)
+        self._view.show(figure, alt=below)
         self._below.value = below
         self._table.value = self.table()
 

@@ -2,34 +2,44 @@
 
 Controls on the left, figure on the right. Run hands the work to the pool's cluster and returns at once, so the kernel
 stays free: Stop works, other cells run, and results are drawn as they come, on the cluster's own thread. What a run
-measured before it failed or was stopped stays on the page.
+measured before it failed or was stopped stays on the page. All that is said about it comes from one ``RunState``.
 """
 
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Self
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Report, Run, RunStopped
+from tplab.cluster import Cluster, Report, Run
+from tplab.cluster.launch import State
 from tplab.lab.choice import Choice
-from tplab.lab.panels import html
+from tplab.lab.panels import html, run_state
 from tplab.lab.panels.controls import NamedControls, Settings, panel
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import RunState, Work
+from tplab.lab.panels.run_status import RunStatus
 from tplab.lab.still import AFTER_A_MOVE_S, Part, Stilled, settings_line
 
 _DRAW_EVERY_S = 1.0
 _UNLESS_WAITED_FOR_S = 0.3  # then the waiting cell does it: what another thread sends belongs to another cell
+Submitted = Run[Any] | tuple[Run[Any], Any]
+"""A run, or a run and what its drawing has to know of it."""
+Drawing = tuple[go.Figure | None, str]
+"""A figure (None while nothing is measured) and the HTML below it."""
 
 
 class RunPanel(Stilled, widgets.VBox):
     """Controls, Run, Stop, progress, ribbon, error area and figure; a subclass says what runs and how it is drawn.
 
-    ``run()`` is what the Run button does, then waits; ``stop()`` is the Stop button. ``figure`` is the last figure.
+    ``run()`` is what the Run button does, then waits; ``stop()`` is the Stop button. ``figure`` is the last figure,
+    ``state`` what the panel is at.
 
     Args:
         pool: the ranks that it runs on.
@@ -48,48 +58,48 @@ class RunPanel(Stilled, widgets.VBox):
         views: Sequence[str] = (),
         height: int = 400,
     ) -> None:
-        self.pool = pool
+        self.pool, self.title = pool, title
+        self.state = RunState()
         self._named = NamedControls(named)
         self._look = widgets.ToggleButtons(options=views)
         self._look.observe(lambda _: self.redraw(), names="value")
-        self._run: Run[Any] | None = None
-        self._cluster: Cluster | None = None  # the one the run is on; the pool may have moved on
+        self._begun: Work | None = None  # the run under way; it may report before there is one
+        self._changing = threading.RLock()  # the kernel's thread and the cluster's both tell
         self._ended = threading.Event()
-        self._settings_of_run: Settings | None = None
         self._suited = ""
         self._drawn_at = 0.0
         self._run_button = widgets.Button(description="Run", icon="play", button_style="primary")
         self._stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         for button in (self._run_button, self._stop_button):
             button.layout.width = "48%"
-        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=widgets.Layout(width="auto"))
-        self._phase = widgets.HTML(html.quiet("Not run yet."))
-        self._ribbon = widgets.HTML()
-        self._error = widgets.HTML()
-        self._below = widgets.HTML()
+        self._status = RunStatus()
+        self._ribbon, self._error, self._so_far, self._below, self._shown = (widgets.HTML() for _ in range(5))
         self._view = FigureView(min_height=height)
         self._run_button.on_click(lambda _: self._begin())
         self._stop_button.on_click(lambda _: self.stop())
         for control in self._named.values():
-            control.observe(lambda _: self._mark_stale(), names="value")
+            control.observe(lambda _: self._settings_moved(), names="value")
         buttons = widgets.HBox(
             [self._run_button, self._stop_button], layout=widgets.Layout(justify_content="space-between")
         )
-        left = [*self._named.values(), buttons, self._progress, self._phase]
-        right = [self._ribbon, self._error, *([self._look] if views else []), self._view, self._below]
-        super().__init__(panel(title, left, right))
+        left = [*self._named.values(), buttons, self._status]
+        above = [self._ribbon, self._error, self._so_far, *([self._look] if views else [])]
+        super().__init__(panel(title, left, [*above, self._view, self._below, self._shown]))
         pool.on_choice(self._choose)
+        pool.on_state(self._look_around)
         # For user style sheets and for tests that look at the page.
         self.add_class("tplab-panel")
         for widget, name in (
             (self._run_button, "tplab-run"),
             (self._stop_button, "tplab-stop"),
-            (self._phase, "tplab-phase"),
             (self._ribbon, "tplab-ribbon"),
             (self._error, "tplab-error"),
+            (self._so_far, "tplab-so-far"),
             (self._below, "tplab-below"),
+            (self._shown, "tplab-shown"),
         ):
             widget.add_class(name)
+        self._become()
 
     def settings(self) -> Settings:
         """What the controls say now."""
@@ -112,13 +122,20 @@ class RunPanel(Stilled, widgets.VBox):
             self.suit(choice)
 
     @abstractmethod
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
-        """Start the work; pass ``on_report=self.on_report``."""
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
+        """Start the work with ``on_report=self.on_report``; beside the run, what ``draw`` has to know of it."""
 
     @abstractmethod
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        """Figure and HTML below it, from what the run on ``cluster`` has reported and returned so far; it may have
-        failed."""
+    def draw(self, work: Work) -> Drawing:
+        """What a run has reported and returned so far, which may be all there will be: it may have been stopped.
+
+        Also called for a run before the last, so that it must go by what stands in ``work``. While nothing is measured,
+        the figure is None and what stood there stays; the words are then shown beside it.
+        """
+
+    def measures(self, settings: Settings) -> Settings:
+        """Those settings that a run depends on: all of them. Others would only change how it is drawn."""
+        return settings
 
     @property
     def figure(self) -> go.Figure | None:
@@ -126,91 +143,150 @@ class RunPanel(Stilled, widgets.VBox):
         return self._view.figure
 
     def run(self) -> Any:
-        """Press Run and wait. Returns what the ranks returned; raises what the panel would show as an error."""
+        """Press Run and wait. Returns what the ranks returned; raises what the panel would show as an error, and
+        ``RuntimeError`` while a run is under way here."""
+        if self.state.busy:
+            raise RuntimeError(f"{self.title} is running already: wait for it, or end it with stop()")
         self._begin(raise_errors=True)
-        assert self._run is not None
-        values = self._run.result()
+        work = self.state.work
+        assert work is not None
+        values = work.run.result()
         self._ended.wait()  # the drawing follows the result
         self.settled()  # within this cell: who executes a notebook hears nothing after its last
+        if self.state.unclear is not None:
+            raise self.state.unclear
         return values
 
     def stop(self) -> None:
         """Press Stop: end the run; what it measured stays."""
-        if self._run is not None:
-            self._run.stop()
+        work = self._begun
+        if work is not None:
+            self._become(asked=True)
+            work.run.stop()
+
+    def _become(self, **changes: Any) -> None:
+        """Move to another state, and say everything anew from it."""
+        with self._changing:
+            self.state = state = replace(self.state, **changes)
+            share, outcome = run_state.bar(state)
+            with self._status.hold_sync():
+                self._status.share, self._status.outcome = share, outcome
+                self._status.words = run_state.phase_words(state)
+            self._run_button.disabled, self._stop_button.disabled = state.busy, not state.busy
+            ribbon = run_state.ribbon_words(state, self.measures(self.settings()), self._named.said)
+            self._ribbon.value = html.ribbon(ribbon) if ribbon else ""
+            self._error.value = run_state.error_html(state)
+            shown = run_state.shown_words(state, self._in_words)
+            self._shown.value = html.quiet(shown) if shown else ""
+            if self._view.figure is None:
+                self._view.alt = "No figure yet." if state.busy else "Press Run: the figure appears here."
+
+    def _in_words(self, settings: Settings) -> str:
+        return self._named.said(self.measures(settings))
 
     def _begin(self, raise_errors: bool = False) -> None:
-        if self._run is not None and not self._ended.is_set():
+        if self.state.busy:
             return
-        self._error.value = self._ribbon.value = ""
+        self._ended.clear()
+        self._begun, self._drawn_at = None, 0.0
+        self._so_far.value = ""
+        began_at = f"{datetime.now():%H:%M:%S}"
+        settings = self.settings()
         try:
-            settings = self.settings()
-            self._cluster = cluster = self.pool.cluster
-            self._ended.clear()
-            self._run = self.submit(cluster, settings)
+            cluster = self.pool.cluster
+            fresh = bool(cluster.launches) or self.state.work is not None
+            # Before it is submitted, for its reports do not wait.
+            self._become(stage="starting", progress=None, error=None, unclear=None, asked=False, fresh=fresh)
+            made = self.submit(cluster, settings)
         except Exception as error:
+            self._become(stage="refused", progress=None, error=error, unclear=None)
             self._ended.set()
-            self._error.value = html.error_card(error)
             if raise_errors:
                 raise
             return
-        self._settings_of_run = settings
-        self._run_button.disabled, self._stop_button.disabled = True, False
-        self._progress.bar_style, self._progress.value = "", 0.0
-        if not cluster.launches:
-            self._phase.value = html.quiet("Starting the ranks …")
-        self._run.add_done_callback(self._finish)
+        run, plan = made if isinstance(made, tuple) else (made, None)
+        self._begun = work = Work(run=run, cluster=cluster, settings=settings, plan=plan, began_at=began_at)
+        self._become(work=work)
+        self.pool.queue(run, self.title)
+        self._look_around()
+        run.add_done_callback(self._finish)
+
+    def _look_around(self) -> None:
+        """Say what the run is waiting for. Called whenever the ranks' state changes, also on the cluster's thread."""
+        with self._changing:
+            work = self._begun
+            if work is None or work.run.done():
+                return
+            if work.run.running():
+                self._become(stage="running")
+            elif ahead := self.pool.ahead_of(work.run):
+                self._become(stage="waiting", waiting_for=ahead)
+            elif work.cluster.state is State.RUNNING:
+                self._become(stage="waiting", waiting_for="another cell")
+            else:
+                self._become(stage="starting")
 
     def on_report(self, report: Report) -> None:
         """Progress and partial results, as they come. Called on the cluster's thread."""
         fields = report.fields
+        changes: dict[str, Any] = {}
         if {"phase", "done", "total"} <= fields.keys():
-            self._progress.value = fields["done"] / max(1, fields["total"])
-            self._phase.value = html.quiet(f"{fields['phase']}: {fields['done']:,} of {fields['total']:,}")
+            changes["progress"] = (fields["phase"], fields["done"], fields["total"])
+        if changes or self.state.stage != "running":
+            self._become(stage="running", **changes)
         # Drawing costs the browser more than measuring costs the ranks: progress is often, pictures are seldom.
         now = time.monotonic()
-        if self._run is not None and now - self._drawn_at > _DRAW_EVERY_S:
+        if self._begun is not None and now - self._drawn_at > _DRAW_EVERY_S:
             self._drawn_at = now
-            self._show(self._run)
+            self._begun = self._draw(self._begun)
 
     def redraw(self) -> None:
-        """Draw the last run again, after a change of view."""
-        if self._run is not None and self._run.reports:
-            self._show(self._run)
+        """Draw what is shown again, after a change of view."""
+        if self.state.drawn is not None:
+            self._draw(self.state.drawn)
             self.settled(after_s=AFTER_A_MOVE_S)
 
-    def _show(self, run: Run[Any]) -> None:
-        assert self._cluster is not None
-        figure, below = self.draw(run, self._cluster)
-        self._view.show(figure)
-        self._below.value = below
+    def _draw(self, work: Work) -> Work:
+        """Draw a run, if it has measured anything; returns it with the origin of its numbers."""
+        try:
+            if work.made_on is None:  # ranks have reported: they are up
+                work = replace(work, made_on=work.cluster.provenance)
+            figure, words = self.draw(work)
+        except Exception as error:
+            self._become(unclear=error)
+            return work
+        with self._changing:
+            latest = self._begun is not None and work.run is self._begun.run
+            if figure is None:
+                self._so_far.value = words
+            else:
+                self._so_far.value = "" if latest else self._so_far.value
+                self._put(figure, words)
+                self._become(drawn=work, work=work if latest else self.state.work, unclear=None)
+        return work
+
+    def _put(self, figure: go.Figure, words: str) -> None:
+        self._view.show(figure, alt=words)
+        self._below.value = words
 
     def _finish(self, run: Any) -> None:
-        error = run.exception()
+        work, error = self._begun, run.exception()
+        assert work is not None, "begun before it can end"
         try:
             if error is None or run.reports:
-                self._show(run)
-            if error is None:
-                self._progress.value, self._progress.bar_style = 1.0, "success"
-                self._phase.value = html.quiet(f"Done in {run.elapsed_s:.2f} s.")
-            else:
-                self._progress.bar_style = "warning" if isinstance(error, RunStopped) else "danger"
-                self._phase.value = html.quiet("Stopped." if isinstance(error, RunStopped) else "Failed.")
-                self._error.value = html.error_card(error)
+                self._draw(work)
         finally:
-            self._run_button.disabled, self._stop_button.disabled = False, True
+            with self._changing:
+                self._begun = None
+                self._become(stage=run_state.ended(error), error=error)
             self._ended.set()
-            self._mark_stale()
             self.settled(after_s=_UNLESS_WAITED_FOR_S)
 
     def still(self) -> Sequence[Part]:
-        """Heading, settings of the run, words and figure."""
-        of_run = self._settings_of_run
+        """Heading, words and figure, and which run they are of."""
         heading, *rest = super().still()
-        return [heading, settings_line("" if of_run is None else self._named.said(of_run)), *rest]
+        return [heading, settings_line(""), *rest]
 
-    def _mark_stale(self) -> None:
-        if self._settings_of_run is None or not self._ended.is_set() or self._view.figure is None:
-            return
-        stale = self.settings() != self._settings_of_run
-        self._ribbon.value = html.ribbon("Settings changed since this run: press Run to measure them.") if stale else ""
+    def _settings_moved(self) -> None:
+        """A control was moved: what the figure shows may be other settings now."""
+        self._become()

@@ -41,11 +41,13 @@ class NamedControls(dict[str, Any]):
         return {name: control.value for name, control in self.items()}
 
     def said(self, settings: Mapping[str, Any]) -> str:
-        """``operation SUM, TP 4``: settings in the controls' own words, without those that are hidden."""
+        """``operation SUM, TP 4``: settings in the controls' own words, without those that are hidden or off."""
         return ", ".join(
             f"{self[name].description} {_said(self[name], value)}".strip()
             for name, value in settings.items()
-            if self[name].layout.display != "none" and not isinstance(self[name], widgets.Textarea)
+            if self[name].layout.display != "none"
+            and not getattr(self[name], "disabled", False)
+            and not isinstance(self[name], widgets.Textarea)
         )
 
     def check(self, settings: Mapping[str, Any], offered: Mapping[str, Sequence[Any]] | None = None) -> None:
@@ -72,7 +74,8 @@ class NamedControls(dict[str, Any]):
 def _said(control: Any, value: Any) -> str:
     """A value as its control shows it."""
     if isinstance(value, list | tuple):
-        return " and ".join(_said(control, each) for each in value)
+        between = " to " if isinstance(control, widgets.SelectionRangeSlider) else " + "
+        return between.join(_said(control, each) for each in value) or "none"
     for option in getattr(control, "options", ()):
         if isinstance(option, tuple) and option[1] == value:
             return str(option[0])
@@ -102,8 +105,10 @@ def panel(title: str, left: Sequence[widgets.Widget], right: Sequence[widgets.Wi
     """Heading, and below it a column of controls beside a column with the figure, which wraps on a narrow page."""
     width = style.PANEL_CONTROLS_WIDTH
     columns = [
-        widgets.VBox([*left], layout=widgets.Layout(width=width, flex=f"0 0 {width}")),
-        widgets.VBox([*right], layout=widgets.Layout(flex="1 1 0", min_width="420px")),
+        # No scroll bars: what fills a column and has a margin besides is some pixels wider.
+        widgets.VBox([*left], layout=widgets.Layout(width=width, flex=f"0 0 {width}", overflow="hidden")),
+        widgets.VBox([*right], layout=widgets.Layout(flex="1 1 0", min_width="min(520px, 100%)", overflow="hidden")),
     ]
-    body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px"))
+    body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", grid_gap="18px", overflow="hidden"))
+    body.add_class("tplab-columns")
     return [widgets.HTML(html.heading(title)), body]

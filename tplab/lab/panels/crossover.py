@@ -7,16 +7,17 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Run
+from tplab.cluster import Cluster
 from tplab.collectives.crossover import comparable, crossovers, engine_losses, explain_crossovers, rules_beside
 from tplab.collectives.sweep import submit_sweep, sweep_frame
-from tplab.collectives.sweep_plan import Point, plan_crossover
+from tplab.collectives.sweep_plan import plan_crossover
 from tplab.lab import style
 from tplab.lab.figures.crossover import HERE, crossover_figure, explain_losses, losses_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.lab.recorded import recorded, recorded_badge, recordings
 from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
@@ -51,7 +52,6 @@ class CrossoverPanel(RunPanel):
             "model": widgets.Dropdown(options=sorted(MODELS), value="llama-3.1-70b", description="Model", **look),
         }
         self.measured: pd.DataFrame | None = None
-        self._points: list[Point] = []
         self._badge = ""
         super().__init__(pool, title="Crossover map", named=named, views=(_MAP, _STEP), height=430)
         self.redraw()
@@ -82,33 +82,35 @@ class CrossoverPanel(RunPanel):
         self.redraw()
         return self
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
-        self._points = plan_crossover(backend=cluster.backend, shares_gpus=cluster.shares_gpus)
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
+        points = plan_crossover(backend=cluster.backend, shares_gpus=cluster.shares_gpus)
         self._named["source"].value = HERE
-        return submit_sweep(cluster, self._points, on_report=self.on_report)
+        return submit_sweep(cluster, points, on_report=self.on_report), points
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        self.measured = sweep_frame(self._points, run.reports, cluster.provenance)
-        graph = self._points[0].mode == "graph"
-        self._badge = f"{cluster.badge} · CUDA graph" if graph else cluster.badge
-        return self._drawn()
+    def draw(self, work: Work) -> Drawing:
+        measured = sweep_frame(work.plan, work.run.reports, work.provenance)
+        if not measured.empty:
+            self.measured = measured
+            self._badge = f"{work.badge} · CUDA graph" if work.plan[0].mode == "graph" else work.badge
+        return self._map() if self.measured is not None else (None, "")
+
+    def measures(self, settings: Settings) -> Settings:
+        """None: what is measured is the same for all, and the controls choose what is drawn."""
+        return {}
 
     def redraw(self) -> None:
         """Draw what the controls say: from a recording, or from what was measured here."""
-        if self.settings()["source"] == HERE and self.measured is None and self.figure is None:
-            return
-        figure, below = self._drawn()
-        self._view.show(figure)
-        self._below.value = below
+        if self.settings()["source"] != HERE or self.measured is not None:
+            self._put(*self._map())
+        elif self.figure is not None:  # a recording's
+            self._put(style.card(go.Figure(), title="Nothing measured yet", badge="LIVE", height=430), "")
 
-    def _mark_stale(self) -> None:
-        self.redraw()  # no setting changes what a run measures
+    def _settings_moved(self) -> None:
+        self.redraw()
 
-    def _drawn(self) -> tuple[go.Figure, str]:
+    def _map(self) -> tuple[go.Figure, str]:
         source = self.settings()["source"]
         badge = self._badge if source == HERE else recorded_badge(self._recorded[source][0])
-        if source == HERE and (self.measured is None or self.measured.empty):
-            return style.card(go.Figure(), title="Nothing measured yet", badge=badge, height=420), ""
         frame = self.frame
         losses = self._losses(frame)
         words = f"{explain_crossovers(frame)} {explain_losses(losses)}"

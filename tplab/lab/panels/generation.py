@@ -4,17 +4,16 @@ from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Run
-from tplab.lab import style
+from tplab.cluster import Cluster
 from tplab.lab.choice import Choice
 from tplab.lab.figures.generation import layouts_figure
 from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.measure import joined_badge
 from tplab.models.generation import GenerationRun, submit_generate
 from tplab.models.result import Generation
@@ -149,7 +148,7 @@ class GenerationPanel(RunPanel):
         """A row per layout, see :func:`layouts_frame`: of the last model, dtype and prompts."""
         return layouts_frame(list(self._runs.values()))
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         tp = settings["tp"]
         if cluster.num_ranks % tp:
             raise ValueError(
@@ -157,8 +156,6 @@ class GenerationPanel(RunPanel):
                 f"another size"
             )
         work = tuple(settings[name] for name in ("family", "size", "sequences", "prompt_tokens", "new_tokens", "dtype"))
-        if self._runs and next(iter(self._runs))[0] != (work, cluster.backend):
-            self._runs.clear()  # another model or other prompts: nothing to compare with
         self._handle = submit_generate(
             cluster,
             example_model(settings["family"], settings["size"]),
@@ -172,31 +169,32 @@ class GenerationPanel(RunPanel):
             on_token=lambda _sequence, _token: None,
             on_report=self.on_report,
         )
-        self._key = (work, cluster.backend), tp, cluster.num_ranks // tp, settings["micro_batches"]
-        return self._handle.run
+        key = (work, cluster.backend), tp, cluster.num_ranks // tp, settings["micro_batches"]
+        return self._handle.run, (self._handle, key)
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        generation = self.generation
-        if generation is not None:
-            self._runs[self._key] = generation
-        if self._look.value == "Layouts" and self._runs:
-            return layouts_figure(self.frame, badge=layouts_badge(self.frame)), self._tokens()
-        if generation is None:
-            waiting = style.card(go.Figure(), title="No timeline yet", badge=cluster.badge, height=420)
-            return waiting, self._tokens()
+    def draw(self, work: Work) -> Drawing:
+        handle, key = work.plan
+        if not handle.done() or handle.exception() is not None:
+            return None, _tokens(handle)
+        generation: Generation = handle.result()
+        if self._runs and next(iter(self._runs))[0] != key[0]:
+            self._runs.clear()  # another model or other prompts: nothing to compare with
+        self._runs[key] = generation
+        if self._look.value == "Layouts":
+            return layouts_figure(self.frame, badge=layouts_badge(self.frame)), _tokens(handle)
         name = f"TP {generation.layout.tp} x PP {generation.layout.pp}, k={generation.num_micro_batches}"
         trace = generation.trace()
         figure = gantt(trace, title=f"{name}: {_at_work(generation)}", names=["measured"], lane="stage")
-        return figure, _summary(generation) + self._tokens()
+        return figure, _summary(generation) + _tokens(handle)
 
-    def _tokens(self) -> str:
-        """What has come so far, of every sequence."""
-        assert self._handle is not None
-        rows = [
-            (str(row), " ".join(map(str, tokens[:_TOKENS_SHOWN])) + (" …" if len(tokens) > _TOKENS_SHOWN else ""))
-            for row, tokens in enumerate(self._handle.tokens)
-        ]
-        return html.table(("sequence", "new tokens"), rows)
+
+def _tokens(handle: GenerationRun) -> str:
+    """What has come so far, of every sequence."""
+    rows = [
+        (str(row), " ".join(map(str, tokens[:_TOKENS_SHOWN])) + (" …" if len(tokens) > _TOKENS_SHOWN else ""))
+        for row, tokens in enumerate(handle.tokens)
+    ]
+    return html.table(("sequence", "new tokens"), rows)
 
 
 def _at_work(generation: Generation) -> str:

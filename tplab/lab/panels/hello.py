@@ -5,15 +5,15 @@ from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
 from tplab.cluster import Cluster, Run
 from tplab.cluster.hello import REDUCTIONS, all_reduce_hello, expected
 from tplab.lab.figures import timings_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.measure import samples_of
 
 _REPEATS = [("once", 1), ("10 times", 10), ("100 times", 100), ("1,000 times", 1000), ("until Stop", 10_000_000)]
@@ -45,13 +45,13 @@ class HelloPanel(RunPanel):
             on_report=self.on_report,
         )
 
-    def draw(self, run: Run[dict[str, Any]], cluster: Cluster) -> tuple[go.Figure, str]:
-        assert self._settings_of_run is not None
-        settings = self._settings_of_run
+    def draw(self, work: Work) -> Drawing:
+        run, settings = work.run, work.settings
+        times = slowest_per_repeat(run)
+        if times.empty:
+            return None, ""
         size = next(label for label, n in _SIZES if n == settings["num_elements"])
-        figure = timings_figure(
-            slowest_per_repeat(run), title=f"All-reduce ({settings['reduction']}) of {size}", badge=cluster.badge
-        )
+        figure = timings_figure(times, title=f"All-reduce ({settings['reduction']}) of {size}", badge=work.badge)
         return figure, self._table(run, settings) if run.done() and run.exception() is None else ""
 
     @staticmethod

@@ -1,5 +1,6 @@
 """The HTML pieces of panels. Colours come from JupyterLab's theme variables, with fallbacks for other front ends."""
 
+import traceback
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -47,14 +48,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def error_card(error: BaseException) -> str:
-    """What happened in plain words, what to do, and the ranks' own words folded below."""
+    """What happened in plain words, what to do, and the ranks' own words folded below, where they spoke."""
     what, cure = explain(error)
+    if isinstance(error, RankError | RankDied | RankTimeout):
+        return _card(what, cure, "What the ranks said", str(error))
+    told = isinstance(error, NoRoom | ClusterClosed | RunStopped | ValueError | TypeError)
+    return _card(what, cure, "" if told else "Details", str(error))
+
+
+def undrawn_card(error: Exception) -> str:
+    """A run whose numbers could not be drawn."""
+    text = "".join(traceback.format_exception(error))
+    return _card("The figure could not be drawn.", "What was measured is kept in the panel.", "Details", text)
+
+
+def _card(what: str, cure: str, summary: str, details: str) -> str:
+    folded = (
+        f'<details style="margin-top:6px"><summary style="cursor:pointer;{_QUIET}">{escape(summary)}</summary>'
+        f'<pre style="white-space:pre-wrap;font-size:12px;margin:6px 0 0;{_TEXT}">{escape(details)}</pre></details>'
+    )
     return (
-        f'<div style="border-left:4px solid {style.COLLECTIVE};background:var(--jp-layout-color2,#F5F6F8);'
+        f'<div role="alert" style="border-left:4px solid {style.COLLECTIVE};background:var(--jp-layout-color2,#F5F6F8);'
         f'padding:8px 12px;font-size:13px;{_TEXT}"><b>{escape(what)}</b><br>{escape(cure)}'
-        f'<details style="margin-top:6px"><summary style="cursor:pointer;{_QUIET}">What the ranks said</summary>'
-        f'<pre style="white-space:pre-wrap;font-size:12px;margin:6px 0 0;{_TEXT}">{escape(str(error))}</pre>'
-        "</details></div>"
+        f"{folded if summary else ''}</div>"
     )
 
 

@@ -6,7 +6,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Run
+from tplab.cluster import Cluster
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.lab.choice import Choice
 from tplab.lab.figures.layers import (
@@ -19,9 +19,10 @@ from tplab.lab.figures.layers import (
 )
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, offer_links, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.layers.overlap import ChunkPlan, chunks_frame, submit_chunks
 from tplab.layers.phases import PhasePlan, phases_frame, submit_phases
 from tplab.measure import joined_badge, link_text
@@ -60,27 +61,29 @@ class PhasesPanel(RunPanel):
             },
             height=420,
         )
-        self._plan = PhasePlan()
         self.frame: pd.DataFrame | None = None
 
     def suit(self, choice: Choice) -> None:
         offer_links(self._named["link"], list(LINKS), choice)
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         hidden = settings["hidden"]
         if not settings["tokens"]:
             raise ValueError("Tokens: choose at least one step size.")
-        self._plan = PhasePlan(
+        plan = PhasePlan(
             tokens=tuple(sorted(settings["tokens"])),
             hidden=hidden,
             intermediate=3 * hidden,
             link=LINKS[settings["link"]],
         )
-        return submit_phases(cluster, self._plan, on_report=self.on_report)
+        return submit_phases(cluster, plan, on_report=self.on_report), plan
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        self.frame = phases_frame(self._plan, run.reports, cluster.provenance)
-        badge = linked_badge(cluster.badge, self._plan.link)
+    def draw(self, work: Work) -> Drawing:
+        frame = phases_frame(work.plan, work.run.reports, work.provenance)
+        if frame.empty:
+            return None, ""
+        self.frame = frame
+        badge = linked_badge(work.badge, work.plan.link)
         return phases_figure(self.frame, badge=badge), html.quiet(explain_phases(self.frame))
 
 
@@ -107,7 +110,6 @@ class OverlapPanel(RunPanel):
             },
             height=460,
         )
-        self._plan = ChunkPlan()
         self.frame: pd.DataFrame | None = None
 
     def suit(self, choice: Choice) -> None:
@@ -119,8 +121,8 @@ class OverlapPanel(RunPanel):
         chosen = choice.pick(cpu=cpu, shared=shared, own=(16384, 28672, 8192, "bfloat16"))
         self._named.put(dict(zip(names, chosen, strict=True)))
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
-        self._plan = ChunkPlan(
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
+        plan = ChunkPlan(
             chunks=tuple(sorted({1, *settings["chunks"]})),
             tokens=settings["tokens"],
             in_features=settings["in_features"],
@@ -129,11 +131,14 @@ class OverlapPanel(RunPanel):
             link=LINKS[settings["link"]],
             iterations=5,
         )
-        return submit_chunks(cluster, self._plan, on_report=self.on_report)
+        return submit_chunks(cluster, plan, on_report=self.on_report), plan
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        self.frame = chunks_frame(self._plan, run.reports, cluster.provenance)
-        badge = linked_badge(cluster.badge, self._plan.link)
+    def draw(self, work: Work) -> Drawing:
+        frame = chunks_frame(work.plan, work.run.reports, work.provenance)
+        if frame.empty:
+            return None, ""
+        self.frame = frame
+        badge = linked_badge(work.badge, work.plan.link)
         return overlap_figure(self.frame, badge=badge), html.quiet(explain_chunks(self.frame))
 
 

@@ -6,7 +6,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Run
+from tplab.cluster import Cluster
 from tplab.lab.figures.memory import (
     by_stage,
     degrees_frame,
@@ -18,9 +18,10 @@ from tplab.lab.figures.memory import (
 )
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.models.presets import MODELS
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
@@ -134,18 +135,19 @@ class ShardsPanel(RunPanel):
             "context": widgets.SelectionSlider(options=(16, 64, 256, 1024), value=256, description="context", **wide()),
         }
         self.frame: pd.DataFrame | None = None
-        self._plan: ShardPlan | None = None
         super().__init__(pool, title="Shards, really built", named=named, height=480)
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         config = small_model(settings["shape"], settings["layers"])
         layouts = (Layout.of(config), Layout.of(config, settings["tp"], settings["pp"]))
-        self._plan = ShardPlan(
+        plan = ShardPlan(
             config=config, layouts=tuple(dict.fromkeys(layouts)), batch=settings["batch"], context=settings["context"]
         )
-        return submit_shards(cluster, self._plan, on_report=self.on_report)
+        return submit_shards(cluster, plan, on_report=self.on_report), plan
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        assert self._plan is not None
-        self.frame = shards_frame(self._plan, run.reports, cluster.provenance)
-        return shards_figure(self.frame, badge=cluster.badge), html.quiet(explain_shards(self.frame))
+    def draw(self, work: Work) -> Drawing:
+        frame = shards_frame(work.plan, work.run.reports, work.provenance)
+        if frame.empty:
+            return None, ""
+        self.frame = frame
+        return shards_figure(frame, badge=work.badge), html.quiet(explain_shards(frame))

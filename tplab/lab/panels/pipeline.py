@@ -6,21 +6,20 @@ processors from each other. Ranks, messages and the order of work are real.
 """
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
 from tplab.checks import ArgumentError
-from tplab.cluster import Cluster, Run
+from tplab.cluster import Cluster
 from tplab.lab.choice import Choice
 from tplab.lab.figures.pipeline import explain_pipeline, gantt
 from tplab.lab.figures.pipeline_curves import decode_figure, explain_serving, prefill_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.pipeline.blocks import block_stages
 from tplab.pipeline.build import SCHEDULES, build_schedule
 from tplab.pipeline.costs import Costs, measured_costs
@@ -65,7 +64,6 @@ class PipelinePanel(RunPanel):
             },
             height=560,
         )
-        self._drawn: WeakKeyDictionary[Run[Any], RunPlan] = WeakKeyDictionary()
         self.simulated: Trace | None = None
         self.trace: MeasuredTrace | None = None
         pool.on_choice(self._fit)
@@ -83,7 +81,7 @@ class PipelinePanel(RunPanel):
         if choice.on_gpus:
             self._named["hop_ms"].value = 0
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         name = settings["schedule"]
         v = settings["v"] if name == "interleaved" else 1
         schedule = build_schedule(name, cluster.num_ranks, settings["m"], v)
@@ -99,17 +97,17 @@ class PipelinePanel(RunPanel):
                 message_bytes=_MESSAGE_BYTES,
             )
             plan = RunPlan(schedule=schedule, stage=costs)
-        run = submit_schedule(cluster, plan, on_report=self.on_report)
-        self._drawn[run] = plan  # by run: the one before may still be drawn
-        return run
+        return submit_schedule(cluster, plan, on_report=self.on_report), plan
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        plan = self._drawn[run]
-        self.trace = run_trace(plan, run.reports, cluster.provenance)
+    def draw(self, work: Work) -> Drawing:
+        plan = work.plan
+        trace = run_trace(plan, work.run.reports, work.provenance)
+        if not len(trace.rank):
+            return None, ""
+        self.trace = trace
         costs = plan.stage if isinstance(plan.stage, Costs) else measured_costs(self.trace)
         self.simulated = simulate(plan.schedule, costs)
         figure = gantt(self.simulated, self.trace)
-        self._view.layout.min_height = f"{figure.layout.height}px"
         return figure, html.quiet(explain_pipeline(self.simulated, self.trace))
 
 
@@ -134,21 +132,19 @@ class ServingPanel(RunPanel):
             },
             height=430,
         )
-        self._drawn: WeakKeyDictionary[Run[Any], ServingPlan] = WeakKeyDictionary()
         self.frame: pd.DataFrame = pd.DataFrame()
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         plan = serving_plan(cluster.num_ranks, **settings)
-        run = submit_serving(cluster, plan, on_report=self.on_report)
-        self._drawn[run] = plan
-        return run
+        return submit_serving(cluster, plan, on_report=self.on_report), plan
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        plan = self._drawn[run]
-        self.frame = serving_frame(plan, run.reports, cluster.provenance)
-        badge = cluster.badge if self.frame.empty else str(self.frame["badge"].iloc[0])
-        draw = decode_figure if isinstance(plan, DecodePlan) else prefill_figure
-        return draw(self.frame, badge=badge), html.quiet(explain_serving(self.frame))
+    def draw(self, work: Work) -> Drawing:
+        frame = serving_frame(work.plan, work.run.reports, work.provenance)
+        if frame.empty:
+            return None, ""
+        self.frame = frame
+        draw = decode_figure if isinstance(work.plan, DecodePlan) else prefill_figure
+        return draw(frame, badge=str(frame["badge"].iloc[0])), html.quiet(explain_serving(frame))
 
 
 def serving_plan(num_ranks: int, what: str, stage_ms: float, last_ms: float, hop_ms: float) -> ServingPlan:

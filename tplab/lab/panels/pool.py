@@ -3,12 +3,13 @@
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Any
 
 import ipywidgets as widgets
 
 from tplab.checks import check_count
-from tplab.cluster import Cluster, ClusterError, State
+from tplab.cluster import Cluster, ClusterError, Run, State
 from tplab.cluster.backends import devices_of
 from tplab.cluster.cluster import MAX_LOCAL_RANKS
 from tplab.cluster.idle import check_minutes, default_minutes
@@ -46,6 +47,8 @@ class Pool(Stilled, widgets.VBox):
     def __init__(self, num_ranks: int = 2, backend: str = "auto", *, idle_minutes: float | None = None) -> None:
         self._told: list[Callable[[Choice], None]] = []
         self._launched: list[Callable[[Cluster], None]] = []
+        self._watched: list[Callable[[], None]] = []
+        self._queued: list[tuple[Run[Any], str]] = []  # in the order in which the ranks take them
         self._settling = False  # a list that is offered anew selects its first entry for a moment
         self._cluster: Cluster | None = None  # first of all: what a failed call leaves is closed, too
         self._idle_minutes = check_minutes(default_minutes() if idle_minutes is None else idle_minutes)
@@ -127,6 +130,20 @@ class Pool(Stilled, widgets.VBox):
         self._launched.append(callback)
         if self._cluster is not None:
             callback(self._cluster)
+
+    def on_state(self, callback: Callable[[], None]) -> None:
+        """Call ``callback()`` whenever the ranks begin or end something, on the cluster's own thread; it must be
+        quick."""
+        self._watched.append(callback)
+
+    def queue(self, run: Run[Any], title: str) -> None:
+        """Remember who has the ranks, or waits for them; ``title`` is how others are told of it."""
+        self._queued = [(each, name) for each, name in self._queued if not each.done()] + [(run, title)]
+
+    def ahead_of(self, run: Run[Any]) -> str:
+        """Title of what has the ranks while ``run`` waits; empty if none of those that were queued."""
+        ahead = takewhile(lambda each: each[0] is not run, self._queued)
+        return next((title for each, title in ahead if not each.done()), "")
 
     def _tell(self) -> None:
         if self._settling:
@@ -226,6 +243,8 @@ class Pool(Stilled, widgets.VBox):
         elif state is State.CLOSED:
             self._detail.value = html.quiet("No processes. Start, or press Run in a panel.")
         self._chip.value = "&nbsp;&nbsp;".join(text)
+        for callback in self._watched:
+            callback()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         with suppress(ClusterError):

@@ -1,17 +1,14 @@
 """Notebook 08's profile: where one prefill and one decode step of a model spend their time on the pool's ranks."""
 
-from typing import Any
-
 import ipywidgets as widgets
-import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, DerivedRun, Run
-from tplab.lab import style
+from tplab.cluster import Cluster, DerivedRun
 from tplab.lab.figures.profile import explain_profile, profile_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.verification.step_profile import StepProfile, submit_profile
@@ -51,7 +48,7 @@ class ProfilePanel(RunPanel):
         handle = self._handle
         return handle.result() if handle is not None and handle.done() and handle.exception() is None else None
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         tp = settings["tp"]
         if cluster.num_ranks % tp:
             raise ValueError(
@@ -66,12 +63,12 @@ class ProfilePanel(RunPanel):
             calibration=self.calibration,
             on_report=self.on_report,
         )
-        return self._handle.run
+        return self._handle.run, self._handle
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        profile = self.profile
-        if profile is None:
-            return style.card(go.Figure(), title="No profile yet", badge=cluster.badge, height=460), ""
+    def draw(self, work: Work) -> Drawing:
+        if not work.plan.done() or work.plan.exception() is not None:
+            return None, ""
+        profile: StepProfile = work.plan.result()
         frame, layout = profile.frame(), profile.generation.layout
         figure = profile_figure(frame, title=f"{layout}: where the time goes", badge=profile.badge)
         return figure, html.quiet(" ".join([explain_profile(frame), *(f"{note}." for note in profile.notes)]))

@@ -1,20 +1,18 @@
 """Notebook 02's panel: sweep an all-reduce over sizes, and set models beside the measurement."""
 
-from typing import Any
-
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, Run
+from tplab.cluster import Cluster
 from tplab.collectives.cost import AlphaBeta
 from tplab.collectives.sweep import submit_sweep, sweep_frame
-from tplab.collectives.sweep_plan import ALGORITHMS, MODES, Point, plan_sweep
+from tplab.collectives.sweep_plan import ALGORITHMS, MODES, plan_sweep
 from tplab.lab.figures.collectives import busbw_figure, explain_sweep, latency_figure
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.shown import bytes_text
 
 _SIZES = [(bytes_text(1 << power), 1 << power) for power in range(8, 29)]
@@ -47,19 +45,20 @@ class SweepPanel(RunPanel):
         }
         self.link = link
         self.frame: pd.DataFrame | None = None
-        self._points: list[Point] = []
         super().__init__(pool, title="All-reduce sweep", named=named, views=("Latency", "Bus bandwidth"), height=560)
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[None]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         low, high = settings["sizes"]
         asked = settings | {"sizes": [size for _, size in _SIZES if low <= size <= high]}
-        self._points = plan_sweep(**asked, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
-        return submit_sweep(cluster, self._points, on_report=self.on_report)
+        points = plan_sweep(**asked, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
+        return submit_sweep(cluster, points, on_report=self.on_report), points
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        self.frame = sweep_frame(self._points, run.reports, cluster.provenance)
-        mode = self._points[0].mode
-        badge = cluster.badge if mode == "eager" else f"{cluster.badge} · CUDA graph"
+    def draw(self, work: Work) -> Drawing:
+        frame = sweep_frame(work.plan, work.run.reports, work.provenance)
+        if frame.empty:
+            return None, ""
+        self.frame = frame
+        badge = work.badge if work.plan[0].mode == "eager" else f"{work.badge} · CUDA graph"
         if self._look.value == "Latency":
             figure = latency_figure(self.frame, badge=badge, link=self.link)
         else:

@@ -3,9 +3,8 @@
 from typing import Any
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 
-from tplab.cluster import Cluster, DerivedRun, Run
+from tplab.cluster import Cluster, DerivedRun
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.lab.choice import Choice
 from tplab.lab.figures.topology import link_figure, measured_links_frame
@@ -16,9 +15,10 @@ from tplab.lab.figures.verification import (
     verification_figure,
 )
 from tplab.lab.panels import html
-from tplab.lab.panels.base import RunPanel
+from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, offer_links, wide
 from tplab.lab.panels.pool import Pool
+from tplab.lab.panels.run_state import Work
 from tplab.measure import joined_badge, link_text
 from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelConfig
@@ -62,7 +62,6 @@ class CalibrationPanel(RunPanel):
             "link": widgets.Dropdown(options=list(LINKS), description="link", **wide()),
             "effort": widgets.Dropdown(options=("quick", "thorough"), description="effort", **wide()),
         }
-        self._handle: DerivedRun[Calibration] | None = None
         self.calibration: Calibration | None = None
         self.link: EmulatedLink | None = None
         super().__init__(pool, title="Calibrate", named=named, views=("pairs", "all-reduces"), height=440)
@@ -71,18 +70,22 @@ class CalibrationPanel(RunPanel):
     def suit(self, choice: Choice) -> None:
         offer_links(self._named["link"], list(LINKS), choice)
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
-        self.link = LINKS[settings["link"]]
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
+        link = LINKS[settings["link"]]
         quick = _QUICK_ON_GPUS if cluster.backend == "nccl" else _QUICK
         effort = quick if settings["effort"] == "quick" else _THOROUGH
-        self._handle = submit_calibrate(cluster, links=self.link, on_report=self.on_report, **effort)
-        return self._handle.run
+        handle = submit_calibrate(cluster, links=link, on_report=self.on_report, **effort)
+        return handle.run, (handle, link)
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        assert self._handle is not None
-        self.calibration = made = self._handle.partial()
-        badge = joined_badge(cluster.badge, link_text(self.link))
-        if self._look.value == "pairs":
+    def draw(self, work: Work) -> Drawing:
+        handle, link = work.plan
+        made: Calibration = handle.partial()
+        of_pairs = self._look.value == "pairs"
+        if not (made.sends if of_pairs else made.all_reduce):
+            return None, ""
+        self.calibration, self.link = made, link
+        badge = joined_badge(work.badge, link_text(link))
+        if of_pairs:
             frame = measured_links_frame(made)
             title = "Messages between every pair: largest size"
             figure = link_figure(frame, title=title, badge=badge, what="rank")
@@ -126,7 +129,7 @@ class VerifyPanel(RunPanel):
         """The last result over each link. Raises ``ValueError`` before the first."""
         return Verification.joined(list(self._all.values()))
 
-    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
+    def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         calibration = self._calibrated.calibration
         if calibration is None:
             raise ValueError("there is no calibration yet: press Run in the panel above first")
@@ -142,13 +145,12 @@ class VerifyPanel(RunPanel):
             repeats=1,
             on_report=self.on_report,
         )
-        return self._handle.run
+        return self._handle.run, self._handle
 
-    def draw(self, run: Run[Any], cluster: Cluster) -> tuple[go.Figure, str]:
-        assert self._handle is not None
-        made = self._handle.partial()
+    def draw(self, work: Work) -> Drawing:
+        made: Verification = work.plan.partial()
         if made.frame.empty:
-            return go.Figure(), ""
+            return None, ""
         self._all[made.frame["setting"].iloc[0]] = made
         figure = verification_figure(made.frame, badge=made.badge, measure=_MEASURES[self._look.value])
         notes = "".join(html.quiet(f"{note}.") for note in made.notes)
