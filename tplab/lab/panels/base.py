@@ -283,9 +283,9 @@ class RunPanel(Stilled, widgets.VBox):
             self.settled(after_s=_UNLESS_WAITED_FOR_S)
 
     def still(self) -> Sequence[Part]:
-        """Heading, words and figure, and which run they are of."""
+        """Heading, status, words and figure, and which run they are of."""
         heading, *rest = super().still()
-        return [heading, settings_line(""), *rest]
+        return [heading, settings_line(""), html.quiet(self._status.words), *rest]
 
     def _settings_moved(self) -> None:
         """A control was moved: what the figure shows may be other settings now."""
