@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.verification import CalibrationPanel as CalibrationPanel
     from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
     from tplab.lab.panels.verification import verified_model as verified_model
+    from tplab.lab.pictures.fit import WillItFit as WillItFit
     from tplab.lab.pictures.painter import ShardPainter as ShardPainter
     from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
     from tplab.lab.predict import Predict as Predict

@@ -1,6 +1,7 @@
 """What moves in the browser: ES modules of ours (``modules/``), each with an anywidget around it.
 
 picture     the frame: from a module to a widget, and to an HTML page of its own
+fit         one GPU as a vessel that weights and cache fill
 painter     one block, painted by column, row or replicated
 race        all-reduce algorithms on one clock
 two_ranks   processes that talk, and one that is killed
@@ -15,6 +16,7 @@ from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tplab.lab.pictures.editor import ScheduleEditor as ScheduleEditor
+    from tplab.lab.pictures.fit import WillItFit as WillItFit
     from tplab.lab.pictures.painter import ShardPainter as ShardPainter
     from tplab.lab.pictures.picture import Picture as Picture
     from tplab.lab.pictures.playhead import PlayHead as PlayHead
