@@ -1,6 +1,5 @@
 """Figures of links, placements, advice and verification: what they draw is what the frames say."""
 
-import math
 from dataclasses import replace
 
 import pandas as pd
@@ -56,10 +55,22 @@ class TestLinks:
             for j in range(8):
                 if i != j:
                     assert 10 ** heat.z[i][j] == pytest.approx(DGX.link(i, j).bandwidth_GBps)
-        texts = {(item.y, item.x): item.text for item in figure.layout.annotations if item.x != 0}
-        assert texts["0", "3"] == "NV2<br>50"
-        assert texts["0", "7"] == "SYS<br>11.9"
+        assert heat.texttemplate == "%{text}"
+        assert heat.text[0][3] == "NV2<br>50"
+        assert heat.text[0][7] == "SYS<br>11.9"
         assert badge_of(figure) == "<b>MODEL · preset</b>"
+
+    def test_the_links_that_flip_are_those_of_predictions_one_by_one(self, advice):
+        frame = advice.along_links([0.25, 1.0])
+        machine = with_links_scaled(H100, 0.25)
+        for row in frame[frame["links"] == 0.25].head(6).to_dict("records"):
+            option = next(each for each in advice.options if str(each.layout) == row["layout"])
+            lay = option.layout
+            made = predict(LLAMA, machine, advice.workload, lay.tp, lay.pp, replicas=lay.replicas)
+            assert (row["tpot_ms"], row["output_tokens_per_s"]) == pytest.approx(
+                (made.tpot_ms, made.output_tokens_per_s)
+            )
+        assert len(frame) == 2 * len(advice.options)
 
     def test_all_alike_is_one_colour(self):
         figure = link_figure(link_frame(H100), title="T", badge="MODEL")
@@ -71,7 +82,7 @@ class TestLinks:
         two = Machine.preset("h100", nodes=3)
         figure = link_figure(link_frame(two), title="T", badge="MODEL")
         assert len(figure.data[0].z) == 24
-        assert len(figure.layout.annotations) == 1
+        assert figure.data[0].text is None
         alone = link_figure(link_frame(Machine.preset("h100", gpus=1)), title="T", badge="MODEL")
         assert alone.data[0].z[0][0] is None
 
@@ -238,8 +249,11 @@ class TestMeasured:
         assert pair["bandwidth_GBps"] == pytest.approx(1.0)
         assert pair["latency_us"] == 50.0
         figure = link_figure(frame, title="T", badge="LIVE gloo · 3 ranks", what="rank")
-        assert figure.data[0].z[1][2] is None  # not measured yet
-        assert figure.data[0].z[2][0] == pytest.approx(math.log10(0.5))
+        bars = figure.data[0]  # of so few a matrix would be mostly nothing
+        assert list(bars.y) == ["ranks 0 and 1", "ranks 0 and 2"]  # 1 and 2 are not measured yet
+        assert list(bars.x) == pytest.approx([1.0, 0.5])
+        assert bars.text[0] == "gloo: 1 GB/s, 50 µs"
+        assert figure.layout.height < 300
 
     def test_nothing_measured_yet(self):
         empty = calibration(all_reduce=(), sends=(), block_overhead_us=None)
@@ -315,7 +329,7 @@ class TestMeasured:
         assert "time per token off by 30 % on average" in text
         assert "rank correlation -1.00" in text
         assert "regret 50.0 %" in text
-        assert "by output tokens/s advised TP 1 x PP 1, best TP 2 x PP 1" in text
+        assert "By output tokens/s: advised TP 1 x PP 1, best TP 2 x PP 1; rank" in text
         assert explain_verification(Verification(frame=pd.DataFrame(), notes=(), badge="")) == ""
 
 

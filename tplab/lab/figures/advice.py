@@ -11,10 +11,8 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.models.shards import Layout
 from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import Advice
-from tplab.topology.advisor.prediction import predict_all
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import place
 
@@ -188,17 +186,13 @@ def flip_frame(advice: Advice, *, spread: float = 32.0, points: int = 21) -> pd.
     Only bandwidth moves, of all links inside nodes alike; 1 on the way is the machine as it is.
     """
     here = reference_GBps(advice)
-    winners = [advice.best.layout]
+    winners = {advice.best.layout}
     for flip in advice.flips:
         if flip.quantity == "link bandwidth":
-            winners += [flip.below, flip.above]
-    layouts: list[Layout] = list(dict.fromkeys(winners))
-    rows = []
-    for factor in np.geomspace(1 / spread, spread, points).tolist():
-        machine = with_links_scaled(advice.machine, factor)
-        for layout, made in zip(layouts, predict_all(advice.model, machine, advice.workload, layouts), strict=True):
-            rows.append((here * factor, str(layout), made.output_tokens_per_s, made.tpot_ms))
-    return pd.DataFrame(rows, columns=["link_GBps", "layout", "output_tokens_per_s", "tpot_ms"])
+            winners |= {flip.below, flip.above}
+    frame = advice.along_links(np.geomspace(1 / spread, spread, points))
+    kept = frame[frame["layout"].isin([str(layout) for layout in winners])].reset_index(drop=True)
+    return kept.assign(link_GBps=here * kept["links"])[["link_GBps", "layout", "output_tokens_per_s", "tpot_ms"]]
 
 
 def reference_GBps(advice: Advice) -> float:

@@ -1,14 +1,16 @@
 """Links of a machine as a heat map, and which of its GPUs a layout takes as a graph."""
 
 import math
+from collections.abc import Hashable
 from itertools import combinations, permutations
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.shown import number, time_text
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.machine.machine import Link, Machine, slowest
 from tplab.topology.machine.placement import Placement
@@ -16,7 +18,9 @@ from tplab.topology.machine.placement import Placement
 _CELLS_LABELLED = 16
 """GPUs up to which every cell has its text."""
 _SCALE = [[0.0, "#F3F6FA"], [0.35, style.DECODE], [1.0, style.FORWARD]]
-_DARK_FROM = 0.62  # of the scale: white text from here on
+_UNITS = {"bandwidth_GBps": "GB/s", "latency_us": "µs"}
+_MOST_BARS = 6
+"""Ordered pairs up to which links are bars: those of three GPUs."""
 _Places: TypeAlias = dict[int, tuple[float, float]]
 """Where each GPU is drawn."""
 _COLUMNS = ["gpu", "peer", "kind", "label", "bandwidth_GBps", "latency_us"]
@@ -46,27 +50,32 @@ def measured_links_frame(calibration: Calibration) -> pd.DataFrame:
 def link_figure(
     frame: pd.DataFrame, *, title: str, badge: str, value: str = "bandwidth_GBps", what: str = "GPU"
 ) -> go.Figure:
-    """A cell per pair of GPUs: the link's name and bandwidth, coloured on a logarithmic scale.
+    """A cell per pair of GPUs: the link's name and bandwidth, coloured on a logarithmic scale. Of two or three GPUs a
+    bar for each pair.
 
     Args:
         frame: as :func:`link_frame` or :func:`measured_links_frame` gives it.
         value: ``bandwidth_GBps`` or ``latency_us``.
         what: what is joined: GPU, rank.
     """
-    unit = {"bandwidth_GBps": "GB/s", "latency_us": "µs"}[value]
+    if 0 < len(frame) <= _MOST_BARS:
+        return _pairs(frame, title=title, badge=badge, what=what)
+    unit = _UNITS[value]
     n = int(max(frame["gpu"].max(), frame["peer"].max())) + 1 if len(frame) else 1
     grid: list[list[float | None]] = [[None] * n for _ in range(n)]
-    hover = [[""] * n for _ in range(n)]
-    cells: dict[tuple[int, int], tuple[float, str]] = {}
+    hover, texts = [[""] * n for _ in range(n)], [[""] * n for _ in range(n)]
+    powers = []
     names = frame["label"].nunique() > 1 or value == "bandwidth_GBps"
+    told = {}  # a machine has few different links, and many pairs
     for row in frame.to_dict("records"):
-        number, i, j = float(row[value]), int(row["gpu"]), int(row["peer"])
-        grid[i][j] = power = math.log10(max(number, 1e-9))
-        cells[i, j] = (power, f"{row['label']}<br>{number:.3g}" if names else f"{number:.3g}")
-        hover[i][j] = (
-            f"{what} {i} and {j}: {row['label']}, {row['bandwidth_GBps']:.3g} GB/s, {row['latency_us']:.3g} µs"
-        )
-    powers = [power for power, _ in cells.values()]
+        reached, i, j = float(row[value]), int(row["gpu"]), int(row["peer"])
+        grid[i][j] = power = math.log10(max(reached, 1e-9))
+        powers.append(power)
+        link = row["label"], row["bandwidth_GBps"], row["latency_us"]
+        if link not in told:
+            told[link] = f"{link[0]}<br>{number(reached)}" if names else number(reached), f"{link[0]}, {_measures(row)}"
+        texts[i][j] = told[link][0]
+        hover[i][j] = f"{what} {i} and {j}: {told[link][1]}"
     low, high = (min(powers), max(powers)) if powers else (0.0, 1.0)
     if high - low < 0.5:  # nearly alike: one colour, not noise drawn large
         low, high = high - 1.0, high + 0.2
@@ -74,6 +83,8 @@ def link_figure(
     ticks = style.log_ticks([10**low, 10**high])
     places = [(math.log10(v), text) for v, text in zip(ticks["tickvals"], ticks["ticktext"], strict=True)]
     inside = [(at, text) for at, text in places if low <= at <= high]
+    # The cells' words are the heat map's own: a note for each would take plotly a tenth of a second.
+    look = {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 11 if n <= 8 else 9}}
     figure = go.Figure(
         go.Heatmap(
             x=axis,
@@ -94,17 +105,42 @@ def link_figure(
                 "thickness": 14,
                 "outlinewidth": 0,
             },
+            **(look if n <= _CELLS_LABELLED else {}),
         )
     )
     style.card(figure, title=title, badge=badge, height=int(min(720, 210 + max(46 if n <= 8 else 34, 14) * n)))
-    if n <= _CELLS_LABELLED:
-        for (i, j), (power, text) in sorted(cells.items()):
-            colour = "white" if (power - low) / (high - low) > _DARK_FROM else style.INK
-            marks.note(figure, axis[j], axis[i], text, size=11 if n <= 8 else 9, colour=colour)
     figure.update_xaxes(title=what, type="category", showgrid=False, ticks="", side="bottom", constrain="domain")
     figure.update_yaxes(title=what, type="category", autorange="reversed", showgrid=False, ticks="")
     figure.update_layout(margin={"r": 90, "b": 60})
     return figure
+
+
+def _pairs(frame: pd.DataFrame, *, title: str, badge: str, what: str) -> go.Figure:
+    rows = frame[frame["gpu"] < frame["peer"]].to_dict("records")
+    figure = go.Figure()
+    figure.add_bar(
+        orientation="h",
+        y=[f"{what}s {row['gpu']} and {row['peer']}" for row in rows],
+        x=[row["bandwidth_GBps"] for row in rows],
+        text=[f"{row['label']}: {_measures(row)}" for row in rows],
+        textposition="inside",
+        insidetextanchor="start",
+        constraintext="none",
+        textfont={"color": style.text_on(style.FORWARD), "size": 13},
+        marker={"color": style.FORWARD},
+        hoverinfo="skip",
+        width=0.6,
+        showlegend=False,
+    )
+    style.card(figure, title=title, badge=badge, height=170 + 40 * len(rows))
+    figure.update_xaxes(title="GB/s", rangemode="tozero")
+    figure.update_yaxes(autorange="reversed", ticks="", showgrid=False)
+    figure.update_layout(margin={"b": 60, "l": 100})
+    return figure
+
+
+def _measures(row: "dict[Hashable, Any]") -> str:
+    return f"{number(row['bandwidth_GBps'])} GB/s, {time_text(row['latency_us'])}"
 
 
 def placement_figure(machine: Machine, placement: Placement, *, title: str, badge: str) -> go.Figure:
@@ -143,7 +179,7 @@ def placement_figure(machine: Machine, placement: Placement, *, title: str, badg
                     **{"text": "", "showarrow": True},
                     **{"arrowhead": 2, "arrowwidth": 2, "arrowcolor": style.POINT_TO_POINT},
                 )
-                text = f"{hop.label or hop.kind}<br>{hop.bandwidth_GBps:.3g}"
+                text = f"{hop.label or hop.kind}<br>{number(hop.bandwidth_GBps)}"
                 marks.note(figure, left - gap_w / 2, y + 0.05, text, yanchor="bottom")
     bottom = -(rows * (box_h + gap_h))
     idle = {gpu: (0.75 + place, bottom - 0.5) for place, gpu in enumerate(placement.idle)}
@@ -161,9 +197,9 @@ def placement_figure(machine: Machine, placement: Placement, *, title: str, badg
 def _inside(link: Link | None, ring: Link | None) -> str:
     if link is None:
         return "one GPU"
-    text = f"{link.label or link.kind} {link.bandwidth_GBps:.3g} GB/s"
+    text = f"{link.label or link.kind} {number(link.bandwidth_GBps)} GB/s"
     if ring is not None and ring.bandwidth_GBps > link.bandwidth_GBps:
-        text += f", ring {ring.label or ring.kind} {ring.bandwidth_GBps:.3g}"
+        text += f", ring {ring.label or ring.kind} {number(ring.bandwidth_GBps)}"
     return text
 
 
@@ -210,11 +246,11 @@ def explain_links(machine: Machine) -> str:
             count = sum(link.bandwidth_GBps == fast.bandwidth_GBps for link in links)
             text = (
                 f"{count} of {len(pairs)} pairs have the fastest link, {_link(fast)}; the slowest, {_link(slow)}, has "
-                f"1/{ratio:.3g} of its bandwidth. A group that shares layers is as slow as its slowest pair, so it "
-                f"matters which {what}s form one: see placement."
+                f"1/{number(ratio)} of its bandwidth. A group that shares layers is as slow as its slowest pair, so it "
+                f"matters which {what}s form one."
             )
     if machine.network is not None:
-        text += f" Between nodes each {what} gets {machine.network.bandwidth_GBps:.3g} GB/s when all send at once."
+        text += f" Between nodes each {what} gets {number(machine.network.bandwidth_GBps)} GB/s when all send at once."
     return " ".join([text, *(f"{note[:1].upper()}{note[1:]}." for note in machine.notes)])
 
 
@@ -234,7 +270,7 @@ def explain_placement(machine: Machine, placement: Placement) -> str:
         if in_order.bandwidth_GBps < inside.bandwidth_GBps:
             words[-1] += (
                 f". GPUs in order (0-{tp - 1}, ...), as launchers take them, would have {_link(in_order)}: "
-                f"{inside.bandwidth_GBps / in_order.bandwidth_GBps:.3g} times slower"
+                f"{number(inside.bandwidth_GBps / in_order.bandwidth_GBps)} times slower"
             )
     hop = placement.slowest_hop_link
     if hop is not None:
@@ -247,4 +283,4 @@ def explain_placement(machine: Machine, placement: Placement) -> str:
 
 
 def _link(link: Link) -> str:
-    return f"{link.label or link.kind} with {link.bandwidth_GBps:.3g} GB/s"
+    return f"{link.label or link.kind} with {number(link.bandwidth_GBps)} GB/s"

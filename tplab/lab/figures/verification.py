@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tplab.topology.verification.run import Verification
 
 
+_BY = "<br><i>advised and best: by output tokens/s</i>"
+
+
 def verification_figure(
     frame: pd.DataFrame, *, badge: str, measure: str = "tpot_ms", title: str = "Predicted beside measured"
 ) -> go.Figure:
@@ -46,8 +49,8 @@ def verification_figure(
         name, hover = "predicted by spec sheet", "%{y:,.3~r} by spec sheet<extra>%{x}</extra>"
         marks.points(figure, x, told, name, style.INK, "diamond-open", size=11, marker_line_width=1.5, hover=hover)
     names = {
-        "tpot_ms": "milliseconds per output token",
-        "ttft_ms": "milliseconds to the first token",
+        "tpot_ms": f"milliseconds per output token{_BY}",
+        "ttft_ms": f"milliseconds to the first token{_BY}",
         "output_tokens_per_s": "output tokens/s",
     }
     figure.update_layout(bargap=0.4)
@@ -116,8 +119,8 @@ def explain_verification(made: "Verification") -> str:
         for row in choices.to_dict("records")
     )
     return (
-        f"{len(made.frame)} layouts run: time per token off by {made.mape_pct():.0f} % on average, rank correlation "
-        f"{made.spearman:.2f}, regret {made.regret_pct:.1f} %; by output tokens/s {chosen}."
+        f"{len(made.frame)} layouts run: time per token off by {made.mape_pct():.0f} % on average. By output tokens/s: "
+        f"{chosen}; rank correlation {made.spearman:.2f}, regret {made.regret_pct:.1f} %."
     )
 
 

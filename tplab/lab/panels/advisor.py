@@ -21,12 +21,15 @@ from tplab.lab.figures.advice import (
     with_links_scaled,
 )
 from tplab.lab.figures.topology import explain_placement, placement_figure
+from tplab.lab.names import offered
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
 from tplab.lab.panels.links import LinkPanel
+from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
+from tplab.shown import number, time_text
 from tplab.topology.advisor.advice import Advice, Option, advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import PREFILL_POLICIES, EnginePolicy, Workload
@@ -38,7 +41,7 @@ VIEWS = (
     ("one step", "one step"),
     ("latency vs throughput", "front"),
     ("placement", "placement"),
-    ("what would change it", "flips"),
+    ("what would change my mind", "flips"),
 )
 _LENGTHS = tuple(1 << power for power in range(4, 18))
 _LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -64,6 +67,8 @@ class AdvisorPanel(AnalyticPanel):
         model: instead of the list's.
     """
 
+    drawing: Topology
+
     def __init__(
         self,
         machine: "LinkPanel | Machine",
@@ -84,10 +89,12 @@ class AdvisorPanel(AnalyticPanel):
         super().__init__(
             title="Advisor",
             named={
-                "model": widgets.Dropdown(options=list(MODELS), value="llama-3.1-70b", description="model", **wide()),
+                "model": widgets.Dropdown(
+                    options=offered(MODELS), value="llama-3.1-70b", description="model", **wide()
+                ),
                 "weights": widgets.Dropdown(options=("bf16", "fp8", "int8", "int4"), description="weights", **wide()),
                 "cache": widgets.Dropdown(options=("bf16", "fp8"), description="KV cache", **wide()),
-                "engine": widgets.Dropdown(options=ENGINES, description="engine", **wide()),
+                "engine": widgets.Dropdown(options=offered(ENGINES), description="engine", **wide()),
                 "input_length": pick(_LENGTHS, 1024, "tokens in"),
                 "output_length": pick(_LENGTHS, 256, "tokens out"),
                 "concurrency": pick(_LOADS, 16, "in flight", "requests in flight over the whole machine"),
@@ -100,7 +107,8 @@ class AdvisorPanel(AnalyticPanel):
                 "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
                 "rank": widgets.IntSlider(value=1, min=1, max=30, description="show layout", **wide()),
             },
-            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "150px"}),
+            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "190px"}),
+            drawing=Topology(),
             min_height=460,
         )
         self.add_class("tplab-advisor")
@@ -159,18 +167,30 @@ class AdvisorPanel(AnalyticPanel):
     def _view_of(self, values: dict[str, Any], advice: Advice, option: Option) -> tuple[go.Figure, str]:
         if values["view"] == "one step":
             low, high = option.prediction.tpot_range_ms
-            title = f"{option.layout}: {option.prediction.tpot_ms:.3g} ms per token ({low:.3g} to {high:.3g})"
+            title = (
+                f"{option.layout}: {number(option.prediction.tpot_ms)} ms per token ({number(low)} to {number(high)})"
+            )
             return waterfall_figure(advice.waterfall(option), title=title, badge=self.badge), ""
         if values["view"] == "front":
             limit = values["tpot_limit_ms"] or None
             best = str(advice.best.layout)
             return front_figure(advice.front, best=best, badge=self.badge, tpot_limit_ms=limit), ""
         if values["view"] == "placement":
-            lay = option.layout
-            placed = advice.placement if option is advice.best else place(advice.machine, lay.tp, lay.pp, lay.replicas)
-            title = f"{option.layout} on {advice.machine.name}"
-            figure = placement_figure(advice.machine, placed, title=title, badge=self.badge)
-            return figure, said(explain_placement(advice.machine, placed))
+            lay, machine, title = option.layout, advice.machine, f"{option.layout} on {advice.machine.name}"
+            placed = advice.placement if option is advice.best else place(machine, lay.tp, lay.pp, lay.replicas)
+            if machine.num_gpus <= MOST_DRAWN:
+                self.drawing.lay(
+                    machine,
+                    advice.model,
+                    advice.workload,
+                    tp=lay.tp,
+                    pp=lay.pp,
+                    replicas=lay.replicas,
+                    calibration=self._calibration,
+                )
+                self.drawn = True
+            figure = placement_figure(machine, placed, title=title, badge=self.badge)
+            return figure, said(explain_placement(machine, placed))
         flips = [
             (flip.at, f"{flip.below} | {flip.above}") for flip in advice.flips if flip.quantity == "link bandwidth"
         ]
@@ -180,7 +200,7 @@ class AdvisorPanel(AnalyticPanel):
 
 def ranked_table(advice: Advice, looked_at: Option | None = None) -> str:
     """Layouts that fit, best first, with intervals, what binds and why they are not the best; the rest folded away."""
-    header = ("", "layout", "ms per token", "first token", "tokens/s", "a GPU", "GB free", "bound by", "why")
+    header = ("", "layout", "ms per token", "first token", "tokens/s", "per GPU", "GB free", "why")
     frame = advice.table()
     rows = [_ranked(row, looked_at) for row in frame[frame["rank"] > 0].itertuples()]
     shown = html.table(header, rows[:_ROWS_SHOWN])
@@ -201,15 +221,18 @@ def _ranked(row: Any, looked_at: Option | None) -> tuple[str, ...]:
     return (
         bold.format(row.rank),
         bold.format(layout),
-        f'<span style="white-space:nowrap">{row.tpot_ms:.3g} ({row.tpot_low_ms:.3g}&ndash;'
-        f"{row.tpot_high_ms:.3g})</span>",
-        f"{row.ttft_ms:,.3g}&nbsp;ms" if row.ttft_ms < 1000 else f"{row.ttft_ms / 1e3:,.3g}&nbsp;s",
+        f"{number(row.tpot_ms)}{_quiet(f'{number(row.tpot_low_ms)}&ndash;{number(row.tpot_high_ms)}')}",
+        time_text(1e3 * row.ttft_ms).replace(" ", "&nbsp;"),
         f"{row.output_tokens_per_s:,.0f}",
         f"{row.tokens_per_s_per_gpu:,.0f}",
-        f"{row.free_GB:.3g}",
-        f'<div style="min-width:150px">{escape(row.binding)}</div>',
-        f'<div style="min-width:200px">{escape(row.verdict)}</div>',
+        number(row.free_GB),
+        f'<div style="min-width:170px">{escape(row.verdict)}{_quiet(f"bound by {escape(row.binding)}")}</div>',
     )
+
+
+def _quiet(words: str) -> str:
+    """A second line of a cell."""
+    return f'<div style="color:var(--jp-ui-font-color2,#5B6472);font-size:12px">{words}</div>'
 
 
 def _folded(advice: Advice) -> str:
@@ -219,7 +242,7 @@ def _folded(advice: Advice) -> str:
         f'<pre style="white-space:pre-wrap;font-size:12px;margin:2px 0">{escape(chr(10).join(lines))}</pre>'
         for engine, lines in advice.commands.items()
     )
-    rows = [(escape(t.name), f"{t.ms:.3g}", escape(t.provenance)) for t in advice.best.prediction.terms if t.ms > 0]
+    rows = [(escape(t.name), number(t.ms), escape(t.provenance)) for t in advice.best.prediction.terms if t.ms > 0]
     folded = _details(f"Commands that start {advice.best.layout}", commands)
     folded += _details("Where each term comes from", html.table(("term", "ms", "from"), rows))
     if advice.notes:

@@ -30,6 +30,8 @@ class AnalyticPanel(Stilled, widgets.VBox):
         named: controls of the left column, by the name of their setting.
         view: the choice above the figure of what is drawn, the setting ``view``; None for none.
         beneath: widgets below the controls.
+        drawing: what stands in the figure's place whenever ``draw`` sets ``drawn``; the figure is then what a page
+            without a kernel shows.
         min_height: height of the figure's place in pixels.
     """
 
@@ -43,6 +45,7 @@ class AnalyticPanel(Stilled, widgets.VBox):
         named: Mapping[str, Any],
         view: "widgets.ToggleButtons | None" = None,
         beneath: Sequence[widgets.Widget] = (),
+        drawing: "widgets.DOMWidget | None" = None,
         min_height: int,
     ) -> None:
         above = {} if view is None else {"view": view}
@@ -54,7 +57,8 @@ class AnalyticPanel(Stilled, widgets.VBox):
         self._view = FigureView(min_height=min_height)
         for control in self._named.values():
             control.observe(lambda _: self._moved(), names="value")
-        right = [self._error, *above.values(), self._view, self._below]
+        self.drawing, self.drawn = drawing, False
+        right = [self._error, *above.values(), *([drawing] if drawing else []), self._view, self._below]
         super().__init__([*panel(title, [*named.values(), *beneath], right), self._table])
         self._error.add_class("tplab-error")
         self._below.add_class("tplab-below")
@@ -116,12 +120,15 @@ class AnalyticPanel(Stilled, widgets.VBox):
     def _draw(self) -> None:
         if self._setting:
             return
+        self.drawn = False
         try:
             figure, below = self.draw(self._named.settings())
         except ValueError as error:
             self._error.value = html.error_card(error)
             return
         self._error.value = self.warning()
+        if self.drawing is not None:
+            self.drawing.layout.display, self._view.layout.display = ("", "none") if self.drawn else ("none", "")
         self._view.show(figure, alt=below)
         self._below.value = below
         self._table.value = self.table()

@@ -1,5 +1,5 @@
-"""Notebook 07's link panel: a machine from a preset, from this computer or from pasted text, as a heat map; and which
-GPUs a layout takes on it."""
+"""Notebook 07's link panel: a machine from a preset, from this computer or from pasted text, as a drawing on which GPUs
+are dragged from group to group, and as a heat map."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,17 +8,19 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.figures.topology import explain_links, explain_placement, link_figure, link_frame, placement_figure
+from tplab.lab.names import offered
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
+from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.topology.machine.machine import Machine
-from tplab.topology.machine.placement import place
 from tplab.topology.machine.presets import MACHINES
 from tplab.topology.machine.spec_sheets import GPUS
 
 SOURCES = ("preset", "detect", "paste")
-_VIEWS = ("bandwidth", "latency", "placement")
+_VIEWS = (("drawing", "placement"), ("bandwidth", "bandwidth"), ("latency", "latency"))
 _GUESS = "guess"
-_MOST_DRAWN = 72
+_MODEL = "llama-3.1-8b"
+_MOST_CELLS = 72
 
 EXAMPLE_TOPO = """\
 \tGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity
@@ -32,11 +34,14 @@ NIC0\tPXB\tPXB\tPIX\tSYS\t X
 
 
 class LinkPanel(AnalyticPanel):
-    """Preset, detected or pasted machine; heat map of its links, and the placement of a layout.
+    """Preset, detected or pasted machine, with a layout on it to be rearranged by hand; and its links as a heat map.
 
-    ``machine`` is the machine. ``show(source=, preset=, gpus=, nodes=, text=, gpu=, tp=, pp=, view=)`` sets controls;
-    ``on_machine(callback)`` tells whoever draws something of it.
+    ``machine`` is the machine, ``drawing`` the picture (``drawing.placement``: the groups as they are). ``show(source=,
+    preset=, gpus=, nodes=, text=, gpu=, tp=, pp=, view=)`` sets controls; ``on_machine(callback)`` tells whoever draws
+    something of it.
     """
+
+    drawing: Topology
 
     def __init__(self, preset: str = "h100") -> None:
         self._machine: Machine | None = None
@@ -53,15 +58,16 @@ class LinkPanel(AnalyticPanel):
             title="Links",
             named={
                 "source": widgets.ToggleButtons(options=SOURCES, style={"button_width": "88px"}),
-                "preset": widgets.Dropdown(options=MACHINES, value=preset, description="machine", **wide()),
+                "preset": widgets.Dropdown(options=offered(MACHINES), value=preset, description="machine", **wide()),
                 "gpus": widgets.BoundedIntText(value=8, min=1, max=72, description="GPUs", **wide()),
                 "nodes": widgets.BoundedIntText(value=1, min=1, max=64, description="nodes", **wide()),
                 "text": text,
-                "gpu": widgets.Dropdown(options=[_GUESS, *GPUS], description="GPU", **wide()),
+                "gpu": widgets.Dropdown(options=[(_GUESS, _GUESS), *offered(GPUS)], description="GPU", **wide()),
                 "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **wide()),
                 "pp": widgets.IntSlider(value=2, min=1, max=16, description="PP", **wide()),
             },
             view=widgets.ToggleButtons(options=_VIEWS),
+            drawing=Topology(Machine.preset(preset), _MODEL, tp=1, pp=1),
             min_height=480,
         )
         self.add_class("tplab-links")
@@ -97,22 +103,35 @@ class LinkPanel(AnalyticPanel):
         for name in ("tp", "pp"):
             self._named[name].disabled = view != "placement"
         machine = self._read(values)
+        tp, pp = self._fitting(machine, values) if machine != self._machine else (values["tp"], values["pp"])
         self._tell(machine)
         badge = f"MODEL · {machine.source}"
         if view == "placement":
-            tp, pp = values["tp"], values["pp"]
-            placed = place(machine, tp, pp)
-            title = f"{machine.name}: TP {tp} x PP {pp}" + (f" x {len(placed.groups)}" * (len(placed.groups) > 1))
-            return placement_figure(machine, placed, title=title, badge=badge), said(explain_placement(machine, placed))
-        if machine.num_gpus > _MOST_DRAWN:
-            raise ValueError(
-                f"{machine.name} has {machine.num_gpus} GPUs, and up to {_MOST_DRAWN} are drawn: use fewer nodes here"
-            )
+            if machine.num_gpus > MOST_DRAWN:
+                raise ValueError(_too_many(machine, MOST_DRAWN))
+            self.drawing.lay(machine, _MODEL, tp=tp, pp=pp)
+            self.drawn = True
+            placed = self.drawing.placement
+            words = f"{explain_links(machine)} {explain_placement(machine, placed)}"
+            return placement_figure(machine, placed, title=self.drawing.heading, badge=badge), said(words)
+        if machine.num_gpus > _MOST_CELLS:
+            raise ValueError(_too_many(machine, _MOST_CELLS))
         value = {"bandwidth": "bandwidth_GBps", "latency": "latency_us"}[view]
         what = "rank" if machine.gpu.kind == "cpu" else "GPU"
         title = f"{machine.name}: {view} of every pair"
         figure = link_figure(link_frame(machine), title=title, badge=badge, value=value, what=what)
         return figure, said(explain_links(machine))
+
+    def _fitting(self, machine: Machine, values: dict[str, Any]) -> tuple[int, int]:
+        """A layout that another machine has room for: a control must not be left where nothing can be drawn."""
+        tp = min(values["tp"], machine.gpus_per_node)
+        pp = min(values["pp"], machine.room_for(tp))
+        self._setting, before = True, self._setting
+        try:
+            self._named.put({"tp": tp, "pp": pp})
+        finally:
+            self._setting = before
+        return tp, pp
 
     def _read(self, values: dict[str, Any]) -> Machine:
         if values["source"] == "detect":
@@ -129,3 +148,7 @@ class LinkPanel(AnalyticPanel):
             self._machine = machine
             for callback in self._told:
                 callback(machine)
+
+
+def _too_many(machine: Machine, most: int) -> str:
+    return f"{machine.name} has {machine.num_gpus} GPUs, and up to {most} are drawn: use fewer nodes here"

@@ -16,9 +16,10 @@ from tplab.lab.names import name_of
 from tplab.lab.pictures.picture import Picture
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
-from tplab.shown import number
+from tplab.shown import as_GB, number
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.group_links import GroupLinks, links_of
+from tplab.topology.advisor.memory import LayoutMemory
 from tplab.topology.advisor.placement_prices import PlacementPrice, distinct_links, placement_prices
 from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
@@ -145,6 +146,9 @@ class Topology(Picture):
     def _priced(self, placed: Placement) -> dict[str, Any]:
         try:
             layout = Layout.of(self._spec, self.tp, self.pp, self.replicas)
+            lacks = -LayoutMemory.of(self._spec, self._machine.gpu, self._workload, layout).fullest(1).free
+            if lacks > 0:
+                return {"why": f"{name_of(self._spec.name)} does not fit so: a GPU lacks {as_GB(lacks)}."}
             made = placement_prices(self._spec, self._machine, self._workload, layout, calibration=self._calibration)
         except ValueError as error:
             return {"why": f"No prediction for {name_of(self._spec.name)}: {error}."}

@@ -25,13 +25,13 @@ from tplab.topology.advisor.allreduce import Floats
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.fitting import nothing_fits
-from tplab.topology.advisor.flips import Flip, bandwidth_flips, concurrency_flips, latency_flips
+from tplab.topology.advisor.flips import Flip, along_bandwidth, bandwidth_flips, concurrency_flips, latency_flips
 from tplab.topology.advisor.group_links import links_alike
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.launch_commands import launch_commands
 from tplab.topology.advisor.layouts import Choice, all_choices
 from tplab.topology.advisor.prediction import Prediction, predictions_of, serve_all
-from tplab.topology.advisor.served import Served
+from tplab.topology.advisor.served import TERM_NAMES, Served
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import Placement, place
@@ -89,7 +89,8 @@ class Option:
         tokens = max(self.workload.output_length - 1, 1)
         if waits / tokens > more[worst]:
             return f"{words}: {duration(waits)} longer to the first token"
-        return f"{words}: {fixed(more[worst])} ms more of {worst} a token" if more[worst] > 0 else words
+        of = TERM_NAMES.get(worst, worst)
+        return f"{words}: {fixed(more[worst])} ms more of {of} a token" if more[worst] > 0 else words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +112,8 @@ class Advice:
     """Function that computes ``flips`` when first called."""
     find_front: Callable[[], pd.DataFrame]
     """Function that computes ``front`` when first called."""
+    find_along: Callable[[Floats], pd.DataFrame]
+    """Function that computes ``along_links``."""
     notes: tuple[str, ...]
     """Approximations and assumptions, to be shown with the result."""
 
@@ -135,6 +138,11 @@ class Advice:
         ``ttft_ms``, ``tokens_per_s_per_gpu``, ``on_front`` (nothing is better in both time per token and throughput
         per GPU)."""
         return self.find_front()
+
+    def along_links(self, factors: "Sequence[float] | Floats") -> pd.DataFrame:
+        """Every layout with all links inside nodes ``factors`` times as wide: ``links`` (the factor), ``layout``,
+        ``output_tokens_per_s``, ``tpot_ms``."""
+        return self.find_along(np.asarray(factors, dtype=np.float64))
 
     @property
     def gpu_groups(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
@@ -246,6 +254,7 @@ def advise(
         close=_close(options, workload),
         find_flips=cache(lambda: _flips(server, layouts, workload, int(order[0]))),
         find_front=cache(lambda: _front(server, layouts)),
+        find_along=lambda factors: _along(server, layouts, factors),
         notes=tuple(dict.fromkeys([*best.prediction.notes, *best.choice.notes])),
     )
 
@@ -310,6 +319,18 @@ def _flips(server: Server, layouts: Sequence[Layout], workload: Workload, best: 
     if workload.request_rate is None:
         along += concurrency_flips(server, layouts, prefer)
     return tuple(along)
+
+
+def _along(server: Server, layouts: Sequence[Layout], factors: Floats) -> pd.DataFrame:
+    served = along_bandwidth(server, factors)
+    return pd.DataFrame(
+        {
+            "links": np.repeat(factors, len(layouts)),
+            "layout": [str(layout) for layout in layouts] * len(factors),
+            "output_tokens_per_s": served.requests_per_s * server.workload.output_length,
+            "tpot_ms": served.tpot_us / 1e3,
+        }
+    )
 
 
 def _front(server: Server, layouts: Sequence[Layout]) -> pd.DataFrame:

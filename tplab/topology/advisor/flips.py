@@ -78,6 +78,14 @@ def bandwidth_flips(
     return _edges("link bandwidth", scales, prefer, layouts, reference_GBps, here=reference_GBps)
 
 
+def along_bandwidth(server: Server, scales: Floats) -> Served:
+    """What all layouts would do with all links inside nodes so many times as wide: arrays of scales x layouts, one
+    after the other."""
+    at = np.tile(np.arange(len(server.layouts)), len(scales))
+    some = server.take(at)
+    return replace(some, layouts=some.layouts.scaled(np.repeat(scales, len(server.layouts)))).asked()
+
+
 def latency_flips(
     server: Server, layouts: Sequence[Layout], preference: Preference, reference_us: float, most_us: float = 1e4
 ) -> list[Flip]:

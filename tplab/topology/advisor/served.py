@@ -25,6 +25,17 @@ TERMS = (
 starting and draining kernels, tensor-parallel communication, pipeline communication, the engine's own work, launches
 without CUDA graphs, guessing tokens (speculative decoding), the prompts of others in between, stages waiting for the
 slowest one."""
+TERM_NAMES = {
+    "lm_head": "the output head",
+    "kv_cache": "KV cache",
+    "kernels": "kernel start-up",
+    "all_reduce": "all-reduces",
+    "hops": "pipeline hops",
+    "host": "engine overhead",
+    "prefill": "other requests' prefill",
+    "bubble": "waiting stages",
+}
+"""What people call the terms that are not called so already."""
 TTFT_TERMS = (
     "queue",
     "prompts ahead",
