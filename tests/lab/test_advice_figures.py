@@ -315,7 +315,7 @@ class TestMeasured:
             [{"term": term, "ms": ms, "share_pct": ms, "provenance": "spec sheet"} for term, ms in terms]
         )
         launch, weights, _, *_ = waterfall_figure(frame, title="", badge="MODEL").layout.annotations
-        assert (launch.x, launch.xanchor, launch.font.color) == (90.0, "right", style.INK)  # on light grey
+        assert (launch.x, launch.xanchor, launch.font.color) == (90.0, "right", style.INK_ON_FILL)  # on light grey
         assert (weights.x, weights.xanchor, weights.bgcolor) == (90.0, "right", None)
 
     def test_a_prediction_by_spec_sheet_has_marks_of_its_own(self):

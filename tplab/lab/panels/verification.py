@@ -82,9 +82,10 @@ class CalibrationPanel(RunPanel):
         handle, link = work.plan
         made: Calibration = handle.partial()
         of_pairs = self._look.value == "pairs"
+        if made.sends or made.all_reduce:  # what there is, also where this view shows none of it
+            self.calibration, self.link = made, link
         if not (made.sends if of_pairs else made.all_reduce):
             return None, ""
-        self.calibration, self.link = made, link
         badge = joined_badge(work.badge, link_text(link))
         if of_pairs:
             frame = measured_links_frame(made)
