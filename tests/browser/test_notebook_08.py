@@ -22,7 +22,7 @@ def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     expect(figure).to_contain_text("TP 2 x PP 2")  # of four ranks: a cell below has asked for them
     expect(panel.locator(".tplab-below")).to_contain_text("communication and waiting")
     panel.get_by_text("Layouts", exact=True).click()
-    expect(figure).to_contain_text("The same tokens in every layout")
+    expect(figure).to_contain_text("Time per output token")
 
     tp.select_option("8")
     panel.locator(".tplab-run").click()

@@ -41,8 +41,12 @@ class Generation:
     known."""
     tpot_s: list[float]
     """Seconds per output token of each sequence after its first; 0 where there is no second."""
+    token_s: list[list[float]]
+    """Seconds from the start until each token of each sequence was known."""
     total_s: float
     """Seconds from the start of the prefill to the last token."""
+    start_s: float
+    """The start, in seconds of the machine's monotonic clock, which ``spans`` are in, too."""
     layout: Layout
     num_micro_batches: int
     """k, micro-batches in flight."""
@@ -92,7 +96,9 @@ class Generation:
             margins=last.margins,
             ttft_s=[times[0] - start for times in last.token_s],
             tpot_s=[(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0 for times in last.token_s],
+            token_s=[[time - start for time in times] for times in last.token_s],
             total_s=max(times[-1] for times in last.token_s) - start,
+            start_s=start,
             layout=layout,
             num_micro_batches=num_micro_batches,
             spans=[result.spans for result in results],

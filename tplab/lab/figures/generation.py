@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.shown import time_text
 
 if TYPE_CHECKING:
     from tplab.models.result import Generation
@@ -49,12 +50,12 @@ def layouts_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         cliponaxis=False,
     )
     figure.update_layout(barmode="stack", bargap=0.45)
-    told = [f"{label}<br>first: {_ms(ms)}" for label, ms in zip(labels, frame["ttft_ms"], strict=True)]
-    title = "layout (k micro-batches in flight), and the time to its first token"
+    told = [f"{label}<br>first: {time_text(1e3 * ms)}" for label, ms in zip(labels, frame["ttft_ms"], strict=True)]
+    title = "layout, micro-batches in flight, and the time to the first token"
     figure.update_xaxes(title=title, type="category", tickvals=labels, ticktext=told)
     highest = float(frame["tpot_ms"].max()) if len(frame) else 1.0
     figure.update_yaxes(title="milliseconds per output token", range=[0, 1.2 * highest])
-    style.card(figure, title="The same tokens in every layout", badge=badge, height=460)
+    style.card(figure, title="Time per output token, and where it goes", badge=badge, height=460)
     return figure.update_layout(margin_b=120, legend_y=-78 / (460 - 190))  # below two lines of labels
 
 
@@ -84,9 +85,5 @@ def explain_stages(generations: "Sequence[Generation]") -> str:
     return " ".join(lines)
 
 
-def _ms(value: float) -> str:
-    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
-
-
 def _label(tp: int, pp: int, k: int) -> str:
-    return f"TP {tp} x PP {pp}" + (f", k={k}" if pp > 1 else "")
+    return f"TP {tp} x PP {pp}" + (f", {k} in flight" if pp > 1 else "")

@@ -46,6 +46,7 @@ class RunPanel(Stilled, widgets.VBox):
         title: heading of the panel.
         named: controls of the left column, by the name of their setting.
         views: what can be drawn, for a choice above the figure; none by default.
+        above: widgets above the figure, and above that choice.
         height: height of the figure in pixels.
     """
 
@@ -56,6 +57,7 @@ class RunPanel(Stilled, widgets.VBox):
         title: str,
         named: Mapping[str, Any],
         views: Sequence[str] = (),
+        above: Sequence[widgets.Widget] = (),
         height: int = 400,
     ) -> None:
         self.pool, self.title = pool, title
@@ -83,8 +85,8 @@ class RunPanel(Stilled, widgets.VBox):
             [self._run_button, self._stop_button], layout=widgets.Layout(justify_content="space-between")
         )
         left = [*self._named.values(), buttons, self._status]
-        above = [self._ribbon, self._error, self._so_far, *([self._look] if views else [])]
-        super().__init__(panel(title, left, [*above, self._view, self._below, self._shown]))
+        right = [self._ribbon, self._error, *above, self._so_far, *([self._look] if views else [])]
+        super().__init__(panel(title, left, [*right, self._view, self._below, self._shown]))
         pool.on_choice(self._choose)
         pool.on_state(self._look_around)
         # For user style sheets and for tests that look at the page.

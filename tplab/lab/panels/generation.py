@@ -18,6 +18,7 @@ from tplab.measure import joined_badge
 from tplab.models.generation import GenerationRun, submit_generate
 from tplab.models.result import Generation
 from tplab.models.spec import ModelConfig
+from tplab.shown import counted
 
 _SIZES: dict[str, dict[str, int]] = {
     "tiny (4 layers of 256)": {"hidden_size": 256, "intermediate_size": 768, "num_layers": 4, "num_heads": 8},
@@ -182,7 +183,9 @@ class GenerationPanel(RunPanel):
         self._runs[key] = generation
         if self._look.value == "Layouts":
             return layouts_figure(self.frame, badge=layouts_badge(self.frame)), _tokens(handle)
-        name = f"TP {generation.layout.tp} x PP {generation.layout.pp}, k={generation.num_micro_batches}"
+        name = f"TP {generation.layout.tp} x PP {generation.layout.pp}"
+        if generation.layout.pp > 1:
+            name += f", {counted(generation.num_micro_batches, 'micro-batch', 'micro-batches')} in flight"
         trace = generation.trace()
         figure = gantt(trace, title=f"{name}: {_at_work(generation)}", names=["measured"], lane="stage")
         return figure, _summary(generation) + _tokens(handle)
