@@ -147,4 +147,4 @@ def test_what_cannot_be_played_is_named() -> None:
     with pytest.raises(ValueError, match="max_activations must be"):
         PlayHead(max_activations=-1)
     before: dict[str, Any] = head.trace
-    assert before["title"] == "1f1b: 4 ranks, 8 micro-batches"
+    assert before["title"] == "1F1B: 4 ranks, 8 micro-batches"

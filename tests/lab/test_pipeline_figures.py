@@ -257,7 +257,7 @@ def test_small_multiples_share_one_axis_and_say_what_each_is() -> None:
     assert {item.xaxis for item in figure.data} == {"x"}
     assert len({item.yaxis for item in figure.data}) == len(TRAINING)
     said = captions(figure)
-    assert ["interleaved, 3 chunks" in text for text in said] == [
+    assert ["interleaved 1F1B, 3 chunks" in text for text in said] == [
         name == "interleaved" and v == 3 for name, v in TRAINING
     ]
     makespans = [f"{trace.makespan_s:.4g} s" in text for trace, text in zip(traces, said, strict=True)]

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.claims import claim_cards as claim_cards
     from tplab.lab.panels.claims import measure_claim as measure_claim
     from tplab.lab.panels.crossover import CrossoverPanel as CrossoverPanel
+    from tplab.lab.panels.editor import EditorPanel as EditorPanel
     from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
     from tplab.lab.panels.generation import example_model as example_model
     from tplab.lab.panels.generation import example_prompts as example_prompts
@@ -93,8 +94,10 @@ if TYPE_CHECKING:
     from tplab.lab.panels.verification import CalibrationPanel as CalibrationPanel
     from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
     from tplab.lab.panels.verification import verified_model as verified_model
+    from tplab.lab.pictures.editor import ScheduleEditor as ScheduleEditor
     from tplab.lab.pictures.fit import WillItFit as WillItFit
     from tplab.lab.pictures.painter import ShardPainter as ShardPainter
+    from tplab.lab.pictures.playhead import PlayHead as PlayHead
     from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
     from tplab.lab.predict import Predict as Predict
     from tplab.lab.progress_view import progress_table as progress_table

@@ -16,8 +16,10 @@ import plotly.graph_objects as go
 from tplab.checks import check_length
 from tplab.lab import style
 from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Lanes, Scale, bars_of, memory_of
+from tplab.lab.names import name_of
 from tplab.pipeline.schedule import CODES
 from tplab.pipeline.trace import Trace
+from tplab.shown import counted, number
 
 _TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
 _CAPTION_PX = 26
@@ -91,7 +93,7 @@ def gantt(
         held = f" (filled: {names[0]}; line: {', '.join(names[1:])})" if len(traces) > 1 else ""
         captions.append(f"<b>memory</b> · micro-batches held{held}; at the right the peak")
     layout = _card(badge or _badge(traces), plot_px + _TOP_PX + _BOTTOM_PX)
-    layout["title"]["text"] = title or _title(traces[0])
+    layout["title"]["text"] = title or title_of(traces[0])
     _lay_out(layout, p, spots, captions, shown_in, end_s * factor, lane)
     return go.Figure(data, layout)
 
@@ -105,7 +107,7 @@ def small_multiples(
     p = traces[0].num_ranks if traces else 1
     return gantt(
         *traces,
-        names=names or [_schedule_name(trace) for trace in traces],
+        names=names or [schedule_name(trace) for trace in traces],
         title=title or "The same work under every schedule",
         memory=False,
         lane_px=max(6, min(16 if _lanes(traces) is WITHOUT else 26, 120 // p)),
@@ -144,20 +146,23 @@ def _unit(end_s: float, unit: str) -> tuple[str, float]:
 
 def _names(traces: Sequence[Trace]) -> list[str]:
     words = ["measured" if trace.measured else "simulated" for trace in traces]
-    return words if len(set(words)) == len(words) else [_schedule_name(trace) for trace in traces]
+    return words if len(set(words)) == len(words) else [schedule_name(trace) for trace in traces]
 
 
-def _schedule_name(trace: Trace) -> str:
+def schedule_name(trace: Trace) -> str:
+    """Its schedule as people call it."""
     v = trace.schedule.num_chunks
-    return trace.schedule.name + (f", {v} chunks" if v > 1 else "")
+    return name_of(trace.schedule.name) + (f", {v} chunks" if v > 1 else "")
 
 
 def _four_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return number(value, max(4, len(str(int(value)))))
 
 
-def _title(trace: Trace) -> str:
-    return f"{_schedule_name(trace)}: {trace.num_ranks} ranks, {trace.schedule.num_micro_batches} micro-batches"
+def title_of(trace: Trace) -> str:
+    """``1F1B: 4 ranks, 8 micro-batches``."""
+    m = counted(trace.schedule.num_micro_batches, "micro-batch", "micro-batches")
+    return f"{schedule_name(trace)}: {counted(trace.num_ranks, 'rank')}, {m}"
 
 
 def _badge(traces: Sequence[Trace]) -> str:
@@ -167,8 +172,8 @@ def _badge(traces: Sequence[Trace]) -> str:
 
 def _peaks_text(peaks: Sequence[float]) -> str:
     if len(peaks) > 8:
-        return f"{max(peaks):g}"
-    return ", ".join(f"{peak:.3g}" for peak in peaks)
+        return f"at most {number(max(peaks))}"
+    return ", ".join(map(number, peaks))
 
 
 def _axis(letter: str, index: int) -> str:
@@ -245,7 +250,7 @@ def _lay_out(
 
 def explain_pipeline(simulated: Trace, measured: Trace) -> str:
     """Sentences on a run of a schedule beside its simulation: makespan, bubble, and the most a rank held."""
-    name, wanted = measured.schedule.name, int(simulated.is_compute.sum())
+    name, wanted = name_of(measured.schedule.name), int(simulated.is_compute.sum())
     done = int(measured.is_compute.sum())
     if not done:
         return ""
@@ -263,4 +268,4 @@ def explain_pipeline(simulated: Trace, measured: Trace) -> str:
     if measured.schedule.is_inference:
         return text
     held = measured.peak_activations_per_rank
-    return text + f" At its peak rank 0 held {held[0]:g} micro-batches, the last rank {held[-1]:g}."
+    return text + f" At its peak rank 0 held {number(held[0])} micro-batches, the last rank {number(held[-1])}."

@@ -5,6 +5,8 @@ On GPUs of their own ranks compute: blocks of a real model's shape. Elsewhere st
 processors from each other. Ranks, messages and the order of work are real.
 """
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -15,6 +17,7 @@ from tplab.cluster import Cluster
 from tplab.lab.choice import Choice
 from tplab.lab.figures.pipeline import explain_pipeline, gantt
 from tplab.lab.figures.pipeline_curves import decode_figure, explain_serving, prefill_figure
+from tplab.lab.names import offered
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
@@ -25,6 +28,7 @@ from tplab.pipeline.build import SCHEDULES, build_schedule
 from tplab.pipeline.costs import Costs, measured_costs
 from tplab.pipeline.job import RunPlan
 from tplab.pipeline.run import MeasuredTrace, run_trace, submit_schedule
+from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.serving import (
     ChunkedPrefillPlan,
     DecodePlan,
@@ -36,7 +40,8 @@ from tplab.pipeline.serving import (
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 
-_MESSAGE_BYTES = 4096
+MESSAGE_BYTES = 4096
+"""Bytes of a message between stages that wait."""
 _WAIT, _COMPUTE = "wait", "compute"
 
 
@@ -44,26 +49,24 @@ def _slider(value: int, low: int, high: int, text: str, step: int = 1) -> Any:
     return widgets.IntSlider(value=value, min=low, max=high, step=step, description=text, **wide(92))
 
 
-class PipelinePanel(RunPanel):
-    """A schedule on the pool's ranks, a stage on each (or v): the measured Gantt chart under the simulated one.
+def stages_control() -> Any:
+    """Whether stages wait or compute; which of them is offered, ``ScheduleRunPanel.suit`` says."""
+    return widgets.Dropdown(options=(_WAIT, _COMPUTE), description="stages", **wide(92))
+
+
+class ScheduleRunPanel(RunPanel):
+    """Any schedule on the pool's ranks, a stage on each (or v): the measured Gantt chart under the simulated one.
 
     ``simulated`` and ``trace`` are the traces of the last run, ``trace`` also of one that was stopped or failed.
+
+    Args:
+        pool: the ranks that it runs on.
+        title: heading of the panel.
+        named: controls, among them ``stages``: whether stages wait or compute.
     """
 
-    def __init__(self, pool: Pool, schedule: str = "1f1b", m: int = 8) -> None:
-        super().__init__(
-            pool,
-            title="A schedule on real ranks",
-            named={
-                "schedule": widgets.Dropdown(options=SCHEDULES, value=schedule, description="schedule", **wide(92)),
-                "m": _slider(m, 1, 32, "micro-batches"),
-                "v": _slider(2, 1, 4, "v chunks"),
-                "stages": widgets.Dropdown(options=(_WAIT, _COMPUTE), description="stages", **wide(92)),
-                "forward_ms": _slider(20, 2, 100, "F = I = W ms"),
-                "hop_ms": _slider(2, 0, 50, "hop ms"),
-            },
-            height=560,
-        )
+    def __init__(self, pool: Pool, *, title: str, named: Mapping[str, Any]) -> None:
+        super().__init__(pool, title=title, named=named, height=560)
         self.simulated: Trace | None = None
         self.trace: MeasuredTrace | None = None
         pool.on_choice(self._fit)
@@ -76,27 +79,21 @@ class PipelinePanel(RunPanel):
         stages = self._named["stages"]
         stages.options = (_WAIT, _COMPUTE) if choice.on_gpus else (_WAIT,)
         stages.value = choice.pick(cpu=_WAIT, shared=_WAIT, own=_COMPUTE)
-        # Links are emulated over gloo: elsewhere they are the ranks' own.
-        self._named["hop_ms"].disabled = choice.on_gpus
-        if choice.on_gpus:
-            self._named["hop_ms"].value = 0
+
+    @abstractmethod
+    def schedule_of(self, settings: Settings, num_ranks: int) -> Schedule:
+        """The table to run."""
+
+    @abstractmethod
+    def costs_of(self, settings: Settings) -> Costs:
+        """What stages and messages take where stages wait."""
 
     def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
-        name = settings["schedule"]
-        v = settings["v"] if name == "interleaved" else 1
-        schedule = build_schedule(name, cluster.num_ranks, settings["m"], v)
+        schedule = self.schedule_of(settings, cluster.num_ranks)
         if settings["stages"] == _COMPUTE:
             plan = self._blocks.plan(schedule)
         else:
-            seconds = settings["forward_ms"] * 1e-3
-            costs = Costs(
-                forward_s=seconds,
-                input_grad_s=seconds,
-                weight_grad_s=seconds,
-                hop_s=settings["hop_ms"] * 1e-3,
-                message_bytes=_MESSAGE_BYTES,
-            )
-            plan = RunPlan(schedule=schedule, stage=costs)
+            plan = RunPlan(schedule=schedule, stage=self.costs_of(settings))
         return submit_schedule(cluster, plan, on_report=self.on_report), plan
 
     def draw(self, work: Work) -> Drawing:
@@ -109,6 +106,44 @@ class PipelinePanel(RunPanel):
         self.simulated = simulate(plan.schedule, costs)
         figure = gantt(self.simulated, self.trace)
         return figure, html.quiet(explain_pipeline(self.simulated, self.trace))
+
+
+class PipelinePanel(ScheduleRunPanel):
+    """A schedule by name on the pool's ranks."""
+
+    def __init__(self, pool: Pool, schedule: str = "1f1b", m: int = 8) -> None:
+        named = {
+            "schedule": widgets.Dropdown(
+                options=offered(SCHEDULES), value=schedule, description="schedule", **wide(92)
+            ),
+            "m": _slider(m, 1, 32, "micro-batches"),
+            "v": _slider(2, 1, 4, "v chunks"),
+            "stages": stages_control(),
+            "forward_ms": _slider(20, 2, 100, "F = I = W ms"),
+            "hop_ms": _slider(2, 0, 50, "hop ms"),
+        }
+        super().__init__(pool, title="A schedule on real ranks", named=named)
+
+    def suit(self, choice: Choice) -> None:
+        super().suit(choice)
+        # Links are emulated over gloo: elsewhere they are the ranks' own.
+        self._named["hop_ms"].disabled = choice.on_gpus
+        if choice.on_gpus:
+            self._named["hop_ms"].value = 0
+
+    def schedule_of(self, settings: Settings, num_ranks: int) -> Schedule:
+        name = settings["schedule"]
+        return build_schedule(name, num_ranks, settings["m"], settings["v"] if name == "interleaved" else 1)
+
+    def costs_of(self, settings: Settings) -> Costs:
+        seconds = settings["forward_ms"] * 1e-3
+        return Costs(
+            forward_s=seconds,
+            input_grad_s=seconds,
+            weight_grad_s=seconds,
+            hop_s=settings["hop_ms"] * 1e-3,
+            message_bytes=MESSAGE_BYTES,
+        )
 
 
 _WHAT = ("decode ring", "prefill", "chunked prefill")

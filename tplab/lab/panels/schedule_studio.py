@@ -11,18 +11,18 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.figures.pipeline import gantt
+from tplab.lab.names import offered
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.controls import Settings, wide
 from tplab.pipeline import formulas
 from tplab.pipeline.build import INFERENCE, TRAINING, build_schedule
 from tplab.pipeline.costs import Costs
-from tplab.pipeline.faults import Fault
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.serving import steady_round
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
-from tplab.pipeline.validation import faults
+from tplab.shown import amount, counted, number
 
 _NO_FORMULA = "none for these settings"
 _RINGS = ("decode-ring", "prefill-decode")
@@ -46,7 +46,7 @@ class ScheduleStudio(AnalyticPanel):
 
         named = {
             "phase": widgets.ToggleButtons(options=["train", "infer"], style={"button_width": "84px"}),
-            "schedule": widgets.Dropdown(options=TRAINING, description="schedule", **wide(92)),
+            "schedule": widgets.Dropdown(options=offered(TRAINING), description="schedule", **wide(92)),
             "p": whole(p, 1, 16, "p ranks"),
             "m": whole(m, 1, 64, "micro-batches"),
             "v": whole(2, 1, 4, "v chunks", "chunks per rank: interleaved only"),
@@ -58,6 +58,7 @@ class ScheduleStudio(AnalyticPanel):
             "hop_ms": time(0, 20, "hop ms"),
             "cap": whole(0, 0, 64, "memory cap", "micro-batches that a rank may hold; 0: no cap"),
         }
+        named["phase"].observe(lambda change: self._offer(change["new"]), names="value")
         self.trace: Trace | None = None
         self._over = ""
         self._facts = widgets.HTML()
@@ -77,13 +78,11 @@ class ScheduleStudio(AnalyticPanel):
         in_order = sorted(settings.items(), key=lambda each: each[0] != "phase")  # which decides the schedules
         return super().show(**dict(in_order))
 
-    def _draw(self) -> None:
-        schedules = INFERENCE if self._named["phase"].value == "infer" else TRAINING
-        if self._named["schedule"].options != schedules:
-            self._setting, before = True, self._setting
-            self._named["schedule"].options = schedules
-            self._setting = before
-        super()._draw()
+    def _offer(self, phase: str) -> None:
+        """The schedules of a phase; the panel draws once for it, not for the schedule that changes with it."""
+        self._setting, before = True, self._setting
+        self._named["schedule"].options = offered(INFERENCE if phase == "infer" else TRAINING)
+        self._setting = before
 
     def draw(self, values: Settings) -> tuple[go.Figure, str]:
         name, training = values["schedule"], values["phase"] == "train"
@@ -94,8 +93,7 @@ class ScheduleStudio(AnalyticPanel):
         schedule = _schedule_of(values)
         self.trace = simulate(schedule, _costs_of(values))
         cap = values["cap"] if training and values["cap"] else None
-        over = [] if cap is None else faults(schedule, max_activations=cap)
-        self._over = _over_cap(over) if over else ""
+        self._over = "" if cap is None else _over_cap(self.trace, cap)
         self._facts.value = _table(self.trace, values)
         return gantt(self.trace, max_activations=cap), ""
 
@@ -104,11 +102,17 @@ class ScheduleStudio(AnalyticPanel):
 
 
 def _schedule_of(values: dict[str, Any]) -> Schedule:
-    name = values["schedule"]
+    name, p, m = values["schedule"], values["p"], values["m"]
+    if name == "interleaved" and m % p:
+        below = f"{m - m % p} or " if m > p else ""
+        raise ValueError(
+            f"Interleaved sends micro-batches round in groups of as many as there are ranks: with {p} ranks take "
+            f"{below}{m - m % p + p} micro-batches."
+        )
     return build_schedule(
         name,
-        values["p"],
-        values["m"],
+        p,
+        m,
         values["v"] if name == "interleaved" else 1,
         num_in_flight=values["k"] if name in _RINGS else None,
     )
@@ -131,13 +135,17 @@ def _costs_of(values: dict[str, Any]) -> Costs:
     )
 
 
-def _over_cap(found: list[Fault]) -> str:
-    text = " ".join(f"{_capital(str(fault))}." for fault in found[:3])
-    return html.ribbon(f"Over the memory cap. {text}")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _over_cap(trace: Trace, cap: float) -> str:
+    """The rank that holds most, and how many others hold too much; empty where none does."""
+    peaks = trace.peak_activations_per_rank
+    over = [rank for rank, peak in enumerate(peaks) if peak > cap]
+    if not over:
+        return ""
+    worst = max(over, key=lambda rank: peaks[rank])
+    others = f", and {counted(len(over) - 1, 'other rank')} too many as well" if over[1:] else ""
+    return html.ribbon(
+        f"Over the memory cap of {amount(cap)}: rank {worst} holds up to {amount(peaks[worst])} micro-batches{others}."
+    )
 
 
 def _table(trace: Trace, values: dict[str, Any]) -> str:
@@ -160,11 +168,11 @@ def _simulated(trace: Trace, values: dict[str, Any]) -> dict[str, str]:
         "idle / work": f"{trace.idle_over_work:.1%}",
     }
     if not trace.schedule.is_inference:
-        rows["peak, rank 0"] = f"{trace.peak_activations(0):.4g}"
-        rows["peak, any rank"] = f"{trace.peak_activations():.4g}"
+        rows["peak, rank 0"] = number(trace.peak_activations(0), 4)
+        rows["peak, any rank"] = number(trace.peak_activations(), 4)
     elif values["schedule"] == "decode-ring" and values["m"] >= 3 * values["k"]:
         rows["a round"] = _ms(steady_round(trace, values["k"])[0])
-        rows["tokens / s"] = f"{values['k'] / steady_round(trace, values['k'])[0]:.4g}"
+        rows["tokens / s"] = number(values["k"] / steady_round(trace, values["k"])[0], 4)
     return rows
 
 
@@ -188,7 +196,7 @@ def formula_of(values: dict[str, Any]) -> dict[str, str]:
         }
     if name == "decode-ring" and max(stage_s) > 0:
         round_s = formulas.decode_round_s(stage_s, values["k"], hop_s)
-        return {"a round": _ms(round_s), "tokens / s": f"{values['k'] / round_s:.4g}"}
+        return {"a round": _ms(round_s), "tokens / s": number(values["k"] / round_s, 4)}
     if name not in formulas.BALANCED or hop_s or values["last_stage"] != 1:
         return {}
     times = {f"{part}_s": values[f"{part}_ms"] * 1e-3 for part in ("forward", "input_grad", "weight_grad")}
@@ -199,11 +207,11 @@ def formula_of(values: dict[str, Any]) -> dict[str, str]:
             "makespan": _ms(formulas.makespan_s(name, p, m, v, **times)),
             "idle / total": f"{formulas.idle_over_total(name, p, m, v, **times):.1%}",
             "idle / work": f"{formulas.idle_over_work(name, p, m, v, **times):.1%}",
-            "peak, rank 0": f"{formulas.peak_activations(name, p, m, v):.4g}",
+            "peak, rank 0": number(formulas.peak_activations(name, p, m, v), 4),
         }
     except ValueError:  # outside of what the formula holds for: zb-h1 with fewer micro-batches than ranks
         return {}
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.5g} ms"
+    return f"{number(seconds * 1e3, 5)} ms"

@@ -9,6 +9,7 @@ import numpy as np
 import traitlets
 
 from tplab.checks import ArgumentError, check_number
+from tplab.lab.figures.pipeline import title_of
 from tplab.lab.pictures.picture import Picture
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.schedule import CODES, OPS, Action, Op
@@ -81,7 +82,7 @@ class PlayHead(Picture):
         if max_activations is not None:
             check_number("max_activations", max_activations, least=0)
         self.trace = columns_of(trace, unit) | {
-            "title": title or _title(trace),
+            "title": title or title_of(trace),
             "badge": trace.badge,
             "lane": lane,
             "cap": max_activations,
@@ -129,9 +130,3 @@ def _messages(trace: Trace, seconds: Any) -> list[list[Any]]:
         taker = flow.recv_of(send)
         messages.append([str(flow.made(send)), span.rank, int(flow.rank_of[taker.stage]), start, end])
     return messages
-
-
-def _title(trace: Trace) -> str:
-    v = trace.schedule.num_chunks
-    chunks = f", {v} chunks" if v > 1 else ""
-    return f"{trace.schedule.name}{chunks}: {trace.num_ranks} ranks, {trace.schedule.num_micro_batches} micro-batches"
