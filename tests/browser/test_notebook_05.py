@@ -17,7 +17,7 @@ def test_studio_run_and_ring_from_the_page(run_notebook: Callable[[str], Page]) 
     handles.nth(1).press("ArrowRight")
     expect(figure).to_contain_text("4 ranks, 13 micro-batches")
     studio.locator("select").select_option("interleaved")
-    expect(studio.locator(".tplab-error")).to_contain_text("13 is not a multiple of 4")
+    expect(studio.locator(".tplab-error")).to_contain_text("with 4 ranks take 12 or 16 micro-batches")
     expect(figure).to_contain_text("1F1B: 4 ranks, 13 micro-batches")  # the last that could be drawn
     handles.nth(1).press("ArrowLeft")
     expect(figure).to_contain_text("interleaved 1F1B, 2 chunks: 4 ranks, 12 micro-batches")
