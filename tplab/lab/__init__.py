@@ -9,6 +9,7 @@ choice      what it offers the ranks of a notebook
 ranks       cells that run on every rank, %%ranks; target: which ranks those are
 claims      the claims ledger: entries, recipes, verdicts
 predict     the learner commits a number before the answer is seen; answers: the words and the picture for both
+sentences   words below a cell that a page wraps between words
 progress    what was predicted and solved, in a file beside the notebooks; progress_table shows it
 still       pictures of what is live, for pages without its kernel; saving: on save they take the views' place
 exercises   stubs' checkers
@@ -101,5 +102,6 @@ if TYPE_CHECKING:
     from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
     from tplab.lab.predict import Predict as Predict
     from tplab.lab.progress_view import progress_table as progress_table
+    from tplab.lab.sentences import say as say
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
