@@ -81,10 +81,10 @@ class TestMemoryWall:
 
     def test_every_model_and_card_on_offer_is_drawn(self):
         wall = MemoryWall()
-        for model in wall._named["model"].options:
+        for _, model in wall._named["model"].options:
             wall.show(model=model, tp=1, pp=2)
             assert wall.error == ""
-        for gpu in wall._named["gpu"].options:
+        for _, gpu in wall._named["gpu"].options:
             wall.show(gpu=gpu)
             assert wall.error == ""
 

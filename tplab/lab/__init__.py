@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.layers import explain_phases as explain_phases
     from tplab.lab.figures.layers import explain_quantised as explain_quantised
     from tplab.lab.figures.layers import explain_strategies as explain_strategies
+    from tplab.lab.figures.layers import way_in_words as way_in_words
     from tplab.lab.figures.memory import explain_memory as explain_memory
     from tplab.lab.figures.memory import explain_shards as explain_shards
     from tplab.lab.figures.pipeline import explain_pipeline as explain_pipeline

@@ -5,8 +5,10 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.lab.names import name_of
 from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelSpec
+from tplab.shown import number
 from tplab.topology.advisor.fitting import smallest_fit
 from tplab.topology.advisor.memory import RankMemory, all_ranks, fullest_rank, max_requests
 from tplab.topology.advisor.workload import Workload
@@ -112,13 +114,13 @@ def memory_figure(frame: pd.DataFrame, *, title: str, badge: str, axis: str = "r
     figure = go.Figure()
     labels = frame["label"].tolist()
     for part, (name, colour, pattern) in PARTS.items():
-        hover = "%{y:.3g} GB<extra>" + name + ", " + axis + " %{x}</extra>"
+        hover = "%{y:,.3~r} GB<extra>" + name + ", " + axis + " %{x}</extra>"
         marks.bars(figure, labels, frame[f"{part}_GB"], name, colour, pattern, marker_line=_EDGE, hover=hover)
     top = None
     if len(frame):
         card, usable = float(frame["card_GB"].iloc[0]), float(frame["usable_GB"].iloc[0])
         fullest = float(frame["total_GB"].max())
-        limits = (f"engine limit ({usable / card:.0%}), {usable:.3g} GB", f"card, {card:.3g} GB")
+        limits = (f"engine limit ({usable / card:.0%}), {number(usable)} GB", f"card, {number(card)} GB")
         if fullest < usable / 3:
             top = 1.3 * fullest
             _above(figure, f"{limits[0]}; {limits[1]}: the fullest bar is {fullest / usable:.0%} of the limit")
@@ -140,7 +142,7 @@ def _over(figure: go.Figure, over: pd.DataFrame, *, named: bool) -> None:
         y=over["total_GB"],
         mode="markers+text" if named else "markers",
         marker={"symbol": "x", "size": 9, "color": style.COLLECTIVE},
-        text=[f"+{-free:.3g} GB" for free in over["free_GB"]],
+        text=[f"+{number(-free)} GB" for free in over["free_GB"]],
         textposition="top center",
         textfont={"color": style.COLLECTIVE, "size": 12},
         name="over by",
@@ -207,14 +209,14 @@ def explain_memory(frame: pd.DataFrame, spec: ModelSpec, gpu: Gpu, workload: Wor
     where = "The fullest rank" if layout.gpus_per_replica > 1 else "The card"
     if layout.pp > 1:
         where += f" (stage {fullest['stage']}, {fullest['layers']} layers)"
+    held, usable = number(fullest["total_GB"]), number(fullest["usable_GB"])
     if fullest["free_GB"] >= 0:
         text = (
-            f"{where} holds {fullest['total_GB']:.3g} GB of the {fullest['usable_GB']:.3g} GB that an engine may "
-            f"take with {requests}; {most:,} would fit."
+            f"{where} holds {held} GB of the {usable} GB that an engine may take with {requests}; {most:,} would fit."
         )
     else:
         parts = ", ".join(
-            f"{name} {fullest[f'{key}_GB']:.3g}"
+            f"{name} {number(fullest[f'{key}_GB'])}"
             for name, key in (
                 ("weights", "weights"),
                 ("KV cache", "kv"),
@@ -223,8 +225,8 @@ def explain_memory(frame: pd.DataFrame, spec: ModelSpec, gpu: Gpu, workload: Wor
             )
         )
         text = (
-            f"{where} needs {fullest['total_GB']:.3g} GB ({parts}) for {requests}, "
-            f"{-fullest['free_GB']:.3g} GB more than the {fullest['usable_GB']:.3g} GB that an engine may take. "
+            f"{where} needs {held} GB ({parts}) for {requests}, {number(-fullest['free_GB'])} GB more than the "
+            f"{usable} GB that an engine may take. "
         )
         text += f"{most:,} such requests would fit. " if most else "Not even one request fits. "
         text += _what_would(spec, gpu, workload, batch)
@@ -234,8 +236,8 @@ def explain_memory(frame: pd.DataFrame, spec: ModelSpec, gpu: Gpu, workload: Wor
 def _what_would(spec: ModelSpec, gpu: Gpu, workload: Workload, batch: int) -> str:
     one = smallest_fit(spec, gpu, workload, most_tp=_MOST_TP, most_gpus=1024)
     if one is None:
-        return f"No number of {gpu.name} holds one request of this length."
-    text = f"The fewest {gpu.name} with room for one: {one.gpus_per_replica}, as {one}"
+        return f"No number of {name_of(gpu.name)} holds one request of this length."
+    text = f"The fewest {name_of(gpu.name)} with room for one: {one.gpus_per_replica}, as {one}"
     if batch == 1:
         return f"{text}."
     for stages in range(1, 65):
@@ -289,5 +291,5 @@ def explain_shards(frame: pd.DataFrame) -> str:
     whole = frame[frame["tp"] * frame["pp"] == 1]
     if len(whole) and len(last) > 1:
         ratio = last["kv_bytes"].sum() / whole["kv_bytes"].iloc[0]
-        text += f"; all {len(last)} together hold {ratio:.3g} times the cache of one rank alone"
+        text += f"; all {len(last)} together hold {number(ratio)} times the cache of one rank alone"
     return text + "."

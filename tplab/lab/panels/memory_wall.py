@@ -16,6 +16,7 @@ from tplab.lab.figures.memory import (
     memory_frame,
     shards_figure,
 )
+from tplab.lab.names import name_of, offered
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
@@ -32,8 +33,8 @@ from tplab.topology.verification.memory import ShardPlan, shards_frame, submit_s
 WEIGHTS = ("bf16", "fp8", "int8", "int4")
 CACHES = ("bf16", "fp8")
 _VIEWS = ("every rank", "along TP", "along PP")
-_CONTEXTS = tuple(1 << power for power in range(7, 18))
-_BATCHES = tuple(1 << power for power in range(11))
+_CONTEXTS = tuple((f"{1 << power:,}", 1 << power) for power in range(7, 18))
+_BATCHES = tuple((f"{1 << power:,}", 1 << power) for power in range(11))
 
 
 class MemoryWall(AnalyticPanel):
@@ -45,11 +46,12 @@ class MemoryWall(AnalyticPanel):
 
     def __init__(self) -> None:
         self.frame: pd.DataFrame | None = None
+        models, gpus = offered(MODELS), offered(GPUS)
         super().__init__(
             title="The memory wall",
             named={
-                "model": widgets.Dropdown(options=list(MODELS), value="llama-3.1-70b", description="model", **wide()),
-                "gpu": widgets.Dropdown(options=list(GPUS), value="h100", description="GPU", **wide()),
+                "model": widgets.Dropdown(options=models, value="llama-3.1-70b", description="model", **wide()),
+                "gpu": widgets.Dropdown(options=gpus, value="h100", description="GPU", **wide()),
                 "weights": widgets.Dropdown(options=WEIGHTS, description="weights", **wide()),
                 "cache": widgets.Dropdown(options=CACHES, description="KV cache", **wide()),
                 "batch": widgets.SelectionSlider(options=_BATCHES, value=16, description="batch", **wide()),
@@ -77,7 +79,7 @@ class MemoryWall(AnalyticPanel):
             self.frame = degrees_frame(spec, gpu, workload, layout, along=along, requests=batch)
             kept = f"PP {layout.pp}" if along == "tp" else f"TP {layout.tp}"
             axis = f"{'tensor' if along == 'tp' else 'pipeline'}-parallel degree, with {kept}"
-        title = f"{spec.name} in {spec.weight_precision} on {gpu.name}: {layout}"
+        title = f"{name_of(spec.name)} in {spec.weight_precision} on {name_of(gpu.name)}: {layout}"
         figure = memory_figure(self.frame, title=title, badge="MODEL", axis=axis)
         fits = bool((ranks["free_GB"] >= 0).all())
         words = explain_memory(ranks, spec, gpu, workload, layout)
