@@ -195,6 +195,7 @@ class TestLinks:
     def test_the_drawing_stands_where_the_figure_would(self):
         links = LinkPanel("dgx-1")
         assert (links.drawing.layout.display, links._view.layout.display) == ("", "none")
+        assert links.figure in links.still()  # for pages without a kernel
         links.show(view="bandwidth")
         assert (links.drawing.layout.display, links._view.layout.display) == ("none", "")
         before = links.drawing.machine

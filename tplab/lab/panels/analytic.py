@@ -110,7 +110,8 @@ class AnalyticPanel(Stilled, widgets.VBox):
     def still(self) -> Sequence[Part]:
         """Heading, settings, words, figure and table."""
         heading, *rest = super().still()
-        return [heading, settings_line(self._named.said(self._named.settings())), *rest]
+        instead = [self.figure] if self.drawn and self.figure is not None else []  # hidden behind what is drawn
+        return [heading, settings_line(self._named.said(self._named.settings())), *instead, *rest]
 
     def _moved(self) -> None:
         if not self._setting:
