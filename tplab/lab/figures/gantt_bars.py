@@ -176,11 +176,11 @@ def _marker(kind: str, trace: Trace, which: NDArray[np.int64]) -> dict[str, Any]
 
 def _text_colours(kind: str, trace: Trace, which: NDArray[np.int64]) -> Any:
     if kind not in _DARK:
-        return style.INK
+        return style.INK_ON_FILL
     v = trace.schedule.num_chunks
     if v == 1:
         return "white"
-    return ["white" if chunk / (v - 1) < 0.6 else style.INK for chunk in _chunks(trace, which)]
+    return ["white" if chunk / (v - 1) < 0.6 else style.INK_ON_FILL for chunk in _chunks(trace, which)]
 
 
 def _chunks(trace: Trace, which: NDArray[np.int64]) -> list[int]:

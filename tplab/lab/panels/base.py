@@ -5,13 +5,15 @@ stays free: Stop works, other cells run, and results are drawn as they come, on 
 measured before it failed or was stopped stays on the page. All that is said about it comes from one ``RunState``.
 """
 
+import contextvars
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
@@ -28,6 +30,7 @@ from tplab.lab.panels.run_status import RunStatus
 from tplab.lab.still import AFTER_A_MOVE_S, Part, Stilled, settings_line
 
 _DRAW_EVERY_S = 1.0
+_DRAWN_S = 30.0  # longer than any drawing takes
 _UNLESS_WAITED_FOR_S = 0.3  # then the waiting cell does it: what another thread sends belongs to another cell
 Submitted = Run[Any] | tuple[Run[Any], Any]
 """A run, or a run and what its drawing has to know of it."""
@@ -50,6 +53,10 @@ class RunPanel(Stilled, widgets.VBox):
         height: height of the figure in pixels.
     """
 
+    asks_ranks: ClassVar[bool] = False
+    """Whether ``submit`` asks the ranks something and waits for the answer. The button then submits from a thread of
+    its own, or the kernel would hang while other work has the ranks."""
+
     def __init__(
         self,
         pool: Pool,
@@ -66,6 +73,7 @@ class RunPanel(Stilled, widgets.VBox):
         self._look = widgets.ToggleButtons(options=views)
         self._look.observe(lambda _: self.redraw(), names="value")
         self._begun: Work | None = None  # the run under way; it may report before there is one
+        self._cluster: Cluster | None = None  # of the run under way
         self._changing = threading.RLock()  # the kernel's thread and the cluster's both tell
         self._ended = threading.Event()
         self._suited = ""
@@ -152,8 +160,10 @@ class RunPanel(Stilled, widgets.VBox):
         self._begin(raise_errors=True)
         work = self.state.work
         assert work is not None
-        values = work.run.result()
-        self._ended.wait()  # the drawing follows the result
+        try:
+            values = work.run.result()
+        finally:
+            self._ended.wait(_DRAWN_S)  # the drawing follows the result
         self.settled()  # within this cell: who executes a notebook hears nothing after its last
         if self.state.unclear is not None:
             raise self.state.unclear
@@ -161,10 +171,10 @@ class RunPanel(Stilled, widgets.VBox):
 
     def stop(self) -> None:
         """Press Stop: end the run; what it measured stays."""
-        work = self._begun
-        if work is not None:
+        if self.state.busy:
             self._become(asked=True)
-            work.run.stop()
+        if self._begun is not None:
+            self._begun.run.stop()
 
     def _become(self, **changes: Any) -> None:
         """Move to another state, and say everything anew from it."""
@@ -192,17 +202,29 @@ class RunPanel(Stilled, widgets.VBox):
         self._ended.clear()
         self._begun, self._drawn_at = None, 0.0
         self._so_far.value = ""
-        began_at = f"{datetime.now():%H:%M:%S}"
-        settings = self.settings()
         try:
-            cluster = self.pool.cluster
-            fresh = bool(cluster.launches) or self.state.work is not None
-            # Before it is submitted, for its reports do not wait.
-            self._become(stage="starting", progress=None, error=None, unclear=None, asked=False, fresh=fresh)
+            self._cluster = cluster = self.pool.cluster
+        except Exception as error:
+            self._refuse(error)
+            if raise_errors:
+                raise
+            return
+        fresh = bool(cluster.launches) or self.state.work is not None
+        # Before it is submitted, for its reports do not wait.
+        self._become(stage="starting", progress=None, error=None, unclear=None, asked=False, fresh=fresh)
+        self._look_around()
+        if raise_errors or not self.asks_ranks:
+            self._submit(cluster, self.settings(), raise_errors)
+        else:
+            submit = partial(contextvars.copy_context().run, self._submit, cluster, self.settings(), False)
+            threading.Thread(target=submit, daemon=True, name="tplab-panel").start()
+
+    def _submit(self, cluster: Cluster, settings: Settings, raise_errors: bool) -> None:
+        began_at = f"{datetime.now():%H:%M:%S}"
+        try:
             made = self.submit(cluster, settings)
         except Exception as error:
-            self._become(stage="refused", progress=None, error=error, unclear=None)
-            self._ended.set()
+            self._refuse(error)
             if raise_errors:
                 raise
             return
@@ -211,19 +233,25 @@ class RunPanel(Stilled, widgets.VBox):
         self._become(work=work)
         self.pool.queue(run, self.title)
         self._look_around()
+        if self.state.asked:  # while it was submitted
+            run.stop()
         run.add_done_callback(self._finish)
+
+    def _refuse(self, error: Exception) -> None:
+        self._become(stage="refused", progress=None, error=error, unclear=None)
+        self._ended.set()
 
     def _look_around(self) -> None:
         """Say what the run is waiting for. Called whenever the ranks' state changes, also on the cluster's thread."""
         with self._changing:
-            work = self._begun
-            if work is None or work.run.done():
+            run = None if self._begun is None else self._begun.run
+            if self._cluster is None or not self.state.busy or (run is not None and run.done()):
                 return
-            if work.run.running():
+            if run is not None and run.running():
                 self._become(stage="running")
-            elif ahead := self.pool.ahead_of(work.run):
+            elif ahead := self.pool.ahead_of(run):
                 self._become(stage="waiting", waiting_for=ahead)
-            elif work.cluster.state is State.RUNNING:
+            elif self._cluster.state is State.RUNNING:
                 self._become(stage="waiting", waiting_for="another cell")
             else:
                 self._become(stage="starting")

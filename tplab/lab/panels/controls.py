@@ -14,7 +14,7 @@ from tplab.shown import amount
 Settings = dict[str, Any]
 
 
-def wide(description_px: int = 84) -> dict[str, Any]:
+def wide(description_px: int = 104) -> dict[str, Any]:
     """Keywords of a control as wide as its column; a layout of its own, since panels hide single controls."""
     return {"layout": widgets.Layout(width="auto"), "style": {"description_width": f"{description_px}px"}}
 

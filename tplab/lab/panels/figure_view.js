@@ -120,6 +120,7 @@ function colourFor(value, key, page, type, parent) {
   if (isWhite(colour)) return key === "bgcolor" || (key === "color" && parent === "line") ? page.colour : value;
   if (colour === "#1F2430" && type === "bar" && key === "color" && parent === "marker") return DARK_INK_FILL;
   if (colour in DARK) return DARK[colour];
+  if (value.includes("color:#")) return value.replace(/(?<=color:)#\w{6}/g, (each) => DARK[each.toUpperCase()] ?? each);
   return key === "fillcolor" ? dimmed(colour) : value;
 }
 
@@ -130,31 +131,51 @@ function dimmed(colour) {
   return `rgb(${parts.map((each) => Math.round(each * 0.22)).join(",")})`;
 }
 
-/** A title that is wider than the plot gets smaller letters, then a second line. */
-function fitTitle(layout, width) {
-  const title = layout.title;
-  if (!title?.text || title.text.includes("<")) return;
-  const room = width - (layout.margin?.l ?? 80) - 12;
+function measured(text, pixels, family) {
+  const context = (measured.canvas ??= document.createElement("canvas")).getContext("2d");
+  context.font = `${pixels}px ${family}`;
+  return context.measureText(text.replace(/<[^>]+>/g, "")).width;
+}
+
+/** The largest of some letters with which a line has room; undefined if none. */
+const sizeFor = (text, from, least, room, family) => {
+  for (let size = from; size >= least; size--) if (measured(text, size, family) <= room) return size;
+  return undefined;
+};
+
+/** A title that is wider than the plot gets smaller letters, then a second line; so does a line above the plot. */
+function fitted(layout, width) {
   const family = layout.font?.family ?? "sans-serif";
-  const size = title.font?.size ?? 16;
-  const context = (fitTitle.canvas ??= document.createElement("canvas")).getContext("2d");
-  const measured = (text, pixels) => {
-    context.font = `${pixels}px ${family}`;
-    return context.measureText(text).width;
+  const room = width - (layout.margin?.l ?? 80) - 8;
+  const fit = (text, size, least) => {
+    const fits = sizeFor(text, size, least, room, family);
+    return fits ? { text, size: fits } : { text: inLines(text, least, room, family), size: least };
   };
-  const smaller = [size, size - 1, size - 2, size - 3].find((each) => measured(title.text, each) <= room);
-  if (smaller) {
-    layout.title = { ...title, font: { ...title.font, size: smaller } };
-    return;
+  const changed = { ...layout };
+  const title = layout.title;
+  if (title?.text && !title.text.includes("<")) {
+    const { text, size } = fit(title.text, title.font?.size ?? 16, 13);
+    const place = text === title.text ? {} : { y: 0.99 };
+    changed.title = { ...title, ...place, text, font: { ...title.font, size } };
   }
-  const words = title.text.split(" ");
+  changed.annotations = layout.annotations?.map((each) => {
+    const line = each.xref === "paper" && each.xanchor === "left" && each.x === 0 && !each.text?.includes("<br");
+    if (!line) return each;
+    const { text, size } = fit(each.text, each.font?.size ?? 12, 9);
+    return { ...each, text, align: "left", font: { ...each.font, size } };
+  });
+  return changed;
+}
+
+/** Text in lines that have room; tags around all of it stay where they are. */
+function inLines(text, size, room, family) {
   const lines = [""];
-  for (const word of words) {
+  for (const word of text.split(" ")) {
     const longer = lines.at(-1) ? `${lines.at(-1)} ${word}` : word;
-    if (measured(longer, size - 3) <= room || !lines.at(-1)) lines[lines.length - 1] = longer;
+    if (!lines.at(-1) || measured(longer, size, family) <= room) lines[lines.length - 1] = longer;
     else lines.push(word);
   }
-  layout.title = { ...title, text: lines.join("<br>"), y: 0.99, font: { ...title.font, size: size - 3 } };
+  return lines.join("<br>");
 }
 
 const PLAY_LABELS = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Back to the start", "fa-retweet": "Repeat" };
@@ -213,8 +234,7 @@ function render({ model, el }) {
         if (gone) break;
         page = backdrop(el);
         const { data, layout } = themed(figure, page);
-        fitTitle(layout, width);
-        await plotly.react(plot, data, { ...layout, width, autosize: false }, CONFIG);
+        await plotly.react(plot, data, { ...fitted(layout, width), width, autosize: false }, CONFIG);
         plot.dataset.drawn = String(Number(plot.dataset.drawn ?? 0) + 1);
       } while (again && !gone);
     } catch (error) {

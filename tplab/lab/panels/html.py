@@ -8,7 +8,7 @@ from tplab.cluster import ClusterClosed, NoRoom, RankDied, RankError, RankTimeou
 from tplab.lab import style
 
 _TEXT = "color:var(--jp-ui-font-color1,#1F2430)"
-_QUIET = "color:var(--jp-ui-font-color2,#5B6472)"
+_QUIET = f"{_TEXT};opacity:0.75"  # JupyterLab's own second colour is too pale for small letters
 _BORDER = "var(--jp-border-color2,#CBD0D8)"
 
 

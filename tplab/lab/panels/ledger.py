@@ -194,6 +194,7 @@ class LedgerPanel(Stilled, widgets.VBox):
             return
         self._try.disabled, self._stop.disabled = True, False
         self._said.value = html.quiet(f"{self._claim}: {LIVE[self._claim].what} …")
+        self.pool.queue(self._run.run, "The ledger")
         self._run.add_done_callback(self._finish)
 
     def _on_report(self, report: Report) -> None:

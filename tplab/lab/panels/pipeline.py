@@ -46,12 +46,12 @@ _WAIT, _COMPUTE = "wait", "compute"
 
 
 def _slider(value: int, low: int, high: int, text: str, step: int = 1) -> Any:
-    return widgets.IntSlider(value=value, min=low, max=high, step=step, description=text, **wide(92))
+    return widgets.IntSlider(value=value, min=low, max=high, step=step, description=text, **wide(104))
 
 
 def stages_control() -> Any:
     """Whether stages wait or compute; which of them is offered, ``ScheduleRunPanel.suit`` says."""
-    return widgets.Dropdown(options=(_WAIT, _COMPUTE), description="stages", **wide(92))
+    return widgets.Dropdown(options=(_WAIT, _COMPUTE), description="stages", **wide(104))
 
 
 class ScheduleRunPanel(RunPanel):
@@ -114,7 +114,7 @@ class PipelinePanel(ScheduleRunPanel):
     def __init__(self, pool: Pool, schedule: str = "1f1b", m: int = 8) -> None:
         named = {
             "schedule": widgets.Dropdown(
-                options=offered(SCHEDULES), value=schedule, description="schedule", **wide(92)
+                options=offered(SCHEDULES), value=schedule, description="schedule", **wide(104)
             ),
             "m": _slider(m, 1, 32, "micro-batches"),
             "v": _slider(2, 1, 4, "v chunks"),
@@ -160,7 +160,7 @@ class ServingPanel(RunPanel):
             pool,
             title="Inference pipelines",
             named={
-                "what": widgets.Dropdown(options=_WHAT, value=what, description="pipeline", **wide(92)),
+                "what": widgets.Dropdown(options=_WHAT, value=what, description="pipeline", **wide(104)),
                 "stage_ms": _slider(10, 2, 50, "stage ms"),
                 "last_ms": _slider(10, 2, 100, "last stage ms"),
                 "hop_ms": _slider(2, 0, 20, "hop ms"),

@@ -140,8 +140,9 @@ class Pool(Stilled, widgets.VBox):
         """Remember who has the ranks, or waits for them; ``title`` is how others are told of it."""
         self._queued = [(each, name) for each, name in self._queued if not each.done()] + [(run, title)]
 
-    def ahead_of(self, run: Run[Any]) -> str:
-        """Title of what has the ranks while ``run`` waits; empty if none of those that were queued."""
+    def ahead_of(self, run: Run[Any] | None) -> str:
+        """Title of what has the ranks while ``run`` waits (None: one that is queued next); empty if none of those that
+        were queued."""
         ahead = takewhile(lambda each: each[0] is not run, self._queued)
         return next((title for each, title in ahead if not each.done()), "")
 

@@ -88,6 +88,8 @@ def ended(error: BaseException | None) -> Stage:
 
 def phase_words(state: RunState) -> str:
     """The line under the buttons."""
+    if state.asked and state.busy:
+        return "Stopping …"
     match state.stage:
         case "idle":
             return "Not run yet."
@@ -161,10 +163,9 @@ def ribbon_words(state: RunState, now: Settings, in_words: Callable[[Settings], 
         if state.busy:
             return f"Not of this run yet. Shown: the run before, of {drawn.began_at} ({which})."
         assert state.work is not None
-        return (
-            f"Nothing was measured in the run of {state.work.began_at}. Shown: an earlier run, of {drawn.began_at} "
-            f"({which})."
-        )
+        last = f"the run of {state.work.began_at}"
+        why = f"{last[0].upper()}{last[1:]} could not be drawn" if state.unclear else f"Nothing was measured in {last}"
+        return f"{why}. Shown: an earlier run, of {drawn.began_at} ({which})."
     parts = []
     if state.stage in ("stopped", "failed"):
         parts.append(f"Only what was measured until the run {'was stopped' if state.stage == 'stopped' else 'failed'}.")

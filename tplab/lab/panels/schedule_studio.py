@@ -39,14 +39,14 @@ class ScheduleStudio(AnalyticPanel):
 
     def __init__(self, schedule: str = "1f1b", p: int = 4, m: int = 8) -> None:
         def whole(value: int, low: int, high: int, text: str, tip: str = "") -> Any:
-            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide(92))
+            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide(104))
 
         def time(value: float, high: float, text: str, low: float = 0.0) -> Any:
-            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(92))
+            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(104))
 
         named = {
             "phase": widgets.ToggleButtons(options=["train", "infer"], style={"button_width": "84px"}),
-            "schedule": widgets.Dropdown(options=offered(TRAINING), description="schedule", **wide(92)),
+            "schedule": widgets.Dropdown(options=offered(TRAINING), description="schedule", **wide(104)),
             "p": whole(p, 1, 16, "p ranks"),
             "m": whole(m, 1, 64, "micro-batches"),
             "v": whole(2, 1, 4, "v chunks", "chunks per rank: interleaved only"),

@@ -58,6 +58,8 @@ class CalibrationPanel(RunPanel):
     ``calibration`` is the last one, of a run that was stopped what it had; ``link`` the link it was made over.
     """
 
+    asks_ranks = True
+
     def __init__(self, pool: Pool) -> None:
         named = {
             "link": widgets.Dropdown(options=list(LINKS), description="link", **wide()),
@@ -102,6 +104,8 @@ class VerifyPanel(RunPanel):
     The prediction is from the calibration of a ``CalibrationPanel``, over the same link. ``verification`` is the last
     result; ``joined`` all of the session's, one per link.
     """
+
+    asks_ranks = True
 
     def __init__(self, calibrated: CalibrationPanel) -> None:
         self._calibrated = calibrated
