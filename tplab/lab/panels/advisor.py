@@ -83,29 +83,29 @@ class AdvisorPanel(AnalyticPanel):
 
         def pick(options: Any, value: Any, text: str, tip: str = "") -> Any:
             return widgets.SelectionSlider(
-                options=options, value=value, description=text, tooltip=tip or text, **wide()
+                options=options, value=value, description=text, tooltip=tip or text, **_wide()
             )
 
         super().__init__(
             title="Advisor",
             named={
                 "model": widgets.Dropdown(
-                    options=offered(MODELS), value="llama-3.1-70b", description="model", **wide()
+                    options=offered(MODELS), value="llama-3.1-70b", description="model", **_wide()
                 ),
-                "weights": widgets.Dropdown(options=("bf16", "fp8", "int8", "int4"), description="weights", **wide()),
-                "cache": widgets.Dropdown(options=("bf16", "fp8"), description="KV cache", **wide()),
-                "engine": widgets.Dropdown(options=offered(ENGINES), description="engine", **wide()),
+                "weights": widgets.Dropdown(options=("bf16", "fp8", "int8", "int4"), description="weights", **_wide()),
+                "cache": widgets.Dropdown(options=("bf16", "fp8"), description="KV cache", **_wide()),
+                "engine": widgets.Dropdown(options=offered(ENGINES), description="engine", **_wide()),
                 "input_length": pick(_LENGTHS, 1024, "tokens in"),
                 "output_length": pick(_LENGTHS, 256, "tokens out"),
                 "concurrency": pick(_LOADS, 16, "in flight", "requests in flight over the whole machine"),
                 "tpot_limit_ms": pick(_TPOT_LIMITS, 0.0, "per token", "longest time per output token"),
                 "ttft_limit_ms": pick(_TTFT_LIMITS, 0.0, "first token", "longest wait for the first token"),
                 "max_num_seqs": pick(_BATCHES, 0, "largest batch", "most requests that one replica runs at once"),
-                "prefill_policy": widgets.Dropdown(options=PREFILL_POLICIES, description="prompts' turn", **wide()),
+                "prefill_policy": widgets.Dropdown(options=PREFILL_POLICIES, description="prompts' turn", **_wide()),
                 "cached_prefix": pick(_PREFIXES, 0.0, "cached prefix", "share of each prompt that is cached"),
                 "speculative_tokens": pick(_GUESSES, 0, "guessed tokens", "tokens that a draft guesses in each step"),
                 "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
-                "rank": widgets.IntSlider(value=1, min=1, max=30, description="show layout", **wide()),
+                "rank": widgets.IntSlider(value=1, min=1, max=30, description="show layout", **_wide()),
             },
             view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "190px"}),
             drawing=Topology(),
@@ -198,9 +198,13 @@ class AdvisorPanel(AnalyticPanel):
         return figure, said(explain_flips(advice))
 
 
+def _wide() -> dict[str, Any]:
+    return wide(104)  # labels of two words
+
+
 def ranked_table(advice: Advice, looked_at: Option | None = None) -> str:
     """Layouts that fit, best first, with intervals, what binds and why they are not the best; the rest folded away."""
-    header = ("", "layout", "ms per token", "first token", "tokens/s", "per GPU", "GB free", "why")
+    header = ("", "layout", "ms per token", "first token", "tokens/s", "GB free", "why")
     frame = advice.table()
     rows = [_ranked(row, looked_at) for row in frame[frame["rank"] > 0].itertuples()]
     shown = html.table(header, rows[:_ROWS_SHOWN])
@@ -223,10 +227,9 @@ def _ranked(row: Any, looked_at: Option | None) -> tuple[str, ...]:
         bold.format(layout),
         f"{number(row.tpot_ms)}{_quiet(f'{number(row.tpot_low_ms)}&ndash;{number(row.tpot_high_ms)}')}",
         time_text(1e3 * row.ttft_ms).replace(" ", "&nbsp;"),
-        f"{row.output_tokens_per_s:,.0f}",
-        f"{row.tokens_per_s_per_gpu:,.0f}",
+        f"{row.output_tokens_per_s:,.0f}{_quiet(f'{row.tokens_per_s_per_gpu:,.0f}&nbsp;a&nbsp;GPU')}",
         number(row.free_GB),
-        f'<div style="min-width:170px">{escape(row.verdict)}{_quiet(f"bound by {escape(row.binding)}")}</div>',
+        f'<div style="min-width:150px">{escape(row.verdict)}{_quiet(f"bound by {escape(row.binding)}")}</div>',
     )
 
 

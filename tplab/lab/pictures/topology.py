@@ -133,6 +133,7 @@ class Topology(Picture):
             )
             self.badge = f"MODEL · {calibration.badge if calibration else f'{machine.source} links'}"
             self.prices = self._priced(placed)
+            self._measured(None)
 
     @property
     def placement(self) -> Placement:
@@ -181,7 +182,10 @@ class Topology(Picture):
         )
         row = [made.tpot_ms, made.output_tokens_per_s, made.term_ms("all_reduce"), made.term_ms("hops"), 0.0]
         of = ";".join(",".join(map(str, sorted(group))) for chain in placement.groups for group in chain)
-        self.prices = {**self.prices, "exact": {**self.prices.get("exact", {}), of: row}}
+        prices = {**self.prices, "exact": {**self.prices.get("exact", {}), of: row}}
+        if self.groups == self.best:
+            prices["best"] = dict(zip(PlacementPrice.__slots__, row, strict=True))
+        self.prices = prices
 
 
 def _by_gpu(machine: Machine, groups: Sequence[Sequence[Sequence[int]]]) -> list[int]:
