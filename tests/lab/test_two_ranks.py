@@ -115,6 +115,7 @@ def test_killed_while_it_talks(two: TwoRanks, pool: Pool) -> None:
 def test_killed_while_they_wait_and_by_somebody_else(two: TwoRanks, pool: Pool) -> None:
     pool.cluster.start()
     wait_for(lambda: states(two) == ["ready", "ready"])
+    two.run()
     two.kill(1)
     wait_for(lambda: states(two) == ["ended", "dead"])
     assert two.scene["card"]["title"] == "Rank 1 was killed by SIGKILL."
@@ -122,6 +123,8 @@ def test_killed_while_they_wait_and_by_somebody_else(two: TwoRanks, pool: Pool) 
     pool.cluster.start()  # not by this picture's Run: the card is of ranks that are gone
     wait_for(lambda: states(two) == ["ready", "ready"])
     assert two.scene["card"] is None
+    assert [(rank["got"], rank["last"]) for rank in two.scene["ranks"]] == [(None, 3.0), (None, 3.0)]
+    assert two.scene["status"].endswith("3 on every rank after each. These processes are new since.")
     os.kill(pids(two)[0], signal.SIGTERM)
     wait_for(lambda: states(two) == ["dead", "ended"])
     assert two.scene["card"]["title"] == "Rank 0 was killed by SIGTERM."

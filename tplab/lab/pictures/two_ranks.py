@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 import traitlets
 
 from tplab.checks import check_count
-from tplab.cluster import Cluster, ClusterClosed, Report, Run, RunStopped, State
+from tplab.cluster import Cluster, ClusterClosed, ClusterError, Report, Run, RunStopped, State
 from tplab.cluster.hello import contribution, talk
 from tplab.cluster.wire import describe_exit
 from tplab.lab.panels import html
 from tplab.lab.pictures.picture import Picture
 from tplab.measure import samples_of
+from tplab.shown import number
 
 if TYPE_CHECKING:
     from tplab.lab.panels.pool import Pool
@@ -87,6 +89,17 @@ class TwoRanks(Picture):
             self._tell()
             pool.on_launch(self._follow)
             self.on_msg(self._pressed)
+
+    def state(self) -> dict[str, Any]:
+        """What a page of its own is given: of live ranks the moment, for it could not go on."""
+        moment = {"live": False, "recording": [(0.0, self.scene)]} if self.live else {}
+        return super().state() | moment
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if self._pool is not None:
+            with suppress(ClusterError):
+                _ = self._pool.cluster  # shown means wanted: the ranks start while the reader reads
+        return super()._repr_mimebundle_(**kwargs)
 
     # What the buttons do.
 
@@ -169,7 +182,7 @@ class TwoRanks(Picture):
             self._launch += 1
             launch, self._cluster = self._launch, weakref.ref(cluster)
             self._killed_at = {}
-            self._tell(library=cluster.backend, ranks=_boxes(cluster.num_ranks, "none"))
+            self._tell(library=cluster.backend, ranks=self._fresh(cluster, "none"))
         me = weakref.ref(self)  # the cluster's thread keeps neither the picture nor its pool
 
         def on_state(state: State) -> None:
@@ -193,18 +206,26 @@ class TwoRanks(Picture):
                 case State.STARTING:
                     self._killed_at = {}
                     self._tell(card=None)  # it was of the ranks before
-                    ranks = _boxes(cluster.num_ranks, "starting")
+                    ranks = self._fresh(cluster, "starting")
                 case State.READY | State.RUNNING:
                     doing = "ready" if state is State.READY else "running"
-                    old = ranks if ranks[0]["pid"] == cluster.pids[0] else _boxes(cluster.num_ranks, doing)
+                    old = ranks if ranks[0]["pid"] == cluster.pids[0] else self._fresh(cluster, doing)
                     told = {"state": doing, "device": _device(cluster)}
                     ranks = [box | told | {"pid": pid} for box, pid in zip(old, cluster.pids, strict=True)]
                     self._tell(badge=cluster.badge)
                 case State.DOWN if dead:
                     ranks = [box if box["index"] in dead else box | {"state": "ended"} for box in ranks]
                 case State.DOWN | State.CLOSED:
-                    ranks = _boxes(cluster.num_ranks, "none")
+                    ranks = self._fresh(cluster, "none")
             self._tell(phase=state.value, ranks=ranks)
+
+    def _fresh(self, cluster: Cluster, state: str) -> list[dict[str, Any]]:
+        """Boxes of other processes than before, with what was held by those that they replace."""
+        old, new = self.scene["ranks"], _boxes(cluster.num_ranks, state)
+        if len(old) != len(new):
+            return new
+        last = [box["last"] if box["got"] is None else box["got"] for box in old]
+        return [box | {"last": value} for box, value in zip(new, last, strict=True)]
 
     def _on_exit(self, rank: int, exit_code: int | None) -> None:
         now = time.monotonic()
@@ -283,6 +304,7 @@ def _boxes(num_ranks: int, state: str) -> list[dict[str, Any]]:
             "state": state,
             "had": contribution(index),
             "got": None,
+            "last": None,
             "correct": None,
         }
         for index in range(num_ranks)
@@ -320,7 +342,8 @@ def _sentence(scene: Scene, *, ours: bool) -> str:
     if phase == State.READY.value:
         total = sum(box["had"] for box in scene["ranks"])
         if scene["count"]:
-            return f"Done: {scene['count']:,} all-reduces, {total:g} on every rank after each."
+            since = "" if scene["ranks"][0]["got"] is not None else " These processes are new since."
+            return f"Done: {scene['count']:,} all-reduces, {number(total)} on every rank after each.{since}"
         return f"{ranks} {'is' if n == 1 else 'are'} up and wait{'s' * (n == 1)}. Press Run."
     if phase == State.RUNNING.value:
         return f"{ranks} {'is' if n == 1 else 'are'} at work for another cell."

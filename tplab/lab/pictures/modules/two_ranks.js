@@ -28,7 +28,8 @@ const STYLE = `
 .two-ranks svg .name { font-weight: 600; font-size: 14px; }
 .two-ranks svg .small { font-size: 12px; fill: var(--quiet); }
 .two-ranks svg .dead .small { fill: #FFFFFF; }
-.two-ranks svg .value { font-size: 34px; font-weight: 700; }
+.two-ranks svg .held { font-size: 34px; font-weight: 700; }
+.two-ranks svg .held.before { fill: var(--quiet); opacity: 0.7; }
 .two-ranks svg .check { font-size: 15px; font-weight: 700; fill: #12906F; }
 .two-ranks svg .check.wrong { fill: #D9402F; }
 .two-ranks svg .time { font-size: 18px; font-weight: 700; }
@@ -112,8 +113,8 @@ function drawing() {
     const middle = x + width / 2;
     const gone = rank.state === "none" || rank.state === "ended";
     const alive = rank.state === "ready" || rank.state === "running";
-    const value = svg("text", { class: "value", x: middle, y: y + 84, "text-anchor": "middle" });
-    const check = svg("text", { class: `check${rank.correct === false ? " wrong" : ""}`, x: middle + 22, y: y + 80 });
+    const value = svg("text", { class: "held", x: middle, y: y + 84, "text-anchor": "middle" });
+    const check = svg("text", { x: middle + 22, y: y + 80 });
     values.push({ rank, value, check, alive });
     const pillWidth = words.length * 6.3 + 18;
     return svg("g", { class: rank.state === "dead" ? "dead" : gone ? "gone" : "" },
@@ -164,10 +165,14 @@ function drawing() {
     });
     for (const { rank, value, check, alive } of values) {
       const after = share >= 1 && rank.got !== null;
-      const text = alive ? number(after ? rank.got : rank.had, 6) : rank.state === "dead" ? "✕" : "";
+      const before = !after && !scene.busy && rank.last !== null; // what the process held that this one replaces
+      const shown = after ? rank.got : before ? rank.last : rank.had;
+      const text = alive ? number(shown, 6) : rank.state === "dead" ? "✕" : "";
       if (value.textContent !== text) value.textContent = text;
-      const mark = alive && after ? (rank.correct ? "✓" : "✗ wrong") : "";
+      put(value, { class: before ? "held before" : "held" });
+      const mark = !alive ? "" : before ? "last run" : !after ? "" : rank.correct ? "✓" : "✗ wrong";
       if (check.textContent !== mark) check.textContent = mark;
+      put(check, { class: before ? "small" : rank.correct ? "check" : "check wrong" });
     }
   }
   return { element: root, lay, move };
@@ -210,8 +215,6 @@ export function render({ model, el }) {
     const card = JSON.stringify(scene.card);
     if (card !== shown) words.replaceChildren(...(scene.card === null ? [] : [faultCard(scene.card)]), status.element);
     shown = card;
-    run.disabled = scene.busy;
-    stop.disabled = !scene.busy;
     const killable = ["starting", "ready", "running"].includes(scene.phase) && !scene.ranks.some((rank) => rank.state === "dead");
     if (kills.childElementCount !== scene.ranks.length) {
       const few = scene.ranks.length <= 4;
@@ -219,7 +222,11 @@ export function render({ model, el }) {
         type: "button", class: "kill", "aria-label": `Kill rank ${index}`, onclick: () => send({ press: "kill", rank: index }),
       }, few ? `Kill rank ${index}` : `✕ ${index}`)));
     }
+    const had = root.getRootNode().activeElement; // a button that is disabled gives the focus to the one that is next
     for (const button of kills.children) button.disabled = !killable;
+    run.disabled = scene.busy;
+    stop.disabled = !scene.busy;
+    if (had?.disabled && root.contains(had)) (scene.busy ? stop : run).focus();
   }
   const share = () => Math.min(1, (performance.now() - began) / FLIGHT_MS);
   function tick() {
@@ -254,6 +261,8 @@ export function render({ model, el }) {
       html("div", { class: "row" }, run, stop, html("label", {}, again, "again and again, until Stop"), kills), words);
     again.checked = model.get("until_stop");
     model.on("change:scene", changed);
+  } else if (recording.length === 1) {
+    root.append(picture.element, source, words);
   } else {
     const flights = new Map(recording.map(([at, { flight }]) => [flight, at]).reverse());
     const end = recording.at(-1)[0];
