@@ -21,6 +21,7 @@ from tplab.collectives.volumes import sent_bytes
 from tplab.lab.known_links import LINKS
 from tplab.lab.pictures import Picture, Race
 from tplab.lab.pictures.race import RACERS
+from tplab.lab.predict import Predict
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
 
@@ -92,6 +93,7 @@ def test_times_are_those_of_the_cost_model(plans: Page) -> None:
             "nbytes": round(2 ** draw.uniform(0, 34)),
             "alpha": 10 ** draw.uniform(-2, 4),
             "beta": 10 ** draw.uniform(-3, 3),
+            "ownLinks": draw.random() < 0.5,
         }
         for algorithm in RACERS
         for n in range(2, 9)
@@ -101,7 +103,8 @@ def test_times_are_those_of_the_cost_model(plans: Page) -> None:
         "(cases) => cases.map((c) => [plan.timeUs(c.algorithm, c), plan.planOf(c.algorithm, c).end])", cases
     )
     for case, (by_formula, by_messages) in zip(cases, found, strict=True):
-        want = time_us(case["algorithm"], case["nbytes"], case["n"], case["alpha"], case["beta"])
+        ports = case["n"] - 1 if case["ownLinks"] else 1
+        want = time_us(case["algorithm"], case["nbytes"], case["n"], case["alpha"], case["beta"], ports=ports)
         assert by_formula == pytest.approx(want, rel=1e-12), case
         assert by_messages == pytest.approx(want, rel=1e-9), case
 
@@ -136,13 +139,14 @@ def test_the_fastest_by_size_is_that_of_the_cost_model(plans: Page) -> None:
     draw = random.Random(11)
     for _ in range(60):
         n, alpha, beta = draw.randint(2, 8), 10 ** draw.uniform(-1, 3), 10 ** draw.uniform(-2, 3)
-        racers = draw.sample(RACERS, draw.randint(1, len(RACERS)))
-        bands = plans.evaluate("([a, s]) => plan.bandsOf(a, s)", [racers, {"n": n, "alpha": alpha, "beta": beta}])
+        racers, own_links = draw.sample(RACERS, draw.randint(1, len(RACERS))), draw.random() < 0.5
+        settings = {"n": n, "alpha": alpha, "beta": beta, "ownLinks": own_links}
+        bands = plans.evaluate("([a, s]) => plan.bandsOf(a, s)", [racers, settings])
         assert bands[0]["from"] == 0
         for band in bands:
             end = band["to"] if band["to"] not in (None, float("inf")) else 4 * band["from"] + 1e9
             size = (band["from"] + end) / 2
-            times = {name: time_us(name, size, n, alpha, beta) for name in racers}
+            times = {name: time_us(name, size, n, alpha, beta, ports=n - 1 if own_links else 1) for name in racers}
             best = min(times.values())
             tied = {name for name, us in times.items() if us <= best * (1 + 1e-9)}
             assert set(band["algorithms"]) == tied, (n, alpha, beta, band)
@@ -185,6 +189,8 @@ def test_every_control_takes_the_keyboard(open_picture: OpenPicture) -> None:
     page.get_by_label("link", exact=True).press("ArrowDown")
     expect(page.get_by_label("α, a message")).to_have_attribute("aria-valuetext", "2 µs")
     assert AlphaBeta(alpha_us=state(page, "alpha_us"), beta_GBps=state(page, "beta_GBps")) == list(LINKS.values())[1]
+    page.get_by_role("checkbox", name="a link of its own").press("Space")
+    expect(page.locator(".race-foot").first).to_have_text("1 step, 1 S = 256 KiB one after the other")
     page.get_by_role("checkbox", name="Two-shot").press("Space")
     expect(page.locator(".race-lane strong")).to_have_text(["One-shot", "Recursive doubling", "Two-shot", "Ring"])
     for name in ("One-shot", "Recursive doubling", "Two-shot"):
@@ -283,14 +289,19 @@ def test_with_less_motion_the_race_goes_from_step_to_step(open_picture: OpenPict
 
 
 def test_bytes_are_covered_until_somebody_has_predicted_them(open_picture: OpenPicture) -> None:
-    page = open_picture(Race(covered=True))
+    guess = Predict("bytes sent", unit="S")
+    race = Race(after=guess)
+    page = open_picture(race)
     page.get_by_label("race clock", exact=True).press("End")
     lanes = page.locator(".race-lanes")
     expect(lanes).to_contain_text("Bytes are counted here once you have predicted them")
     told = lanes.inner_text()
     assert "KiB" not in told
     assert "1.5" not in told
-    page.evaluate("tplab.set('covered', false)")
+    guess.commit(3)
+    page = open_picture(race)
+    page.get_by_label("race clock", exact=True).press("End")
+    lanes = page.locator(".race-lanes")
     expect(lanes).to_contain_text("6 steps, 1.5 S = 384 KiB")
     expect(lanes.locator("text.sent").last).to_have_text("384 KiB")
 
@@ -299,12 +310,11 @@ def test_what_was_measured_stands_beside_the_race_it_belongs_to(open_picture: Op
     page = open_picture(Race())
     rows = [{"algorithm": "ring", "num_ranks": 4, "nbytes": 1 << 18, "us": 1260.0, "badge": "LIVE gloo · 4 ranks"}]
     page.evaluate("(rows) => tplab.set('measured', rows)", rows)
-    words = page.locator(".race-measured-words")
-    expect(words).to_contain_text("LIVE gloo · 4 ranks")
-    expect(words.locator("tbody tr")).to_have_text(["Ring10.1 µs1.26 ms125 ×"])
+    beside = page.locator(".race-measured-time")
+    expect(beside).to_have_text(["", "", "measured: 1.26 ms LIVE gloo · 4 ranks"])
     expect(page.locator(".race-measured")).to_have_count(1)
     page.get_by_label("GPUs", exact=True).press("ArrowRight")  # another race
-    expect(words).to_have_text("")
+    expect(beside).to_have_text(["", "", ""])
     expect(page.locator(".race-measured")).to_have_count(0)
     page.get_by_label("GPUs", exact=True).press("ArrowLeft")
-    expect(words).to_contain_text("1.26 ms")
+    expect(beside.last).to_contain_text("1.26 ms")

@@ -9,6 +9,7 @@ from tplab.checks import ArgumentError, check_count, check_number, check_one_of,
 from tplab.lab import style
 from tplab.lab.choice import Choice
 from tplab.lab.panels import html
+from tplab.lab.panels.check_boxes import CheckBoxes
 from tplab.shown import amount
 
 Settings = dict[str, Any]
@@ -88,9 +89,11 @@ def check_offered(name: str, control: Any, value: Any) -> None:
     """Raises ``ArgumentError`` for a value that ``control`` cannot take, with those it can."""
     if isinstance(control, widgets.Textarea | widgets.Text):
         check_text(name, value)
+    elif isinstance(control, CheckBoxes):
+        control.check(name, value)
     elif hasattr(control, "options"):
         offered = [option[1] if isinstance(option, tuple) else option for option in control.options]
-        several = isinstance(control, widgets.SelectMultiple | widgets.SelectionRangeSlider)
+        several = isinstance(control, widgets.SelectionRangeSlider)
         if several and not isinstance(value, list | tuple):
             raise ArgumentError(name, value, f"must be a list or tuple out of {', '.join(map(str, offered))}")
         for item in value if several else [value]:

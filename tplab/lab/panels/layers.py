@@ -20,6 +20,7 @@ from tplab.lab.figures.layers import (
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
+from tplab.lab.panels.check_boxes import CheckBoxes
 from tplab.lab.panels.controls import Settings, offer_links, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import Work
@@ -53,9 +54,7 @@ class PhasesPanel(RunPanel):
             pool,
             title="One block, decode to prefill",
             named={
-                "tokens": widgets.SelectMultiple(
-                    options=steps, value=(1, 16, 128, 512), rows=len(steps), description="Tokens", **wide(76)
-                ),
+                "tokens": CheckBoxes(steps, value=(1, 16, 128, 512), description="Tokens in a pass"),
                 "hidden": widgets.Dropdown(options=(256, 512, 1024), value=512, description="Hidden", **wide(76)),
                 "link": widgets.Dropdown(options=list(LINKS), description="Link", **wide(76)),
             },
@@ -99,9 +98,7 @@ class OverlapPanel(RunPanel):
             pool,
             title="Chunked all-reduce",
             named={
-                "chunks": widgets.SelectMultiple(
-                    options=chunks, value=(1, 2, 4, 8, 16), rows=len(chunks), description="Chunks", **look
-                ),
+                "chunks": CheckBoxes(chunks, value=(1, 2, 4, 8, 16), description="Numbers of chunks"),
                 "tokens": widgets.Dropdown(options=_TOKENS, description="Tokens", **look),
                 "in_features": widgets.Dropdown(options=_IN_FEATURES, description="Features in", **look),
                 "out_features": widgets.Dropdown(options=_OUT_FEATURES, description="Features out", **look),

@@ -1,21 +1,40 @@
 """Notebook 02's panel: sweep an all-reduce over sizes, and set models beside the measurement."""
 
+from typing import Any
+
 import ipywidgets as widgets
 import pandas as pd
 
 from tplab.cluster import Cluster
 from tplab.collectives.cost import AlphaBeta
 from tplab.collectives.sweep import submit_sweep, sweep_frame
-from tplab.collectives.sweep_plan import ALGORITHMS, MODES, plan_sweep
+from tplab.collectives.sweep_plan import ALGORITHMS, MODES, ON_SYMMETRIC_MEMORY, plan_sweep
+from tplab.lab.choice import Choice
 from tplab.lab.figures.collectives import busbw_figure, explain_sweep, latency_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
+from tplab.lab.panels.check_boxes import CheckBoxes
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import Work
 from tplab.shown import bytes_text
 
 _SIZES = [(bytes_text(1 << power), 1 << power) for power in range(8, 29)]
+_TEXTS = {
+    "library": "the library's own",
+    "ring": "ring",
+    "two-shot": "two-shot",
+    "one-shot": "one-shot",
+    "recursive-doubling": "recursive doubling",
+    "int8-two-shot": "two-shot in int8",
+    "symmetric-one-shot": "torch's one-shot kernel",
+    "symmetric-two-shot": "torch's two-shot kernel",
+    "pushed-one-shot": "our one-shot kernel",
+    "pushed-two-shot": "our two-shot kernel",
+    "pushed-int8": "our kernel in int8",
+    "pushed-fp8": "our kernel in fp8",
+}
+"""What the algorithms are called in the boxes."""
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -27,25 +46,38 @@ class SweepPanel(RunPanel):
     """
 
     def __init__(self, pool: Pool, *, link: AlphaBeta | None = None) -> None:
-        look = wide(76)
-        named = {
+        named: dict[str, Any] = {
             "sizes": widgets.SelectionRangeSlider(
                 options=_SIZES,
                 value=(1 << 10, 1 << 24),
                 description="Sizes",
                 **wide(34),  # the readout needs the room
             ),
-            "dtypes": widgets.SelectMultiple(
-                options=_DTYPES, value=("float32",), rows=len(_DTYPES), description="Dtypes", **look
+            "dtypes": CheckBoxes(_DTYPES, value=("float32",), description="Types of numbers"),
+            "algorithms": CheckBoxes(
+                [(_TEXTS[name], name) for name in ALGORITHMS], value=("library",), description="Algorithms"
             ),
-            "algorithms": widgets.SelectMultiple(
-                options=ALGORITHMS, value=("library",), rows=len(ALGORITHMS), description="Algorithms", **look
-            ),
-            "mode": widgets.Dropdown(options=MODES, description="Launch", **look),
+            "mode": widgets.Dropdown(options=MODES, description="Launch", **wide(76)),
         }
+        named["mode"].observe(lambda _: self._withhold(), names="value")
         self.link = link
         self.frame: pd.DataFrame | None = None
+        self._own_gpus = False
         super().__init__(pool, title="All-reduce sweep", named=named, views=("Latency", "Bus bandwidth"), height=560)
+
+    def suit(self, choice: Choice) -> None:
+        """Offer what these ranks have: kernels over other GPUs' memory need a GPU each, CUDA graphs NCCL."""
+        self._own_gpus = choice.own_gpus
+        graphs = [("eager", "eager"), ("in a CUDA graph", "graph")]
+        self._named["mode"].options = graphs if choice.on_gpus else [("eager; CUDA graphs need GPUs", "eager")]
+        self._withhold()
+
+    def _withhold(self) -> None:
+        reasons = {} if self._own_gpus else dict.fromkeys(ON_SYMMETRIC_MEMORY, "Need a GPU per rank")
+        if self._named["mode"].value == "graph":
+            captured = ("library", *ON_SYMMETRIC_MEMORY)
+            reasons |= {name: "Not in CUDA graphs" for name in ALGORITHMS if name not in captured}
+        self._named["algorithms"].refuse(reasons)
 
     def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         low, high = settings["sizes"]

@@ -9,6 +9,7 @@ from tplab.checks import check_all_of, check_count, check_number
 from tplab.collectives.cost import AlphaBeta, time_us
 from tplab.lab.known_links import LINKS
 from tplab.lab.pictures.picture import Picture
+from tplab.lab.predict import Predict
 
 RACERS = ("one-shot", "recursive-doubling", "two-shot", "ring")
 """Algorithms that can take part, by their names in ``volumes.ALGORITHMS``."""
@@ -25,7 +26,12 @@ class Race(Picture):
         nbytes: bytes of the tensor that each of them holds.
         link: latency and bandwidth of one rank; by default the first of ``LINKS``.
         algorithms: who runs, out of ``RACERS``.
-        covered: whether the counts of bytes are left out, for a page that asks for them.
+        own_links: whether every two GPUs have a link of their own (``ports`` of ``time_us``), not each GPU one for all.
+        after: a prediction that the counts of bytes would give away: they are left out until a number was committed, or
+            the answer shown without one.
+
+    ``measured``: dictionaries of ``algorithm``, ``num_ranks``, ``nbytes``, ``us`` and ``badge``, shown beside the race
+    that has as many ranks and bytes.
     """
 
     module = "race"
@@ -36,6 +42,7 @@ class Race(Picture):
     alpha_us = traitlets.Float().tag(sync=True)
     beta_GBps = traitlets.Float().tag(sync=True)
     algorithms = traitlets.List(trait=traitlets.Unicode()).tag(sync=True)
+    own_links = traitlets.Bool(False).tag(sync=True)
     covered = traitlets.Bool(False).tag(sync=True)
     links = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
     measured = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
@@ -47,7 +54,8 @@ class Race(Picture):
         *,
         link: AlphaBeta | None = None,
         algorithms: Sequence[str] = ("one-shot", "recursive-doubling", "ring"),
-        covered: bool = False,
+        own_links: bool = False,
+        after: Predict | None = None,
     ) -> None:
         link = link or next(iter(LINKS.values()))
         super().__init__(
@@ -56,9 +64,14 @@ class Race(Picture):
             alpha_us=link.alpha_us,
             beta_GBps=check_number("beta_GBps", link.beta_GBps, above=0),
             algorithms=list(check_all_of("algorithms", algorithms, RACERS)),
-            covered=covered,
+            own_links=own_links,
+            covered=after is not None,
             links=[_offer(name, each) for name, each in LINKS.items()],
         )
+        self._cover = None if after is None else after.afterwards(self._uncover)
+
+    def _uncover(self) -> None:
+        self.covered = False
 
     @property
     def link(self) -> AlphaBeta:
@@ -68,9 +81,9 @@ class Race(Picture):
     @property
     def times_us(self) -> Mapping[str, float]:
         """Microseconds of each algorithm in the race, by name, with what the sliders say."""
-        return {
-            name: time_us(name, self.nbytes, self.num_ranks, self.alpha_us, self.beta_GBps) for name in self.algorithms
-        }
+        ports = self.num_ranks - 1 if self.own_links else 1
+        settings = (self.nbytes, self.num_ranks, self.alpha_us, self.beta_GBps)
+        return {name: time_us(name, *settings, ports=ports) for name in self.algorithms}
 
     def offer(self, name: str, link: AlphaBeta) -> None:
         """Offer ``link`` as the first choice, and choose it."""

@@ -13,11 +13,6 @@ const RACE_CSS = `
 .race-legend i { display: inline-block; width: 11px; height: 11px; margin-right: 5px; vertical-align: -1px; }
 .race-who { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap: 4px 14px; }
 .race-who legend { float: left; padding: 0; margin-right: 4px; }
-.race-measured-words { margin: 4px 0; }
-.race-measured-words table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.race-measured-words :is(th, td) { text-align: right; padding: 2px 18px 2px 0; border-bottom: 1px solid var(--line); font-weight: 400; }
-.race-measured-words thead th { font-weight: 600; }
-.race-measured-words :is(th, td):first-child { text-align: left; }
 `;
 
 export function render({ model, el }) {
@@ -28,14 +23,13 @@ export function render({ model, el }) {
   heard.element.className = "unseen";
   const legend = html("div", { class: "race-legend" });
   const grid = html("div", { class: "race-lanes" });
-  const measuredWords = html("div", { class: "race-measured-words" });
   const linkPlace = html("span");
   let plans = [];
   let total = 1;
 
   const settings = () => ({
     ...{ n: model.get("num_ranks"), nbytes: model.get("nbytes") },
-    ...{ alpha: model.get("alpha_us"), beta: model.get("beta_GBps") },
+    ...{ alpha: model.get("alpha_us"), beta: model.get("beta_GBps"), ownLinks: model.get("own_links") },
   });
   const chosen = () => ALGORITHMS.filter((algorithm) => model.get("algorithms").includes(algorithm));
   const change = (values) => {
@@ -70,6 +64,9 @@ export function render({ model, el }) {
     return { algorithm, input, element: html("label", {}, input, NAMES[algorithm]) };
   });
   const who = html("fieldset", { class: "race-who" }, html("legend", {}, "racers"), ...boxes.map((box) => box.element));
+
+  const own = html("input", { type: "checkbox", onchange: () => change({ own_links: own.checked }) });
+  const ownBox = html("label", {}, own, "a link of its own between every two GPUs");
 
   const strips = raceStrips((part) => {
     time.pause();
@@ -113,21 +110,9 @@ export function render({ model, el }) {
     );
   }
 
-  function drawMeasured({ n, nbytes }) {
-    const rows = model.get("measured").filter((each) => each.num_ranks === n && each.nbytes === nbytes);
-    const shown = plans.flatMap(({ algorithm, end }) => {
-      const found = rows.findLast((each) => each.algorithm === algorithm);
-      return found ? [[NAMES[algorithm], timeText(end), timeText(found.us), `${number(found.us / end, 2)} ×`, found.badge]] : [];
-    });
-    if (!shown.length) return measuredWords.replaceChildren();
-    const row = (cells, tag) => html("tr", {}, ...cells.map((cell, i) => html(i ? tag : "th", { scope: i ? null : "row" }, cell)));
-    const header = row(["algorithm", "race", "measured", "ratio"], "th");
-    measuredWords.replaceChildren(
-      html("div", {}, html("span", { class: "badge", style: "background:#007E5D" }, shown.at(-1)[4]), ` ${bytesText(nbytes)} on ${n} ranks`),
-      html("table", {}, html("thead", {}, header), html("tbody", {}, ...shown.map((cells) => row(cells.slice(0, 4), "td")))),
-    );
-    return undefined;
-  }
+  // The newest of what was measured on as many ranks, of as many bytes.
+  const measuredBeside = ({ n, nbytes }, algorithm) =>
+    model.get("measured").findLast((each) => each.num_ranks === n && each.nbytes === nbytes && each.algorithm === algorithm);
 
   function update() {
     const now = settings();
@@ -142,12 +127,14 @@ export function render({ model, el }) {
       input.checked = racers.includes(algorithm);
       input.disabled = input.checked && racers.length === 1; // somebody must run
     });
+    own.checked = now.ownLinks;
     linkChoice();
     plans = racers.map((algorithm) => planOf(algorithm, now));
     total = Math.max(...plans.map(({ end }) => end));
     plans.forEach((plan) => {
       const { place } = ranked.find(({ algorithm }) => algorithm === plan.algorithm);
-      lanes.get(plan.algorithm).build(plan, { covered: model.get("covered"), place });
+      const measured = measuredBeside(now, plan.algorithm);
+      lanes.get(plan.algorithm).build(plan, now, { covered: model.get("covered"), place, measured });
     });
     grid.replaceChildren(...racers.map((algorithm) => lanes.get(algorithm).element));
     const bands = bandsOf(racers, now);
@@ -156,14 +143,13 @@ export function render({ model, el }) {
     strips.build(plans, total);
     crossing.build(racers, now, model.get("measured"), words.join(" "));
     drawLegend(now.n);
-    drawMeasured(now);
     const stops = [...new Set(plans.flatMap(({ steps }) => steps.map(({ end }) => end)))].sort((a, b) => a - b);
     const fastest = Math.min(...plans.map(({ end }) => end));
     time.reset({ duration: total, stops, seconds: Math.min(14, Math.max(5, (1.6 * total) / fastest)) });
     time.seek(part * total);
   }
 
-  const read = ["num_ranks", "nbytes", "alpha_us", "beta_GBps", "algorithms", "covered", "links", "measured"];
+  const read = ["num_ranks", "nbytes", "alpha_us", "beta_GBps", "algorithms", "own_links", "covered", "links", "measured"];
   let waiting = 0;
   const soon = () => {
     waiting ||= requestAnimationFrame(() => {
@@ -173,9 +159,9 @@ export function render({ model, el }) {
   };
   read.forEach((name) => model.on(`change:${name}`, soon));
   root.append(
-    html("div", { class: "row" }, html("span", { class: "badge" }, "MODEL"), linkPlace, alpha.element, beta.element),
+    html("div", { class: "row" }, html("span", { class: "badge" }, "MODEL"), linkPlace, alpha.element, beta.element, ownBox),
     html("div", { class: "row" }, size.element, ranks.element, who),
-    time.element, verdict, grid, legend, measuredWords,
+    time.element, verdict, grid, legend,
     html("div", { class: "race-charts" }, strips.element, crossing.element),
     heard.element,
   );

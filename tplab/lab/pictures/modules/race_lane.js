@@ -27,6 +27,8 @@ export const LANE_CSS = `
 .race-lane svg text { font-size: 14px; font-variant-numeric: tabular-nums; }
 .race-lane svg .name { font-weight: 600; }
 .race-lane svg .sent { fill: var(--quiet); }
+.race-measured-time { font-size: 13px; font-variant-numeric: tabular-nums; }
+.race-measured-time .badge { background: #007E5D; white-space: nowrap; }
 .race-link { stroke: var(--line); stroke-width: 1.5; }
 .race-link.busy { stroke: var(--quiet); stroke-width: 2; }
 .race-tile { fill: var(--soft); stroke: var(--line); stroke-width: 1.5; }
@@ -74,14 +76,21 @@ export function raceLane(algorithm) {
   const clock = html("span", { class: "clock" });
   const stepLine = html("div", { class: "race-step" });
   const foot = html("div", { class: "race-foot" });
+  const measured = html("div", { class: "race-measured-time" });
   const picture = svg("svg", { role: "img" });
   const head = html("div", { class: "race-head" }, html("strong", {}, NAMES[algorithm]), place, clock);
-  const element = html("section", { class: "race-lane", "aria-label": NAMES[algorithm] }, head, stepLine, picture, foot);
+  const element = html("section", { class: "race-lane", "aria-label": NAMES[algorithm] }, head, stepLine, picture, foot, measured);
   let plan, layout, tiles, links, loads, held, applied, before, arrivals, covered, finish, stepSaid;
 
-  function build(newPlan, settings) {
+  // `measured`: the last time on ranks of this very race, or none.
+  function build(newPlan, settings, extras) {
     plan = newPlan;
-    ({ covered, place: finish } = settings);
+    ({ covered, place: finish } = extras);
+    measured.replaceChildren(
+      ...(extras.measured
+        ? [`measured: ${timeText(extras.measured.us)} `, html("span", { class: "badge" }, extras.measured.badge)]
+        : []),
+    );
     layout = placesOf(plan.n);
     arrivals = [...plan.messages].sort((a, b) => a.arrives - b.arrives);
     put(picture, { viewBox: `${-WIDTH / 2} ${layout.top} ${WIDTH} ${layout.height}` });
@@ -95,11 +104,10 @@ export function raceLane(algorithm) {
     picture.loads = layers[2];
     before = -1;
     stepSaid = null;
-    const { steps, perByte } = closedForm(algorithm, plan.n);
-    const busiest = `${number(perByte)} S = ${bytesText(perByte * plan.nbytes)}`;
-    foot.textContent = covered
-      ? `${steps} step${steps > 1 ? "s" : ""}. Bytes are counted here once you have predicted them.`
-      : `${steps} step${steps > 1 ? "s" : ""}, ${busiest} one after the other`;
+    const { steps, perByte } = closedForm(algorithm, settings);
+    const inARow = `${number(perByte)} S = ${bytesText(perByte * plan.nbytes)}`;
+    const counted = covered ? ". Bytes are counted here once you have predicted them." : `, ${inARow} one after the other`;
+    foot.textContent = `${steps} step${steps > 1 ? "s" : ""}${counted}`;
   }
 
   function drawLink(layer, from, to) {

@@ -19,12 +19,14 @@ export const ALGORITHMS = Object.keys(NAMES);
 const powerBelow = (n) => 2 ** Math.floor(Math.log2(n) + 1e-9);
 
 // Steps that follow one another, and bytes that do, in units of S: time = steps * alpha + perByte * S / beta.
-export function closedForm(algorithm, n) {
+// `ownLinks`: every two ranks have a link of their own, so what goes to several of them goes at once.
+export function closedForm(algorithm, { n, ownLinks }) {
+  const ports = ownLinks ? n - 1 : 1;
   switch (algorithm) {
     case "one-shot":
-      return { steps: 1, perByte: n - 1 };
+      return { steps: 1, perByte: (n - 1) / ports };
     case "two-shot":
-      return { steps: 2, perByte: (2 * (n - 1)) / n };
+      return { steps: 2, perByte: (2 * (n - 1)) / n / ports };
     case "ring":
       return { steps: 2 * (n - 1), perByte: (2 * (n - 1)) / n };
     case "recursive-doubling": {
@@ -37,16 +39,16 @@ export function closedForm(algorithm, n) {
   }
 }
 
-export function timeUs(algorithm, { n, nbytes, alpha, beta }) {
-  const { steps, perByte } = closedForm(algorithm, n);
-  return steps * alpha + (perByte * nbytes) / (beta * BYTES_PER_US);
+export function timeUs(algorithm, settings) {
+  const { steps, perByte } = closedForm(algorithm, settings);
+  return steps * settings.alpha + (perByte * settings.nbytes) / (settings.beta * BYTES_PER_US);
 }
 
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 const modulo = (a, n) => ((a % n) + n) % n;
 
 // The steps of an algorithm: {name, messages: [{from, to, chunks, adds, place}]}. `place` counts the messages that a
-// rank sends in the step, for they leave one after the other; `adds` says whether what comes is added or put in place.
+// rank sends in the step, for they leave one after the other where it has one link; `adds` says whether what comes is added or put in place.
 export function stepsOf(algorithm, n) {
   const all = range(n);
   const direct = (name, chunksFor, adds) => ({
@@ -91,7 +93,7 @@ function doublingSteps(n) {
 export const heldAtFirst = (n) => range(n).map((rank) => range(n).map(() => 1 << rank));
 
 // The race of one algorithm: its steps in time, its messages with what they carry, and when each leaves and arrives.
-export function planOf(algorithm, { n, nbytes, alpha, beta }) {
+export function planOf(algorithm, { n, nbytes, alpha, beta, ownLinks }) {
   const held = heldAtFirst(n);
   const bytesUs = (chunks) => (chunks.length / n) * (nbytes / (beta * BYTES_PER_US));
   const messages = [];
@@ -100,7 +102,7 @@ export function planOf(algorithm, { n, nbytes, alpha, beta }) {
     const step = { name, index, start, bytesEnd: start, end: start };
     const arriving = sent.map((message) => {
       const us = bytesUs(message.chunks);
-      const leaves = start + message.place * us;
+      const leaves = start + (ownLinks ? 0 : message.place * us);
       const load = message.chunks.map((chunk) => held[message.from][chunk]);
       step.bytesEnd = Math.max(step.bytesEnd, leaves + us);
       return { ...message, step: index, load, leaves, sent: leaves + us, arrives: leaves + us + alpha };
@@ -115,9 +117,9 @@ export function planOf(algorithm, { n, nbytes, alpha, beta }) {
 }
 
 // Which algorithm is the fastest from which size on: [{algorithms, from, to}] in bytes, equal ones together.
-export function bandsOf(algorithms, { n, alpha, beta }) {
-  const perByte = (algorithm) => closedForm(algorithm, n).perByte / (beta * BYTES_PER_US);
-  const fixed = (algorithm) => closedForm(algorithm, n).steps * alpha;
+export function bandsOf(algorithms, settings) {
+  const perByte = (algorithm) => closedForm(algorithm, settings).perByte / (settings.beta * BYTES_PER_US);
+  const fixed = (algorithm) => closedForm(algorithm, settings).steps * settings.alpha;
   const same = (one, other) => perByte(one) === perByte(other) && fixed(one) === fixed(other);
   const bands = [];
   let from = 0;
