@@ -12,15 +12,14 @@ import pytest
 
 from tplab.cluster import RankDied, RunStopped
 from tplab.collectives.cost import AlphaBeta, Curve
-from tplab.lab import Pool, RingStepper, SweepPanel
-from tplab.lab.figures import algorithms_figure, busbw_figure, bytes_figure, latency_figure, ring_figure
+from tplab.lab import Pool, SweepPanel
+from tplab.lab.figures import algorithms_figure, busbw_figure, bytes_figure, latency_figure
 from tplab.lab.figures.collectives import (
     explain_busbw,
     explain_emulated,
     explain_growth,
     explain_sweep,
     leave_one_out,
-    ring_state,
 )
 from tplab.lab.panels.figure_view import FigureView
 
@@ -75,20 +74,6 @@ def test_left_out_points_are_predicted_by_the_others_only() -> None:
     predicted = leave_one_out(sizes, times)
     assert np.isnan(predicted[[0, 3]]).all()
     assert predicted[1] == pytest.approx(20.0)  # from 10 at 1 and 40 at 4, whatever was measured at 2
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 8])
-def test_the_ring_ends_with_every_sum_everywhere(n: int) -> None:
-    assert ring_state(n, 2 * (n - 1)) == [[n] * n] * n
-    half = ring_state(n, n - 1)
-    assert [sum(count == n for count in row) for row in half] == [1] * n  # each rank owns one complete chunk
-
-
-def test_the_ring_figure_names_what_is_out_of_range() -> None:
-    with pytest.raises(ValueError, match="step must be a whole number from 0 to 6"):
-        ring_figure(4, 7)
-    with pytest.raises(ValueError, match="n must be"):
-        ring_figure(1, 0)
 
 
 def test_bytes_figure_sets_counted_beside_formula() -> None:
@@ -157,21 +142,6 @@ def test_the_words_on_a_declared_link_say_whether_large_messages_are_nearer() ->
     assert "the cores were busy" in explain_emulated(frame.assign(error_pct=[5.0, 5.0, 60.0]))
     assert "WRONG" in explain_emulated(frame.assign(correct=[True, False, True]))
     assert explain_emulated(frame.head(0)) == ""
-
-
-def test_the_stepper_follows_its_sliders() -> None:
-    stepper = RingStepper(4)
-    stepper._step.value = 3
-    assert "after step 3 of 6" in stepper.figure.layout.title.text
-    assert "2(4 - 1)/4" not in stepper._bytes.value  # the notebook asks for it above the panel
-    stepper._step.value = 6
-    assert "6/4 = 1.5" in stepper._bytes.value
-    assert "2(4 - 1)/4" in stepper._bytes.value
-    stepper._n.value = 2
-    assert stepper._step.value <= 2
-    assert "of 2" in stepper.figure.layout.title.text
-    with pytest.raises(ValueError, match="step"):
-        stepper.show(2, 5)
 
 
 def test_the_place_of_a_figure_is_as_high_as_the_figure() -> None:

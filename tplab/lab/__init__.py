@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.collectives import explain_busbw as explain_busbw
     from tplab.lab.figures.collectives import explain_emulated as explain_emulated
     from tplab.lab.figures.collectives import explain_growth as explain_growth
+    from tplab.lab.figures.collectives import explain_race as explain_race
     from tplab.lab.figures.collectives import explain_sweep as explain_sweep
     from tplab.lab.figures.crossover import explain_losses as explain_losses
     from tplab.lab.figures.generation import explain_stages as explain_stages
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.pipeline import ServingPanel as ServingPanel
     from tplab.lab.panels.pool import Pool as Pool
     from tplab.lab.panels.profile import ProfilePanel as ProfilePanel
-    from tplab.lab.panels.ring import RingStepper as RingStepper
+    from tplab.lab.panels.race import RacePanel as RacePanel
     from tplab.lab.panels.schedule_studio import ScheduleStudio as ScheduleStudio
     from tplab.lab.panels.sweep import SweepPanel as SweepPanel
     from tplab.lab.panels.verification import CalibrationPanel as CalibrationPanel

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.collectives import busbw_figure as busbw_figure
     from tplab.lab.figures.collectives import bytes_figure as bytes_figure
     from tplab.lab.figures.collectives import latency_figure as latency_figure
-    from tplab.lab.figures.collectives import ring_figure as ring_figure
+    from tplab.lab.figures.collectives import race_figure as race_figure
     from tplab.lab.figures.crossover import crossover_figure as crossover_figure
     from tplab.lab.figures.crossover import losses_figure as losses_figure
     from tplab.lab.figures.generation import layouts_figure as layouts_figure

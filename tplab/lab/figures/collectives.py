@@ -1,4 +1,4 @@
-"""All-reduce: latency, bus bandwidth, bytes per rank, and the ring step by step."""
+"""All-reduce: latency, bus bandwidth, bytes per rank, and a measured race."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -9,11 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tplab.checks import check_count
 from tplab.collectives.cost import AlphaBeta, Curve, errors, fit_line, leave_out_error, lower_bound_us, time_us
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.shown import bytes_text, number
+from tplab.shown import bytes_text, number, time_text
 
 _SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
@@ -136,59 +135,56 @@ def bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     return style.card(figure, title="Bytes on the wire, per rank", badge=badge, height=420)
 
 
-def ring_figure(n: int, step: int) -> go.Figure:
-    """The ring all-reduce after ``step`` of its 2(n-1) steps: which rank holds how much of which chunk.
+def race_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
+    """Algorithms side by side, measured and by formula.
 
-    Cell (rank, chunk) shows how many ranks' contributions are in it; a full sum is marked. Bytes sent so far are in
-    the title, in units of S.
+    Args:
+        frame: as ``race_frame`` gives it.
     """
-    check_count("step", step, most=2 * (check_count("n", n, least=2) - 1))
-    held = ring_state(n, step)
     figure = go.Figure()
-    figure.add_heatmap(
-        z=held,
-        x=[f"chunk {c}" for c in range(n)],
-        y=[f"rank {r}" for r in range(n)],
-        zmin=1,
-        zmax=n,
-        colorscale=[[0.0, style.IDLE], [0.999, style.DECODE], [1.0, style.FORWARD]],
-        showscale=False,
-        xgap=3,
-        ygap=3,
-        text=[["Σ" if count == n else str(count) for count in row] for row in held],
-        texttemplate="%{text}",
-        hovertemplate="%{y}, %{x}: contributions of %{z} ranks<extra></extra>",
-    )
-    if step < 2 * (n - 1):
-        for rank in range(n):
-            chunk = ring_chunk_sent(n, step, rank)
-            to = (rank + 1) % n
-            figure.add_annotation(
-                **{"x": chunk, "y": to, "ax": chunk, "ay": rank, "axref": "x", "ayref": "y"},
-                **{"arrowhead": 3, "arrowsize": 1.2, "arrowwidth": 2, "arrowcolor": style.POINT_TO_POINT},
-                **{"standoff": 16, "startstandoff": 16},
-            )
-    phase = "done" if step == 2 * (n - 1) else "reduce-scatter" if step < n - 1 else "all-gather"
-    figure.update_yaxes(autorange="reversed")
-    title = f"Ring, {n} ranks, after step {step} of {2 * (n - 1)} ({phase}): each rank has sent {step}/{n} S"
-    return style.card(figure, title=title, badge="MODEL", height=400)
+    names = [name_of_algorithm(name) for name in frame["algorithm"]]
+    hover = "%{y:,.3~r} µs<extra>measured</extra>"
+    marks.bars(figure, names, frame["p50_us"], "measured", style.COLLECTIVE, hover=hover)
+    if frame["formula_us"].notna().all():
+        figure.add_scatter(
+            x=names,
+            y=frame["formula_us"],
+            mode="markers",
+            name="formula with the link's α and β",
+            marker={"symbol": "line-ew", "size": 44, "line": {"color": style.INK, "width": 3}},
+            hovertemplate="%{y:,.3~r} µs<extra>formula</extra>",
+        )
+    figure.update_yaxes(title="time of one all-reduce, µs", rangemode="tozero")
+    size, n = bytes_text(int(frame["bytes"].iloc[0])), int(frame["num_ranks"].iloc[0])
+    return style.card(figure, title=f"All-reduce of {size} on {n} ranks", badge=badge, height=340)
 
 
-def ring_chunk_sent(n: int, step: int, rank: int) -> int:
-    """The chunk that ``rank`` sends to its right neighbour in ``step`` (0-based, reduce-scatter then all-gather)."""
-    return (rank - step) % n if step < n - 1 else (rank + 1 - (step - (n - 1))) % n
+def explain_race(frame: pd.DataFrame) -> str:
+    """Sentences on a measured race (``race_frame``): who was the fastest, who should have been, and how far off the
+    formulas are."""
+    if frame.empty:
+        return ""
+    rows = frame.to_dict("records")
+    first = min(rows, key=lambda row: row["p50_us"])
+    text = [f"Fastest here: {name_of_algorithm(first['algorithm'])}, {time_text(first['p50_us'])}."]
+    if frame["formula_us"].notna().all():
+        least = frame["formula_us"].min()
+        by_formula = [row["algorithm"] for row in rows if row["formula_us"] <= least * (1 + 1e-9)]
+        named = " or ".join(map(name_of_algorithm, by_formula))
+        agrees = "so does the formula" if first["algorithm"] in by_formula else f"the formula says {named}"
+        text[0] = f"{text[0][:-1]}; {agrees}."
+        times = [
+            f"{name_of_algorithm(row['algorithm'])} {number(row['p50_us'] / row['formula_us'], 2)}" for row in rows
+        ]
+        text.append(f"Times as long as its formula: {', '.join(times)}.")
+    if not frame["correct"].all():
+        text.append("Some results were WRONG.")
+    return " ".join(text)
 
 
-def ring_state(n: int, step: int) -> list[list[int]]:
-    """Contributions in (rank, chunk) after ``step`` steps."""
-    held = [[1] * n for _ in range(n)]
-    for s in range(step):
-        sent = [(rank, ring_chunk_sent(n, s, rank)) for rank in range(n)]
-        counts = [held[rank][chunk] for rank, chunk in sent]
-        for (rank, chunk), count in zip(sent, counts, strict=True):
-            to = (rank + 1) % n
-            held[to][chunk] = held[to][chunk] + count if s < n - 1 else count
-    return held
+def name_of_algorithm(name: str) -> str:
+    """An algorithm as people write it."""
+    return name.replace("recursive-doubling", "recursive doubling")
 
 
 def _series(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

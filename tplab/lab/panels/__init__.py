@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.base import RunPanel as RunPanel
     from tplab.lab.panels.hello import HelloPanel as HelloPanel
     from tplab.lab.panels.pool import Pool as Pool
-    from tplab.lab.panels.ring import RingStepper as RingStepper
+    from tplab.lab.panels.race import RacePanel as RacePanel
     from tplab.lab.panels.sweep import SweepPanel as SweepPanel
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
