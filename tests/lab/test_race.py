@@ -26,7 +26,7 @@ def test_boxes_are_ticked_by_hand_and_by_name_and_keep_their_order() -> None:
     boxes.value = [3, 1]
     assert [box.value for box in boxes._boxes.values()] == [True, False, True]
     assert seen == [(1, 2), (1, 3)]
-    with pytest.raises(ValueError, match="out of 1, 2, 3"):
+    with pytest.raises(ValueError, match="one of 1, 2, 3"):
         boxes.value = (4,)
 
 

@@ -306,10 +306,12 @@ class RunPanel(Stilled, widgets.VBox):
             if error is None or run.reports:
                 self._draw(work)
         finally:
-            with self._changing:
-                self._begun = None
-                self._become(stage=run_state.ended(error), error=error)
-            self._ended.set()
+            try:
+                with self._changing:
+                    self._begun = None
+                    self._become(stage=run_state.ended(error), error=error)
+            finally:
+                self._ended.set()  # who waits for the run must not wait for ever
             self.settled(after_s=_UNLESS_WAITED_FOR_S)
 
     def still(self) -> Sequence[Part]:

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 
-from tplab.checks import ArgumentError, check_all_of
+from tplab.checks import ArgumentError, check_one_of
 from tplab.lab.panels import html
 
 
@@ -26,6 +26,7 @@ class CheckBoxes(widgets.VBox):
 
     def __init__(self, options: Sequence[Any], *, value: Sequence[Any], description: str) -> None:
         pairs = [option if isinstance(option, tuple) else (_text(option), option) for option in options]
+        self.description = description
         self._refused: Mapping[Any, str] = {}
         self._settling = False
         self._boxes = {
@@ -71,9 +72,10 @@ class CheckBoxes(widgets.VBox):
 
     def check(self, name: str, values: Any) -> None:
         """Raises ``ArgumentError`` for what is no list of some of the options, and for what is greyed out now."""
-        if not isinstance(values, list | tuple) or values:
-            check_all_of(name, values, self._boxes)
+        if not isinstance(values, list | tuple):
+            raise ArgumentError(name, values, f"must be a list or tuple out of {', '.join(map(str, self._boxes))}")
         for each in values:
+            check_one_of(name, each, self._boxes)
             if each in self._refused:
                 raise ArgumentError(name, each, f"cannot be chosen here: {self._refused[each]}")
 

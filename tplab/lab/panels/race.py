@@ -10,7 +10,7 @@ from tplab.cluster import Cluster
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.collectives.measured_race import LEAST_LATENCY_US, RacePlan, plan_race, race_frame, race_link, submit_race
 from tplab.lab.choice import Choice
-from tplab.lab.figures.collectives import explain_race, race_figure
+from tplab.lab.figures.collectives import explain_race, name_of_algorithm, race_figure
 from tplab.lab.known_links import THIS_MACHINE
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
@@ -49,17 +49,21 @@ class RacePanel(RunPanel):
             "nbytes": widgets.SelectionSlider(
                 options=[(bytes_text(size), size) for size in sizes], description="size S"
             ),
-            "algorithms": CheckBoxes([(each, each) for each in RACERS], value=race.algorithms, description="racers"),
+            "algorithms": CheckBoxes(
+                [(name_of_algorithm(each), each) for each in RACERS], value=race.algorithms, description="racers"
+            ),
             "alpha_us": widgets.BoundedFloatText(min=0.0, max=1e7, description="α in µs"),
             "beta_GBps": widgets.BoundedFloatText(min=1e-6, max=1e6, description="β in GB/s"),
         }
         for name, control in named.items():
-            if name != "link":  # they are the sliders of the race
-                control.layout.display = "none"
+            if name != "link":
                 widgets.dlink((race, name), (control, "value"), tuple if name == "algorithms" else None)
         self.frame: Any = None
         self._told: Any = None  # the run whose link the race has taken
         super().__init__(pool, title="The same race on real ranks", named=named, height=300)
+        column = self.children[1].children[0]  # type: ignore[has-type]
+        followers = [control for name, control in named.items() if name != "link"]  # they are the sliders of the race
+        column.children = [child for child in column.children if child not in followers]
         self.children = (widgets.HTML(html.heading("All-reduce race")), race, *self.children)  # type: ignore[has-type]
 
     def configure(self, **settings: Any) -> "RacePanel":

@@ -69,7 +69,8 @@ class SweepPanel(RunPanel):
         """Offer what these ranks have: kernels over other GPUs' memory need a GPU each, CUDA graphs NCCL."""
         self._own_gpus = choice.own_gpus
         graphs = [("eager", "eager"), ("in a CUDA graph", "graph")]
-        self._named["mode"].options = graphs if choice.on_gpus else [("eager; CUDA graphs need GPUs", "eager")]
+        self._named["mode"].options = graphs if choice.on_gpus else [("eager; graphs need GPUs", "eager")]
+        self._named["mode"].disabled = not choice.on_gpus
         self._withhold()
 
     def _withhold(self) -> None:
