@@ -43,7 +43,7 @@ class EditorPanel(ScheduleRunPanel):
         named = {
             "table": table,
             "stages": stages_control(),
-            "forward_ms": widgets.IntSlider(value=20, min=2, max=100, description="F ms", **wide(104)),
+            "forward_ms": widgets.IntSlider(value=20, min=2, max=100, description="forward ms", **wide(104)),
         }
         super().__init__(pool, title="Your schedule on real ranks", named=named)
         self._run_button.description = "Run it on the ranks"

@@ -119,7 +119,7 @@ class PipelinePanel(ScheduleRunPanel):
             "m": _slider(m, 1, 32, "micro-batches"),
             "v": _slider(2, 1, 4, "v chunks"),
             "stages": stages_control(),
-            "forward_ms": _slider(20, 2, 100, "F = I = W ms"),
+            "forward_ms": _slider(20, 2, 100, "forward ms"),
             "hop_ms": _slider(2, 0, 50, "hop ms"),
         }
         super().__init__(pool, title="A schedule on real ranks", named=named)

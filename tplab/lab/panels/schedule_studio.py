@@ -39,21 +39,21 @@ class ScheduleStudio(AnalyticPanel):
 
     def __init__(self, schedule: str = "1f1b", p: int = 4, m: int = 8) -> None:
         def whole(value: int, low: int, high: int, text: str, tip: str = "") -> Any:
-            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide(104))
+            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide(132))
 
         def time(value: float, high: float, text: str, low: float = 0.0) -> Any:
-            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(104))
+            return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(132))
 
         named = {
             "phase": widgets.ToggleButtons(options=["train", "infer"], style={"button_width": "84px"}),
-            "schedule": widgets.Dropdown(options=offered(TRAINING), description="schedule", **wide(104)),
+            "schedule": widgets.Dropdown(options=offered(TRAINING), description="schedule", **wide(132)),
             "p": whole(p, 1, 16, "p ranks"),
             "m": whole(m, 1, 64, "micro-batches"),
             "v": whole(2, 1, 4, "v chunks", "chunks per rank: interleaved only"),
-            "k": whole(4, 1, 16, "in flight", "batches in flight: decode-ring and prefill-decode"),
-            "forward_ms": time(10, 40, "F ms"),
-            "input_grad_ms": time(10, 40, "B, input ms"),
-            "weight_grad_ms": time(10, 40, "B, weights ms"),
+            "k": whole(4, 1, 16, "batches in flight", "decode ring, prefill and decode"),
+            "forward_ms": time(10, 40, "forward ms"),
+            "input_grad_ms": time(10, 40, "backward (input)"),
+            "weight_grad_ms": time(10, 40, "backward (weights)"),
             "last_stage": time(1, 4, "last stage ×", 0.5),
             "hop_ms": time(0, 20, "hop ms"),
             "cap": whole(0, 0, 64, "memory cap", "micro-batches that a rank may hold; 0: no cap"),

@@ -95,7 +95,7 @@ class ScheduleEditor(Picture):
     def schedule(self) -> Schedule:
         """The table as it is drawn. Raises ``ScheduleError`` should the page have made one that cannot run."""
         batches = [MicroBatch(*each) for each in self.needs]
-        schedule = Schedule.from_text(self.text, name="drawn", micro_batches=batches)
+        schedule = Schedule.from_text(self.text, name="your schedule", micro_batches=batches)
         validate(schedule, max_activations=None if schedule.is_inference else self.cap)
         return schedule
 
