@@ -10,6 +10,14 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 def test_move_and_build(run_notebook: Callable[[str], Page]) -> None:
     page = run_notebook("01-memory-wall.ipynb")
+    fit = page.get_by_role("group", name="Will it fit?")
+    expect(fit.get_by_text("It fits.")).to_be_visible()
+    fit.get_by_label("batch").press("End")
+    expect(fit.get_by_text("It does not fit.")).to_be_visible()
+    expect(fit.locator(".answer .status")).to_contain_text("1,024 requests of 4,096 tokens")
+    fit.get_by_role("button", name="a batch of at most").click()
+    expect(fit.get_by_text("It fits.")).to_be_visible()
+
     wall = page.locator(".tplab-memory-wall")
     figure, below = wall.locator(".js-plotly-plot"), wall.locator(".tplab-below")
 

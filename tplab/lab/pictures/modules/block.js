@@ -90,7 +90,7 @@ export function blockScene({ onTurn }) {
 
   // Where everything is, for a width in pixels.
   function draw(plan, shape, width) {
-    const two = width >= 600;
+    const two = width >= 520;
     const column = two ? (width - BETWEEN) / 2 : width;
     const lane = Math.min(190, Math.round(column * 0.48));
     const scale = Math.min(lane, 150) / Math.max(shape.intermediate, plan.steps[0].outFeatures);
@@ -235,7 +235,7 @@ export function blockScene({ onTurn }) {
 
   // One line where it fits, two where it does not: at its last comma or space.
   function wrapped(parent, x, y, words, room) {
-    const cut = words.length * 6.2 <= room ? -1 : Math.max(words.lastIndexOf(", ") + 1, words.indexOf(" ", words.length / 2.6));
+    const cut = words.length * 7.1 <= room ? -1 : Math.max(words.lastIndexOf(", ") + 1, words.indexOf(" ", words.length / 2.6));
     if (cut < 1) return text(parent, x, y + 4, words, "small");
     text(parent, x, y - 3, words.slice(0, cut), "small");
     text(parent, x, y + 11, words.slice(cut).trim(), "small");
