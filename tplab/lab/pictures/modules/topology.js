@@ -52,7 +52,8 @@ export function render({ model, el }) {
     model.save_changes();
     draw();
     const after = { groups: wanted, links: now };
-    said.say([words, changeInWords(machine(), model.get("prices"), shape(), before, after)].filter(Boolean).join(" "));
+    if (!now) said.say(`The prediction follows as soon as every group has ${shape().tp}.`);
+    else said.say([words, changeInWords(machine(), model.get("prices"), shape(), before, after)].filter(Boolean).join(" "));
   }
 
   function move(gpu, group) {
@@ -201,11 +202,11 @@ export function render({ model, el }) {
       const bar = (name, each) => html("div", { class: "timebar", "aria-hidden": "true" }, html("span", { class: "name" }, name),
         ...[["rest", each.tpot_ms - each.all_reduce_ms - each.hops_ms], ["reduce", each.all_reduce_ms], ["hop", each.hops_ms]]
           .map(([kind, ms]) => html("i", { class: kind, style: `width:${(62 * ms) / widest}%` })),
-        html("span", { class: "ms" }, `${number(each.tpot_ms)} ms`));
+        html("span", { class: "ms" }, timeText(1e3 * each.tpot_ms)));
       const slower = best ? price.tpot_ms / best.tpot_ms - 1 : 0;
       const aside = !best || Math.abs(slower) < 5e-4 ? "as good as the best placement" : `${number(100 * slower, 2)} % longer per token than on the best placement`;
       numbers.replaceChildren(
-        html("div", {}, html("b", {}, `${number(price.tpot_ms)} ms per token, ${number(price.tokens_per_s)} tokens/s`), ` · ${aside}`),
+        html("div", {}, html("b", {}, `${timeText(1e3 * price.tpot_ms)} per token, ${number(price.tokens_per_s)} tokens/s`), ` · ${aside}`),
         bar("here", price), ...(best ? [bar("best", best)] : []),
         html("div", { class: "key quiet" }, html("i", { class: "rest" }), " compute and the rest ", html("i", { class: "reduce" }), " all-reduces ", html("i", { class: "hop" }), " hops between stages"));
     }
@@ -251,6 +252,7 @@ help.textContent = model.get("about");
     focus(gpu);
     drag = { gpu, chip, from: place(event), moved: false, target: null };
     chip.parentNode.append(chip); // above the others
+    chip.classList.add("dragged");
     chip.focus({ preventScroll: true });
     chip.setPointerCapture(event.pointerId);
   });
@@ -283,6 +285,7 @@ help.textContent = model.get("about");
     cancelAnimationFrame(request);
     request = 0;
     target?.classList.remove("target");
+    chip.classList.remove("dragged");
     put(chip, { transform: `translate(${places.gpus[gpu].x} ${places.gpus[gpu].y})` });
     if (!moved || event.type !== "pointerup") return describe(gpu);
     if (target?.classList.contains("chip")) arrange(swapped(groups(), gpu, Number(target.dataset.gpu)));

@@ -47,11 +47,12 @@ export const TOPOLOGY_CSS = `
   animation: tplab-slow 1.1s ease-in-out infinite alternate;
 }
 @keyframes tplab-slow { from { opacity: 1; } to { opacity: 0.3; } }
-.tplab-picture .chip { cursor: grab; outline: none; }
+.tplab-picture .chip { cursor: grab; }
 .tplab-picture .chip .body { fill: var(--paper); stroke: var(--group); stroke-width: 2.5; }
 .tplab-picture .chip.idle .body { stroke-dasharray: 4 3; }
 .tplab-picture .chip:hover .body, .tplab-picture .chip.target .body { fill: var(--soft); stroke-width: 4; }
-.tplab-picture .chip:focus-visible .body { stroke: var(--accent); stroke-width: 4; }
+.tplab-picture .chip:focus-visible { outline: 2px solid var(--accent); outline-offset: 4px; border-radius: 8px; }
+.tplab-picture .chip.dragged { opacity: 0.75; cursor: grabbing; outline: none; }
 .tplab-picture .chip.held .body { fill: var(--group); fill-opacity: 0.35; stroke-dasharray: 3 2; }
 .tplab-picture .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 12px; margin: 4px 0; }
 .tplab-picture .legend span { display: inline-flex; align-items: center; gap: 6px; white-space: nowrap; }

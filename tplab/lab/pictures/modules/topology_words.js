@@ -102,7 +102,7 @@ export function changeInWords(machine, prices, layout, before, after) {
   const [hop, hopWas] = [after.links.worst.hop, before.links?.worst.hop ?? -1];
   if (hop >= 0 && hopWas >= 0 && hop !== hopWas) words.push(`The slowest hop between stages is now ${linkName(machine.links[hop])}.`);
   if (price && priceWas && Math.abs(price.tpot_ms / priceWas.tpot_ms - 1) > 5e-4) {
-    words.push(`A token takes ${number(priceWas.tpot_ms)} → ${number(price.tpot_ms)} ms, ${number(priceWas.tokens_per_s)} → ${number(price.tokens_per_s)} tokens/s.`);
-  } else if (price && !priceWas) words.push(`A token takes ${number(price.tpot_ms)} ms.`);
+    words.push(`A token takes ${timeText(1e3 * priceWas.tpot_ms)} → ${timeText(1e3 * price.tpot_ms)}, ${number(priceWas.tokens_per_s)} → ${number(price.tokens_per_s)} tokens/s.`);
+  } else if (price && !priceWas) words.push(`A token takes ${timeText(1e3 * price.tpot_ms)}.`);
   return words.join(" ");
 }
