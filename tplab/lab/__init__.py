@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.verification import CalibrationPanel as CalibrationPanel
     from tplab.lab.panels.verification import VerifyPanel as VerifyPanel
     from tplab.lab.panels.verification import verified_model as verified_model
+    from tplab.lab.panels.writing import WritingPanel as WritingPanel
     from tplab.lab.pictures.editor import ScheduleEditor as ScheduleEditor
     from tplab.lab.pictures.fit import WillItFit as WillItFit
     from tplab.lab.pictures.painter import ShardPainter as ShardPainter

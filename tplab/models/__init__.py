@@ -5,6 +5,7 @@ What it is (pure: no torch, for the notebook's kernel):
   hf, keys      what is read from a config.json, and what is refused; rope: how its positions are stretched
   precision     types of numbers, and which an engine takes for a checkpoint
   served, presets   configurations for the advisor: by name; wrappers: the language model inside; experts: is it dense?
+  tokenizer     text to tokens and back, for the model that comes with tplab; trained: where that is
   records       what is asked of it, what a rank sends back, what can go wrong with a checkpoint
 What it should cost (pure):
   shards        which layers and which slices a rank holds; bytes of weights, keys and values there
@@ -21,6 +22,7 @@ On the ranks:
 What it does cost, and the one call:
   generation    a model on a cluster, prompts in, tokens and their cost out
   result        tokens, times, shares, trace
+  beside        the same prompts in several layouts, in one run
   counting      collectives and messages of a step, counted in a real run
 
 Public names load on first use.
@@ -31,6 +33,8 @@ from typing import TYPE_CHECKING
 from tplab.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tplab.models.beside import layouts_of as layouts_of
+    from tplab.models.beside import submit_beside as submit_beside
     from tplab.models.checkpoint import RandomWeights as RandomWeights
     from tplab.models.checkpoint import save_checkpoint as save_checkpoint
     from tplab.models.counting import count_generation as count_generation
@@ -46,5 +50,7 @@ if TYPE_CHECKING:
     from tplab.models.shards import weight_bytes as weight_bytes
     from tplab.models.spec import ModelConfig as ModelConfig
     from tplab.models.spec import ModelSpec as ModelSpec
+    from tplab.models.tokenizer import Tokenizer as Tokenizer
+    from tplab.models.trained import trained_model as trained_model
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -22,6 +22,7 @@ from tplab.models.result import Generation
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig
 from tplab.models.together import together
+from tplab.models.tokenizer import Tokenizer
 from tplab.shown import listed
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def generate(
     Args:
         model: folder of a Hugging Face checkpoint, or a ``ModelConfig``, whose weights are then made up by
             ``weights_seed`` (0), the same for every layout.
-        prompts: a text or several (transformers' tokenizer, from the checkpoint's folder), or token ids.
+        prompts: a text or several (the tokenizer is in the checkpoint's folder, and transformers' but for
+            ``trained_model()``), or token ids.
         tp, pp: degrees; the one left out takes the ranks that are left, both left out: ``tp`` takes all.
         timeout: seconds for loading and generating; None: no limit.
         settings: as for :func:`submit_generate`.
@@ -263,7 +265,8 @@ def _prompts_of(rank: "Rank", config: ModelConfig, weights: Weights, request: Re
     def tokenize() -> list[list[int]]:
         if rank.index:
             return []
-        prompts = [list(map(int, _tokenizer(weights)(text)["input_ids"])) for text in request.prompts]
+        encode = _tokenizer(weights).encode
+        prompts = [list(map(int, encode(text))) for text in request.prompts]
         check_prompts(prompts, config, request.max_new_tokens)
         return prompts
 
@@ -275,17 +278,22 @@ def _prompts_of(rank: "Rank", config: ModelConfig, weights: Weights, request: Re
 
 def _texts_of(weights: Weights, tokens: list[list[int]]) -> list[str]:
     tokenizer = _tokenizer(weights)
+    if isinstance(tokenizer, Tokenizer):
+        return [tokenizer.decode(each) for each in tokens]
     return [tokenizer.decode(each, skip_special_tokens=True) for each in tokens]
 
 
 def _tokenizer(weights: Weights) -> Any:
+    assert weights.folder is not None
+    ours = Tokenizer.of(weights.folder)
+    if ours is not None:
+        return ours
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise ValueError(
             "prompts are texts: that needs transformers (pip install transformers), or token ids"
         ) from error
-    assert weights.folder is not None
     try:
         return AutoTokenizer.from_pretrained(weights.folder)
     except Exception as error:  # whatever a parser makes of files that are missing, damaged or another's

@@ -8,6 +8,7 @@ two_ranks   processes that talk, and one that is killed
 topology    a machine's links, and a layout on it that is rearranged by hand
 playhead    a pipeline's trace, played: tokens that move through the ranks, memory that fills
 editor      a schedule to drag about, judged at once: beat 1F1B
+writing     layouts that write the same text, token by token
 """
 
 from typing import TYPE_CHECKING
@@ -23,5 +24,6 @@ if TYPE_CHECKING:
     from tplab.lab.pictures.race import Race as Race
     from tplab.lab.pictures.topology import Topology as Topology
     from tplab.lab.pictures.two_ranks import TwoRanks as TwoRanks
+    from tplab.lab.pictures.writing import Writing as Writing
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
