@@ -17,6 +17,7 @@ from tplab.shown import bytes_text, number, time_text
 _SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
 _TIMES: dict[str, Any] = {"row": 1, "col": 1}
+_PALE = "rgba(116, 193, 251, 0.45)"
 _ERRORS: dict[str, Any] = {"row": 2, "col": 1}
 """The two plots of :func:`latency_figure`."""
 
@@ -59,6 +60,46 @@ def latency_figure(
     figure.update_yaxes(title="model − measured, %", ticksuffix=" %", row=2, col=1)
     measured = frame["collective"].iloc[0] if "collective" in frame and len(frame) else "all-reduce"
     return style.card(figure, title=f"{measured.capitalize()} latency", badge=badge, height=560)
+
+
+def add_recorded(figure: go.Figure, rows: pd.DataFrame, *, column: str, name: str) -> go.Figure:
+    """A recorded sweep as a pale curve behind a figure of this machine's; returns the same figure.
+
+    Args:
+        figure: from ``latency_figure`` or ``busbw_figure``.
+        rows: one algorithm on one number of ranks.
+        column: ``p50_us`` or ``busbw_GBps``, as the figure has it.
+        name: what the legend calls it.
+    """
+    rows = rows.sort_values("bytes")
+    hover = "%{x} bytes: %{y:,.3~r}" + (" µs" if column == "p50_us" else " GB/s")
+    marks.line(figure, rows["bytes"], rows[column], name, _PALE, width=12, hover=hover)
+    figure.data = (figure.data[-1], *figure.data[:-1])  # behind the others
+    if column == "p50_us":
+        both = [value for trace in figure.data if trace.yaxis in (None, "y") for value in trace.y]
+        figure.update_yaxes(row=1, col=1, **style.log_ticks(both))
+    return figure
+
+
+def explain_beside(frame: pd.DataFrame, rows: pd.DataFrame, where: str) -> str:
+    """A sentence that sets a sweep beside a recorded one: the smallest message and the bandwidth of the largest.
+
+    Args:
+        frame: this machine's sweep.
+        rows: one algorithm of the recorded one.
+        where: name of that machine.
+    """
+    mine = frame[frame["algorithm"] == frame["algorithm"].iloc[0]].sort_values("bytes")
+    small = max(int(mine["bytes"].min()), int(rows["bytes"].min()))
+    here, there = (
+        Curve(each["bytes"], each["p50_us"]).time_us(small) for each in (mine.drop_duplicates("bytes"), rows)
+    )
+    large, largest = mine.iloc[-1], rows.sort_values("bytes").iloc[-1]
+    return (
+        f"Your {int(large['num_ranks'])} ranks: {bytes_text(small)} in {time_text(here)}, up to "
+        f"{number(large['busbw_GBps'])} GB/s busbw. {where}: {time_text(there)}, and "
+        f"{number(largest['busbw_GBps'])} GB/s at {bytes_text(int(largest['bytes']))}."
+    )
 
 
 def _add_models(figure: go.Figure, rows: pd.DataFrame, link: AlphaBeta | None) -> None:

@@ -10,13 +10,15 @@ from tplab.collectives.cost import AlphaBeta
 from tplab.collectives.sweep import submit_sweep, sweep_frame
 from tplab.collectives.sweep_plan import ALGORITHMS, MODES, ON_SYMMETRIC_MEMORY, plan_sweep
 from tplab.lab.choice import Choice
-from tplab.lab.figures.collectives import busbw_figure, explain_sweep, latency_figure
+from tplab.lab.figures.collectives import add_recorded, busbw_figure, explain_beside, explain_sweep, latency_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.check_boxes import CheckBoxes
 from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import Work
+from tplab.lab.predict import Predict
+from tplab.lab.recorded import recorded, recorded_badge
 from tplab.shown import bytes_text
 
 _SIZES = [(bytes_text(1 << power), 1 << power) for power in range(8, 29)]
@@ -35,6 +37,7 @@ _TEXTS = {
     "pushed-fp8": "our kernel in fp8",
 }
 """What the algorithms are called in the boxes."""
+_RECORDING, _WHERE = "4xH200-2026-11-26", "Four H200, NVLink"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -43,9 +46,14 @@ class SweepPanel(RunPanel):
 
     ``frame`` holds the measurement of the last run, also of one that was stopped or failed. ``link``, when set, draws
     the lower bound of any algorithm on that link.
+
+    Args:
+        pool: the ranks.
+        link: of these ranks.
+        after: a prediction of the time: the recorded curve can be chosen once it was made.
     """
 
-    def __init__(self, pool: Pool, *, link: AlphaBeta | None = None) -> None:
+    def __init__(self, pool: Pool, *, link: AlphaBeta | None = None, after: Predict | None = None) -> None:
         named: dict[str, Any] = {
             "sizes": widgets.SelectionRangeSlider(
                 options=_SIZES,
@@ -60,6 +68,12 @@ class SweepPanel(RunPanel):
             "mode": widgets.Dropdown(options=MODES, description="Launch", **wide(76)),
         }
         named["mode"].observe(lambda _: self._withhold(), names="value")
+        named["beside"] = widgets.Checkbox(description=f"{_WHERE} behind it (recorded)", indent=False)
+        named["beside"].observe(lambda _: self.redraw(), names="value")
+        self._cover = None
+        if after is not None:
+            named["beside"].disabled = True
+            self._cover = after.afterwards(self._uncover)
         self.link = link
         self.frame: pd.DataFrame | None = None
         self._own_gpus = False
@@ -73,6 +87,13 @@ class SweepPanel(RunPanel):
         self._named["mode"].disabled = not choice.on_gpus
         self._withhold()
 
+    def _uncover(self) -> None:
+        self._named["beside"].disabled = False
+
+    def measures(self, settings: Settings) -> Settings:
+        """All but what stands behind the points."""
+        return {name: value for name, value in settings.items() if name != "beside"}
+
     def _withhold(self) -> None:
         reasons = {} if self._own_gpus else dict.fromkeys(ON_SYMMETRIC_MEMORY, "Need a GPU per rank")
         if self._named["mode"].value == "graph":
@@ -82,7 +103,7 @@ class SweepPanel(RunPanel):
 
     def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
         low, high = settings["sizes"]
-        asked = settings | {"sizes": [size for _, size in _SIZES if low <= size <= high]}
+        asked = self.measures(settings) | {"sizes": [size for _, size in _SIZES if low <= size <= high]}
         points = plan_sweep(**asked, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
         return submit_sweep(cluster, points, on_report=self.on_report), points
 
@@ -92,8 +113,14 @@ class SweepPanel(RunPanel):
             return None, ""
         self.frame = frame
         badge = work.badge if work.plan[0].mode == "eager" else f"{work.badge} · CUDA graph"
-        if self._look.value == "Latency":
-            figure = latency_figure(self.frame, badge=badge, link=self.link)
-        else:
-            figure = busbw_figure(self.frame, badge=badge)
-        return figure, html.quiet(explain_sweep(self.frame))
+        latency = self._look.value == "Latency"
+        figure = latency_figure(frame, badge=badge, link=self.link) if latency else busbw_figure(frame, badge=badge)
+        words = explain_sweep(frame)
+        if self._named["beside"].value:
+            rows = recorded(_RECORDING, "sweep")
+            rows = rows[(rows.num_ranks == 4) & (rows.algorithm == "library") & (rows.launch_mode == "eager")]
+            column = "p50_us" if latency else "busbw_GBps"
+            here = rows[rows["bytes"].between(frame["bytes"].min(), frame["bytes"].max())]
+            add_recorded(figure, here, column=column, name=f"{_WHERE}, {recorded_badge(_RECORDING)}")
+            words = f"{words} {explain_beside(frame, rows, _WHERE)}"
+        return figure, html.quiet(words)
