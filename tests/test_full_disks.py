@@ -36,7 +36,7 @@ CONFIG = ModelConfig(
 
 
 def store(path):
-    store_outputs.store(path)
+    store_outputs.store(path, draw=None)
 
 
 def checkpoint(path):

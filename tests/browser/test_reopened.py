@@ -19,6 +19,7 @@ CELLS = (
     "print('before')\nmodel = ChunkModel()\nmodel",
     "guess = Predict('how long', unit='ms')\nguess",
     "guess.compare(3.0, source='model', shown=model.figure)",
+    "from tplab.lab.pictures import Race\nRace()",
     "ipywidgets.IntSlider(description='somebody else')",
 )
 ERROR = "Error displaying widget"
@@ -46,7 +47,7 @@ def test_saved_and_reopened_without_its_kernel(
 ) -> None:
     page = run_notebook(notebook)
     # Live: panels, and none of their pictures.
-    expect(page.locator(".tplab-live")).to_have_count(5)
+    expect(page.locator(".tplab-live")).to_have_count(6)
     expect(stills(page).first).to_be_attached()
     expect(page.locator(".tplab-still >> visible=true")).to_have_count(0)
     expect(page.locator(".jp-OutputArea-child .js-plotly-plot >> visible=true")).to_have_count(2)
@@ -78,8 +79,12 @@ def test_saved_and_reopened_without_its_kernel(
     expect(chunks).to_contain_text("chunks 2")
     expect(page.locator(".tplab-still", has_text="You predicted 5 ms. Computed: 3 ms")).to_be_visible()
 
+    race = page.frame_locator("iframe[title='All-reduce race']")
+    race.get_by_role("button", name="step forward").click()  # a moving picture moves without a kernel
+    expect(race.locator(".tplab-picture")).to_contain_text("Ring")
+
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-    expect(page.locator(".tplab-live")).to_have_count(5, timeout=60_000)
+    expect(page.locator(".tplab-live")).to_have_count(6, timeout=60_000)
     expect(page.locator(".tplab-still >> visible=true")).to_have_count(0)
     expect(page.locator(".jp-OutputArea", has_text=ERROR)).to_have_count(0)

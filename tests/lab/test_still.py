@@ -57,7 +57,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     page = Page()
     shell = InteractiveShell.instance()
     monkeypatch.setattr(shell.display_pub, "publish", page.publish)
-    monkeypatch.setattr("tplab.lab.panels.analytic.AFTER_A_MOVE_S", 0.1)
+    monkeypatch.setattr("tplab.lab.panels.analytic.AFTER_A_MOVE_S", 0.5)
     yield page
     InteractiveShell.clear_instance()
 
@@ -164,7 +164,7 @@ def test_words_figures_and_outputs_of_any_widget_in_order_without_what_is_hidden
     display(odd)
     first, figure, last = page.stills
     assert first["text/plain"] == "one"
-    assert figure["text/plain"].startswith("a < b. one")
+    assert figure["text/plain"].startswith("a < b. printed <words>")
     assert "<pre>printed &lt;words&gt;</pre>" in last["text/html"]
     assert "hidden" not in page.text
 

@@ -2,12 +2,15 @@
 
 import json
 import re
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
 import pytest
 
-PLOTLY = "application/vnd.plotly.v1+json"
+from tplab.lab.panels.figure_view import plain
+from tplab.lab.saving import MARK, PLOTLY
+
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -32,6 +35,40 @@ def test_every_code_cell_was_executed_in_order(notebook: nbformat.NotebookNode) 
 def test_no_output_is_an_error_or_a_warning(notebook: nbformat.NotebookNode) -> None:
     assert [output for output in outputs(notebook) if output.output_type == "error"] == []
     assert [output.text for output in outputs(notebook) if output.get("name") == "stderr"] == []
+
+
+def test_every_figure_and_every_live_thing_is_whole_without_a_kernel_and_without_scripts(
+    notebook: nbformat.NotebookNode,
+) -> None:
+    for output in outputs(notebook):
+        data = output.get("data", {})
+        if PLOTLY in data:
+            assert len(data["text/plain"]) > len("Figure"), "who does not see it reads its title"
+            assert output.metadata["image/png"].alt == data["text/plain"]
+            assert png_size(data["image/png"])[0] >= output.metadata["image/png"].width
+        elif "image/png" in data:
+            assert output.metadata["image/png"].alt
+        elif MARK in output.get("metadata", {}):
+            assert len(plain(data["text/html"])) > len("Run All Cells")
+            assert "<iframe" not in data["text/html"]
+        assert "A live panel: run the notebook" not in json.dumps(data)
+
+
+def test_a_panel_says_how_to_go_on(notebook: nbformat.NotebookNode) -> None:
+    """Each notebook has a pool, a panel and a prediction, and each of them a picture of itself."""
+    texts = [output.data["text/html"] for output in outputs(notebook) if "tplab-still" in str(output.get("data"))]
+    for words in ("starts fresh ones", "brings the controls back", "brings the field for your number back"):
+        assert [text for text in texts if words in text], words
+
+
+def test_all_notebooks_together_are_small() -> None:
+    assert sum(path.stat().st_size for path in NOTEBOOKS) < 5_000_000
+
+
+def png_size(image: str) -> tuple[int, int]:
+    header = b64decode(image)[:24]
+    assert header.startswith(b"\x89PNG\r\n")
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
 
 
 def test_no_widget_state_and_no_views_without_one(notebook: nbformat.NotebookNode) -> None:

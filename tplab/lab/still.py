@@ -9,21 +9,21 @@ lose its focus whenever its picture is renewed.
 
 import json
 import logging
-import re
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape, unescape
+from html import escape
 from typing import Any, Final, TypeAlias
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.panels import html
-from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.panels.figure_view import FigureView, described, plain
 from tplab.lab.saving import MARK, PLOTLY
+from tplab.lab.style import PLOT_CONFIG
 
 Bundle = Mapping[str, Any]
 Part: TypeAlias = str | go.Figure | Bundle
@@ -38,6 +38,9 @@ _SENDING = threading.Lock()
 _CHILD = ".jp-OutputArea-child"
 _LATER = f"{_CHILD}:has(.tplab-live) ~ {_CHILD}"
 _STYLE = f"<style>{_LATER}:has(.tplab-still),{_LATER}:has(.tplab-still-above) + {_CHILD}{{display:none}}</style>"
+
+
+_displayed: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 class Stilled:
@@ -76,13 +79,21 @@ class Stilled:
         from IPython.display import publish_display_data
 
         self.add_class("tplab-live")  # type: ignore[attr-defined]
-        publish_display_data(self._repr_mimebundle_(**kwargs))  # type: ignore[attr-defined]
+        view = self._repr_mimebundle_(**kwargs)  # type: ignore[attr-defined]
+        publish_display_data(*view if isinstance(view, tuple) else (view,))  # an anywidget's has metadata
         if not self._still_ids:
+            _displayed.add(self)
             self._still_ids = tuple(uuid.uuid4().hex for _ in range(2 * self.still_figures() + 1))
         outputs = _outputs(self)
         self._still_sent = tuple(map(json.dumps, outputs))
         for name, (data, metadata) in zip(self._still_ids, outputs, strict=True):
             publish_display_data(data, metadata, transient={"display_id": name})
+
+
+def renew() -> None:
+    """Renew every still that was displayed, without waiting for what moves to settle."""
+    for widget in list(_displayed):
+        widget.settled()
 
 
 def parts_of(widget: Any) -> Iterator[Part]:
@@ -138,8 +149,7 @@ def _outputs(widget: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
             text = f'<div class="tplab-still{above}">{place or ""}</div>'
             data = {"text/html": f"{style}{text}", "text/plain": plain(place or "")}
         elif isinstance(place, go.Figure):
-            words = places[number - 1] + places[number + 1]
-            data = figure_bundle(place, words)
+            data = figure_bundle(place, places[number + 1])
         else:
             data = dict(place)
         outputs.append((data, {MARK: about | ({"empty": True} if empty else {})}))
@@ -151,16 +161,7 @@ def figure_bundle(figure: go.Figure, words: str = "") -> dict[str, Any]:
     from plotly.io.json import to_json_plotly
 
     content = json.loads(to_json_plotly(figure.to_plotly_json()))
-    title = figure.layout.title.text or ""
-    return {
-        PLOTLY: content | {"config": {"displaylogo": False}},
-        "text/plain": ". ".join(filter(None, (plain(title), plain(words)))),
-    }
-
-
-def plain(text: str) -> str:
-    """Text of some HTML."""
-    return " ".join(unescape(re.sub(r"<[^>]+>", "", re.sub(r"</\w+>|<br/?>", " ", text))).split())
+    return {PLOTLY: content | {"config": PLOT_CONFIG}, "text/plain": described(figure, words)}
 
 
 def settings_line(words: str) -> str:

@@ -7,6 +7,7 @@ text, and knows no files beside it.)
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -14,11 +15,23 @@ from typing import Any, ClassVar
 
 import anywidget
 
+from tplab.lab.panels import html
+from tplab.lab.still import AFTER_A_MOVE_S, Part, Stilled
+
 _IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w-]+)\.js";\n', re.M)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.M)
 
+_OF_WIDGETS = frozenset({"layout", "tabbable", "tooltip"})
+_MOVES = "A moving picture. Run ▸ Run All Cells connects it to the notebook."
+_FITTING = """<script>
+if (window.frameElement) {
+  const fit = () => { frameElement.style.height = `${document.documentElement.offsetHeight + 4}px`; };
+  new ResizeObserver(fit).observe(document.documentElement);
+}
+</script>"""
 
-class Picture(anywidget.AnyWidget):
+
+class Picture(Stilled, anywidget.AnyWidget):
     """A moving picture. A subclass names its ``module`` (a file of ``modules/``, without ``.js``) and has as synced
     traits what the module reads and writes.
 
@@ -37,14 +50,40 @@ class Picture(anywidget.AnyWidget):
             cls._esm = module_text(cls.module)
         super().__init_subclass__(**kwargs)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.observe(lambda _: self.settled(after_s=AFTER_A_MOVE_S), names=self._shared())
+
     def state(self) -> dict[str, Any]:
         """The traits that the module reads, by name: what its page is given in place of a kernel."""
-        shared = {name for name in self.keys if not name.startswith("_")} - {"layout", "tabbable", "tooltip"}
-        return dict(self.get_state(list(shared)))
+        return dict(self.get_state(self._shared()))
+
+    def still_state(self) -> Mapping[str, Any]:
+        """The same for a page that outlives the kernel."""
+        return self.state()
+
+    def still(self) -> Sequence[Part]:
+        """The picture's own page, in a frame as high as it: it moves without the kernel, too."""
+        page = escape(self._page(self.still_state()) + _FITTING)
+        frame = (
+            f'<iframe title="{escape(self.caption)}" loading="lazy" srcdoc="{page}" '
+            'style="display:block;width:100%;height:420px;border:0"></iframe>'
+        )
+        return [html.heading(self.caption), html.quiet(_MOVES), frame]
+
+    def still_figures(self) -> int:
+        """None: it is words to the page."""
+        return 0
+
+    def _shared(self) -> list[str]:
+        return [name for name in self.keys if not name.startswith("_") and name not in _OF_WIDGETS]
 
     def page(self) -> str:
         """The picture as it is now, as an HTML page that needs neither kernel nor network."""
-        state = json.dumps(self.state()).replace("<", "\\u003c")  # or a text in it could end the script
+        return self._page(self.state())
+
+    def _page(self, values: Mapping[str, Any]) -> str:
+        state = json.dumps(values).replace("<", "\\u003c")  # or a text in it could end the script
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

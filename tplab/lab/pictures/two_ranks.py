@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from statistics import median
@@ -58,8 +58,7 @@ class TwoRanks(Picture):
     """Pairs of seconds and scene; empty where it is live."""
 
     def __init__(self, pool: "Pool | None" = None) -> None:
-        recorded = [] if pool is not None else json.loads(files(__package__).joinpath(_RECORDING).read_text("utf-8"))
-        super().__init__(live=pool is not None, recording=recorded)
+        super().__init__(live=pool is not None, **({} if pool is not None else _recorded()))
         self._pool = pool
         self._lock = threading.RLock()  # never held while the cluster is asked for something that its thread must do
         self._launch = 0  # which of the pool's clusters this is about
@@ -72,6 +71,8 @@ class TwoRanks(Picture):
         self._fault: BaseException | None = None
         self._idle = threading.Event()
         self._idle.set()
+        if pool is None:
+            return
         self.scene = {
             "phase": "none",
             "status": "",
@@ -81,14 +82,15 @@ class TwoRanks(Picture):
             "count": 0,
             "median_us": None,
             "card": None,
-            "ranks": [] if pool is None else _boxes(pool.num_ranks, "none"),
+            "ranks": _boxes(pool.num_ranks, "none"),
         }
-        if pool is None:
-            self.scene = recorded[-1][1]
-        else:
-            self._tell()
-            pool.on_launch(self._follow)
-            self.on_msg(self._pressed)
+        self._tell()
+        pool.on_launch(self._follow)
+        self.on_msg(self._pressed)
+
+    def still_state(self) -> Mapping[str, Any]:
+        """What was recorded: its own processes end with the kernel."""
+        return self.state() if self._pool is None else {"until_stop": self.until_stop, "live": False, **_recorded()}
 
     def state(self) -> dict[str, Any]:
         """What a page of its own is given: of live ranks the moment, for it could not go on."""
@@ -293,6 +295,11 @@ class TwoRanks(Picture):
             # While it runs, or between two flights; or else somebody else has the ranks.
             ours = scene["phase"] != State.RUNNING.value or (self._run is not None and self._run.running())
             self.scene = scene | {"status": _sentence(scene, ours=ours)}
+
+
+def _recorded() -> dict[str, Any]:
+    recording = json.loads(files(__package__).joinpath(_RECORDING).read_text("utf-8"))
+    return {"recording": recording, "scene": recording[-1][1]}
 
 
 def _boxes(num_ranks: int, state: str) -> list[dict[str, Any]]:

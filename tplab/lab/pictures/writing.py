@@ -8,7 +8,7 @@ import traitlets
 
 from tplab.lab.panels import html as panel_html
 from tplab.lab.pictures.picture import Picture
-from tplab.lab.still import Part, Stilled
+from tplab.lab.still import Part
 from tplab.models.beside import BesideRun
 from tplab.models.result import Generation
 from tplab.models.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from tplab.shown import counted, number, time_text
 _KINDS = {"prefill": "compute", "decode": "compute", "collective": "collective", "wait": "wait"}
 
 
-class Writing(Stilled, Picture):
+class Writing(Picture):
     """A column of tokens per layout, equal ones lit, with what each rank did below; played on one clock when all are
     there."""
 
