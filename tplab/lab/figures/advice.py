@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.shown import duration, fixed
+from tplab.shown import duration, fixed, number
 from tplab.topology.advisor.advice import Advice
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import place
@@ -42,6 +42,7 @@ _LAYOUT_LOOKS = (
 )
 
 
+_MS = "%{x:,.3~r} ms"
 _LABEL_ENDS = 0.6
 """Share of the width up to which a bar may reach and have its label beside it on the right."""
 
@@ -63,26 +64,27 @@ def waterfall_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figur
         name, colour, pattern = _TERMS.get(row["term"], (row["term"], style.MUTED, ""))
         order.append(name)
         ms, source = float(row["ms"]), str(row["provenance"])
-        hover = f"{ms:.3g} ms, {row['share_pct']:.0f} %<br>{source}"
+        hover = f"{number(ms)} ms, {row['share_pct']:.0f} %<br>{source}"
         marks.bars(figure, [ms], [name], name, colour, pattern, hover=hover, base=[start], marker_line=edge, **level)
         # Where there is room: to the right, to the left, or inside.
         left = start + ms > _LABEL_ENDS * total
         inside = left and start < (1 - _LABEL_ENDS) * total
         on_bar = style.text_on(colour)
-        loud, quiet = (on_bar, on_bar) if inside else (style.INK, style.MUTED)
         marks.note(
             figure,
             start if left and not inside else start + ms,
             name,
-            f"<b>{ms:.3g}</b>  <span style='color:{quiet}'>{_short(source)}</span>",
-            colour=loud,
+            f"<b>{number(ms)}</b>  {_short(source)}",
+            colour=on_bar if inside else style.INK,
             xanchor="right" if left else "left",
             xshift=-6 if left else 6,
             bgcolor=colour if inside else None,
         )
     order.append("time per token")
-    level |= {"text": [f"{total:.3g} ms"], "textposition": "inside", "insidetextanchor": "end"}
-    marks.bars(figure, [total], order[-1:], order[-1], style.INK, hover="%{x:.3g} ms", textfont_color="white", **level)
+    level |= {"text": [f"{number(total)} ms"], "textposition": "inside", "insidetextanchor": "end"}
+    marks.bars(
+        figure, [total], order[-1:], order[-1], style.INK, hover="%{x:,.3~r} ms", textfont_color="white", **level
+    )
     figure.update_layout(barmode="overlay", bargap=0.25)
     figure.update_xaxes(title="milliseconds per output token", range=[0, 1.02 * total if total else 1])
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], type="category")
@@ -135,15 +137,15 @@ def front_figure(frame: pd.DataFrame, *, best: str, badge: str, tpot_limit_ms: f
             width=3 if layout == best else 1.5,
             marker={"symbol": symbol, "size": sizes, "color": colour, "line": {"color": "white", "width": 1}},
             customdata=rows[["concurrency", "ttft_ms"]],
-            hover="%{customdata[0]} in flight: %{x:.3g} ms per token, %{y:.3g} tokens/s per GPU, first after "
-            "%{customdata[1]:.3g} ms",
+            hover="%{customdata[0]} in flight: %{x:,.3~r} ms per token, %{y:,.3~r} tokens/s per GPU, first after "
+            "%{customdata[1]:,.3~r} ms",
         )
     figure.update_xaxes(title="milliseconds per output token", type="log", **style.log_ticks(frame["tpot_ms"]))
     throughput = frame["tokens_per_s_per_gpu"]
     figure.update_yaxes(title="tokens/s per GPU", type="log", **style.log_ticks(throughput))
     if tpot_limit_ms is not None:
         figure.add_vline(x=tpot_limit_ms, line={"dash": "dash", "color": style.INK, "width": 2})
-        _beside_line(figure, tpot_limit_ms, 0.0, f"limit, {tpot_limit_ms:g} ms", xanchor="left")
+        _beside_line(figure, tpot_limit_ms, 0.0, f"limit, {number(tpot_limit_ms)} ms", xanchor="left")
     style.card(figure, title="Latency against throughput, along the load", badge=badge, height=480)
     figure.update_xaxes(range=[np.log10(frame["tpot_ms"].min()) - 0.05, np.log10(frame["tpot_ms"].max()) + 0.05])
     return figure
@@ -176,7 +178,7 @@ def with_links_scaled(machine: Machine, factor: float) -> Machine:
         return link and replace(link, bandwidth_GBps=link.bandwidth_GBps * factor)
 
     links = tuple(tuple(scaled(link) for link in row) for row in machine.links)
-    return replace(machine, links=links, notes=(*machine.notes, f"links {factor:g} times as wide"))
+    return replace(machine, links=links, notes=(*machine.notes, f"links {number(factor)} times as wide"))
 
 
 def flip_frame(advice: Advice, *, spread: float = 32.0, points: int = 21) -> pd.DataFrame:
@@ -208,6 +210,7 @@ def reference_GBps(advice: Advice) -> float:
 
 
 _LINE_PX = 14
+_FLIP_HOVER = "%{x:,.3~r} GB/s: %{y:,.4~r} tokens/s, %{customdata:,.3~r} ms per token"
 
 
 def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float, str]], badge: str) -> go.Figure:
@@ -221,18 +224,18 @@ def flip_figure(frame: pd.DataFrame, *, here: float, flips: Sequence[tuple[float
     figure = go.Figure()
     for (colour, symbol), layout in zip(_LAYOUT_LOOKS, dict.fromkeys(frame["layout"]), strict=False):
         rows = frame[frame["layout"] == layout]
-        look, hover = {"symbol": symbol, "size": 6}, "%{x:.3g} GB/s: %{y:.4g} tokens/s, %{customdata:.3g} ms per token"
+        look, hover = {"symbol": symbol, "size": 6}, _FLIP_HOVER
         x, y, tpot = rows["link_GBps"], rows["output_tokens_per_s"], rows["tpot_ms"]
         marks.line(figure, x, y, layout, colour, marker=look, customdata=tpot, hover=hover)
     low, high = float(frame["link_GBps"].min()), float(frame["link_GBps"].max())
     shown = sorted((at, words) for at, words in flips if low <= at <= high)
-    for number, (at, words) in enumerate(shown):
+    for turn, (at, words) in enumerate(shown):
         figure.add_vline(x=at, line={"dash": "dash", "color": style.MUTED, "width": 1.5})
         # In two rows: neighbours' words would run into each other.
-        _beside_line(figure, at, 1.0, words, yshift=_LINE_PX * (number % 2))
+        _beside_line(figure, at, 1.0, words, yshift=_LINE_PX * (turn % 2))
     above_px = _LINE_PX * min(len(shown), 2)
     figure.add_vline(x=here, line={"color": style.INK, "width": 2})
-    machine = f"this machine, {here:.3g} GB/s"
+    machine = f"this machine, {number(here)} GB/s"
     _beside_line(figure, here, 0.0, machine, xanchor="left", xshift=4, colour=style.INK, bgcolor="white")
     ticks = {**style.log_ticks([low, high]), "range": [np.log10(low), np.log10(high)]}
     figure.update_xaxes(title="GB/s of the link that holds up the recommended layout", type="log", **ticks)

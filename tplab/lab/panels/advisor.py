@@ -50,7 +50,7 @@ _TTFT_LIMITS = (("none", 0.0), *((f"{ms:,} ms", float(ms)) for ms in (50, 100, 2
 _BATCHES = (("engine's", 0), *((str(1 << power), 1 << power) for power in range(3, 12)))
 _PREFIXES = tuple((f"{percent} %", percent / 100) for percent in (0, 25, 50, 75, 90, 95))
 _GUESSES = (("none", 0), *((str(k), k) for k in range(1, 9)))
-_SCALES = tuple((f"x {2**power:g}" if power >= 0 else f"x 1/{2**-power}", 2.0**power) for power in range(-6, 3))
+_SCALES = tuple((f"× {2**power}" if power >= 0 else f"× 1/{2**-power}", 2.0**power) for power in range(-6, 3))
 _ROWS_SHOWN = 8
 
 
@@ -220,7 +220,7 @@ def ranked_table(advice: Advice, looked_at: Option | None = None) -> str:
 
 def _ranked(row: Any, looked_at: Option | None) -> tuple[str, ...]:
     """Cells of a row of ``Advice.table``."""
-    layout = escape(row.layout).replace(" ", "&nbsp;") + (f"<br>{row.idle_gpus:g}&nbsp;idle" if row.idle_gpus else "")
+    layout = escape(row.layout).replace(" ", "&nbsp;") + (f"<br>{row.idle_gpus:.0f}&nbsp;idle" if row.idle_gpus else "")
     bold = "<b>{}</b>" if looked_at is not None and row.rank == looked_at.rank else "{}"
     return (
         bold.format(row.rank),

@@ -49,7 +49,7 @@ _QUICK_ON_GPUS: dict[str, Any] = {
 }
 _THOROUGH: dict[str, Any] = {}
 _MEASURES = {"tokens/s": "output_tokens_per_s", "per token": "tpot_ms", "first token": "ttft_ms"}
-"""By tokens/s first: that is what layouts are ranked by, in the words below."""
+"""Columns by view. Tokens/s come first: that is what layouts are ranked by, in the words below."""
 
 
 class CalibrationPanel(RunPanel):
