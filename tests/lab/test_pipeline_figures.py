@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tplab.lab import style
+from tplab.lab.figures.gantt_bars import CALLED
 from tplab.lab.figures.pipeline import caption, gantt, small_multiples
 from tplab.lab.figures.pipeline_curves import (
     bubble_figure,
@@ -57,10 +58,10 @@ def test_one_bar_trace_per_kind_holds_all_its_spans(name: str, v: int) -> None:
     trace = simulate(build_schedule(name, 4, 8, v), HOPS)
     found = bars(gantt(trace))
     kinds = trace.frame().groupby("kind")
-    assert set(found) == {"idle", *kinds.groups}
+    assert set(found) == {"idle", *(CALLED.get(kind, kind) for kind in kinds.groups)}
     for kind, rows in kinds:
         spans = sorted(zip(rows["start_ms"], rows["end_ms"], strict=True))
-        assert np.asarray(drawn(found[kind])) == pytest.approx(np.asarray(spans))
+        assert np.asarray(drawn(found[CALLED.get(kind, kind)])) == pytest.approx(np.asarray(spans), abs=1e-3)
 
 
 def test_rank_0_is_on_top_and_messages_have_half_the_height() -> None:
@@ -72,7 +73,7 @@ def test_rank_0_is_on_top_and_messages_have_half_the_height() -> None:
     compute = found["forward"]
     middle = np.round(np.asarray(compute.y) - np.floor(compute.y), 9)
     assert np.unique(middle).size == 1
-    messages = found["point-to-point"]
+    messages = found["message"]
     lanes = np.unique(np.round(np.asarray(messages.y) - np.floor(messages.y), 9))
     assert lanes.size == 2  # forward and backward, in the two halves of one lane
     assert 2 * messages.width == pytest.approx(compute.width / 2)
@@ -82,10 +83,10 @@ def test_rank_0_is_on_top_and_messages_have_half_the_height() -> None:
 
 
 def test_forward_only_messages_have_the_whole_lane_and_free_ones_none() -> None:
-    messages = bars(gantt(simulate(build_schedule("decode-ring", 4, 12), HOPS)))["point-to-point"]
+    messages = bars(gantt(simulate(build_schedule("decode-ring", 4, 12), HOPS)))["message"]
     assert np.unique(np.round(np.asarray(messages.y) % 1, 9)).size == 1
     free = bars(gantt(simulate(build_schedule("1f1b", 4, 8))))
-    assert "point-to-point" not in free
+    assert "message" not in free
     assert free["forward"].width > bars(gantt(simulate(build_schedule("1f1b", 4, 8), HOPS)))["forward"].width
 
 
@@ -108,10 +109,11 @@ def test_idle_and_work_fill_every_lane(
         lengths = {
             kind: sum(np.asarray(bar.x, float)[np.floor(np.asarray(bar.y, float)) == rank])
             for kind, bar in found.items()
-            if kind != "point-to-point"
+            if kind != "message"
         }
-        assert sum(lengths.values()) == pytest.approx(trace.makespan_s * factor)
-        assert lengths["idle"] == pytest.approx(trace.idle_s[rank] * factor, abs=1e-6)
+        seen = 1e-4 * trace.makespan_s * factor  # times are rounded to what can be seen
+        assert sum(lengths.values()) == pytest.approx(trace.makespan_s * factor, abs=seen)
+        assert lengths["idle"] == pytest.approx(trace.idle_s[rank] * factor, abs=seen)
 
 
 def test_colours_and_patterns_tell_kinds_apart() -> None:
@@ -120,8 +122,8 @@ def test_colours_and_patterns_tell_kinds_apart() -> None:
     )
     assert found["forward"].marker.color == style.FORWARD
     assert found["backward"].marker.color == style.BACKWARD
-    assert found["weight gradient"].marker.color == style.WEIGHT_GRADIENT
-    assert found["point-to-point"].marker.color == style.POINT_TO_POINT
+    assert found["backward (weights)"].marker.color == style.WEIGHT_GRADIENT
+    assert found["message"].marker.color == style.POINT_TO_POINT
     assert found["idle"].marker.color == style.IDLE
     looks = [(bar.marker.color, bar.marker.pattern.shape) for bar in found.values()]
     assert len(set(looks)) == len(looks) == 6
@@ -176,22 +178,32 @@ def test_measured_under_simulated_on_one_axis_with_both_bubbles() -> None:
     for text, trace in zip(said, (simulated, measured), strict=False):
         assert f"idle/total {trace.idle_over_total:.1%}" in text
         assert f"idle/work {trace.idle_over_work:.1%}" in text
-        assert "peak 4, 3, 2, 1" in text
     assert "LIVE gloo · 4 ranks · emulated compute" in figure.layout.annotations[0].text
     legend = [item.name for item in figure.data if item.showlegend is not False]
     assert len(legend) == len(set(legend))
+
+
+def hovered(bar: go.Bar, action: str) -> str:
+    """What the page makes of the template for an action; `x` is there where the bar ends."""
+    (at,) = [at for at, told in enumerate(bar.customdata) if told[0] == action]
+    text = bar.hovertemplate
+    for place, value in enumerate(bar.customdata[at]):
+        shown = value if isinstance(value, str) else f"{value:.4g}"
+        text = re.sub(rf"%{{customdata\[{place}\][^}}]*}}", shown, text)
+    text = re.sub(r"%{base[^}]*}", f"{bar.base[at]:.4g}", text)
+    return re.sub(r"%{x[^}]*}", f"{bar.base[at] + bar.x[at]:.4g}", text)
 
 
 def test_hovering_an_action_tells_both_times_and_the_pointer_marks_one_moment() -> None:
     simulated = simulate(build_schedule("1f1b", 4, 8), HOPS)
     figure = gantt(simulated, as_measured(simulated, 0.004))
     for axis, words in (("y", ("simulated", "measured")), ("y2", ("measured", "simulated"))):
-        texts = bars(figure, axis)["forward"].hovertext
-        (text,) = [text for text in texts if "<b>2F3</b>" in text]
+        text = hovered(bars(figure, axis)["forward"], "2F3")
         assert [line.split()[0] for line in text.split("<br>")[1:]] == list(words)
         span = next(s for s in simulated.spans if (s.stage, s.op, s.micro_batch) == (2, Op.F, 3))
-        assert f"simulated {span.start_s * 1e3:.4g} to {span.end_s * 1e3:.4g} ms" in text
-        assert f"measured {span.start_s * 1e3 + 4:.4g} to {span.end_s * 1e3 + 4:.4g} ms" in text
+        assert "rank 2, stage 2, micro-batch 3" in text
+        assert f"simulated {span.start_s * 1e3:.4g} to {span.end_s * 1e3:.4g} ms (20)" in text
+        assert f"measured {span.start_s * 1e3 + 4:.4g} to {span.end_s * 1e3 + 4:.4g} ms (20)" in text
     assert figure.layout.xaxis.showspikes
     assert figure.layout.xaxis.spikemode == "across"
 
@@ -221,12 +233,12 @@ def test_the_memory_lane_is_what_ranks_hold(name: str, v: int) -> None:
         mine = (y > rank) & (y < rank + 1)
         times, held = trace.activations(rank)
         peak = (rank + 0.95 - y[mine].min()) / scale
-        assert peak == pytest.approx(trace.peak_activations(rank))
+        assert peak == pytest.approx(trace.peak_activations(rank), abs=1e-3)
         for at in np.linspace(trace.makespan_s * 0.01, trace.makespan_s * 0.99, 23):
             want = held[times <= at][-1] if (times <= at).any() else 0.0
             edges = np.flatnonzero(x[mine] <= at * 1e3)
             got = (rank + 0.95 - y[mine][edges[-1]]) / scale if len(edges) else 0.0
-            assert got == pytest.approx(want)
+            assert got == pytest.approx(want, abs=1e-3)
 
 
 def test_the_article_beside_the_right_1f1b_shows_5_4_3_2_against_4_3_2_1() -> None:
@@ -234,8 +246,10 @@ def test_the_article_beside_the_right_1f1b_shows_5_4_3_2_against_4_3_2_1() -> No
     figure = gantt(right, wrong, max_activations=4)
     (peaks,) = [item for item in figure.data if item.name == "peaks"]
     assert list(peaks.text) == ["4 / 5", "3 / 4", "2 / 3", "1 / 2"]
-    assert "peak 4, 3, 2, 1" in captions(figure)[0]
-    assert "peak 5, 4, 3, 2" in captions(figure)[1]
+    without = captions(gantt(right, wrong, memory=False))
+    assert "peak 4, 3, 2, 1" in without[0]
+    assert "peak 5, 4, 3, 2" in without[1]
+    assert not any("peak 4" in text for text in captions(figure))  # the memory lane has it
     filled, line = memory(figure)
     assert filled.fill == "toself"
     assert line.fill is None

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.lab.names import name_of
 from tplab.pipeline.schedule import CODES, OPS, Op
 from tplab.pipeline.trace import KINDS, Trace
+from tplab.shown import number
 
 _LABELLED = 64
 """Most actions per lane for which bars get labels."""
@@ -24,6 +26,12 @@ _LOOK = {
     "weight gradient": (style.WEIGHT_GRADIENT, "x"),
     "point-to-point": (style.POINT_TO_POINT, ""),
 }
+CALLED = {
+    "input gradient": "backward (input)",
+    "weight gradient": "backward (weights)",
+    "point-to-point": "message",
+}
+"""What the legend calls a kind, where not by its own name."""
 _LATER_CHUNK = {style.FORWARD: style.DECODE, style.BACKWARD: "#FFE79A", style.WEIGHT_GRADIENT: "#7FC4AE"}
 """Colour of a kind's last chunk; the chunks between go from the kind's own colour towards it."""
 _DARK = {"forward", "weight gradient"}
@@ -42,6 +50,8 @@ class Scale(NamedTuple):
     """How many ``unit`` make one second."""
     px_per_s: float
     lane_px: float
+    decimals: int
+    """Of times in ``unit``, as many as can be seen: a figure sends them all."""
 
 
 class Lanes(NamedTuple):
@@ -67,7 +77,7 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
     drawn = trace.is_compute | sends  # a receive is a wait, which is idle time already
     per_lane = np.bincount(trace.rank[trace.is_compute], minlength=trace.num_ranks).max(initial=0)
     both = (trace.op == SENDS[0]).any() and (trace.op == SENDS[1]).any()
-    hover = _hover(trace, other, scale)
+    told, hover = _hover(trace, other, scale)
     for kind in KINDS:
         which = np.flatnonzero((kinds == kind) & drawn)
         if not len(which):
@@ -79,8 +89,9 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
             back = np.where(trace.op[which] == SENDS[1], 0.5, -0.5) if both else 0.0
             y = trace.rank[which] + lanes.sends + back * width
         begin_s, length_s = trace.start_s[which], (trace.end_s - trace.start_s)[which]
-        bars = _bars(kind, begin_s * factor, length_s * factor, y, width, _marker(kind, trace, which), "%{hovertext}")
-        bars["hovertext"] = [hover[i] for i in which.tolist()]
+        begins, lengths = (np.round(each * factor, scale.decimals) for each in (begin_s, length_s))
+        bars = _bars(kind, begins, lengths, y, width, _marker(kind, trace, which), hover)
+        bars["customdata"] = [told[i] for i in which.tolist()]
         if not messages and per_lane <= _LABELLED and width * scale.lane_px >= _LINE_PX:
             room = length_s * scale.px_per_s / _CHARACTER_PX
             bars |= {
@@ -88,7 +99,7 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
                 "textposition": "inside",
                 "insidetextanchor": "middle",
                 "textangle": 0,
-                "constraintext": "none",
+                "constraintext": "inside",  # with `uniformtext` of the layout: those that have no room are hidden
                 "textfont": {"size": 11, "color": _text_colours(kind, trace, which)},
             }
         result.append(bars)
@@ -100,7 +111,7 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
 def _collectives(trace: Trace, lanes: Lanes, scale: Scale) -> dict[str, Any]:
     """Below the computations that they are part of, where messages lie."""
     rank, start_s, end_s = (np.asarray(column) for column in zip(*trace.collectives, strict=True))
-    hover = f"in a collective for %{{x:.3g}} {scale.unit}"
+    hover = f"in a collective for %{{customdata:,.3~r}} {scale.unit}"
     lengths = (end_s - start_s) * scale.factor
     marker = style.bar_marker(style.COLLECTIVE)
     return _bars("collectives", start_s * scale.factor, lengths, rank + lanes.sends, lanes.sends_height, marker, hover)
@@ -109,15 +120,17 @@ def _collectives(trace: Trace, lanes: Lanes, scale: Scale) -> dict[str, Any]:
 def _bars(
     kind: str, base: Any, lengths: Any, y: Any, width: float, marker: dict[str, Any], hover: str
 ) -> dict[str, Any]:
+    name = CALLED.get(kind, kind)
     return {
         "type": "bar",
         "orientation": "h",
         "base": base,
         "x": lengths,
+        "customdata": lengths,
         "y": y,
         "width": width,
-        "name": kind,
-        "legendgroup": kind,
+        "name": name,
+        "legendgroup": name,
         "marker": marker,
         "hovertemplate": f"{hover}<extra></extra>",
     }
@@ -149,8 +162,8 @@ def _idle(trace: Trace, lanes: Lanes, scale: Scale) -> dict[str, Any]:
         base.append(free_from[wide])
         length.append(gap[wide])
         y.append(np.full(int(wide.sum()), rank + lanes.compute))
-    begins, lengths = np.concatenate(base) * scale.factor, np.concatenate(length) * scale.factor
-    hover = f"idle for %{{x:.4g}} {scale.unit}"
+    begins, lengths = (np.round(np.concatenate(each) * scale.factor, scale.decimals) for each in (base, length))
+    hover = f"idle for %{{customdata:,.4~r}} {scale.unit}"
     return _bars("idle", begins, lengths, np.concatenate(y), lanes.compute_height, {"color": style.IDLE}, hover)
 
 
@@ -188,24 +201,33 @@ def _chunks(trace: Trace, which: NDArray[np.int64]) -> list[int]:
     return chunks
 
 
-def _hover(trace: Trace, other: Trace | None, scale: Scale) -> list[str]:
-    """What an action's label says, of this trace and of the other."""
+def _hover(trace: Trace, other: Trace | None, scale: Scale) -> tuple[list[list[Any]], str]:
+    """What an action's label says, of this trace and of the other: what differs, by span, and plotly's template of it.
+    (A sentence for each action would be most of what a figure sends.)"""
     word, other_word = ("" if each is None else "measured" if each.measured else "simulated" for each in (trace, other))
     if other is not None and word == other_word:
-        word, other_word = trace.schedule.name, other.schedule.name
-
-    def told(word: str, start_s: float, end_s: float) -> str:
-        start, end, length = (value * scale.factor for value in (start_s, end_s, end_s - start_s))
-        return f"<br>{word} {start:.4g} to {end:.4g} {scale.unit} ({length:.3g})"
-
+        word, other_word = (name_of(each.schedule.name) for each in (trace, other))
     partner = {} if other is None else {action: span for _, action, span in _actions(other)}
-    texts = []
-    for rank, action, span in _actions(trace):
+    told: list[list[Any]] = []
+    for rank, action, (start_s, end_s) in _actions(trace):
         stage, op, micro_batch = action
-        text = f"<b>{stage}{OPS[op].value}{micro_batch}</b> rank {rank}, stage {stage}, micro-batch {micro_batch}"
-        text += told(word, *span)
-        texts.append(text + told(other_word, *partner[action]) if action in partner else text)
-    return texts
+        values = [
+            f"{stage}{OPS[op].value}{micro_batch}",
+            rank,
+            stage,
+            micro_batch,
+            round((end_s - start_s) * scale.factor, 6),
+        ]
+        if other is not None:
+            start, end = (value * scale.factor for value in partner.get(action, (0.0, 0.0)))
+            also = f"<br>{other_word} {number(start, 4)} to {number(end, 4)} {scale.unit} ({number(end - start)})"
+            values.append(also if action in partner else "")
+        told.append(values)
+    template = (
+        "<b>%{customdata[0]}</b> rank %{customdata[1]}, stage %{customdata[2]}, micro-batch %{customdata[3]}"
+        f"<br>{word} %{{base:,.4~r}} to %{{x:,.4~r}} {scale.unit} (%{{customdata[4]:,.3~r}})"  # x: where the bar ends
+    )
+    return told, template + ("" if other is None else "%{customdata[5]}")
 
 
 def _actions(trace: Trace) -> list[tuple[int, tuple[int, int, int], tuple[float, float]]]:
@@ -242,7 +264,7 @@ def memory_of(
     for index, (trace, name) in enumerate(zip(traces, names, strict=True)):
         x: list[float] = []
         y: list[float] = []
-        texts: list[str] = []
+        told: list[list[float]] = []
         for rank in range(p):
             times, held = trace.activations(rank)
             if not len(times):
@@ -250,29 +272,29 @@ def memory_of(
             # Of what lies within a pixel, what is left behind: room is made, and taken again at once.
             lasts = np.append(np.diff(times) > end_s / PLOT_WIDTH_PX, True)
             times, held = times[lasts], held[lasts]
-            before = np.concatenate([[0.0], held[:-1]])
-            steps = np.column_stack([before, held]).ravel()
-            x += [*np.repeat(times * scale.factor, 2).tolist(), float("nan")]
-            y += [*(rank + 0.95 - height * steps).tolist(), float("nan")]
-            texts += [f"rank {rank} holds {value:.3g} ({name})" for value in steps.tolist()] + [""]
+            times, held = np.append(times[:1], times), np.append(0.0, held)  # up from nothing
+            x += [*np.round(times * scale.factor, scale.decimals).tolist(), float("nan")]
+            y += [*np.round(rank + 0.95 - height * held, 5).tolist(), float("nan")]
+            told += [[rank, value] for value in np.round(held, 4).tolist()] + [[rank, 0.0]]
         dash, colour = _LINES[(index - 1) % len(_LINES)]
         look: dict[str, Any] = (
-            {"fill": "toself", "fillcolor": "#C9D6EA", "line": {"color": style.FORWARD, "width": 1}}
+            {"fill": "toself", "fillcolor": "#C9D6EA", "line": {"color": style.FORWARD, "width": 1, "shape": "hv"}}
             if index == 0
-            else {"line": {"color": colour, "width": 1.5, "dash": dash}}
+            else {"line": {"color": colour, "width": 1.5, "dash": dash, "shape": "hv"}}
         )
-        told = {
+        holds = f"rank %{{customdata[0]}} holds %{{customdata[1]:,.3~r}} ({name}) from %{{x:,.4~r}} {scale.unit}"
+        words = {
             "name": "held" if len(traces) == 1 else f"held, {name}",
-            "hovertext": texts,
-            "hovertemplate": f"%{{hovertext}} from %{{x:.4g}} {scale.unit}<extra></extra>",
+            "customdata": told,
+            "hovertemplate": f"{holds}<extra></extra>",
             "hoveron": "points",
         }
-        data.append(on_axis | {"x": x, "y": y} | told | look)
+        data.append(on_axis | {"x": x, "y": y} | words | look)
     if max_activations is not None:
         cap = {
             "x": marks.apart([(0.0, end)] * p),
             "y": marks.apart([(rank + 0.95 - height * max_activations,) * 2 for rank in range(p)]),
-            "name": f"cap: {max_activations:g}",
+            "name": f"cap: {number(max_activations)}",
             "line": {"color": style.INK, "width": 1, "dash": "dot"},
             "hoverinfo": "skip",
         }
@@ -282,7 +304,7 @@ def memory_of(
         "x": [end * 1.01] * p,
         "y": [rank + 0.55 for rank in range(p)],
         "mode": "text",
-        "text": [" / ".join(f"{one[rank]:.3g}" for one in held_most) for rank in range(p)],
+        "text": [" / ".join(number(one[rank]) for one in held_most) for rank in range(p)],
         "textposition": "middle right",
         "textfont": {"size": 12, "color": style.INK},
         "name": "peaks",

@@ -7,6 +7,7 @@ each, and what an action's label says of one trace it says of the other too.
 
 import copy
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,9 @@ def gantt(
 
     In a chart rank 0 is on top; computations lie on a full lane, messages on one of half that height below (forward in
     its upper half, backward in its lower, where both occur), and there, too, the collectives that are part of a
-    computation, where the trace knows them. Labels say which micro-batch, where there are up to 64
-    actions per lane. The caption of a chart has the makespan, the bubble under both names, and the peak of every rank.
+    computation, where the trace knows them. Labels say which micro-batch, where there are up to 64 actions per lane,
+    each as long as it has room in its bar. The caption of a chart has the makespan and the bubble under both names,
+    and the peak of every rank where no memory lane has it.
     The memory lane has the first trace filled, and the others as lines.
 
     Args:
@@ -77,7 +79,9 @@ def gantt(
 
     data: list[dict[str, Any]] = []
     shown: set[str] = set()
-    scale = Scale(shown_in, factor, px_per_s=PLOT_WIDTH_PX / end_s if end_s else 0.0, lane_px=each_px)
+    decimals = max(0, 6 - math.ceil(math.log10(end_s * factor))) if end_s else 0
+    px_per_s = PLOT_WIDTH_PX / end_s if end_s else 0.0
+    scale = Scale(shown_in, factor, px_per_s=px_per_s, lane_px=each_px, decimals=decimals)
     for index, trace in enumerate(traces):
         other = traces[1 if index == 0 else 0] if len(traces) > 1 else None
         for bars in bars_of(trace, other, lanes, scale):
@@ -88,7 +92,7 @@ def gantt(
     if memory:
         data += memory_of(traces, names, _axis("y", len(traces)), scale, end_s, max_activations)
 
-    captions = [caption(trace, name, unit) for trace, name in zip(traces, names, strict=True)]
+    captions = [caption(trace, name, unit, peaks=not memory) for trace, name in zip(traces, names, strict=True)]
     if memory:
         held = f" (filled: {names[0]}; line: {', '.join(names[1:])})" if len(traces) > 1 else ""
         captions.append(f"<b>memory</b> · micro-batches held{held}; at the right the peak")
@@ -115,9 +119,9 @@ def small_multiples(
     )
 
 
-def caption(trace: Trace, name: str, unit: str = "") -> str:
+def caption(trace: Trace, name: str, unit: str = "", *, peaks: bool = True) -> str:
     """Makespan, both bubbles, time in collectives, and the peaks (in micro-batches), in a line; ``unit`` as for
-    :func:`gantt`."""
+    :func:`gantt`. ``peaks=False``: without these, for a figure whose memory lane has them."""
     shown_in, factor = _unit(trace.makespan_s, unit)
     parts = [
         f"<b>{name}</b>",
@@ -127,7 +131,7 @@ def caption(trace: Trace, name: str, unit: str = "") -> str:
     ]
     if trace.collectives:
         parts.append(f"collectives/total {trace.collective_over_total:.1%}")
-    if not trace.schedule.is_inference:
+    if peaks and not trace.schedule.is_inference:
         parts.append(f"peak {_peaks_text(trace.peak_activations_per_rank)}")
     return " · ".join(parts)
 
@@ -237,7 +241,7 @@ def _lay_out(
             for text, spot in zip(captions, spots, strict=True)
         ),
     ]
-    layout |= {"barmode": "overlay", "hovermode": "closest"}
+    layout |= {"barmode": "overlay", "hovermode": "closest", "uniformtext": {"mode": "hide", "minsize": 11}}
     layout["xaxis"] |= {
         "title": layout["xaxis"]["title"] | {"text": {"ms": "milliseconds", "s": "seconds"}.get(unit, unit)},
         "range": [0, 1.06 * end],
