@@ -28,7 +28,7 @@ def test_move_and_build(run_notebook: Callable[[str], Page]) -> None:
     expect(figure).to_contain_text("TP 8 x PP 1")
     wall.locator(".noUi-handle").nth(2).press("ArrowLeft")
     expect(wall.locator(".tplab-error")).to_have_text("")
-    wall.locator("select").nth(0).select_option("llama-3.1-405b")
+    wall.locator("select").nth(0).select_option("Llama 3.1 405B")
     expect(figure).to_contain_text("Llama 3.1 405B")
     expect(below).to_contain_text("does not fit")
     wall.locator("button", has_text="every rank").click()

@@ -25,7 +25,9 @@ def test_paint_and_measure(run_notebook: Callable[[str], Page]) -> None:
 
     panel = page.locator(".tplab-panel")
     phase = panel.locator(".tplab-phase")
-    panel.locator("select").nth(0).select_option(["1", "64"])
+    panel.get_by_role("checkbox", name="64", exact=True).check()
+    for tokens in ("16", "128", "512"):
+        panel.get_by_role("checkbox", name=tokens, exact=True).uncheck()
     expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
     panel.locator(".tplab-run").click()
     expect(phase).to_contain_text("Done in", timeout=60_000)

@@ -168,7 +168,7 @@ def test_frames_are_short_and_less_motion_is_respected(open_picture: Callable[[P
     expect(page.get_by_text("whole pass")).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [400, 600, 1600])
+@pytest.mark.parametrize("width", [320, 600, 1600])
 def test_nothing_is_cut(open_picture: Callable[[Picture], Page], width: int) -> None:
     page = open_picture(ShardPainter().paint(qkv="row", out="column", up="row", down="column", model="Llama-3.1 70B"))
     page.set_viewport_size({"width": width, "height": 900})

@@ -6,7 +6,7 @@ import { fewerGpus, fullestRank, longestContext, mostRequests, whatWouldHelp, wh
 
 const FIT_CSS = `
 .tplab-picture .fit { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: flex-start; }
-.tplab-picture .vessel { flex: 0 1 430px; min-width: 0; }
+.tplab-picture .vessel { flex: 0 1 430px; width: 100%; min-width: 0; }
 .tplab-picture .said { flex: 1 1 300px; min-width: 0; max-width: 640px; }
 .tplab-picture .answer { border-left: 5px solid #007E5D; background: var(--soft); padding: 8px 14px; font-size: 15px; }
 .tplab-picture .answer.no { border-left-color: #B21405; }
@@ -24,7 +24,8 @@ const FIT_CSS = `
 @media (prefers-reduced-motion: reduce) { .tplab-picture .drop { animation: none; } }
 .tplab-picture .leader { stroke: var(--line); fill: none; }
 `;
-const [WIDTH, RIM, GROUND, LEFT, RIGHT] = [430, 34, 334, 70, 230]; // of the drawing; the card stands from RIM to GROUND
+const [RIM, GROUND, LEFT, HEIGHT] = [34, 334, 70, 388]; // of the drawing; the card stands from RIM to GROUND
+const [WIDEST, LABELS] = [430, 176]; // of the drawing, and room for words beside the card, in pixels
 const FILL_MS = 350;
 const PARTS = [
   ["workspace", "workspace", "#8A94A1"], ["weights", "weights", "#3B6DB5"], ["activations", "activations", "#FFC813"],
@@ -60,7 +61,10 @@ export function render({ model, el }) {
   const { pp, batch, context, ...lists } = controls;
   const row = (...parts) => html("div", { class: "row" }, ...parts);
   root.append(row(...Object.values(lists).map((each) => each.element)), row(degrees, pp.element, batch.element, context.element));
-  root.append(html("div", { class: "fit" }, html("div", { class: "vessel" }, vessel.element), said));
+  const place = html("div", { class: "vessel" }, vessel.element);
+  root.append(html("div", { class: "fit" }, place, said));
+  const observer = new ResizeObserver(() => place.clientWidth && vessel.resize(place.clientWidth));
+  observer.observe(place);
   let offered = "";
 
   function share(changes) {
@@ -123,9 +127,11 @@ export function render({ model, el }) {
 
   const watched = ["model", "gpu", "weights", "cache", "tp", "pp", "batch", "context"];
   watched.forEach((name) => model.on(`change:${name}`, show));
+  vessel.resize(WIDEST);
   show();
   return () => {
     watched.forEach((name) => model.off(`change:${name}`, show));
+    observer.disconnect();
     vessel.destroy();
   };
 }
@@ -146,22 +152,33 @@ function sentence(known, asked, rank, most) {
 // The drawing: `fill` shows a rank; levels glide from what was shown before.
 function vesselOf() {
   const id = `fit-${Math.random().toString(36).slice(2)}`;
-  const element = svg("svg", { viewBox: `0 0 ${WIDTH} 372`, role: "img" });
-  const body = { x: LEFT, y: RIM, width: RIGHT - LEFT, height: GROUND - RIM, rx: 8 };
-  const inside = svg("clipPath", { id: `${id}-inside` }, svg("rect", body));
+  const element = svg("svg", { role: "img" });
+  const body = { x: LEFT, y: RIM, height: GROUND - RIM, rx: 8 };
+  const clip = svg("rect", body);
+  const inside = svg("clipPath", { id: `${id}-inside` }, clip);
+  const [behind, outline] = [svg("rect", { ...body, class: "card-body" }), svg("rect", { ...body, class: "card-edge" })];
   const pattern = blocks(`${id}-kv`, "#74C1FB", "#FFFFFF");
   const ghost = blocks(`${id}-free`, "none", "var(--line)");
-  element.append(svg("defs", {}, inside, pattern, ghost), svg("rect", { ...body, class: "card-body" }));
+  element.append(svg("defs", {}, inside, pattern, ghost), behind);
   const liquid = svg("g", { "clip-path": `url(#${id}-inside)` });
-  const levels = Object.fromEntries(PARTS.map(([key, , colour]) => [key, svg("rect", { x: LEFT, width: RIGHT - LEFT, fill: key === "kv" ? `url(#${id}-kv)` : colour })]));
-  const room = svg("rect", { x: LEFT, width: RIGHT - LEFT, fill: `url(#${id}-free)` });
-  const over = svg("rect", { x: LEFT, width: RIGHT - LEFT, fill: "#B21405", opacity: 0.82, class: "over" });
+  const levels = Object.fromEntries(PARTS.map(([key, , colour]) => [key, svg("rect", { x: LEFT, fill: key === "kv" ? `url(#${id}-kv)` : colour })]));
+  const room = svg("rect", { x: LEFT, fill: `url(#${id}-free)` });
+  const over = svg("rect", { x: LEFT, fill: "#B21405", opacity: 0.82, class: "over" });
   liquid.append(room, ...Object.values(levels), over);
-  const contacts = Array.from({ length: 12 }, (_, at) => svg("rect", { x: LEFT + 18 + at * 10, y: GROUND, width: 6, height: 9, fill: "#C9A227" }));
+  const contacts = svg("path", { stroke: "#C9A227", "stroke-width": 9, "stroke-dasharray": "6 4" });
   const limit = svg("path", { class: "limit" });
   const [drops, words] = [svg("g", { class: "drops" }), svg("g", {})];
-  element.append(liquid, ...contacts, svg("rect", { ...body, class: "card-edge" }), limit, drops, words);
-  let [now, from, to, request, look] = [null, null, null, 0, null];
+  element.append(liquid, contacts, outline, limit, drops, words);
+  let [now, from, to, request, look, right] = [null, null, null, 0, null, 0];
+
+  // For a width in pixels: words stay as large as they are, the card becomes narrower.
+  function resize(width) {
+    right = Math.max(LEFT + 40, Math.min(width, WIDEST) - LABELS - 24);
+    put(element, { viewBox: `0 0 ${right + LABELS + 24} ${HEIGHT}` });
+    for (const each of [clip, behind, outline, room, over, ...Object.values(levels)]) put(each, { width: right - LEFT });
+    put(contacts, { d: `M${LEFT + 16} ${GROUND + 5}H${right - 16}` });
+    if (now) level(now);
+  }
 
   function fill(known, asked, rank, most) {
     const { memory, name } = known.gpus[asked.gpu];
@@ -198,7 +215,7 @@ function vesselOf() {
       const middle = Math.max(RIM + 4, bottom - height / 2);
       labels.push([middle, `${part} ${gigabytes(values[key] * look.memory)}`, "small"]);
       if (key === "kv") {
-        const size = { width: (RIGHT - LEFT) / look.columns, height: Math.max(2, values.block * scale).toFixed(2) };
+        const size = { width: (right - LEFT) / look.columns, height: Math.max(2, values.block * scale).toFixed(2) };
         place(pattern, size, bottom);
         place(ghost, size, bottom);
       }
@@ -209,7 +226,7 @@ function vesselOf() {
     const free = Math.max(0, top - edge);
     put(room, { y: edge.toFixed(1), height: free.toFixed(1) });
     put(over, { y: top.toFixed(1), height: Math.max(0, edge - top).toFixed(1) });
-    put(limit, { d: `M${LEFT - 8} ${edge.toFixed(1)}H${RIGHT + 8}` });
+    put(limit, { d: `M${LEFT - 8} ${edge.toFixed(1)}H${right + 8}` });
     labels.push([edge, `engine limit ${gigabytes(look.rank.usable)}`, "small strong"], [RIM - 8, `${look.name}, ${gigabytes(look.memory)}`, "strong"]);
     const more = look.most - look.asked.batch;
     if (free > 16 && more > 0) labels.push([(edge + top) / 2, `room for ${counted(more)} more`, "small"]);
@@ -233,12 +250,12 @@ function vesselOf() {
       highest = places[at] - 16;
     }
     words.replaceChildren(...sorted.flatMap(([y, text, name], at) => [
-      svg("path", { class: "leader", d: `M${RIGHT + 2} ${y.toFixed(1)}L${RIGHT + 22} ${places[at].toFixed(1)}` }),
-      svg("text", { x: RIGHT + 26, y: (places[at] + 4).toFixed(1), class: name }, text),
+      svg("path", { class: "leader", d: `M${right + 2} ${y.toFixed(1)}L${right + 20} ${places[at].toFixed(1)}` }),
+      svg("text", { x: right + 24, y: (places[at] + 4).toFixed(1), class: name }, text),
     ]));
     if (values.drops >= 0.5) {
-      const text = `does not go in: ${gigabytes(look.spilt)}, a block is ${gigabytes(look.perDrop)}`;
-      words.append(svg("text", { x: 4, y: GROUND + 32, class: "small strong" }, text));
+      words.append(svg("text", { x: 4, y: GROUND + 30, class: "small strong" }, `does not go in: ${gigabytes(look.spilt)}`));
+      words.append(svg("text", { x: 4, y: GROUND + 46, class: "small" }, `a block is ${gigabytes(look.perDrop)}`));
     }
   }
 
@@ -253,7 +270,7 @@ function vesselOf() {
     }
   }
 
-  return { element, fill, destroy: () => cancelAnimationFrame(request) };
+  return { element, fill, resize, destroy: () => cancelAnimationFrame(request) };
 }
 
 function blocks(id, fill, stroke) {
