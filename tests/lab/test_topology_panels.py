@@ -195,13 +195,22 @@ class TestLinks:
     def test_the_drawing_stands_where_the_figure_would(self):
         links = LinkPanel("dgx-1")
         assert (links.drawing.layout.display, links._view.layout.display) == ("", "none")
-        assert links.figure in links.still()  # for pages without a kernel
+        assert any("<iframe" in part for part in links.still() if isinstance(part, str))  # for pages without a kernel
+        assert links.figure not in links.still()
         links.show(view="bandwidth")
         assert (links.drawing.layout.display, links._view.layout.display) == ("none", "")
         before = links.drawing.machine
         links.show(nodes=20, view="placement")
         assert "up to 144 are drawn" in links.error
         assert links.drawing.machine is before
+
+    def test_a_hand_on_the_drawing_renews_what_a_page_without_a_kernel_shows(self, monkeypatch):
+        links, renewed = LinkPanel("dgx-1").show(tp=2, pp=2), []
+        monkeypatch.setattr(links, "settled", lambda **when: renewed.append(when))
+        before = "".join(part for part in links.still() if isinstance(part, str))
+        links.drawing.groups = [0, 0, 1, 1, 2, 2, 3, 3]
+        assert renewed
+        assert "".join(part for part in links.still() if isinstance(part, str)) != before
 
     def test_redraws_take_little_of_the_kernels_time(self):
         """Of 28 pairs in words, and of a layout whose links differ: 0.2 s and more before, 0.02 s now."""

@@ -16,6 +16,7 @@ from tplab.lab import style
 from tplab.lab.panels import html
 from tplab.lab.panels.controls import NamedControls, panel
 from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.pictures.picture import Picture
 from tplab.lab.still import AFTER_A_MOVE_S, Part, Stilled, settings_line
 
 
@@ -30,8 +31,7 @@ class AnalyticPanel(Stilled, widgets.VBox):
         named: controls of the left column, by the name of their setting.
         view: the choice above the figure of what is drawn, the setting ``view``; None for none.
         beneath: widgets below the controls.
-        drawing: what stands in the figure's place whenever ``draw`` sets ``drawn``; the figure is then what a page
-            without a kernel shows.
+        drawing: what stands in the figure's place whenever ``draw`` sets ``drawn``.
         min_height: height of the figure's place in pixels.
     """
 
@@ -45,7 +45,7 @@ class AnalyticPanel(Stilled, widgets.VBox):
         named: Mapping[str, Any],
         view: "widgets.ToggleButtons | None" = None,
         beneath: Sequence[widgets.Widget] = (),
-        drawing: "widgets.DOMWidget | None" = None,
+        drawing: "Picture | None" = None,
         min_height: int,
     ) -> None:
         above = {} if view is None else {"view": view}
@@ -58,6 +58,8 @@ class AnalyticPanel(Stilled, widgets.VBox):
         for control in self._named.values():
             control.observe(lambda _: self._moved(), names="value")
         self.drawing, self.drawn = drawing, False
+        if drawing is not None:  # moved by a hand, it is another one for a page without a kernel, too
+            drawing.observe(lambda _: self.settled(after_s=AFTER_A_MOVE_S), names=drawing.moved_by_hand)
         right = [self._error, *above.values(), *([drawing] if drawing else []), self._view, self._below]
         super().__init__([*panel(title, [*named.values(), *beneath], right), self._table])
         self._error.add_class("tplab-error")
@@ -110,8 +112,7 @@ class AnalyticPanel(Stilled, widgets.VBox):
     def still(self) -> Sequence[Part]:
         """Heading, settings, words, figure and table."""
         heading, *rest = super().still()
-        instead = [self.figure] if self.drawn and self.figure is not None else []  # hidden behind what is drawn
-        return [heading, settings_line(self._named.said(self._named.settings())), *instead, *rest]
+        return [heading, settings_line(self._named.said(self._named.settings())), *rest]
 
     def _moved(self) -> None:
         if not self._setting:

@@ -45,6 +45,9 @@ class Picture(Stilled, anywidget.AnyWidget):
     caption: ClassVar[str]
     """What the picture is, in a few words: the title of its page."""
 
+    moved_by_hand: ClassVar[tuple[str, ...]] = ()
+    """Traits that the page sets when a hand moves something: a panel that holds the picture renews its still then."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "module" in cls.__dict__:
             cls._esm = module_text(cls.module)

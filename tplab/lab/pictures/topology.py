@@ -47,6 +47,7 @@ class Topology(Picture):
     """
 
     module = "topology"
+    moved_by_hand = ("groups",)
     caption = "A machine's links, and the groups of a layout on it"
 
     machine = traitlets.Dict().tag(sync=True)
