@@ -107,7 +107,7 @@ class AdvisorPanel(AnalyticPanel):
                 "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
                 "rank": widgets.IntSlider(value=1, min=1, max=30, description="show layout", **_wide()),
             },
-            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "190px"}),
+            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "216px"}),
             drawing=Topology(),
             min_height=460,
         )

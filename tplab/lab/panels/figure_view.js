@@ -133,7 +133,7 @@ function dimmed(colour) {
 
 function measured(text, pixels, family) {
   const context = (measured.canvas ??= document.createElement("canvas")).getContext("2d");
-  context.font = `${pixels}px ${family}`;
+  context.font = `${text.includes("<b>") ? "bold " : ""}${pixels}px ${family}`;
   return context.measureText(text.replace(/<[^>]+>/g, "")).width;
 }
 
@@ -144,9 +144,9 @@ const sizeFor = (text, from, least, room, family) => {
 };
 
 /** A title that is wider than the plot gets smaller letters, then a second line; so does a line above the plot. */
-function fitted(layout, width) {
+function fitted(layout, width, left) {
   const family = layout.font?.family ?? "sans-serif";
-  const room = width - (layout.margin?.l ?? 80) - 8;
+  const room = width - left - 14;
   const fit = (text, size, least) => {
     const fits = sizeFor(text, size, least, room, family);
     return fits ? { text, size: fits } : { text: inLines(text, least, room, family), size: least };
@@ -178,20 +178,24 @@ function inLines(text, size, room, family) {
   return lines.join("<br>");
 }
 
+const WIDGET = ".widget-inline-hbox, .jupyter-widgets";
 const PLAY_LABELS = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Back to the start", "fa-retweet": "Repeat" };
 
 /** Names for what ipywidgets leaves without: handles of sliders, buttons of players, fields whose label is beside. */
 function label(panel) {
   for (const handle of panel.querySelectorAll(".noUi-handle:not([aria-label])")) {
-    const widget = handle.closest(".jupyter-widgets");
+    const widget = handle.closest(WIDGET);
     const ends = widget.querySelectorAll(".noUi-handle");
     const end = ends.length === 2 ? [", from", ", to"][[...ends].indexOf(handle)] : "";
     handle.setAttribute("aria-label", (widget.querySelector(".widget-label")?.textContent || "value") + end);
   }
   for (const slider of panel.querySelectorAll(".widget-slider")) {
-    const shown = slider.querySelector(".widget-readout")?.textContent;
     const handles = slider.querySelectorAll(".noUi-handle");
-    if (shown && handles.length === 1) setOnce(handles[0], "aria-valuetext", shown);
+    const shown = slider.querySelector(".widget-readout")?.textContent ?? "";
+    const values = handles.length === 2 ? shown.split(/\s*[-–]\s*/) : [shown];
+    if (shown && values.length === handles.length) {
+      handles.forEach((handle, index) => setOnce(handle, "aria-valuetext", values[index]));
+    }
   }
   for (const button of panel.querySelectorAll(".widget-play button")) {
     const icon = Object.keys(PLAY_LABELS).find((name) => button.querySelector(`.${name}`));
@@ -199,7 +203,7 @@ function label(panel) {
   }
   for (const field of panel.querySelectorAll("input:not([type=hidden]), textarea, select")) {
     if (field.labels?.length || field.ariaLabel || field.title) continue;
-    const near = field.closest(".jupyter-widgets")?.querySelector(".widget-label")?.textContent;
+    const near = field.closest(WIDGET)?.querySelector(".widget-label")?.textContent;
     field.setAttribute("aria-label", near || field.placeholder || "value");
   }
 }
@@ -217,6 +221,7 @@ function render({ model, el }) {
   let again = false;
   let gone = false;
   let width = 0;
+  let left = 80; // what stands left of the plot, as the last drawing needed it
   let page = { colour: "", dark: false };
 
   async function draw() {
@@ -234,7 +239,13 @@ function render({ model, el }) {
         if (gone) break;
         page = backdrop(el);
         const { data, layout } = themed(figure, page);
-        await plotly.react(plot, data, { ...fitted(layout, width), width, autosize: false }, CONFIG);
+        const put = () => plotly.react(plot, data, { ...fitted(layout, width, left), width, autosize: false }, CONFIG);
+        await put();
+        const used = plot._fullLayout?._size?.l ?? left; // labels of the axis may have needed more
+        if (Math.abs(used - left) > 4) {
+          left = used;
+          await put();
+        }
         plot.dataset.drawn = String(Number(plot.dataset.drawn ?? 0) + 1);
       } while (again && !gone);
     } catch (error) {

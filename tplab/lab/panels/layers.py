@@ -55,8 +55,8 @@ class PhasesPanel(RunPanel):
             title="One block, decode to prefill",
             named={
                 "tokens": CheckBoxes(steps, value=(1, 16, 128, 512), description="Tokens in a pass"),
-                "hidden": widgets.Dropdown(options=(256, 512, 1024), value=512, description="Hidden", **wide(76)),
-                "link": widgets.Dropdown(options=list(LINKS), description="Link", **wide(76)),
+                "hidden": widgets.Dropdown(options=(256, 512, 1024), value=512, description="Hidden", **wide(92)),
+                "link": widgets.Dropdown(options=list(LINKS), description="Link", **wide(92)),
             },
             height=420,
         )
@@ -93,7 +93,7 @@ class OverlapPanel(RunPanel):
     """
 
     def __init__(self, pool: Pool) -> None:
-        chunks, look = (1, 2, 4, 8, 16, 32), wide(76)
+        chunks, look = (1, 2, 4, 8, 16, 32), wide(92)
         super().__init__(
             pool,
             title="Chunked all-reduce",
@@ -152,12 +152,12 @@ class ChunkModel(AnalyticPanel):
 
     def __init__(self) -> None:
         def slider(value: float, low: float, high: float, text: str, step: float = 0.5) -> Any:
-            return widgets.FloatSlider(value=value, min=low, max=high, step=step, description=text, **wide(76))
+            return widgets.FloatSlider(value=value, min=low, max=high, step=step, description=text, **wide(92))
 
         super().__init__(
             title="Chunks, modelled (milliseconds)",
             named={
-                "num_chunks": widgets.IntSlider(value=1, min=1, max=32, description="chunks", **wide(76)),
+                "num_chunks": widgets.IntSlider(value=1, min=1, max=32, description="chunks", **wide(92)),
                 "compute_ms": slider(30, 2, 100, "matmul"),
                 "comm_ms": slider(24, 2, 100, "all-reduce"),
                 "overhead_ms": slider(0.2, 0, 2, "per matmul", 0.1),

@@ -69,7 +69,7 @@ class Pool(Stilled, widgets.VBox):
         self.num_ranks = num_ranks
         self._runs_on.value = backend
         for button in (self._start, self._stop):
-            button.layout.width = "90px"
+            button.layout.width, button.layout.min_width = "auto", "90px"
         self._chip = widgets.HTML()
         self._detail = widgets.HTML()
         self._start.on_click(lambda _: self._launch())
