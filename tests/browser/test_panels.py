@@ -19,7 +19,7 @@ SCROLLING = """() => [...document.querySelectorAll('.tplab-columns, .tplab-colum
   if (each.closest('select, textarea, .tplab-table, .tplab-ledger') || !each.clientWidth) return false;
   return (bar(style.overflowX) && each.scrollWidth > each.clientWidth)
     || (bar(style.overflowY) && each.scrollHeight > each.clientHeight);
-}).map((each) => [each.className, each.scrollWidth, each.clientWidth, each.scrollHeight, each.clientHeight].join(' '))"""
+}).map((each) => [each.className, each.scrollWidth, each.clientWidth, each.scrollHeight].join(' '))"""
 CUT = """() => [...document.querySelectorAll('.tplab-columns .widget-label, .tplab-columns button')]
   .filter((each) => each.clientWidth && each.scrollWidth > each.clientWidth + 1).map((each) => each.textContent)"""
 # Text of a plot that stands out of it, which the page would cut.
@@ -61,9 +61,8 @@ def test_one_plot_is_kept_follows_the_theme_and_is_named(
 ) -> None:
     page = run_notebook(
         notebook(
-            "from tplab.lab import ChunkModel, HelloPanel, Pool, RingStepper\nmodel = ChunkModel()\nmodel",
+            "from tplab.lab import ChunkModel, HelloPanel, Pool\nmodel = ChunkModel()\nmodel",
             "pool = Pool(2, 'gloo')\npanel = HelloPanel(pool)\npanel",
-            "stepper = RingStepper()\nstepper",
             "got = panel.configure(repeats=10).run()",
         )
     )

@@ -179,9 +179,8 @@ function inLines(text, size, room, family) {
 }
 
 const WIDGET = ".widget-inline-hbox, .jupyter-widgets";
-const PLAY_LABELS = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Back to the start", "fa-retweet": "Repeat" };
 
-/** Names for what ipywidgets leaves without: handles of sliders, buttons of players, fields whose label is beside. */
+/** Names for what ipywidgets leaves without: handles of sliders, fields whose label is beside. */
 function label(panel) {
   for (const handle of panel.querySelectorAll(".noUi-handle:not([aria-label])")) {
     const widget = handle.closest(WIDGET);
@@ -196,10 +195,6 @@ function label(panel) {
     if (shown && values.length === handles.length) {
       handles.forEach((handle, index) => setOnce(handle, "aria-valuetext", values[index]));
     }
-  }
-  for (const button of panel.querySelectorAll(".widget-play button")) {
-    const icon = Object.keys(PLAY_LABELS).find((name) => button.querySelector(`.${name}`));
-    if (icon) setOnce(button, "aria-label", PLAY_LABELS[icon]);
   }
   for (const field of panel.querySelectorAll("input:not([type=hidden]), textarea, select")) {
     if (field.labels?.length || field.ariaLabel || field.title) continue;
