@@ -124,13 +124,14 @@ export function blockScene({ onTurn }) {
   function gap(place, step, x, y) {
     const axis = x + place.lane / 2;
     arrow(axis, y, y + GAP);
-    const first = step.name === "qkv" ? "block input, " : "";
+    const first = step.name === "qkv" ? `block input${place.label < 125 ? "" : ", "}` : "";
+    const told = (layout) => (first && place.label < 125 ? first : first + layoutWords(step, layout));
     if (step.conversion === null) {
-      activation(place, `${step.name}:in`, step.input, x, y + (GAP - LANE) / 2, first + layoutWords(step, step.input));
+      activation(place, `${step.name}:in`, step.input, x, y + (GAP - LANE) / 2, told(step.input));
       return y + GAP;
     }
     const after = y + GAP - LANE - 9;
-    activation(place, `${step.name}:before`, step.arrives, x, y + 6, first + layoutWords(step, step.arrives));
+    activation(place, `${step.name}:before`, step.arrives, x, y + 6, told(step.arrives));
     count += 1;
     const pill = svg("g", { class: "conversion", "data-before": step.name });
     pill.append(svg("title", {}, step.why));
@@ -221,7 +222,7 @@ export function blockScene({ onTurn }) {
     });
     const words = svg("g", { class: "words" });
     const [beside, centre] = [x + lane + 12, y + height / 2];
-    text(words, beside, centre - 12, NAMES[step.name], "strong");
+    text(words, beside, centre - 12, place.label < 125 ? NAMES[step.name].split(" (")[0] : NAMES[step.name], "strong");
     text(words, beside, centre + 4, how, "strong");
     text(words, beside, centre + 20, held, "small");
     words.append(svg("title", {}, `${number(step.inFeatures, 7)} × ${number(step.outFeatures, 7)}`));

@@ -59,8 +59,8 @@ export function render({ model, el }) {
   picture.append(scene.element, pass.element);
   const beside = html("div", { class: "beside" }, goal, board, legend, table, note, reasons);
   const row = html("div", { class: "row" }, ...Object.values(controls).map((each) => each.element));
-  const hint = "Click a matrix, or press Enter on it, to turn it: by column, by row, the same on every rank. Colours are ranks.";
-  root.append(row, question, wrong, html("div", {}, hint), status.element, html("div", { class: "painter" }, picture, beside));
+  const hint = html("div", {}, "Click a matrix, or press Enter on it, to turn it: by column, by row, the same on every rank. Colours are ranks.");
+  root.append(row, question, wrong, hint, status.element, html("div", { class: "painter" }, picture, beside));
   let [plan, width, drawnFor] = [null, 0, ""];
 
   function share(changes) {
@@ -125,6 +125,7 @@ export function render({ model, el }) {
   function asked() {
     const words = model.get("question");
     question.className = words ? "question" : "";
+    hint.hidden = Boolean(words);
     if (!words) return question.replaceChildren();
     if (question.firstChild) return;
     const open = html("button", { type: "button", onclick: () => share({ question: "" }) }, "Paint without predicting");
