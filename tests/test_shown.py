@@ -1,15 +1,21 @@
 """Numbers as people read them, with their units; names of what the lab knows by a key."""
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+import tplab.lab
 from tplab.lab.names import name_of, offered
 from tplab.models.presets import MODELS
 from tplab.pipeline.build import INFERENCE, TRAINING
 from tplab.shown import bytes_text, number, time_text
 from tplab.topology.machine.presets import MACHINES
 from tplab.topology.machine.spec_sheets import GPUS
+
+LAB = Path(tplab.lab.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,19 @@ def test_bytes_are_in_the_unit_that_suits_them() -> None:
     sizes = {512: "512 B", 1023: "1,023 B", 1024: "1 KiB", 65536: "64 KiB", 1.5 * 2**20: "1.5 MiB", 2**50: "1,024 TiB"}
     assert {size: bytes_text(size) for size in sizes} == sizes
     assert bytes_text(1023.9 * 1024) == "1 MiB"  # and not 1,024 KiB
+
+
+def test_no_text_of_the_lab_is_formatted_with_exponents() -> None:
+    """``{value:.3g}`` says 1.26e+03 where ``number`` says 1,260; so do plotly's own labels."""
+    found = []
+    for path in sorted(path for room in ("figures", "panels") for path in (LAB / room).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            spec = node.format_spec if isinstance(node, ast.FormattedValue) else None
+            of_python = spec is not None and ast.unparse(spec).endswith("g'")
+            of_plotly = isinstance(node, ast.Constant) and re.search(r"%\{[^{}]*g\}", str(node.value)) is not None
+            if of_python or of_plotly:
+                found.append(f"{path.name}:{node.lineno}")
+    assert found == []
 
 
 def test_every_key_has_a_name_of_its_own_and_other_texts_stay() -> None:

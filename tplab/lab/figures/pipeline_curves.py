@@ -16,6 +16,7 @@ from tplab.pipeline.build import build_schedule
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
+from tplab.shown import counted
 
 _LINES = {
     "1f1b": (style.FORWARD, "solid", "circle"),
@@ -117,7 +118,7 @@ def few_micro_batches_figure(frame: pd.DataFrame) -> go.Figure:
         if not at:
             fill = {"fill": "tozeroy", "fillcolor": style.IDLE}
             marks.line(figure, m, 100 * rows["least"], "cannot be: below p/m - 1", style.MUTED, "dot", width=1, **fill)
-        name = f"{_count(v, 'chunk')}"
+        name = counted(int(str(v)), "chunk")
         marks.line(figure, m, 100 * rows["plotted"], f"(p-1)/(v·m), {name}", colour, hover=hover)
         marks.points(figure, m, 100 * rows["simulated"], f"simulated, {name}", colour, size=8, hover=hover)
     figure.update_xaxes(title="micro-batches m", type="log", tickvals=sorted(set(frame["micro_batches"])))
@@ -210,8 +211,8 @@ def explain_serving(frame: pd.DataFrame) -> str:
     if "in_flight" in frame:
         first, needed = frame.iloc[0], int(frame["needed"].iloc[0])
         text = (
-            f"With {first['in_flight']:g} in flight {first['steps_per_s']:.0f} micro-batches get a token per second, "
-            f"{first['of_best']:.0%} of what the slowest stage allows; by the formula the ring is "
+            f"With {int(first['in_flight'])} in flight {first['steps_per_s']:.0f} micro-batches get a token per "
+            f"second, {first['of_best']:.0%} of what the slowest stage allows; by the formula the ring is "
             f"full from k = {needed}"
         )
         full = frame[frame["full"]]
@@ -220,9 +221,10 @@ def explain_serving(frame: pd.DataFrame) -> str:
         text = _chunks_in_words(frame)
     else:
         first, last = frame.iloc[0], frame.iloc[-1]
+        counts = [counted(int(row["micro_batches"]), "micro-batch", "micro-batches") for row in (first, last)]
         text = (
-            f"{_count(first['micro_batches'], 'micro-batch', 'es')} in {first['measured_ms']:.0f} ms: the ranks are "
-            f"idle for {first['idle_over_total']:.0%}; {_count(last['micro_batches'], 'micro-batch', 'es')} in "
+            f"{counts[0]} in {first['measured_ms']:.0f} ms: the ranks are "
+            f"idle for {first['idle_over_total']:.0%}; {counts[1]} in "
             f"{last['measured_ms']:.0f} ms, {last['per_micro_batch_ms']:.0f} ms each: idle for "
             f"{last['idle_over_total']:.0%}."
         )
@@ -261,12 +263,12 @@ def _chunks_in_words(frame: pd.DataFrame) -> str:
     """A prompt in chunks: the fastest measured, the fastest by the model, and what lies on each side of that."""
     first, best = frame.iloc[0], frame.iloc[int(frame["measured_ms"].argmin())]
     modelled = int(frame["simulated_ms"].argmin())
-    text = f"The prompt in {_count(first['chunks'], 'chunk')} takes {first['measured_ms']:.0f} ms; "
+    text = f"The prompt in {counted(int(first['chunks']), 'chunk')} takes {first['measured_ms']:.0f} ms; "
     if best["chunks"] == first["chunks"]:
         text += "that is the fastest measured. "
     else:
-        text += f"the fastest measured is {_count(best['chunks'], 'chunk')}, {best['measured_ms']:.0f} ms. "
-    text += f"The model's fastest is {_count(frame.iloc[modelled]['chunks'], 'chunk')}"
+        text += f"the fastest measured is {counted(int(best['chunks']), 'chunk')}, {best['measured_ms']:.0f} ms. "
+    text += f"The model's fastest is {counted(int(frame.iloc[modelled]['chunks']), 'chunk')}"
     if len(frame) == 1:
         return text + "."
     if modelled == 0:
@@ -279,7 +281,3 @@ def _chunks_in_words(frame: pd.DataFrame) -> str:
 def _is_complete(frame: pd.DataFrame) -> bool:
     """Whether all cases of a plan are in; a frame that does not say how many there are counts as whole."""
     return "cases" not in frame or len(frame) >= int(frame["cases"].iloc[0])
-
-
-def _count(number: Any, thing: str, plural: str = "s") -> str:
-    return f"{number:g} {thing}{plural if number != 1 else ''}"

@@ -15,6 +15,7 @@ from tplab.lab.panels.controls import Settings, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import Work
 from tplab.measure import samples_of
+from tplab.shown import number
 
 _REPEATS = [("once", 1), ("10 times", 10), ("100 times", 100), ("1,000 times", 1000), ("until Stop", 10_000_000)]
 _SIZES = [(f"{4 * n:,} B" if n < 256 else f"{4 * n >> 10:,} KiB", n) for n in (4**k for k in range(12))]
@@ -63,9 +64,9 @@ class HelloPanel(RunPanel):
                 f"rank {value['rank']}",
                 str(value["pid"]),
                 escape(value["device"]),
-                f"{value['had']:g}",
-                f"<b>{value['got']:g}</b>",
-                "✓ as expected" if value["correct"] else f"✗ expected {want:g}",
+                f"{number(value['had'])}",
+                f"<b>{number(value['got'])}</b>",
+                "✓ as expected" if value["correct"] else f"✗ expected {number(want)}",
             )
             for value in values
         ]
