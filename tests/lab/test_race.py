@@ -152,3 +152,14 @@ def test_the_words_on_a_measured_race_say_who_was_first_and_who_should_have_been
     assert "WRONG" in explain_race(frame.assign(correct=[True, False, True]))
     assert explain_race(frame.head(0)) == ""
     assert [trace.name for trace in race_figure(frame.assign(formula_us=None), badge="LIVE").data] == ["measured"]
+
+
+def test_the_still_is_the_race_under_way_and_then_the_run(pool: Pool) -> None:
+    panel = RacePanel(pool)
+    parts = [str(part) for part in panel.still()]
+    assert ["All-reduce race" in part for part in parts[:2]] == [True, False]
+    assert "<iframe" in parts[2]
+    assert "The same race on real ranks" in parts[3]
+    assert sum("iframe" in part for part in parts) == 1
+    assert panel.race.still_state()["at"] > 0
+    assert panel.race.at == 0

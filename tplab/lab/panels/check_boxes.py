@@ -33,7 +33,7 @@ class CheckBoxes(widgets.VBox):
             each: widgets.Checkbox(
                 description=text,
                 indent=False,
-                layout=widgets.Layout(width="auto", height="24px", margin="0 14px 0 0"),
+                layout=widgets.Layout(width="auto", height="24px", margin="0 12px 0 2px"),
                 style={"description_width": "initial"},
             )
             for text, each in pairs

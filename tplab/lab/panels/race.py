@@ -20,6 +20,7 @@ from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import Work
 from tplab.lab.pictures.race import RACERS, Race
 from tplab.lab.predict import Predict
+from tplab.lab.still import Part
 from tplab.measure import joined_badge, link_text
 from tplab.shown import bytes_text
 
@@ -75,6 +76,13 @@ class RacePanel(RunPanel):
             else:
                 setattr(self.race, name, list(value) if isinstance(value, Sequence) else value)
         return self
+
+    def still(self) -> Sequence[Part]:
+        """The picture first, under its own heading; then the run as every run panel has it."""
+        _, settings, status, *rest = super().still()
+        race = self.race.still()
+        heading, *run = rest[len(race) :]
+        return [*race, heading, settings, status, *run]
 
     def suit(self, choice: Choice) -> None:
         """Offer an emulated link on the CPU."""

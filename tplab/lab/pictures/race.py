@@ -13,6 +13,7 @@ from tplab.lab.predict import Predict
 
 RACERS = ("one-shot", "recursive-doubling", "two-shot", "ring")
 """Algorithms that can take part, by their names in ``volumes.ALGORITHMS``."""
+_UNDER_WAY = 0.28
 
 
 class Race(Picture):
@@ -43,6 +44,8 @@ class Race(Picture):
     beta_GBps = traitlets.Float().tag(sync=True)
     algorithms = traitlets.List(trait=traitlets.Unicode()).tag(sync=True)
     own_links = traitlets.Bool(False).tag(sync=True)
+    at = traitlets.Float(0.0, min=0.0, max=1.0).tag(sync=True)
+    """Where the clock stands at first, as a part of the slowest one's time."""
     covered = traitlets.Bool(False).tag(sync=True)
     links = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
     measured = traitlets.List(trait=traitlets.Dict()).tag(sync=True)
@@ -72,6 +75,10 @@ class Race(Picture):
 
     def _uncover(self) -> None:
         self.covered = False
+
+    def still_state(self) -> Mapping[str, Any]:
+        """In the midst of the race: before it nothing has been sent."""
+        return {**self.state(), "at": self.at or _UNDER_WAY}
 
     @property
     def link(self) -> AlphaBeta:

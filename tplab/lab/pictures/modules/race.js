@@ -26,6 +26,7 @@ export function render({ model, el }) {
   const linkPlace = html("span");
   let plans = [];
   let total = 1;
+  let plansDrawn = false;
 
   const settings = () => ({
     ...{ n: model.get("num_ranks"), nbytes: model.get("nbytes") },
@@ -146,7 +147,8 @@ export function render({ model, el }) {
     const stops = [...new Set(plans.flatMap(({ steps }) => steps.map(({ end }) => end)))].sort((a, b) => a - b);
     const fastest = Math.min(...plans.map(({ end }) => end));
     time.reset({ duration: total, stops, seconds: Math.min(14, Math.max(5, (1.6 * total) / fastest)) });
-    time.seek(part * total);
+    time.seek((plansDrawn ? part : model.get("at")) * total);
+    plansDrawn = true;
   }
 
   const read = ["num_ranks", "nbytes", "alpha_us", "beta_GBps", "algorithms", "own_links", "covered", "links", "measured"];
