@@ -219,3 +219,5 @@ def test_the_recording_is_of_a_real_run() -> None:
     assert {rank["got"] for rank in last["ranks"]} == {3.0}
     assert next(s for s in scenes if s["card"])["card"]["noticed_ms"] < 500
     assert State(scenes[-1]["phase"]) is State.READY
+    still = TwoRanks(Pool(2, backend="gloo")).still_state()  # what a page shows when these ranks are gone
+    assert (still["live"], len(still["recording"])) == (False, len(recording))
