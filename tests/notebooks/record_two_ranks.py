@@ -2,12 +2,13 @@
 
 Writes ``tplab/lab/pictures/two_ranks.json``, scenes of a real run on this machine, and from these, by the picture's own
 module in a headless Chromium, ``notebooks/images/two-ranks.svg``: frames that CSS shows one after the other, because a
-page like README's runs no script in a picture.
+page like README's runs no script in a picture. With ``--picture`` the latter alone, from the recording that there is.
 """
 
 import json
 import re
 import shutil
+import sys
 import tempfile
 import time
 from datetime import date
@@ -31,6 +32,8 @@ COLOURS = {
     "paper": ("#FFFFFF", "#16191F"),
     "line": ("#CBD0D8", "#4A5262"),
     "soft": ("#F2F4F7", "#232832"),
+    "good": ("#007E5D", "#4FD1A5"),
+    "bad": ("#C22A1A", "#FF8A7D"),
 }
 
 
@@ -130,7 +133,7 @@ def animated(page: Page, scenes: list[tuple[float, dict[str, Any]]]) -> str:
     style = re.search(r"const STYLE = `(.*?)`;", module, re.S)
     assert style is not None
     lines = style[1].replace(".two-ranks svg ", ".two-ranks ").splitlines()  # here the picture is the root itself
-    rules = [rule for rule in lines if rule.startswith(".two-ranks ") and "button" not in rule]
+    rules = [rule for rule in lines if re.match(r"\.two-ranks (?!button|{)", rule)]
     light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in COLOURS.items()) for index in (0, 1))
     end = scenes[-1][0]
     parts = frames(page, frame_times(scenes))
@@ -162,8 +165,9 @@ def animated(page: Page, scenes: list[tuple[float, dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    scenes = record()
-    RECORDING.write_text(json.dumps(scenes, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
+    if "--picture" not in sys.argv:
+        RECORDING.write_text(json.dumps(record(), ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
+    scenes = json.loads(RECORDING.read_text("utf-8"))
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])

@@ -21,6 +21,7 @@ import traitlets
 from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterClosed, ClusterError, Report, Run, RunStopped, State
 from tplab.cluster.hello import contribution, talk
+from tplab.cluster.verdict import ranks as named
 from tplab.cluster.wire import describe_exit
 from tplab.lab.panels import html
 from tplab.lab.pictures.picture import Picture
@@ -237,7 +238,7 @@ class TwoRanks(Picture):
             if any(box["state"] == "dead" for box in self.scene["ranks"]):
                 self._tell(ranks=ranks)  # the card is of the first
                 return
-            others = [f"rank {box['index']}" for box in ranks if box["index"] != rank]
+            others = [box["index"] for box in ranks if box["index"] != rank]
             card = {
                 "title": f"Rank {rank} {describe_exit(exit_code)}.",
                 "noticed_ms": None if pressed is None else (now - pressed) * 1e3,
@@ -324,13 +325,12 @@ def _device(cluster: Cluster) -> str:
     return "its own GPU" if cluster.own_gpus else "a GPU, shared"
 
 
-def _what_follows(others: list[str]) -> str:
+def _what_follows(others: list[int]) -> str:
     if not others:
         return "It was the only one. Press Run: a fresh one starts."
     are = "is" if len(others) == 1 else "are"
     return (
-        f"{' and '.join(others).capitalize()} cannot all-reduce without it and {are} ended, too. "
-        "Press Run: fresh ranks start."
+        f"{named(others).capitalize()} cannot all-reduce without it and {are} ended, too. Press Run: fresh ranks start."
     )
 
 

@@ -30,8 +30,8 @@ const STYLE = `
 .two-ranks svg .dead .small { fill: #FFFFFF; }
 .two-ranks svg .held { font-size: 34px; font-weight: 700; }
 .two-ranks svg .held.before { fill: var(--quiet); opacity: 0.7; }
-.two-ranks svg .check { font-size: 15px; font-weight: 700; fill: #12906F; }
-.two-ranks svg .check.wrong { fill: #D9402F; }
+.two-ranks svg .check { font-size: 15px; font-weight: 700; fill: var(--good); }
+.two-ranks svg .check.wrong { fill: var(--bad); }
 .two-ranks svg .time { font-size: 18px; font-weight: 700; }
 .two-ranks svg .chip circle { fill: #B21405; }
 .two-ranks svg .chip text { fill: #FFFFFF; font-weight: 700; font-size: 15px; }
@@ -41,10 +41,11 @@ const STYLE = `
 .two-ranks .pill.starting rect { fill: #FFC813; } .two-ranks svg .pill.starting text { fill: #1F2430; }
 .two-ranks .badge.live { background: #007E5D; } .two-ranks .badge.recorded { background: #0B3D84; }
 .two-ranks button.run { background: #0B63CE; border-color: #0B63CE; color: white; font-weight: 600; }
-.two-ranks button.kill { border-color: #D9402F; color: #C22A1A; font-weight: 600; background: transparent; }
-@media (prefers-color-scheme: dark) { .two-ranks button.kill { color: #FF8A7D; } }
-[data-jp-theme-light="false"] .two-ranks button.kill { color: #FF8A7D; }
-[data-jp-theme-light="true"] .two-ranks button.kill { color: #C22A1A; }
+.two-ranks button.kill { border-color: #D9402F; color: var(--bad); font-weight: 600; background: transparent; }
+.two-ranks { --bad: #C22A1A; --good: #007E5D; }
+@media (prefers-color-scheme: dark) { .two-ranks { --bad: #FF8A7D; --good: #4FD1A5; } }
+[data-jp-theme-light="false"] .two-ranks { --bad: #FF8A7D; --good: #4FD1A5; }
+[data-jp-theme-light="true"] .two-ranks { --bad: #C22A1A; --good: #007E5D; }
 .two-ranks .words { min-height: 62px; }
 .two-ranks .card { border-left: 4px solid #B21405; background: var(--soft); padding: 7px 12px; }
 .two-ranks .card summary { cursor: pointer; color: var(--quiet); }
