@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 Open = Callable[[Picture], Page]
 SPLIT = "Split all backwards"
+V_SHAPED = Schedule.from_text("0F0,3F0,0F1,3F1,3B0,0B0,3B1,0B1\n1F0,2F0,1F1,2F1,2B0,1B0,2B1,1B1\n", name="v")
 
 
 def tile(page: Page, key: str) -> Any:
@@ -121,6 +122,78 @@ def test_hints_lead_to_the_zero_bubble_schedule(open_picture: Open) -> None:
     expect(page.locator(".message")).to_contain_text("No move was found")
 
 
+def test_a_table_over_the_cap_can_be_mended_step_by_step(open_picture: Open) -> None:
+    page = open_picture(ScheduleEditor("gpipe", 2, 3, cap=2))
+    expect(page.locator(".verdict")).to_contain_text("Over the memory cap: a rank holds 3 micro-batches")
+    for _ in range(2):  # each B0 goes to the front of the backwards, before the last forward
+        for rank in (1, 0):
+            tile(page, f"{rank}B0").focus()
+            page.keyboard.press("Alt+ArrowLeft")
+            expect(page.locator(".message")).not_to_contain_text("Refused")
+    for rank in (1, 0):
+        tile(page, f"{rank}B0").focus()
+        page.keyboard.press("Alt+ArrowLeft")
+    expect(page.locator(".verdict")).not_to_contain_text("Over the memory cap")
+    page.keyboard.press("Alt+ArrowRight")  # and no further
+    expect(page.locator(".message")).to_contain_text(
+        "Refused: F2 makes rank 0 hold 3 micro-batches; the memory cap is 2"
+    )
+
+
+def test_a_drag_takes_little_of_a_frame(open_picture: Open) -> None:
+    page = open_picture(ScheduleEditor("zb-h1", 8, 16))  # 384 tiles
+    page.evaluate(
+        """() => {
+            const ask = requestAnimationFrame;
+            globalThis.spent = [];
+            globalThis.requestAnimationFrame = (draw) => ask((stamp) => {
+                const before = performance.now();
+                draw(stamp);
+                spent.push(performance.now() - before);
+            });
+        }"""
+    )
+    box = tile(page, "0W0").bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 10)
+    page.mouse.down()
+    for step in range(40):
+        page.mouse.move(box["x"] + 4 + 12 * step, box["y"] + 10)
+        page.wait_for_timeout(20)
+    page.mouse.up()
+    spent: list[float] = page.evaluate("spent")
+    median = sorted(spent)[len(spent) // 2]
+    print(f"{median:.2f} ms a frame, {max(spent):.2f} ms at most")
+    assert len(spent) > 10
+    assert median < 4
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [build_schedule("decode-ring", 3, 9), build_schedule("interleaved", 2, 4, 3), V_SHAPED],
+    ids=["ring", "chunks", "v"],
+)
+def test_any_table_is_drawn_and_given_back(open_picture: Open, schedule: Schedule) -> None:
+    editor = ScheduleEditor(schedule)
+    assert editor.schedule.ranks == schedule.ranks
+    page = open_picture(editor)
+    expect(page.locator(".tile")).to_have_count(schedule.num_actions)
+    trace = simulate(schedule)
+    assert result_of(page)["makespan"] == pytest.approx(trace.makespan_s)
+    page.locator("button", has_text="Reset").click()
+    assert page.evaluate("tplab.get('text')") == schedule.to_text()
+
+
+def test_what_the_editor_does_not_take_is_named() -> None:
+    with pytest.raises(ValueError, match="schedule must have at most 2,048 actions"):
+        ScheduleEditor("zb-h1", 16, 64)
+    with pytest.raises(ValueError, match="1B0 comes before its forward"):
+        ScheduleEditor(Schedule.from_text("0F0,0B0\n1B0,1F0\n"))
+    with pytest.raises(ValueError, match="input_grad must be"):
+        ScheduleEditor(input_grad=-1)
+    with pytest.raises(ValueError, match="cap must be"):
+        ScheduleEditor(cap=0)
+
+
 def test_everything_by_keyboard(open_picture: Open) -> None:
     page = open_picture(ScheduleEditor())
     message, focused = page.locator(".message"), page.locator(".tile:focus")
@@ -170,9 +243,10 @@ def test_narrow_wide_and_without_motion(open_picture: Open) -> None:
         )
         assert right <= drawn["x"] + drawn["width"] + 1
     assert page.evaluate("getComputedStyle(document.querySelector('.tile')).transitionDuration") == "0s"
-    micros = page.get_by_label("micro-batches")
-    micros.press("ArrowLeft")
-    expect(page.locator(".message")).to_contain_text("Interleaved needs a multiple of the ranks")
+    page.get_by_label("micro-batches").press("ArrowLeft")  # interleaved goes in rounds of as many as there are ranks
+    expect(page.locator(".message")).to_contain_text("interleaved, 2 chunks, 8 ranks, 8 micro-batches.")
+    page.get_by_label("ranks").press("ArrowLeft")
+    expect(page.locator(".message")).to_contain_text("7 ranks, 14 micro-batches.")
 
 
 @pytest.fixture

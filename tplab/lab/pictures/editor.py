@@ -27,7 +27,7 @@ class ScheduleEditor(Picture):
 
     Args:
         schedule: a name that ``build_schedule`` knows, or a table; sends and receives in it are left out.
-        p, m: ranks and micro-batches of a schedule by name.
+        p, m: ranks and micro-batches of a schedule by name; interleaved has 2 chunks per rank.
         forward, input_grad, weight_grad, hop: times of the parts of a rank's share, and of a message, in forwards.
         cap: the most micro-batches that a rank may hold; by default what 1F1B holds, or more where the table does.
 
@@ -72,7 +72,7 @@ class ScheduleEditor(Picture):
             check_number("cap", cap, least=1)
         self.costs = times
         if isinstance(schedule, str):
-            schedule = build_schedule(schedule, p, m)
+            schedule = build_schedule(schedule, p, m, 2 if schedule == "interleaved" else 1)
         self.show(schedule)
         if cap is not None:
             self.cap = cap

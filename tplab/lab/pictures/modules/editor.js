@@ -3,7 +3,7 @@
 
 import { dropdown, frame, html, number, slider } from "./common.js";
 import { WORDS, fillOf, followWidth } from "./lanes.js";
-import { buildTable, faultsOf, isTraining, joined, readTable, simulateTable, split, writeTable } from "./schedule.js";
+import { buildTable, faultsOf, isTraining, joined, peaksOf, readTable, simulateTable, split, writeTable } from "./schedule.js";
 import { EDITOR_STYLE, buildDrawing } from "./editor_lanes.js";
 import { bestMove, scoresOf, verdictOf } from "./score.js";
 
@@ -38,11 +38,18 @@ function buildEditor(model, root) {
     message.textContent = text;
   }
 
-  /** Make `next` the table, unless it is none that could run; returns whether it is. */
+  /** What forbids `next`; null if nothing does. A table over the cap may be mended step by step: no rank may hold more. */
+  function judge(next) {
+    const held = peaksOf(table);
+    const worse = ({ kind, rank }) => kind !== "memory" || peaksOf(next)[rank] > held[rank] + 1e-9;
+    return faultsOf(next, model.get("cap")).find(worse) ?? null;
+  }
+
+  /** Make `next` the table, unless something forbids it; returns whether it is. */
   function commit(next, told, { keep = true } = {}) {
-    const faults = faultsOf(next, model.get("cap"));
-    if (faults.length && keep) {
-      refuse(faults[0]);
+    const fault = keep ? judge(next) : null;
+    if (fault) {
+      refuse(fault);
       return false;
     }
     if (keep) {
@@ -110,6 +117,7 @@ function buildEditor(model, root) {
     if (!from.length) return say(`Nothing to ${told}.`);
     to.push(table);
     commit(from.pop(), told === "undo" ? "Undone." : "Done again.", { keep: false });
+    showControls();
   };
   const undo = html("button", { type: "button", onclick: () => step(past, future, "undo") }, "Undo");
   const redo = html("button", { type: "button", onclick: () => step(future, past, "redo") }, "Redo");
@@ -124,14 +132,15 @@ function buildEditor(model, root) {
       if (found.key) drawing.pulse(found.key);
     });
   } }, "Hint");
-  const given = STARTS.some(([, name]) => name === model.get("name")) ? [] : [[model.get("name"), "given"]];
+  const built = STARTS.some(([, name]) => name === model.get("name")) && buildTable(model.get("name"), table.p, table.m, 2);
+  const given = built && writeTable(built) === model.get("original") ? [] : [[model.get("name"), "given"]];
   const start = dropdown({
     label: "start from", options: [...STARTS, ...given], value: given[0]?.[1] ?? model.get("name"), onChange: () => restart(),
   });
   const reset = html("button", { type: "button", onclick: () => restart() }, "Reset");
-  const ranks = slider({ label: "ranks", min: 1, max: 8, value: 4, onInput: () => restart() });
-  const micros = slider({ label: "micro-batches", min: 1, max: 16, value: 8, onInput: () => restart() });
-  const memory = slider({ label: "memory cap", min: 0, max: 16, value: 4, format: (cap) => (cap ? `${cap} held` : "none"), onInput: (cap) => {
+  const ranks = slider({ label: "ranks", min: 1, max: Math.max(8, table.p), value: 4, onInput: () => restart() });
+  const micros = slider({ label: "micro-batches", min: 1, max: Math.max(16, table.m), value: 8, onInput: () => restart() });
+  const memory = slider({ label: "memory cap", min: 0, max: Math.max(16, table.m), value: 4, format: (cap) => (cap ? `${cap} held` : "none"), onInput: (cap) => {
     model.set("cap", cap || null);
     model.save_changes();
     refresh();
@@ -140,8 +149,11 @@ function buildEditor(model, root) {
   /** From a built schedule, or from the one that the editor was made with. */
   function restart() {
     const name = start.value();
-    const next = name === "given" ? readTable(model.get("original"), model.get("needs")) : buildTable(name, ranks.value(), micros.value(), 2);
-    if (next === null) return say("Interleaved needs a multiple of the ranks as micro-batches.", "bad");
+    const p = ranks.value();
+    const wish = micros.value();
+    const rounds = wish < table.m ? Math.floor(wish / p) : Math.ceil(wish / p); // of interleaved, in the slider's direction
+    const m = name === "interleaved" ? p * Math.max(1, rounds) : wish;
+    const next = name === "given" ? readTable(model.get("original"), model.get("needs")) : buildTable(name, p, m, 2);
     if (name !== "given" && (next.p !== table.p || next.m !== table.m)) {
       model.set("cap", Math.min(next.p, next.m));
       model.set("needs", []);
@@ -166,7 +178,7 @@ function buildEditor(model, root) {
   const actions = {
     table: () => table,
     at: (key) => locate(table, key),
-    judge: (next) => faultsOf(next, model.get("cap"))[0] ?? null,
+    judge,
     simulated: (next) => simulateTable(next, model.get("costs")),
     told: (rank, from, to) => `${spoken(table, rank, from)} ${to < from ? "earlier" : "later"}, to place ${to + 1}.`,
     commit, refuse, say,
@@ -189,7 +201,7 @@ function buildEditor(model, root) {
     navigator.clipboard?.writeText(csv.value).then(() => say("Copied."), () => say("Select the text and copy it."));
   } }, "Copy");
   root.append(
-    html("div", { class: "row" }, html("span", { class: "title" }, "Beat 1F1B"), html("span", { class: "badge" }, "MODEL"), start.element, reset, undo, redo, halves, hint),
+    html("div", { class: "row" }, html("span", { class: "title" }, isTraining(table) ? "Beat 1F1B" : "Schedule editor"), html("span", { class: "badge" }, "MODEL"), start.element, reset, undo, redo, halves, hint),
     html("div", { class: "row" }, ranks.element, micros.element, memory.element),
     message, scene, keysOf(), board,
     html("details", {}, html("summary", {}, "The table as text (one line per rank, as torch.distributed.pipelining reads it)"), csv, copy),

@@ -142,7 +142,7 @@ function beginDrag(view, { picture, lanes, caret, tiles, actions, x, y, put, sho
     lanes.forEach((each, at) => each.setAttribute("class", `lane ${at === over && (next || fault) ? (fault ? "cannot" : "can") : ""}`));
     const good = next !== null && !fault;
     const then = good ? actions.simulated(next) : result;
-    put(good ? next : table, then, key);
+    put(good ? next : table, then, { except: key });
     const before = others[to - 1];
     const time = good ? then.start[first + to] : before === undefined ? 0 : result.end[first + before];
     caret.setAttribute("class", `caret ${fault ? "cannot" : ""}`);

@@ -91,7 +91,8 @@ export function buildDrawing(actions, { p }, width) {
     return tile;
   }
 
-  function put(table, result, except = "") {
+  /** Tiles to their places; `labels`: and say them anew, which takes longer than all else here. */
+  function put(table, result, { except = "", labels = false } = {}) {
     const alive = new Set();
     table.rows.forEach((row, rank) =>
       row.forEach((action, place) => {
@@ -106,9 +107,12 @@ export function buildDrawing(actions, { p }, width) {
           tile.text.textContent = labelOf(action, length);
           if (tile.hatch) tile.hatch.setAttribute("d", `M2 ${TILE - 6}H${Math.max(2, length - 2)}`);
         }
+        const spot = `translate(${x(result.start[position]).toFixed(2)}px, ${y(rank)}px)`;
+        if (action.key === except) tile.spot = "";
+        else if (tile.spot !== spot) tile.group.style.transform = tile.spot = spot;
+        if (!labels) return;
         const label = `${action.op}${action.micro}, ${WORDS[action.op]}, rank ${rank}, place ${place + 1} of ${row.length}, ${number(result.start[position])} to ${number(result.end[position])} F`;
         if (tile.label !== label) tile.group.setAttribute("aria-label", (tile.label = label));
-        if (action.key !== except) tile.group.style.transform = `translate(${x(result.start[position]).toFixed(2)}px, ${y(rank)}px)`;
       }),
     );
     for (const [key, { group }] of tiles) {
@@ -157,7 +161,7 @@ export function buildDrawing(actions, { p }, width) {
         ...mark(result.makespan, ends || !first ? "yours ends" : "1F1B and yours end", COLOURS.weightGradient, 26),
       );
       if (cap !== null) marks.append(...capLines(table, cap));
-      put(table, result);
+      put(table, result, { labels: true });
     },
     focus(key, move) {
       const chosen = tiles.get(key) ?? tiles.values().next().value;

@@ -5,6 +5,7 @@
 // `needs` [phase, kv_from, token_from] per micro-batch in inference (else empty), rows of actions { stage, op, micro, key }.
 
 export const OPS = ["F", "B", "I", "W"];
+const CODE = { F: 0, B: 1, I: 2, W: 3 };
 
 export function makeAction(stage, op, micro) {
   return { stage, op, micro, key: `${stage}${op}${micro}` };
@@ -89,7 +90,7 @@ function indexed(table) {
   const first = [0];
   for (const row of rows) first.push(first[first.length - 1] + row.length);
   const places = new Int32Array(stages * m * 4).fill(-1);
-  const slot = (stage, op, micro) => (stage * m + micro) * 4 + OPS.indexOf(op);
+  const slot = (stage, op, micro) => (stage * m + micro) * 4 + CODE[op];
   const inside = ({ stage, micro }) => stage >= 0 && stage < stages && micro >= 0 && micro < m;
   list.forEach((each, position) => {
     if (inside(each) && places[slot(each.stage, each.op, each.micro)] < 0) places[slot(each.stage, each.op, each.micro)] = position;
@@ -129,7 +130,7 @@ export function simulateTable(table, costs) {
   const done = new Uint8Array(list.length);
   const reached = first.slice(0, -1);
   const clock = new Float64Array(table.p);
-  const waiting = new Map();
+  const waiting = []; // by action: the ranks that wait for it
   const ready = count(table.p);
   while (ready.length) {
     const r = ready.pop();
@@ -137,15 +138,14 @@ export function simulateTable(table, costs) {
     for (; position < first[r + 1]; position++) {
       const needed = waits[position];
       if (needed >= 0 && !done[needed]) {
-        waiting.set(needed, [...(waiting.get(needed) ?? []), r]);
+        waiting[needed] = [...(waiting[needed] ?? []), r];
         break;
       }
       const there = needed < 0 ? 0 : end[needed] + (rank[needed] === r ? 0 : costs.hop);
       start[position] = Math.max(clock[r], there);
       end[position] = clock[r] = start[position] + seconds(costs, list[position], table.v);
       done[position] = 1;
-      ready.push(...(waiting.get(position) ?? []));
-      waiting.delete(position);
+      if (waiting[position]) ready.push(...waiting[position]);
     }
     reached[r] = position;
   }
@@ -153,7 +153,8 @@ export function simulateTable(table, costs) {
 }
 
 function measures(table, { list }, start, end) {
-  const makespan = list.length ? Math.max(...end) - Math.min(...start) : 0;
+  const last = end.reduce((most, each) => Math.max(most, each), 0);
+  const makespan = list.length ? last - start.reduce((least, each) => Math.min(least, each), last) : 0;
   const work = list.reduce((sum, _, position) => sum + end[position] - start[position], 0);
   const total = makespan * table.p;
   return { makespan, idleOverTotal: total ? (total - work) / total : 0, peaks: peaksOf(table) };
@@ -195,15 +196,14 @@ function cellFaults(table, { list, first, at, inside, rank, stages }) {
   const add = (kind, position, text) =>
     found.push({ kind, rank: rank[position], step: position - first[rank[position]], key: list[position].key, text });
   list.forEach((each, position) => {
-    const what = named(table, each);
-    if (!inside(each)) return add("out of range", position, `${what} is not within the table's stages and micro-batches`);
+    if (!inside(each)) return add("out of range", position, `${named(table, each)} is not within the table's stages and micro-batches`);
     const home = rankOf(table, each.stage);
-    if (home !== rank[position]) add("wrong rank", position, `${what} belongs on rank ${home}, which holds its layers`);
-    if (at(each.stage, each.op, each.micro) !== position) add("duplicate", position, `${what} stands here a second time`);
+    if (home !== rank[position]) add("wrong rank", position, `${named(table, each)} belongs on rank ${home}, which holds its layers`);
+    if (at(each.stage, each.op, each.micro) !== position) add("duplicate", position, `${named(table, each)} stands here a second time`);
     const early = (before, why) => {
       if (before <= position || rank[before] !== rank[position] || at(each.stage, each.op, each.micro) !== position) return;
       const needed = `${named(table, list[before])}, ${why}, which rank ${rank[before]} would only do after it`;
-      add("order", position, `${what} on rank ${rank[position]} needs ${needed}`);
+      add("order", position, `${named(table, each)} on rank ${rank[position]} needs ${needed}`);
     };
     if (each.op === "B" || each.op === "I") early(at(each.stage, "F", each.micro), "its forward");
     if (each.op === "W") early(at(each.stage, "I", each.micro), "the first half of the same backward");
