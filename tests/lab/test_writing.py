@@ -1,5 +1,6 @@
 """The panel that writes words in every layout, and what it says of them."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -66,6 +67,22 @@ def test_prompts_that_cannot_work_are_refused_in_words(panel: WritingPanel, prom
         panel.configure(prompt=prompt).run()
     assert error in panel._error.value.replace("&#x27;", "'")
     panel.configure(**before)
+
+
+def test_a_stop_leaves_what_was_written_and_says_so(panel: WritingPanel) -> None:
+    panel.configure(prompt="She was", new_tokens=128)
+    panel._begin()
+    wait_until = time.monotonic() + 60
+    while not panel.writing.verdict.endswith("writing.") and panel.state.busy and time.monotonic() < wait_until:
+        time.sleep(0.002)
+    panel.stop()
+    assert panel._ended.wait(60)
+    if panel.generations:  # on a quiet machine all of it takes half a second
+        pytest.skip("written before it could be stopped")
+    assert panel.writing.verdict.endswith("not finished.")
+    assert panel.writing.prompt == "She was"
+    assert "not finished" in "".join(map(str, panel.writing.still()))
+    panel.configure(new_tokens=16)
 
 
 def test_an_example_fills_the_prompt(panel: WritingPanel) -> None:

@@ -49,6 +49,15 @@ def test_every_layout_writes_the_same_words(num_ranks: int, tokenizer: Tokenizer
     assert sum(word in COMMON.split() for word in words) > len(words) / 4
 
 
+def test_layouts_are_those_that_the_model_can_be_cut_to() -> None:
+    config = ModelConfig.from_hf(FOLDER)  # 4 heads, 8 layers
+    assert layouts_of(config, 1) == [(1, 1)]
+    assert layouts_of(config, 3) == [(1, 1), (1, 3)]
+    assert layouts_of(config, 8) == [(1, 1), (4, 2), (2, 4), (1, 8)]
+    assert layouts_of(config, 16) == [(1, 1), (4, 4), (2, 8)]
+    assert layouts_of(config, 11) == [(1, 1)]
+
+
 def test_texts_need_no_other_tokenizer(tokenizer: Tokenizer, clusters: Any) -> None:
     from_text = generate(clusters[1], FOLDER, PROMPT, max_new_tokens=8)
     from_ids = generate(clusters[1], FOLDER, tokenizer.encode(PROMPT), max_new_tokens=8)
