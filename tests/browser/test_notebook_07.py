@@ -42,7 +42,7 @@ def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
     links.locator("button", has_text="bandwidth").click()
     expect(heat).to_contain_text("NV2")
     expect(links.locator(".tplab-below")).to_contain_text("8 of 28 pairs have the fastest link")
-    advisor.locator("button", has_text="placement").click()
+    advisor.get_by_role("button", name="placement", exact=True).click()
     expect(advisor.locator(".heading")).to_contain_text("8 x v100-32gb")
     expect(answer).to_contain_text("The slowest link inside a group")
 
@@ -69,8 +69,9 @@ def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
     expect(advisor.locator(".tplab-table")).to_contain_text("does not fit")
     advisor.locator("summary", has_text="Commands that start").click()
     expect(advisor.locator("pre").first).to_contain_text("vllm serve meta-llama/Llama-3.1-70B --tensor-parallel-size")
-    advisor.locator(".noUi-handle").nth(3).press("End")
-    advisor.locator(".noUi-handle").nth(2).press("End")  # more than the limit per token lets in
+    advisor.locator(".noUi-handle").nth(2).press("End")
+    for _ in range(4):  # 15 ms per token, which so many cannot keep
+        advisor.locator(".noUi-handle").nth(3).press("ArrowRight")
     expect(answer).to_contain_text("it admits")
     advisor.locator(".noUi-handle").nth(3).press("Home")  # no limit per token
     expect(answer).not_to_contain_text("it admits")

@@ -290,7 +290,8 @@ function socketBlock(machine, made, ways, socket, { x, y, width, chip, number, s
     }
   });
   const { kind } = machine.links[linkOf(socket[0])] ?? { kind: "" };
-  const hub = { host: "this computer's memory", emulated: "declared links" }[kind] ?? (sockets > 1 ? `CPU socket ${number}` : "CPU and PCIe");
+  const host = machine.what === "GPU" ? "links as measured" : "this computer's memory";
+  const hub = { host, emulated: "declared links" }[kind] ?? (sockets > 1 ? `CPU socket ${number}` : "CPU and PCIe");
   made.boxes.push({ x, y: y + 2, w: width, h: bottom - y + PAD - 4, text: "", kind: "socket" });
   made.bars.push({ x: x + PAD, y: bottom - BAR, w: width - 2 * PAD, h: BAR, text: hub, kind: "socket" });
   return bottom;
