@@ -406,8 +406,12 @@ class TestMeasuring:
         assert panel.joined.frame.equals(frame)
         assert "3 layouts run" in panel._below.value
         assert badges(panel) == ["<b>LIVE gloo · 2 ranks · emulated link 2,000 us, 0.2 GB/s</b>"]
-        panel._look.value = "tokens/s"
+        # The words rank by output tokens/s, and so does the figure; another view says that it does not.
+        assert "By output tokens/s: advised TP 1 x PP 1, best TP 1 x PP 1" in panel._below.value
         assert panel.figure.layout.yaxis.title.text == "output tokens/s"
+        assert panel.figure.data[0].text[0] == "advised<br>best"
+        panel._look.value = "per token"
+        assert panel.figure.layout.yaxis.title.text.endswith("<i>advised and best: by output tokens/s</i>")
 
     def test_without_a_calibration_there_is_nothing_to_verify(self, pool):
         panel = VerifyPanel(CalibrationPanel(pool))
@@ -419,6 +423,7 @@ class TestMeasuring:
     def test_a_calibration_that_is_stopped_keeps_what_it_has(self, pool):
         panel = CalibrationPanel(pool).configure(effort="thorough")
         panel._run_button.click()
+        wait_for(lambda: panel.state.work is not None)
         wait_for(lambda: sum("samples" in report.fields for report in panel.state.work.run.reports) > 10)
         panel.stop()
         wait_for(panel._ended.is_set)
