@@ -17,6 +17,7 @@ What it should cost (pure: no process group, no cluster):
 What it does cost (on a cluster):
   sweep, timing        all-reduce over sizes, dtypes and algorithms; the rank's side of it; sweep_plan: what they share
   point_to_point       every pair of ranks
+  measured_race        algorithms at one size, each beside its formula with the link of the same minute
   counting             counted bytes beside the formula
   emulated_sweep       algorithms over a declared link beside the formula
   nccl_tests           what nccl-tests and rccl-tests printed, as a sweep; nccl_text: taken apart, nccl_checks: judged

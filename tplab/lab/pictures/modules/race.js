@@ -81,14 +81,16 @@ export function render({ model, el }) {
     onTime: (t, playing) => {
       plans.forEach((plan) => lanes.get(plan.algorithm).draw(t));
       strips.draw(t / total);
-      if (!playing && plans.length) heard.say(plans.map(({ algorithm }) => `${NAMES[algorithm]}: ${lanes.get(algorithm).words()}`).join("; "));
+      const words = plans.map(({ algorithm }) => `${NAMES[algorithm]}: ${lanes.get(algorithm).words()}`);
+      if (!playing && plans.length) heard.say(words.join("; "));
     },
   });
 
   function linkChoice() {
     const links = model.get("links");
     const options = [...links.map(({ name }) => [name, name]), [OWN_VALUES, OWN_VALUES]];
-    const now = links.find((link) => link.alpha_us === model.get("alpha_us") && link.beta_GBps === model.get("beta_GBps"));
+    const { alpha: alphaNow, beta: betaNow } = settings();
+    const now = links.find((link) => link.alpha_us === alphaNow && link.beta_GBps === betaNow);
     const choose = (name) => {
       const link = model.get("links").find((each) => each.name === name);
       if (link) change({ alpha_us: link.alpha_us, beta_GBps: link.beta_GBps });
@@ -105,15 +107,21 @@ export function render({ model, el }) {
     );
     const direct = plans.some(({ algorithm }) => algorithm === "two-shot");
     legend.replaceChildren(
-      html("span", {}, "In each GPU: a column is a chunk of the tensor, a cell a summand that is in it; a bar below a column: the chunk is the whole sum."),
+      html(
+        "span", {},
+        "In each GPU: a column is a chunk of the tensor, a cell a summand that is in it; ",
+        "a bar below a column: the chunk is the whole sum.",
+      ),
       ...colours,
-      direct ? html("span", {}, "Two-shot needs a way between every two GPUs, as a switch has; a ring needs neighbours only.") : "",
+      direct ? "Two-shot needs a way between every two GPUs, as a switch has; a ring needs neighbours only." : "",
     );
   }
 
   // The newest of what was measured on as many ranks, of as many bytes.
   const measuredBeside = ({ n, nbytes }, algorithm) =>
-    model.get("measured").findLast((each) => each.num_ranks === n && each.nbytes === nbytes && each.algorithm === algorithm);
+    model
+      .get("measured")
+      .findLast((each) => each.num_ranks === n && each.nbytes === nbytes && each.algorithm === algorithm);
 
   function update() {
     const now = settings();
@@ -137,6 +145,7 @@ export function render({ model, el }) {
       const measured = measuredBeside(now, plan.algorithm);
       lanes.get(plan.algorithm).build(plan, now, { covered: model.get("covered"), place, measured });
     });
+    grid.classList.toggle("four", racers.length === 4);
     grid.replaceChildren(...racers.map((algorithm) => lanes.get(algorithm).element));
     const bands = bandsOf(racers, now);
     const words = verdictOf(ranked, now, bands);
@@ -151,7 +160,8 @@ export function render({ model, el }) {
     plansDrawn = true;
   }
 
-  const read = ["num_ranks", "nbytes", "alpha_us", "beta_GBps", "algorithms", "own_links", "covered", "links", "measured"];
+  const read = ["num_ranks", "nbytes", "alpha_us", "beta_GBps"];
+  read.push("algorithms", "own_links", "covered", "links", "measured");
   let waiting = 0;
   const soon = () => {
     waiting ||= requestAnimationFrame(() => {
@@ -161,9 +171,12 @@ export function render({ model, el }) {
   };
   read.forEach((name) => model.on(`change:${name}`, soon));
   root.append(
-    html("div", { class: "row" }, html("span", { class: "badge" }, "MODEL"), linkPlace, alpha.element, beta.element, ownBox),
+    html(
+      "div", { class: "row" },
+      html("span", { class: "badge" }, "MODEL"), linkPlace, alpha.element, beta.element, ownBox,
+    ),
     html("div", { class: "row" }, size.element, ranks.element, who),
-    time.element, verdict, grid, legend,
+    time.element, verdict, html("div", { class: "race-room" }, grid), legend,
     html("div", { class: "race-charts" }, strips.element, crossing.element),
     heard.element,
   );

@@ -13,7 +13,10 @@ const SIZES = { least: 2 ** 10, most: 2 ** 30 };
 const BOX = { left: 40, right: 404, top: 26, bottom: 172, width: 540, height: 232 };
 
 export const CHART_CSS = `
-.race-charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 8px 24px; margin-top: 10px; }
+.race-charts {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 8px 24px;
+  margin-top: 10px;
+}
 .race-charts figure { margin: 0; min-width: 0; }
 .race-charts figcaption { font-weight: 600; margin-bottom: 4px; }
 .race-charts .note { color: var(--quiet); font-size: 12px; }
@@ -52,7 +55,10 @@ export function raceStrips(onSeek) {
         html("div", { class: "track" },
           ...steps.flatMap(({ start, bytesEnd, end }) => [
             html("i", { class: "race-bytes", style: `left:${part(start)};width:${part(bytesEnd - start)}` }),
-            html("i", { class: "race-wait", style: `left:${part(bytesEnd)};width:calc(${part(end - bytesEnd)} - 1px)` }),
+            html("i", {
+              class: "race-wait",
+              style: `left:${part(bytesEnd)};width:calc(${part(end - bytesEnd)} - 1px)`,
+            }),
           ])),
       ),
       head,
@@ -103,13 +109,16 @@ export function raceCrossing(onSize) {
     algorithms.forEach((algorithm, index) => {
       const { colour, dash } = LOOKS[algorithm];
       const points = sizes.map((nbytes, i) => `${across(nbytes).toFixed(1)},${up(ratios[i][index]).toFixed(1)}`);
-      const line = { points: points.join(" "), fill: "none", stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash };
-      children.push(svg("polyline", line));
+      const look = { fill: "none", stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash };
+      children.push(svg("polyline", { points: points.join(" "), ...look }));
     });
     const here = across(Math.min(SIZES.most, Math.max(SIZES.least, settings.nbytes)));
     children.push(
       svg("line", { x1: here, x2: here, y1: BOX.top - 6, y2: BOX.bottom, stroke: "var(--ink)", "stroke-width": 1.5 }),
-      svg("text", { x: here, y: BOX.top - 11, "text-anchor": "middle", "font-weight": 600 }, bytesText(settings.nbytes)),
+      svg(
+        "text", { x: here, y: BOX.top - 11, "text-anchor": "middle", "font-weight": 600 },
+        bytesText(settings.nbytes),
+      ),
       ...dots.map(({ algorithm, nbytes, ratio }) => mark(algorithm, across(nbytes), up(ratio), true)),
       ...endLabels(algorithms, ratios.at(-1), up),
     );
@@ -131,7 +140,10 @@ function grid(most, up) {
   const children = [];
   for (const ratio of [1, 2, 5, 10, 20, 50, 100].filter((each) => each <= most * 1.05)) {
     children.push(
-      svg("line", { x1: BOX.left, x2: BOX.right, y1: up(ratio), y2: up(ratio), stroke: "var(--line)", opacity: ratio === 1 ? 1 : 0.5 }),
+      svg("line", {
+        ...{ x1: BOX.left, x2: BOX.right, y1: up(ratio), y2: up(ratio) },
+        ...{ stroke: "var(--line)", opacity: ratio === 1 ? 1 : 0.5 },
+      }),
       svg("text", { x: BOX.left - 6, y: up(ratio) + 4, "text-anchor": "end" }, `${ratio} ×`),
     );
   }
@@ -177,12 +189,14 @@ function mark(algorithm, x, y, measured) {
     diamond: [[0, -6], [6, 0], [0, 6], [-6, 0]],
     triangle: [[0, -5.5], [5.5, 4.5], [-5.5, 4.5]],
   }[shape];
-  const look = { fill: colour, stroke: measured ? "var(--ink)" : "none", "stroke-width": 1.5, class: measured ? "race-measured" : "" };
+  const edge = measured ? { stroke: "var(--ink)", "stroke-width": 1.5, class: "race-measured" } : {};
+  const look = { fill: colour, ...edge };
   if (!corners) return svg("circle", { cx: x, cy: y, r: 5, ...look });
   return svg("polygon", { points: corners.map(([dx, dy]) => [x + dx, y + dy]).join(" "), ...look });
 }
 
-const longer = (ratio) => (ratio < 1.2 ? `${number(100 * (ratio - 1), 2)} % longer` : `${number(ratio, 2)} times as long`);
+const longer = (ratio) =>
+  ratio < 1.2 ? `${number(100 * (ratio - 1), 2)} % longer` : `${number(ratio, 2)} times as long`;
 
 /** Sentences on the race: who wins, by how much, and from which size on it is another. */
 export function verdictOf(ranked, settings, bands) {
@@ -190,12 +204,14 @@ export function verdictOf(ranked, settings, bands) {
   const winners = ranked.filter(({ place }) => place === 1);
   const best = ranked[0].us;
   const others = ranked.filter(({ place }) => place > 1);
-  const head = `${bytesText(settings.nbytes)} on ${settings.n} GPUs: ${winners.map((each) => low(each.algorithm)).join(" and ")} `;
+  const names = winners.map((each) => low(each.algorithm)).join(" and ");
+  const head = `${bytesText(settings.nbytes)} on ${settings.n} GPUs: ${names} `;
   const won = winners.length > 1 ? "arrive together" : ranked.length > 1 ? "wins" : "runs alone";
   const behind = others.map(({ algorithm, us }) => `${low(algorithm)} takes ${longer(us / best)}`);
   const by = bands.map(({ algorithms, to }) => {
     const who = algorithms.map(low).join(" or ");
-    return to === Infinity ? `${who} ${bands.length > 1 ? "above" : "at every size"}` : `${who} up to ${bytesText(to, 2)}`;
+    if (to < Infinity) return `${who} up to ${bytesText(to, 2)}`;
+    return `${who} ${bands.length > 1 ? "above" : "at every size"}`;
   });
   return [`${head}${won}${behind.length ? "; " + behind.join(", ") : ""}.`, `The fastest: ${by.join(", then ")}.`];
 }

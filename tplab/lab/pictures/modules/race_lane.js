@@ -7,7 +7,7 @@ import { NAMES, heldAtFirst, closedForm } from "./race_plan.js";
 export const RANK_COLOURS = ["#2F7DD1", "#F0A30A", "#1A9E77", "#D6456B", "#8A63C9", "#4BB8D8", "#A8703A", "#8C9A2B"];
 
 const RADIUS = 118;
-const HALF_OF_TILE = [0, 0, 42, 40, 38, 30, 27, 23, 21]; // by the number of GPUs: no link runs through a tile // by the number of GPUs: no link runs through a tile
+const HALF_OF_TILE = [0, 0, 42, 40, 38, 30, 27, 23, 21]; // by the number of GPUs: no link runs through a tile
 const MARGIN = 4; // around a tower
 const LABELS = 34; // height of a GPU's two lines
 const WIDTH = 404;
@@ -15,12 +15,21 @@ const PLACES = ["", "1st", "2nd", "3rd", "4th"];
 
 export const LANE_CSS = `
 .race-lanes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 12px; }
-.race-lane { border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px; background: var(--paper); min-width: 0; }
+.race-room { container-type: inline-size; }
+@container (max-width: 1180px) {
+  /* two by two */
+  .race-lanes.four { grid-template-columns: repeat(auto-fit, minmax(min(100%, max(270px, 36%)), 1fr)); }
+}
+.race-lane {
+  border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px; background: var(--paper); min-width: 0;
+}
 .race-lane.first { border-color: #007E5D; box-shadow: inset 0 0 0 1px #007E5D; }
 .race-head { display: flex; gap: 8px; align-items: baseline; }
 .race-head strong { font-size: 15px; }
 .race-head .clock { margin-left: auto; font-size: 15px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.race-place { background: #5B6472; color: white; border-radius: 9px; padding: 0 8px; font-size: 12px; font-weight: 600; }
+.race-place {
+  background: #5B6472; color: white; border-radius: 9px; padding: 0 8px; font-size: 12px; font-weight: 600;
+}
 .race-lane.first .race-place { background: #007E5D; }
 .race-step, .race-foot { color: var(--quiet); font-size: 12px; min-height: 1.45em; }
 .race-lane svg { max-width: 440px; margin: 4px auto; overflow: visible; }
@@ -79,7 +88,8 @@ export function raceLane(algorithm) {
   const measured = html("div", { class: "race-measured-time" });
   const picture = svg("svg", { role: "img" });
   const head = html("div", { class: "race-head" }, html("strong", {}, NAMES[algorithm]), place, clock);
-  const element = html("section", { class: "race-lane", "aria-label": NAMES[algorithm] }, head, stepLine, picture, foot, measured);
+  const parts = [head, stepLine, picture, foot, measured];
+  const element = html("section", { class: "race-lane", "aria-label": NAMES[algorithm] }, ...parts);
   let plan, layout, tiles, links, loads, held, applied, before, arrivals, covered, finish, stepSaid;
 
   // `measured`: the last time on ranks of this very race, or none.
@@ -106,7 +116,9 @@ export function raceLane(algorithm) {
     stepSaid = null;
     const { steps, perByte } = closedForm(algorithm, settings);
     const inARow = `${number(perByte)} S = ${bytesText(perByte * plan.nbytes)}`;
-    const counted = covered ? ". Bytes are counted here once you have predicted them." : `, ${inARow} one after the other`;
+    const counted = covered
+      ? ". Bytes are counted here once you have predicted them."
+      : `, ${inARow} one after the other`;
     foot.textContent = `${steps} step${steps > 1 ? "s" : ""}${counted}`;
   }
 
@@ -167,7 +179,8 @@ export function raceLane(algorithm) {
     const high = Math.max(cell, 7 / summands.length);
     const group = svg("g", {});
     const tall = high * summands.length;
-    group.append(svg("rect", { class: "race-load", x: -wide / 2 - 1, y: -tall / 2 - 1, width: wide + 2, height: tall + 2, rx: 2 }));
+    const edge = { x: -wide / 2 - 1, y: -tall / 2 - 1, width: wide + 2, height: tall + 2, rx: 2 };
+    group.append(svg("rect", { class: "race-load", ...edge }));
     summands.forEach((summand, row) =>
       group.append(
         svg("rect", {

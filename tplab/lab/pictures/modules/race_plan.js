@@ -48,7 +48,8 @@ const range = (n) => Array.from({ length: n }, (_, i) => i);
 const modulo = (a, n) => ((a % n) + n) % n;
 
 // The steps of an algorithm: {name, messages: [{from, to, chunks, adds, place}]}. `place` counts the messages that a
-// rank sends in the step, for they leave one after the other where it has one link; `adds` says whether what comes is added or put in place.
+// rank sends in the step, for they leave one after the other where it has one link; `adds` says whether what comes is
+// added or put in place.
 export function stepsOf(algorithm, n) {
   const all = range(n);
   const direct = (name, chunksFor, adds) => ({
