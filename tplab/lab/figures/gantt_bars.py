@@ -46,10 +46,13 @@ class Scale(NamedTuple):
     """Scale of the time axis and of a rank's lanes, in pixels."""
 
     unit: str
+    """What times are shown in, such as ``ms``."""
     factor: float
     """How many ``unit`` make one second."""
     px_per_s: float
+    """Pixels of a second, where the plot is as narrow as labels are made for."""
     lane_px: float
+    """Height of a rank's lanes."""
     decimals: int
     """Of times in ``unit``, as many as can be seen: a figure sends them all."""
 

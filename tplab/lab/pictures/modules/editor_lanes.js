@@ -148,8 +148,9 @@ export function buildDrawing(actions, { p }, width) {
     fits: (table, now) => table.p === p && now === width,
     show(table, result, scores, cap) {
       shown = { table, result, cap };
-      scale = px / (Math.max(scores.longest, result.makespan) || 1);
-      backdrop.replaceChildren(axis(Math.max(scores.longest, result.makespan), px, x, TOP - 4, bottom - 2, "units of F (the time of one forward)"));
+      const end = 1.1 * Math.max(scores.longest, result.makespan) || 1; // room for a move that makes it longer
+      scale = px / end;
+      backdrop.replaceChildren(axis(end, px, x, TOP - 4, bottom - 2, "units of F (the time of one forward)"));
       const first = scores.others.find(({ name }) => name === "1F1B");
       const mark = (time, text, colour, up) => [
         svg("line", { x1: x(time), x2: x(time), y1: up - 10, y2: bottom - 4, stroke: colour, "stroke-width": 1.5, "stroke-dasharray": "4 3" }),
