@@ -126,6 +126,8 @@ def test_a_page_without_plotly_is_given_it_by_the_kernel_once(
 ) -> None:
     page = open_notebook(notebook("from tplab.lab import ChunkModel\nChunkModel()", "ChunkModel()"))
     page.evaluate("delete globalThis._JUPYTERLAB['jupyterlab-plotly']")
+    # Plain figures have a renderer all the same, which leaves its plotly to the page.
+    page.evaluate("Object.defineProperty(globalThis, 'Plotly', { get: () => undefined, set() {} }); null")
     page.evaluate(
         "globalThis.imported = 0; const make = URL.createObjectURL;"
         "URL.createObjectURL = (blob) => { imported += blob?.size > 1e6; return make(blob); }; null"

@@ -39,8 +39,9 @@ class CheckBoxes(widgets.VBox):
             for text, each in pairs
         }
         self._offered = widgets.Box(layout=widgets.Layout(flex_flow="row wrap", overflow="visible"))
-        self._withheld = widgets.VBox()
-        super().__init__([widgets.HTML(html.quiet(description)), self._offered, self._withheld])
+        self._withheld = widgets.VBox(layout=widgets.Layout(overflow="visible"))
+        boxes = [widgets.HTML(html.quiet(description)), self._offered, self._withheld]
+        super().__init__(boxes, layout=widgets.Layout(overflow="visible"))
         self.add_class("tplab-check-boxes")
         for box in self._boxes.values():
             box.observe(lambda _: self._ticked(), names="value")
