@@ -54,7 +54,7 @@ class Scale(NamedTuple):
     lane_px: float
     """Height of a rank's lanes."""
     decimals: int
-    """Of times in ``unit``, as many as can be seen: a figure sends them all."""
+    """Decimals of times in ``unit``, as many as can be seen: a figure sends them all."""
 
 
 class Lanes(NamedTuple):
