@@ -57,7 +57,7 @@ def lab(lab_root: Path) -> Iterator[str]:
         file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
-    # As an installed tplab enables it; from a checkout it would not be.
+    # As an installed tplab enables it; from a checkout it would not be. (JUPYTER_PATH below is the other half.)
     shutil.copytree(NOTEBOOKS.parent / "etc" / "jupyter", root / "config")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -72,6 +72,7 @@ def lab(lab_root: Path) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         env=os.environ
         | {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTER_CONFIG_DIR": str(root / "config")}
+        | {"JUPYTER_PATH": str(NOTEBOOKS.parent / "share" / "jupyter")}
         | {"TPLAB_PROGRESS": ""},  # kept here, as a learner's is
         start_new_session=True,
     )

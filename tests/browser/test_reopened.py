@@ -1,13 +1,16 @@
 """Saved, reopened without its kernel, run again: panels are pictures of themselves, and come back."""
 
+import io
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -22,14 +25,14 @@ CELLS = (
     "from tplab.lab.pictures import Race\nRace()",
     "ipywidgets.IntSlider(description='somebody else')",
 )
+ABOUT = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
 ERROR = "Error displaying widget"
 
 
 @pytest.fixture
 def notebook(lab_root: Path) -> str:
     cells = [new_code_cell(source) for source in CELLS]
-    about = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=about), lab_root / "notebooks" / "reopened.ipynb")
+    nbformat.write(new_notebook(cells=cells, metadata=ABOUT), lab_root / "notebooks" / "reopened.ipynb")
     return "reopened.ipynb"
 
 
@@ -88,3 +91,20 @@ def test_saved_and_reopened_without_its_kernel(
     expect(page.locator(".tplab-live")).to_have_count(6, timeout=60_000)
     expect(page.locator(".tplab-still >> visible=true")).to_have_count(0)
     expect(page.locator(".jp-OutputArea", has_text=ERROR)).to_have_count(0)
+
+
+def test_a_stored_image_is_as_wide_as_the_page_and_the_pointer_makes_it_a_plot(
+    open_notebook: Callable[[str], Page], lab_root: Path
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (2400, 800), "white").save(file, "PNG")
+    figure = {"data": [{"y": [1, 2]}], "layout": {"title": {"text": "a line"}}}
+    bundle = {"application/vnd.plotly.v1+json": figure, "image/png": b64encode(file.getvalue()).decode()}
+    cell = new_code_cell("figure", outputs=[new_output("display_data", bundle)])
+    nbformat.write(new_notebook(cells=[cell], metadata=ABOUT), lab_root / "notebooks" / "stored.ipynb")
+    page = open_notebook("stored.ipynb")
+    image = page.locator(".jp-RenderedPlotly img")
+    assert image.evaluate("image => image.clientWidth") <= min(820, page.viewport_size["width"])
+    assert image.evaluate("image => image.clientWidth / image.clientHeight") == pytest.approx(3, rel=0.02)
+    image.dispatch_event("mouseenter")
+    expect(page.locator(".jp-RenderedPlotly .plot-container")).to_contain_text("a line")

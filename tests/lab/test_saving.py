@@ -15,6 +15,7 @@ from jupyter_server.services.contents.filemanager import FileContentsManager
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tplab import __version__
 from tplab.lab.saving import MARK, WIDGET_STATE, WIDGET_VIEW, _load_jupyter_server_extension, strip
 
 
@@ -148,9 +149,19 @@ def test_a_server_imports_nothing_of_the_lab_for_it() -> None:
     assert {"torch", "numpy", "pandas", "plotly", "ipywidgets", "anywidget", "IPython"}.isdisjoint(loaded)
 
 
+def test_what_the_front_end_loads_is_of_this_version() -> None:
+    """The file beside it is a whole extension: an error in it would keep all of JupyterLab from loading."""
+    folder = Path(__file__).parents[2] / "share/jupyter/labextensions/tplab"
+    about = json.loads((folder / "package.json").read_text())
+    assert about["version"] == __version__
+    assert (folder / about["jupyterlab"]["_build"]["load"]).is_file()
+
+
 def test_it_takes_no_time_that_somebody_would_notice() -> None:
     saved = notebook()
     saved.cells *= 200
     began = time.perf_counter()
     assert strip(saved) == 2
-    assert time.perf_counter() - began < 0.1
+    took = time.perf_counter() - began
+    print(f"{len(saved.cells)} cells: {1000 * took:.1f} ms")
+    assert took < 0.1

@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from plotly.offline import get_plotlyjs
 
-WIDTH, HEIGHT = 820, 380
+WIDTH, HEIGHT = 700, 380
 """CSS pixels of a figure that does not say how large it is; a page of GitHub is about as wide."""
 SCALE = 1.5
 
