@@ -33,13 +33,14 @@ class Writing(Picture):
     """Whether they are the same, in words."""
 
     def still(self) -> Sequence[Part]:
-        """The texts, and what is said of them."""
+        """The picture, and its texts for who does not see it."""
         cells = [
-            f"<b>{escape(each['name'])}</b><br>{escape(self.prompt)}<u>{escape(''.join(each['tokens']))}</u>"
-            f"<br>{escape(each['note'])}"
+            f"<p><b>{escape(each['name'])}</b><br>{escape(self.prompt)}<u>{escape(''.join(each['tokens']))}</u>"
+            f"<br>{escape(each['note'])}</p>"
             for each in self.columns
         ]
-        return [panel_html.quiet(self.verdict), *(f'<p style="max-width:60em">{cell}</p>' for cell in cells)]
+        texts = f"<details><summary>As text</summary>{''.join(cells)}</details>" if cells else ""
+        return [*super().still(), panel_html.quiet(self.verdict), texts]
 
     def show_begun(self, run: BesideRun, tokenizer: Tokenizer, layouts: Sequence[tuple[int, int]]) -> None:
         """What has come so far of a run that is under way, or has ended before its time."""
