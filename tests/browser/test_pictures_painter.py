@@ -175,3 +175,4 @@ def test_nothing_is_cut(open_picture: Callable[[Picture], Page], width: int) -> 
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(OUTSIDE) == []
+    expect(page.get_by_text("whole pass")).to_be_visible()  # a page that becomes wider plays nothing

@@ -172,7 +172,9 @@ def shards_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         frame: as ``shards_frame`` gives it.
     """
     figure = go.Figure()
-    places = [frame["layout"].tolist(), [str(rank) for rank in frame["rank"]]]
+    # In two lines: a layout of one rank is as wide as its bar.
+    layouts = frame["layout"].str.replace(" [x×] ", "<br>× ", regex=True)
+    places = [layouts.tolist(), [str(rank) for rank in frame["rank"]]]
     for part, column in (("weights", "weight_bytes"), ("kv", "kv_bytes")):
         name, colour, pattern = PARTS[part]
         y, told = frame[column] / 1e6, frame[f"told_{column}"] / 1e6
@@ -191,7 +193,7 @@ def shards_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure.update_yaxes(title="MB", rangemode="tozero")
     figure = style.card(figure, title="Shards as they were built, and the formula", badge=badge, height=480)
     # Two rows of labels: the legend goes below both.
-    figure.update_layout(margin_b=130, legend_y=-86 / (480 - 200))
+    figure.update_layout(margin_b=146, legend_y=-102 / (480 - 216))
     return figure
 
 

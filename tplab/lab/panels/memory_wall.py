@@ -73,13 +73,14 @@ class MemoryWall(AnalyticPanel):
         ranks = memory_frame(spec, gpu, workload, layout, requests=batch)
         if values["view"] == "every rank":
             self.frame = by_stage(ranks)
-            axis = _axis(layout, self.frame)
+            axis, cut = _axis(layout, self.frame), str(layout)
         else:
             along = values["view"][-2:].lower()
             self.frame = degrees_frame(spec, gpu, workload, layout, along=along, requests=batch)
             kept = f"PP {layout.pp}" if along == "tp" else f"TP {layout.tp}"
             axis = f"{'tensor' if along == 'tp' else 'pipeline'}-parallel degree, with {kept}"
-        title = f"{name_of(spec.name)} in {spec.weight_precision} on {name_of(gpu.name)}: {layout}"
+            cut = f"the fullest rank at each {along.upper()}"
+        title = f"{name_of(spec.name)} in {spec.weight_precision} on {name_of(gpu.name)}: {cut}"
         figure = memory_figure(self.frame, title=title, badge="MODEL", axis=axis)
         fits = bool((ranks["free_GB"] >= 0).all())
         words = explain_memory(ranks, spec, gpu, workload, layout)

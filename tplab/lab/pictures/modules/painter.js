@@ -110,16 +110,17 @@ export function render({ model, el }) {
 
   function draw() {
     if (!plan || !width) return;
-    const now = JSON.stringify([plan.choices, sizes(), width]);
+    const painted = JSON.stringify([plan.choices, sizes()]);
+    const now = `${painted} ${width}`;
     if (now === drawnFor) return;
-    const first = drawnFor === "";
+    const anew = drawnFor !== "" && !drawnFor.startsWith(`${painted} `);
     drawnFor = now;
     scene.draw(plan, shapes[model.get("model")], width);
     const stations = scene.stations();
     pass.pause();
     pass.reset({ duration: stations, seconds: stations * STATION_S, stops: Array.from({ length: stations + 1 }, (_, at) => at) });
     pass.seek(stations);
-    if (!first && !reducedMotion()) pass.play();
+    if (anew && !reducedMotion()) pass.play(); // not where only the page has become wider
   }
 
   function asked() {
