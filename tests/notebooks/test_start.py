@@ -61,3 +61,23 @@ def test_the_last_cell_is_for_reading_and_ranks_are_left_for_who_scrolls_back(st
     assert start.cells[-1].cell_type == "markdown"
     assert "## Further reading" in start.cells[-1].source
     assert not any("pool.stop()" in cell.source for cell in start.cells)
+
+
+def test_readme_opens_with_the_recording_in_a_picture_that_needs_no_script() -> None:
+    """A page like README's shows it as an image: styles move it, scripts would not run."""
+    root = FOLDER.parent
+    first = re.search(r"!\[[^]]+\]\(([^)]+)\)", (root / "README.md").read_text("utf-8"))
+    assert first is not None
+    text = (root / first[1]).read_text("utf-8")
+    assert len(text) < 500_000
+    assert "<script" not in text
+    assert "href=" not in text
+    assert "prefers-reduced-motion" in text
+    frames = set(re.findall(r'<g id="(f\d+)"', text))
+    assert len(frames) > 50
+    assert frames == set(re.findall(r"@keyframes (f\d+)", text))
+    scenes = [scene for _, scene in json.loads((root / "tplab/lab/pictures/two_ranks.json").read_text("utf-8"))]
+    processes = {f"process {rank['pid']}" for scene in scenes for rank in scene["ranks"] if rank["pid"]}
+    assert len(processes) == 4
+    assert processes == set(re.findall(r"process \d+", text))
+    assert all(scene["card"]["title"] in text for scene in scenes if scene["card"])
