@@ -163,3 +163,38 @@ def test_the_still_is_the_race_under_way_and_then_the_run(pool: Pool) -> None:
     assert sum("iframe" in part for part in parts) == 1
     assert panel.race.still_state()["at"] > 0
     assert panel.race.at == 0
+
+
+def test_a_recorded_curve_stands_behind_the_sweep_once_a_time_was_predicted(pool: Pool) -> None:
+    guess = Predict("a time", unit="µs")
+    panel = SweepPanel(pool, after=guess).configure(sizes=(1 << 10, 1 << 14))
+    box = panel._named["beside"]
+    assert box.disabled
+    panel.run()
+    alone = [trace.name for trace in panel.figure.data]
+    guess.commit(100)
+    assert not box.disabled
+    box.value = True
+    first, *others = panel.figure.data  # the first is drawn below the others
+    assert first.name == "Four H200, NVLink, RECORDED 4xH200 2026-11-26"
+    assert [trace.name for trace in others] == alone
+    assert first.x.min() >= 1 << 10
+    assert first.x.max() <= 1 << 14
+    assert "Four H200, NVLink: 13.1 µs, and 354 GB/s at 1 GiB." in panel._below.value
+    assert panel._ribbon.value == ""  # it changes nothing that was measured
+    panel._look.value = "Bus bandwidth"
+    assert panel.figure.data[0].name == first.name
+
+
+def test_who_waits_for_a_run_does_not_wait_for_ever(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = SweepPanel(pool).configure(sizes=(1 << 10, 1 << 10))
+    become = panel._become
+
+    def fails_at_the_end(**changes: object) -> None:
+        if changes.get("stage") == "done":
+            raise AttributeError("no words for this setting")
+        become(**changes)
+
+    monkeypatch.setattr(panel, "_become", fails_at_the_end)
+    panel._begin()
+    assert panel._ended.wait(30)
