@@ -10,7 +10,7 @@ const RADIUS = 118;
 const HALF_OF_TILE = [0, 0, 42, 40, 38, 30, 27, 23, 21]; // by the number of GPUs: no link runs through a tile
 const MARGIN = 4; // around a tower
 const LABELS = 34; // height of a GPU's two lines
-const WIDTH = 404;
+const WIDTHS = [330, 404]; // up to four GPUs; more have labels at their sides
 const PLACES = ["", "1st", "2nd", "3rd", "4th"];
 
 export const LANE_CSS = `
@@ -103,7 +103,8 @@ export function raceLane(algorithm) {
     );
     layout = placesOf(plan.n);
     arrivals = [...plan.messages].sort((a, b) => a.arrives - b.arrives);
-    put(picture, { viewBox: `${-WIDTH / 2} ${layout.top} ${WIDTH} ${layout.height}` });
+    const width = WIDTHS[plan.n > 4 ? 1 : 0];
+    put(picture, { viewBox: `${-width / 2} ${layout.top} ${width} ${layout.height}` });
     links = new Map();
     loads = new Map();
     const layers = [svg("g"), svg("g"), svg("g")];
