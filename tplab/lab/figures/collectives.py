@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from tplab.collectives.cost import AlphaBeta, Curve, errors, fit_line, leave_out_error, lower_bound_us, time_us
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.moved import say_new_names
 from tplab.shown import bytes_text, number, time_text
 
 _SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
@@ -362,3 +363,6 @@ def explain_emulated(frame: pd.DataFrame) -> str:
             else " That does not fall with the size: the cores were busy with something else."
         )
     return text if frame["correct"].all() else text + " Some results were WRONG."
+
+
+say_new_names(__name__)
