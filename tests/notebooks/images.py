@@ -42,8 +42,10 @@ class Draw:
         self._pictures.wait_for_selector(".tplab-picture")
         self._pictures.evaluate(
             """() => {
+              document.querySelector("main").style.padding = "6px";
               for (const bar of document.querySelectorAll(".player input[type=range]")) {
-                bar.value = Number(bar.min) + 0.4 * (Number(bar.max) - Number(bar.min));
+                if (bar.value !== bar.min) continue; // it shows something as it is
+                bar.value = Number(bar.min) + 0.3 * (Number(bar.max) - Number(bar.min));
                 bar.dispatchEvent(new Event("input"));
               }
             }"""
@@ -72,7 +74,7 @@ def drawing() -> Iterator[Draw]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         page = {
-            "viewport": {"width": WIDTH, "height": 900},
+            "viewport": {"width": 900, "height": 900},
             "device_scale_factor": SCALE,
             "color_scheme": "light",
             "reduced_motion": "reduce",
