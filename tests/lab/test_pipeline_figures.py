@@ -140,7 +140,7 @@ def test_later_chunks_are_paler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("m", "labels"), [(8, {"F0", "F7"}), (12, {"0", "11"}), (64, None)], ids=["spelled", "short", "none"]
+    ("m", "labels"), [(4, {"F0", "F3"}), (8, {"0", "7"}), (64, None)], ids=["spelled", "short", "none"]
 )
 def test_labels_up_to_64_actions_per_lane(m: int, labels: set[str] | None) -> None:
     forward = bars(gantt(simulate(build_schedule("1f1b", 4, m))))["forward"]

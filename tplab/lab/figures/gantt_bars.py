@@ -36,9 +36,11 @@ _LATER_CHUNK = {style.FORWARD: style.DECODE, style.BACKWARD: "#FFE79A", style.WE
 """Colour of a kind's last chunk; the chunks between go from the kind's own colour towards it."""
 _DARK = {"forward", "weight gradient"}
 
-PLOT_WIDTH_PX = 700
+PLOT_WIDTH_PX = 560
 """Width of the narrowest plot that labels are made for; a figure does not know its page."""
-_CHARACTER_PX = 7
+_CHARACTER_PX = 6
+_PAD_PX = 6
+"""What plotly leaves free beside the text in a bar."""
 _LINE_PX = 10
 
 
@@ -96,7 +98,7 @@ def bars_of(trace: Trace, other: Trace | None, lanes: Lanes, scale: Scale) -> li
         bars = _bars(kind, begins, lengths, y, width, _marker(kind, trace, which), hover)
         bars["customdata"] = [told[i] for i in which.tolist()]
         if not messages and per_lane <= _LABELLED and width * scale.lane_px >= _LINE_PX:
-            room = length_s * scale.px_per_s / _CHARACTER_PX
+            room = (length_s * scale.px_per_s - _PAD_PX) / _CHARACTER_PX
             bars |= {
                 "text": _labels(trace, which, room.tolist(), letters=per_lane <= _SPELLED),
                 "textposition": "inside",

@@ -241,7 +241,7 @@ def _lay_out(
             for text, spot in zip(captions, spots, strict=True)
         ),
     ]
-    layout |= {"barmode": "overlay", "hovermode": "closest", "uniformtext": {"mode": "hide", "minsize": 11}}
+    layout |= {"barmode": "overlay", "hovermode": "closest", "uniformtext": {"mode": "hide", "minsize": 9}}
     layout["xaxis"] |= {
         "title": layout["xaxis"]["title"] | {"text": {"ms": "milliseconds", "s": "seconds"}.get(unit, unit)},
         "range": [0, 1.06 * end],
