@@ -88,6 +88,31 @@ def test_the_number_is_typed_and_committed_in_either_of_two_places() -> None:
     assert guess._field.disabled
 
 
+def test_digits_that_enter_overtook_belong_to_the_number() -> None:
+    """A page holds back what is typed while the kernel is busy, but not Enter."""
+    guess = Predict("all-reduce of 4 bytes", unit="ms")
+    comparison = guess.compare(25.0, source="model")
+    guess._field.value = "2"
+    guess._field._handle_custom_msg({"event": "submit"}, [])
+    assert "You predicted 2 ms" in comparison.text
+    guess._field.value = "25"
+    assert guess.value == 25
+    assert "You predicted 25 ms" in comparison.text
+    assert "25 ms" in str(comparison.children[0].value)
+    guess._field.value = "251"  # one that comes later was not typed before Enter
+    assert guess.value == 25
+
+
+@pytest.mark.parametrize("text", ["7", "3"])
+def test_another_number_after_enter_does_not_count(text: str) -> None:
+    guess = Predict("all-reduce of 4 bytes", unit="ms")
+    guess.compare(25.0, source="model")
+    guess._field.value = "2"
+    guess._field._handle_custom_msg({"event": "submit"}, [])
+    guess._field.value = text
+    assert guess.value == 2
+
+
 def test_enter_commits() -> None:
     guess = asked()
     guess._field.value = "0.5"

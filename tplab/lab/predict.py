@@ -7,6 +7,7 @@ neither in an output, nor in the state of a widget that a notebook saves.
 
 import math
 import re
+import time
 import weakref
 from collections.abc import Sequence
 from html import escape
@@ -28,6 +29,8 @@ _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _FIELD_GONE = html.quiet("Run ▸ Run All Cells brings the field for your number back.")
 _OPEN = "A wrong guess teaches more than none."
 _COVERED = "The answer is covered until you commit a number, here or above."
+_LATE_S = 2.0
+"""Digits of an entry that come so soon after Enter belong to it."""
 
 
 class Predict(Stilled, widgets.VBox):
@@ -50,6 +53,7 @@ class Predict(Stilled, widgets.VBox):
         self.question, self.unit, self.name = question, unit, name
         self._value: float | None = None
         self._revealed = False
+        self._entry = ("", 0.0)  # what was committed by hand, and when
         earlier = earlier_prediction(name)
         self._earlier = earlier if earlier is not None and earlier.unit == unit else None
         self._note = ""
@@ -157,6 +161,13 @@ class Predict(Stilled, widgets.VBox):
 
     def _typed(self) -> None:
         text = self._field.value
+        typed, at = self._entry
+        late = number_of(text, self.unit)
+        if text != typed and text.startswith(typed or "\0") and time.monotonic() - at < _LATE_S and late is not None:
+            # Digits that Enter overtook: a page holds back what is typed while the kernel is busy, but not Enter.
+            self._entry = ("", 0.0)
+            self._commit_anew(late)
+            return
         self._commit.disabled = self._field.disabled or number_of(text, self.unit) is None
         if self._value is None and not self._revealed:
             wrong = text.strip() and self._commit.disabled
@@ -172,7 +183,16 @@ class Predict(Stilled, widgets.VBox):
     def _commit_typed(self) -> None:
         number = number_of(self._field.value, self.unit)
         if number is not None and not self._field.disabled:
+            self._entry = (self._field.value, time.monotonic())
             self.commit(number)
+
+    def _commit_anew(self, number: float) -> None:
+        """The same entry with all of its digits, also where the answer is open by now."""
+        self._value = number
+        self._keep(PredictionRecord(value=number, unit=self.unit))
+        for comparison in list(self._comparisons):
+            comparison._open = False
+        self._show()
 
     def _commit_earlier(self) -> None:
         if self._earlier is not None and self._earlier.value is not None and not self._field.disabled:
