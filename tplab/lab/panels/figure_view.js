@@ -3,6 +3,10 @@
 
 const MIME = "application/vnd.plotly.v1+json";
 const EXTENSION = "jupyterlab-plotly";
+// The place of a figure that is not there yet.
+const EMPTY =
+  "display:flex;align-items:center;justify-content:center;box-sizing:border-box;margin:8px 4px;font-size:13px;" +
+  "border:1px dashed var(--jp-border-color1,#AEB6C1);border-radius:6px;color:var(--jp-ui-font-color1,#1F2430)";
 const ASK_AGAIN_MS = 30000;
 const CONFIG = { displaylogo: false, displayModeBar: "hover", modeBarButtons: [["toImage"]], showSendToCloud: false };
 
@@ -253,7 +257,7 @@ function render({ model, el }) {
     const bytes = model.get("_plot");
     if (!bytes?.byteLength) {
       plot.textContent = model.get("alt");
-      plot.style.cssText = "padding:24px 8px;font-size:13px;color:var(--jp-ui-font-color2,#5B6472)";
+      plot.style.cssText = `${EMPTY};min-height:calc(${el.style.minHeight || "300px"} - 16px)`;
       return;
     }
     const next = await unpacked(bytes);
