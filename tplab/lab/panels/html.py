@@ -31,8 +31,8 @@ def pill(text: str, colour: str) -> str:
 def ribbon(text: str) -> str:
     """A warning strip: the figure does not show what the controls say."""
     return (
-        f'<div style="background:{style.BACKWARD};color:{style.INK};padding:4px 10px;border-radius:3px;line-height:1.45;'
-        f'font-size:12px;font-weight:600">{escape(text)}</div>'
+        f'<div style="background:{style.BACKWARD};color:{style.INK};padding:4px 10px;border-radius:3px;'
+        f'font-size:12px;line-height:1.45;font-weight:600">{escape(text)}</div>'
     )
 
 
