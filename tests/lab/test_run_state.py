@@ -26,8 +26,10 @@ from tplab.lab.panels.layers import OverlapPanel, PhasesPanel
 from tplab.lab.panels.memory_wall import ShardsPanel
 from tplab.lab.panels.pipeline import PipelinePanel, ServingPanel
 from tplab.lab.panels.profile import ProfilePanel
+from tplab.lab.panels.race import RacePanel
 from tplab.lab.panels.run_state import Work
 from tplab.lab.panels.verification import CalibrationPanel, VerifyPanel, verified_model
+from tplab.lab.panels.writing import WritingPanel
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -300,6 +302,8 @@ QUICK: dict[type[RunPanel], dict[str, Any]] = {
     GenerationPanel: {"new_tokens": 8, "sequences": 1, "prompt_tokens": 8},
     ShardsPanel: {"layers": 2, "batch": 1, "context": 16},
     ProfilePanel: {"batch": 1, "prompt_length": 32},
+    RacePanel: {"nbytes": 1 << 18, "algorithms": ["ring"]},
+    WritingPanel: {"new_tokens": 16},
     CalibrationPanel: {},
     VerifyPanel: {"hidden": 256, "layers": 2, "tokens": 4, "rounds": 1},
 }
@@ -315,6 +319,8 @@ OTHER: dict[type[RunPanel], dict[str, Any]] = {
     GenerationPanel: {"new_tokens": 16, "family": "qwen3"},
     ShardsPanel: {"tp": 1},
     ProfilePanel: {"batch": 4},
+    RacePanel: {"algorithms": ["one-shot"]},
+    WritingPanel: {"seed": 2},
     CalibrationPanel: {"link": "2 ms, 0.2 GB/s"},
     VerifyPanel: {"layers": 3},
 }
