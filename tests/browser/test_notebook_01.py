@@ -25,7 +25,7 @@ def test_move_and_build(run_notebook: Callable[[str], Page]) -> None:
     expect(below).to_contain_text("fits")
     wall.locator(".noUi-handle").nth(2).press("ArrowRight")
     expect(wall.locator(".tplab-error")).to_contain_text("tp must divide the model's 64 query heads")
-    expect(figure).to_contain_text("TP 8 x PP 1")
+    expect(figure).to_contain_text("TP 8 × PP 1")
     wall.locator(".noUi-handle").nth(2).press("ArrowLeft")
     expect(wall.locator(".tplab-error")).to_have_text("")
     wall.locator("select").nth(0).select_option("Llama 3.1 405B")

@@ -27,13 +27,13 @@ def test_generate_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     panel = page.locator(".tplab-panel:not(.tplab-writing-panel)").first
     phase, figure = panel.locator(".tplab-phase"), panel.locator(".js-plotly-plot")
     tp = panel.locator("select").nth(2)
-    expect(figure).to_contain_text("TP 2 x PP 1")  # what a cell has run
+    expect(figure).to_contain_text("TP 2 × PP 1")  # what a cell has run
 
     tp.select_option("4")
     expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
     panel.locator(".tplab-run").click()
     expect(phase).to_contain_text("Done in", timeout=60_000)
-    expect(figure).to_contain_text("TP 4 x PP 1")
+    expect(figure).to_contain_text("TP 4 × PP 1")
     expect(panel.locator(".tplab-below")).to_contain_text("communication and waiting")
     panel.get_by_text("Layouts", exact=True).click()
     expect(figure).to_contain_text("Time per output token")

@@ -96,7 +96,7 @@ def test_what_is_hidden_is_said_and_shown_when_asked_for(said, most, hint):
     assert status == 0
     assert len(re.findall(r"^ +\d+  TP \d", out, re.MULTILINE)) == (most or 7)
     assert ("--most 0" in out) == (hint is not None)
-    assert (hint or "Cannot be:\n  TP 3 x PP 1: tp must divide the model's 32 query heads: use 1, 2, 4, ") in out
+    assert (hint or "Cannot be:\n  TP 3 × PP 1: tp must divide the model's 32 query heads: use 1, 2, 4, ") in out
 
 
 @pytest.mark.parametrize("engine", ["generic", "vllm", "sglang", "trtllm"])
@@ -111,13 +111,13 @@ def test_a_gpu_of_ones_own_in_figures(said, tmp_path):
     figures = "name=my card,memory_GB=48,hbm_GBps=900,bf16_TFLOPS=200,num_nvlinks=4,nvlink_GBps=14"
     status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", figures, "--gpus", 2)
     assert status == 0
-    assert "on 2 x my card: TP 2 x PP 1" in out
+    assert "on 2 x my card: TP 2 × PP 1" in out
     assert "figures as given" in " ".join(out.split())
     topo = tmp_path / "topo.txt"
     topo.write_text("\tGPU0\tGPU1\nGPU0\tX\tNV4\nGPU1\tNV4\tX\n")
     status, out, _ = said("advise", "--model", "llama-3.1-8b", "--topo", topo, "--gpu", figures)
     assert status == 0
-    assert "on 2 x my card: TP 2 x PP 1" in out
+    assert "on 2 x my card: TP 2 × PP 1" in out
     status, _, error = said("advise", "--model", "llama-3.1-8b", "--machine", "rtx-4070-super")
     assert status != 0
     assert "the nearest in kind is" in error
@@ -223,8 +223,8 @@ def test_model_from_a_file_and_machine_from_topo(said, tmp_path):
     topo.write_text(TOPO)
     status, out, _ = said("advise", "--model", config, "--topo", topo, "--gpu", "a100", "--rate", 4, "--most", 0)
     assert status == 0
-    assert "TP 2 x PP 1" in out
-    assert "TP 1 x PP 2" in out
+    assert "TP 2 × PP 1" in out
+    assert "TP 1 × PP 2" in out
 
 
 def test_a_calibration_is_the_machine_unless_one_is_named(said, calibration):
@@ -454,7 +454,7 @@ def test_a_box_with_a_model_of_ones_own(said, tmp_path, no_ranks_left):
     )
     assert status == 0
     layouts = pd.read_csv(tmp_path / "out" / "layouts.csv")
-    assert set(layouts["layout"]) == {"TP 2 x PP 1", "TP 1 x PP 2", "TP 1 x PP 1 x 2"}
+    assert set(layouts["layout"]) == {"TP 2 × PP 1", "TP 1 × PP 2", "TP 1 × PP 1 × 2"}
     assert set(layouts["input_length"]) == {8}
     assert "calibrated" in out
     assert "spec sheet" not in out  # a processor has none

@@ -290,7 +290,7 @@ class TestMeasured:
                 "output_tokens_per_s_error_pct": 0.0,
             }
             for setting in settings
-            for layout, predicted, measured in (("TP 1 x PP 1", 10.0, 20.0), ("TP 2 x PP 1", 11.0, 10.0))
+            for layout, predicted, measured in (("TP 1 × PP 1", 10.0, 20.0), ("TP 2 × PP 1", 11.0, 10.0))
         ]
         return Verification(frame=pd.DataFrame(rows), notes=(), badge="LIVE gloo · 2 ranks")
 
@@ -300,7 +300,7 @@ class TestMeasured:
         bars, diamonds = figure.data
         assert list(bars.y) == [20.0, 10.0]
         assert list(diamonds.y) == [10.0, 11.0]
-        assert list(bars.x) == ["TP 1 x PP 1", "TP 2 x PP 1"]
+        assert list(bars.x) == ["TP 1 × PP 1", "TP 2 × PP 1"]
         assert list(bars.text) == ["advised", "best"]  # by tokens/s
         better = made.frame.assign(measured_output_tokens_per_s=[9.0, 1.0])
         assert list(verification_figure(better, badge="").data[0].text) == ["advised<br>best", ""]
@@ -329,7 +329,7 @@ class TestMeasured:
         assert "time per token off by 30 % on average" in text
         assert "rank correlation -1.00" in text
         assert "regret 50.0 %" in text
-        assert "By output tokens/s: advised TP 1 x PP 1, best TP 2 x PP 1; rank" in text
+        assert "By output tokens/s: advised TP 1 × PP 1, best TP 2 × PP 1; rank" in text
         assert explain_verification(Verification(frame=pd.DataFrame(), notes=(), badge="")) == ""
 
 

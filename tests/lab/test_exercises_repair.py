@@ -85,7 +85,7 @@ def test_on_four_ranks_every_layout_is_tried_and_tokens_may_come_in_any_form(clu
     in_forms = "import numpy; return {1: torch.tensor, 6: tuple, 9: numpy.array}[len(prompt)](made)"
     verdict = check_repair(clusters[4], decoder(*REPAIRS.values(), ("return made", in_forms)))
     assert verdict.passed, verdict.message
-    assert "on TP 1 x PP 4, TP 2 x PP 2, TP 4 x PP 1" in verdict.message
+    assert "on TP 1 × PP 4, TP 2 × PP 2, TP 4 × PP 1" in verdict.message
     verdict = check_repair(clusters[4], decoder())
     assert all(words in verdict.message for words in SAYS.values()), verdict.message
 
@@ -96,9 +96,9 @@ def test_on_four_ranks_every_layout_is_tried_and_tokens_may_come_in_any_form(clu
         (("every[:, 0].argmax()", "len(every) - 1 - every[:, 0].flip(0).argmax()"),
          "of two equally likely tokens the lower one must be taken"),
         (("place + part.vocab_start", "place + 2 * part.vocab_start"), "expected .* how a rank names the token"),
-        (("part.all_reduce(y @ layer.o.T)", "y @ layer.o.T"), "TP 2 x PP 1, after a prompt of one token: expected"),
+        (("part.all_reduce(y @ layer.o.T)", "y @ layer.o.T"), "TP 2 × PP 1, after a prompt of one token: expected"),
         (("x = part.embedding[ids]", "x = 0 * part.embedding[ids]"), "PP 2, after a prompt of one token: expected"),
-        (("triu(T - S + 1)", "triu(T - S + 2)"), "TP 1 x PP 2, after a prompt of 9 tokens: expected token"),
+        (("triu(T - S + 1)", "triu(T - S + 2)"), "TP 1 × PP 2, after a prompt of 9 tokens: expected token"),
         (("ids = [token]", "ids = prompt[-1:]"), r"after a prompt of 6 tokens new token \d of 8 is the first"),
         (("return made", "return made if part.is_last else None"), "rank 0 returned None"),
         (("return made", "return made[:-1]"), r"as a list of ids; rank 0 returned \[\] "),

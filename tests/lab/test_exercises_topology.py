@@ -260,14 +260,14 @@ def test_score_wrong_answers(answer):
     [
         (
             lambda tp, pp, machine, workload: None,
-            "must return a finite number; for TP 1 x PP 2 on 8 x h100, 1 request in flight it gave None",
+            "must return a finite number; for TP 1 × PP 2 on 8 x h100, 1 request in flight it gave None",
         ),
         (lambda tp, pp, machine, workload: float("nan"), "it gave nan"),
         (lambda tp, pp, machine, workload: "1", "it gave '1'"),
         (lambda tp, pp, machine, workload: 10**400, "it gave a whole number of some"),
         (
             lambda tp, pp, machine, workload: 1 / 0,
-            "line 1 of <lambda>: ZeroDivisionError: division by zero (for TP 1 x PP 2 on 8 x h100, 1 req",
+            "line 1 of <lambda>: ZeroDivisionError: division by zero (for TP 1 × PP 2 on 8 x h100, 1 req",
         ),
         (lambda tp, pp: 1.0, "takes 2 positional arguments but 4 were given"),
     ],

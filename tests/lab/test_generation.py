@@ -46,10 +46,10 @@ def test_run_and_compare_layouts(panel: GenerationPanel) -> None:
     assert (second.layout.tp, second.layout.pp, second.num_micro_batches) == (1, 2, 2)
     assert second.tokens == first.tokens
     assert panel.figure is not None
-    assert "TP 1 x PP 2" in panel.figure.layout.title.text
+    assert "TP 1 × PP 2" in panel.figure.layout.title.text
     panel._look.value = "Layouts"
     bars = [trace for trace in panel.figure.data if trace.type == "bar"]
-    assert list(bars[0].x) == ["TP 2 x PP 1", "TP 1 x PP 2, 2 in flight"]
+    assert list(bars[0].x) == ["TP 2 × PP 1", "TP 1 × PP 2, 2 in flight"]
     assert panel.frame["tp"].tolist() == [2, 1]
     # Another model is not set beside these.
     panel.configure(family="qwen3")
@@ -115,14 +115,14 @@ def test_bars_are_shares_of_a_tokens_time() -> None:
     assert list(by_name["computing"].y) == [9.0, 4.0]
     assert list(by_name["collectives"].y) == [0.0, 10.0]
     assert list(by_name["waiting for another stage"].y) == [0.0, 5.0]
-    assert list(by_name["computing"].x) == ["TP 1 x PP 1", "TP 2 x PP 2, 3 in flight"]
+    assert list(by_name["computing"].x) == ["TP 1 × PP 1", "TP 2 × PP 2, 3 in flight"]
 
 
 def test_the_time_to_the_first_token_stands_below_its_layout_not_on_a_bar() -> None:
     figure = layouts_figure(FRAME, badge="LIVE")
     assert list(figure.layout.xaxis.ticktext) == [
-        "TP 1 x PP 1<br>first: 4 ms",
-        "TP 2 x PP 2, 3 in flight<br>first: 9 ms",
+        "TP 1 × PP 1<br>first: 4 ms",
+        "TP 2 × PP 2, 3 in flight<br>first: 9 ms",
     ]
     assert list(figure.layout.xaxis.tickvals) == list(figure.data[0].x)
     assert all(trace.text is None for trace in figure.data)

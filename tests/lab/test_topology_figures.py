@@ -119,7 +119,7 @@ def test_words_say_what_is_missing_and_what_would_fit():
     missing = -memory(tp=2)["free_GB"].min()
     assert f"{missing:.3g} GB more than the 76.5 GB" in text
     assert f"{max_requests(LLAMA, H100, asked(), Layout.of(LLAMA, 2, 1)):,} such requests would fit" in text
-    assert "The fewest H100 with room for one: 2, as TP 2 x PP 1; for all 16: TP 4 x PP 1." in text
+    assert "The fewest H100 with room for one: 2, as TP 2 × PP 1; for all 16: TP 4 × PP 1." in text
     assert max_requests(LLAMA, H100, asked(), Layout.of(LLAMA, 4, 1)) >= 16
     assert "Not even one request fits" in words(1)
 

@@ -111,7 +111,7 @@ class TestShards:
     def test_builds_draws_and_explains(self, pool):
         panel = ShardsPanel(pool).configure(tp=3, pp=2, layers=5, batch=2, context=16)
         panel.run()
-        assert panel.frame["layout"].tolist() == ["TP 1 x PP 1"] + ["TP 3 x PP 2"] * 6
+        assert panel.frame["layout"].tolist() == ["TP 1 × PP 1"] + ["TP 3 × PP 2"] * 6
         assert panel.frame["exact"].all()
         assert set(panel.frame["built_on"]) == {0, 1}
         assert panel.frame["layers"].tolist() == [5, 2, 2, 2, 3, 3, 3]
@@ -398,16 +398,16 @@ class TestMeasuring:
         panel = VerifyPanel(calibrated).configure(hidden=256, layers=2, tokens=4, rounds=1)
         panel.run()
         frame = panel.verification.frame
-        assert frame["layout"].tolist() == ["TP 1 x PP 1", "TP 1 x PP 2", "TP 2 x PP 1"]
+        assert frame["layout"].tolist() == ["TP 1 × PP 1", "TP 1 × PP 2", "TP 2 × PP 1"]
         by = frame.set_index("layout")["measured_tpot_ms"]
-        assert by["TP 2 x PP 1"] > 2 * 2 * 2  # two layers of two all-reduces, each at least two latencies of 2 ms
-        assert by["TP 1 x PP 1"] < by["TP 1 x PP 2"] < by["TP 2 x PP 1"]
+        assert by["TP 2 × PP 1"] > 2 * 2 * 2  # two layers of two all-reduces, each at least two latencies of 2 ms
+        assert by["TP 1 × PP 1"] < by["TP 1 × PP 2"] < by["TP 2 × PP 1"]
         assert panel.verification.spearman == 1.0
         assert panel.joined.frame.equals(frame)
         assert "3 layouts run" in panel._below.value
         assert badges(panel) == ["<b>LIVE gloo · 2 ranks · emulated link 2,000 us, 0.2 GB/s</b>"]
         # The words rank by output tokens/s, and so does the figure; another view says that it does not.
-        assert "By output tokens/s: advised TP 1 x PP 1, best TP 1 x PP 1" in panel._below.value
+        assert "By output tokens/s: advised TP 1 × PP 1, best TP 1 × PP 1" in panel._below.value
         assert panel.figure.layout.yaxis.title.text == "output tokens/s"
         assert panel.figure.data[0].text[0] == "advised<br>best"
         panel._look.value = "per token"

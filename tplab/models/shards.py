@@ -45,7 +45,7 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """TP x PP x replicas: a model on tp x pp ranks, where neighbouring ranks share a stage, as in ``rank.mesh``."""
+    """TP × PP x replicas: a model on tp x pp ranks, where neighbouring ranks share a stage, as in ``rank.mesh``."""
 
     tp: int
     """t, ranks that share every layer of a stage."""
@@ -123,7 +123,7 @@ class Layout:
         return StageSpec(start=start, end=end, first=stage == 0, last=stage == self.pp - 1)
 
     def __str__(self) -> str:
-        return f"TP {self.tp} x PP {self.pp}" + (f" x {self.replicas}" if self.replicas > 1 else "")
+        return f"TP {self.tp} × PP {self.pp}" + (f" × {self.replicas}" if self.replicas > 1 else "")
 
 
 def can_cut(model: ModelConfig, tp: int, pp: int) -> bool:

@@ -1,4 +1,4 @@
-"""The model of exercise 08-repair: drawn, cut into parts for TP x PP, and computed whole, for comparison.
+"""The model of exercise 08-repair: drawn, cut into parts for TP × PP, and computed whole, for comparison.
 
 A decoder with rotary positions, attention and a gated MLP, norms without weights, everything in float64: sums in
 another order then differ by 1e-15 or so, far below the margins that prompts are chosen for. The reference keeps no

@@ -208,7 +208,7 @@ def test_eight_l40s_gain_nothing_over_four_with_short_requests(requests):
 
 
 def test_gpt_530b_takes_whole_nodes_for_a_layer():
-    """FasterTransformer's best layout of four nodes of A100 at batch 1 was TP 32: half the time of TP 8 x PP 3."""
+    """FasterTransformer's best layout of four nodes of A100 at batch 1 was TP 32: half the time of TP 8 × PP 3."""
     model = ModelSpec(
         name="gpt-530b",
         num_layers=105,
@@ -226,7 +226,7 @@ def test_gpt_530b_takes_whole_nodes_for_a_layer():
         Machine.preset("a100", nodes=4),
         Workload(input_length=20, output_length=8, concurrency=1, engine=engine),
     )
-    assert str(made.best.layout) == "TP 32 x PP 1"
+    assert str(made.best.layout) == "TP 32 × PP 1"
     stages = next(option for option in made.options if (option.layout.tp, option.layout.pp) == (8, 3))
     assert made.best.prediction.e2e_ms < 0.65 * stages.prediction.e2e_ms
     assert made.placement.groups == ((tuple(range(32)),),)

@@ -161,7 +161,7 @@ def test_what_cannot_be_simulated():
     closed = Workload(input_length=8, output_length=8, concurrency=4)
     with pytest.raises(ValueError, match=r"request_rate must be given: requests per second .*; got None"):
         simulate_arrivals(LLAMA, H100, closed, 8, 1)
-    with pytest.raises(ValueError, match=r"TP 1 x PP 1 of llama-3\.1-70b on 8 x h100"):
+    with pytest.raises(ValueError, match=r"TP 1 × PP 1 of llama-3\.1-70b on 8 x h100"):
         simulated(1, tp=1)
     with pytest.raises(ValueError, match="needs 16 GPUs"):
         simulated(1, replicas=2)

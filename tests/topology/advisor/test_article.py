@@ -154,14 +154,14 @@ def test_the_claimed_degree_beside_the_right_one():
         "1 would do",
     ]
     assert frame["right"].tolist() == [
-        "TP 1 x PP 1 x 8",
-        "TP 1 x PP 1 x 8",
-        "TP 2 x PP 1 x 4",
-        "TP 4 x PP 1 x 2",
-        "TP 8 x PP 1 x 1",
-        "TP 8 x PP 2 x 1",
+        "TP 1 × PP 1 × 8",
+        "TP 1 × PP 1 × 8",
+        "TP 2 × PP 1 × 4",
+        "TP 4 × PP 1 × 2",
+        "TP 8 × PP 1 × 1",
+        "TP 8 × PP 2 × 1",
         "does not fit",
-        "TP 1 x PP 1 x 4",
+        "TP 1 × PP 1 × 4",
     ]
     with pytest.raises(ValueError, match="model_size_gb"):
         claimed_gpus(80, 0)

@@ -84,7 +84,7 @@ def test_fit_is_memory_of_every_rank():
             assert each.feasible == all(rank.free >= 0 for rank in ranks)
             assert each.fullest.free == min(rank.free for rank in ranks)
     text = str(by_degrees[1, 1])
-    assert re.search(r"TP 1 x PP 1 x 8: does not fit: stage 0 needs 14\d GB \(weights 141 GB", text)
+    assert re.search(r"TP 1 × PP 1 × 8: does not fit: stage 0 needs 14\d GB \(weights 141 GB", text)
 
 
 def test_more_gpus_more_room():
@@ -154,8 +154,8 @@ def test_too_large_says_how_much_and_what_would_fit():
         key=lambda each: each.missing_bytes,
     )
     assert missing == pytest.approx(best.missing_bytes / 1e9, rel=1e-2)
-    assert "What would fit: 16 x h100 as TP 8 x PP 2; fp8 weights (410 GB) on this machine as TP 8 x PP 1; " in text
-    assert "8 x h200 (150 GB each) as TP 8 x PP 1." in text
+    assert "What would fit: 16 x h100 as TP 8 × PP 2; fp8 weights (410 GB) on this machine as TP 8 × PP 1; " in text
+    assert "8 x h200 (150 GB each) as TP 8 × PP 1." in text
     assert feasible_choices(spec, Machine.preset("h100", nodes=2), WORKLOAD)
     assert feasible_choices(spec, Machine.preset("h200"), WORKLOAD)
     smaller = ModelSpec.from_config("llama-3.1-405b", weight_precision="fp8")
@@ -165,24 +165,24 @@ def test_too_large_says_how_much_and_what_would_fit():
 @pytest.mark.parametrize(
     ("model", "gpu", "gpus", "ways"),
     [
-        ("llama-3.1-405b", "rtx-4090", 1, "48 x rtx-4090 as TP 8 x PP 6; 8 x h200 (150 GB each) as TP 8 x PP 1"),
-        ("llama-3.1-70b", "l4", 1, "8 x l4 as TP 8 x PP 1; 4 x l40s (47.8 GB each) as TP 4 x PP 1"),
+        ("llama-3.1-405b", "rtx-4090", 1, "48 x rtx-4090 as TP 8 × PP 6; 8 x h200 (150 GB each) as TP 8 × PP 1"),
+        ("llama-3.1-70b", "l4", 1, "8 x l4 as TP 8 × PP 1; 4 x l40s (47.8 GB each) as TP 4 × PP 1"),
         (
             "llama-3.1-70b",
             "h100",
             1,
-            "2 x h100 as TP 2 x PP 1; fp8 weights (72.7 GB) on this machine as TP 1 x PP 1; "
-            "1 x b200 (191 GB each) as TP 1 x PP 1",
+            "2 x h100 as TP 2 × PP 1; fp8 weights (72.7 GB) on this machine as TP 1 × PP 1; "
+            "1 x b200 (191 GB each) as TP 1 × PP 1",
         ),
-        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 x PP 1; 4 x b300 (287 GB each) as TP 4 x PP 1"),
+        ("llama-3.1-405b", "b200", 1, "8 x b200 as TP 8 × PP 1; 4 x b300 (287 GB each) as TP 4 × PP 1"),
         (
             "llama-3.1-405b",
             "gb300",
             1,
-            "4 x gb300 as TP 4 x PP 1; int4 weights (217 GB) on this machine as TP 1 x PP 1",
+            "4 x gb300 as TP 4 × PP 1; int4 weights (217 GB) on this machine as TP 1 × PP 1",
         ),
-        ("llama-3.1-405b", "mi300x", 1, "8 x mi300x as TP 8 x PP 1; 4 x mi325x (275 GB each) as TP 4 x PP 1"),
-        ("llama-3.1-70b", "rtx-3090", 1, "8 x rtx-3090 as TP 8 x PP 1; 2 x h100 (85 GB each) as TP 2 x PP 1"),
+        ("llama-3.1-405b", "mi300x", 1, "8 x mi300x as TP 8 × PP 1; 4 x mi325x (275 GB each) as TP 4 × PP 1"),
+        ("llama-3.1-70b", "rtx-3090", 1, "8 x rtx-3090 as TP 8 × PP 1; 2 x h100 (85 GB each) as TP 2 × PP 1"),
     ],
 )
 def test_what_would_fit_is_whole_usual_nodes_no_older_than_these(model, gpu, gpus, ways):
@@ -212,7 +212,7 @@ def test_usual_fit_takes_most_of_a_node_for_a_layer():
 def test_fewer_bits_where_no_usual_number_will_do():
     """Six GPUs: four are too few for 410 GB, and of six only three stages of two will do."""
     spec = ModelSpec.from_config("llama-3.1-405b")
-    with pytest.raises(ValueError, match=r"fp8 weights \(410 GB\) on this machine as TP 2 x PP 3;"):
+    with pytest.raises(ValueError, match=r"fp8 weights \(410 GB\) on this machine as TP 2 × PP 3;"):
         feasible_choices(spec, Machine.preset("a100", gpus=6), WORKLOAD)
 
 
@@ -319,7 +319,7 @@ def test_utilisation_counts():
 
 def test_words():
     spec = ModelSpec.from_config("llama-3.1-8b")
-    assert str(Layout.of(spec, 2, 4)) == "TP 2 x PP 4"
-    assert str(Layout.of(spec, 2, 1, 4)) == "TP 2 x PP 1 x 4"
-    assert re.fullmatch(r"TP 2 x PP 1 x 4: \d+ requests a replica",
+    assert str(Layout.of(spec, 2, 4)) == "TP 2 × PP 4"
+    assert str(Layout.of(spec, 2, 1, 4)) == "TP 2 × PP 1 × 4"
+    assert re.fullmatch(r"TP 2 × PP 1 × 4: \d+ requests a replica",
                         str(choice(spec, Machine.preset("h100"), WORKLOAD, tp=2, pp=1)))  # fmt: skip

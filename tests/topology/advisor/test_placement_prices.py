@@ -79,7 +79,7 @@ def test_a_group_over_two_nodes_is_the_dearer_the_fewer_gpus_of_it_a_node_has():
 def test_a_placement_of_another_layout_or_machine_is_refused():
     dgx = Machine.preset("dgx-1")
     placed = placement_of(dgx, [[[0, 1], [2, 3]]])
-    with pytest.raises(ValueError, match=r"placement.*TP 2 x PP 2"):
+    with pytest.raises(ValueError, match=r"placement.*TP 2 × PP 2"):
         predict(MODEL, dgx, LOAD, 4, 1, placement=placed)
     with pytest.raises(ValueError, match="placement"):
         predict(MODEL, Machine.preset("a100-pairs", gpus=4), LOAD, 1, 1, placement=placement_of(dgx, [[[7]]]))

@@ -220,7 +220,7 @@ def test_ring_avoids_a_slow_pair():
 
 
 def test_too_much():
-    with pytest.raises(ValueError, match=r"8 x h100 has no room for 3 x TP 4 x PP 1: 2 groups of 4 fit in a node of 8"):
+    with pytest.raises(ValueError, match=r"8 x h100 has no room for 3 x TP 4 × PP 1: 2 groups of 4 fit in a node of 8"):
         place(Machine.preset("h100"), 4, 1, 3)
     with pytest.raises(ValueError, match="has no room"):
         place(Machine.preset("h100"), 16, 1)

@@ -82,7 +82,7 @@ def test_places_are_shared_out(cluster):
         ({"batch": 0}, "batch must be a whole number of at least 1; got 0"),
         ({"context": -1}, "context must be a whole number of at least 1; got -1"),
         ({"layouts": ()}, "layouts must name at least one"),
-        ({"batch": 10_000, "context": 10_000}, "TP 1 x PP 1 needs .* GB on stage 0, and shards are built up to 2 GB"),
+        ({"batch": 10_000, "context": 10_000}, "TP 1 × PP 1 needs .* GB on stage 0, and shards are built up to 2 GB"),
     ],
 )
 def test_plans_that_cannot_be(changes, message):

@@ -311,7 +311,7 @@ def test_unlike_links_choose_the_ranks():
         ({"tokens": 1}, "tokens must be a whole number of at least 2; got 1"),
         ({"rounds": 0}, "rounds must be a whole number of at least 1; got 0"),
         ({"target": ()}, "there is no layout to verify"),
-        ({"target": ((2, 2),)}, r"TP 2 x PP 2 needs 4 ranks, the cluster has 2: use Cluster\(4\)"),
+        ({"target": ((2, 2),)}, r"TP 2 × PP 2 needs 4 ranks, the cluster has 2: use Cluster\(4\)"),
         ({"target": ((2,),)}, r"a layout must be a Layout, \(tp, pp\) or \(tp, pp, replicas\); got \(2,\)"),
         ({"target": ((4, 1),)}, "tp must divide the model's 6 query heads"),
         ({"layers": 5}, "layers must be a whole number from 2 to 4; got 5"),
@@ -347,7 +347,7 @@ def test_what_is_made_of_reports():
     reports += [reported(2, 0, 0.3, 0.02)]  # the other copy has not finished: no sample
     made = verification_of(plan, reports, PROVENANCE)
     frame = made.frame
-    assert list(frame["layout"]) == ["TP 2 x PP 1", "TP 1 x PP 2", "TP 1 x PP 1 x 2"]
+    assert list(frame["layout"]) == ["TP 2 × PP 1", "TP 1 × PP 2", "TP 1 × PP 1 × 2"]
     assert list(frame["samples"]) == [3, 3, 1]
     assert frame["measured_tpot_ms"].tolist() == pytest.approx([200, 50, 30])  # median; the slower copy
     assert frame["measured_ttft_ms"].tolist() == pytest.approx([500, 500, 400])
@@ -401,12 +401,12 @@ def test_real_layouts_over_a_slow_link(cluster2):
     )
     frame = made.frame.set_index("layout")
     measured = frame["measured_tpot_ms"]
-    assert measured["TP 2 x PP 1"] >= (2 * 4 * 2 + 3) * LATENCY_US / 1e3
-    assert measured["TP 1 x PP 2"] >= 2 * LATENCY_US / 1e3
-    assert measured.idxmax() == "TP 2 x PP 1"
+    assert measured["TP 2 × PP 1"] >= (2 * 4 * 2 + 3) * LATENCY_US / 1e3
+    assert measured["TP 1 × PP 2"] >= 2 * LATENCY_US / 1e3
+    assert measured.idxmax() == "TP 2 × PP 1"
     choice = made.choices().iloc[0]
-    assert choice["advised"] == "TP 1 x PP 1 x 2"
-    assert choice["best"] != "TP 2 x PP 1"
+    assert choice["advised"] == "TP 1 × PP 1 × 2"
+    assert choice["best"] != "TP 2 × PP 1"
     assert made.regret_pct < 50  # sharing layers would have lost four fifths
     assert frame["samples"].tolist() == [2, 2, 2]
     assert frame["batch"].tolist() == [3, 3, 3]
@@ -440,9 +440,9 @@ def test_emulated_compute_on_more_ranks(cluster3):
     )
     measured = made.frame.set_index("layout")["measured_tpot_ms"]
     assert "emulated compute" in made.badge
-    assert measured["TP 3 x PP 1"] >= (2 * 4 * 4 + 4) * LATENCY_US / 1e3
-    assert measured["TP 1 x PP 3"] >= 3 * LATENCY_US / 1e3
-    assert measured.idxmax() == "TP 3 x PP 1"  # 36 latencies a token against 3 at most
+    assert measured["TP 3 × PP 1"] >= (2 * 4 * 4 + 4) * LATENCY_US / 1e3
+    assert measured["TP 1 × PP 3"] >= 3 * LATENCY_US / 1e3
+    assert measured.idxmax() == "TP 3 × PP 1"  # 36 latencies a token against 3 at most
     assert len(measured) == 4
 
 

@@ -135,5 +135,5 @@ def hybrid(tolerance: float) -> Finding:
     cases = []
     for network, what in ((_ONE_CARD, "one slow card for a node"), (nodes.network, "a fast card for each GPU")):
         layout = advise(model, replace(nodes, network=network), _load(16)).best.layout
-        cases.append(chosen(f"405B on 2 x 8 H100, {what}", "TP 8 x PP 2", f"TP {layout.tp} x PP {layout.pp}"))
+        cases.append(chosen(f"405B on 2 x 8 H100, {what}", "TP 8 × PP 2", f"TP {layout.tp} × PP {layout.pp}"))
     return Finding(cases=cases)

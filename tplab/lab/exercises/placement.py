@@ -1,7 +1,7 @@
 """Notebook 07: two groups of two GPUs, chosen from the text of ``nvidia-smi topo -m``.
 
 A group is as slow as its slowest link, and two stages as slow as the slower group, so what counts is the slowest link
-inside the two groups; TP 2 x PP 2 needs no more. Machines have four to eight GPUs. Each one's numbers are dealt anew,
+inside the two groups; TP 2 × PP 2 needs no more. Machines have four to eight GPUs. Each one's numbers are dealt anew,
 but for the one on which the order of numbers is right, so that no answer fits by luck.
 """
 

@@ -1,4 +1,4 @@
-"""Notebook 08, the capstone: a decoder with three planted bugs, repaired until its tokens are exact on TP x PP.
+"""Notebook 08, the capstone: a decoder with three planted bugs, repaired until its tokens are exact on TP × PP.
 
 Each kind of try lets one thing at a time go wrong. After a prompt of one token attention has nothing to choose from, so
 only stages, sums and the head count. After a longer one positions do, too. From the second new token on the cache does.
@@ -34,7 +34,7 @@ class _Layout:
     symptoms: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"TP {self.tp} x PP {self.pp}"
+        return f"TP {self.tp} × PP {self.pp}"
 
     def look(self) -> None:
         by_place = self._one_token()
@@ -135,7 +135,7 @@ def check_repair(cluster: Cluster, decoder: Callable[..., Any], *, timeout: floa
 
     ``part`` is what the rank holds of a model that is drawn anew for each try
     (:class:`~tplab.models.small_decoder.Part`). Tokens must be those of one process, of equally likely ones the
-    lowest, in every layout TP x PP of the cluster's 2 or 4 ranks.
+    lowest, in every layout TP × PP of the cluster's 2 or 4 ranks.
     """
     if isinstance(cluster, Cluster) and cluster.num_ranks not in _RANKS:
         raise ArgumentError("cluster", cluster.num_ranks, "must have 2 or 4 ranks: pool.num_ranks = 4 changes it")

@@ -80,11 +80,11 @@ def check_score(score: Score) -> Verdict:
             try:
                 value: Any = score(tp, pp, machine, workload)
             except Exception as error:
-                not_yet_for(error, score, f"For TP {tp} x PP {pp} on {_where(advice)}")
+                not_yet_for(error, score, f"For TP {tp} × PP {pp} on {_where(advice)}")
             number = as_number(value)
             if number is None:
                 raise NotYetError(
-                    f"score must return a finite number; for TP {tp} x PP {pp} on {_where(advice)} it gave "
+                    f"score must return a finite number; for TP {tp} × PP {pp} on {_where(advice)} it gave "
                     f"{shown(value)}."
                 )
             scores.append(number)

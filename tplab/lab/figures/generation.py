@@ -86,4 +86,4 @@ def explain_stages(generations: "Sequence[Generation]") -> str:
 
 
 def _label(tp: int, pp: int, k: int) -> str:
-    return f"TP {tp} x PP {pp}" + (f", {k} in flight" if pp > 1 else "")
+    return f"TP {tp} × PP {pp}" + (f", {k} in flight" if pp > 1 else "")

@@ -183,7 +183,7 @@ class GenerationPanel(RunPanel):
         self._runs[key] = generation
         if self._look.value == "Layouts":
             return layouts_figure(self.frame, badge=layouts_badge(self.frame)), _tokens(handle)
-        name = f"TP {generation.layout.tp} x PP {generation.layout.pp}"
+        name = f"TP {generation.layout.tp} × PP {generation.layout.pp}"
         if generation.layout.pp > 1:
             name += f", {counted(generation.num_micro_batches, 'micro-batch', 'micro-batches')} in flight"
         trace = generation.trace()

@@ -179,7 +179,7 @@ def verified_model(hidden: int = 2048, layers: int = 3) -> ModelConfig:
 
 
 def all_layouts(config: ModelConfig, num_ranks: int) -> list[Layout]:
-    """TP x PP of up to ``num_ranks`` ranks in powers of two, one copy each: what one request can use."""
+    """TP × PP of up to ``num_ranks`` ranks in powers of two, one copy each: what one request can use."""
     powers = [1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks]
     return [
         Layout.of(config, tp, pp) for tp in powers for pp in powers if tp * pp <= num_ranks and can_cut(config, tp, pp)

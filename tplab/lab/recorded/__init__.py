@@ -29,6 +29,8 @@ def recorded(name: str, step: str) -> pd.DataFrame:
     """
     with _file(name, step, "csv").open(encoding="utf-8") as file:
         frame = pd.read_csv(file)
+    if "layout" in frame:
+        frame["layout"] = frame["layout"].str.replace(" x ", " × ")  # as layouts are written now
     return frame.assign(link=frame["link"].map(newest_spelling))
 
 

@@ -167,7 +167,7 @@ class Advice:
         """
         rows = [_row(option) for option in self.options]
         rows += [
-            {"rank": 0, "layout": f"TP {c.tp} x PP {c.pp}", "tp": c.tp, "pp": c.pp, "verdict": c.reason}
+            {"rank": 0, "layout": f"TP {c.tp} × PP {c.pp}", "tp": c.tp, "pp": c.pp, "verdict": c.reason}
             for c in self.rejected
         ]
         return pd.DataFrame(rows, columns=_COLUMNS)

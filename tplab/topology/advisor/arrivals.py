@@ -113,7 +113,7 @@ def simulate_arrivals(
         raise ArgumentError("request_rate", None, "must be given: requests per second that arrive at random")
     made = predict(model, machine, workload, tp, pp, replicas=replicas, calibration=calibration, constants=constants)
     if not made.fits:
-        raise ValueError(f"TP {tp} x PP {pp} of {model.name} on {machine.name}: {made.reason}")
+        raise ValueError(f"TP {tp} × PP {pp} of {model.name} on {machine.name}: {made.reason}")
     memory = LayoutMemory.of(model, machine.gpu, workload, Layout.of(model, tp, pp, replicas))
     server = Server.of(machine, [memory], calibration=calibration, constants=constants)
     loop = engine_loop(server, made.admitted)

@@ -123,7 +123,7 @@ def beside_claimed(cases: "Iterable[tuple[int, float, float]]", **options: float
 
     Returns:
         A row per case: ``gpus``, ``gpu_gb``, ``model_gb``, ``claimed_tp``, ``wrong`` (in words; empty where nothing is)
-        and ``right`` (``TP 4 x PP 1 x 2``, the third number copies; or ``does not fit``).
+        and ``right`` (``TP 4 × PP 1 × 2``, the third number copies; or ``does not fit``).
     """
     import pandas as pd
 
@@ -142,7 +142,7 @@ def beside_claimed(cases: "Iterable[tuple[int, float, float]]", **options: float
             right = "does not fit"
         else:
             made = CommunicationTopology.recommend_parallel_strategy(num_gpus, memory, size, **options)  # type: ignore[arg-type]
-            right = f"TP {made['tp_degree']} x PP {made['pp_degree']} x {made['replicas']}"
+            right = f"TP {made['tp_degree']} × PP {made['pp_degree']} × {made['replicas']}"
         rows.append((num_gpus, memory, size, claimed, ", ".join(wrong), right))
     return pd.DataFrame(rows, columns=["gpus", "gpu_gb", "model_gb", "claimed_tp", "wrong", "right"])
 

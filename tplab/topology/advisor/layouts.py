@@ -122,7 +122,7 @@ class Choice:
         return tuple(notes)
 
     def __str__(self) -> str:
-        what = str(self.layout) if self.layout else f"TP {self.tp} x PP {self.pp}"
+        what = str(self.layout) if self.layout else f"TP {self.tp} × PP {self.pp}"
         return f"{what}: {self.reason or f'{self.max_requests} requests a replica'}"
 
 
@@ -134,7 +134,7 @@ def all_choices(
     tp: Iterable[int] | None = None,
     pp: Iterable[int] | None = None,
 ) -> list[Choice]:
-    """Every TP x PP of the machine, possible or not, by t and p.
+    """Every TP × PP of the machine, possible or not, by t and p.
 
     Args:
         tp, pp: only these degrees; by default all up to a node's GPUs and whole nodes up to the model's heads, and up

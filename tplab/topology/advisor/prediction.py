@@ -179,7 +179,7 @@ def predict(
 
 def _check_placement(placement: Placement, layout: Layout, machine: Machine) -> None:
     sizes = len(placement.groups), len(placement.groups[0]), len(placement.groups[0][0])
-    given = f"TP {sizes[2]} x PP {sizes[1]} x {sizes[0]}"
+    given = f"TP {sizes[2]} × PP {sizes[1]} × {sizes[0]}"
     if sizes != (layout.replicas, layout.pp, layout.tp):
         raise ArgumentError("placement", given, f"must be of the layout, {layout}")
     most = max(gpu for chain in placement.groups for group in chain for gpu in group)

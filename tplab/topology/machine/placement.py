@@ -73,7 +73,7 @@ class Placement:
 
 
 def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Placement:
-    """The best GPUs for ``replicas`` copies of TP x PP; by default as many copies as the machine holds.
+    """The best GPUs for ``replicas`` copies of TP × PP; by default as many copies as the machine holds.
 
     Raises:
         ValueError: groups larger than a node that do not take whole ones, or more GPUs than there are.
@@ -83,7 +83,7 @@ def place(machine: Machine, tp: int, pp: int, replicas: int | None = None) -> Pl
     wanted = most if replicas is None else replicas
     if not 1 <= wanted <= most:
         raise ValueError(
-            f"{machine.name} has no room for {max(wanted, 1)} x TP {tp} x PP {pp}: {per_node} groups of {tp} fit in a "
+            f"{machine.name} has no room for {max(wanted, 1)} x TP {tp} × PP {pp}: {per_node} groups of {tp} fit in a "
             f"node of {machine.gpus_per_node}, and there are {machine.nodes} nodes"
         )
     node = _node(machine.links)

@@ -62,7 +62,7 @@ def generation_step(
                     cuda_graphs=graphs,
                 )
             except (ClusterError, ValueError) as error:
-                say(f"{case.label}, TP {tp} x PP {pp}: left out: {error}")
+                say(f"{case.label}, TP {tp} × PP {pp}: left out: {error}")
                 continue
             about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
             rows.append(_row(made).assign(model=spec.name, layers=config.num_layers))
@@ -87,7 +87,7 @@ def _sizes(cluster: Cluster) -> Iterator[int]:
 
 
 def _layouts(case: BoxCase, size: int) -> Iterator[tuple[int, int]]:
-    """TP x PP of so many ranks that the model can be cut into, the most TP first."""
+    """TP × PP of so many ranks that the model can be cut into, the most TP first."""
     for tp in range(size, 0, -1):
         if size % tp:
             continue

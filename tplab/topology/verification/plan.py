@@ -234,7 +234,7 @@ def _layouts(target: Target, spec: ModelSpec, num_ranks: int) -> list[Layout]:
     for one in [option.layout for option in target.options] if isinstance(target, Advice) else target:
         layouts.append(one if isinstance(one, Layout) else Layout.of(spec, *_degrees(one)))
     if not layouts:
-        raise ValueError("there is no layout to verify: give at least one, such as (2, 1) for TP 2 x PP 1")
+        raise ValueError("there is no layout to verify: give at least one, such as (2, 1) for TP 2 × PP 1")
     for layout in layouts:
         if layout.num_gpus > num_ranks:
             raise ValueError(
