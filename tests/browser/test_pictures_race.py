@@ -173,6 +173,12 @@ def test_small_messages_one_shot_wins_large_ones_the_ring(open_picture: OpenPict
     expect(places).to_have_text(["1st", "1st", "3rd"])
 
 
+def test_a_latency_of_nothing_is_at_the_slider_s_end(open_picture: OpenPicture) -> None:
+    page = open_picture(Race(link=AlphaBeta(alpha_us=0, beta_GBps=100)))
+    alpha = page.get_by_label("α, a message")
+    assert (alpha.input_value(), alpha.get_attribute("aria-valuetext")) == ("0", "0 µs")
+
+
 def test_every_control_takes_the_keyboard(open_picture: OpenPicture) -> None:
     page = open_picture(Race())
     for label, name in (

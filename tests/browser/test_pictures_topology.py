@@ -22,6 +22,13 @@ GPU3\tNODE\tNODE\tNODE\t X \tSYS\tSYS
 GPU4\tSYS\tSYS\tSYS\tSYS\t X \tNV2
 GPU5\tSYS\tSYS\tSYS\tSYS\tNV2\t X
 """
+SLOW_BRIDGES = """\
+\tGPU0\tGPU1\tGPU2\tGPU3
+GPU0\t X \tNV1\tPHB\tPHB
+GPU1\tNV1\t X \tNV1\tPHB
+GPU2\tPHB\tNV1\t X \tNV1
+GPU3\tPHB\tPHB\tNV1\t X
+"""
 MACHINES = {
     "dgx-1": lambda: Topology(),
     "a ring of eight": lambda: Topology(tp=8, pp=1),
@@ -29,6 +36,7 @@ MACHINES = {
     "two nodes": lambda: Topology(Machine.preset("dgx-1", nodes=2), tp=4, pp=2),
     "one network": lambda: Topology(Machine.preset("h100", nodes=2), tp=8, pp=2),
     "pasted": lambda: Topology(Machine.from_topo(PASTED, gpu="rtx-3090"), tp=3, pp=2),
+    "NVLink slower than PCIe": lambda: Topology(Machine.from_topo(SLOW_BRIDGES, gpu="h100"), tp=4, pp=1),
     "stages only": lambda: Topology(Machine.preset("a100-pcie"), tp=1, pp=4),
 }
 
@@ -66,7 +74,7 @@ def test_the_browser_finds_the_links_that_python_finds(name: str, open_picture: 
         chains = [members[c * picture.pp : (c + 1) * picture.pp] for c in range(picture.replicas)]
         placed = placement_of(picture._machine, chains)
         assert found["key"] == _key(index, links_of(picture._machine, placed)), groups
-    if "tpot_ms" in found:
+    if picture.prices.get("rows"):
         layout = picture.tp, picture.pp
         made = predict(
             picture._spec, picture._machine, picture._workload, *layout, replicas=picture.replicas, placement=placed
@@ -180,3 +188,17 @@ def test_less_motion_and_little_script(open_picture: Open) -> None:
     print(f"{len(took)} frames of a drag: script of the median {median:.2f} ms, of the longest {took[-1]:.2f} ms")
     assert len(took) > 8
     assert median < 4
+
+
+def test_another_machine_whatever_part_of_it_comes_first(open_picture: Open) -> None:
+    """A kernel sends what changed in any order, and the page hears of one after the other."""
+    page, small, large = open_picture(Topology()), Topology(Machine.preset("a100-pcie", gpus=1), tp=1, pp=1), Topology()
+    for state in (small.state(), large.state()):
+        for first in ("groups", "machine", "prices", "tp"):
+            page.evaluate(
+                "([state, names]) => { for (const name of names) tplab.set(name, state[name]); }",
+                [state, [first, *(name for name in state if name not in (first, "result"))]],
+            )
+            expect(page.locator(".chip")).to_have_count(len(state["groups"]))
+            assert result(page)["finished"]
+        page.evaluate("groups => tplab.set('groups', groups)", small.state()["groups"])

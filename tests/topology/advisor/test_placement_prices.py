@@ -83,3 +83,11 @@ def test_a_placement_of_another_layout_or_machine_is_refused():
         predict(MODEL, dgx, LOAD, 4, 1, placement=placed)
     with pytest.raises(ValueError, match="placement"):
         predict(MODEL, Machine.preset("a100-pairs", gpus=4), LOAD, 1, 1, placement=placement_of(dgx, [[[7]]]))
+
+
+def test_bridges_slower_than_pcie_do_not_join_those_without_one():
+    links = ("\tX\tNV1\tPHB\n", "\tNV1\tX\tNV1\n", "\tPHB\tNV1\tX\n")
+    text = "\tGPU0\tGPU1\tGPU2\n" + "".join(f"GPU{gpu}{row}" for gpu, row in enumerate(links))
+    machine = Machine.from_topo(text, gpu="h100")
+    assert not links_of(machine, placement_of(machine, [[[0, 1, 2]]])).direct
+    assert links_of(machine, placement_of(machine, [[[0, 1]]])).direct

@@ -8,6 +8,7 @@ differ and groups of one layout span different numbers of nodes, that is too slo
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 
 from tplab.models.shards import Layout
 from tplab.topology.machine.machine import Link, Machine, slowest
@@ -50,7 +51,7 @@ def links_of(machine: Machine, where: Placement) -> GroupLinks:
         ring = machine.network
     return GroupLinks(
         ring=ring,
-        direct=pair is not None and pair.is_peer and nodes == 1,
+        direct=pair is not None and pair.is_peer and nodes == 1 and _all_joined(machine, where),
         hop=where.slowest_hop_link,
         nodes=nodes,
         bridged=ring is not None and not ring.is_peer and _bridged(machine, where),
@@ -86,6 +87,11 @@ def links_in_order(machine: Machine, layout: Layout) -> GroupLinks:
         nodes=1,
         bridged=False,
     )
+
+
+def _all_joined(machine: Machine, where: Placement) -> bool:
+    pairs = (pair for chain in where.groups for group in chain for pair in combinations(group, 2))
+    return all(machine.link(a, b).is_peer for a, b in pairs)  # NV1 can be slower than PCIe: the slowest does not say
 
 
 def _bridged(machine: Machine, where: Placement) -> bool:

@@ -102,7 +102,7 @@ export function statusLine() {
 export function slider({
   label, min, max, value, step = 1, log = false, stops = 120, round = (v) => v, format = number, onInput,
 }) {
-  const position = (v) => (log ? (stops * Math.log(v / min)) / Math.log(max / min) : v);
+  const position = (v) => (log ? (stops * Math.log(Math.max(v, min) / min)) / Math.log(max / min) : v); // 0 has no log
   const at = (p) => round(log ? min * (max / min) ** (p / stops) : p);
   const input = html("input", {
     type: "range", min: log ? 0 : min, max: log ? stops : max, step: log ? 1 : step, "aria-label": label,

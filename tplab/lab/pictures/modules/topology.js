@@ -117,7 +117,7 @@ export function render({ model, el }) {
   }
 
   function draw() {
-    if (!places) return;
+    if (!places || places.gpus.length !== groups().length) return; // of another machine, which is told of next
     const m = machine();
     const layout = shape();
     const faults = faultsOf(layout, groups(), m.what);
@@ -204,13 +204,14 @@ export function render({ model, el }) {
           .map(([kind, ms]) => html("i", { class: kind, style: `width:${(62 * ms) / widest}%` })),
         html("span", { class: "ms" }, timeText(1e3 * each.tpot_ms)));
       const slower = best ? price.tpot_ms / best.tpot_ms - 1 : 0;
-      const aside = !best || Math.abs(slower) < 5e-4 ? "as good as the best placement" : `${number(100 * slower, 2)} % longer per token than on the best placement`;
+      const aside = !best || Math.abs(slower) < 5e-4 ? "as good as the best placement"
+        : `${number(100 * Math.abs(slower), 2)} % ${slower > 0 ? "longer" : "shorter"} per token than on the best placement${slower > 0 ? "" : " that was found"}`;
       numbers.replaceChildren(
         html("div", {}, html("b", {}, `${timeText(1e3 * price.tpot_ms)} per token, ${number(price.tokens_per_s)} tokens/s`), ` · ${aside}`),
         bar("here", price), ...(best ? [bar("best", best)] : []),
         html("div", { class: "key quiet" }, html("i", { class: "rest" }), " compute and the rest ", html("i", { class: "reduce" }), " all-reduces ", html("i", { class: "hop" }), " hops between stages"));
     }
-help.textContent = model.get("about");
+    help.textContent = model.get("about");
   }
 
   function drawTable(m, layout, price) {
@@ -344,6 +345,7 @@ help.textContent = model.get("about");
 
   const rebuild = () => {
     held = -1;
+    drag = null;
     focused = 0;
     said.say(howTo());
     build();

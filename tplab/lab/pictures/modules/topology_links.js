@@ -90,7 +90,6 @@ export function groupLinks(machine, gpus) {
   const { perNode } = machine;
   const parts = Object.values(Object.groupBy(gpus, (gpu) => Math.floor(gpu / perNode)));
   const rings = parts.map((part) => bestRing(machine, part));
-  const pair = slowestOf(machine, pairsOf(gpus).map(([a, b]) => linkBetween(machine, a, b)));
   const nodes = parts.length > 1 ? Math.ceil(gpus.length / Math.min(...parts.map((part) => part.length))) : 1;
   const inside = slowestOf(machine, rings.map((ring) => ring.link));
   const peers = (gpu) => gpus.some((other) => other !== gpu && machine.links[linkBetween(machine, gpu, other)].peer);
@@ -100,8 +99,7 @@ export function groupLinks(machine, gpus) {
     ring: inside < 0 && nodes > 1 ? machine.network : inside,
     binding: nodes > 1 ? machine.network : inside,
     steps: nodes > 1 ? crossing : rings.flatMap((ring) => ring.steps),
-    pair,
-    direct: pair >= 0 && machine.links[pair].peer && nodes === 1,
+    direct: nodes === 1 && gpus.length > 1 && pairsOf(gpus).every(([a, b]) => machine.links[linkBetween(machine, a, b)].peer),
     bridged: gpus.every(peers),
     nodes,
   };
@@ -123,10 +121,9 @@ export function layoutLinks(machine, chains) {
   const nodes = Math.max(...all.map((group) => group.nodes));
   let ring = slowestOf(machine, rings.map((group) => group.ring));
   if (ring < 0 && nodes > 1) ring = machine.network;
-  const pair = slowestOf(machine, all.map((group) => group.pair));
   const worst = {
     ring,
-    direct: pair >= 0 && machine.links[pair].peer && nodes === 1,
+    direct: all.every((group) => group.direct),
     bridged: ring >= 0 && !machine.links[ring].peer && all.every((group) => group.bridged),
     nodes,
     hop: slowestOf(machine, hops.flat().map((hop) => hop.link)),
