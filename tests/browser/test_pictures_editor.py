@@ -183,6 +183,53 @@ def test_any_table_is_drawn_and_given_back(open_picture: Open, schedule: Schedul
     assert page.evaluate("tplab.get('text')") == schedule.to_text()
 
 
+def test_undo_and_start_from_bring_the_cap_and_the_needs_of_their_table(open_picture: Open) -> None:
+    page = open_picture(ScheduleEditor())
+    for _ in range(2):
+        page.get_by_label("ranks").press("ArrowLeft")
+    assert page.evaluate("tplab.get('cap')") == 2
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").click()
+    assert page.evaluate("tplab.get('cap')") == 4
+    expect(page.locator(".verdict")).to_contain_text("As fast as 1F1B, 33 F")
+
+    ring = build_schedule("decode-ring", 3, 9)
+    editor = ScheduleEditor(ring)
+    page, start = open_picture(editor), "select"
+    page.locator(start).select_option(label="1F1B")
+    assert page.evaluate("tplab.get('cap')") == 3
+    editor.text, editor.cap = page.evaluate("[tplab.get('text'), tplab.get('cap')]")
+    assert editor.schedule.micro_batches == ()
+    page.get_by_label("ranks").press("ArrowRight")
+    page.locator(start).select_option(label="decode-ring")
+    expect(page.locator(".tile")).to_have_count(27)
+    assert result_of(page)["makespan"] == simulate(ring).makespan_s  # with the wait of each for the token before
+    editor.text, editor.cap = page.evaluate("[tplab.get('text'), tplab.get('cap')]")
+    assert editor.schedule.micro_batches == ring.micro_batches
+
+
+def test_another_table_from_a_cell_is_what_it_starts_from(open_picture: Open) -> None:
+    page = open_picture(ScheduleEditor())
+    other = ScheduleEditor("zb-h1", 3, 5).state()
+    for name in ("name", "needs", "cap", "text", "original"):
+        page.evaluate("([name, value]) => tplab.set(name, value)", [name, other[name]])
+    expect(page.locator("select option:checked")).to_have_text("ZB-H1")
+    page.get_by_role("button", name="Reset").click()
+    assert page.evaluate("tplab.get('text')") == other["original"]
+
+
+def test_no_key_changes_the_table_under_a_tile_that_is_held(open_picture: Open) -> None:
+    page = open_picture(ScheduleEditor())
+    page.get_by_role("button", name=SPLIT).click()
+    drag(page, "3W0", "3I1", before=False, drop=False)
+    page.keyboard.press("Control+z")
+    page.mouse.up()
+    expect(page.locator(".message")).to_contain_text("W0 of rank 3 later")
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").click()
+    assert page.evaluate("tplab.get('text')") == build_schedule("1f1b", 4, 8).to_text()
+
+
 def test_what_the_editor_does_not_take_is_named() -> None:
     with pytest.raises(ValueError, match="schedule must have at most 2,048 actions"):
         ScheduleEditor("zb-h1", 16, 64)

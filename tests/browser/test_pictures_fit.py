@@ -138,6 +138,16 @@ def test_it_fills_spills_and_says_what_to_change(open_picture: Callable[[Picture
     assert page.evaluate("tplab.get('answer')") == status.text_content()
 
 
+def test_how_far_it_goes_stays_within_what_is_offered(open_picture: Callable[[Picture], Page]) -> None:
+    fit = WillItFit().ask(gpu="b200", batch=1, context=16)
+    page = open_picture(fit)
+    page.get_by_role("button", name="a batch of 1,024 and more").click()
+    fit.ask(batch=page.evaluate("tplab.get('batch')"))
+    page.evaluate("tplab.set('batch', 1)")
+    page.get_by_role("button", name="a context of 131,072 and more").click()
+    fit.ask(context=page.evaluate("tplab.get('context')"))
+
+
 def test_a_model_that_cannot_be_shared_so_takes_fewer_gpus(open_picture: Callable[[Picture], Page]) -> None:
     page = open_picture(WillItFit().ask(model="llama-3.1-8b", tp=8))
     page.get_by_label("model").select_option(label="Qwen2.5 7B")  # 28 heads

@@ -1,5 +1,6 @@
 """The play head over a Gantt chart, on a page of its own: tokens, memory and messages of any trace, at any time."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,8 @@ def test_any_trace_plays_through_in_short_frames(open_picture: Open, trace: Trac
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(80)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_label("time", exact=True).press("ArrowRight")
+    assert not re.search(r"\d\.\d{4}", page.locator(".status").inner_text())  # thirds of a micro-batch are rounded
     page.evaluate(
         """() => {
             const ask = requestAnimationFrame;

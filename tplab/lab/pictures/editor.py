@@ -4,6 +4,7 @@ The page validates and simulates by itself, so it needs no kernel; with one, Pyt
 ``schedule`` is checked like any other table.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import traitlets
@@ -43,7 +44,9 @@ class ScheduleEditor(Picture):
     )
     original = traitlets.Unicode(help="the table that the editor was made with").tag(sync=True)
     name = traitlets.Unicode(help="name of that table").tag(sync=True)
-    needs = traitlets.List(help="in inference phase, kv_from and token_from of each micro-batch").tag(sync=True)
+    needs = traitlets.List(help="of `original` in inference: phase, kv_from and token_from of each micro-batch").tag(
+        sync=True
+    )
     costs = traitlets.Dict(help="forward, input, weight, hop: times in forwards").tag(sync=True)
     cap = traitlets.Float(None, allow_none=True, help="most micro-batches that a rank may hold").tag(sync=True)
     result = traitlets.Dict(help="what the page says of the table: makespan, idle_over_total, peaks, beats_1f1b").tag(
@@ -94,8 +97,9 @@ class ScheduleEditor(Picture):
     @property
     def schedule(self) -> Schedule:
         """The table as it is drawn. Raises ``ScheduleError`` should the page have made one that cannot run."""
-        batches = [MicroBatch(*each) for each in self.needs]
-        schedule = Schedule.from_text(self.text, name="your schedule", micro_batches=batches)
+        schedule = Schedule.from_text(self.text, name="your schedule")
+        if schedule.is_inference and self.needs:  # of the table that the editor was made with: all others train
+            schedule = replace(schedule, micro_batches=tuple(MicroBatch(*each) for each in self.needs))
         validate(schedule, max_activations=None if schedule.is_inference else self.cap)
         return schedule
 

@@ -10,13 +10,21 @@ import { bestMove, scoresOf, verdictOf } from "./score.js";
 const STARTS = [["GPipe", "gpipe"], ["1F1B", "1f1b"], ["interleaved, 2 chunks", "interleaved"], ["ZB-H1", "zb-h1"]];
 
 export function render({ model, el }) {
-  const root = frame(el, "Schedule editor", EDITOR_STYLE);
-  const editor = buildEditor(model, root);
+  let editor = null;
+  let unfollow = () => {};
+  const build = () => {
+    unfollow();
+    const root = frame(el, "Schedule editor", EDITOR_STYLE);
+    editor = buildEditor(model, root);
+    unfollow = followWidth(root, editor.resize);
+  };
   const fromKernel = () => editor.load();
   for (const name of ["text", "costs", "cap"]) model.on(`change:${name}`, fromKernel);
-  const unfollow = followWidth(root, editor.resize);
+  model.on("change:original", build);
+  build();
   return () => {
     for (const name of ["text", "costs", "cap"]) model.off(`change:${name}`, fromKernel);
+    model.off("change:original", build);
     unfollow();
   };
 }
@@ -45,6 +53,14 @@ function buildEditor(model, root) {
     return faultsOf(next, model.get("cap")).find(worse) ?? null;
   }
 
+  const asIs = () => ({ table, cap: model.get("cap") });
+
+  /** The cap with which `next` is entered: `cap` where it is of other sizes, or of another kind; else the reader's. */
+  function takeCap(next, cap) {
+    const alike = next.p === table.p && next.m === table.m && isTraining(next) === isTraining(table);
+    if (!alike) model.set("cap", cap);
+  }
+
   /** Make `next` the table, unless something forbids it; returns whether it is. */
   function commit(next, told, { keep = true } = {}) {
     const fault = keep ? judge(next) : null;
@@ -53,7 +69,7 @@ function buildEditor(model, root) {
       return false;
     }
     if (keep) {
-      past.push(table);
+      past.push(asIs());
       future = [];
     }
     const before = simulateTable(table, model.get("costs")).makespan;
@@ -115,8 +131,10 @@ function buildEditor(model, root) {
 
   const step = (from, to, told) => {
     if (!from.length) return say(`Nothing to ${told}.`);
-    to.push(table);
-    commit(from.pop(), told === "undo" ? "Undone." : "Done again.", { keep: false });
+    to.push(asIs());
+    const next = from.pop();
+    takeCap(next.table, next.cap);
+    commit(next.table, told === "undo" ? "Undone." : "Done again.", { keep: false });
     showControls();
   };
   const undo = html("button", { type: "button", onclick: () => step(past, future, "undo") }, "Undo");
@@ -127,7 +145,9 @@ function buildEditor(model, root) {
   } });
   const hint = html("button", { type: "button", onclick: () => {
     say("Looking …");
+    const asked = table;
     bestMove(table, model.get("costs"), model.get("cap"), (found) => {
+      if (table !== asked) return; // it was changed meanwhile
       say(found.text, found.key ? "good" : "");
       if (found.key) drawing.pulse(found.key);
     });
@@ -154,12 +174,10 @@ function buildEditor(model, root) {
     const rounds = wish < table.m ? Math.floor(wish / p) : Math.ceil(wish / p); // of interleaved, in the slider's direction
     const m = name === "interleaved" ? p * Math.max(1, rounds) : wish;
     const next = name === "given" ? readTable(model.get("original"), model.get("needs")) : buildTable(name, p, m, 2);
-    if (name !== "given" && (next.p !== table.p || next.m !== table.m)) {
-      model.set("cap", Math.min(next.p, next.m));
-      model.set("needs", []);
-    }
-    past.push(table);
+    past.push(asIs());
     future = [];
+    const least = Math.min(next.p * next.v, next.m);
+    takeCap(next, !isTraining(next) ? null : name === "given" ? Math.max(least, ...peaksOf(next)) : Math.min(next.p, next.m));
     table = next;
     focused = table.rows[0][0].key;
     say(`${start.input.selectedOptions[0].textContent}, ${table.p} ranks, ${table.m} micro-batches.`);

@@ -10,7 +10,7 @@ export function listen(view, parts) {
   let drag = null;
   picture.addEventListener("pointerdown", (event) => {
     const key = keyOf(event);
-    if (key === null || event.button !== 0) return;
+    if (key === null || event.button !== 0 || drag) return;
     event.preventDefault();
     chooseTile(key);
     drag = beginDrag(view, parts, key, event);
@@ -32,9 +32,14 @@ export function listen(view, parts) {
 
   picture.addEventListener("keydown", (event) => {
     const key = keyOf(event);
-    if (event.key === "Escape" && drag) {
+    if (drag) {
+      // Nothing else while a tile is held: what it would change is what the tile is moved in.
+      event.preventDefault();
+      event.stopPropagation();
+      if (event.key !== "Escape") return;
       drag.drop(false);
       drag = null;
+      return;
     }
     const done = key !== null && (event.altKey ? shift(key, event) : event.ctrlKey || event.metaKey ? recall(event) : walk(key, event));
     if (!done) return;
@@ -124,6 +129,7 @@ function beginDrag(view, { picture, lanes, caret, tiles, actions, x, y, put, sho
 
   function look() {
     request = 0;
+    if (actions.table() !== table) return; // the kernel, or a button, has put another one here
     const [atX, atY] = pointer(latest);
     if (!tile.group.classList.contains("dragging")) {
       if (Math.abs(atX - downX) + Math.abs(atY - downY) < 4) return;
@@ -167,6 +173,7 @@ function beginDrag(view, { picture, lanes, caret, tiles, actions, x, y, put, sho
       tile.group.classList.remove("dragging");
       lanes.forEach((each) => each.setAttribute("class", "lane"));
       caret.setAttribute("visibility", "hidden");
+      if (actions.table() !== table) return;
       const { to, next, fault } = spot;
       if (wanted && next && !fault) {
         actions.commit(next, actions.told(rank, from, to));

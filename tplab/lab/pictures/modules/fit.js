@@ -32,6 +32,7 @@ const PARTS = [
   ["kv", "KV cache", "#74C1FB"],
 ];
 const MOST_DROPS = 22;
+const [MOST_BATCH, MOST_CONTEXT] = [1024, 131072]; // as fit.py offers
 
 export function render({ model, el }) {
   const known = model.get("known");
@@ -54,8 +55,8 @@ export function render({ model, el }) {
     cache: dropdown({ label: "KV cache", options: plain(["bf16", "fp8"]), onChange: set("cache") }),
     gpu: dropdown({ label: "GPU", options: choices(Object.entries(known.gpus)), onChange: set("gpu") }),
     pp: slider({ label: "PP", min: 1, max: 16, value: 1, format: String, onInput: set("pp") }),
-    batch: slider({ label: "batch", min: 1, max: 1024, value: 1, log: true, format: counted, onInput: (value) => share({ batch: Math.round(value) }) }),
-    context: slider({ label: "context", min: 128, max: 131072, value: 128, log: true, format: counted, onInput: (value) => share({ context: Math.round(value / 16) * 16 }) }),
+    batch: slider({ label: "batch", min: 1, max: MOST_BATCH, value: 1, log: true, format: counted, onInput: (value) => share({ batch: Math.round(value) }) }),
+    context: slider({ label: "context", min: 128, max: MOST_CONTEXT, value: 128, log: true, format: counted, onInput: (value) => share({ context: Math.round(value / 16) * 16 }) }),
   };
   const degrees = html("span", {});
   const { pp, batch, context, ...lists } = controls;
@@ -102,12 +103,14 @@ export function render({ model, el }) {
     say(false, "It does not fit.", text, helps, helps.length ? "Any of these would do; press one" : "No single change would do");
   }
 
-  // The largest batch, the longest context, and the fewest GPUs, each with all else as it is.
+  // The largest batch, the longest context, and the fewest GPUs, each with all else as it is, as far as is offered.
   function limits(asked, most) {
-    const longest = longestContext(known, asked);
     const fewer = fewerGpus(known, asked);
-    const ways = [{ words: `a batch of ${counted(most)}`, change: { batch: most } }];
-    ways.push({ words: `a context of ${counted(longest)}`, change: { context: longest } });
+    const upTo = (name, found, offer) => ({
+      words: `a ${name} of ${counted(Math.min(found, offer))}${found > offer ? " and more" : ""}`,
+      change: { [name]: Math.min(found, offer) },
+    });
+    const ways = [upTo("batch", most, MOST_BATCH), upTo("context", longestContext(known, asked), MOST_CONTEXT)];
     if (fewer) ways.push({ words: `${gpus(fewer)}: TP ${fewer.tp} × PP ${fewer.pp}`, change: fewer });
     return ways;
   }

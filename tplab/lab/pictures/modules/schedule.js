@@ -66,7 +66,7 @@ export function writeTable({ rows }) {
   return rows.map((row) => `${row.map(({ key }) => key).join(",") || '""'}\n`).join("");
 }
 
-/** The table that `writeTable` wrote; `needs` as in a table. */
+/** The table that `writeTable` wrote; `needs` as in a table, of no meaning to one that trains. */
 export function readTable(text, needs = []) {
   const rows = text.trimEnd().split("\n").map((line) =>
     [...line.matchAll(/(\d+)([FBIW])(\d+)/g)].map(([, stage, op, micro]) => makeAction(+stage, op, +micro)),
@@ -74,7 +74,7 @@ export function readTable(text, needs = []) {
   const all = rows.flat();
   const p = rows.length;
   const v = Math.floor(Math.max(...all.map(({ stage }) => stage), p - 1) / p) + 1;
-  const table = { p, v, m: Math.max(...all.map(({ micro }) => micro)) + 1, placement: "loop", needs, rows };
+  const table = { p, v, m: Math.max(...all.map(({ micro }) => micro)) + 1, placement: "loop", needs: isTraining({ rows }) ? [] : needs, rows };
   const fits = (each) => rows.every((row, rank) => row.every(({ stage }) => rankOf(each, stage) === rank));
   const bent = { ...table, placement: "v" };
   return !fits(table) && fits(bent) ? bent : table;

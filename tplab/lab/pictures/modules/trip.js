@@ -1,5 +1,6 @@
 // Where everything is at a time of a trace: what a rank does and holds, where a micro-batch is. Computed once.
 
+import { number } from "./common.js";
 import { WORDS } from "./lanes.js";
 
 /** The last position in the ascending `values` that is at most `value` (with a hair's breadth); -1 before the first. */
@@ -47,7 +48,7 @@ export function buildTrip(trace) {
         const at = running(rank, time);
         const held = this.count(rank, this.memoryAt(rank, time));
         const doing = at < 0 ? "idle" : `${WORDS[trace.op[at]]} of micro-batch ${trace.micro[at]}`;
-        return `${trace.lane} ${rank} ${doing}${trace.trains ? `, holds ${held / trace.v}` : ""}`;
+        return `${trace.lane} ${rank} ${doing}${trace.trains ? `, holds ${number(held / trace.v)}` : ""}`;
       });
       return said.length <= 8 ? `${said.join("; ")}.` : `${said.filter((text) => !text.includes(" idle")).length} of ${trace.p} ${trace.lane}s work.`;
     },
