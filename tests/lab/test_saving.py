@@ -82,14 +82,16 @@ def test_state_that_only_the_views_needed_goes_with_them() -> None:
         "leaf": {"state": {"layout": "IPY_MODEL_ours"}},  # in a circle
         "shared": {"state": {}},
         "theirs": {"state": {"children": ["IPY_MODEL_shared"]}},
-        "not shown": {"state": {}},
+        "not shown": {"state": {"source": "IPY_MODEL_linked"}},
+        "linked": {"state": {}},
     }
+    refers["children"].append("IPY_MODEL_linked")
     saved = new_notebook(
         cells=[new_code_cell(outputs=[view("ours"), still("ours"), view("theirs")])],
         metadata={"widgets": {WIDGET_STATE: {"version_major": 2, "state": state}}},
     )
     strip(saved)
-    assert set(saved.metadata.widgets[WIDGET_STATE].state) == {"shared", "theirs", "not shown"}
+    assert set(saved.metadata.widgets[WIDGET_STATE].state) == {"shared", "theirs", "not shown", "linked"}
     alone = new_notebook(
         cells=[new_code_cell(outputs=[view("ours"), still("ours")])],
         metadata={"widgets": {WIDGET_STATE: {"state": {"ours": {}}}}},
@@ -127,6 +129,20 @@ def test_a_contents_manager_saves_without_views_and_runs_the_hooks_that_it_had(
     assert ran == ["configured", "registered"] * 2
 
 
+@pytest.mark.parametrize("damaged", [None, 3, "text", [], {}, {"data": "text", "metadata": ["list"]}])
+def test_what_is_damaged_is_saved_as_it_is_and_keeps_no_view_elsewhere(damaged: Any) -> None:
+    cells = [damaged, {"outputs": damaged}, {"outputs": [damaged, view("ours"), still("ours")]}]
+    saved = {"cells": copy.deepcopy(cells), "metadata": {"widgets": damaged}}
+    assert strip(saved) == 1
+    assert saved == {"cells": [*cells[:2], {"outputs": [damaged, still("ours")]}], "metadata": {"widgets": damaged}}
+    for odd in (
+        {"cells": damaged},
+        {"cells": [], "metadata": damaged},
+        {"metadata": {"widgets": {WIDGET_STATE: damaged}}},
+    ):
+        assert strip({"cells": []} | copy.deepcopy(odd)) == 0
+
+
 def test_a_notebook_that_the_hook_does_not_understand_is_saved_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,11 +166,13 @@ def test_a_server_imports_nothing_of_the_lab_for_it() -> None:
 
 
 def test_what_the_front_end_loads_is_of_this_version() -> None:
-    """The file beside it is a whole extension: an error in it would keep all of JupyterLab from loading."""
+    """A style only: JupyterLab catches and logs its errors, as it does not for every fault of a plugin."""
     folder = Path(__file__).parents[2] / "share/jupyter/labextensions/tplab"
     about = json.loads((folder / "package.json").read_text())
     assert about["version"] == __version__
-    assert (folder / about["jupyterlab"]["_build"]["load"]).is_file()
+    build = about["jupyterlab"]["_build"]
+    assert build.keys() == {"load", "style"}
+    assert (folder / build["load"]).is_file()
 
 
 def test_it_takes_no_time_that_somebody_would_notice() -> None:

@@ -143,6 +143,30 @@ def test_a_covered_answer_is_not_in_it_and_an_answer_that_was_seen_is(page: Page
     assert "brings the field" not in page.text
 
 
+@pytest.mark.parametrize("wrapped", [lambda many: many, lambda many: lambda: many, widgets.VBox])
+def test_all_figures_of_an_answer_are_in_it_however_they_are_wrapped(page: Page, wrapped: Any) -> None:
+    figures = [go.Figure(layout={"title": {"text": name}}) for name in ("one", "two")]
+    views = [FigureView(min_height=100) for _ in figures]
+    for view, figure in zip(views, figures, strict=True):
+        view.show(figure)
+    guess = Predict("how long")
+    display(guess.compare(1, source="model", shown=wrapped([*views, widgets.HTML("the end")])))
+    assert page.figures() == []
+    guess.commit(1)
+    assert page.figures() == ["one", "two"]
+    assert "the end" in page.text
+
+
+def test_figures_that_nobody_foresaw_are_named_and_cost_no_words(page: Page) -> None:
+    guess = Predict("how long")
+    figures = [go.Figure(layout={"title": {"text": f"figure {number}"}}) for number in range(5)]
+    display(guess.compare(1, source="model", shown=lambda: [*figures, "the end"]))
+    guess.commit(1)
+    assert page.figures() == ["figure 0", "figure 1", "figure 2"]
+    assert "figure 4" in page.text
+    assert "the end" in page.text
+
+
 def test_displayed_in_two_cells_both_are_renewed(page: Page) -> None:
     panel = ChunkModel()
     display(panel)

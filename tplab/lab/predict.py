@@ -20,7 +20,7 @@ from tplab.lab.answers import Answer, quantity
 from tplab.lab.panels import html
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.progress import PredictionRecord, earlier_prediction, record_prediction
-from tplab.lab.still import Part, Stilled
+from tplab.lab.still import Part, Stilled, figures_in
 from tplab.lab.style import badge_colour
 
 _EDGE = "4px solid var(--jp-border-color2,#CBD0D8)"
@@ -29,6 +29,8 @@ _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _FIELD_GONE = html.quiet("Run ▸ Run All Cells brings the field for your number back.")
 _OPEN = "A wrong guess teaches more than none."
 _COVERED = "The answer is covered until you commit a number, here or above."
+_FROM_A_FUNCTION = 3
+"""Places for figures that a function may return."""
 _LATE_S = 2.0
 """Digits of an entry that come so soon after Enter belong to it."""
 
@@ -272,9 +274,7 @@ class Comparison(Stilled, widgets.VBox):
 
     def still_figures(self) -> int:
         """Those that are covered count, too."""
-        shown = self._shown if isinstance(self._shown, list | tuple) else [self._shown]
-        to_come = sum(callable(each) or type(each).__name__ == "Figure" for each in shown)
-        return max(super().still_figures(), to_come)
+        return max(super().still_figures(), _figures_to_come(self._shown))
 
     def __repr__(self) -> str:
         return self.text
@@ -343,6 +343,15 @@ def _views(shown: Any) -> list[widgets.Widget]:
         view.show(shown)
         return [view]
     return [_output(shown)]
+
+
+def _figures_to_come(shown: Any) -> int:
+    """How many figures ``_views`` may find in an object; what a function will return nobody knows."""
+    if isinstance(shown, list | tuple):
+        return sum(map(_figures_to_come, shown))
+    if isinstance(shown, widgets.Widget):
+        return figures_in([shown])
+    return _FROM_A_FUNCTION if callable(shown) else type(shown).__name__ == "Figure"
 
 
 def _output(shown: Any) -> widgets.Output:

@@ -54,15 +54,13 @@ def strip(notebook: Any) -> int:
     """
     taken: set[str] = set()
     kept: set[str] = set()
-    for cell in notebook.get("cells", ()):
-        outputs = cell.get("outputs")
-        if not outputs:
-            continue
+    for cell in _list(_map(notebook).get("cells")):
+        outputs = _list(_map(cell).get("outputs"))
         views = [_view(output) for output in outputs]
         stills = [_still(output) for output in outputs]
-        mine = {view for view in views if view and view in stills}
+        mine = {*views} & {*stills} - {""}
         taken |= mine
-        kept |= {view for view in views if view and view not in mine}
+        kept |= {*views} - mine
         if any(stills):
             cell["outputs"] = [
                 output
@@ -74,24 +72,31 @@ def strip(notebook: Any) -> int:
     return len(taken)
 
 
-def _view(output: Mapping[str, Any]) -> str:
+def _view(output: Any) -> str:
     """Model of the widget that an output is a view of, or nothing."""
-    view = (output.get("data") or {}).get(WIDGET_VIEW)
-    return str(view.get("model_id", "")) if isinstance(view, dict) else ""
+    return str(_map(_map(_map(output).get("data")).get(WIDGET_VIEW)).get("model_id") or "")
 
 
-def _still(output: Mapping[str, Any]) -> str:
+def _still(output: Any) -> str:
     """Model of the widget that an output is a still of, or nothing."""
-    mark = (output.get("metadata") or {}).get(MARK)
-    return str(mark.get("still", "")) if isinstance(mark, dict) else ""
+    return str(_map(_map(_map(output).get("metadata")).get(MARK)).get("still") or "")
 
 
-def _strip_state(notebook: Any, taken: Iterable[str], kept: Iterable[str]) -> None:
-    saved = (notebook.get("metadata") or {}).get("widgets")
-    state = saved.get(WIDGET_STATE, {}).get("state") if isinstance(saved, dict) else None
+def _map(value: Any) -> Mapping[str, Any]:
+    """A damaged part of a notebook counts as an empty one, and is saved as it is."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _strip_state(notebook: Any, taken: set[str], kept: set[str]) -> None:
+    state = _map(_map(_map(notebook.get("metadata")).get("widgets")).get(WIDGET_STATE)).get("state")
     if not isinstance(state, dict):
         return
-    for model in _reached(state, taken) - _reached(state, kept):
+    ours = _reached(state, taken)
+    for model in ours - _reached(state, set(state) - ours | kept):
         del state[model]
     if not state:
         del notebook["metadata"]["widgets"]

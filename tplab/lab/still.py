@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Final, TypeAlias
 
@@ -57,7 +57,7 @@ class Stilled:
 
     def still_figures(self) -> int:
         """How many figures ``still`` may come to have: places for them are made when the widget is displayed."""
-        return sum(1 if isinstance(each, FigureView) else each.still_figures() for each in _pictures(self))
+        return figures_in(getattr(self, "children", ()))
 
     def settled(self, *, after_s: float = 0.0) -> None:
         """What is shown has changed, for a while at least: renew the still.
@@ -120,24 +120,29 @@ def _html_of(output: Mapping[str, Any]) -> str:
     return data.get("text/html") or f"<pre>{escape(data.get('text/plain', output.get('text', '')))}</pre>"
 
 
-def _pictures(widget: Any) -> Iterator[Any]:
-    """The figures' places in ``widget``, and the stilled widgets in it."""
-    for child in getattr(widget, "children", ()):
-        if isinstance(child, Stilled | FigureView):
-            yield child
-        else:
-            yield from _pictures(child)
+def figures_in(children: Iterable[Any]) -> int:
+    """How many figures the stills of some widgets may come to have."""
+    return sum(
+        1
+        if isinstance(child, FigureView)
+        else child.still_figures()
+        if isinstance(child, Stilled)
+        else figures_in(getattr(child, "children", ()))
+        for child in children
+    )
 
 
 def _outputs(widget: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Data and metadata for each place of a still: words, figure, words, figure, ... words."""
     places: list[Any] = [""]
-    for part in widget.still():
-        if not isinstance(part, str):
-            places += [part, ""]
-        elif part:
-            places[-1] += part
     count = len(widget._still_ids)
+    for part in widget.still():
+        if isinstance(part, str):
+            places[-1] += part
+        elif len(places) < count:
+            places += [part, ""]
+        elif isinstance(part, go.Figure):  # more than were foreseen when the widget was displayed
+            places[-1] += html.quiet(f"A figure that has no place here: {described(part, '')}.")
     places = (places + [None, ""] * count)[:count]
     about = {"still": widget.model_id}
     outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
