@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tplab.lab.pictures import Picture, TwoRanks
+from tplab.lab.pictures.picture import module_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -63,6 +64,40 @@ def test_of_live_ranks_a_page_shows_the_moment(open_picture: Callable[[Picture],
     expect(page.locator(".badge")).to_have_text("LIVE gloo · 2 ranks")
     expect(page.locator(".two-ranks .held")).to_have_text(["3", "3"])
     expect(page.get_by_role("button")).to_have_count(0)
+
+
+# The module around a model of a live kernel, which changes the scene before the page has laid the picture out.
+LIVE = """
+async ([module, scenes]) => {
+  const { default: { render } } = await import(URL.createObjectURL(new Blob([module], { type: "text/javascript" })));
+  const values = { live: true, recording: [], until_stop: true, scene: scenes[0] };
+  const handlers = {};
+  const model = { get: (name) => values[name], on: (name, handler) => { handlers[name] = handler; }, off() {} };
+  document.body.replaceChildren();
+  render({ model, el: document.body });
+  globalThis.show = (scene) => { values.scene = scene; handlers["change:scene"](); };
+  show(scenes[1]);
+}
+"""
+
+
+def test_a_flight_that_began_before_the_picture_had_a_width_ends(open_picture: Callable[[Picture], Page]) -> None:
+    page = open_picture(TwoRanks())
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    last = next(scene for _, scene in TwoRanks().recording if scene["flight"] == 1)
+    page.evaluate(LIVE, [module_text("two_ranks"), [last | {"flight": 0}, last]])
+    expect(page.locator(".chip")).to_have_count(2)
+    expect(page.locator(".chip")).to_have_count(0)
+    expect(page.locator(".two-ranks .held")).to_have_text(["3", "3"])
+    assert errors == []
+
+    # Killed while it starts again: the cross is no number of the process before.
+    dead, other = (rank | {"had": None, "got": None, "last": 3.0} for rank in last["ranks"])
+    ranks = [dead | {"state": "dead"}, other | {"state": "ended"}]
+    page.evaluate("scene => show(scene)", last | {"busy": False, "ranks": ranks})
+    expect(page.locator(".dead .held")).to_have_text("✕")
+    expect(page.locator(".held.before")).to_have_count(0)
 
 
 def test_a_frame_costs_little_and_less_motion_is_none(open_picture: Callable[[Picture], Page], browser: object) -> None:

@@ -166,7 +166,7 @@ function drawing() {
     });
     for (const { rank, value, check, alive } of values) {
       const after = share >= 1 && rank.got !== null;
-      const before = !after && !scene.busy && rank.last !== null; // what the process held that this one replaces
+      const before = alive && !after && !scene.busy && rank.last !== null; // what the process held that this one replaces
       const shown = after ? rank.got : before ? rank.last : rank.had;
       const text = alive ? number(shown, 6) : rank.state === "dead" ? "✕" : "";
       if (value.textContent !== text) value.textContent = text;
@@ -240,13 +240,13 @@ export function render({ model, el }) {
     picture.lay(scene, width);
     picture.move(at ?? share());
     talk();
+    if (at === null && share() < 1 && !request) request = requestAnimationFrame(tick);
   }
   function changed() {
     scene = model.get("scene");
     if (scene.flight !== flown && !reducedMotion()) began = performance.now();
     flown = scene.flight;
     show();
-    if (share() < 1 && !request) request = requestAnimationFrame(tick);
   }
   const observer = new ResizeObserver(([entry]) => {
     const now = Math.max(240, Math.round(entry.contentRect.width));
