@@ -89,14 +89,14 @@ def test_rows_of_the_table_fit_the_terminal(said, monkeypatch, columns):
 
 @pytest.mark.parametrize(
     ("most", "hint"),
-    [(2, "(5 more that fit and 1 that cannot be: --most 0 shows them"), (7, "(1 that cannot be: --most 0"), (0, None)],
+    [(2, "(5 more that fit and 1 impossible: --most 0 shows them"), (7, "(1 impossible: --most 0"), (0, None)],
 )
 def test_what_is_hidden_is_said_and_shown_when_asked_for(said, most, hint):
     status, out, _ = said("advise", "--model", "llama-3.1-8b", "--machine", "h200", "--gpus", 4, "--most", most)
     assert status == 0
     assert len(re.findall(r"^ +\d+  TP \d", out, re.MULTILINE)) == (most or 7)
     assert ("--most 0" in out) == (hint is not None)
-    assert (hint or "Cannot be:\n  TP 3 × PP 1: tp must divide the model's 32 query heads: use 1, 2, 4, ") in out
+    assert (hint or "Impossible:\n  TP 3 × PP 1: tp must divide the model's 32 query heads: use 1, 2, 4, ") in out
 
 
 @pytest.mark.parametrize("engine", ["generic", "vllm", "sglang", "trtllm"])

@@ -48,7 +48,7 @@ def add_advise(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="with --rate: also how long half, 90 %% and 99 %% of requests take that arrive at random",
     )
     parser.add_argument(
-        "--most", type=int, default=12, help="rows to print; 0: all, and the layouts that cannot be (default 12)"
+        "--most", type=int, default=12, help="rows to print; 0: all, and the impossible layouts (default 12)"
     )
     parser.add_argument("--csv", help="also write the whole table here")
     parser.set_defaults(call=_advise)
@@ -155,11 +155,11 @@ def _print_table(advice: "Advice", most: int) -> None:
     if (shown["replicas"] > 1).any():
         print("x N: N replicas, each with its own copy of the model.")
     if most == 0 and len(cannot):
-        print("Cannot be:")
+        print("Impossible:")
         for layout, reason in zip(cannot["layout"], cannot["verdict"], strict=True):
             print(wrapped(f"  {layout}: {reason}"))
         return
     more = len(fitting) - len(shown)
-    hidden = [f"{more} more that fit"] * (more > 0) + [f"{len(cannot)} that cannot be"] * (len(cannot) > 0)
+    hidden = [f"{more} more that fit"] * (more > 0) + [f"{len(cannot)} impossible"] * (len(cannot) > 0)
     if hidden:
         print(f"({' and '.join(hidden)}: --most 0 shows them, --csv writes them to a file)")

@@ -172,7 +172,7 @@ export function player({ duration, seconds = 6, stops = null, format = number, o
     bar.value = total > 0 ? (1000 * now) / total : 0;
     shown.textContent = format(now);
     bar.setAttribute("aria-valuetext", format(now));
-    button.textContent = running() ? "⏸ Pause" : "▶ Play";
+    button.textContent = running() ? "❚❚ Pause" : "▶ Play";
     onTime(now, running());
   }
   function seek(time) {
