@@ -27,6 +27,8 @@ OTHER_FORMS = {
 }
 ORDINARY = {"head", "layer", "stage", "ring", "token", "decode", "flip", "overlap"}
 """Words that are linked only as they stand in the glossary (and in the plural), not with a capital letter."""
+MEANT = {"ring": "decoding ring"}
+"""In a notebook that uses the longer word, the shorter one stands for it, and is not linked to its own entry."""
 # What is left alone: code, what is folded away, pictures, other links, tags, headings.
 LEFT_ALONE = re.compile(
     r'```.*?```|<details>.*?</details>|`[^`]*`|!?\[[^\]]*\]\((?:"[^"]*"|[^)"])*\)|<[^>]*>|^#.*?$|\$[^$]*\$',
@@ -65,6 +67,9 @@ def linked(notebook: nbformat.NotebookNode, glossary: dict[str, str]) -> nbforma
         cell.source = LINK.sub(r"\1", cell.source)
     # Longer words first: "rank correlation" is no use of "rank".
     for word in sorted(glossary, key=len, reverse=True):
+        meant = pattern(MEANT[word]) if word in MEANT else None
+        if meant and any(meant.search(LINK.sub(r"\1", cell.source)) for cell in cells):
+            continue
         for cell in cells:
             free = LEFT_ALONE.sub(lambda match: " " * len(match[0]), cell.source)
             use = pattern(word).search(free)

@@ -66,6 +66,15 @@ def test_code_headings_links_and_longer_words_are_left_alone() -> None:
     assert linked(text) == [text]
 
 
+def test_a_ring_that_decodes_is_not_explained_as_an_all_reduce() -> None:
+    words = {"ring": "Of an all-reduce.", "decoding ring": "Of stages."}
+    for text, links in (("A decoding ring. A ring.", 1), ("A ring.", 1), ("A ring, a decoding ring.", 1)):
+        cell = new_markdown_cell(text)
+        GLOSSARY.linked(new_notebook(cells=[cell]), words)
+        assert cell.source.count("](glossary.md#") == links
+    assert "glossary.md#ring" not in cell.source
+
+
 def test_the_tool_can_be_run_again_after_a_change() -> None:
     assert linked('Now a rank, then a [rank](glossary.md#rank "Old (short) form; of 2(n-1).").') == [
         'Now a [rank](glossary.md#rank "A process."), then a rank.'
