@@ -38,12 +38,12 @@ def test_paste_move_and_measure(run_notebook: Callable[[str], Page]) -> None:
 
     # The machine above is followed below.
     links.locator("select").first.select_option("DGX-1 (V100)")
-    expect(links.locator(".heading")).to_contain_text("8 x v100-32gb")
+    expect(links.locator(".heading")).to_contain_text("8 × V100 32 GB")
     links.locator("button", has_text="bandwidth").click()
     expect(heat).to_contain_text("NV2")
     expect(links.locator(".tplab-below")).to_contain_text("8 of 28 pairs have the fastest link")
     advisor.get_by_role("button", name="placement", exact=True).click()
-    expect(advisor.locator(".heading")).to_contain_text("8 x v100-32gb")
+    expect(advisor.locator(".heading")).to_contain_text("8 × V100 32 GB")
     expect(answer).to_contain_text("The slowest link inside a group")
 
     links.locator("button", has_text="paste").click()

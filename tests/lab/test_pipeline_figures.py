@@ -328,7 +328,7 @@ def test_bubbles_by_formula_and_simulation_agree_and_the_claim_does_not() -> Non
     assert set(frame[frame["schedule"] == "interleaved"]["micro_batches"]) == {4, 8, 12, 16}
     figure = bubble_figure(frame)
     claimed = next(item for item in figure.data if "claims" in item.name)
-    gpipe = next(item for item in figure.data if item.name == "gpipe, simulated")
+    gpipe = next(item for item in figure.data if item.name == "GPipe, simulated")
     assert list(claimed.x) == list(gpipe.x)
     assert (np.asarray(claimed.y) < np.asarray(gpipe.y)).all()
     assert list(gpipe.y) == pytest.approx([100 * 3 / (m + 3) for m in range(1, 17)])
@@ -443,3 +443,11 @@ def test_nothing_measured_yet_is_an_empty_card() -> None:
 def test_a_table_from_text_is_drawn_like_any_other() -> None:
     schedule = Schedule.from_text("0F0,0B0\n1F0,1B0\n")
     assert set(bars(gantt(simulate(schedule)))) == {"idle", "forward", "backward"}
+
+
+@pytest.mark.parametrize("name", ["gpipe", "interleaved", "zb-h1"])
+def test_captions_have_room_in_a_narrow_window(name: str) -> None:
+    trace = simulate(build_schedule(name, 4, 12, 4 if name == "interleaved" else 1))
+    for figure in (small_multiples([trace], unit="units of F"), gantt(trace, as_measured(trace, 0.001))):
+        for text in captions(figure):
+            assert max(len(line) for line in re.sub("</?b>", "", text).split("<br>")) <= 76, text

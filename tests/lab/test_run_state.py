@@ -356,6 +356,8 @@ def made(kind: type[RunPanel], pool: Pool) -> RunPanel:
 def test_a_panel_whose_next_run_was_stopped_at_once_shows_the_one_before(kind: type[RunPanel], pool: Pool) -> None:
     panel = made(kind, pool)
     assert panel.figure is None
+    drop_downs = [control for control in panel._named.values() if isinstance(control, widgets.Dropdown)]
+    assert [control.description for control in drop_downs if control.value is None] == []  # would show nothing
     panel.configure(**QUICK[kind])
     panel.run()
     titles = {}

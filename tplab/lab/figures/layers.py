@@ -260,8 +260,8 @@ def explain_chunks(frame: pd.DataFrame) -> str:
         else f"{100 * regret:.0f} % slower than the best"
     )
     text = (
-        f"In one piece {first['total_us'] / 1e3:.1f} ms, of which {first['exposed_us'] / 1e3:.1f} ms are exposed "
-        f"communication; fastest in {_chunks(best)}: {best['total_us'] / 1e3:.1f} ms, {hides}. "
+        f"In one piece {first['total_us'] / 1e3:,.1f} ms, of which {first['exposed_us'] / 1e3:,.1f} ms are exposed "
+        f"communication; fastest in {_chunks(best)}: {best['total_us'] / 1e3:,.1f} ms, {hides}. "
         f"The model says {_chunks(predicted)}, {followed}; its times are off by {off:.0f} % on average."
     )
     return text if frame["correct"].all() else text + " Some results were WRONG."

@@ -23,7 +23,8 @@ from tplab.pipeline.trace import Trace
 from tplab.shown import counted, number
 
 _TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
-_CAPTION_PX = 26
+_CAPTION_PX, _SECOND_LINE_PX = 26, 15
+_CAPTION_CHARACTERS = 76  # have room in the output of a cell in a window of 1000 pixels
 _MEMORY_PX = 24
 
 
@@ -75,7 +76,14 @@ def gantt(
     lanes = _lanes(traces)
     each_px = lane_px or max(10, min(40, 480 // (p * len(traces))))
     heights = [p * each_px] * len(traces) + [p * max(10, min(_MEMORY_PX, 200 // p))] * memory
-    spots, plot_px = _spots(heights)
+    captions = [caption(trace, name, unit, peaks=not memory) for trace, name in zip(traces, names, strict=True)]
+    if memory:
+        held = f"; filled: {names[0]}, line: {', '.join(names[1:])}" if len(traces) > 1 else ""
+        captions.append(f"<b>memory</b> · micro-batches held{held}; right: peak")
+    two_lines = max(len(text) - len("<b></b>") for text in captions) > _CAPTION_CHARACTERS
+    if two_lines:
+        captions = [text.replace(" · idle", "<br>idle", 1) for text in captions]
+    spots, plot_px = _spots(heights, _CAPTION_PX + _SECOND_LINE_PX * two_lines)
 
     data: list[dict[str, Any]] = []
     shown: set[str] = set()
@@ -92,10 +100,6 @@ def gantt(
     if memory:
         data += memory_of(traces, names, _axis("y", len(traces)), scale, end_s, max_activations)
 
-    captions = [caption(trace, name, unit, peaks=not memory) for trace, name in zip(traces, names, strict=True)]
-    if memory:
-        held = f" (filled: {names[0]}; line: {', '.join(names[1:])})" if len(traces) > 1 else ""
-        captions.append(f"<b>memory</b> · micro-batches held{held}; at the right the peak")
     layout = _card(badge or _badge(traces), plot_px + _TOP_PX + _BOTTOM_PX)
     layout["title"]["text"] = title or title_of(traces[0])
     _lay_out(layout, p, spots, captions, shown_in, end_s * factor, lane)
@@ -184,12 +188,12 @@ def _axis(letter: str, index: int) -> str:
     return letter + (str(index + 1) if index else "")
 
 
-def _spots(heights: Sequence[int]) -> tuple[list[tuple[float, float]], int]:
+def _spots(heights: Sequence[int], caption_px: int) -> tuple[list[tuple[float, float]], int]:
     """The vertical domain of each chart, captions between them, and the plot's height in pixels."""
-    plot_px = sum(heights) + _CAPTION_PX * len(heights)
+    plot_px = sum(heights) + caption_px * len(heights)
     spots, top = [], plot_px
     for height in heights:
-        top -= _CAPTION_PX
+        top -= caption_px
         spots.append(((top - height) / plot_px, top / plot_px))
         top -= height
     return spots, plot_px
@@ -236,7 +240,13 @@ def _lay_out(
         *(
             {
                 **{"text": text, "xref": "paper", "yref": "paper", "x": 0.0, "y": spot[1], "xanchor": "left"},
-                **{"yanchor": "bottom", "yshift": 2, "showarrow": False, "font": {"size": 12, "color": style.INK}},
+                **{
+                    "yanchor": "bottom",
+                    "yshift": 2,
+                    "showarrow": False,
+                    "align": "left",
+                    "font": {"size": 12, "color": style.INK},
+                },
             }
             for text, spot in zip(captions, spots, strict=True)
         ),

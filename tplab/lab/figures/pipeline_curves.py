@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
+from tplab.lab.names import name_of
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.schedule import Schedule
@@ -63,7 +64,7 @@ def bubble_figure(frame: pd.DataFrame, *, claimed: bool = True) -> go.Figure:
     for _, rows in frame.groupby(["schedule", "chunks"], sort=False):
         name, v = str(rows["schedule"].iloc[0]), int(rows["chunks"].iloc[0])
         colour, dash, symbol = _LINES.get(name, (style.MUTED, "solid", "circle"))
-        label = f"{name}, {v} chunks" if v > 1 else name
+        label = name_of(name) + (f", {v} chunks" if v > 1 else "")
         m, by_formula, simulated = rows["micro_batches"], 100 * rows["formula"], 100 * rows["simulated"]
         marks.line(figure, m, by_formula, f"{label}, formula", colour, dash, hover=hover)
         marks.points(figure, m, simulated, f"{label}, simulated", colour, symbol, size=9, edge="white", hover=hover)
@@ -123,7 +124,7 @@ def few_micro_batches_figure(frame: pd.DataFrame) -> go.Figure:
         marks.points(figure, m, 100 * rows["simulated"], f"simulated, {name}", colour, size=8, hover=hover)
     figure.update_xaxes(title="micro-batches m", type="log", tickvals=sorted(set(frame["micro_batches"])))
     figure.update_yaxes(title="bubble: idle / work", ticksuffix=" %", rangemode="tozero")
-    title = f"Fewer micro-batches than ranks: where the formula does not hold, {p} ranks"
+    title = f"Where the formula does not hold: {p} ranks, few micro-batches"
     return style.card(figure, title=title, badge="MODEL", height=440)
 
 

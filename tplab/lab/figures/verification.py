@@ -36,11 +36,12 @@ def verification_figure(
     hover = "%{y:,.3~r} measured<extra>%{x}</extra>"
     words: dict[str, Any] = {
         "text": _chosen(frame),
-        "textposition": "inside",
+        "textposition": "auto",  # above a bar that is too low for it
         "insidetextanchor": "start",
         "textangle": 0,
     }
-    words |= {"textfont": {"color": style.text_on(style.WEIGHT_GRADIENT)}, "constraintext": "none"}
+    words |= {"insidetextfont": {"color": style.text_on(style.WEIGHT_GRADIENT)}, "constraintext": "none"}
+    words |= {"outsidetextfont": {"color": style.INK}, "cliponaxis": False}
     marks.bars(figure, x, measured, "measured", style.WEIGHT_GRADIENT, hover=hover, **words)
     name = "predicted" if told is None else "predicted, calibrated"
     off, hover = frame[f"{measure}_error_pct"], "%{y:,.3~r} predicted, %{customdata:+.0f} %<extra>%{x}</extra>"

@@ -5,7 +5,8 @@ const MIME = "application/vnd.plotly.v1+json";
 const EXTENSION = "jupyterlab-plotly";
 // The place of a figure that is not there yet.
 const EMPTY =
-  "display:flex;align-items:center;justify-content:center;box-sizing:border-box;margin:8px 4px;font-size:13px;" +
+  "display:flex;align-items:center;justify-content:center;box-sizing:border-box;margin:0 4px;font-size:13px;" +
+  "min-height:inherit;" +
   "border:1px dashed var(--jp-border-color1,#AEB6C1);border-radius:6px;color:var(--jp-ui-font-color1,#1F2430)";
 const ASK_AGAIN_MS = 30000;
 const CONFIG = { displaylogo: false, displayModeBar: "hover", modeBarButtons: [["toImage"]], showSendToCloud: false };
@@ -257,7 +258,7 @@ function render({ model, el }) {
     const bytes = model.get("_plot");
     if (!bytes?.byteLength) {
       plot.textContent = model.get("alt");
-      plot.style.cssText = `${EMPTY};min-height:calc(${el.style.minHeight || "300px"} - 16px)`;
+      plot.style.cssText = EMPTY; // as high as the view, whose own height may be set later
       return;
     }
     const next = await unpacked(bytes);

@@ -1,5 +1,6 @@
 """Notebook 08's panel: a real model generates on the pool's ranks, in any layout."""
 
+import re
 from typing import Any
 
 import ipywidgets as widgets
@@ -222,4 +223,4 @@ def _summary(generation: Generation) -> str:
         *("first token", "per token", "tokens/s", "communication and waiting"),
         *("weights per rank", "KV per rank", "decode steps"),
     )
-    return html.table(header, [cells])
+    return html.table(header, [[re.sub(r"(?<=\d) (?=[mM])", "\xa0", cell) for cell in cells]])

@@ -13,6 +13,8 @@ from tplab.models.spec import ModelConfig
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.verification.step_profile import StepProfile, submit_profile
 
+_WHERE_THEY_WORK = "auto"  # a drop-down whose value is None shows nothing
+
 
 class ProfilePanel(RunPanel):
     """TP (the rest of the pool's ranks are stages), sequences, prompt, dtype, CUDA graphs; terms as measured from
@@ -28,14 +30,14 @@ class ProfilePanel(RunPanel):
     """
 
     def __init__(self, pool: Pool, model: ModelConfig, *, calibration: Calibration | None = None) -> None:
-        look = wide(86)
+        look = wide(96)
         named = {
             "tp": widgets.Dropdown(options=(1, 2, 4, 8), description="TP", **look),
             "batch": widgets.Dropdown(options=(1, 4, 16, 64), description="Sequences", **look),
             "prompt_length": widgets.Dropdown(options=(32, 128, 512, 1024), value=128, description="Prompt", **look),
             "dtype": widgets.Dropdown(options=("float32", "bfloat16"), description="Dtype", **look),
             "cuda_graphs": widgets.Dropdown(
-                options=[("where they work", None), ("off", False)], description="CUDA graphs", **look
+                options=[("where they work", _WHERE_THEY_WORK), ("off", False)], description="CUDA graphs", **look
             ),
         }
         self.model, self.calibration = model, calibration
@@ -58,7 +60,7 @@ class ProfilePanel(RunPanel):
         self._handle = submit_profile(
             cluster,
             self.model,
-            **settings,
+            **settings | {"cuda_graphs": None if settings["cuda_graphs"] == _WHERE_THEY_WORK else False},
             pp=cluster.num_ranks // tp,
             calibration=self.calibration,
             on_report=self.on_report,

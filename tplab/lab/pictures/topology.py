@@ -127,7 +127,8 @@ class Topology(Picture):
             self.prices = {}  # those of another layout say nothing of the groups to come
             self.groups = self.start = self.best = best
             self.in_order = used
-            self.heading = f"{machine.name}: TP {tp} × PP {pp}{copies}"
+            name = " × ".join(map(name_of, machine.name.split(" x ")))
+            self.heading = f"{name}: TP {tp} × PP {pp}{copies}"
             self.about = (
                 f"Predicted for {name_of(self._spec.name)}, {load}, {asked.input_length:,} tokens in and "
                 f"{asked.output_length:,} out, with what each choice of links would give."
