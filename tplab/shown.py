@@ -68,6 +68,23 @@ def bytes_text(nbytes: float, digits: int = 3) -> str:
 _BINARY = tuple((1024.0**power, unit) for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB")))
 
 
+_ALGORITHMS = {
+    "recursive-doubling": "recursive doubling",
+    "int8-two-shot": "two-shot in int8",
+    "symmetric-one-shot": "torch's one-shot",
+    "symmetric-two-shot": "torch's two-shot",
+    "pushed-one-shot": "our one-shot",
+    "pushed-two-shot": "our two-shot",
+    "pushed-int8": "our int8",
+    "pushed-fp8": "our fp8",
+}
+
+
+def algorithm_text(name: str) -> str:
+    """An algorithm of a collective as people write it: ``recursive-doubling`` is ``recursive doubling``."""
+    return _ALGORITHMS.get(name, name)
+
+
 def _in_unit(value: float, digits: int, units: Sequence[tuple[float, str]]) -> str:
     """In the largest unit in which the rounded value is 1 or more."""
     fitting = [each for each in units if float(f"{abs(value) / each[0]:.{digits - 1}e}") >= 1]

@@ -213,3 +213,14 @@ def test_a_setting_that_cannot_work_is_shown_and_raised(panel: SweepPanel) -> No
         panel.configure(colour="red")
     with pytest.raises(ValueError, match="dtypes"):
         panel.configure(dtypes=["int3"])
+
+
+def test_a_figure_names_algorithms_as_people_do_and_writes_thousands_out() -> None:
+    rows = [
+        {"algorithm": name, "dtype": "float32", "num_ranks": 2, "bytes": 1 << 20, "p50_us": 15e3, "p95_us": 16e3}
+        for name in ("recursive-doubling", "symmetric-two-shot")
+    ]
+    figure = latency_figure(pd.DataFrame(rows), badge="LIVE")
+    names = [trace.name for trace in figure.data]
+    assert names[:2] == ["measured: recursive doubling, float32", "measured: torch's two-shot, float32"]
+    assert figure.layout.yaxis.exponentformat == "none"  # plotly's own choice is 15k

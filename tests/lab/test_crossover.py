@@ -37,7 +37,7 @@ def test_the_map_has_a_cell_per_size_and_algorithm_and_a_strip_per_engine(frame:
     assert (len(grid.y), len(grid.x)) == (3, 21)
     assert min(min(column) for column in zip(*grid.z, strict=True)) == 1.0
     strips = strips_of(figure)
-    assert {name for name, _ in strips} == {"this machine", "vLLM", "SGLang", "TensorRT-LLM"}
+    assert {name for name, _ in strips} == {"as measured", "vLLM", "SGLang", "TensorRT-LLM"}
     assert [end for name, (_, end) in strips if name == "vLLM"][:-1] == [512 << 10, 8 << 20]
     limits = [note.text for note in figure.layout.annotations]
     assert {"25.5 MiB", "512 KiB", "8 MiB", "<b>RECORDED x</b>"} <= set(limits)
@@ -45,7 +45,7 @@ def test_the_map_has_a_cell_per_size_and_algorithm_and_a_strip_per_engine(frame:
 
 def test_without_a_threshold_there_is_this_machine_alone(frame: pd.DataFrame) -> None:
     figure = crossover_figure(frame, engine_rules("AMD EPYC", 4, 8192), badge="LIVE x")
-    assert {name for name, _ in strips_of(figure)} == {"this machine"}
+    assert {name for name, _ in strips_of(figure)} == {"as measured"}
 
 
 def test_losses_are_drawn_and_said(frame: pd.DataFrame) -> None:
@@ -81,7 +81,7 @@ class TestPanel:
         panel.configure(model="llama-3.1-8b")
         assert panel.losses["bytes"].iloc[0] == before / 2
         panel._look.value = "Decode step"
-        assert "llama-3.1-8b, TP 4" in panel.figure.layout.title.text
+        assert "Llama 3.1 8B, TP 4" in panel.figure.layout.title.text
 
     def test_this_machine_without_a_run_does_not_keep_the_recordings_figure(self, panel: CrossoverPanel) -> None:
         panel.configure(source=f"{BOX}, 4 ranks").configure(source="this machine")
@@ -97,3 +97,8 @@ class TestPanel:
         assert "2 ranks" in panel.figure.layout.title.text
         assert "no threshold" in panel._below.value
         assert panel._ribbon.value == ""
+        assert "Run of" in panel._shown.value
+        panel.configure(source=f"{BOX}, 4 ranks")
+        assert panel._shown.value == ""  # the figure is the recording's, and no run of these ranks
+        panel.configure(source="this machine")
+        assert "on LIVE gloo · 2 ranks" in panel._shown.value

@@ -24,7 +24,7 @@ from tplab.checks import check_count
 from tplab.collectives.cost import Curve
 from tplab.collectives.engine_thresholds import KINDS, EngineRule, engine_rules
 from tplab.collectives.sweep_plan import INEXACT, ITEMSIZES
-from tplab.shown import listed
+from tplab.shown import algorithm_text, listed
 
 _ONE_OF = ("num_ranks", "launch_mode", "dtype", "backend", "device", "link")
 """Columns in which the rows of a comparison agree."""
@@ -215,7 +215,9 @@ def explain_crossovers(frame: pd.DataFrame) -> str:
     parts = []
     for band in bands.to_dict("records"):
         until = "" if math.isinf(band["to_bytes"]) else f" up to {_size(band['to_bytes'])}"
-        parts.append(f"{band['algorithm']}{until or (' above' if len(bands) > 1 else ' for every size')}")
+        parts.append(
+            f"{algorithm_text(band['algorithm'])}{until or (' above' if len(bands) > 1 else ' for every size')}"
+        )
     close = int((~best["decided"].astype(bool)).sum())
     said = f"Fastest here: {', '.join(parts)}."
     return f"{said} In {close} of {len(best)} sizes the first two are within each other's noise." if close else said

@@ -51,6 +51,7 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         "title_font": {"size": 13, "color": INK},
         "title_standoff": 10,
         "separatethousands": True,  # as everywhere in the lab
+        "exponentformat": "none",  # 15,000 and not 15k
     }
     below = _WITH_LEGEND_PX if _has_legend(figure) else _WITHOUT_LEGEND_PX
     figure.update_layout(

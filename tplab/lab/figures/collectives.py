@@ -13,7 +13,7 @@ from tplab.collectives.cost import AlphaBeta, Curve, errors, fit_line, leave_out
 from tplab.lab import style
 from tplab.lab.figures import marks
 from tplab.moved import say_new_names
-from tplab.shown import bytes_text, number, time_text
+from tplab.shown import algorithm_text, bytes_text, number, time_text
 
 _SERIES_COLOURS = (style.COLLECTIVE, style.FORWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.MUTED)
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up")
@@ -162,7 +162,7 @@ def bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         frame: rows of ``algorithm``, ``rank``, ``counted_bytes``, ``formula_bytes``.
     """
     figure = go.Figure()
-    labels = [f"{row.algorithm}<br>rank {row.rank}" for row in frame.itertuples()]
+    labels = [f"{algorithm_text(row.algorithm)}<br>rank {row.rank}" for row in frame.itertuples()]
     name, hover = "counted at the send calls", "%{y:,} bytes<extra>counted</extra>"
     marks.bars(figure, labels, frame["counted_bytes"], name, style.POINT_TO_POINT, hover=hover)
     figure.add_scatter(
@@ -184,7 +184,7 @@ def race_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         frame: as ``race_frame`` gives it.
     """
     figure = go.Figure()
-    names = [name_of_algorithm(name) for name in frame["algorithm"]]
+    names = [algorithm_text(name) for name in frame["algorithm"]]
     hover = "%{y:,.3~r} µs<extra>measured</extra>"
     marks.bars(figure, names, frame["p50_us"], "measured", style.COLLECTIVE, hover=hover)
     if frame["formula_us"].notna().all():
@@ -208,25 +208,18 @@ def explain_race(frame: pd.DataFrame) -> str:
         return ""
     rows = frame.to_dict("records")
     first = min(rows, key=lambda row: row["p50_us"])
-    text = [f"Fastest here: {name_of_algorithm(first['algorithm'])}, {time_text(first['p50_us'])}."]
+    text = [f"Fastest here: {algorithm_text(first['algorithm'])}, {time_text(first['p50_us'])}."]
     if frame["formula_us"].notna().all():
         least = frame["formula_us"].min()
         by_formula = [row["algorithm"] for row in rows if row["formula_us"] <= least * (1 + 1e-9)]
-        named = " or ".join(map(name_of_algorithm, by_formula))
+        named = " or ".join(map(algorithm_text, by_formula))
         agrees = "so does the formula" if first["algorithm"] in by_formula else f"the formula says {named}"
         text[0] = f"{text[0][:-1]}; {agrees}."
-        times = [
-            f"{name_of_algorithm(row['algorithm'])} {number(row['p50_us'] / row['formula_us'], 2)}" for row in rows
-        ]
+        times = [f"{algorithm_text(row['algorithm'])} {number(row['p50_us'] / row['formula_us'], 2)}" for row in rows]
         text.append(f"Times as long as its formula: {', '.join(times)}.")
     if not frame["correct"].all():
         text.append("Some results were WRONG.")
     return " ".join(text)
-
-
-def name_of_algorithm(name: str) -> str:
-    """An algorithm as people write it."""
-    return name.replace("recursive-doubling", "recursive doubling")
 
 
 def _series(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -235,7 +228,7 @@ def _series(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     several = frame["num_ranks"].nunique() > 1
     groups = frame.groupby(["algorithm", "dtype", "num_ranks"], sort=False)
     return [
-        (f"{algorithm}, {dtype}" + f", {n} ranks" * several, rows.sort_values("bytes"))
+        (f"{algorithm_text(algorithm)}, {dtype}" + f", {n} ranks" * several, rows.sort_values("bytes"))
         for (algorithm, dtype, n), rows in groups
     ]
 
@@ -260,7 +253,7 @@ def algorithms_figure(
         algorithms, _SERIES_COLOURS, ("solid", "dash", "dot", "dashdot", "longdash"), strict=False
     ):
         times = [time_us(name, size, n, alpha_us, beta_GBps) for size in sizes]
-        marks.line(figure, sizes, times, name, colour, dash, hover="%{y:.1f} µs")
+        marks.line(figure, sizes, times, algorithm_text(name), colour, dash, hover="%{y:.1f} µs")
     bound = [lower_bound_us(size, n, alpha_us, beta_GBps, ports=n - 1) for size in sizes]
     marks.line(figure, sizes, bound, "lower bound", style.IDLE, width=6)
     figure.update_xaxes(
@@ -283,7 +276,7 @@ def explain_sweep(frame: pd.DataFrame) -> str:
     small, large = rows.iloc[0], rows.iloc[-1]
     wrong = int((~frame["correct"]).sum())
     text = [
-        f"{algorithm}, {dtype}: {bytes_text(int(small['bytes']))} takes {small['p50_us']:,.0f} µs, "
+        f"{algorithm_text(algorithm)}, {dtype}: {bytes_text(int(small['bytes']))} takes {small['p50_us']:,.0f} µs, "
         f"{bytes_text(int(large['bytes']))} takes {large['p50_us']:,.0f} µs "
         f"({large['algbw_GBps']:.2f} GB/s algbw, {large['busbw_GBps']:.2f} GB/s busbw)."
     ]

@@ -12,26 +12,21 @@ from tplab.collectives.crossover import crossovers, fastest
 from tplab.collectives.engine_thresholds import KINDS, EngineRule
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.shown import bytes_text, number
+from tplab.shown import algorithm_text, bytes_text, number
 
 HERE = "this machine"
+_MEASURED = "as measured"
 _COLOURS = (style.FORWARD, style.DECODE, style.BACKWARD, style.WEIGHT_GRADIENT, style.POINT_TO_POINT, style.COLLECTIVE)
 _PATTERNS = ("", "/", "x", ".", "\\", "-")
 _MOST_TIMES = 2.0
 """Slowdown from which cells of the map are all equally pale."""
-_NAMES = {
-    "symmetric-one-shot": "torch's one-shot",
-    "symmetric-two-shot": "torch's two-shot",
-    "pushed-one-shot": "our one-shot",
-    "pushed-two-shot": "our two-shot",
-}
 
 
 def crossover_figure(frame: pd.DataFrame, rules: Sequence[EngineRule], *, badge: str) -> go.Figure:
     """Sizes x algorithms, how many times as long as the winner each takes; below, who takes what at which size.
 
     Winners that beat the noise have a frame; where the first two are within each other's noise nobody has. A strip is
-    drawn for this machine and for each engine that has a threshold for it.
+    drawn for the machine that was measured and for each engine that has a threshold for it.
 
     Args:
         frame: rows that ``comparable`` gives.
@@ -44,7 +39,7 @@ def crossover_figure(frame: pd.DataFrame, rules: Sequence[EngineRule], *, badge:
     _add_map(figure, frame, algorithms)
     edges = frame["bytes"].min() / math.sqrt(2), frame["bytes"].max() * math.sqrt(2)
     bands = crossovers(frame).to_dict("records")
-    strips = [(HERE, [(band["to_bytes"], band["algorithm"]) for band in bands])]
+    strips = [(_MEASURED, [(band["to_bytes"], band["algorithm"]) for band in bands])]
     for rule in known:
         strips.append((rule.engine, [(band.to_bytes, _stand_in(band.kind, algorithms)) for band in rule.bands]))
     seen: set[str] = set()
@@ -69,7 +64,7 @@ def _add_map(figure: go.Figure, frame: pd.DataFrame, algorithms: list[str]) -> N
     table = frame.pivot(index="algorithm", columns="bytes", values="p50_us").reindex(algorithms)
     times = table.div(table.min(axis=0), axis=1)
     sizes = [float(size) for size in table.columns]
-    labels = [_name(algorithm) for algorithm in algorithms]
+    labels = [algorithm_text(algorithm) for algorithm in algorithms]
     figure.add_heatmap(
         x=sizes,
         y=labels,
@@ -89,7 +84,7 @@ def _add_map(figure: go.Figure, frame: pd.DataFrame, algorithms: list[str]) -> N
         col=1,
     )
     won = best[best["decided"].astype(bool)]
-    winners = [_name(winner) for winner in won["winner"]]
+    winners = [algorithm_text(winner) for winner in won["winner"]]
     hover = "%{y} wins at %{x} bytes by %{customdata:.1f} µs"
     marks.points(
         figure,
@@ -129,10 +124,10 @@ def _add_strip(
             y=[name, name],
             mode="lines",
             line=line,
-            name=_name(algorithm),
+            name=algorithm_text(algorithm),
             legendgroup=algorithm,
             showlegend=algorithm not in seen,
-            hovertemplate=f"{name}: {_name(algorithm)} {until}<extra></extra>",
+            hovertemplate=f"{name}: {algorithm_text(algorithm)} {until}<extra></extra>",
             row=2,
             col=1,
         )
@@ -180,17 +175,13 @@ def explain_losses(losses: pd.DataFrame) -> str:
             continue
         said.append(
             f"{engine} loses at most {most['lost_ms_per_step']:.2f} ms per step, {most['lost_us_per_call']:.1f} µs per "
-            f"call, at batch {most['batch']}: {most['kind']} where {_name(most['best'])} is faster."
+            f"call, at batch {most['batch']}: {most['kind']} where {algorithm_text(most['best'])} is faster."
         )
     return " ".join(said)
 
 
 def _stand_in(kind: str, algorithms: Sequence[str]) -> str:
     return next((name for name in KINDS[kind] if name in algorithms), KINDS[kind][0])
-
-
-def _name(algorithm: str) -> str:
-    return _NAMES.get(algorithm, algorithm)
 
 
 def _times(value: float) -> str:

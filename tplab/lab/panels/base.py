@@ -148,6 +148,11 @@ class RunPanel(Stilled, widgets.VBox):
         return settings
 
     @property
+    def shows_run(self) -> bool:
+        """Whether the figure is of a run of this panel; not where the controls chose a recording."""
+        return True
+
+    @property
     def figure(self) -> go.Figure | None:
         """The last figure drawn."""
         return self._view.figure
@@ -185,10 +190,11 @@ class RunPanel(Stilled, widgets.VBox):
                 self._status.share, self._status.outcome = share, outcome
                 self._status.words = run_state.phase_words(state)
             self._run_button.disabled, self._stop_button.disabled = state.busy, not state.busy
-            ribbon = run_state.ribbon_words(state, self.measures(self.settings()), self._named.said)
+            told = state if self.shows_run else replace(state, drawn=None)
+            ribbon = run_state.ribbon_words(told, self.measures(self.settings()), self._named.said)
             self._ribbon.value = html.ribbon(ribbon) if ribbon else ""
             self._error.value = run_state.error_html(state)
-            shown = run_state.shown_words(state, self._in_words)
+            shown = run_state.shown_words(told, self._in_words)
             self._shown.value = html.quiet(shown) if shown else ""
             if self._view.figure is None:
                 self._view.alt = "No figure yet." if state.busy else "Press Run: the figure appears here."

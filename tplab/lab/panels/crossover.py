@@ -13,6 +13,7 @@ from tplab.collectives.sweep import submit_sweep, sweep_frame
 from tplab.collectives.sweep_plan import plan_crossover
 from tplab.lab import style
 from tplab.lab.figures.crossover import HERE, crossover_figure, explain_losses, losses_figure
+from tplab.lab.names import name_of, offered
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
@@ -49,7 +50,9 @@ class CrossoverPanel(RunPanel):
         look = wide(60)
         named = {
             "source": widgets.Dropdown(options=[HERE, *self._recorded], description="Source", **look),
-            "model": widgets.Dropdown(options=sorted(MODELS), value="llama-3.1-70b", description="Model", **look),
+            "model": widgets.Dropdown(
+                options=offered(sorted(MODELS)), value="llama-3.1-70b", description="Model", **look
+            ),
         }
         self.measured: pd.DataFrame | None = None
         self._badge = ""
@@ -104,6 +107,11 @@ class CrossoverPanel(RunPanel):
             self._put(*self._map())
         elif self.figure is not None:  # a recording's
             self._put(style.card(go.Figure(), title="Nothing measured yet", badge="LIVE", height=430), "")
+        self._become()
+
+    @property
+    def shows_run(self) -> bool:
+        return bool(self.settings()["source"] == HERE)
 
     def _settings_moved(self) -> None:
         self.redraw()
@@ -117,7 +125,7 @@ class CrossoverPanel(RunPanel):
         if self._look.value == _MAP:
             return crossover_figure(frame, self._rules(frame), badge=badge), html.quiet(words)
         model = self.settings()["model"]
-        title = f"{model}, TP {int(frame['num_ranks'].iloc[0])}: what a decode step loses by fixed limits"
+        title = f"{name_of(model)}, TP {int(frame['num_ranks'].iloc[0])}: what a decode step loses by fixed limits"
         return losses_figure(losses, title=title, badge=badge), html.quiet(words)
 
     def _rules(self, frame: pd.DataFrame) -> list[Any]:

@@ -10,7 +10,7 @@ from tplab.cluster import Cluster
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.collectives.measured_race import LEAST_LATENCY_US, RacePlan, plan_race, race_frame, race_link, submit_race
 from tplab.lab.choice import Choice
-from tplab.lab.figures.collectives import explain_race, name_of_algorithm, race_figure
+from tplab.lab.figures.collectives import explain_race, race_figure
 from tplab.lab.known_links import THIS_MACHINE
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
@@ -22,7 +22,7 @@ from tplab.lab.pictures.race import RACERS, Race
 from tplab.lab.predict import Predict
 from tplab.lab.still import Part
 from tplab.measure import joined_badge, link_text
-from tplab.shown import bytes_text
+from tplab.shown import algorithm_text, bytes_text
 
 _OWN, _DECLARED = "own", "declared"
 _SIZES = tuple(1 << power for power in range(10, 31))
@@ -51,7 +51,7 @@ class RacePanel(RunPanel):
                 options=[(bytes_text(size), size) for size in sizes], description="size S"
             ),
             "algorithms": CheckBoxes(
-                [(name_of_algorithm(each), each) for each in RACERS], value=race.algorithms, description="racers"
+                [(algorithm_text(each), each) for each in RACERS], value=race.algorithms, description="racers"
             ),
             "alpha_us": widgets.BoundedFloatText(min=0.0, max=1e7, description="α in µs"),
             "beta_GBps": widgets.BoundedFloatText(min=1e-6, max=1e6, description="β in GB/s"),
