@@ -315,9 +315,9 @@ def test_bytes_are_covered_until_somebody_has_predicted_them(open_picture: OpenP
 def test_what_was_measured_stands_beside_the_race_it_belongs_to(open_picture: OpenPicture) -> None:
     page = open_picture(Race())
     rows = [{"algorithm": "ring", "num_ranks": 4, "nbytes": 1 << 18, "us": 1260.0, "badge": "LIVE gloo · 4 ranks"}]
-    page.evaluate("(rows) => tplab.set('measured', rows)", rows)
+    page.evaluate("(rows) => tplab.set('measured', rows.map((row) => ({ ...row, at: '12:34:56' })))", rows)
     beside = page.locator(".race-measured-time")
-    expect(beside).to_have_text(["", "", "measured: 1.26 ms LIVE gloo · 4 ranks"])
+    expect(beside).to_have_text(["", "", "measured at 12:34:56: 1.26 ms LIVE gloo · 4 ranks"])
     expect(page.locator(".race-measured")).to_have_count(1)
     page.get_by_label("GPUs", exact=True).press("ArrowRight")  # another race
     expect(beside).to_have_text(["", "", ""])

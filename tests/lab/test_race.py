@@ -100,6 +100,7 @@ def test_the_same_race_on_ranks_brings_their_link_and_their_times(pool: Pool) ->
         zip(frame["algorithm"], frame["p50_us"], strict=True)
     )
     assert {row["badge"] for row in race.measured} == {"LIVE gloo · 3 ranks"}
+    assert {row["at"] for row in race.measured} == {panel.state.drawn.began_at}
     assert "All-reduce of 4 KiB on 3 ranks" in panel.figure.layout.title.text
     assert panel._ribbon.value == ""  # the race took the link that was measured: nothing is out of date
     race.num_ranks = 2  # two of the three

@@ -215,9 +215,8 @@ def explain_crossovers(frame: pd.DataFrame) -> str:
     parts = []
     for band in bands.to_dict("records"):
         until = "" if math.isinf(band["to_bytes"]) else f" up to {_size(band['to_bytes'])}"
-        parts.append(
-            f"{algorithm_text(band['algorithm'])}{until or (' above' if len(bands) > 1 else ' for every size')}"
-        )
+        until = until or (" above" if len(bands) > 1 else " for every size")
+        parts.append(f"{algorithm_text(band['algorithm'])}{until}")
     close = int((~best["decided"].astype(bool)).sum())
     said = f"Fastest here: {', '.join(parts)}."
     return f"{said} In {close} of {len(best)} sizes the first two are within each other's noise." if close else said

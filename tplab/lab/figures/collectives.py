@@ -162,7 +162,7 @@ def bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
         frame: rows of ``algorithm``, ``rank``, ``counted_bytes``, ``formula_bytes``.
     """
     figure = go.Figure()
-    labels = [f"{algorithm_text(row.algorithm)}<br>rank {row.rank}" for row in frame.itertuples()]
+    labels = [f"{algorithm_text(str(row.algorithm))}<br>rank {row.rank}" for row in frame.itertuples()]
     name, hover = "counted at the send calls", "%{y:,} bytes<extra>counted</extra>"
     marks.bars(figure, labels, frame["counted_bytes"], name, style.POINT_TO_POINT, hover=hover)
     figure.add_scatter(
@@ -228,7 +228,7 @@ def _series(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     several = frame["num_ranks"].nunique() > 1
     groups = frame.groupby(["algorithm", "dtype", "num_ranks"], sort=False)
     return [
-        (f"{algorithm_text(algorithm)}, {dtype}" + f", {n} ranks" * several, rows.sort_values("bytes"))
+        (f"{algorithm_text(str(algorithm))}, {dtype}" + f", {n} ranks" * several, rows.sort_values("bytes"))
         for (algorithm, dtype, n), rows in groups
     ]
 

@@ -134,6 +134,7 @@ class RacePanel(RunPanel):
                 "nbytes": row["bytes"],
                 "us": row["p50_us"],
                 "badge": badge,
+                "at": work.began_at,
             }
             for row in self.frame.to_dict("records")
         ]

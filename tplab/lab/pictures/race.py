@@ -31,8 +31,8 @@ class Race(Picture):
         after: a prediction that the counts of bytes would give away: they are left out until a number was committed, or
             the answer shown without one.
 
-    ``measured``: dictionaries of ``algorithm``, ``num_ranks``, ``nbytes``, ``us`` and ``badge``, shown beside the race
-    that has as many ranks and bytes.
+    ``measured``: dictionaries of ``algorithm``, ``num_ranks``, ``nbytes``, ``us``, ``badge`` and ``at``
+    (time of day), shown beside the race that has as many ranks and bytes.
     """
 
     module = "race"

@@ -61,7 +61,7 @@ export function render({ model, el }) {
   const degrees = html("span", {});
   const { pp, batch, context, ...lists } = controls;
   const row = (...parts) => html("div", { class: "row" }, ...parts);
-  root.append(row(...Object.values(lists).map((each) => each.element)), row(degrees, pp.element, batch.element, context.element));
+  root.append(row(html("span", { class: "badge" }, "MODEL"), ...Object.values(lists).map((each) => each.element)), row(degrees, pp.element, batch.element, context.element));
   const place = html("div", { class: "vessel" }, vessel.element);
   root.append(html("div", { class: "fit" }, place, said));
   const observer = new ResizeObserver(() => place.clientWidth && vessel.resize(place.clientWidth));

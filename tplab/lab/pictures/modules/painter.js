@@ -58,7 +58,7 @@ export function render({ model, el }) {
   const picture = html("div", { class: "painting" });
   picture.append(scene.element, pass.element);
   const beside = html("div", { class: "beside" }, goal, board, legend, table, note, reasons);
-  const row = html("div", { class: "row" }, ...Object.values(controls).map((each) => each.element));
+  const row = html("div", { class: "row" }, html("span", { class: "badge" }, "MODEL"), ...Object.values(controls).map((each) => each.element));
   const hint = html("div", {}, "Click a matrix, or press Enter on it, to turn it: by column, by row, the same on every rank. Colours are ranks.");
   root.append(row, question, wrong, hint, status.element, html("div", { class: "painter" }, picture, beside));
   let [plan, width, drawnFor] = [null, 0, ""];

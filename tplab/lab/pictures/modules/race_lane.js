@@ -98,7 +98,10 @@ export function raceLane(algorithm) {
     ({ covered, place: finish } = extras);
     measured.replaceChildren(
       ...(extras.measured
-        ? [`measured: ${timeText(extras.measured.us)} `, html("span", { class: "badge" }, extras.measured.badge)]
+        ? [
+            `measured at ${extras.measured.at}: ${timeText(extras.measured.us)} `,
+            html("span", { class: "badge" }, extras.measured.badge),
+          ]
         : []),
     );
     layout = placesOf(plan.n);
