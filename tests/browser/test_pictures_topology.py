@@ -113,6 +113,16 @@ def test_a_group_of_the_wrong_size_is_unfinished_and_a_way_out_is_offered(open_p
     assert result(page) == before
 
 
+def test_a_gpu_too_many_where_no_group_lacks_one_can_be_left_idle(open_picture: Open) -> None:
+    page = open_picture(Topology(Machine.preset("a100-pcie", gpus=5), tp=2, pp=1))
+    for way_out in (lambda: page.get_by_role("button", name="idle").click(), lambda: page.keyboard.press("-")):
+        chip(page, page.evaluate("tplab.get('groups').indexOf(-1)")).press("0")
+        assert result(page)["faults"] == ["group 0 has one GPU too many"]
+        way_out()
+        assert result(page)["finished"]
+    assert page.evaluate("tplab.get('groups').filter(group => group < 0).length") == 1
+
+
 def test_the_same_by_keyboard_alone(open_picture: Open) -> None:
     page = open_picture(Topology())
     start = page.evaluate("tplab.get('groups')")
@@ -125,6 +135,7 @@ def test_the_same_by_keyboard_alone(open_picture: Open) -> None:
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     assert page.evaluate("tplab.get('groups')") == [start[7], *start[1:7], start[0]]
+    expect(page.get_by_role("status")).to_contain_text("Swapped.")
     page.keyboard.press("1")
     assert result(page)["finished"] is False
     page.keyboard.press(str(start[7]))

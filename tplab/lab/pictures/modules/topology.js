@@ -39,7 +39,7 @@ export function render({ model, el }) {
 
   const howTo = () => {
     const { what } = machine();
-    return `Drag a ${what} onto another one to swap them, or onto a group to move it there. By keyboard: arrows choose a ${what}, a digit sends it to that group, Enter picks it up and swaps it with the next one.`;
+    return `Drag a ${what} onto another one to swap them, or onto a group to move it there. By keyboard: arrows choose a ${what}, a digit sends it to that group, minus leaves it idle, Enter picks it up and swaps it with the next one.`;
   };
 
   function arrange(wanted, words) {
@@ -211,7 +211,7 @@ export function render({ model, el }) {
         bar("here", price), ...(best ? [bar("best", best)] : []),
         html("div", { class: "key quiet" }, html("i", { class: "rest" }), " compute and the rest ", html("i", { class: "reduce" }), " all-reduces ", html("i", { class: "hop" }), " hops between stages"));
     }
-    help.textContent = model.get("about");
+    help.textContent = model.get("prices").why ? "" : model.get("about");
   }
 
   function drawTable(m, layout, price) {
@@ -328,10 +328,12 @@ export function render({ model, el }) {
     } else if (/^\d$/.test(event.key)) {
       if (Number(event.key) < count) move(gpu, Number(event.key));
       else said.say(`There is no group ${event.key}: groups are 0 to ${count - 1}.`);
+    } else if (event.key === "-") {
+      move(gpu, -1);
     } else if (event.key === "Enter" || event.key === " ") {
       const before = held;
       held = before < 0 ? gpu : -1;
-      if (before >= 0 && before !== gpu) arrange(swapped(groups(), before, gpu));
+      if (before >= 0 && before !== gpu) arrange(swapped(groups(), before, gpu), "Swapped.");
       else said.say(held < 0 ? `${one(gpu)} put back.` : `${one(gpu)} picked up: go to another and press Enter to swap them, or a digit to send it to a group.`);
       drawChips(machine(), shape());
     } else if (event.key === "Escape" && held >= 0) {

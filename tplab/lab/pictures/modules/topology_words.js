@@ -53,15 +53,14 @@ export function microseconds(machine, prices, group, hop) {
 }
 
 /**
- * The smallest step to groups of the right sizes: of those that have too many (or of the idle), to one that needs some;
- * among these the one that a token takes the least time with. `{ groups, words }`, or null.
+ * The smallest step to groups of the right sizes, where they are not: of those that have too many (or of the idle), to
+ * one that needs some, or to the idle; among these the one that a token takes the least time with. `{ groups, words }`, or null.
  */
 export function finish(machine, layout, groups, prices) {
   const { tp, pp, replicas } = layout;
   const all = [...Array(pp * replicas).keys()];
   const size = (group) => groups.filter((each) => each === group).length;
-  const need = all.find((group) => size(group) < tp);
-  if (need === undefined) return null;
+  const need = all.find((group) => size(group) < tp) ?? -1; // too many, and nobody lacks one: to the idle
   const givers = [-1, ...all].filter((group) => (group < 0 ? size(-1) : size(group) > tp));
   const full = givers.filter((group) => group >= 0);
   const from = full.length ? full : givers;
@@ -72,7 +71,7 @@ export function finish(machine, layout, groups, prices) {
     const done = !faultsOf(layout, made, machine.what).length;
     const price = done ? priceOf(prices, layoutLinks(machine, chainsOf(layout, made))) : null;
     const cost = price ? price.tpot_ms : Infinity;
-    if (!best || cost < best.cost) best = { cost, groups: made, words: `Move ${machine.what} ${gpu} to group ${need}` };
+    if (!best || cost < best.cost) best = { cost, groups: made, words: need < 0 ? `Leave ${machine.what} ${gpu} idle` : `Move ${machine.what} ${gpu} to group ${need}` };
   });
   return best;
 }
