@@ -1,6 +1,6 @@
 """The schedule editor with ranks below it: what was drawn runs, measured under simulated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -13,11 +13,18 @@ from tplab.lab.panels.pool import Pool
 from tplab.lab.pictures.editor import ScheduleEditor
 from tplab.pipeline.costs import Costs
 from tplab.pipeline.schedule import Schedule
+from tplab.pipeline.validation import validate
 from tplab.shown import counted
 
 
 class _Controls(NamedControls):
-    """The panel's controls; of a table it is said whether it is the one that is drawn now."""
+    """The panel's controls; of a table it is said whether it is the one that is drawn now, and only one that can run
+    is drawn."""
+
+    def check(self, settings: Mapping[str, Any], offered: Mapping[str, Sequence[Any]] | None = None) -> None:
+        super().check(settings, offered)
+        if "table" in settings:
+            validate(Schedule.from_text(settings["table"], name="table"))
 
     def said(self, settings: Mapping[str, Any]) -> str:
         table, words = self["table"].value, super().said(settings)

@@ -97,7 +97,10 @@ function buildEditor(model, root) {
 
   function load() {
     if (model.get("text") !== writeTable(table)) {
-      table = readTable(model.get("text"), model.get("needs"));
+      const next = readTable(model.get("text"), model.get("needs"));
+      const fault = next.rows.every((row) => row.length) ? faultsOf(next)[0]?.text : "a rank has no action";
+      if (fault) return say(`The notebook's table cannot run: ${fault}. Below is the one before.`, "bad");
+      table = next;
       [past, future] = [[], []];
     }
     showControls();
