@@ -143,6 +143,14 @@ def test_less_motion_goes_from_event_to_event(open_picture: Open) -> None:
     assert len(times) > 1
 
 
+def test_forwards_are_seen_on_a_dark_page(open_picture: Open) -> None:
+    page = open_picture(PlayHead())
+    blue = "() => getComputedStyle(document.querySelector('path[fill=\"#0B3D84\"]')).fill"
+    light = page.evaluate(blue)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(blue) != light
+
+
 def test_what_cannot_be_played_is_named() -> None:
     head = PlayHead()
     with pytest.raises(ValueError, match="trace must hold 1 to 16,384 computations"):

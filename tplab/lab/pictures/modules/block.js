@@ -15,10 +15,6 @@ const BOXES = { attention: "attention", activation: "SwiGLU", "add + norm": "+ r
 const LAYOUTS = { replicated: "same on every rank", split: "split", partial: "partial sums" };
 
 export const BLOCK_CSS = `
-.tplab-picture { --lighter: 0%; }
-@media (prefers-color-scheme: dark) { .tplab-picture { --lighter: 30%; } }
-body[data-jp-theme-light="true"] .tplab-picture { --lighter: 0%; }
-body[data-jp-theme-light="false"] .tplab-picture { --lighter: 30%; }
 .tplab-picture .matrix { cursor: pointer; outline: none; }
 .tplab-picture .matrix .edge { fill: transparent; stroke: var(--line); stroke-width: 1; }
 .tplab-picture .matrix:hover .edge { stroke: var(--accent); stroke-width: 2; }

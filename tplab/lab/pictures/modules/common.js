@@ -18,15 +18,19 @@ const CSS = `
   --ink: var(--jp-ui-font-color1, var(--ink-default)); --quiet: var(--jp-ui-font-color2, var(--quiet-default));
   --paper: var(--jp-layout-color1, var(--paper-default)); --line: var(--jp-border-color1, var(--line-default));
   --soft: var(--jp-layout-color2, var(--soft-default)); --accent: var(--jp-brand-color1, var(--accent-default));
+  --lighter: 0%; --forward: color-mix(in srgb, white var(--lighter), ${COLOURS.forward});
   color: var(--ink); font: 13px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
   box-sizing: border-box; max-width: 100%;
 }
 @media (prefers-color-scheme: dark) {
   .tplab-picture {
     --ink-default: #E6E9EE; --quiet-default: #A3ACB9; --paper-default: #16191F; --line-default: #4A5262;
-    --soft-default: #232832; --accent-default: #6AB0FF;
+    --soft-default: #232832; --accent-default: #6AB0FF; --lighter: 30%;
   }
 }
+body[data-jp-theme-light="true"] .tplab-picture { --lighter: 0%; }
+body[data-jp-theme-light="false"] .tplab-picture { --lighter: 30%; }
+.tplab-picture [fill="${COLOURS.forward}" i] { fill: var(--forward); }
 .tplab-picture *, .tplab-picture *::before { box-sizing: border-box; }
 .tplab-picture svg { display: block; width: 100%; height: auto; }
 .tplab-picture svg text { fill: var(--ink); font: inherit; }

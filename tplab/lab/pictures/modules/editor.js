@@ -2,7 +2,7 @@
 // Everything is decided here, so a page of its own needs no kernel; with one, Python reads `text` and judges for itself.
 
 import { dropdown, frame, html, number, slider } from "./common.js";
-import { WORDS, fillOf, followWidth } from "./lanes.js";
+import { WORDS, fillOf, followWidth, onPage } from "./lanes.js";
 import { buildTable, faultsOf, isTraining, joined, peaksOf, readTable, simulateTable, split, writeTable } from "./schedule.js";
 import { EDITOR_STYLE, buildDrawing } from "./editor_lanes.js";
 import { bestMove, scoresOf, verdictOf } from "./score.js";
@@ -253,7 +253,7 @@ function sibling(table, key) {
 const spoken = ({ rows }, rank, place) => `${rows[rank][place].op}${rows[rank][place].micro} of rank ${rank}`;
 
 function keysOf() {
-  const key = (op) => html("span", { class: "key" }, html("i", { style: `background:${fillOf(op)}` }), `${op} ${WORDS[op]}`);
+  const key = (op) => html("span", { class: "key" }, html("i", { style: `background:${onPage(fillOf(op))}` }), `${op} ${WORDS[op]}`);
   return html("div", { class: "row", "aria-hidden": "true" }, ...Object.keys(WORDS).map(key), html("span", { class: "key" }, html("i", { class: "held" }), "held in memory"));
 }
 

@@ -47,7 +47,7 @@ export const EDITOR_STYLE = `
 .tplab-picture tr.over { color: var(--quiet); }
 .tplab-picture td.bar { width: 34%; min-width: 70px; }
 .tplab-picture td.bar span { display: block; height: 12px; background: var(--line); }
-.tplab-picture td.bar i { display: block; height: 12px; background: ${COLOURS.forward}; }
+.tplab-picture td.bar i { display: block; height: 12px; background: var(--forward); }
 .tplab-picture tr.mine td.bar i { background: ${COLOURS.weightGradient}; }
 .tplab-picture textarea { width: 100%; font: 12px/1.4 ui-monospace, monospace; color: var(--ink); background: var(--soft); border: 1px solid var(--line); }
 .tplab-picture .help, .tplab-picture summary { color: var(--quiet); font-size: 12px; margin: 6px 0; }

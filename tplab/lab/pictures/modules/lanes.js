@@ -18,6 +18,9 @@ export function fillOf(op, chunk = 0, chunks = 1, decodes = false) {
   return `#${mixed.join("")}`;
 }
 
+/** The colour as a style that is seen on a dark page, too. (Attributes `fill` are, by the rule in common.js.) */
+export const onPage = (colour) => (colour === COLOURS.forward ? "var(--forward)" : colour);
+
 /** White or ink, whichever is read more easily on a `#rrggbb`. */
 export function inkOn(colour) {
   const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));

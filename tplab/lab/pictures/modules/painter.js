@@ -54,7 +54,7 @@ export function render({ model, el }) {
     model: dropdown({ label: "model", options: Object.keys(shapes).map((each) => [each, each]), onChange: set("model") }),
     link: dropdown({ label: "link", options: Object.keys(links).map((each) => [each, each]), onChange: set("link") }),
   };
-  const legend = html("div", { class: "status" }, "A square is a painting; those with a dark edge cut all four matrices. Click one that you tried to see it again.");
+  const legend = html("div", { class: "status" }, "A square is a painting; those with a stronger edge cut all four matrices. Click one that you tried to see it again.");
   const picture = html("div", { class: "painting" });
   picture.append(scene.element, pass.element);
   const beside = html("div", { class: "beside" }, goal, board, legend, table, note, reasons);

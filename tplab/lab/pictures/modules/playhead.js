@@ -2,7 +2,7 @@
 // empties, messages that fly. Of any trace, simulated or measured; everything is computed once, a frame only looks up.
 
 import { COLOURS, frame, html, number, player, put, statusLine, svg } from "./common.js";
-import { WORDS, axis, fillOf, followWidth, inkOn, labelOf } from "./lanes.js";
+import { WORDS, axis, fillOf, followWidth, inkOn, labelOf, onPage } from "./lanes.js";
 import { buildTrip } from "./trip.js";
 
 const MOST_LABELLED = 64; // actions of a lane
@@ -87,7 +87,7 @@ const decodes = (trace, micro) => trace.needs[micro]?.[0] === "decode";
 
 function keys(trace) {
   const ops = Object.keys(WORDS).filter((op) => trace.op.includes(op));
-  const key = (colour, text) => html("span", { class: "key" }, html("i", { style: `background:${colour}` }), text);
+  const key = (colour, text) => html("span", { class: "key" }, html("i", { style: `background:${onPage(colour)}` }), text);
   const decode = trace.needs.some(([phase]) => phase === "decode");
   const swatches = ops.map((op) => key(fillOf(op, 0, 1, decode), op === "F" && decode ? "decode" : WORDS[op]));
   if (trace.sent.length) swatches.push(key(COLOURS.pointToPoint, "message"));
@@ -173,7 +173,7 @@ function buildConveyor(trace, trip, width) {
       if (running !== each.doingAt) {
         each.doingAt = running;
         const op = running < 0 ? "" : trace.op[running];
-        each.rect.style.stroke = op ? fillOf(op) : "";
+        each.rect.style.stroke = op ? onPage(fillOf(op)) : "";
         each.doing.textContent = !op ? (box.width < 26 ? "" : "idle") : letter ? op : op === "F" ? "forward" : op === "W" ? "weights" : "backward";
       }
       const at = trip.memoryAt(rank, time);
