@@ -193,6 +193,19 @@ def test_words_figures_and_outputs_of_any_widget_in_order_without_what_is_hidden
     assert "hidden" not in page.text
 
 
+def test_a_closed_panel_keeps_its_last_picture_and_complains_of_nothing(
+    page: Page, caplog: pytest.LogCaptureFixture
+) -> None:
+    panel = ChunkModel()
+    display(panel)
+    panel._named["num_chunks"].value = 2  # its picture is due when the panel is closed already
+    panel.close()
+    panel.show(num_chunks=3)
+    wait_for(lambda: not panel._still_waits)
+    assert "chunks 1" in page.text
+    assert caplog.text == ""
+
+
 def test_a_fault_in_a_picture_costs_no_run(page: Page, caplog: pytest.LogCaptureFixture) -> None:
     panel = ChunkModel()
     display(panel)

@@ -65,7 +65,7 @@ class Stilled:
         Args:
             after_s: only if so many seconds pass without another change.
         """
-        if not self._still_ids:
+        if not self._still_ids or self.comm is None:  # type: ignore[attr-defined]  # not displayed, or closed
             return
         if after_s == 0.0:
             _send(self)
@@ -195,7 +195,7 @@ def _send_when_due(reference: "weakref.ref[Any]") -> None:
         left = widget._still_due - time.monotonic()
         if left <= 0:
             widget._still_waits = False
-            _send(widget)
+            widget.settled()
             return
         del widget
         time.sleep(left)
