@@ -11,6 +11,7 @@ import pytest
 from IPython.display import display
 
 from tplab.lab import ChunkModel, HelloPanel, Pool, Predict
+from tplab.lab.panels.check_boxes import CheckBoxes
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.saving import MARK, PLOTLY, WIDGET_VIEW
 from tplab.lab.still import Stilled
@@ -184,7 +185,8 @@ def test_words_figures_and_outputs_of_any_widget_in_order_without_what_is_hidden
     output = widgets.Output()
     output.append_stdout("printed <words>")
     hidden = widgets.HTML("hidden", layout=widgets.Layout(display="none"))
-    odd = Odd([widgets.HTML("<b>one</b>"), widgets.IntSlider(), hidden, widgets.HBox([view]), output])
+    controls = (widgets.IntSlider(), CheckBoxes(["a", "b"], value=["a"], description="Letters"))
+    odd = Odd([widgets.HTML("<b>one</b>"), *controls, hidden, widgets.HBox([view]), output])
     display(odd)
     first, figure, last = page.stills
     assert first["text/plain"] == "one"

@@ -110,7 +110,7 @@ def parts_of(widget: Any) -> Iterator[Part]:
             yield child.value
         elif isinstance(child, widgets.Output):
             yield from (_html_of(output) for output in child.outputs)
-        else:
+        elif not hasattr(child, "value"):  # or it is a control, whose labels say nothing without its boxes
             yield from parts_of(child)
 
 
