@@ -199,3 +199,14 @@ def test_who_waits_for_a_run_does_not_wait_for_ever(pool: Pool, monkeypatch: pyt
     monkeypatch.setattr(panel, "_become", fails_at_the_end)
     panel._begin()
     assert panel._ended.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("algorithms", []), ("algorithms", ["tree"]), ("beta_GBps", 0.0), ("alpha_us", -1.0)]
+)
+def test_a_race_that_cannot_be_run_is_refused_and_the_last_one_stays(name: str, value: object) -> None:
+    race = Race()
+    before = race.state()
+    with pytest.raises(ValueError, match=name):
+        setattr(race, name, value)
+    assert race.state() == before

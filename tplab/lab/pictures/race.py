@@ -65,7 +65,7 @@ class Race(Picture):
             num_ranks=check_count("num_ranks", num_ranks, least=2, most=8),
             nbytes=check_count("nbytes", nbytes, least=1),
             alpha_us=link.alpha_us,
-            beta_GBps=check_number("beta_GBps", link.beta_GBps, above=0),
+            beta_GBps=link.beta_GBps,
             algorithms=list(check_all_of("algorithms", algorithms, RACERS)),
             own_links=own_links,
             covered=after is not None,
@@ -75,6 +75,13 @@ class Race(Picture):
 
     def _uncover(self) -> None:
         self.covered = False
+
+    @traitlets.validate("algorithms", "alpha_us", "beta_GBps")
+    def _can_be_run(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        if name == "algorithms":
+            return list(check_all_of(name, value, RACERS))
+        return check_number(name, value, above=0) if name == "beta_GBps" else check_number(name, value, least=0)
 
     def still_state(self) -> Mapping[str, Any]:
         """In the midst of the race: before it nothing has been sent."""
