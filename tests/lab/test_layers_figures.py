@@ -343,3 +343,14 @@ def test_the_words_on_phases() -> None:
 def test_the_words_do_not_compare_one_step_with_itself() -> None:
     text = explain_phases(phases_frame_of([(16, 250, 750)]))
     assert text.count("16 tokens") == 1
+
+
+def test_titles_of_two_plots_side_by_side_do_not_meet_in_a_narrow_window() -> None:
+    rows = {
+        "method": ["float32", "int8"],
+        "error_pct": [1e-6, 1.0],
+        "worst_pct": [1.0, 1.0],
+        "ratio_to_bf16": [2.0, 0.5],
+    }
+    layout = error_bytes_figure(pd.DataFrame(rows), badge="LIVE").layout
+    assert max(len(axis.title.text) for axis in (layout.xaxis, layout.xaxis2)) <= 20

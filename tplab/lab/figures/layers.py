@@ -96,7 +96,7 @@ def _stacked_bars(
     for text, kind, column in zip(
         texts, ("computation", "exposed communication"), ("compute_us", "exposed_us"), strict=True
     ):
-        inside = {"textposition": "inside", "insidetextanchor": "middle"}
+        inside: dict[str, Any] = {"textposition": "inside", "insidetextanchor": "middle", "textangle": 0}
         said = [text.format(value / 1e3) for value in frame[column]]
         marks.bars(figure, x, frame[column] / whole, kind, *_KINDS[kind], hover=hover, text=said, **inside)
     figure.update_layout(barmode="stack")
@@ -190,7 +190,7 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     Args:
         frame: rows of ``method``, ``error_pct`` (of the exact sum's RMS), ``worst_pct``, ``ratio_to_bf16``.
     """
-    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.06)
+    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)
     errors, ratios = frame["error_pct"], frame["ratio_to_bf16"]
     # Not rounding: a number is off by a tenth of the largest there is.
     colours = [style.COLLECTIVE if worst > 10 else style.FORWARD for worst in frame["worst_pct"]]
@@ -204,9 +204,9 @@ def error_bytes_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure.update_layout(showlegend=False, bargap=0.45)
     figure.update_yaxes(autorange="reversed", type="category")
     style.card(figure, title="What an all-reduce sends, and how wrong it is", badge=badge, height=170 + 40 * len(frame))
-    figure.update_xaxes(title="bytes sent, in units of bfloat16's", rangemode="tozero", col=1)
+    figure.update_xaxes(title="bytes, × bfloat16's", title_font_size=13, rangemode="tozero", dtick=1, col=1)
     ticks = {name: values[:: -(len(values) // -3)] for name, values in style.log_ticks(errors).items()}  # 3 at most
-    figure.update_xaxes(title="error, % of the sum's RMS", type="log", tickangle=0, **ticks, col=2)
+    figure.update_xaxes(title="error, % of the RMS", title_font_size=13, type="log", tickangle=0, **ticks, col=2)
     if len(frame):
         figure.update_xaxes(range=[0, 1.25 * ratios.max()], col=1)
         figure.update_xaxes(range=[math.log10(errors.min()) - 0.5, math.log10(errors.max()) + 2], col=2)
