@@ -73,4 +73,6 @@ class ProfilePanel(RunPanel):
         profile: StepProfile = work.plan.result()
         frame, layout = profile.frame(), profile.generation.layout
         figure = profile_figure(frame, title=f"{layout}: where the time goes", badge=profile.badge)
-        return figure, html.quiet(" ".join([explain_profile(frame), *(f"{note}." for note in profile.notes)]))
+        return figure, html.quiet(
+            " ".join([explain_profile(frame), *(f"{note[:1].upper()}{note[1:]}." for note in profile.notes)])
+        )
