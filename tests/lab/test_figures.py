@@ -1,11 +1,9 @@
 """Figures are pure functions of a frame: what they draw is tested without a browser."""
 
 import math
-from typing import Any
 from unittest.mock import patch
 
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from tplab.lab import say, style
@@ -108,15 +106,6 @@ def test_log_ticks_cover_the_values_at_one_two_five() -> None:
     assert ticks["tickvals"][-1] >= 40.0
     assert {"0.5", "1", "2", "20", "50"} <= set(ticks["ticktext"])
     assert style.log_ticks([])["tickvals"]  # nothing measured yet
-
-
-def test_there_is_room_for_a_legend_only_where_there_is_one() -> None:
-    def bottom(*names: str, **layout: Any) -> float:
-        figure = go.Figure([go.Scatter(x=[1, 2], y=[1, 2], name=name) for name in names], layout)
-        return float(style.card(figure, title="", badge="MODEL").layout.margin.b)
-
-    assert bottom("one") == bottom("one", "two", showlegend=False) < bottom("one", "two")
-    assert bottom("one", showlegend=True) == bottom("one", "two")
 
 
 def test_sentences_are_shown_as_paragraphs_and_as_plain_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,9 +37,6 @@ PANEL_CONTROLS_WIDTH: Final = "290px"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 
 
-_TOP_PX, _WITH_LEGEND_PX, _WITHOUT_LEGEND_PX = 70, 96, 60
-
-
 def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.Figure:
     """Give a figure the lab's look, a title and the badge of its numbers; returns the same figure."""
     axis = {
@@ -53,7 +50,6 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         "separatethousands": True,  # as everywhere in the lab
         "exponentformat": "none",  # 15,000 and not 15k
     }
-    below = _WITH_LEGEND_PX if _has_legend(figure) else _WITHOUT_LEGEND_PX
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0.0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top"},
@@ -62,13 +58,14 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         paper_bgcolor="white",
         plot_bgcolor="white",
         height=height,
-        margin={"l": 70, "r": 24, "t": _TOP_PX, "b": below},
-        # Below the axis title, whatever the height: the offset is a share of the plot, the title's place is in pixels.
+        margin={"l": 70, "r": 24, "t": 70, "b": 60},
+        # At the foot of the figure: plotly keeps room for as many rows as the width asks for, also when that changes.
         legend={
             "orientation": "h",
             "x": 0.0,
-            "y": -56 / (height - _TOP_PX - below),
-            "yanchor": "top",
+            "y": 0.0,
+            "yref": "container",
+            "yanchor": "bottom",
             "traceorder": "normal",
         },
         hoverlabel={"font": {"family": _FONT}},
@@ -90,13 +87,6 @@ def card(figure: go.Figure, *, title: str, badge: str, height: int = 380) -> go.
         borderpad=3,
     )
     return figure
-
-
-def _has_legend(figure: go.Figure) -> bool:
-    """Whether plotly will draw one: asked for, or of two named traces or more."""
-    if figure.layout.showlegend is not None:
-        return bool(figure.layout.showlegend)
-    return sum(trace.showlegend is not False for trace in figure.data) > 1
 
 
 def bar_marker(colour: str, pattern: str = "", **more: Any) -> dict[str, Any]:

@@ -89,7 +89,6 @@ def waterfall_figure(frame: pd.DataFrame, *, title: str, badge: str) -> go.Figur
     figure.update_xaxes(title="milliseconds per output token", range=[0, 1.02 * total if total else 1])
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], type="category")
     style.card(figure, title=title, badge=badge, height=170 + 34 * len(order))
-    figure.update_layout(margin_b=60)
     return figure
 
 

@@ -67,5 +67,4 @@ def arrivals_figure(
     figure.update_yaxes(type="log", **style.log_ticks(pd.Series(100 * longer)))
     figure.update_yaxes(title="% of requests that take longer", row=1, col=1)
     style.card(figure, title=title, badge=badge, height=420)
-    figure.update_layout(margin_b=60)
     return figure

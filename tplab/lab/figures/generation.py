@@ -55,8 +55,7 @@ def layouts_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure.update_xaxes(title=title, type="category", tickvals=labels, ticktext=told)
     highest = float(frame["tpot_ms"].max()) if len(frame) else 1.0
     figure.update_yaxes(title="milliseconds per output token", range=[0, 1.2 * highest])
-    style.card(figure, title="Time per output token, and where it goes", badge=badge, height=460)
-    return figure.update_layout(margin_b=120, legend_y=-78 / (460 - 190))  # below two lines of labels
+    return style.card(figure, title="Time per output token, and where it goes", badge=badge, height=460)
 
 
 def explain_stages(generations: "Sequence[Generation]") -> str:

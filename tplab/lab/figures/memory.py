@@ -191,10 +191,7 @@ def shards_figure(frame: pd.DataFrame, *, badge: str) -> go.Figure:
     figure.update_layout(barmode="stack", bargap=0.3)
     figure.update_xaxes(title="rank, by layout")
     figure.update_yaxes(title="MB", rangemode="tozero")
-    figure = style.card(figure, title="Shards as they were built, and the formula", badge=badge, height=480)
-    # Two rows of labels: the legend goes below both.
-    figure.update_layout(margin_b=146, legend_y=-102 / (480 - 216))
-    return figure
+    return style.card(figure, title="Shards as they were built, and the formula", badge=badge, height=480)
 
 
 def explain_memory(frame: pd.DataFrame, spec: ModelSpec, gpu: Gpu, workload: Workload, layout: Layout) -> str:

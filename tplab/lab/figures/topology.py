@@ -190,7 +190,7 @@ def placement_figure(machine: Machine, placement: Placement, *, title: str, badg
     style.card(figure, title=title, badge=badge, height=height)
     figure.update_xaxes(visible=False, range=[-0.3, max(right, 8.0) + 0.3])
     figure.update_yaxes(visible=False, range=[low - 0.1, 0.3])
-    figure.update_layout(showlegend=True, margin={"b": 60}, legend_y=-0.02)
+    figure.update_layout(showlegend=True)
     return figure
 
 

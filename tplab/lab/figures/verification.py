@@ -57,11 +57,7 @@ def verification_figure(
     figure.update_layout(bargap=0.4)
     figure.update_xaxes(title="layout")
     figure.update_yaxes(title=names[measure], rangemode="tozero")
-    height = 460 if several else 400
-    style.card(figure, title=title, badge=badge, height=height)
-    if several:  # their names stand below those of the layouts
-        figure.update_layout(margin_b=150, legend_y=-118 / (height - 220))
-    return figure
+    return style.card(figure, title=title, badge=badge, height=460 if several else 400)
 
 
 def _chosen(frame: pd.DataFrame) -> list[str]:
