@@ -19,7 +19,7 @@ def start() -> nbformat.NotebookNode:
 def kind(badge: str) -> str:
     """A badge without its numbers, dates and machine: RECORDED # #, LIVE gloo · # ranks."""
     badge = re.sub(r"\d+x\w+ [\d-]+", "#", badge)
-    badge = re.sub(r"\d[\d,.-]*|\binf\b", "#", badge)
+    badge = re.sub(r"\d(?:[\d,.-]*\d)?", "#", badge)
     return re.sub(r"#(?:, #)* and #", "#", badge.replace("1 rank", "1 ranks")).replace("rank ", "ranks ")
 
 
