@@ -19,15 +19,16 @@ def test_chunks_from_the_page(run_notebook: Callable[[str], Page]) -> None:
 
     panel = page.locator(".tplab-panel")
     phase = panel.locator(".tplab-phase")
-    panel.locator("select").nth(0).select_option(["1", "4"])
-    panel.locator("select").nth(1).select_option("256")
+    for chunks in ("2", "8", "16"):
+        panel.get_by_role("checkbox", name=chunks, exact=True).uncheck()
+    panel.get_by_label("Tokens").select_option("256")
     expect(panel.locator(".tplab-ribbon")).to_contain_text("Settings changed")
     panel.locator(".tplab-run").click()
     expect(phase).to_contain_text("Done in", timeout=90_000)
     expect(panel.locator(".tplab-below")).to_contain_text(re.compile("of what can be hidden|as good as the bound"))
     expect(panel.locator(".js-plotly-plot")).to_contain_text("bound")
 
-    panel.locator("select").nth(1).select_option("2048")
+    panel.get_by_label("Tokens").select_option("2048")
     panel.locator(".tplab-run").click()
     expect(phase).to_contain_text("measure", timeout=60_000)
     panel.locator(".tplab-stop").click()

@@ -116,7 +116,7 @@ def test_a_schedule_that_beats_1f1b_is_scored(open_picture: Open) -> None:
     expect(verdict).to_contain_text("That is as fast as ZB-H1")
 
 
-def test_hints_lead_to_the_zero_bubble_schedule(open_picture: Open) -> None:
+def test_no_hint_is_left_at_the_zero_bubble_schedule(open_picture: Open) -> None:
     page = open_picture(ScheduleEditor("zb-h1", 2, 3))
     page.locator("button", has_text="Hint").click()
     expect(page.locator(".message")).to_contain_text("No move was found")

@@ -158,7 +158,7 @@ def ribbon_words(state: RunState, now: Settings, in_words: Callable[[Settings], 
         return ""
     was = {name: drawn.settings[name] for name in now}
     differing = {name: value for name, value in was.items() if value != now[name]}
-    if not state.shows_last:
+    if not state.shows_last or state.stage in ("waiting", "starting"):  # its work comes once the ranks have it
         which = in_words(differing) or "the same settings"
         if state.busy:
             return f"Not of this run yet. Shown: the run before, of {drawn.began_at} ({which})."
@@ -167,8 +167,11 @@ def ribbon_words(state: RunState, now: Settings, in_words: Callable[[Settings], 
         why = f"{last[0].upper()}{last[1:]} could not be drawn" if state.unclear else f"Nothing was measured in {last}"
         return f"{why}. Shown: an earlier run, of {drawn.began_at} ({which})."
     parts = []
-    if state.stage in ("stopped", "failed"):
-        parts.append(f"Only what was measured until the run {'was stopped' if state.stage == 'stopped' else 'failed'}.")
+    fault = drawn.run.exception() if drawn.run.done() else None
+    if fault is not None:
+        parts.append(
+            f"Only what was measured until the run {'was stopped' if ended(fault) == 'stopped' else 'failed'}."
+        )
     if state.unclear is not None:
         parts.append("The figure could not be drawn again: this is the last one that could.")
     if differing and not state.busy:

@@ -49,9 +49,9 @@ class ScheduleEditor(Picture):
     )
     costs = traitlets.Dict(help="forward, input, weight, hop: times in forwards").tag(sync=True)
     cap = traitlets.Float(None, allow_none=True, help="most micro-batches that a rank may hold").tag(sync=True)
-    result = traitlets.Dict(help="what the page says of the table: makespan, idle_over_total, peaks, beats_1f1b").tag(
-        sync=True
-    )
+    result = traitlets.Dict(
+        help="what the page says of the table: makespan, idle_over_total, peaks, over_cap, beats_1f1b"
+    ).tag(sync=True)
     refusal = traitlets.Unicode(help="why the last move was refused; empty if it was not").tag(sync=True)
 
     def __init__(

@@ -172,12 +172,12 @@ class Topology(Picture):
             placement = self.placement
         except ValueError:
             return
-        layout = self.tp, self.pp
         made = predict(
             self._spec,
             self._machine,
             self._workload,
-            *layout,
+            self.tp,
+            self.pp,
             replicas=self.replicas,
             placement=placement,
             calibration=c,
@@ -193,9 +193,9 @@ class Topology(Picture):
 def _by_gpu(machine: Machine, groups: Sequence[Sequence[Sequence[int]]]) -> list[int]:
     """The group of each GPU; -1 for those that are idle."""
     made = [-1] * machine.num_gpus
-    for number_, group in enumerate(group for chain in groups for group in chain):
+    for index, group in enumerate(group for chain in groups for group in chain):
         for gpu in group:
-            made[gpu] = number_
+            made[gpu] = index
     return made
 
 

@@ -92,11 +92,11 @@ def placement_prices(
         served.terms["hops"] / 1e3,
         np.broadcast_to(server.all_reduce_us(nbytes), served.tpot_us.shape),
     )
-    prices = (PlacementPrice(**dict(zip(_COLUMNS, row, strict=True))) for row in np.stack(columns, axis=1).tolist())
+    prices = (
+        PlacementPrice(**dict(zip(PlacementPrice.__slots__, row, strict=True)))
+        for row in np.stack(columns, axis=1).tolist()
+    )
     return PlacementPrices(nbytes=nbytes, rows=dict(zip(combinations, prices, strict=True)))
-
-
-_COLUMNS = ("tpot_ms", "tokens_per_s", "all_reduce_ms", "hops_ms", "all_reduce_us")
 
 
 def _combinations(machine: Machine, layout: Layout) -> Iterator[GroupLinks]:

@@ -82,8 +82,10 @@ export function put(element, attributes) {
 
 /** The root of a picture in `el`: styled, named for screen readers. `style`: more CSS. */
 export function frame(el, label, style = "") {
-  const root = html("div", { class: "tplab-picture", role: "group", "aria-label": label });
-  root.append(html("style", {}, CSS + style));
+  // A notebook's pictures share one document, as do all notebooks of JupyterLab: each one's own style is for it alone.
+  const own = `picture-${label.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
+  const root = html("div", { class: `tplab-picture ${own}`, role: "group", "aria-label": label });
+  root.append(html("style", {}, CSS + style.replaceAll(".tplab-picture", `.tplab-picture.${own}`)));
   el.replaceChildren(root);
   return root;
 }

@@ -179,7 +179,7 @@ function buildEditor(model, root) {
     const next = name === "given" ? readTable(model.get("original"), model.get("needs")) : buildTable(name, p, m, 2);
     past.push(asIs());
     future = [];
-    const least = Math.min(next.p * next.v, next.m);
+    const least = Math.min(next.p, next.m);
     takeCap(next, !isTraining(next) ? null : name === "given" ? Math.max(least, ...peaksOf(next)) : Math.min(next.p, next.m));
     table = next;
     focused = table.rows[0][0].key;

@@ -1,4 +1,4 @@
-// The editor's lanes: tiles that glide to their places, memory below, and what the pointer and the keys do to them.
+// The editor's lanes: tiles that glide to their places, memory below. (Pointer and keys: editor_input.js.)
 
 import { COLOURS, number, svg } from "./common.js";
 import { WORDS, axis, fillOf, inkOn, labelOf } from "./lanes.js";
@@ -76,7 +76,7 @@ export function buildDrawing(actions, { p }, width) {
   const x = (time) => GUTTER_PX + time * scale;
   const y = (rank) => TOP + rank * LANE;
 
-  function tileOf(table, action, rank, place) {
+  function tileOf(table, action) {
     let tile = tiles.get(action.key);
     if (!tile) {
       const fill = fillOf(action.op, Math.floor(action.stage / table.p), table.v);
@@ -98,7 +98,7 @@ export function buildDrawing(actions, { p }, width) {
       row.forEach((action, place) => {
         alive.add(action.key);
         const position = result.first[rank] + place;
-        const tile = tileOf(table, action, rank, place);
+        const tile = tileOf(table, action);
         const length = Math.max(1.5, (result.end[position] - result.start[position]) * scale - 1);
         if (tile.length !== length) {
           tile.length = length;
@@ -186,6 +186,6 @@ export function buildDrawing(actions, { p }, width) {
     group.classList.add(name);
     setTimeout(() => group.classList.remove(name), name === "hinted" ? 4000 : 900);
   }
-  listen(view, { picture, lanes, caret, tiles, actions, x, y, put, shown: () => shown, top: TOP, lane: LANE, tile: TILE, gutter: GUTTER_PX, width });
+  listen(view, { picture, lanes, caret, tiles, actions, x, y, put, shown: () => shown, top: TOP, lane: LANE, gutter: GUTTER_PX, width });
   return view;
 }

@@ -43,7 +43,7 @@ export function fullestRank(known, asked, requests) {
 // Requests of full length that fit beside the weights; 0 where not even one does.
 export function mostRequests(known, asked) {
   if (whyNotCut(known, asked)) return 0;
-  // All but the cache is the same for every number of requests, so each stage has its own most; the least counts.
+  // Doubled until it is too many, then halved: with more requests another rank may be the fullest.
   const empty = fullestRank(known, asked, 0).free;
   if (empty < 0) return 0;
   let [low, high] = [0, 1];

@@ -3,11 +3,10 @@
 
 import { COLOURS, frame, html, number, player, put, statusLine, svg } from "./common.js";
 import { WORDS, axis, fillOf, followWidth, inkOn, labelOf, onPage } from "./lanes.js";
-import { buildTrip } from "./trip.js";
+import { buildTrip, MOST_SLOTS } from "./trip.js";
 
 const MOST_LABELLED = 64; // actions of a lane
 const MOST_TOKENS = 256;
-const MOST_CELLS = 32; // of what a rank holds; more are one bar
 const GUTTER = 56;
 
 const STYLE = `
@@ -140,7 +139,7 @@ function buildConveyor(trace, trip, width) {
     const doing = svg("text", { class: "small", x: x + box.width / 2, y: desk.y + 26, "text-anchor": "middle" });
     group.append(rect, title, doing);
     const cells = [];
-    const bar = trip.slots[rank] > MOST_CELLS ? svg("rect", { x: x + 4, width: Math.max(2, box.width - 8), fill: COLOURS.decode }) : null;
+    const bar = trip.slots[rank] > MOST_SLOTS ? svg("rect", { x: x + 4, width: Math.max(2, box.width - 8), fill: COLOURS.decode }) : null;
     if (bar) group.append(bar);
     for (let slot = 0; slot < trip.slots[rank] && !bar; slot++) {
       const y = vessel.top + vessel.height - (slot + 1) * rowHeight;

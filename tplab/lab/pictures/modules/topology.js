@@ -78,7 +78,7 @@ export function render({ model, el }) {
       layers.boxes.append(svg("text", { class: "small", x: box.x + 10, y: box.y + 13 }, box.text));
     }
     for (const line of places.lines) {
-      if (line.link === undefined || line.link < 0) continue;
+      if (line.link < 0) continue;
       const link = m.links[line.link];
       const about = svg("title", {}, `${line.ends ? `${one(line.ends[0])} and ${line.ends[1]}: ` : ""}${linkName(link)}, ${number(link.us)} µs`);
       const wide = line.quiet ? Math.min(5, lineWidth(link.GBps)) : lineWidth(link.GBps);

@@ -41,7 +41,7 @@ export const lineWidth = (GBps) => Math.min(15, Math.max(1.4, Math.sqrt(GBps) / 
 
 /**
  * Places for a page `width` pixels wide: `{ width, height, chip: { w, h }, gpus: [{ x, y }], lines, bars, boxes, route }`.
- * Lines are `{ points, link, title }`; bars and boxes `{ x, y, w, h, text, kind }`; `route(a, b)` the way between two GPUs.
+ * Lines are `{ points, link, ends, quiet }`; bars and boxes `{ x, y, w, h, text, kind }`; `route(a, b)` the way between two GPUs.
  */
 export function placesOf(machine, width) {
   const structure = structureOf(machine);
@@ -52,7 +52,7 @@ export function placesOf(machine, width) {
   const each = Math.floor((width - (columns - 1) * 16 - (machine.nodes > columns ? 14 : 0)) / columns);
   const node = { switch: switchNode, cube: cubeNode, mesh: meshNode, sockets: socketsNode }[structure](machine, each, chip);
   const several = machine.nodes > 1;
-  const made = { width, chip, gpus: [], lines: [], bars: [], boxes: [], structure };
+  const made = { width, chip, gpus: [], lines: [], bars: [], boxes: [] };
   const rows = Math.ceil(machine.nodes / columns);
   const left = rows > 1 ? 14 : 0;
   const high = node.height + (several ? 20 + 22 + 26 + BAR + 16 : 0);
@@ -71,7 +71,7 @@ export function placesOf(machine, width) {
     const cards = machine.nics ? `${machine.nics} network card${machine.nics > 1 ? "s" : ""}` : "network";
     made.bars.push({ x: card[0] - 66, y: card[1], w: 132, h: 22, text: cards, kind: "nic" });
     made.lines.push({ points: [shift(node.hub), card], link: machine.network }, { points: [[card[0], card[1] + 22], net], link: machine.network });
-    nets.push([...[shift(node.hub), card, net]]);
+    nets.push([shift(node.hub), card, net]);
   }
   if (several) drawNetwork(machine, made, { rows, columns, high, left, each, nodeHeight: node.height });
   made.height = several ? rows * high : node.height;

@@ -56,7 +56,7 @@ export function buildTrip(trace) {
   };
 }
 
-const MOST_SLOTS = 32;
+export const MOST_SLOTS = 32; // micro-batches of a rank that are drawn one by one; more are one bar
 
 /** What a rank holds from each change on: how many, and where they are few the micro-batch in each slot, or -1. */
 function memoryOf(trace, row) {

@@ -273,6 +273,7 @@ export function render({ model, el }) {
     };
     time = player({ duration: end, seconds: end, format: (t) => `${number(t, 2)} s`, onTime: replay, label: "recording", autoplay: true });
     root.append(picture.element, source, time.element, words);
+    // For who records it; a notebook has no such trait.
     model.on("change:at", () => time.seek(model.get("at")));
   }
   observer.observe(root);

@@ -120,7 +120,9 @@ export function render({ model, el }) {
     if (!complete) return;
     const last = data.reduce((slow, each) => (each.total > slow.total ? each : slow));
     const seconds = Math.max(6, total / 1000);
-    pace.textContent = `All layouts on one clock, played ${Math.round((1000 * seconds) / total).toLocaleString("en-US")} times slower than they wrote. They wrote one after the other.`;
+    const times = Math.round((1000 * seconds) / total);
+    const played = times > 1 ? `played ${times.toLocaleString("en-US")} times slower than they wrote` : "as fast as they wrote";
+    pace.textContent = `All layouts on one clock, ${played}. They wrote one after the other.`;
     clock.reset({ duration: total, seconds, stops: [...last.at, total] });
     clock.seek(total);
     if (drawn && !was && !reducedMotion()) clock.play();
