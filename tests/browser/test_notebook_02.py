@@ -25,7 +25,7 @@ def test_sweep_from_the_page(run_notebook: Callable[[str], Page]) -> None:
     crossover.locator("select").nth(0).select_option("4xH200-2026-11-26, 4 ranks")
     expect(crossover.locator(".js-plotly-plot")).to_contain_text("over 4 ranks")
     expect(crossover.locator(".tplab-below")).to_contain_text("at batch 16: one-shot")
-    crossover.locator("select").nth(1).select_option("llama-3.1-8b")
+    crossover.locator("select").nth(1).select_option("Llama 3.1 8B")
     expect(crossover.locator(".tplab-below")).to_contain_text("vLLM loses at most 0.12 ms per step")
 
     # Run with other settings: the ribbon shows before, the figure changes after.

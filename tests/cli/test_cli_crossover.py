@@ -11,7 +11,7 @@ def test_of_a_recording(capsys):
     assert main(["crossover", "--recorded", BOX, "--batches", "1,16"]) == 0
     said = capsys.readouterr().out
     assert "RECORDED 4xH200 2026-11-26 · graph · bfloat16" in said
-    assert "Fastest here: symmetric-two-shot up to 25.5 MiB, library above." in said
+    assert "Fastest here: torch's two-shot up to 25.5 MiB, library above." in said
     assert "160 all-reduces of batch x 16,384 bytes" in said
     assert (
         "vLLM loses at most 0.58 ms per step, 3.6 µs per call, at batch 16: one-shot where torch's two-shot is faster"
