@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
 
 MODULE = """
 function render({ model, el }) {
-  const root = frame(el, "a ball");
+  const root = frame(el, "a ball", ".tplab-picture circle { fill: rgb(255, 0, 0); }");
   globalThis.words = { number, timeText, bytesText };
   const ball = svg("circle", { r: 5 });
   const said = statusLine();
@@ -53,6 +53,15 @@ def test_a_picture_is_a_page_of_its_own(ball: Ball, open_picture: Callable[[Pict
     expect(page.get_by_label("size")).to_have_attribute("aria-valuetext", "1,000")
     page.get_by_label("size").press("End")
     assert page.evaluate("tplab.get('size')") == pytest.approx(1e6)
+
+
+def test_the_style_of_a_picture_is_for_it_alone(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
+    """All notebooks that are open in JupyterLab are one document."""
+    page = open_picture(ball)
+    other = '<div class="tplab-picture"><svg><circle id="other"></circle></svg></div>'
+    page.evaluate("(other) => document.body.insertAdjacentHTML('beforeend', other)", other)
+    assert page.evaluate("getComputedStyle(document.querySelector('circle')).fill") == "rgb(255, 0, 0)"
+    assert page.evaluate("getComputedStyle(document.getElementById('other')).fill") == "rgb(0, 0, 0)"
 
 
 def test_numbers_are_written_as_python_writes_them(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
