@@ -216,7 +216,10 @@ class TestHowARunEnds:
         assert told["error"] == ""
         assert isinstance(panel.state.error, RunStopped)
         assert panel._status.share < 1.0
-        panel.configure(steps=2).run()
+        with pytest.raises(ValueError, match="fault must not be"):
+            panel.configure(fault="refuse").run()
+        assert says(panel)["ribbon"].startswith("Only what was measured until the run was stopped.")  # it still is
+        panel.configure(steps=2, fault="none").run()
         assert says(panel)["ribbon"] == ""
 
     def test_an_error_on_a_rank(self, panel: Counter) -> None:
@@ -374,6 +377,7 @@ def test_a_panel_whose_next_run_was_stopped_at_once_shows_the_one_before(kind: t
         assert time.monotonic() - clicked_at < 2.0, "the kernel waits for other work"
         wait_for(lambda: panel.state.stage == "waiting")
         assert panel._status.words == "Waiting for another cell …"
+        assert kind is CrossoverPanel or says(panel)["ribbon"].startswith("Not of this run yet.")
         panel.stop()
         assert panel.asks_ranks or panel._ended.wait(5)  # those that ask the ranks end when they are answered
     finally:
