@@ -58,7 +58,10 @@ def test_interleaved_really_interleaves() -> None:
     [
         ({"pipeline_schedule": "zb-h1"}, "pipeline_schedule must be one of 1f1b, gpipe, interleaved; got 'zb-h1'"),
         ({"num_stages": 0}, "num_stages must be a whole number of at least 1"),
-        ({"num_micro_batches": 6, "pipeline_schedule": "interleaved"}, "not a multiple of num_stages=4"),
+        (
+            {"num_micro_batches": 6, "pipeline_schedule": "interleaved"},
+            "6 is not a multiple of 4; take num_micro_batches of 4 or 8",
+        ),
         ({"num_chunks": 2}, "num_chunks must be 1 for 1f1b, got 2"),
     ],
 )

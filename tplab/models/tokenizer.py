@@ -63,7 +63,8 @@ class Tokenizer:
         try:
             found = read_json(path, limit=_MOST_BYTES)
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"no tokenizer can be read from {path}: {error}") from error
+            said = f"no tokenizer can be read from {path.parent}: {error}"
+            raise CheckpointError(f"{said}. Fetch its file again, or give token ids") from error
         if not _is_of_this_kind(found):
             return None
         try:

@@ -141,7 +141,7 @@ def test_the_panel_profiles_what_its_controls_say(no_ranks_left: None) -> None:
         assert panel.profile is not None
         assert (panel.profile.generation.layout.tp, panel.profile.generation.layout.pp) == (2, 1)
         assert "TP 2" in panel.figure.layout.title.text
-        assert "nothing is predicted" in panel._below.value
+        assert "Nothing is predicted" in panel._below.value
         with pytest.raises(ValueError, match="TP 4 does not divide"):
             panel.configure(tp=4).run()
         assert "TP 2" in panel.figure.layout.title.text
