@@ -198,6 +198,26 @@ def open_picture(browser: BrowserContext, tmp_path: Path) -> Iterator[Callable[[
         page.close()
 
 
+@pytest.fixture
+def time_frames() -> Callable[[Page], None]:
+    """From now on the page notes the milliseconds of script of every frame in its global ``spent``."""
+
+    def begin(page: Page) -> None:
+        page.evaluate(
+            """() => {
+                const ask = requestAnimationFrame;
+                globalThis.spent = [];
+                globalThis.requestAnimationFrame = (draw) => ask((stamp) => {
+                    const before = performance.now();
+                    draw(stamp);
+                    spent.push(performance.now() - before);
+                });
+            }"""
+        )
+
+    return begin
+
+
 def _menu(page: Page, menu: str, item: str) -> None:
     page.click(f".lm-MenuBar-itemLabel:text-is('{menu}')")
     page.click(f".lm-Menu-itemLabel:text-is('{item}')")

@@ -140,19 +140,9 @@ def test_a_table_over_the_cap_can_be_mended_step_by_step(open_picture: Open) -> 
     )
 
 
-def test_a_drag_takes_little_of_a_frame(open_picture: Open) -> None:
+def test_a_drag_takes_little_of_a_frame(open_picture: Open, time_frames: Callable[[Page], None]) -> None:
     page = open_picture(ScheduleEditor("zb-h1", 8, 16))  # 384 tiles
-    page.evaluate(
-        """() => {
-            const ask = requestAnimationFrame;
-            globalThis.spent = [];
-            globalThis.requestAnimationFrame = (draw) => ask((stamp) => {
-                const before = performance.now();
-                draw(stamp);
-                spent.push(performance.now() - before);
-            });
-        }"""
-    )
+    time_frames(page)
     box = tile(page, "0W0").bounding_box()
     page.mouse.move(box["x"] + 4, box["y"] + 10)
     page.mouse.down()

@@ -157,12 +157,11 @@ def test_a_model_that_cannot_be_shared_so_takes_fewer_gpus(open_picture: Callabl
     expect(page.get_by_text("Qwen2.5 7B cannot be shared by 8 GPUs: take TP 1, 2 or 4.")).to_be_visible()
 
 
-def test_frames_are_short_and_less_motion_is_respected(open_picture: Callable[[Picture], Page]) -> None:
+def test_frames_are_short_and_less_motion_is_respected(
+    open_picture: Callable[[Picture], Page], time_frames: Callable[[Page], None]
+) -> None:
     page = open_picture(WillItFit().ask(gpu="h100", batch=1000))
-    page.evaluate(
-        "globalThis.spent = []; const plain = requestAnimationFrame; globalThis.requestAnimationFrame = (f) => "
-        "plain((t) => { const start = performance.now(); f(t); spent.push(performance.now() - start); })"
-    )
+    time_frames(page)
     page.get_by_label("context").press("Home")
     page.wait_for_timeout(600)
     spent = sorted(page.evaluate("spent"))

@@ -149,12 +149,11 @@ def test_a_prediction_comes_first(open_picture: Callable[[Picture], Page]) -> No
     assert painted(page) == ["column", "row", "row", "row"]
 
 
-def test_frames_are_short_and_less_motion_is_respected(open_picture: Callable[[Picture], Page]) -> None:
+def test_frames_are_short_and_less_motion_is_respected(
+    open_picture: Callable[[Picture], Page], time_frames: Callable[[Page], None]
+) -> None:
     page = open_picture(ShardPainter().paint(ranks=8))
-    page.evaluate(
-        "globalThis.spent = []; const plain = requestAnimationFrame; globalThis.requestAnimationFrame = (f) => "
-        "plain((t) => { const start = performance.now(); f(t); spent.push(performance.now() - start); })"
-    )
+    time_frames(page)
     page.locator("[data-matrix=out]").press("Enter")
     expect(page.get_by_text("whole pass")).to_be_visible()
     spent = sorted(page.evaluate("spent"))

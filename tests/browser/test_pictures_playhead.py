@@ -99,7 +99,9 @@ def measured() -> Trace:
     ],
     ids=lambda trace: f"{trace.schedule.name}-{trace.num_ranks}x{trace.schedule.num_micro_batches}",
 )
-def test_any_trace_plays_through_in_short_frames(open_picture: Open, trace: Trace) -> None:
+def test_any_trace_plays_through_in_short_frames(
+    open_picture: Open, trace: Trace, time_frames: Callable[[Page], None]
+) -> None:
     page = open_picture(PlayHead(trace))
     for width in (320, 1600):
         page.set_viewport_size({"width": width, "height": 900})
@@ -107,17 +109,7 @@ def test_any_trace_plays_through_in_short_frames(open_picture: Open, trace: Trac
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_label("time", exact=True).press("ArrowRight")
     assert not re.search(r"\d\.\d{4}", page.locator(".status").inner_text())  # thirds of a micro-batch are rounded
-    page.evaluate(
-        """() => {
-            const ask = requestAnimationFrame;
-            globalThis.spent = [];
-            globalThis.requestAnimationFrame = (draw) => ask((stamp) => {
-                const before = performance.now();
-                draw(stamp);
-                spent.push(performance.now() - before);
-            });
-        }"""
-    )
+    time_frames(page)
     page.get_by_label("speed").select_option(label="4 ×")
     page.locator("button", has_text="Play").click()
     page.wait_for_timeout(1500)

@@ -174,27 +174,17 @@ def test_nothing_is_cut_or_drawn_over_from_320_to_1600_pixels(name: str, open_pi
         ), width
 
 
-def test_less_motion_and_little_script(open_picture: Open) -> None:
+def test_less_motion_and_little_script(open_picture: Open, time_frames: Callable[[Page], None]) -> None:
     page = open_picture(Topology(Machine.preset("a100-pcie"), tp=4, pp=2))
     drag(page, 0, chip(page, 4))
     pulse = "getComputedStyle(document.querySelector('.binding polyline')).animationName"
     assert page.evaluate(pulse) == "tplab-slow"
     page.emulate_media(reduced_motion="reduce")
     assert page.evaluate(pulse) == "none"
-    page.evaluate(
-        """() => {
-          globalThis.took = [];
-          const ask = globalThis.requestAnimationFrame.bind(globalThis);
-          globalThis.requestAnimationFrame = (draw) => ask((stamp) => {
-            const start = performance.now();
-            draw(stamp);
-            took.push(performance.now() - start);
-          });
-        }"""
-    )
+    time_frames(page)
     for gpu, other in ((1, 5), (2, 6), (3, 7), (5, 1)):
         drag(page, gpu, chip(page, other))
-    took = sorted(page.evaluate("took"))
+    took = sorted(page.evaluate("spent"))
     median = took[len(took) // 2]
     print(f"{len(took)} frames of a drag: script of the median {median:.2f} ms, of the longest {took[-1]:.2f} ms")
     assert len(took) > 8
