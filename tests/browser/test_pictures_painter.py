@@ -116,7 +116,7 @@ def test_activations_are_split_and_added(open_picture: Callable[[Picture], Page]
 
     def rows(name: str) -> list[tuple[float, float]]:
         page.wait_for_timeout(500)
-        found = page.locator(f".activation[data-at='{name}'] rect[fill^=color]").all()
+        found = page.locator(f".activation[data-at='{name}'] rect[fill*=color-mix]").all()
         boxes = [rect.bounding_box() for rect in found]
         return [(round(box["x"]), round(box["width"])) for box in boxes if box is not None]
 

@@ -300,6 +300,10 @@ def test_bytes_are_covered_until_somebody_has_predicted_them(open_picture: OpenP
     told = lanes.inner_text()
     assert "KiB" not in told
     assert "1.5" not in told
+    without = page.get_by_role("button", name="Count bytes without predicting")
+    without.click()  # on a page without a kernel nobody can predict
+    expect(lanes).to_contain_text("6 steps, 1.5 S = 384 KiB")
+    expect(without).to_be_hidden()
     guess.commit(3)
     page = open_picture(race)
     page.get_by_label("race clock", exact=True).press("End")

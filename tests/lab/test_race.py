@@ -78,6 +78,11 @@ def test_bytes_are_uncovered_by_a_prediction_or_without_one() -> None:
         answer(guess)
         assert not race.covered
     assert not Race().covered
+    shown: list[str] = []
+    guess = Predict("bytes", unit="S")
+    guess.afterwards(lambda: shown.append("the answer"))
+    Race(after=guess).covered = False  # the picture's own button
+    assert shown == ["the answer"]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from nbformat.v4 import new_code_cell, new_output
 from tests.notebooks.images import Draw, drawing
 from tplab.files import check_writable, replacing
 from tplab.lab.panels.figure_view import plain
-from tplab.lab.saving import MARK, PLOTLY, strip
+from tplab.lab.saving import MARK, PICTURE, PLOTLY, strip
 
 RENEW = "from tplab.lab.still import renew\n\nrenew()"
 FRAME = re.compile(r'<iframe title="([^"]*)"[^>]* srcdoc="([^"]*)"[^>]*></iframe>')
+STATE = re.compile(r'<script type="application/json" id="state" data-picture="(\w+)">(.*?)</script>', re.S)
 
 
 def store(path: Path, draw: Draw) -> None:
@@ -80,7 +82,15 @@ def whole(output: nbformat.NotebookNode, draw: Draw, before: dict[str, Any]) -> 
         data["text/html"] = FRAME.sub("", data["text/html"])
         image, size = draw.page(page)
         about = {"image/png": size | {"alt": title}, MARK: {"still": True}}
-        yield new_output("display_data", {"image/png": image, "text/plain": title}, metadata=about)
+        data = {"image/png": image, "text/plain": title} | {PICTURE: picture_of(unescape(page))}
+        yield new_output("display_data", data, metadata=about)
+
+
+def picture_of(page: str) -> dict[str, Any]:
+    """Which picture a page shows, and its state: with these a site draws it live (``docs/_ext/tplab_pictures.py``)."""
+    found = STATE.search(page)
+    assert found is not None, "a page of a picture that says no state"
+    return {"picture": found[1], "state": json.loads(found[2])}
 
 
 def stored_images(notebook: nbformat.NotebookNode) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.notebooks.images import Draw, drawing
 from tests.notebooks.store_outputs import finish, stored_images
 from tplab.lab.pictures import Race
-from tplab.lab.saving import MARK, PLOTLY, WIDGET_VIEW
+from tplab.lab.saving import MARK, PICTURE, PLOTLY, WIDGET_VIEW
 from tplab.lab.still import figure_bundle
 from tplab.lab.style import COLLECTIVE, card
 
@@ -51,6 +51,8 @@ def test_a_stored_notebook_is_whole_and_stays_the_same(draw: Draw) -> None:
     assert words.data["text/html"] == "<div>Race</div>"
     assert words.metadata[MARK] == {"still": True}
     assert picture.metadata["image/png"].alt == "All-reduce race"
+    assert picture.data[PICTURE]["picture"] == "race"
+    assert picture.data[PICTURE]["state"] == Race().still_state()  # also its links' names, with characters of all kinds
     (figure,) = notebook.cells[1].outputs
     assert figure.data["text/plain"] == figure.metadata["image/png"].alt == "A bar"
     assert figure.data[PLOTLY]

@@ -18,6 +18,8 @@ MARK: Final = "tplab"
 """Key of an output's metadata; ``{"still": id}`` says of which widget it is a picture, ``"empty"`` that it is blank."""
 WIDGET_VIEW: Final = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE: Final = "application/vnd.jupyter.widget-state+json"
+PICTURE: Final = "application/vnd.tplab.picture+json"
+"""A moving picture of ours as ``picture`` (its module) and ``state`` (its traits): what a site draws live."""
 PLOTLY: Final = "application/vnd.plotly.v1+json"
 
 _REFERENCE = re.compile(r"IPY_MODEL_(\w+)")

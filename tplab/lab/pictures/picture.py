@@ -92,9 +92,11 @@ class Picture(Stilled, anywidget.AnyWidget):
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.caption)}</title>\n"
             "<style>:root { color-scheme: light dark; } body { margin: 16px; background: Canvas; }</style>\n"
-            '</head>\n<body>\n<main id="picture"></main>\n<script type="module">\n'
-            f"{module_text(self.module)}\n"
-            f"const model = localModel({state});\nglobalThis.tplab = model;\n"
+            '</head>\n<body>\n<main id="picture"></main>\n'
+            f'<script type="application/json" id="state" data-picture="{self.module}">{state}</script>\n'
+            f'<script type="module">\n{module_text(self.module)}\n'
+            'const model = localModel(JSON.parse(document.getElementById("state").textContent));\n'
+            "globalThis.tplab = model;\n"
             'render({ model, el: document.getElementById("picture") });\n</script>\n</body>\n</html>\n'
         )
 

@@ -71,7 +71,10 @@ class Race(Picture):
             covered=after is not None,
             links=[_offer(name, each) for name, each in LINKS.items()],
         )
-        self._cover = None if after is None else after.afterwards(self._uncover)
+        self._cover = None
+        if after is not None:
+            self._cover = after.afterwards(self._uncover)
+            self.observe(lambda change: change.new or after.reveal(), names="covered")
 
     def _uncover(self) -> None:
         self.covered = False

@@ -33,7 +33,7 @@ export function rankColour(rank, n) {
   const share = n > 1 ? rank / (n - 1) : 0;
   const [from, to] = [[11, 61, 132], [116, 193, 251]];
   const colour = `rgb(${from.map((value, at) => Math.round(value + share * (to[at] - value))).join(" ")})`;
-  return `color-mix(in srgb, white var(--lighter), ${colour})`;
+  return `light-dark(${colour}, color-mix(in srgb, white 30%, ${colour}))`;
 }
 
 // `onTurn(matrix, direction)` when somebody paints. Returns `{ element, draw(plan, shape, width), at(t), stations(),

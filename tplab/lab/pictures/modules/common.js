@@ -10,26 +10,23 @@ export const COLOURS = {
   idle: "#E9EBEE",
 };
 
-// On a page of its own the colours follow the system, in JupyterLab its theme.
+// Colours follow the page's `color-scheme`: that of the system on a page of its own, of the reader's switch on a web
+// site. Notebooks say their theme by attributes only.
+const DARK = '[data-jp-theme-light="false"], [data-vscode-theme-kind$="dark"], [theme="dark"]'; // JupyterLab, VS Code, Colab
 const CSS = `
+[data-jp-theme-light="true"] .tplab-picture { color-scheme: light; }
+:is(${DARK}) .tplab-picture { color-scheme: dark; }
 .tplab-picture {
-  --ink-default: #1F2430; --quiet-default: #5B6472; --paper-default: #FFFFFF; --line-default: #CBD0D8;
-  --soft-default: #F2F4F7; --accent-default: #0B63CE;
-  --ink: var(--jp-ui-font-color1, var(--ink-default)); --quiet: var(--jp-ui-font-color2, var(--quiet-default));
-  --paper: var(--jp-layout-color1, var(--paper-default)); --line: var(--jp-border-color1, var(--line-default));
-  --soft: var(--jp-layout-color2, var(--soft-default)); --accent: var(--jp-brand-color1, var(--accent-default));
-  --lighter: 0%; --forward: color-mix(in srgb, white var(--lighter), ${COLOURS.forward});
+  --ink: var(--jp-ui-font-color1, light-dark(#1F2430, #E6E9EE));
+  --quiet: var(--jp-ui-font-color2, light-dark(#5B6472, #A3ACB9));
+  --paper: var(--jp-layout-color1, light-dark(#FFFFFF, #16191F));
+  --line: var(--jp-border-color1, light-dark(#CBD0D8, #4A5262));
+  --soft: var(--jp-layout-color2, light-dark(#F2F4F7, #232832));
+  --accent: var(--jp-brand-color1, light-dark(#0B63CE, #6AB0FF));
+  --forward: light-dark(${COLOURS.forward}, color-mix(in srgb, white 30%, ${COLOURS.forward}));
   color: var(--ink); font: 13px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
   box-sizing: border-box; max-width: 100%;
 }
-@media (prefers-color-scheme: dark) {
-  .tplab-picture {
-    --ink-default: #E6E9EE; --quiet-default: #A3ACB9; --paper-default: #16191F; --line-default: #4A5262;
-    --soft-default: #232832; --accent-default: #6AB0FF; --lighter: 30%;
-  }
-}
-body[data-jp-theme-light="true"] .tplab-picture { --lighter: 0%; }
-body[data-jp-theme-light="false"] .tplab-picture { --lighter: 30%; }
 .tplab-picture [fill="${COLOURS.forward}" i] { fill: var(--forward); }
 .tplab-picture *, .tplab-picture *::before { box-sizing: border-box; }
 .tplab-picture svg { display: block; width: 100%; height: auto; }

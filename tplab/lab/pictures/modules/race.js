@@ -7,6 +7,7 @@ import { raceCrossing, raceStrips, verdictOf, CHART_CSS } from "./race_charts.js
 
 const OWN_VALUES = "values of the sliders";
 const RACE_CSS = `
+.tplab-picture [hidden] { display: none; }
 .race-verdict { font-size: 14px; margin: 8px 0 4px; }
 .race-verdict p { margin: 0; }
 .race-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; color: var(--quiet); font-size: 12px; margin: 8px 0; }
@@ -24,6 +25,8 @@ export function render({ model, el }) {
   const legend = html("div", { class: "race-legend" });
   const grid = html("div", { class: "race-lanes" });
   const linkPlace = html("span");
+  const uncover = html("button", { type: "button", onclick: () => change({ covered: false }) }, "Count bytes without predicting");
+  const covered = html("div", { class: "row" }, uncover);
   let plans = [];
   let total = 1;
   let plansDrawn = false;
@@ -153,6 +156,7 @@ export function render({ model, el }) {
     strips.build(plans, total);
     crossing.build(racers, now, model.get("measured"), words.join(" "));
     drawLegend(now.n);
+    covered.hidden = !model.get("covered");
     const stops = [...new Set(plans.flatMap(({ steps }) => steps.map(({ end }) => end)))].sort((a, b) => a - b);
     const fastest = Math.min(...plans.map(({ end }) => end));
     time.reset({ duration: total, stops, seconds: Math.min(14, Math.max(5, (1.6 * total) / fastest)) });
@@ -176,7 +180,7 @@ export function render({ model, el }) {
       html("span", { class: "badge" }, "MODEL"), linkPlace, alpha.element, beta.element, ownBox,
     ),
     html("div", { class: "row" }, size.element, ranks.element, who),
-    time.element, verdict, html("div", { class: "race-room" }, grid), legend,
+    time.element, verdict, html("div", { class: "race-room" }, grid), covered, legend,
     html("div", { class: "race-charts" }, strips.element, crossing.element),
     heard.element,
   );

@@ -3,12 +3,10 @@
 export const GROUP_COLOURS = ["#2F74D0", "#C7719E", "#0A8F6C", "#C98A00", "#8A63D2", "#1797A8", "#A0683A", "#6E7A8A"];
 
 export const TOPOLOGY_CSS = `
-.tplab-picture { --nv: #007E5D; --pcie: #5577A5; --sys: #A66B00; --net: #8A4FB0; --red: #C62A17; --rest: #5577A5; --hop: #C7719E; }
-@media (prefers-color-scheme: dark) {
-  .tplab-picture { --nv: #3CC39B; --pcie: #8FB0DB; --sys: #E0A73C; --net: #C79AE6; --red: #FF6B57; --rest: #8FB0DB; }
+.tplab-picture {
+  --nv: light-dark(#007E5D, #3CC39B); --pcie: light-dark(#5577A5, #8FB0DB); --sys: light-dark(#A66B00, #E0A73C);
+  --net: light-dark(#8A4FB0, #C79AE6); --red: light-dark(#C62A17, #FF6B57); --rest: light-dark(#5577A5, #8FB0DB); --hop: #C7719E;
 }
-[data-jp-theme-light="true"] .tplab-picture { --nv: #007E5D; --pcie: #5577A5; --sys: #A66B00; --net: #8A4FB0; --red: #C62A17; --rest: #5577A5; }
-[data-jp-theme-light="false"] .tplab-picture { --nv: #3CC39B; --pcie: #8FB0DB; --sys: #E0A73C; --net: #C79AE6; --red: #FF6B57; --rest: #8FB0DB; }
 .tplab-picture .heading { font-size: 14px; font-weight: 600; margin-bottom: 4px; }
 .tplab-picture .heading .badge { vertical-align: 1px; margin-right: 4px; }
 .tplab-picture .quiet, .tplab-picture .help { color: var(--quiet); }

@@ -42,10 +42,7 @@ const STYLE = `
 .two-ranks .badge.live { background: #007E5D; } .two-ranks .badge.recorded { background: #0B3D84; }
 .two-ranks button.run { background: #0B63CE; border-color: #0B63CE; color: white; font-weight: 600; }
 .two-ranks button.kill { border-color: #D9402F; color: var(--bad); font-weight: 600; background: transparent; }
-.two-ranks { --bad: #C22A1A; --good: #007E5D; }
-@media (prefers-color-scheme: dark) { .two-ranks { --bad: #FF8A7D; --good: #4FD1A5; } }
-[data-jp-theme-light="false"] .two-ranks { --bad: #FF8A7D; --good: #4FD1A5; }
-[data-jp-theme-light="true"] .two-ranks { --bad: #C22A1A; --good: #007E5D; }
+.two-ranks { --bad: light-dark(#C22A1A, #FF8A7D); --good: light-dark(#007E5D, #4FD1A5); }
 .two-ranks .words { min-height: 62px; }
 .two-ranks .card { border-left: 4px solid #B21405; background: var(--soft); padding: 7px 12px; }
 .two-ranks .card summary { cursor: pointer; color: var(--quiet); }
