@@ -21,6 +21,7 @@ from tplab.lab.grading.grades import grade_folder
 from tplab.lab.grading.sources import stubs_of
 from tplab.lab.progress_view import progress_table
 from tplab.lab.recorded import recorded
+from tplab.lab.shipped.copying import copy_notebooks
 from tplab.lab.sizing import measure_notebooks
 from tplab.models.spec import ModelSpec
 from tplab.shown import duration, fixed
@@ -49,6 +50,7 @@ TAKEN = {
     "solutions": (write_solutions,),
     "export": (export_nbgrader, export_otter),
     "size": (measure_notebooks,),
+    "lab": (copy_notebooks,),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
 OWN = {
@@ -70,6 +72,7 @@ OWN = {
     ),  # files and what is printed
     *("topo", "eager", "paths", "no_refit", "from_size", "to_size", "names"),  # which another argument is made from
     *("notebooks", "grader", "reports"),  # where files are, and which function is called
+    *("fresh", "copy_only", "no_browser", "port", "ip"),  # which function is called, and what a server is told
 }
 """Destinations that no such function takes under that name."""
 

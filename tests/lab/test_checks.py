@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem_with_a_way_out(monkeypatch
     monkeypatch.setattr(install.tempfile, "TemporaryFile", refuse)
     found = by_name(install.install_checks())["notebooks' folder"]
     assert found.status == "problem"
-    assert "cp -r notebooks" in found.cure
+    assert "tplab lab ~/tplab-lab" in found.cure
 
 
 def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

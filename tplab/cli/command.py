@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import tplab
 from tplab.checks import ArgumentError
-from tplab.cli import advise, claims, crossover, measure, nccl, progress, teach, validate, words
+from tplab.cli import advise, claims, crossover, lab, measure, nccl, progress, teach, validate, words
 from tplab.cluster import Cluster, ClusterError, Report
 from tplab.files import replacing
 
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep.add_argument("--out", default="sweep.csv", help="CSV file; the figure goes beside it as .html")
     sweep.set_defaults(call=_sweep)
     for add in (
+        lab.add_lab,
         crossover.add_crossover,
         measure.add_calibrate,
         nccl.add_nccl,
@@ -81,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(commands)
     for each in commands.choices.values():
         words.show_options(each)
+    argv, beyond = words.passed_on(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
+    arguments.beyond = beyond
     arguments.options = words.options(commands.choices[arguments.command])
     status = 2
     try:

@@ -17,7 +17,7 @@ def add_progress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "and what comes next.",
     )
     parser.add_argument(
-        "folder", nargs="?", metavar="FOLDER", help="the notebooks' folder (default: this one, or its notebooks/)"
+        "folder", nargs="?", metavar="FOLDER", help="the notebooks' folder (default: those that `tplab lab` would open)"
     )
     parser.add_argument("--json", action="store_true", help="print what the file says as JSON")
     parser.add_argument("--reset", action="store_true", help="begin anew; the file is put aside under another name")
@@ -27,12 +27,13 @@ def add_progress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _progress(arguments: argparse.Namespace) -> int:
     from tplab.lab.progress import FILE_NAME, Progress, reset_progress
     from tplab.lab.progress_view import progress_table
+    from tplab.lab.shipped.copying import default_folder, find_workplace
 
     folder = Path(arguments.folder or ".")
     if not folder.is_dir():
         raise ArgumentError("folder", arguments.folder, "must be a folder with notebooks")
-    if arguments.folder is None and not any(folder.glob("[0-9][0-9]-*.ipynb")) and Path("notebooks").is_dir():
-        folder = Path("notebooks")
+    if arguments.folder is None and (place := find_workplace(default_folder())) is not None:
+        folder = place.path
     if arguments.reset:
         aside = reset_progress(folder)
         print(f"Put aside as {aside}." if aside else f"There is no {FILE_NAME} in {folder}: nothing to do.")

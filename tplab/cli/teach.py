@@ -12,7 +12,7 @@ from tplab.cli import words
 if TYPE_CHECKING:
     from tplab.lab.grading.grades import Grade
 
-_NOTEBOOKS = "folder with the lab's notebooks (default: those of the clone that tplab is installed from)"
+_NOTEBOOKS = "folder with the lab's notebooks (default: those that tplab was installed with)"
 
 
 def add_grade(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

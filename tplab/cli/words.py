@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,13 @@ INDENT = " " * 6
 def options(parser: argparse.ArgumentParser) -> dict[str, str]:
     """What the command line calls each argument of ``parser``: its option, or the placeholder of one without."""
     return {action.dest: (action.option_strings or [str(action.metavar)])[0] for action in parser._actions}
+
+
+def passed_on(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line up to ``--``, and what follows it, for those commands that pass it on to another program."""
+    argv = list(argv)
+    at = argv.index("--") if argv[:1] in (["lab"], ["demo"]) and "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
 
 
 def show_options(parser: argparse.ArgumentParser) -> None:

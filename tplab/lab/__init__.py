@@ -11,6 +11,7 @@ claims      the claims ledger: entries, recipes, verdicts
 predict     the learner commits a number before the answer is seen; answers: the words and the picture for both
 names       keys as people write them; known_links: the links that panels and pictures offer
 sentences   words below a cell that a page wraps between words
+shipped     the notebooks that tplab brings along, and a learner's copy of them
 progress    what was predicted and solved, in a file beside the notebooks; progress_table shows it
 still       pictures of what is live, for pages without its kernel; saving: on save they take the views' place
 exercises   stubs' checkers

@@ -13,6 +13,8 @@ from pathlib import Path
 import tplab
 from tplab.cluster.backends import num_gpus
 from tplab.lab.finding import Check
+from tplab.lab.shipped import CHECKOUT
+from tplab.lab.shipped.copying import default_folder, find_workplace
 
 _DISK_GB = 1.0
 _SHARED_GB = 0.25
@@ -35,7 +37,7 @@ def verdict(checks: Sequence[Check]) -> str:
         noun = "problem" if len(problems) == 1 else "problems"
         return f"NOT READY: {len(problems)} {noun} ({', '.join(problems)}). What to do stands beside each."
     noted = f", {notes} to know of" if notes else ""
-    return f"READY: no problems found in {len(checks)} checks{noted}. `jupyter lab` and go."
+    return f"READY: no problems found in {len(checks)} checks{noted}. `tplab lab` and go."
 
 
 def kernel_check() -> Check:
@@ -87,10 +89,10 @@ def kernel_check() -> Check:
 
 
 def _notebooks() -> Path:
-    """Where the notebooks are: here, in a notebook's kernel; else below, or in the clone."""
-    own = Path(tplab.__file__).parents[1] / "notebooks"
-    found = (each for each in (Path(), Path("notebooks"), own) if (each / "00-start-here.ipynb").is_file())
-    return next(found, Path())
+    """Where a learner's notebooks are: here, in a notebook's kernel; else below, or in the clone; else they are to come
+    here."""
+    found = (find_workplace(each) for each in (default_folder(), CHECKOUT))
+    return next((place.path for place in found if place is not None), Path())
 
 
 def _named(folder: Path) -> str:
@@ -108,7 +110,7 @@ def _writable(folder: Path) -> Check:
             found=f"{_named(folder)}: {error.strerror}",
             status="problem",
             meaning="Notebooks, and the progress kept beside them, cannot be saved there.",
-            cure="Copy the notebooks to a folder of your own: cp -r notebooks ~/ and open them there.",
+            cure="Open them in a folder of your own, which gets a copy: tplab lab ~/tplab-lab",
         )
 
 

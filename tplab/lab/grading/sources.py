@@ -8,10 +8,10 @@ from typing import Any
 
 import nbformat
 
-import tplab
 from tplab.checks import ArgumentError
 from tplab.lab.exercises.registry import EXERCISES, Exercise
 from tplab.lab.grading.answers import part_of
+from tplab.lab.shipped import NUMBERED, root
 
 _SOLUTION = re.compile(r"<summary>\s*Solution\s*</summary>.*?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -37,14 +37,13 @@ class Source:
 
 
 def notebooks_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The folder with the lab's notebooks: ``folder``, or that of the clone which tplab is installed from, or
-    ``notebooks`` where one is. Raises ``ArgumentError`` where they are not."""
-    tried = [Path(folder)] if folder is not None else [Path(tplab.__file__).parents[1] / "notebooks", Path("notebooks")]
-    for each in tried:
-        if any(each.glob("[0-9][0-9]-*.ipynb")):
-            return each
-    rule = "must be the folder with the lab's notebooks (00-start-here.ipynb, ...); a clone has them as `notebooks`"
-    raise ArgumentError("notebooks", str(tried[0]), rule)
+    """The folder with the lab's notebooks: ``folder``, or that of this installation. Raises ``ArgumentError`` where
+    they are not."""
+    found = root() / "notebooks" if folder is None else Path(folder)
+    if any(found.glob(NUMBERED)):
+        return found
+    rule = "must be the folder with the lab's notebooks (00-start-here.ipynb, ...); `tplab lab` makes a copy of it"
+    raise ArgumentError("notebooks", str(found), rule)
 
 
 def read_notebook(path: Path) -> Any:
