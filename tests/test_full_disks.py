@@ -9,8 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-import tplab.cli.command as cli_command
-import tplab.cli.measure as cli_measure
+import tplab.cluster
 from tests.notebooks import store_outputs
 from tests.test_files_writing import no_larger_than
 from tplab import files
@@ -154,7 +153,7 @@ def test_a_checkpoint_over_the_one_it_is_read_from(tmp_path):
 @pytest.fixture
 def on_warm_ranks(cluster2, monkeypatch):
     """The commands' own ranks would only take longer; calibration takes half a minute."""
-    for module in (cli_command, cli_measure, box):
+    for module in (tplab.cluster, box):
         monkeypatch.setattr(module, "Cluster", lambda *_: nullcontext(cluster2))
     monkeypatch.setattr(
         "tplab.topology.calibration.run.submit_calibrate", lambda *_, **__: SimpleNamespace(result=lambda: MADE)
@@ -281,7 +280,7 @@ def no_ranks(*_):
     ],
 )
 def test_commands_ask_before_they_measure(tmp_path, capsys, monkeypatch, words, named):
-    for module in (cli_command, cli_measure, box):
+    for module in (tplab.cluster, box):
         monkeypatch.setattr(module, "Cluster", no_ranks)
     for name in ("page.html", "links.csv", "calibration.json"):
         (tmp_path / name).mkdir()

@@ -8,13 +8,6 @@ from typing import TYPE_CHECKING
 
 from tplab.cli.words import width
 from tplab.files import MAX_BYTES, read_text, text_of
-from tplab.models.precision import ITEMSIZE
-from tplab.models.presets import MODELS
-from tplab.topology.advisor.constants import DEFAULT
-from tplab.topology.advisor.workload import PREFILL_POLICIES
-from tplab.topology.machine.gpu_names import OWN
-from tplab.topology.machine.presets import INSTANCES, MACHINES
-from tplab.topology.machine.spec_sheets import GPUS
 
 if TYPE_CHECKING:
     from tplab.models.spec import ModelSpec
@@ -23,13 +16,23 @@ if TYPE_CHECKING:
     from tplab.topology.machine.machine import Machine
 
 _NO_SERVER = ("fastertransformer", "lab")
-_ENGINES = ", ".join(sorted(set(DEFAULT.engines) - set(_NO_SERVER)))
+
+
+def engines() -> str:
+    """Names of the engines that serve, for a help."""
+    from tplab.topology.advisor.constants import DEFAULT
+
+    return ", ".join(sorted(set(DEFAULT.engines) - set(_NO_SERVER)))
 
 
 def with_presets(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
     """Add a subcommand whose help ends with the names that may be given, since nobody can guess them."""
+    from tplab.models.presets import MODELS
+    from tplab.topology.machine.gpu_names import OWN
+    from tplab.topology.machine.presets import INSTANCES, MACHINES
+    from tplab.topology.machine.spec_sheets import GPUS
 
     def filled(text: str) -> str:
         return textwrap.fill(text, width() - 2, subsequent_indent="  ", break_on_hyphens=False)
@@ -47,6 +50,9 @@ def with_presets(
 
 def add_what(parser: argparse.ArgumentParser, engine: str, required: bool = True) -> None:
     """Add the options that ``what`` and ``engine_of`` read; ``engine`` is what the help says of its default."""
+    from tplab.models.precision import ITEMSIZE
+    from tplab.topology.advisor.workload import PREFILL_POLICIES
+
     parser.add_argument("--model", required=required, help="config.json, its folder, or a preset (below)")
     precisions = ", ".join(ITEMSIZE)
     parser.add_argument(
@@ -69,7 +75,7 @@ def add_what(parser: argparse.ArgumentParser, engine: str, required: bool = True
         "--gpu", help="which GPUs those are, with --topo: preset (below; default: as the text names them, else a guess)"
     )
     parser.add_argument("--calibration", help="file written by tplab calibrate; without --machine also the machine")
-    parser.add_argument("--engine", help=f"{_ENGINES} (default {engine})")
+    parser.add_argument("--engine", help=f"{engines()} (default {engine})")
     parser.add_argument("--eager", action="store_true", help="the engine runs without CUDA graphs")
     parser.add_argument(
         "--max-num-seqs", type=int, help="most requests that one replica runs at once (default: engine's)"

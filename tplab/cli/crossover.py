@@ -4,14 +4,13 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tplab.checks import ArgumentError
 from tplab.cli.words import table, writable, write_csv
-from tplab.cluster import Cluster, Report
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tplab.cluster import Report
 
 _LOSSES = {
     "engine": "engine",
@@ -117,6 +116,9 @@ def _rows(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
 
 
 def _measured(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
+    from tqdm import tqdm
+
+    from tplab.cluster import Cluster
     from tplab.collectives.sweep import submit_sweep, sweep_frame
     from tplab.collectives.sweep_plan import parse_bytes, plan_crossover
 
@@ -136,7 +138,7 @@ def _measured(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
         points = plan(sizes=sizes, iterations=arguments.iterations)
         with tqdm(desc=cluster.badge, disable=None) as bar:
 
-            def on_report(report: Report) -> None:
+            def on_report(report: "Report") -> None:
                 if report.rank == 0 and report.fields["phase"] == "measure":
                     bar.total = report.fields["total"]
                     bar.update()

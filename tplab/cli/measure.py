@@ -4,12 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tplab.cli.words import say, unsaved, writable
-from tplab.cluster import Cluster, Report
 
 if TYPE_CHECKING:
+    from tplab.cluster import Report
     from tplab.topology.advisor.calibration import Calibration
 
 _REQUESTS = ("input_length", "output_length", "concurrency")
@@ -61,6 +59,9 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from tplab.cluster import Cluster
     from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
     from tplab.collectives.emulated_link import EmulatedLink
     from tplab.topology.calibration.assemble import calibration_of
@@ -83,7 +84,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         return 0
     with Cluster(arguments.n, arguments.backend) as cluster, tqdm(total=len(PHASES), disable=None) as bar:
 
-        def on_report(report: Report) -> None:
+        def on_report(report: "Report") -> None:
             if report.rank == 0 and "phase" in report.fields:
                 bar.set_description(report.fields["phase"])
                 bar.update(report.fields["done"] - bar.n)

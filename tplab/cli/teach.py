@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tplab.checks import ArgumentError
 from tplab.cli import words
 
@@ -38,6 +36,8 @@ def add_grade(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _grade(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from tplab.lab.grading.confined import isolation_in_words
     from tplab.lab.grading.grades import grade_folder
     from tplab.lab.grading.sources import notebooks_folder, stubs_of

@@ -1,34 +1,28 @@
 """What a layout of a model costs on a machine, which layout to run, and why. Pure: no torch, no process group.
 
 In this room "kernel" is always a CUDA kernel.
+
+Public names load on first use.
 """
 
-from tplab.models.shards import Layout
-from tplab.models.spec import ModelSpec
-from tplab.moved import say_new_names
-from tplab.topology.advisor.advice import Advice, advise
-from tplab.topology.advisor.article import CommunicationTopology, beside_claimed
-from tplab.topology.advisor.calibration import Calibration
-from tplab.topology.advisor.fitting import feasible_choices
-from tplab.topology.advisor.layouts import Choice, all_choices
-from tplab.topology.advisor.prediction import Prediction, predict
-from tplab.topology.advisor.workload import EnginePolicy, Workload
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Advice",
-    "Calibration",
-    "Choice",
-    "CommunicationTopology",
-    "EnginePolicy",
-    "Layout",
-    "ModelSpec",
-    "Prediction",
-    "Workload",
-    "advise",
-    "all_choices",
-    "beside_claimed",
-    "feasible_choices",
-    "predict",
-]
+from tplab.lazy import lazy_names
 
-say_new_names(__name__)
+if TYPE_CHECKING:
+    from tplab.models.shards import Layout as Layout
+    from tplab.models.spec import ModelSpec as ModelSpec
+    from tplab.topology.advisor.advice import Advice as Advice
+    from tplab.topology.advisor.advice import advise as advise
+    from tplab.topology.advisor.article import CommunicationTopology as CommunicationTopology
+    from tplab.topology.advisor.article import beside_claimed as beside_claimed
+    from tplab.topology.advisor.calibration import Calibration as Calibration
+    from tplab.topology.advisor.fitting import feasible_choices as feasible_choices
+    from tplab.topology.advisor.layouts import Choice as Choice
+    from tplab.topology.advisor.layouts import all_choices as all_choices
+    from tplab.topology.advisor.prediction import Prediction as Prediction
+    from tplab.topology.advisor.prediction import predict as predict
+    from tplab.topology.advisor.workload import EnginePolicy as EnginePolicy
+    from tplab.topology.advisor.workload import Workload as Workload
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)

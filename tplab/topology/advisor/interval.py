@@ -14,20 +14,24 @@ not to the reading of weights.
 seen its model, GPU, engine or length, and in sample; they are in ``validated``. What was calibrated here is not new.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tplab.models.spec import ModelSpec
 from tplab.shown import fixed
 from tplab.topology.machine.machine import Gpu
 from tplab.topology.machine.spec_sheets import GPUS
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:  # numpy is for predictions of time: memory is asked about without it
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 NINETY = 1.645
 """Standard deviations of a normal distribution that hold 90 % of it."""
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -127,8 +131,10 @@ class Spread:
     """Deviation of whole predictions whose every term was measured on the machine itself."""
 
 
-def shares_of(terms: Mapping[str, Floats]) -> dict[str, Floats]:
+def shares_of(terms: "Mapping[str, Floats]") -> "dict[str, Floats]":
     """Part of ``PARTS`` -> its share of the time per token, from all its terms (``served.TERMS``)."""
+    import numpy as np
+
     whole = sum(terms.values(), np.zeros(1))
     return {part: sum((terms[name] for name in names), np.zeros(1)) / whole for part, names in PARTS.items()}
 
@@ -154,8 +160,10 @@ class Standing:
         parts = (("checked", known), ("new", self.new))
         return "; ".join(f"{word}: {', '.join(names)}" for word, names in parts if names)
 
-    def half_width(self, shares: Mapping[str, Floats]) -> Floats:
+    def half_width(self, shares: "Mapping[str, Floats]") -> "Floats":
         """Half of the interval of ln(measured / predicted) that holds nine of ten, by ``shares_of`` the terms."""
+        import numpy as np
+
         spread = self.spread
         if self.calibrated:
             return NINETY * spread.calibrated * np.ones_like(shares["memory"])
@@ -168,7 +176,7 @@ class Standing:
 
     def __str__(self) -> str:
         if self.calibrated:
-            within = fixed(100 * np.expm1(NINETY * self.spread.calibrated))
+            within = fixed(100 * math.expm1(NINETY * self.spread.calibrated))
             return f"Every term was measured on this machine: nine of ten such predictions were within {within} %."
         if self.nearest is None:
             return "Nothing like it was checked."
@@ -210,8 +218,10 @@ class Standing:
         return cls(spread=spread, nearest=nearest, new=new(nearest))
 
 
-def touched(aspect: str, shares: Mapping[str, Floats]) -> Floats:
+def touched(aspect: str, shares: "Mapping[str, Floats]") -> "Floats":
     """The share of the time that is less certain where ``aspect`` is new, by ``shares_of`` the terms."""
+    import numpy as np
+
     parts = TOUCHES.get(aspect)
     return np.ones_like(shares["memory"]) if parts is None else np.asarray(sum(shares[part] for part in parts))
 
