@@ -13,12 +13,12 @@ from tplab.cluster import RunStopped
 from tplab.lab import EditorPanel, PipelinePanel, Pool, ScheduleStudio, ServingPanel, style
 from tplab.lab.figures.pipeline import explain_pipeline
 from tplab.lab.figures.pipeline_curves import explain_hops, explain_serving
-from tplab.lab.names import name_of, offered
 from tplab.lab.panels.figure_view import unpacked
 from tplab.lab.panels.pipeline import serving_plan
 from tplab.layers import StackPlan
 from tplab.pipeline import SCHEDULES, BlockStages, Costs, Trace, build_schedule, formulas, measured_costs, simulate
 from tplab.pipeline.build import INFERENCE, TRAINING
+from tplab.topology.names import name_of, offered
 
 pytestmark = pytest.mark.timeout(90)
 

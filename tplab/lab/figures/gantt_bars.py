@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.lab.names import name_of
 from tplab.pipeline.schedule import CODES, OPS, Op
 from tplab.pipeline.trace import KINDS, Trace
 from tplab.shown import number
+from tplab.topology.names import name_of
 
 _LABELLED = 64
 """Most actions per lane for which bars get labels."""

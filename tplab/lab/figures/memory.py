@@ -5,7 +5,6 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.lab.names import name_of
 from tplab.models.shards import Layout, can_cut
 from tplab.models.spec import ModelSpec
 from tplab.shown import number
@@ -13,6 +12,7 @@ from tplab.topology.advisor.fitting import smallest_fit
 from tplab.topology.advisor.memory import RankMemory, all_ranks, fullest_rank, max_requests
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu
+from tplab.topology.names import name_of
 
 _MOST_TP = 8
 """GPUs that share layers in a usual node."""

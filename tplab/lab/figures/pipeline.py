@@ -17,10 +17,10 @@ import plotly.graph_objects as go
 from tplab.checks import check_length
 from tplab.lab import style
 from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHOUT, Lanes, Scale, bars_of, memory_of
-from tplab.lab.names import name_of
 from tplab.pipeline.schedule import CODES
 from tplab.pipeline.trace import Trace
 from tplab.shown import counted, number
+from tplab.topology.names import name_of
 
 _TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
 _CAPTION_PX, _SECOND_LINE_PX = 26, 15

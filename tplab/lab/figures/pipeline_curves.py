@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 
 from tplab.lab import style
 from tplab.lab.figures import marks
-from tplab.lab.names import name_of
 from tplab.pipeline import formulas
 from tplab.pipeline.build import build_schedule
 from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 from tplab.shown import counted
+from tplab.topology.names import name_of
 
 _LINES = {
     "1f1b": (style.FORWARD, "solid", "circle"),

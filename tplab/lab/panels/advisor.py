@@ -21,7 +21,6 @@ from tplab.lab.figures.advice import (
     with_links_scaled,
 )
 from tplab.lab.figures.topology import explain_placement, placement_figure
-from tplab.lab.names import offered
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
@@ -35,6 +34,7 @@ from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import PREFILL_POLICIES, EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.placement import place
+from tplab.topology.names import offered
 
 ENGINES = ("vllm", "sglang", "trtllm", "generic", "lab")
 VIEWS = (

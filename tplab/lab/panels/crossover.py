@@ -13,7 +13,6 @@ from tplab.collectives.sweep import submit_sweep, sweep_frame
 from tplab.collectives.sweep_plan import plan_crossover
 from tplab.lab import style
 from tplab.lab.figures.crossover import HERE, crossover_figure, explain_losses, losses_figure
-from tplab.lab.names import name_of, offered
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
@@ -22,6 +21,7 @@ from tplab.lab.panels.run_state import Work
 from tplab.lab.recorded import recorded, recorded_badge, recordings
 from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
+from tplab.topology.names import name_of, offered
 
 BATCHES = (1, 4, 16, 64, 256)
 """Numbers of sequences that the second view compares."""

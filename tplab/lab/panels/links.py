@@ -8,13 +8,13 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.figures.topology import explain_links, explain_placement, link_figure, link_frame, placement_figure
-from tplab.lab.names import offered
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import wide
 from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.presets import MACHINES
 from tplab.topology.machine.spec_sheets import GPUS
+from tplab.topology.names import offered
 
 SOURCES = ("preset", "detect", "paste")
 _VIEWS = (("drawing", "placement"), ("bandwidth", "bandwidth"), ("latency", "latency"))

@@ -16,7 +16,6 @@ from tplab.lab.figures.memory import (
     memory_frame,
     shards_figure,
 )
-from tplab.lab.names import name_of, offered
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
@@ -28,6 +27,7 @@ from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.spec_sheets import GPUS
+from tplab.topology.names import name_of, offered
 from tplab.topology.verification.memory import ShardPlan, shards_frame, submit_shards
 
 WEIGHTS = ("bf16", "fp8", "int8", "int4")

@@ -17,7 +17,6 @@ from tplab.cluster import Cluster
 from tplab.lab.choice import Choice
 from tplab.lab.figures.pipeline import explain_pipeline, gantt
 from tplab.lab.figures.pipeline_curves import decode_figure, explain_serving, prefill_figure
-from tplab.lab.names import offered
 from tplab.lab.panels import html
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
 from tplab.lab.panels.controls import Settings, wide
@@ -39,6 +38,7 @@ from tplab.pipeline.serving import (
 )
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
+from tplab.topology.names import offered
 
 MESSAGE_BYTES = 4096
 """Bytes of a message between stages that wait."""

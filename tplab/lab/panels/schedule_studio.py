@@ -11,7 +11,6 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from tplab.lab.figures.pipeline import gantt
-from tplab.lab.names import offered
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.controls import Settings, wide
@@ -23,6 +22,7 @@ from tplab.pipeline.serving import steady_round
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 from tplab.shown import amount, counted, number
+from tplab.topology.names import offered
 
 _NO_FORMULA = "none for these settings"
 _RINGS = ("decode-ring", "prefill-decode")

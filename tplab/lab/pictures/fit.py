@@ -12,7 +12,6 @@ from typing import Any
 import traitlets
 
 from tplab.checks import ArgumentError, check_count, check_one_of
-from tplab.lab.names import name_of
 from tplab.lab.pictures.picture import Picture
 from tplab.models.precision import ITEMSIZE
 from tplab.models.presets import MODELS
@@ -22,6 +21,7 @@ from tplab.topology.advisor.engine_memory import USUAL_ROWS, engine_memory
 from tplab.topology.advisor.memory import max_requests, sampled_in_step, tokens_in_step
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.spec_sheets import GPUS, OFFERED
+from tplab.topology.names import name_of
 
 MOST_TP, MOST_PP, MOST_BATCH, MOST_CONTEXT = 16, 16, 1024, 1 << 17
 WEIGHTS, CACHES = ("bf16", "fp8", "int8", "int4"), ("bf16", "fp8")

@@ -12,7 +12,6 @@ from typing import Any
 import traitlets
 
 from tplab.checks import ArgumentError, check_count
-from tplab.lab.names import name_of
 from tplab.lab.pictures.picture import Picture
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelSpec
@@ -26,6 +25,7 @@ from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.grouping import placement_of
 from tplab.topology.machine.machine import Link, Machine
 from tplab.topology.machine.placement import Placement, place
+from tplab.topology.names import name_of
 
 MOST_DRAWN = 144
 """Most GPUs of a drawing: two NVL72."""
