@@ -9,7 +9,9 @@ const EMPTY =
   "min-height:inherit;" +
   "border:1px dashed var(--jp-border-color1,#AEB6C1);border-radius:6px;color:var(--jp-ui-font-color1,#1F2430)";
 const ASK_AGAIN_MS = 30000;
-const CONFIG = { displaylogo: false, displayModeBar: "hover", modeBarButtons: [["toImage"]], showSendToCloud: false };
+// A finger cannot hover: there plotly would show its bar at all times, over the title.
+const displayModeBar = matchMedia("(hover: hover)").matches ? "hover" : false;
+const CONFIG = { displaylogo: false, displayModeBar, modeBarButtons: [["toImage"]], showSendToCloud: false };
 
 /** plotly.js, once per page: what the page has, else from the kernel. */
 function loadPlotly(model) {
@@ -148,7 +150,7 @@ const sizeFor = (text, from, least, room, family) => {
   return undefined;
 };
 
-/** A title that is wider than the plot gets smaller letters, then a second line; so does a line above the plot. */
+/** A title that is wider than the plot gets smaller letters, then a second line; so do a line above it and axes' titles. */
 function fitted(layout, width, left) {
   const family = layout.font?.family ?? "sans-serif";
   const room = width - left - 14;
@@ -160,15 +162,40 @@ function fitted(layout, width, left) {
   const title = layout.title;
   if (title?.text && !title.text.includes("<")) {
     const { text, size } = fit(title.text, title.font?.size ?? 16, 13);
-    const place = text === title.text ? {} : { y: 0.99 };
+    const place = text === title.text ? {} : { y: 0.97 };
     changed.title = { ...title, ...place, text, font: { ...title.font, size } };
   }
+  for (const name of Object.keys(layout).filter((each) => /^xaxis\d*$/.test(each))) {
+    changed[name] = fittedAxis(layout[name], room - 10, family);
+  }
+  const heads = layout.annotations?.filter(isHead) ?? [];
+  const sizes = heads.map((each) => sizeFor(each.text, each.font?.size ?? 12, 8, room / heads.length, family) ?? 8);
   changed.annotations = layout.annotations?.map((each) => {
+    if (isHead(each)) return { ...each, font: { ...each.font, size: Math.min(...sizes) } };
     const line = each.xref === "paper" && each.xanchor === "left" && each.x === 0 && !each.text?.includes("<br");
     if (!line) return each;
     const { text, size } = fit(each.text, each.font?.size ?? 12, 9);
     return { ...each, text, align: "left", font: { ...each.font, size } };
   });
+  return changed;
+}
+
+/** The name of a subplot, above it. */
+const isHead = ({ xref, yref, xanchor, showarrow }) =>
+  xref === "paper" && yref === "paper" && xanchor === "center" && showarrow === false;
+
+/** An axis's title as the plot's; labels that would run into each other may be turned. */
+function fittedAxis(axis, width, family) {
+  const [from, to] = axis.domain ?? [0, 1];
+  const room = (to - from) * width;
+  const changed = { ...axis };
+  const widest = Math.max(0, ...(axis.ticktext ?? []).flatMap((text) => text.split("<br>")).map((line) => measured(line, 12, family)));
+  if (axis.tickangle === 0 && widest > room / axis.ticktext?.length) delete changed.tickangle;
+  const title = axis.title?.text;
+  if (!title || title.includes("<")) return changed;
+  const size = sizeFor(title, axis.title.font?.size ?? 13, 11, room, family);
+  const font = { ...axis.title.font, size: size ?? 11 };
+  changed.title = { ...axis.title, text: size ? title : inLines(title, 11, room, family), font };
   return changed;
 }
 
@@ -287,7 +314,7 @@ function render({ model, el }) {
     setTimeout(dress, 500); // style sheets come after the attribute
   });
   for (const root of [document.documentElement, document.body]) {
-    const attributeFilter = ["class", "style", "data-jp-theme-name", "data-jp-theme-light", "data-vscode-theme-kind"];
+    const attributeFilter = ["class", "style", "data-theme", "data-jp-theme-name", "data-jp-theme-light", "data-vscode-theme-kind"];
     dressed.observe(root, { attributes: true, attributeFilter });
   }
   const system = matchMedia("(prefers-color-scheme: dark)");

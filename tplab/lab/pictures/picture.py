@@ -22,7 +22,7 @@ _IMPORT = re.compile(r'^import\s*\{[^}]*\}\s*from\s*"\./([\w-]+)\.js";\n', re.M)
 _EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.M)
 
 _OF_WIDGETS = frozenset({"layout", "tabbable", "tooltip"})
-_MOVES = "A moving picture. Run ▸ Run All Cells connects it to the notebook."
+MOVES = "A moving picture. Run ▸ Run All Cells connects it to the notebook."
 _FITTING = """<script>
 if (window.frameElement) {
   const fit = () => { frameElement.style.height = `${document.documentElement.offsetHeight + 4}px`; };
@@ -72,7 +72,7 @@ class Picture(Stilled, anywidget.AnyWidget):
             f'<iframe title="{escape(self.caption)}" loading="lazy" srcdoc="{page}" '
             'style="display:block;width:100%;height:420px;border:0"></iframe>'
         )
-        return [html.heading(self.caption), html.quiet(_MOVES), frame]
+        return [html.heading(self.caption), html.quiet(MOVES), frame]
 
     def still_figures(self) -> int:
         """None: it is words to the page."""

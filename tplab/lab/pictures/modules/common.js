@@ -87,6 +87,9 @@ export function frame(el, label, style = "") {
   return root;
 }
 
+/** Whether what has the focus is in `element`, which may stand in a shadow tree, as on a web site. */
+export const holdsFocus = (element) => element.contains(element.getRootNode().activeElement);
+
 export const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 /** A line of words that is read out when it changes; `say` the same text twice, and it is said once. */

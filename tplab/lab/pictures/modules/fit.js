@@ -1,7 +1,7 @@
 // "Will it fit?": the fullest GPU of a layout as a vessel. It fills with workspace, weights, activations and the cache,
 // a block of it for each request; what passes the engine's limit is red, what the card cannot hold lies beside it.
 
-import { dropdown, frame, html, number, put, reducedMotion, slider, statusLine, svg } from "./common.js";
+import { dropdown, frame, holdsFocus, html, number, put, reducedMotion, slider, statusLine, svg } from "./common.js";
 import { fewerGpus, fullestRank, longestContext, mostRequests, whatWouldHelp, whyNotCut } from "./fitmodel.js";
 
 const FIT_CSS = `
@@ -86,7 +86,7 @@ export function render({ model, el }) {
     if (able.join() + asked.tp !== offered) {
       offered = able.join() + asked.tp;
       const tp = dropdown({ label: "TP", options: able.map((each) => [each, Number(each)]), value: asked.tp, onChange: set("tp") });
-      const focused = degrees.contains(document.activeElement);
+      const focused = holdsFocus(degrees);
       degrees.replaceChildren(tp.element);
       if (focused) tp.input.focus();
     }
@@ -121,7 +121,7 @@ export function render({ model, el }) {
     status.say(text);
     copied.textContent = "";
     heading.textContent = about;
-    const inside = ways.contains(document.activeElement);
+    const inside = holdsFocus(ways);
     ways.replaceChildren(...changes.map(({ words, change }) => html("button", { type: "button", onclick: () => share(change) }, words)));
     if (inside) (ways.firstChild ?? copy).focus();
     note.textContent = `Weights and cache are exact; activations and workspace are estimates of what a serving engine takes. It leaves ${number(100 * (1 - known.share))} % of the card alone. GB = 10⁹ bytes.`;

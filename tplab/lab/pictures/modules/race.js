@@ -1,6 +1,6 @@
 // The all-reduce race: several algorithms on one clock, in simulated time. No kernel is asked for anything.
 
-import { frame, html, slider, dropdown, player, statusLine, number, timeText, bytesText } from "./common.js";
+import { frame, holdsFocus, html, slider, dropdown, player, statusLine, number, timeText, bytesText } from "./common.js";
 import { ALGORITHMS, NAMES, bandsOf, planOf, ranking } from "./race_plan.js";
 import { raceLane, LANE_CSS, RANK_COLOURS } from "./race_lane.js";
 import { raceCrossing, raceStrips, verdictOf, CHART_CSS } from "./race_charts.js";
@@ -98,7 +98,7 @@ export function render({ model, el }) {
       const link = model.get("links").find((each) => each.name === name);
       if (link) change({ alpha_us: link.alpha_us, beta_GBps: link.beta_GBps });
     };
-    const focused = linkPlace.contains(linkPlace.ownerDocument.activeElement);
+    const focused = holdsFocus(linkPlace);
     const menu = dropdown({ label: "link", options, value: now?.name ?? OWN_VALUES, onChange: choose });
     linkPlace.replaceChildren(menu.element);
     if (focused) menu.input.focus();

@@ -1,7 +1,7 @@
 // A machine as a drawing: chips, switches, links as wide as their bandwidth, the groups of a layout as hulls. A GPU is
 // dragged (or sent by a key) into another group, and the prediction follows, out of a table that the state carries.
 
-import { frame, html, number, put, statusLine, svg, timeText } from "./common.js";
+import { frame, holdsFocus, html, number, put, statusLine, svg, timeText } from "./common.js";
 import { layoutLinks, linkBetween } from "./topology_links.js";
 import { lineWidth, placesOf } from "./topology_places.js";
 import { TOPOLOGY_CSS, GROUP_COLOURS } from "./topology_style.js";
@@ -99,7 +99,7 @@ export function render({ model, el }) {
       layers.chips.append(chip);
       return chip;
     });
-    const had = drawing.contains(document.activeElement);
+    const had = holdsFocus(drawing);
     drawing.replaceChildren(...Object.values(layers));
     if (had) chips[focused].focus({ preventScroll: true });
     const kinds = [...new Map(m.links.map((link) => [linkName(link), link])).values()].sort((a, b) => b.GBps - a.GBps).slice(0, 8);
@@ -241,7 +241,7 @@ export function render({ model, el }) {
     return { x: (event.clientX - box.left) * scale, y: (event.clientY - box.top) * scale };
   };
   function under(event, gpu) {
-    const stack = document.elementsFromPoint(event.clientX, event.clientY).filter((each) => root.contains(each));
+    const stack = root.getRootNode().elementsFromPoint(event.clientX, event.clientY).filter((each) => root.contains(each));
     const chip = stack.map((each) => each.closest(".chip")).find((each) => each && Number(each.dataset.gpu) !== gpu);
     return chip ?? stack.map((each) => each.closest("[data-group]")).find(Boolean) ?? null;
   }
