@@ -28,7 +28,7 @@ PACKAGE = ROOT / "tplab"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # conda-forge's name for a package that PyPI calls otherwise.
-CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
+CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "build": "python-build"}
 
 # A room may import from itself and from the rooms before it, in the order of the picture in docs/architecture.md from
 # the bottom to the top. What comes first here are doorsteps of all rooms.
@@ -48,16 +48,30 @@ Bounds = dict[str, SpecifierSet]
 
 
 def bounds(lines: list[str]) -> Bounds:
-    """Name and version bounds of each requirement line."""
-    requirements = [Requirement(line) for line in lines]
-    return {canonicalize_name(requirement.name): requirement.specifier for requirement in requirements}
+    """Name and version bounds of each requirement line, with those of tplab's own layers where a line asks for them:
+    ``tplab[run]``. Where two lines ask for the same package, the bounds are those that start at the later version."""
+    found: Bounds = {}
+    for requirement in map(Requirement, lines):
+        name = canonicalize_name(requirement.name)
+        asked = {name: requirement.specifier}
+        if name == PROJECT["name"]:
+            asked = bounds([line for each in requirement.extras for line in PROJECT["optional-dependencies"][each]])
+        for package, specifier in asked.items():
+            found[package] = max(found.get(package, SpecifierSet()), specifier, key=least)
+    return found
 
 
-def runtime() -> Bounds:
+def least(specifier: SpecifierSet) -> Version:
+    """The version that bounds start at."""
+    return max((Version(each.version) for each in specifier if each.operator in (">=", "==")), default=Version("0"))
+
+
+def core() -> Bounds:
     return bounds(PROJECT["dependencies"])
 
 
-def extra(name: str) -> Bounds:
+def layer(name: str) -> Bounds:
+    """What one of the optional layers asks for, with the layers below it."""
     return bounds(PROJECT["optional-dependencies"][name])
 
 
@@ -87,17 +101,17 @@ def test_conda_environment_lists_what_pyproject_lists() -> None:
     conda = bounds([item for item in listed if isinstance(item, str)])
     conda |= bounds([line for line in from_pip if line != "-e ."])
 
-    wanted = {CONDA_NAMES.get(name, name): specifier for name, specifier in (runtime() | extra("test")).items()}
+    wanted = {CONDA_NAMES.get(name, name): specifier for name, specifier in (core() | layer("test")).items()}
     wanted |= {"python": SpecifierSet(PROJECT["requires-python"]), "pip": SpecifierSet()}
     assert conda == wanted
     assert environment["name"] == "tplab"
     assert environment["channels"][0] == "conda-forge"
 
 
-def test_binder_installs_the_runtime_dependencies() -> None:
+def test_binder_installs_the_core_and_the_lab() -> None:
     requirements, options = requirement_lines("binder/requirements.txt")
     assert options == ["--extra-index-url https://download.pytorch.org/whl/cpu", "-c ../constraints.txt"]
-    binder, wanted = bounds(requirements), runtime()
+    binder, wanted = bounds(requirements), core() | layer("lab")
     assert binder.pop("torch") == SpecifierSet(f"=={pins()['torch']}+cpu")
     del wanted["torch"]
     assert binder == wanted
@@ -123,7 +137,7 @@ def test_ci_installs_the_pinned_torch_before_anything_else() -> None:
 
 def test_constraints_pin_every_dependency_within_its_bounds() -> None:
     pinned = pins()
-    for source in (runtime(), *map(extra, PROJECT["optional-dependencies"])):
+    for source in (core(), *map(layer, PROJECT["optional-dependencies"])):
         for name, specifier in source.items():
             assert name in pinned, f"constraints.txt does not pin {name}"
             assert pinned[name] in specifier, f"{name}=={pinned[name]} is outside {specifier}"
