@@ -9,13 +9,15 @@ Sources, by the letter in the comments (project, where in it, version):
       (eight H200)
   [R] log of TensorRT-LLM 0.8: issue 1400 (A100)
   [K] NVIDIA AIConfigurator's system files (commit 095f58a): nccl_mem
+  [O] vLLM 0.2 to 0.4: pull request 2031 (four A100: 11 GiB less cache per GPU than without it), issues 2248 (four A10G)
+      and 4429 (two L40): no room at all; in torch, TORCH_NCCL_AVOID_RECORD_STREAMS is about the same
   [C] code: vllm/v1/worker/gpu_worker.py (determine_available_memory), sglang/srt/model_executor/model_runner.py
       (profile_max_num_token), tensorrt_llm/_torch/pyexecutor/_util.py (KvCacheCreator)
   [A] an assumption
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tplab.topology.machine.machine import Gpu
 
@@ -53,6 +55,9 @@ class EngineMemory:
     """Bytes per entry of a row of logits while tokens are sampled, all copies that are alive at once."""
     further_row_bytes: float = 4.0
     """The same of rows beyond ``USUAL_ROWS``."""
+    keeps_summed: bool = False
+    """Whether a step keeps the inputs of all its all-reduces until its end, with TP 2L of them: torch's all-reduce says
+    to the allocator that another stream reads them, and the host is far ahead of the GPU."""
     tries: bool = True
     """Whether it tries its largest step and its largest batch when it starts, and never gives that memory away. If not,
     a batch has the rows that it has."""
@@ -81,6 +86,7 @@ _SERVING = EngineMemory(
 )
 ENGINES: Mapping[str, EngineMemory] = {
     "vllm": _SERVING,
+    "vllm-0.4": replace(_SERVING, keeps_summed=True),  # [O]; from 0.5 on it calls NCCL itself, which tells nobody
     "sglang": EngineMemory(
         share="static",
         runtime_bytes=0.5 * _GIB,  # [G] 0.3-0.4 before loading, 0.13-0.28 more than the weights after it

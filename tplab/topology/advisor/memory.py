@@ -5,8 +5,8 @@ engine takes of a GPU is in ``engine_memory``. Where versions of an engine diffe
 
 Known to be wrong: engines pad head counts and vocabulary to multiples of their own, keep quantised layers' scales in
 formats of their own, and round the cache to pages (``CACHE_PAGE`` here); windowed layers are taken as spread evenly.
-The draft model of speculative decoding is not counted. vLLM before 0.4 kept the inputs of a prompt's all-reduces, up to
-2L of them, until the step's end: gigabytes per GPU that later versions do not take.
+The draft model of speculative decoding is not counted. vLLM up to 0.4 takes gigabytes more per GPU under TP than later
+versions: ``EnginePolicy(name="vllm-0.4")``. ``published.engine_logs`` holds all this beside what engines reported.
 
 Letters as in ``tplab.models.spec``.
 """
@@ -82,6 +82,9 @@ def activation_bytes(
     inside = tokens * (streams * spec.hidden_size + max(attention, mlp)) * spec.activation_itemsize
     if spec.weight_itemsize < 1:
         inside += (spec.mlp_matrices - 1) * spec.hidden_size * spec.intermediate_size / tp * spec.activation_itemsize
+    if engine.keeps_summed and tp > 1:
+        summed = spec.all_reduces_per_block * max(layout.layers_of_stage)
+        inside += summed * tokens * spec.hidden_size * spec.activation_itemsize
     if not last_stage:
         return inside
     hidden = tokens * spec.hidden_size * spec.activation_itemsize

@@ -7,7 +7,7 @@ Another tool's predictions of the same cells (``read_beside``) stand beside ours
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,7 +17,8 @@ import pandas as pd
 
 from tplab import __version__
 from tplab.frames import read_frame
-from tplab.shown import fixed, listed
+from tplab.shown import fixed, listed, table
+from tplab.topology.published.memory_page import memory_section
 from tplab.topology.published.scoreboard import IN_USE, ONE_STAGE, RULES, layout_choice
 from tplab.topology.published.tables import CELL, Tables
 
@@ -125,21 +126,22 @@ def accuracy_page(tables: Tables, rows: pd.DataFrame, beside: Beside | None = No
     if beside is not None:
         parts += _side_by_side(rows, beside)
     parts += _left_aside(tables, rows)
+    parts += memory_section()
     return "\n\n".join(parts) + "\n"
 
 
 def _sources(tables: Tables, rows: pd.DataFrame) -> Iterator[str]:
     yield "## What was measured, and by whom"
     once = rows[rows["split"] == IN_USE]
-    for table, group in once.groupby("table", sort=True):
+    for origin, group in once.groupby("table", sort=True):
         engines = ", ".join(_named(name) for name in sorted(group["engine"].unique()))
         models = ", ".join(sorted({f"{m} in {p}" for m, p in zip(group["model"], group["precision"], strict=True)}))
         degrees = f"TP {_span(group['tp'])}, PP {_span(group['pp'])}"
         fitted = int(group["seen"].sum())
         yield (
-            f"**{table}**: {len(group)} cells, {fitted or 'none'} of which the constants were fitted on. {models}; "
+            f"**{origin}**: {len(group)} cells, {fitted or 'none'} of which the constants were fitted on. {models}; "
             f"{', '.join(sorted(group['gpu'].unique()))}; {engines}; {degrees}. Its own words:\n\n"
-            + "\n".join(f"> {line}" for line in tables.comments.get(str(table), ()) or ("(none)",))
+            + "\n".join(f"> {line}" for line in tables.comments.get(str(origin), ()) or ("(none)",))
         )
 
 
@@ -155,7 +157,7 @@ def _in_short(rows: pd.DataFrame) -> Iterator[str]:
             f"With constants that have not seen its model, TPOT of a cell is {out[1]} % off and a whole request "
             f"{out[3]} %; {out[6]} % of the measurements lie in their interval."
         )
-    yield _grid(("constants", *_HEADINGS), [(name, *figures) for name, figures in found.items()])
+    yield table(("constants", *_HEADINGS), [(name, *figures) for name, figures in found.items()])
 
 
 def _splits(rows: pd.DataFrame) -> Iterator[str]:
@@ -177,10 +179,10 @@ def _splits(rows: pd.DataFrame) -> Iterator[str]:
         (str(split).removeprefix("without "), *_figures(group))
         for split, group in rows[~rows["split"].isin((IN_USE, ONE_STAGE))].groupby("split", sort=False)
     ]
-    yield _grid(("left out", *_HEADINGS), made)
+    yield table(("left out", *_HEADINGS), made)
     yield "The same for models, by engine:"
     out = _left_out(rows, "model")
-    yield _grid(
+    yield table(
         ("model left out", "engine", *_HEADINGS),
         [(str(key[0]), _named(key[1]), *_figures(group)) for key, group in out.groupby(["model", "engine"])],
     )
@@ -197,7 +199,7 @@ def _groups(rows: pd.DataFrame) -> Iterator[str]:
             mine, left = _figures(used[used[key] == value]), _figures(out[out[key] == value])
             shown = (mine[0], mine[1], mine[3], mine[5], mine[6], left[0], left[1], left[3])
             made.append((_named(value) if key == "engine" else str(value), *shown))
-        yield _grid((word, *head), made)
+        yield table((word, *head), made)
     worst = (
         out.assign(off=out["tpot_error_pct"].abs())
         .groupby(["model", "precision", "gpu", "engine", "length"])["off"]
@@ -207,7 +209,7 @@ def _groups(rows: pd.DataFrame) -> Iterator[str]:
     )
     if len(worst):
         yield "Farthest off in TPOT with their model left out:"
-        yield _grid(
+        yield table(
             ("model", "GPU", "engine", "tokens in/out", "cells", "TPOT"),
             [
                 (f"{m} in {p}", gpu, _named(engine), length, str(size), _percent(mean))
@@ -234,7 +236,7 @@ def _pipelines(rows: pd.DataFrame) -> Iterator[str]:
         numbers = (fixed(row["measured_tok_s"]), fixed(row["predicted_tok_s"]))
         made.append((*what, *numbers, _percent(row["tok_s_error_pct"], signed=True), _percent(again, signed=True)))
     head = ("model", "GPU", "TP", "PP", "tokens in/out", "measured", "predicted", "error", ONE_STAGE)
-    yield _grid(head, made)
+    yield table(head, made)
 
 
 def _choices(rows: pd.DataFrame) -> Iterator[str]:
@@ -257,7 +259,7 @@ def _choices(rows: pd.DataFrame) -> Iterator[str]:
             lost, near = (np.average(part[key], weights=weights) for key in ("mean_regret_pct", "within_5pct"))
             name = f"fitted without the {_WORDS[kind]}" if kind else "in use"
             made.append((name, rule, f"{weights.sum():.0f}", _percent(lost), _percent(near)))
-    yield _grid(("constants", "rule", "choices", "lost", "choices that lose at most 5 %"), made)
+    yield table(("constants", "rule", "choices", "lost", "choices that lose at most 5 %"), made)
 
 
 def _side_by_side(rows: pd.DataFrame, beside: Beside) -> Iterator[str]:
@@ -306,7 +308,7 @@ def _side_by_side(rows: pd.DataFrame, beside: Beside) -> Iterator[str]:
     head = ["", "cells"]
     head += [f"{what}: {who}" for what in ("TPOT", "whole request") for who in ("ours", "model left out", "theirs")]
     head += [f"{what}: {who}" for what in ("TTFT, median", "throughput") for who in ("ours", "theirs")]
-    yield _grid(head, made)
+    yield table(head, made)
 
 
 def _left_aside(tables: Tables, rows: pd.DataFrame) -> Iterator[str]:
@@ -314,7 +316,7 @@ def _left_aside(tables: Tables, rows: pd.DataFrame) -> Iterator[str]:
     skipped = sum(tables.skipped.values())
     yield f"{skipped} rows of the tables could not be read:" if skipped else "Every row of the tables could be read."
     if skipped:
-        yield _grid(("rows", "reason"), [(str(count), reason) for reason, count in tables.skipped.items()])
+        yield table(("rows", "reason"), [(str(count), reason) for reason, count in tables.skipped.items()])
     used = rows[rows["split"] == IN_USE]
     refused = used[~used["fits"]]
     yield (
@@ -364,9 +366,3 @@ def _in_order(values: "pd.Series[Any]") -> list[Any]:
 def _span(values: "pd.Series[int]") -> str:
     low, high = values.min(), values.max()
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; a bar in a cell would end it."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
