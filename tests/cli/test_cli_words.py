@@ -16,6 +16,7 @@ from tplab.collectives.nccl_tests import read_nccl
 from tplab.collectives.sweep import read_sweep
 from tplab.collectives.sweep_plan import plan_crossover, plan_sweep
 from tplab.lab.claims.ledger import claims_of, filtered
+from tplab.lab.demo import serve_demo
 from tplab.lab.grading.export import export_nbgrader, export_otter, write_solutions
 from tplab.lab.grading.grades import grade_folder
 from tplab.lab.grading.sources import stubs_of
@@ -51,6 +52,7 @@ TAKEN = {
     "export": (export_nbgrader, export_otter),
     "size": (measure_notebooks,),
     "lab": (copy_notebooks,),
+    "demo": (serve_demo,),
 }
 """Functions that a command calls with what its options say, and that may refuse it."""
 OWN = {

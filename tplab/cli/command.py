@@ -18,6 +18,7 @@ from tplab.cluster.errors import ClusterError
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "add_doctor"),
     "lab": ("lab", "add_lab"),
+    "demo": ("lab", "add_demo"),
     "advise": ("advise", "add_advise"),
     "sweep": ("sweep", "add_sweep"),
     "crossover": ("crossover", "add_crossover"),

@@ -1,4 +1,5 @@
-"""The subcommand ``tplab lab``: a copy of the notebooks where none are, and JupyterLab on the first."""
+"""The subcommands ``tplab lab``, a copy of the notebooks where none are, and JupyterLab on the first, and ``tplab
+demo``, the panels alone."""
 
 import argparse
 import importlib.util
@@ -38,28 +39,44 @@ def add_lab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="put this version's notebooks into a copy of an earlier one; yours are kept in a folder beside",
     )
     parser.add_argument("--copy-only", action="store_true", help="copy, and do not start JupyterLab")
-    add_server(parser)
+    _add_server(parser, 8888)
     parser.set_defaults(call=_lab)
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
+def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``demo`` to ``tplab``'s commands."""
+    parser = commands.add_parser(
+        "demo",
+        help="show the panels alone, as a page for visitors",
+        usage="tplab demo [options] [-- options of Voila]",
+        description="Serve the panels as a page without notebooks, through Voila. A visitor has a process of their "
+        "own, which ends with the page; ranks start at the press of a button. Whatever follows -- goes to Voila as it "
+        "is.",
+    )
+    parser.add_argument("--no-ranks", action="store_true", help="leave out the panels that can start ranks")
+    _add_server(parser, 8866)
+    parser.set_defaults(call=_demo)
+
+
+def _add_server(parser: argparse.ArgumentParser, port: int) -> None:
     """Add the options of a server that a browser looks at."""
     parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
-    parser.add_argument("--port", type=int, help="port of the server (default 8888, or the next that is free)")
+    parser.add_argument("--port", type=int, help=f"port of the server (default {port}, or the next that is free)")
     parser.add_argument("--ip", help="address that the server listens on (default: this machine only)")
 
 
-def server_options(arguments: argparse.Namespace) -> list[str]:
-    """The same for a server of Jupyter's, and what the command line has after ``--``. Raises ``ArgumentError``."""
+def _server_options(arguments: argparse.Namespace, ip: str) -> list[str]:
+    """The same for a server of Jupyter's, whose option for the address is ``ip``, and what the command line has after
+    ``--``. Raises ``ArgumentError``."""
     given = ["--no-browser"] if arguments.no_browser else []
     if arguments.port is not None:
         given.append(f"--port={check_count('port', arguments.port, least=0, most=65535)}")
     if arguments.ip is not None:
-        given.append(f"--ip={arguments.ip}")
+        given.append(f"{ip}={arguments.ip}")
     return [*given, *arguments.beyond]
 
 
-def become(module: str, options: Sequence[str]) -> int:
+def _become(module: str, options: Sequence[str]) -> int:
     """Run a module in this process's place, so that Ctrl-C, the terminal and the exit status are its own."""
     sys.stdout.flush()
     # -P: a random.py in the folder that somebody is in must not take the place of Python's.
@@ -69,7 +86,7 @@ def become(module: str, options: Sequence[str]) -> int:
 def _lab(arguments: argparse.Namespace) -> int:
     from tplab.lab.shipped.copying import copy_notebooks, default_folder, find_workplace, refresh
 
-    options = server_options(arguments)
+    options = _server_options(arguments, "--ip")
     if not arguments.copy_only and importlib.util.find_spec("jupyterlab") is None:
         raise ValueError('`tplab lab` needs JupyterLab: pip install "tplab[lab]"')
     folder = default_folder() if arguments.folder is None else Path(arguments.folder).expanduser()
@@ -89,7 +106,17 @@ def _lab(arguments: argparse.Namespace) -> int:
     if os.geteuid() == 0 and not any("allow-root" in each or "allow_root" in each for each in arguments.beyond):
         words.say(words.wrapped("You are root, as whom JupyterLab may refuse to start: `tplab lab -- --allow-root`."))
     start = f"--LabApp.default_url=/lab/tree/{place.start}"
-    return become("jupyterlab", [f"--ServerApp.root_dir={place.folder}", start, *options])
+    return _become("jupyterlab", [f"--ServerApp.root_dir={place.folder}", start, *options])
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    options = _server_options(arguments, "--Voila.ip")
+    if importlib.util.find_spec("voila") is None:
+        raise ValueError('`tplab demo` needs Voila: pip install "tplab[demo]"')
+    from tplab.lab.demo import serve_demo
+
+    serve_demo(options, ranks=not arguments.no_ranks)
+    return 0
 
 
 def _as_it_is(place: "Workplace", folder: Path) -> str:

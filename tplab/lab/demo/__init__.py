@@ -20,7 +20,7 @@ _LIMITS: Final = (
     "--Voila.auto_token=True",
     # A page that is closed asks for its kernel's end, without the argument that this check is for, and is refused:
     # https://github.com/voila-dashboards/voila/issues/1458
-    "--Voila.tornado_settings={'disable_check_xsrf': True}",
+    "--Voila.tornado_settings=disable_check_xsrf=yes",
     f"--MappingKernelManager.cull_idle_timeout={60 * IDLE_MINUTES}",
     "--MappingKernelManager.cull_interval=60",
 )

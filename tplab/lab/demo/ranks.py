@@ -32,7 +32,12 @@ class RanksOnRequest(widgets.VBox):
         if self._button.disabled:
             return
         self._button.disabled = True
-        panels = [TwoRanks(self.pool), HelloPanel(self.pool), SweepPanel(self.pool), OverlapPanel(self.pool)]
+        panels: list[widgets.DOMWidget] = [
+            TwoRanks(self.pool),
+            HelloPanel(self.pool),
+            SweepPanel(self.pool),
+            OverlapPanel(self.pool),
+        ]
         for panel in panels:
             panel.layout.margin = "0 0 28px"
         self.children = [self.pool, *panels]

@@ -23,7 +23,7 @@ from tplab.lab.figures.advice import (
 from tplab.lab.figures.topology import explain_placement, placement_figure
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
-from tplab.lab.panels.controls import wide
+from tplab.lab.panels.controls import toggles, wide
 from tplab.lab.panels.links import LinkPanel
 from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.models.presets import MODELS
@@ -107,7 +107,7 @@ class AdvisorPanel(AnalyticPanel):
                 "links": pick(_SCALES, 1.0, "links", "all links inside nodes so many times as wide"),
                 "rank": widgets.IntSlider(value=1, min=1, max=30, description="show layout", **_wide()),
             },
-            view=widgets.ToggleButtons(options=VIEWS, style={"button_width": "216px"}),
+            view=toggles(VIEWS, 216),
             drawing=Topology(),
             min_height=460,
         )

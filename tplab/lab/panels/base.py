@@ -22,7 +22,7 @@ from tplab.cluster import Cluster, Report, Run
 from tplab.cluster.launch import State
 from tplab.lab.choice import Choice
 from tplab.lab.panels import html, run_state
-from tplab.lab.panels.controls import NamedControls, Settings, panel
+from tplab.lab.panels.controls import NamedControls, Settings, panel, toggles
 from tplab.lab.panels.figure_view import FigureView
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import RunState, Work
@@ -70,7 +70,7 @@ class RunPanel(Stilled, widgets.VBox):
         self.pool, self.title = pool, title
         self.state = RunState()
         self._named = NamedControls(named)
-        self._look = widgets.ToggleButtons(options=views)
+        self._look = toggles(views)
         self._look.observe(lambda _: self.redraw(), names="value")
         self._begun: Work | None = None  # the run under way; it may report before there is one
         self._cluster: Cluster | None = None  # of the run under way

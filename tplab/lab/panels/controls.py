@@ -20,6 +20,13 @@ def wide(description_px: int = 104) -> dict[str, Any]:
     return {"layout": widgets.Layout(width="auto"), "style": {"description_width": f"{description_px}px"}}
 
 
+def toggles(options: Sequence[str], button_px: int = 148) -> widgets.ToggleButtons:
+    """Buttons beside each other, and where a page is narrow below each other: as high as the rows that they take."""
+    return widgets.ToggleButtons(
+        options=options, style={"button_width": f"{button_px}px"}, layout=widgets.Layout(height="auto")
+    )
+
+
 def offer_links(control: widgets.Dropdown, links: Sequence[str], choice: Choice, *, cpu: str | None = None) -> None:
     """Offer the links that ranks can have.
 

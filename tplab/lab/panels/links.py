@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from tplab.lab.figures.topology import explain_links, explain_placement, link_figure, link_frame, placement_figure
 from tplab.lab.panels.analytic import AnalyticPanel, said
-from tplab.lab.panels.controls import wide
+from tplab.lab.panels.controls import toggles, wide
 from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.topology.machine.machine import Machine
 from tplab.topology.machine.presets import MACHINES
@@ -57,7 +57,7 @@ class LinkPanel(AnalyticPanel):
         super().__init__(
             title="Links",
             named={
-                "source": widgets.ToggleButtons(options=SOURCES, style={"button_width": "88px"}),
+                "source": toggles(SOURCES, 88),
                 "preset": widgets.Dropdown(options=offered(MACHINES), value=preset, description="machine", **wide()),
                 "gpus": widgets.BoundedIntText(value=8, min=1, max=72, description="GPUs", **wide()),
                 "nodes": widgets.BoundedIntText(value=1, min=1, max=64, description="nodes", **wide()),
@@ -66,7 +66,7 @@ class LinkPanel(AnalyticPanel):
                 "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **wide()),
                 "pp": widgets.IntSlider(value=2, min=1, max=16, description="PP", **wide()),
             },
-            view=widgets.ToggleButtons(options=_VIEWS),
+            view=toggles(_VIEWS),
             drawing=Topology(Machine.preset(preset), _MODEL, tp=1, pp=1),
             min_height=480,
         )

@@ -19,7 +19,7 @@ from tplab.lab.figures.memory import (
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.base import Drawing, RunPanel, Submitted
-from tplab.lab.panels.controls import Settings, wide
+from tplab.lab.panels.controls import Settings, toggles, wide
 from tplab.lab.panels.pool import Pool
 from tplab.lab.panels.run_state import Work
 from tplab.models.presets import MODELS
@@ -59,7 +59,7 @@ class MemoryWall(AnalyticPanel):
                 "tp": widgets.IntSlider(value=4, min=1, max=16, description="TP", **wide()),
                 "pp": widgets.IntSlider(value=1, min=1, max=16, description="PP", **wide()),
             },
-            view=widgets.ToggleButtons(options=_VIEWS),
+            view=toggles(_VIEWS),
             min_height=460,
         )
         self.add_class("tplab-memory-wall")

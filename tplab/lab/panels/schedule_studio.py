@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
-from tplab.lab.panels.controls import Settings, wide
+from tplab.lab.panels.controls import Settings, toggles, wide
 from tplab.pipeline import formulas
 from tplab.pipeline.build import INFERENCE, TRAINING, build_schedule
 from tplab.pipeline.costs import Costs
@@ -45,7 +45,7 @@ class ScheduleStudio(AnalyticPanel):
             return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(132))
 
         named = {
-            "phase": widgets.ToggleButtons(options=["train", "infer"], style={"button_width": "84px"}),
+            "phase": toggles(["train", "infer"], 84),
             "schedule": widgets.Dropdown(options=offered(TRAINING), description="schedule", **wide(132)),
             "p": whole(p, 1, 16, "p ranks"),
             "m": whole(m, 1, 64, "micro-batches"),
