@@ -12,6 +12,7 @@ predict     the learner commits a number before the answer is seen; answers: the
 names       keys as people write them; known_links: the links that panels and pictures offer
 sentences   words below a cell that a page wraps between words
 shipped     the notebooks that tplab brings along, and a learner's copy of them
+demo        the panels alone, as a page
 progress    what was predicted and solved, in a file beside the notebooks; progress_table shows it
 still       pictures of what is live, for pages without its kernel; saving: on save they take the views' place
 exercises   stubs' checkers

@@ -32,7 +32,7 @@ class Section:
     """A panel, and what is said of it."""
 
     title: str
-    """Its heading."""
+    """The heading."""
     text: str
     """A sentence or two of Markdown."""
     code: str

@@ -20,7 +20,7 @@ def wide(description_px: int = 104) -> dict[str, Any]:
     return {"layout": widgets.Layout(width="auto"), "style": {"description_width": f"{description_px}px"}}
 
 
-def toggles(options: Sequence[str], button_px: int = 148) -> widgets.ToggleButtons:
+def toggles(options: Sequence[str | tuple[str, str]], button_px: int = 148) -> widgets.ToggleButtons:
     """Buttons beside each other, and where a page is narrow below each other: as high as the rows that they take."""
     return widgets.ToggleButtons(
         options=options, style={"button_width": f"{button_px}px"}, layout=widgets.Layout(height="auto")
