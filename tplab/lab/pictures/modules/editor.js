@@ -224,7 +224,7 @@ function buildEditor(model, root) {
   root.append(
     html("div", { class: "row" }, html("span", { class: "title" }, isTraining(table) ? "Beat 1F1B" : "Schedule editor"), html("span", { class: "badge" }, "MODEL"), start.element, reset, undo, redo, halves, hint),
     html("div", { class: "row" }, ranks.element, micros.element, memory.element),
-    message, scene, keysOf(), board,
+    scene, message, keysOf(), board, // words of several lines must not move the lanes under a hand that drags
     html("details", {}, html("summary", {}, "The table as text (one line per rank, as torch.distributed.pipelining reads it)"), csv, copy),
     html("p", { class: "help", id: "help" }, "Drag a tile along its lane: green, it can go there; red, it cannot, and why is said. By keyboard: arrows go from tile to tile, Alt + arrows move it, S cuts a backward in two or joins it, Ctrl + Z undoes, Ctrl + Y redoes, H is a hint."),
   );

@@ -14,12 +14,13 @@ const TOP = 34;
 export const EDITOR_STYLE = `
 .tplab-picture .title { font-weight: 600; font-size: 15px; }
 .tplab-picture .scene { overflow: hidden; }
+.tplab-picture .scene svg { touch-action: pan-y; }
 .tplab-picture .lane { fill: var(--soft); }
 .tplab-picture .lane.can { fill: color-mix(in srgb, ${COLOURS.weightGradient} 28%, var(--paper)); }
 .tplab-picture .lane.cannot { fill: color-mix(in srgb, ${COLOURS.collective} 28%, var(--paper)); }
 .tplab-picture .axis line { stroke: var(--line); stroke-width: 0.5; }
 .tplab-picture .axis text, .tplab-picture .small { font-size: 11px; fill: var(--quiet); }
-.tplab-picture .tile { cursor: grab; transition: transform 0.18s ease-out; outline: none; touch-action: none; }
+.tplab-picture .tile { cursor: grab; transition: transform 0.18s ease-out; outline: none; }
 .tplab-picture .tile rect { stroke: var(--paper); stroke-width: 0.5; }
 .tplab-picture .tile text { font-size: 11px; pointer-events: none; user-select: none; }
 .tplab-picture .tile .hatch { stroke: #1F2430; stroke-width: 1.5; fill: none; pointer-events: none; }

@@ -19,7 +19,8 @@ const STYLE = `
 .tplab-picture .running { fill: none; stroke: var(--ink); stroke-width: 2; }
 .tplab-picture .message { fill: none; stroke: ${COLOURS.pointToPoint}; }
 .tplab-picture .token text { font-size: 11px; font-weight: 600; }
-.tplab-picture .chart { cursor: ew-resize; touch-action: none; }
+.tplab-picture .chart { cursor: ew-resize; }
+.tplab-picture svg { touch-action: pan-y; }
 .tplab-picture .key { display: inline-flex; gap: 5px; align-items: center; font-size: 12px; }
 .tplab-picture .key i { width: 12px; height: 12px; border-radius: 2px; display: inline-block; }
 .tplab-picture .title { font-weight: 600; }

@@ -22,14 +22,14 @@ export const CHART_CSS = `
 .race-charts .note { color: var(--quiet); font-size: 12px; }
 .race-strips { display: grid; grid-template-columns: auto 1fr; gap: 0 10px; }
 .race-strips .names > div, .race-strips .track { height: 26px; line-height: 26px; white-space: nowrap; }
-.race-tracks { position: relative; cursor: ew-resize; touch-action: none; min-width: 0; }
+.race-tracks { position: relative; cursor: ew-resize; touch-action: pan-y; min-width: 0; }
 .race-strips .track { position: relative; border-bottom: 1px solid var(--line); }
 .race-strips .track i { position: absolute; top: 5px; height: 16px; }
 .race-strips .head { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: var(--ink); }
 .race-bytes { background: #4A8FE0; }
 .race-wait { background: repeating-linear-gradient(135deg, #E0A008 0 3px, #E0A00855 3px 6px); }
 .race-key { display: inline-block; width: 22px; height: 11px; margin: 0 5px 0 0; vertical-align: -1px; }
-.race-charts svg { max-width: 640px; cursor: ew-resize; touch-action: none; }
+.race-charts svg { max-width: 640px; cursor: ew-resize; touch-action: pan-y; }
 .race-charts svg text { font-size: 12px; }
 `;
 

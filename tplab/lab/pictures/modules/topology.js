@@ -257,6 +257,8 @@ export function render({ model, el }) {
     chip.focus({ preventScroll: true });
     chip.setPointerCapture(event.pointerId);
   });
+  // A finger on a chip does not scroll the page. (`touch-action` is heeded on a whole drawing only, not on parts of it.)
+  drawing.addEventListener("touchstart", (event) => event.target.closest(".chip") && event.preventDefault(), { passive: false });
   drawing.addEventListener("pointermove", (event) => {
     if (!drag) return;
     drag.event = event;

@@ -24,7 +24,7 @@ export const TOPOLOGY_CSS = `
 .tplab-picture .key i + i { margin-left: 8px; }
 .tplab-picture .status { min-height: 2.9em; max-width: 900px; color: var(--ink); }
 .tplab-picture .offer { min-height: 0; margin: 0 0 4px; }
-.tplab-picture svg.machine { margin: 2px auto 4px; touch-action: none; overflow: visible; user-select: none; }
+.tplab-picture svg.machine { margin: 2px auto 4px; overflow: visible; user-select: none; }
 .tplab-picture .small { font-size: 11.5px; fill: var(--quiet); } .tplab-picture .mid { text-anchor: middle; }
 .tplab-picture .strong { font-weight: 600; font-size: 12.5px; } .tplab-picture .tag { font-size: 11px; fill: var(--quiet); }
 .tplab-picture .box { fill: none; stroke: var(--line); } .tplab-picture .box.node { stroke-dasharray: 5 4; }
