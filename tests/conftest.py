@@ -1,13 +1,18 @@
 """Fixtures for all tests, and which cases of wide grids the default run takes."""
 
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import psutil
 import pytest
 
 from tplab import Cluster
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 # On a busy machine an example may take any time; what is too slow is ended by pytest's own limit.
 hypothesis.settings.register_profile("tplab", deadline=None)
@@ -51,6 +56,15 @@ def no_ranks_left() -> Iterator[None]:
     for child in left:
         child.kill()
     assert not left, f"ranks left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, built with every warning an error: about 40 seconds, once."""
+    out = tmp_path_factory.mktemp("site") / "site"
+    build = subprocess.run([sys.executable, DOCS / "build_site.py", out], capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr[-8000:]
+    return out
 
 
 class Clusters:

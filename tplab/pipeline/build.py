@@ -29,16 +29,16 @@ def build_schedule(
 ) -> Schedule:
     """The table called ``name``, computations only.
 
-    ================  ==========================================================================================
-    ``gpipe``         all forwards, then all backwards
-    ``1f1b``          one forward, one backward
-    ``interleaved``   1F1B over ``num_chunks`` chunks per rank
-    ``zb-h1``         1F1B with the weights' gradients put off to where ranks would idle
-    ``forward-only``  forwards of all micro-batches
+    ===================  ==========================================================================================
+    ``gpipe``            all forwards, then all backwards
+    ``1f1b``             one forward, one backward
+    ``interleaved``      1F1B over ``num_chunks`` chunks per rank
+    ``zb-h1``            1F1B with the weights' gradients put off to where ranks would idle
+    ``forward-only``     forwards of all micro-batches
     ``chunked-prefill``  the same of one prompt's chunks
-    ``decode-ring``   decoding steps of ``num_in_flight`` batches in turn, the sampled token fed back
+    ``decode-ring``      decoding steps of ``num_in_flight`` batches in turn, the sampled token fed back
     ``prefill-decode``   the same with a prompt prefilled among them in ``num_prefill_chunks``
-    ================  ==========================================================================================
+    ===================  ==========================================================================================
 
     Args:
         num_stages: p, the number of ranks.
