@@ -1,7 +1,7 @@
 """The reference: ``{room} tplab.topology`` writes an entry for every public name of a room, from its docstring.
 
-A room's ``__init__`` says what is public (``tplab.lazy``). A name that several rooms offer has its entry in the first of
-them, in the order of ``ROOMS``; the others link to it. Not ``autosummary`` or ``automodule``: they read a module's
+A room's ``__init__`` says what is public (``tplab.lazy``). A name that several rooms offer has its entry in the first
+of them, in the order of ``ROOMS``; the others link to it. Not ``autosummary`` or ``automodule``: they read a module's
 ``__dict__``, in which names that load on first use are missing.
 """
 
@@ -96,9 +96,18 @@ class Room(SphinxDirective):
 
 
 def _words(text: str) -> list[str]:
-    """A room's docstring: its sentences as they are, its lists of modules as written."""
-    sentences, rest = text.partition("\n")[::2]
-    return [sentences, "", *([".. code-block:: text", "", *(f"   {line}" for line in rest.strip("\n").split("\n"))])]
+    """A room's docstring: its sentences as they are, ``module   what is in it`` as a list of definitions."""
+    lines: list[str] = []
+    for line in text.strip().split("\n"):
+        name, gap, words = line.strip().partition("  ")
+        if gap and (not line.startswith("      ") or not lines):
+            lines += ["", f"``{name}``", f"    {words.strip()}"]
+        elif line.startswith("      ") and lines:
+            lines.append(f"    {line.strip()}")
+        else:
+            after_list = bool(lines) and lines[-1].startswith("    ")
+            lines += [*([""] if after_list or line.endswith(":") else []), line.strip()]
+    return lines
 
 
 def _entry(room: str, name: str) -> list[str]:
@@ -161,8 +170,8 @@ def give_colons_back(app: Sphinx, what: str, name: str, value: Any, options: Any
 
 
 def find_entry(app: Sphinx, env: BuildEnvironment, node: Any, text: nodes.Element) -> nodes.Element | None:
-    """A reference by another name than the entry's: the defining module's, or another room's. What has no entry, since it
-    is not public, is linked to its source.
+    """A reference by another name than the entry's: the defining module's, or another room's. What has no entry, since
+    it is not public, is linked to its source.
     """
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py":

@@ -27,7 +27,14 @@ class Claims(SphinxDirective):
     def _words(claim: Claim) -> list[str]:
         cases = claim.finding().cases
         mark = claim.verdict.replace(" ", "-")
-        lines = ["---", "", f"({claim.id.lower()})=", f"**{claim.id}** {claim.claim}", "", f"*{claim.verdict}*{{.verdict .{mark}}}"]
+        lines = [
+            "---",
+            "",
+            f"({claim.id.lower()})=",
+            f"**{claim.id}** {claim.claim}",
+            "",
+            f"*{claim.verdict}*{{.verdict .{mark}}}",
+        ]
         lines += [" " + claim.statement(), "", f"Decided by: {claim.formula}. For: {claim.conditions}.", ""]
         if cases:
             lines += ["| case | claimed | found | |", "|---|---|---|---|"]

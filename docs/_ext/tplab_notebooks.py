@@ -1,8 +1,8 @@
 """Notebooks as pages: what JupyterLab does with them by itself, and a page without a kernel has to be told.
 
-Links lead to headings as JupyterLab names them (``#KV-cache``); Sphinx names them as GitHub does (``#kv-cache``). Images
-have their alternative text in the output's metadata. What JupyterLab keeps covered remains so, and below the title
-stands how to run the notebook.
+Links lead to headings as JupyterLab names them (``#KV-cache``); Sphinx names them as GitHub does (``#kv-cache``).
+Images have their alternative text in the output's metadata. What JupyterLab keeps covered remains so, and below
+the title stands how to run the notebook.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 from docutils import nodes
 from myst_parser.slugs import github_slugify
+from set_address import address, open_links
 from sphinx.application import Sphinx
 
 DRAWN = ("application/vnd.plotly.v1+json", "application/vnd.tplab.picture+json")
@@ -38,19 +39,20 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
             for kind in DRAWN:
                 if len(data) > 1:
                     data.pop(kind, None)
-    words = how_to_run(docname)
-    notebook["cells"].insert(1, {"cell_type": "markdown", "id": "how-to-run", "metadata": {}, "source": words})
+    first = notebook["cells"][0]
+    title, _, rest = first["source"].partition("\n")
+    first["source"] = f"{title}\n\n{how_to_run(docname)}\n\n{rest}"
     source[0] = json.dumps(notebook)
 
 
 def how_to_run(docname: str) -> str:
-    """The line below the title: where the notebook runs, and what does not work without a kernel."""
-    name = f"{Path(docname).name}.ipynb"
+    """What stands below the title: where the notebook runs, and what does not work without a kernel."""
+    doors = [f"[{name}]({link})" for name, link in open_links(f"{docname}.ipynb", address()).items()]
+    doors.append("[on your machine](../README.md#open-the-lab)")
     return (
-        '<div class="how-to-run">\n\n'
-        f"[Download the notebook]({name}){{.download}} and [open it in the lab](../README.md#open-the-lab). "
-        "On this page nothing runs: outputs are those of a run on two CPU cores, boxes for numbers and Run buttons need a kernel."
-        "\n\n</div>"
+        f":::{{container}} how-to-run\nOpen it: {' · '.join(doors)} · "
+        f"{{download}}`the file <{Path(docname).name}.ipynb>`. On this page nothing runs: the outputs are of a run on "
+        "two CPU cores, and boxes for numbers and Run buttons need a kernel. What moves, moves.\n:::"
     )
 
 

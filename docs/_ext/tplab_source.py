@@ -1,4 +1,4 @@
-"""Source files as pages: where a page links to ``../tplab/pipeline/article.py``, and [source] beside what is documented.
+"""Source files as pages: where pages link to ``../tplab/pipeline/article.py``, and [source] beside documented names.
 
 Not ``sphinx.ext.viewcode``: it has pages for modules with documented objects only, and Sphinx makes of a link to any
 other file a download.
@@ -32,7 +32,9 @@ let mode = null; try {{ mode = localStorage.getItem("mode"); }} catch (error) {{
 if (mode !== "dark" && mode !== "light") mode = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 document.documentElement.dataset.theme = mode;
 </script></head>
-<body class="source"><header><a href="{up}docs/index.html">tplab</a> <h1>{name}</h1></header><main>{code}</main></body></html>
+<body class="source">
+<header><a href="{up}docs/index.html">tplab</a> <h1>{name}</h1></header><main>{code}</main>
+</body></html>
 """
 
 _wanted: set[str] = set()
