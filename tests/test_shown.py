@@ -11,9 +11,9 @@ import tplab.lab
 from tplab.models.presets import MODELS
 from tplab.pipeline.build import INFERENCE, TRAINING
 from tplab.shown import bytes_text, number, time_text
+from tplab.topology.machine.names import name_of, offered
 from tplab.topology.machine.presets import MACHINES
 from tplab.topology.machine.spec_sheets import GPUS
-from tplab.topology.names import name_of, offered
 
 LAB = Path(tplab.lab.__file__).parent
 

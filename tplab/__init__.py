@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tplab.topology import Workload as Workload
     from tplab.topology import advise as advise
     from tplab.topology import calibrate as calibrate
+    from tplab.topology import fits as fits
     from tplab.topology import predict as predict
     from tplab.topology import verify as verify
 

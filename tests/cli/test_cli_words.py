@@ -31,6 +31,7 @@ from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.calibration.from_nccl import calibration_of_nccl
 from tplab.topology.calibration.plan import plan_calibration
 from tplab.topology.calibration.run import submit_calibrate
+from tplab.topology.capacity.asked import fits
 from tplab.topology.machine.machine import Machine
 from tplab.topology.published.benchmarks import beside_benchmark
 from tplab.topology.published.scoreboard import score
@@ -38,6 +39,7 @@ from tplab.topology.verification.box import measure_box
 from tplab.topology.verification.box_layouts import BoxCase
 
 TAKEN = {
+    "fits": (fits,),
     "advise": (ModelSpec.from_config, Machine.preset, Machine.from_topo, EnginePolicy, Workload, advise),
     "validate": (ModelSpec.from_config, Machine.preset, Machine.from_topo, EnginePolicy, beside_benchmark, score),
     "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),

@@ -18,7 +18,7 @@ from tplab.lab.panels.pipeline import serving_plan
 from tplab.layers import StackPlan
 from tplab.pipeline import SCHEDULES, BlockStages, Costs, Trace, build_schedule, formulas, measured_costs, simulate
 from tplab.pipeline.build import INFERENCE, TRAINING
-from tplab.topology.names import name_of, offered
+from tplab.topology.machine.names import name_of, offered
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "add_doctor"),
     "lab": ("lab", "add_lab"),
     "demo": ("lab", "add_demo"),
+    "fits": ("fits", "add_fits"),
     "advise": ("advise", "add_advise"),
     "sweep": ("sweep", "add_sweep"),
     "crossover": ("crossover", "add_crossover"),

@@ -2,6 +2,7 @@
 
   machine        GPUs and the link of every pair: presets, ``nvidia-smi topo -m``, NVML; placement on them
   advisor        what a layout should cost, which to run and why (pure: no torch, no process group)
+  capacity       does a model fit, and on what? One sentence, and what to change
   calibration    the machine's links and processors, measured
   verification   layouts run for real beside their predictions; everything for one machine in one call (``box``)
   published      published measurements: constants fitted to them, the model's own error, the user's own server
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from tplab.topology.calibration import calibrate as calibrate
     from tplab.topology.calibration import calibration_of_nccl as calibration_of_nccl
     from tplab.topology.calibration import submit_calibrate as submit_calibrate
+    from tplab.topology.capacity import Change as Change
+    from tplab.topology.capacity import Fit as Fit
+    from tplab.topology.capacity import fits as fits
+    from tplab.topology.capacity import offers as offers
     from tplab.topology.machine import Gpu as Gpu
     from tplab.topology.machine import Link as Link
     from tplab.topology.machine import Machine as Machine

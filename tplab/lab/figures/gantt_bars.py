@@ -11,7 +11,7 @@ from tplab.lab.figures import marks
 from tplab.pipeline.schedule import CODES, OPS, Op
 from tplab.pipeline.trace import KINDS, Trace
 from tplab.shown import number
-from tplab.topology.names import name_of
+from tplab.topology.machine.names import name_of
 
 _LABELLED = 64
 """Most actions per lane for which bars get labels."""

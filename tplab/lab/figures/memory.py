@@ -12,7 +12,7 @@ from tplab.topology.advisor.fitting import smallest_fit
 from tplab.topology.advisor.memory import RankMemory, all_ranks, fullest_rank, max_requests
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Gpu
-from tplab.topology.names import name_of
+from tplab.topology.machine.names import name_of
 
 _MOST_TP = 8
 """GPUs that share layers in a usual node."""

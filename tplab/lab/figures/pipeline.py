@@ -20,7 +20,7 @@ from tplab.lab.figures.gantt_bars import PLOT_WIDTH_PX, SENDS, WITH_SENDS, WITHO
 from tplab.pipeline.schedule import CODES
 from tplab.pipeline.trace import Trace
 from tplab.shown import counted, number
-from tplab.topology.names import name_of
+from tplab.topology.machine.names import name_of
 
 _TOP_PX, _BOTTOM_PX = 70, 96  # margins of style.card
 _CAPTION_PX, _SECOND_LINE_PX = 26, 15

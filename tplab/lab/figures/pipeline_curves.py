@@ -17,7 +17,7 @@ from tplab.pipeline.schedule import Schedule
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 from tplab.shown import counted
-from tplab.topology.names import name_of
+from tplab.topology.machine.names import name_of
 
 _LINES = {
     "1f1b": (style.FORWARD, "solid", "circle"),

@@ -33,8 +33,8 @@ from tplab.topology.advisor.advice import Advice, Option, advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import PREFILL_POLICIES, EnginePolicy, Workload
 from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.names import offered
 from tplab.topology.machine.placement import place
-from tplab.topology.names import offered
 
 ENGINES = ("vllm", "sglang", "trtllm", "generic", "lab")
 VIEWS = (

@@ -21,7 +21,7 @@ from tplab.lab.panels.run_state import Work
 from tplab.lab.recorded import recorded, recorded_badge, recordings
 from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
-from tplab.topology.names import name_of, offered
+from tplab.topology.machine.names import name_of, offered
 
 BATCHES = (1, 4, 16, 64, 256)
 """Numbers of sequences that the second view compares."""

@@ -12,9 +12,9 @@ from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import toggles, wide
 from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.topology.machine.machine import Machine
+from tplab.topology.machine.names import offered
 from tplab.topology.machine.presets import MACHINES
 from tplab.topology.machine.spec_sheets import GPUS
-from tplab.topology.names import offered
 
 SOURCES = ("preset", "detect", "paste")
 _VIEWS = (("drawing", "placement"), ("bandwidth", "bandwidth"), ("latency", "latency"))

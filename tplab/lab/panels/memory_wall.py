@@ -26,8 +26,8 @@ from tplab.models.presets import MODELS
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.workload import Workload
+from tplab.topology.machine.names import name_of, offered
 from tplab.topology.machine.spec_sheets import GPUS
-from tplab.topology.names import name_of, offered
 from tplab.topology.verification.memory import ShardPlan, shards_frame, submit_shards
 
 WEIGHTS = ("bf16", "fp8", "int8", "int4")

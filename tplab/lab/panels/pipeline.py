@@ -38,7 +38,7 @@ from tplab.pipeline.serving import (
 )
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
-from tplab.topology.names import offered
+from tplab.topology.machine.names import offered
 
 MESSAGE_BYTES = 4096
 """Bytes of a message between stages that wait."""

@@ -22,7 +22,7 @@ from tplab.pipeline.serving import steady_round
 from tplab.pipeline.simulation import simulate
 from tplab.pipeline.trace import Trace
 from tplab.shown import amount, counted, number
-from tplab.topology.names import offered
+from tplab.topology.machine.names import offered
 
 _NO_FORMULA = "none for these settings"
 _RINGS = ("decode-ring", "prefill-decode")

@@ -20,8 +20,8 @@ from tplab.models.spec import ModelSpec
 from tplab.topology.advisor.engine_memory import USUAL_ROWS, engine_memory
 from tplab.topology.advisor.memory import max_requests, sampled_in_step, tokens_in_step
 from tplab.topology.advisor.workload import Workload
+from tplab.topology.machine.names import name_of
 from tplab.topology.machine.spec_sheets import GPUS, OFFERED
-from tplab.topology.names import name_of
 
 MOST_TP, MOST_PP, MOST_BATCH, MOST_CONTEXT = 16, 16, 1024, 1 << 17
 WEIGHTS, CACHES = ("bf16", "fp8", "int8", "int4"), ("bf16", "fp8")

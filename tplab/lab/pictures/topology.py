@@ -24,8 +24,8 @@ from tplab.topology.advisor.prediction import predict
 from tplab.topology.advisor.workload import EnginePolicy, Workload
 from tplab.topology.machine.grouping import placement_of
 from tplab.topology.machine.machine import Link, Machine
+from tplab.topology.machine.names import name_of
 from tplab.topology.machine.placement import Placement, place
-from tplab.topology.names import name_of
 
 MOST_DRAWN = 144
 """Most GPUs of a drawing: two NVL72."""

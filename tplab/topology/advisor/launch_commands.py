@@ -197,21 +197,21 @@ _GUESSES = {
     "sglang": "--speculative-algorithm EAGLE3, NGRAM, ...",
 }
 
-_WEIGHT_WORDS: Mapping[tuple[str, str], list[str]] = {
+WEIGHT_WORDS: Mapping[tuple[str, str], list[str]] = {
     ("vllm", "fp8"): ["--quantization", "fp8"],
     ("sglang", "fp8"): ["--quantization", "fp8"],
     ("vllm", "fp32"): ["--dtype", "float32"],
     ("sglang", "fp32"): ["--dtype", "float32"],
 }
 """What makes these weights of a checkpoint in 16 or 32 bits. float32 must be said: --dtype auto serves 16 bits."""
-_CACHE_WORDS: Mapping[tuple[str, str], list[str]] = {
+CACHE_WORDS: Mapping[tuple[str, str], list[str]] = {
     ("vllm", "fp8"): ["--kv-cache-dtype", "fp8"],
     ("sglang", "fp8"): ["--kv-cache-dtype", "fp8_e4m3"],
     ("sglang", "fp4"): ["--kv-cache-dtype", "fp4_e2m1"],
     ("trtllm", "fp8"): ["--kv_cache_dtype", "fp8"],
     ("trtllm", "fp4"): ["--kv_cache_dtype", "nvfp4"],
 }
-_COMMENTS = {
+WEIGHT_COMMENTS = {
     "fp8": "needs a checkpoint already in fp8 (by NVIDIA's Model Optimizer, ...)",
     "fp4": "needs a checkpoint already in fp4 (NVFP4, by NVIDIA's Model Optimizer, ...)",
     "int8": "needs a checkpoint already in int8 (GPTQ, compressed-tensors, ...)",
@@ -224,8 +224,8 @@ _COMMENTS = {
 def _precision_words(engine: str, model: ModelSpec) -> list[str]:
     """Flags for weights and cache. None for the weights of a quantised checkpoint: engines read its configuration, and
     vLLM refuses a method of another name ("... does not match the quantization method specified ...")."""
-    weights = [] if model.quant_method else _WEIGHT_WORDS.get((engine, model.weight_precision), [])
-    return weights + _CACHE_WORDS.get((engine, model.kv_precision), [])
+    weights = [] if model.quant_method else WEIGHT_WORDS.get((engine, model.weight_precision), [])
+    return weights + CACHE_WORDS.get((engine, model.kv_precision), [])
 
 
 def _needs(engine: str, model: ModelSpec, gpu: Gpu, workload: Workload) -> list[str]:
@@ -233,11 +233,11 @@ def _needs(engine: str, model: ModelSpec, gpu: Gpu, workload: Workload) -> list[
     weights, cache, made = model.weight_precision, model.kv_precision, []
     if weights == "fp4" and gpu.is_amd and not model.quant_method:
         made.append("# needs a checkpoint already in fp4 (MXFP4, by AMD's Quark)")
-    elif weights in _COMMENTS and not model.quant_method and (engine, weights) not in _WEIGHT_WORDS:
-        made.append(f"# {_COMMENTS[weights]}")
-    if (engine, cache) not in _CACHE_WORDS and ITEMSIZE[cache] != model.activation_itemsize:
+    elif weights in WEIGHT_COMMENTS and not model.quant_method and (engine, weights) not in WEIGHT_WORDS:
+        made.append(f"# {WEIGHT_COMMENTS[weights]}")
+    if (engine, cache) not in CACHE_WORDS and ITEMSIZE[cache] != model.activation_itemsize:
         made.append(f"# no flag makes a cache in {cache}: {_NAMES[engine]} keeps it in {model.activation_precision}")
-    if engine == "trtllm" and (engine, cache) in _CACHE_WORDS:
+    if engine == "trtllm" and (engine, cache) in CACHE_WORDS:
         made.append("# --kv_cache_dtype: TensorRT-LLM 1.3 on; before, kv_cache_config in --extra_llm_api_options")
     if engine == "trtllm" and not workload.engine.cuda_graphs:
         made.append("# without CUDA graphs: cuda_graph_config: null in the file of --extra_llm_api_options")

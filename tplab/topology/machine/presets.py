@@ -325,3 +325,9 @@ def _joined(joined: str, gpu: Gpu, count: int, i: int, j: int) -> Link:
         return nvlink(gpu, gpu.num_nvlinks)
     far = joined != "one socket" and count > 2 and (i < (count + 1) // 2) != (j < (count + 1) // 2)
     return pcie_link("sys" if far else "node", gpu)
+
+
+def most_per_node(gpu: Gpu) -> int:
+    """Most such GPUs in one node; 8 where none is known."""
+    row = _MACHINES.get(gpu.name)
+    return row[2] if row else _SERVER[1]
