@@ -31,6 +31,8 @@ Part: TypeAlias = str | go.Figure | Bundle
 
 GO_ON: Final = "Run ▸ Run All Cells brings the controls back."
 """How to go on from a still."""
+NO_VIEW: Final = "What moves here is not shown by this front end; what follows is a picture of it."
+"""What a front end shows that has no widgets, in place of a panel: without it, the name of a Python class."""
 AFTER_A_MOVE_S: Final = 2.5
 """A figure that a hand moves has settled after so many seconds."""
 
@@ -80,7 +82,8 @@ class Stilled:
 
         self.add_class("tplab-live")  # type: ignore[attr-defined]
         view = self._repr_mimebundle_(**kwargs)  # type: ignore[attr-defined]
-        publish_display_data(*view if isinstance(view, tuple) else (view,))  # an anywidget's has metadata
+        data, metadata = view if isinstance(view, tuple) else (view, None)  # an anywidget's has metadata
+        publish_display_data({**data, "text/html": html.quiet(NO_VIEW)}, metadata)
         if not self._still_ids:
             _displayed.add(self)
             self._still_ids = tuple(uuid.uuid4().hex for _ in range(2 * self.still_figures() + 1))
