@@ -53,6 +53,7 @@ def test_a_mixture_of_experts_is_called_one(keys: dict[str, Any]) -> None:
     [
         {"num_experts": 0, "num_experts_per_tok": 2},
         {"num_local_experts": 1},
+        {"num_local_experts": None},
         {"n_routed_experts": None, "moe_intermediate_size": None},
         {"router_aux_loss_coef": 0.001, "output_router_logits": False},
         {"vision_config": {"num_experts": 8}},

@@ -129,6 +129,8 @@ def test_a_family_that_is_not_known_is_weighed_and_nothing_is_guessed_of_its_cac
     assert (fit.fits, fit.max_users, fit.max_tokens) == (None, None, None)
     assert fit.rank.weights == 2 * ModelSpec.from_config(CONFIG).total_params
     assert "mixture of experts" in fit.sentence
+    with pytest.raises(ValueError, match="counted all the same, by the headers"):
+        fits(str(folder / "config.json"), "t4")
     big = put(
         tmp_path / "big", {"model.safetensors": safetensors({"model.layers.0.w": (100_000, 100_000)}, data=False)}
     )

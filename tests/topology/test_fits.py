@@ -12,6 +12,7 @@ from tplab.topology import Gpu, Link, Machine, Workload, max_requests, offers
 from tplab.topology.advisor.memory import CACHE_PAGE
 from tplab.topology.advisor.workload import EnginePolicy
 from tplab.topology.capacity.drawn import bar_text, offers_text
+from tplab.topology.machine.names import name_of
 from tplab.topology.machine.spec_sheets import GPUS
 
 MODELS = (
@@ -76,7 +77,7 @@ def test_each_change_is_enough(asked):
         if change.kind == "gpus":  # no fewer would do, of the numbers in which machines have them
             assert not any(fit.again(gpus=n).fits for n in (1, 2, 3, 4, 6, 8, 16, 24) if n < change.settings["gpus"])
     if fit.changes:
-        assert fit.changes[0].words in fit.sentence
+        assert fit.best_change.words in fit.sentence
 
 
 def test_it_is_the_advisors_memory_model():
@@ -184,6 +185,7 @@ def test_a_bar_is_as_wide_as_it_may_be_and_its_pieces_as_their_bytes(width, aske
     whole = max(fit.rank.usable, fit.rank.total)
     assert inside.count("#") == pytest.approx(len(inside) * fit.rank.weights / whole, abs=1)
     assert inside.count(".") == pytest.approx(len(inside) * max(0, fit.rank.free) / whole, abs=1)
+    assert ("too much" in bar_text(fit, width)) != fit.fits
     assert bar_text(fit, width, blocks=False).isascii()
 
 
@@ -194,6 +196,12 @@ def test_html_escapes_what_came_from_outside():
     assert "<script>" not in html
     assert "<b>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_what_is_far_too_small_is_answered_with_other_gpus_and_as_many_as_it_takes():
+    (other,) = [change for change in fits("llama-3.1-405b", "rtx-3090").changes if change.kind == "gpu"]
+    assert other.settings["gpus"] in (2, 4, 8)
+    assert other.words == f"on {other.settings['gpus']} × {name_of(other.settings['gpu'])}"
 
 
 def test_json_has_every_number():

@@ -93,7 +93,9 @@ def dense_member(values: Config, family: str) -> tuple[str, Config]:
 
 
 def _is_dense(values: Config, family: str) -> bool:
-    key, most, _ = _DENSE.get(family, ("", None, ""))
+    if family not in _DENSE:
+        return False
+    key, most, _ = _DENSE[family]
     value = values.get(key, values.get("num_local_experts", ""))  # as transformers 5 writes some of these keys
     return value is most if most is None or value is None else isinstance(value, int) and value <= most
 

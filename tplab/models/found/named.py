@@ -219,6 +219,11 @@ def _described(found: FoundModel, weight_precision: str | None, kv_precision: st
         if weight_precision is not None and found.weights is not None:
             as_it_is = ModelSpec.from_config(config)
     except ValueError as error:
+        if found.weights is None and "dense decoders only" in str(error):
+            raise ValueError(
+                f"{error}. Given its folder, or OWNER/NAME of Hugging Face, instead of the configuration, its weights "
+                f"are counted all the same, by the headers of its files"
+            ) from None
         if found.weights is None or isinstance(error, ArgumentError):
             raise
         return _only_weights(found, str(error).rstrip("."), weight_precision, kv_precision)

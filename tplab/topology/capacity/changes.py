@@ -93,16 +93,18 @@ def _of_weights(fit: Fit) -> Iterator[Change]:
 
 
 def _of_gpus(fit: Fit) -> Iterator[Change]:
-    """The fewest GPUs more, and the smallest of the GPUs on offer that is enough."""
+    """The fewest GPUs more; and of the GPUs on offer the smallest that is enough, more of them if it takes that."""
     if change := _more_gpus(fit, {}):
         yield change
     larger = [GPUS[name] for name in OFFERED if GPUS[name].memory_GB > fit.gpu.memory_GB]
-    for gpu in sorted(larger, key=lambda each: each.memory_GB):
-        words = f"on {on_gpus(gpu, 1, 1)}" if fit.gpus == 1 else f"on {fit.gpus} × {name_of(gpu.name)}"
-        change = Change(kind="gpu", words=words, flag="", settings={"gpu": gpu.name, "gpus": fit.gpus})
-        if found := list(_that_helps(fit, change)):
-            yield from found
-            return
+    larger.sort(key=lambda each: each.memory_GB)
+    for gpus in (fit.gpus, *(n for n in (2, 4, 8) if n > fit.gpus)):
+        for gpu in larger:
+            words = f"on {on_gpus(gpu, 1, 1)}" if gpus == 1 else f"on {gpus} × {name_of(gpu.name)}"
+            change = Change(kind="gpu", words=words, flag="", settings={"gpu": gpu.name, "gpus": gpus})
+            if found := list(_that_helps(fit, change)):
+                yield from found
+                return
 
 
 def _of_both(fit: Fit) -> Iterator[Change]:

@@ -5,7 +5,7 @@ from html import escape
 from typing import Final, NamedTuple
 
 from tplab.shown import as_GB
-from tplab.topology.capacity.fit import Fit, memory_text
+from tplab.topology.capacity.fit import Change, Fit, memory_text
 from tplab.topology.machine.names import name_of
 
 _NARROWEST, _WIDEST = 24, 100
@@ -44,7 +44,7 @@ def parts_of(fit: Fit) -> list[Part]:
         Part("weights", rank.weights, "█", "#", "\x1b[34m", "#0B3D84"),
         *([Part(cache, rank.kv, "▓", "=", "\x1b[36m", "#74C1FB")] if known else []),
         Part("engine", rank.activations + rank.workspace, "▒", "+", "\x1b[33m", "#FFC813"),
-        Part("free", max(0.0, rank.free), "·", ".", "\x1b[2m", "#E9EBEE"),
+        *([Part("free", rank.free, "·", ".", "\x1b[2m", "#8884")] if rank.free >= 0 else []),
     ]
 
 
@@ -62,24 +62,21 @@ def bar_text(fit: Fit, width: int, *, blocks: bool = True, colours: bool = False
     whole = max(fit.rank.usable, fit.rank.total)
     line, at, drawn = "", 0.0, 0
     edge = round(cells * fit.rank.usable / whole)
-    row = ""
     for part in parts:
         at += part.nbytes
         until = min(cells, round(cells * at / whole))
         piece = (part.block if blocks else part.plain) * max(0, until - drawn)
-        row += piece
         line += _dyed(piece, part.ansi, colours)
         drawn = max(drawn, until)
-    over = edge < cells
+    over = fit.rank.free < 0
     legend = "  ".join(
         f"{_dyed(part.block if blocks else part.plain, part.ansi, colours)} {part.name} {as_GB(part.nbytes)}"
         for part in parts
-        if part.nbytes > 0 or part.name == "free"
     )
     left, right = ("▕", "▏") if blocks else ("[", "]")
     lines = [f"  {left}{line}{right}"]
     if over:
-        mark = f"{'▲' if blocks else '^'} {as_GB(fit.rank.usable)}: no more than that"
+        mark = f"{'▲' if blocks else '^'} {as_GB(fit.rank.usable)}: {as_GB(-fit.rank.free)} too much"
         start = edge + 2 if edge + 2 + len(mark) <= cells + 4 else cells + 4 - len(mark)
         lines.append(" " * max(2, start) + mark)
     each = "Each GPU" if fit.tp * fit.pp > 1 else "The GPU"
@@ -131,34 +128,36 @@ def fit_html(fit: Fit) -> str:
     pieces, legend = [], []
     for part in parts_of(fit):
         said = f"{part.name} {as_GB(part.nbytes)}"
-        if part.nbytes > 0:
-            pieces.append(
-                f'<div title="{escape(said)}" style="width:{100 * part.nbytes / whole:.2f}%;background:{part.colour}">'
-                f"</div>"
-            )
+        pieces.append(
+            f'<div title="{escape(said)}" style="width:{100 * part.nbytes / whole:.2f}%;background:{part.colour}">'
+            f"</div>"
+        )
         legend.append(
             f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:.8em;'
             f'height:.8em;background:{part.colour};border:1px solid #8888"></span> {escape(said)}</span>'
         )
+    if fit.rank.free < 0:
+        legend.append(f'<span style="white-space:nowrap">{as_GB(-fit.rank.free)} too much</span>')
     mark = (
-        f'<div style="position:absolute;left:{edge:.2f}%;top:-3px;bottom:-3px;border-left:3px solid #B21405"'
-        f' title="{escape(as_GB(fit.rank.usable))}"></div>'
+        f'<div style="position:absolute;left:{edge:.2f}%;top:-3px;bottom:-3px;border-left:3px solid #B21405;'
+        f'outline:1px solid #fff" title="{escape(as_GB(fit.rank.usable))}"></div>'
         if edge < 100
         else ""
     )
-    rows = "".join(
-        f"<li>{escape(change.words)} <code>{escape(change.flag)}</code> {escape(change.needs)}</li>".replace(
-            "<code></code>", ""
-        )
-        for change in fit.changes
-    )
+    rows = "".join(f"<li>{escape(change.words)}{_aside(change)}</li>" for change in fit.changes)
     ways = f"<div>What to change, each by itself enough:</div><ul style='margin:.2em 0'>{rows}</ul>" if rows else ""
     notes = "".join(f"<div style='opacity:.75;font-size:90%'>{escape(note)}</div>" for note in fit.notes)
     return (
-        f'<div style="max-width:44em"><div style="margin-bottom:.6em">{escape(fit.sentence)}</div>'
+        f'<div style="max-width:48em"><div style="margin-bottom:.6em">{escape(fit.sentence)}</div>'
         f'<div style="position:relative"><div style="display:flex;height:1.6em;border:1px solid #8888">'
-        f'{"".join(pieces)}</div>{mark}</div><div style="margin:.5em 0">{"".join(legend)}</div>{ways}{notes}</div>'
+        f'{"".join(pieces)}</div>{mark}</div><div style="margin:.5em 0">{" ".join(legend)}</div>{ways}{notes}</div>'
     )
+
+
+def _aside(change: Change) -> str:
+    if change.flag:
+        return f' <code style="white-space:nowrap">{escape(change.flag)}</code>'
+    return f": {escape(change.needs)}" if change.needs else ""
 
 
 def _dyed(text: str, ansi: str, colours: bool) -> str:

@@ -16,6 +16,9 @@ from tplab.topology.capacity.question import Question
 from tplab.topology.machine.machine import Gpu
 from tplab.topology.machine.names import name_of
 
+_NODE = 8
+"""GPUs of a usual node."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
@@ -149,12 +152,14 @@ class Fit:
         then = self.again(**best.settings)
         room = "" if then.max_users is None else f", with room for {counted(then.max_users, 'user')}"
         other = next((each.words for each in self.changes if best.kind == "weights" and each.kind == "gpus"), "")
-        return f"; {best.words} it does{room}" + (f", and as it is {other}" if other else "")
+        return f"; {best.words} it does{room}" + (f", or as it is {other}" if other else "")
 
     @cached_property
     def best_change(self) -> Change | None:
-        """The change that the sentence names: of the settings if those are enough, else of precision, then of GPUs."""
-        return self.changes[0] if self.changes else None
+        """The change that the sentence names: of the settings if those are enough, else of precision, then of GPUs, but
+        rather of other GPUs than of more than a node of these."""
+        usual = (change for change in self.changes if change.settings.get("gpus", 0) <= _NODE)
+        return next(usual, self.changes[0] if self.changes else None)
 
     def _of_weights(self) -> str:
         rank = self.rank
