@@ -100,6 +100,18 @@ def test_the_sentence_of_the_question_that_people_come_with():
     assert "checkpoint already in int4" in kinds["weights"].needs
 
 
+def test_tensor_parallelism_comes_first_and_stages_say_why():
+    assert (fits("llama-3.1-405b", "h200", 8).tp, fits("llama-3.1-405b", "h200", 8, users=10**5).tp) == (8, 8)
+    assert (fits("llama-3.1-405b", "h100", 16).tp, fits("llama-3.1-405b", "h100", 16).pp) == (8, 2)
+    three, two = fits("qwen2.5-72b", "h100", 3), fits("llama-3.1-70b", "h100", 2)
+    assert "PP 3: not TP 3, which must divide the model's 64 query heads" in three.notes
+    (why,) = [note for note in two.notes if note.startswith("PP 2: not TP 2, which lacks")]
+    assert float(why.split("lacks ")[1].split(" GB")[0]) > 0
+    assert not two.question.holds(2, 1)
+    (change,) = [change for change in fits("llama-3.1-70b", "h100").changes if change.kind == "gpus"]
+    assert change.needs in why
+
+
 def test_what_is_too_long_is_answered_with_the_engines_own_flag():
     fit = fits("llama-3.1-8b", "rtx-4090", context=131072)
     (context,) = [change for change in fit.changes if change.kind == "context"]

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 _UNKNOWN = 3
 _BLOCKS = "█▓▒·▕▏▲×"
+_DESCRIPTION = (
+    "Say whether a model fits on GPUs, with how many users, and what to change if it does not; without --gpu on the "
+    "GPUs of this machine, or where there are none on what it does fit. Of a Hugging Face id the configuration and the "
+    "headers of the weights are read, never the weights (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the local cache "
+    "count). Exit status 0 if it fits (without a GPU: anywhere), 1 if it does not, 2 for what cannot be asked, 3 where "
+    "only the weights are known, and fit."
+)
+_EXAMPLES = """examples:
+  tplab fits llama-3.1-70b                                 on what does it fit?
+  tplab fits llama-3.1-70b --gpu h100 --gpus 2 --users 12
+  tplab fits Qwen/Qwen3-32B-AWQ --gpu rtx-4090             an id of Hugging Face
+  tplab fits ~/models/mine --gpu l40s --context 32768      a folder with config.json
+  tplab fits config.json --gpu a100 --precision fp8 && ... in a script"""
 
 
 def add_fits(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,10 +36,9 @@ def add_fits(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = commands.add_parser(
         "fits",
         help="does a model fit, and on what? One sentence, a bar, what to change",
-        description="Say whether a model fits on GPUs, with how many users, and what to change if it does not; without "
-        "--gpu on the GPUs of this machine, or where there are none on what it does fit. Of a Hugging Face id the "
-        "configuration and the headers of the weights are read, never the weights. Exit status 0 if it fits (without a "
-        "GPU: anywhere), 1 if it does not, 2 for what cannot be asked, 3 where only the weights are known and fit.",
+        description=words.wrapped(_DESCRIPTION, ""),
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model", metavar="MODEL", help="config.json, a checkpoint's folder, a safetensors file, a preset, or OWNER/NAME"

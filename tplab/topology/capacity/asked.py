@@ -106,6 +106,8 @@ def fits(
     tp, pp = question.layout()
     if count > tp * pp:
         notes.append(f"{count - tp * pp} of {count} GPUs are left over")
+    if why := question.why_stages(tp, pp):
+        notes.append(f"PP {pp}: {why}")
     rank = question.memory(tp, pp).fullest(users)
     return DrawnFit(**common, tp=tp, pp=pp, fits=rank.free >= 0, rank=rank, question=question, notes=tuple(notes))
 

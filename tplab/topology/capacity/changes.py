@@ -132,6 +132,7 @@ def _more_gpus(fit: Fit, settings: Mapping[str, Any]) -> Change | None:
         words=f"on {then.tp * then.pp} GPUs ({degrees})",
         flag=" ".join(words),
         settings={**settings, "gpus": count},
+        needs="" if then.question is None else then.question.why_stages(then.tp, then.pp),
     )
 
 

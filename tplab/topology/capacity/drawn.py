@@ -94,7 +94,7 @@ def changes_text(fit: Fit) -> str:
     if not fit.changes:
         return ""
     wide = max(len(change.words) for change in fit.changes)
-    rows = [f"  {change.words.ljust(wide)}  {change.flag or change.needs}".rstrip() for change in fit.changes]
+    rows = [f"  {each.words.ljust(wide)}  {_means(each)}".rstrip() for each in fit.changes]
     return "\n".join(["What to change, each by itself enough:", *rows])
 
 
@@ -155,9 +155,12 @@ def fit_html(fit: Fit) -> str:
 
 
 def _aside(change: Change) -> str:
-    if change.flag:
-        return f' <code style="white-space:nowrap">{escape(change.flag)}</code>'
-    return f": {escape(change.needs)}" if change.needs else ""
+    flag = f' <code style="white-space:nowrap">{escape(change.flag)}</code>' if change.flag else ""
+    return flag + (f"; {escape(change.needs)}" if change.needs else "")
+
+
+def _means(change: Change) -> str:
+    return "; ".join(filter(None, (change.flag, change.needs)))
 
 
 def _dyed(text: str, ansi: str, colours: bool) -> str:

@@ -33,7 +33,7 @@ class Change:
     settings: Mapping[str, Any]
     """Arguments of ``fits``."""
     needs: str = ""
-    """What no flag of the engine does: *needs a checkpoint already in int4*."""
+    """What no flag says: *needs a checkpoint already in int4*, *not TP 2, which lacks 0.4 GB on each GPU*."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Fit:
     tp: int
     pp: int
     """Degrees of the layout that is answered for: on ``tp`` x ``pp`` GPUs, of the layouts that hold the users the one
-    with the fewest stages, and of these the one that holds most; or, if none does, the one that lacks least."""
+    with the fewest stages, and of these the one that holds most; or, if none does, the one of all GPUs."""
     context: int
     """Tokens of a user's request at its end, prompt and answer."""
     users: int

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from tplab.models.found.headers import StoredWeights
 from tplab.models.found.named import blocks_bytes
-from tplab.models.shards import Layout, can_cut
+from tplab.models.shards import Layout, can_cut, why_not
 from tplab.models.spec import ModelSpec
+from tplab.shown import as_GB
 from tplab.topology.advisor.constants import DEFAULT
 from tplab.topology.advisor.memory import CACHE_PAGE, LayoutMemory
 from tplab.topology.advisor.workload import EnginePolicy, Workload
@@ -98,12 +99,16 @@ class Question:
                 yield from ((tp, pp) for pp in range(1, min(self.gpus // tp, self.spec.num_layers) + 1))
 
     def layout(self) -> tuple[int, int]:
-        """The layout for so many GPUs: of those that hold the users the one with the fewest stages, since a token waits
-        for all of them, and of these the one that holds most; where none holds them, the one that lacks least."""
-        free = {each: self.memory(*each).fullest(self.users).free for each in self.layouts()}
-        holding = [each for each, left in free.items() if left >= 0]
+        """The layout for so many GPUs: of those that hold the users the one with the fewest stages, and of these the
+        one that holds most; where none holds them, the one with the fewest stages on all GPUs.
+
+        Tensor parallelism first, inside a node, and stages where it does not fit or divide, as vLLM advises
+        (docs.vllm.ai, serving/parallelism_scaling): a token waits for every stage.
+        """
+        layouts = list(self.layouts())
+        holding = [each for each in layouts if self.holds(*each)]
         if not holding:
-            return max(free, key=lambda each: (self.max_users(*each), -each[1], each[0]))
+            return max(layouts, key=lambda each: (math.prod(each), each[0]))
         stages = min(pp for _, pp in holding)
         return max((each for each in holding if each[1] == stages), key=lambda each: (self.max_users(*each), -each[0]))
 
@@ -113,6 +118,16 @@ class Question:
         usual = [each for each in replace(self, gpus=most).layouts() if _is_usual(math.prod(each))]
         layouts = sorted(usual, key=lambda each: (math.prod(each), each[1]))
         return next((math.prod(each) for each in layouts if self.holds(*each)), None)
+
+    def why_stages(self, tp: int, pp: int) -> str:
+        """Why not all GPUs of a layout share the layers, in a clause; empty where they do, or one node has too few."""
+        whole = tp * pp
+        if pp == 1 or whole > self.per_node:
+            return ""
+        if cannot := why_not(self.spec, whole, 1):
+            return f"not TP {whole}, which {cannot.rule.partition(':')[0]}"
+        lacks = -self.memory(whole, 1).fullest(self.users).free
+        return f"not TP {whole}, which lacks {as_GB(lacks)} on each GPU" if lacks > 0 else ""
 
     def _counted(self, memory: LayoutMemory, weights: StoredWeights) -> tuple[float, ...]:
         """Bytes of weights of the ranks that are looked at, by the files: the layers as the files have them, shared as
