@@ -35,7 +35,9 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., str]]:
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,  # on a terminal, JupyterLab asks whether Ctrl-C was meant
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+            | {"JUPYTER_DATA_DIR": str(tmp_path / "jupyter")},
             start_new_session=True,
         )
         started.append(server)

@@ -17,6 +17,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """What this process would have become."""
     commands: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path.with_suffix(".jupyter")))  # where notebooks are signed
 
     def become(program: str, words: list[str]) -> None:
         commands.append(words)
@@ -51,6 +52,13 @@ def test_without_a_folder_and_with_options_of_jupyterlab_only(started: list[list
         main(["lab", "--", "--debug"])
     assert (tmp_path / "tplab-lab/notebooks/00-start-here.ipynb").is_file()
     assert started[0][-1] == "--debug"
+
+
+def test_a_home_gets_one_folder(started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for _ in range(2):
+        assert main(["lab", "~", "--copy-only"]) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["tplab-lab"]
 
 
 def test_a_copy_of_another_version_is_told_and_refreshed(

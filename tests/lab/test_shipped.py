@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -26,6 +27,12 @@ from tplab.lab.shipped.copying import (
 )  # fmt: skip
 
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]+)")
+
+
+@pytest.fixture(autouse=True)
+def signatures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the ones of whoever runs the tests."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
 
 
 @pytest.fixture
@@ -84,11 +91,10 @@ def test_what_is_copied_is_what_the_notebooks_lead_to(small: Path) -> None:
     }
 
 
-def test_the_notebooks_are_signed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebooks_are_signed(small: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     from nbformat.sign import NotebookNotary
 
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     place = copy_notebooks(Path("new"))
     notary = NotebookNotary()
     assert notary.check_signature(nbformat.read(place.path / "02-b c.ipynb", as_version=4))
@@ -175,6 +181,29 @@ def test_half_a_copy_is_none_and_the_next_call_makes_it_whole(
     assert set(tree(folder)) == {*shipped.shipped_files(), MARKER}
 
 
+def test_what_a_killed_copy_left_goes_and_one_under_way_stays(small: Path) -> None:
+    old, new = Path("folder/.tplab-partial-old"), Path("folder/.tplab-partial-new")
+    for each in (old, new):
+        (each / "notebooks").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    copy_notebooks(Path("folder"))
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_two_at_once_make_one_copy(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = copying._trust
+
+    def overtaken(paths: Any) -> None:
+        monkeypatch.setattr(copying, "_trust", trust)
+        copy_notebooks(Path("folder"))
+        Path("folder/notebooks/mine.ipynb").write_text("mine")
+
+    monkeypatch.setattr(copying, "_trust", overtaken)
+    assert copy_notebooks(Path("folder")).start == "notebooks/00-start-here.ipynb"
+    assert Path("folder/notebooks/mine.ipynb").read_text() == "mine"
+    assert not [*Path("folder").glob(".tplab-partial*")]
+
+
 @pytest.mark.parametrize("aside", [False, True])
 def test_an_interrupt_between_renames_leaves_notebooks_to_go_on_with(
     small: Path, monkeypatch: pytest.MonkeyPatch, aside: bool
@@ -194,7 +223,7 @@ def test_an_interrupt_between_renames_leaves_notebooks_to_go_on_with(
         patched.setattr(copying.os, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             refresh(place) if aside else copy_notebooks(folder)
-    assert not [*folder.glob(".tplab-*.partial")]
+    assert not [*folder.glob(".tplab-partial*")]
     if aside:
         assert (folder / "notebooks/mine.ipynb").read_text() == "mine"
     else:

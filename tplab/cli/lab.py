@@ -84,13 +84,16 @@ def _become(module: str, options: Sequence[str]) -> int:
 
 
 def _lab(arguments: argparse.Namespace) -> int:
-    from tplab.lab.shipped.copying import copy_notebooks, default_folder, find_workplace, refresh
+    from tplab.lab.shipped.copying import DEFAULT, copy_notebooks, default_folder, find_workplace, refresh
 
     options = _server_options(arguments, "--ip")
     if not arguments.copy_only and importlib.util.find_spec("jupyterlab") is None:
         raise ValueError('`tplab lab` needs JupyterLab: pip install "tplab[lab]"')
     folder = default_folder() if arguments.folder is None else Path(arguments.folder).expanduser()
     place = find_workplace(folder)
+    if place is None and folder.resolve() == Path.home().resolve():
+        folder /= DEFAULT  # not half a dozen names between somebody's own
+        place = find_workplace(folder)
     if place is None:
         place = copy_notebooks(folder)
         words.say(words.wrapped(f"Copied the notebooks of tplab {tplab.__version__} to {place.path}."))

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MARKER: Final = ".tplab-lab.json"
 DEFAULT: Final = "tplab-lab"
 """Folder of a copy that nobody has named."""
 _FORMAT = 1
+_PARTIAL = ".tplab-partial-"
+_KILLED_S = 3600.0  # a copy takes a second or two
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +147,10 @@ def _put(folder: Path, shipped: Mapping[str, Path], record: CopyRecord | None, a
     partial: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".tplab-", suffix=".partial", dir=folder))
+        for left in folder.glob(f"{_PARTIAL}*"):  # by a copy that was killed
+            if time.time() - left.lstat().st_mtime > _KILLED_S:
+                shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
         files = {}
         for name, source in shipped.items():
             target = partial / name
@@ -168,9 +174,11 @@ def _put(folder: Path, shipped: Mapping[str, Path], record: CopyRecord | None, a
             os.rename(folder / "notebooks", aside)
         try:
             os.rename(partial / "notebooks", folder / "notebooks")
-        except BaseException:
+        except BaseException as error:
             if aside is not None:
                 os.rename(aside, folder / "notebooks")
+            elif isinstance(error, OSError) and _has_notebooks(folder / "notebooks"):
+                return  # somebody else has copied them there at the same moment
             raise
     except OSError as error:
         why = f"must be a folder that can be written to: {error.strerror or error}"
