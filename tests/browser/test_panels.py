@@ -180,6 +180,7 @@ def test_no_scroll_bars_nothing_cut_nothing_covered_at_any_width(
             "ProfilePanel(pool, verified_model(256, 2))",
             "ChunkModel()",
             "MemoryWall()",
+            "FitPanel().show(users=40)",
             "ScheduleStudio()",
             "machine = LinkPanel()\nmachine",
             "AdvisorPanel(machine)",
@@ -189,7 +190,7 @@ def test_no_scroll_bars_nothing_cut_nothing_covered_at_any_width(
             "\npanels[8].configure(source='4xH200-2026-11-26, 4 ranks');",
         )
     )
-    expect(plots(page)).to_have_count(9, timeout=60_000)
+    expect(plots(page)).to_have_count(10, timeout=60_000)
     found: dict[int, list[str]] = {}
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 1000})

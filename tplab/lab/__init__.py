@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.claims import measure_claim as measure_claim
     from tplab.lab.panels.crossover import CrossoverPanel as CrossoverPanel
     from tplab.lab.panels.editor import EditorPanel as EditorPanel
+    from tplab.lab.panels.fits import FitPanel as FitPanel
     from tplab.lab.panels.generation import GenerationPanel as GenerationPanel
     from tplab.lab.panels.generation import example_model as example_model
     from tplab.lab.panels.generation import example_prompts as example_prompts

@@ -1,5 +1,7 @@
 """What every rank of a layout holds, against what its card has; and shards really built beside the formula."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -66,6 +68,11 @@ def degrees_frame(
             labels.append(f"{along.upper()} {degree}")
             ranks.append(fullest_rank(spec, gpu, workload, Layout.of(spec, tp, pp), requests=requests))
     return _frame(labels, ranks, gpu)
+
+
+def asked_frame(bars: Mapping[str, RankMemory], gpu: Gpu) -> pd.DataFrame:
+    """A row per bar, of ranks that somebody else asked about; columns as in :func:`memory_frame`."""
+    return _frame(list(bars), list(bars.values()), gpu)
 
 
 def _frame(labels: list[str], ranks: list[RankMemory], gpu: Gpu) -> pd.DataFrame:
