@@ -167,16 +167,17 @@ def stored(files: Iterable[list[tuple[str, str, int]]]) -> StoredWeights:
 
 
 def _tensor(key: str, value: Any, name: str) -> tuple[str, int, int]:
-    at = f"{name}: tensor {shown(key)}"
     fields = value if isinstance(value, dict) else {}
     kind, shape, offsets = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
     if not isinstance(kind, str) or not _wholes(shape) or not _wholes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{at} must have dtype, shape and two data_offsets; got {shown(value)}")
+        raise ValueError(f"{name}: tensor {shown(key)} must have dtype, shape and two data_offsets; got {shown(value)}")
     if kind not in _BITS:
-        raise ValueError(f"{at} has dtype={shown(kind)}, which is no type of safetensors")
+        raise ValueError(f"{name}: tensor {shown(key)} has dtype={shown(kind)}, which is no type of safetensors")
     start, end = offsets
     if len(shape) > 64 or end - start != -(-math.prod(shape) * _BITS[kind] // 8):
-        raise ValueError(f"{at}: {kind} of shape {shown(shape)} does not take {end - start:,} bytes")
+        raise ValueError(
+            f"{name}: tensor {shown(key)} is {kind} of shape {shown(shape)}, which does not take {end - start:,} bytes"
+        )
     return kind, start, end
 
 

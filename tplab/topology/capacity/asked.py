@@ -16,7 +16,7 @@ from tplab.topology.advisor.workload import EnginePolicy
 from tplab.topology.capacity.changes import changes_for
 from tplab.topology.capacity.drawn import DrawnFit
 from tplab.topology.capacity.fit import Fit
-from tplab.topology.capacity.question import MOST_CONTEXT, MOST_GPUS, MOST_USERS, Question
+from tplab.topology.capacity.question import MOST_CONTEXT, MOST_GPUS, MOST_USERS, USUAL_NUMBERS, Question
 from tplab.topology.machine.gpu_names import gpu_preset, known_gpu
 from tplab.topology.machine.machine import Gpu, Machine
 from tplab.topology.machine.presets import machine_preset, most_per_node
@@ -136,7 +136,8 @@ def offers(model: Named, **settings: Any) -> tuple[Fit, ...]:
         if whole.question is not None:
             least = whole.question.least_gpus(node)
         else:
-            least = next((n for n in range(1, node) if whole.again(gpus=n).fits is not False), None)
+            usual = [n for n in USUAL_NUMBERS if n < node]
+            least = next((n for n in usual if whole.again(gpus=n).fits is not False), None)
         made.append(whole if least in (None, node) else whole.again(gpus=least))
     return tuple(made)
 

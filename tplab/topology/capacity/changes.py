@@ -7,14 +7,13 @@ from typing import Any
 from tplab.models.precision import ITEMSIZE
 from tplab.topology.advisor.launch_commands import CACHE_WORDS, WEIGHT_COMMENTS, WEIGHT_WORDS
 from tplab.topology.capacity.fit import Change, Fit, on_gpus
+from tplab.topology.capacity.question import USUAL_NUMBERS
 from tplab.topology.machine.machine import Gpu
 from tplab.topology.machine.names import name_of
 from tplab.topology.machine.spec_sheets import GPUS, OFFERED
 
 FULLEST = 0.95
 """Largest part of a GPU's memory that an engine is told to take: the rest is for CUDA graphs and other processes."""
-MOST_GPUS = 64
-"""Most GPUs that are looked at for one copy of a model."""
 _LEAST_CONTEXT = 512
 """Shortest context in tokens that is worth naming, unless shorter was asked for."""
 _FLAGS: Mapping[str, Mapping[str, str]] = {
@@ -66,7 +65,7 @@ def _of_settings(fit: Fit) -> Iterator[Change]:
         yield _change(fit, "users", words, most, users=most)
     if fit.gpu_memory_utilization < FULLEST and fit.engine in _FLAGS:
         change = _change(
-            fit, "utilization", f"with {FULLEST:.0%} of the memory", FULLEST, gpu_memory_utilization=FULLEST
+            fit, "utilization", f"with {100 * FULLEST:.0f} % of the memory", FULLEST, gpu_memory_utilization=FULLEST
         )
         yield from _that_helps(fit, change)
     spec = fit.question.spec
@@ -118,11 +117,13 @@ def _of_both(fit: Fit) -> Iterator[Change]:
 def _more_gpus(fit: Fit, settings: Mapping[str, Any]) -> Change | None:
     there = fit.again(**settings)
     if there.question is not None:
-        count = there.question.least_gpus(MOST_GPUS)
+        count = there.question.least_gpus()
     else:
-        count = next((n for n in range(1, MOST_GPUS + 1) if there.again(gpus=n).fits is not False), None)
+        count = next((n for n in USUAL_NUMBERS if there.again(gpus=n).fits is not False), None)
     if count is None or count <= fit.gpus:
         return None
+    if there.question is None:
+        return Change(kind="gpus", words=f"on {count} GPUs", flag="", settings={"gpus": count})
     then = there.again(gpus=count)
     flags = _FLAGS.get(fit.engine, {})
     words = [f"{flags[name]} {degree}" for name, degree in (("tp", then.tp), ("pp", then.pp)) if flags and degree > 1]
@@ -132,7 +133,7 @@ def _more_gpus(fit: Fit, settings: Mapping[str, Any]) -> Change | None:
         words=f"on {then.tp * then.pp} GPUs ({degrees})",
         flag=" ".join(words),
         settings={**settings, "gpus": count},
-        needs="" if then.question is None else then.question.why_stages(then.tp, then.pp),
+        needs=there.question.why_stages(then.tp, then.pp),
     )
 
 

@@ -25,6 +25,8 @@ MOST_CONTEXT = 1 << 24
 """Longest context in tokens, where the model names none."""
 MOST_USERS = 1 << 20
 MOST_GPUS = 4096
+USUAL_NUMBERS = (1, 2, 3, 4, 6, *range(8, 65, 8))
+"""Numbers of GPUs in which machines have them, the most that are looked at for one copy of a model last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,10 +114,9 @@ class Question:
         stages = min(pp for _, pp in holding)
         return max((each for each in holding if each[1] == stages), key=lambda each: (self.max_users(*each), -each[0]))
 
-    def least_gpus(self, most: int) -> int | None:
-        """Fewest GPUs, up to ``most``, that hold the users; None if those do not. Of the numbers in which machines have
-        them: not five or seven, and beyond eight whole nodes."""
-        usual = [each for each in replace(self, gpus=most).layouts() if _is_usual(math.prod(each))]
+    def least_gpus(self, most: int = USUAL_NUMBERS[-1]) -> int | None:
+        """Fewest GPUs of ``USUAL_NUMBERS``, up to ``most``, that hold the users; None if those do not."""
+        usual = [each for each in replace(self, gpus=most).layouts() if math.prod(each) in USUAL_NUMBERS]
         layouts = sorted(usual, key=lambda each: (math.prod(each), each[1]))
         return next((math.prod(each) for each in layouts if self.holds(*each)), None)
 
@@ -142,7 +143,3 @@ class Question:
             blocks = layout.layers_of_stage[stage] * (matmul * spec.weight_itemsize + small * spec.activation_itemsize)
             counted.append(held + (scale - 1) * blocks + (towers / layout.tp if stage == 0 else 0))
         return tuple(counted)
-
-
-def _is_usual(gpus: int) -> bool:
-    return gpus % 8 == 0 if gpus > 8 else gpus not in (5, 7)
