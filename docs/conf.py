@@ -53,6 +53,7 @@ autodoc_typehints_format = "short"
 maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
+smartquotes = False  # it makes one dash of --gpus
 toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"

@@ -36,7 +36,9 @@ ROOMS = (
     "tplab.lab.exercises",
     "tplab.lab.claims",
     "tplab.lab.grading",
+    "tplab.lab.recorded",
     "tplab.lab",
+    "tplab.cli",
     "tplab",
 )
 """Every package with public names; the lab's parts before the lab, which offers some of theirs once more."""
