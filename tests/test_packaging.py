@@ -34,7 +34,7 @@ CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "build": "
 # the bottom to the top. What comes first here are doorsteps of all rooms.
 PICTURE = re.findall(r"^(  |    )(\w+)/ ", (ROOT / "docs/architecture.md").read_text("utf-8").split("```")[1], re.M)
 ROOMS = [
-    *("moved", "lazy", "shown", "checks", "file_kinds", "files", "frames"),
+    *("moved", "needs", "lazy", "shown", "checks", "file_kinds", "files", "frames"),
     *(room if indent == "  " else f"topology.{room}" for indent, room in reversed(PICTURE)),
 ]
 

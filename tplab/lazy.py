@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tplab.moved import with_new_names
+from tplab.needs import needed_by
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -34,6 +35,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     def find(name: str) -> Any:
         if name not in home_of:
             return with_new_names(package)(name)
-        return getattr(import_module(home_of[name]), name)
+        with needed_by(f"{package}.{name}"):
+            return getattr(import_module(home_of[name]), name)
 
     return find, lambda: names, names

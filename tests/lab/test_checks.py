@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,11 @@ def test_little_memory_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        if name == "anywidget":
-            raise module.PackageNotFoundError(name)
-        return "1.0"
-
-    monkeypatch.setattr(module, "version", version)
-    missing = by_name(preflight())["anywidget"]
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    missing = by_name(preflight())["tplab[notebook]"]
     assert missing.status == "problem"
-    assert "pip install" in missing.cure
+    assert missing.found == "anywidget missing"
+    assert missing.cure == 'pip install "tplab[notebook]"'
 
 
 def test_a_missing_lab_extension_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

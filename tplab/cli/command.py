@@ -14,6 +14,7 @@ import tplab
 from tplab.checks import ArgumentError
 from tplab.cli import words
 from tplab.cluster.errors import ClusterError
+from tplab.needs import MissingLayer, needed_by
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "add_doctor"),
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 2
     try:
         words.check(arguments)
-        status = int(arguments.call(arguments))
+        with needed_by("this command"):
+            status = int(arguments.call(arguments))
         sys.stdout.flush()  # at exit nobody could catch what it raises
         return status
     except BrokenPipeError:  # the reader has had enough, such as head: nothing to say, and nobody to say it to
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _CLOSED_PIPE
     except KeyboardInterrupt:
         status, message = _INTERRUPTED, "interrupted"
+    except MissingLayer as error:
+        message = str(error)
     except ArgumentError as error:
         message = error.named(arguments.options.get(error.argument, error.argument))
     except (ValueError, ClusterError) as error:

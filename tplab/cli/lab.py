@@ -2,7 +2,6 @@
 demo``, the panels alone."""
 
 import argparse
-import importlib.util
 import os
 import shlex
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tplab
+from tplab import needs
 from tplab.checks import check_count
 from tplab.cli import words
 
@@ -87,8 +87,8 @@ def _lab(arguments: argparse.Namespace) -> int:
     from tplab.lab.shipped.copying import DEFAULT, copy_notebooks, default_folder, find_workplace, refresh
 
     options = _server_options(arguments, "--ip")
-    if not arguments.copy_only and importlib.util.find_spec("jupyterlab") is None:
-        raise ValueError('`tplab lab` needs JupyterLab: pip install "tplab[lab]"')
+    if not arguments.copy_only:
+        needs.check("this command", "jupyterlab")
     folder = default_folder() if arguments.folder is None else Path(arguments.folder).expanduser()
     place = find_workplace(folder)
     if place is None and folder.resolve() == Path.home().resolve():
@@ -114,8 +114,7 @@ def _lab(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     options = _server_options(arguments, "--Voila.ip")
-    if importlib.util.find_spec("voila") is None:
-        raise ValueError('`tplab demo` needs Voila: pip install "tplab[demo]"')
+    needs.check("this command", "voila")
     from tplab.lab.demo import serve_demo
 
     serve_demo(options, ranks=not arguments.no_ranks)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tplab import needs
 from tplab.checks import ArgumentError
 from tplab.cli import words
 
@@ -36,6 +37,7 @@ def add_grade(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _grade(arguments: argparse.Namespace) -> int:
+    needs.check("this command", "torch", "psutil", "tqdm", "nbformat")
     from tqdm import tqdm
 
     from tplab.lab.grading.confined import isolation_in_words
@@ -141,6 +143,7 @@ def add_size(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _size(arguments: argparse.Namespace) -> int:
+    needs.check("this command", "torch", "psutil", "tqdm", "nbformat", "jupyter_client")
     from tplab.lab.grading.sources import notebooks_folder
     from tplab.lab.sizing import measure_notebooks
 

@@ -10,11 +10,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
+from typing import TYPE_CHECKING
 
 from tplab.cluster.backends import RankDevices, torch_is_for_cuda, visible_gpus
 from tplab.cluster.errors import NoRoom
+from tplab.needs import Later
+
+if TYPE_CHECKING:
+    import psutil
+else:
+    psutil = Later("psutil", "Cluster")
 
 OVERRULE = "TPLAB_MEMORY"
 """The variable of the environment that, set to ``ignore``, has ranks started whatever is free."""

@@ -74,8 +74,10 @@ def visible_gpus() -> tuple[VisibleGpu, ...]:
     (``torch.cuda._device_count_nvml``, 2.13): ``CUDA_VISIBLE_DEVICES`` ends at the first entry that names none, and one
     that is there twice leaves none at all.
     """
-    import pynvml as nvml
-
+    try:
+        import pynvml as nvml
+    except ImportError:  # whoever only plans has none, and a Cluster asks for it
+        return ()
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tplab import needs
 from tplab.checks import ArgumentError, check_count, check_number, check_one_of
 from tplab.cluster import backends, wire
 from tplab.cluster.idle import IdleClock, check_minutes
@@ -47,6 +48,7 @@ class Cluster:
 
     Raises:
         ValueError: an argument that cannot work, with what would.
+        MissingLayer: what ranks need is not installed: ``pip install "tplab[run]"``.
 
     Faults of a run are raised by ``run`` and ``result``: ``RankError`` (the function raised), ``RankDied``,
     ``RankTimeout``, ``RunStopped``, ``ClusterClosed``, and by what starts ranks ``NoRoom`` (too little memory). Each
@@ -72,6 +74,7 @@ class Cluster:
         n = check_count("n", n, least=1, most=MAX_LOCAL_RANKS)  # type: ignore[arg-type]  # None is refused
         check_number("start_timeout", start_timeout, above=0, most=_LONGEST_S)
         idle = IdleClock(check_minutes(idle_minutes))
+        needs.check("Cluster", "torch", "cloudpickle", "psutil", "pynvml")
         self._placement = backends.devices_of(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:

@@ -20,8 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-
-import psutil
+from typing import TYPE_CHECKING
 
 from tplab.cluster import keeper
 from tplab.cluster.admission import check_room
@@ -31,6 +30,12 @@ from tplab.cluster.engine import Broke, Event, Exited, Received
 from tplab.cluster.output import Pipe
 from tplab.cluster.wire import Answer, import_path
 from tplab.cluster.worker import Setup
+from tplab.needs import Later
+
+if TYPE_CHECKING:
+    import psutil
+else:
+    psutil = Later("psutil", "Cluster")
 
 # The kernel's import path goes along: tplab itself may be importable only from the kernel's folder.
 _BOOTSTRAP = (

@@ -24,9 +24,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cloudpickle
+from tplab.needs import Later
+
+if TYPE_CHECKING:
+    import cloudpickle
+else:
+    cloudpickle = Later("cloudpickle", "Cluster")
 
 _SUFFIXES = (".py", *importlib.machinery.EXTENSION_SUFFIXES)
 _PATCHABLE = 1000  # more files than that are not looked at in every call: only what is loaded again is seen
@@ -120,7 +125,6 @@ class KernelModules:
         self._names: list[str] = []
         self._held: dict[str, _Held] = {}
         self._versions: Versions = {}
-        self._started_ns = _process_start_ns()
 
     def versions(self) -> Versions:
         """What this process has loaded; the same object as before where nothing has changed."""
@@ -191,7 +195,7 @@ class KernelModules:
             elif before is not None:
                 held.version = held.version._replace(loads=before.version.loads + 1)
             return
-        if before is None and stamp[2] <= self._started_ns:
+        if before is None and stamp[2] <= _process_start_ns():
             return
         fits = _fits(functions, source, file)
         if before is None:
@@ -357,6 +361,7 @@ def _literals(source: bytes) -> dict[str, Any]:
     return found
 
 
+@cache
 def _process_start_ns() -> int:
     import psutil
 

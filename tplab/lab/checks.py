@@ -7,7 +7,8 @@ says little about a working one. A finding that is not ``ok`` carries a plain se
 import platform
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,9 +21,11 @@ from tplab.cluster.admission import THIS_MACHINE, free_memory
 from tplab.cluster.backends import LOOPBACK, num_cores, num_gpus
 from tplab.cluster.sockets import can_tell
 from tplab.lab.finding import Check
-from tplab.lab.install import install_checks, kernel_check
+from tplab.lab.install import install_checks, kernel_check, layer_checks
+from tplab.needs import MissingLayer, missing, needed_by
 
 T = TypeVar("T")
+Look = Callable[[], Check | Iterable[Check]]
 
 OLDEST_TORCH = (2, 11)
 NEWEST_TORCH_TRIED = (2, 13)
@@ -32,9 +35,20 @@ _RANK_GB = 0.3  # a gloo rank after its first all-reduce, with its share of the 
 
 def preflight(*, ranks: bool = False) -> list[Check]:
     """Look at everything; ``ranks=True`` also starts a kernel, and two ranks that all-reduce (some seconds)."""
-    machine = [_python(), _system(), *_torch(), _cores(), _memory(), *_gpus(), _links(), _loopback(), _others()]
-    checks = [*machine, *_front_end(), *install_checks()]
-    return [*checks, kernel_check(), _all_reduce()] if ranks else checks
+    looks: list[Look] = [_python, _system, _torch, _cores, _memory, _gpus, _links, _loopback, _others]
+    looks += [layer_checks, _front_end, _lab_extensions, install_checks]
+    looks += [kernel_check, _all_reduce] if ranks else []
+    return [check for look in looks for check in _seen(look)]
+
+
+def _seen(look: Look) -> Iterable[Check]:
+    """What a check finds; nothing where it lacks a layer, which ``layer_checks`` says."""
+    try:
+        with needed_by(look.__name__):
+            found = look()
+            return [found] if isinstance(found, Check) else list(found)
+    except MissingLayer:
+        return ()
 
 
 def preflight_frame(checks: list[Check]) -> pd.DataFrame:
@@ -121,6 +135,8 @@ def _torch() -> Iterator[Check]:
         import torch
         import torch.distributed as dist
     except ImportError as error:
+        if error.name == "torch":
+            raise
         yield Check(
             name="torch",
             found="cannot be imported",
@@ -288,40 +304,28 @@ def _others() -> Check:
 
 
 def _front_end() -> Iterator[Check]:
-    for package, cure in (
-        ("jupyterlab", "pip install 'jupyterlab>=4.4,<5'"),
-        ("ipywidgets", "pip install 'ipywidgets>=8.1,<9'"),
-        ("plotly", "pip install 'plotly>=6.9'"),
-        ("anywidget", "pip install 'anywidget>=0.9.18'"),
-    ):
-        try:
+    for package in ("jupyterlab", "ipywidgets", "plotly", "anywidget"):
+        with suppress(PackageNotFoundError):
             yield Check(name=package, found=version(package))
-        except PackageNotFoundError:
-            yield Check(
-                name=package,
-                found="missing",
-                status="problem",
-                meaning=f"The notebooks need {package}.",
-                cure=f"{cure}, then restart JupyterLab.",
-            )
-    yield _lab_extensions()
 
 
-def _lab_extensions() -> Check:
+def _lab_extensions() -> Check | Iterable[Check]:
     """Packages can be there while their JupyterLab halves are not: then widgets show as text and figures not at all."""
+    if missing(["jupyterlab"]):
+        return ()
     from jupyter_core.paths import jupyter_path
 
     wanted = {"@jupyter-widgets/jupyterlab-manager": "ipywidgets", "jupyterlab-plotly": "plotly"}
     folders = [Path(path) for path in jupyter_path("labextensions")]
-    missing = [package for name, package in wanted.items() if not any((folder / name).is_dir() for folder in folders)]
-    if not missing:
+    without = [package for name, package in wanted.items() if not any((folder / name).is_dir() for folder in folders)]
+    if not without:
         return Check(name="lab extensions", found="widgets and plotly")
     return Check(
         name="lab extensions",
-        found=f"missing for {', '.join(missing)}",
+        found=f"missing for {', '.join(without)}",
         status="problem",
         meaning="JupyterLab would show text in place of panels or figures.",
-        cure=f"pip install --force-reinstall {' '.join(missing)} jupyterlab-widgets, then restart JupyterLab.",
+        cure=f"pip install --force-reinstall {' '.join(without)} jupyterlab-widgets, then restart JupyterLab.",
     )
 
 

@@ -12,15 +12,36 @@ from pathlib import Path
 
 import tplab
 from tplab.cluster.backends import num_gpus
-from tplab.lab.finding import Check
+from tplab.lab.finding import Check, Status
 from tplab.lab.shipped import CHECKOUT
 from tplab.lab.shipped.copying import default_folder, find_workplace
+from tplab.needs import LAYERS, missing
 
+_WITHOUT = {
+    "run": "No ranks start here, so that nothing can be measured; plans and predictions need none.",
+    "notebook": "A notebook shows no panels.",
+    "lab": "There is no JupyterLab here for `tplab lab`.",
+}
+"""What is not to be had without a layer."""
 _DISK_GB = 1.0
 _SHARED_GB = 0.25
 """Shared memory below which NCCL's own transport between processes is known to fail; Docker gives 0.064."""
 _KERNEL_S = 60.0
 _LOOK = "import sys, tplab.lab; print(sys.executable, tplab.__file__, sep='\\n')"
+
+
+def layer_checks() -> list[Check]:
+    """The layers of packages: what those that are not here would bring. One of which a part is here is a problem."""
+    found = []
+    for layer, without in _WITHOUT.items():
+        lacking = missing(LAYERS[layer])
+        whole = len(lacking) == len(LAYERS[layer])
+        if lacking:
+            named = "not installed" if whole else f"{', '.join(lacking)} missing"
+            cure = f'pip install "tplab[{layer}]"'
+            status: Status = "note" if whole else "problem"
+            found.append(Check(name=f"tplab[{layer}]", found=named, status=status, meaning=without, cure=cure))
+    return found
 
 
 def install_checks() -> list[Check]:
@@ -37,7 +58,8 @@ def verdict(checks: Sequence[Check]) -> str:
         noun = "problem" if len(problems) == 1 else "problems"
         return f"NOT READY: {len(problems)} {noun} ({', '.join(problems)}). What to do stands beside each."
     noted = f", {notes} to know of" if notes else ""
-    return f"READY: no problems found in {len(checks)} checks{noted}. `tplab lab` and go."
+    onward = "`tplab lab` and go" if not missing(["jupyterlab"]) else "`tplab --help` lists what there is"
+    return f"READY: no problems found in {len(checks)} checks{noted}. {onward}."
 
 
 def kernel_check() -> Check:

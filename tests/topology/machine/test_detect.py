@@ -241,7 +241,7 @@ def test_memory_that_the_driver_does_not_tell(monkeypatch):
         def nvmlDeviceGetCudaComputeCapability(self, i):
             return (12, 1)
 
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=128.5e9))
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 500, "SC_PHYS_PAGES": 257_000_000}.__getitem__)
     known, unknown = (detect(Unified([name])) for name in ("NVIDIA GB10", "NVIDIA GB99"))
     assert known.gpu == GPUS["gb10"]
     assert unknown.gpu.memory_GB == 128.5

@@ -10,8 +10,6 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
-import psutil
-
 from tplab.topology.machine.generations import GENERATIONS, generation_of
 from tplab.topology.machine.gpu_names import preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
@@ -85,7 +83,7 @@ def _gpu(nvml: Any, handle: Any, name: str) -> tuple[Gpu, list[str]]:
     try:
         memory_GB = cuda_GB(nvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9)
     except nvml.NVMLError:  # GB10, whose memory is the CPU's too
-        memory_GB = psutil.virtual_memory().total / 1e9
+        memory_GB = _memory_GB()
         notes.append(f"the driver does not say what memory {name} has: taken as all of this system's")
     known = preset_of(name, memory_GB)
     if known is not None:
@@ -180,11 +178,16 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+def _memory_GB() -> float:
+    """Of this system. Not from psutil, which only ranks need."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
 def _cpu(why: str) -> Machine:
     """Every core a GPU, gloo the link of every pair."""
     unseen = f"an AMD GPU seems to be here ({AMD_DEVICE}); only NVIDIA's are detected: name the machine, as in mi300x"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory_GB = psutil.virtual_memory().total / 1e9 / cores
+    memory_GB = _memory_GB() / cores
     gpu = Gpu(
         name="cpu core",
         memory_GB=round(memory_GB, 2),
