@@ -1,5 +1,6 @@
 """Too little memory is said before ranks are started; ranks that nobody uses are ended."""
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 
 from tplab import Cluster
 from tplab.checks import ArgumentError
-from tplab.cluster import NoRoom, State, admission, idle
+from tplab.cluster import NoRoom, State, admission, cgroups, idle
 from tplab.cluster.admission import FreeMemory, check_room, free_memory
-from tplab.cluster.backends import RankDevices, VisibleGpu
+from tplab.cluster.backends import RankDevices, VisibleGpu, num_cores, rank_environment
 
 pytestmark = pytest.mark.timeout(60)
 FOUR = RankDevices(backend="gloo", devices=("cpu",) * 4)
@@ -79,19 +80,53 @@ def test_limits_of_cgroups_hold_and_file_pages_count_as_free(
     folder.mkdir(parents=True)
     for name, text in files.items():
         (folder / name).write_text(text)
-    monkeypatch.setattr(admission, "_CGROUP", tmp_path)
-    monkeypatch.setattr(admission, "_groups", lambda: [line.split(":", 2) for line in lines.splitlines()])
+    monkeypatch.setattr(cgroups, "_TOP", tmp_path)
+    monkeypatch.setattr(cgroups, "_groups", lambda: [line.split(":", 2) for line in lines.splitlines()])
     assert free_memory() == FreeMemory(num_bytes=150_000_000, where="the container's limit")
 
 
 def test_groups_without_a_limit_leave_the_machines_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(admission, "_CGROUP", tmp_path)
-    monkeypatch.setattr(admission, "_groups", lambda: [["0", "", "/"]])
+    monkeypatch.setattr(cgroups, "_TOP", tmp_path)
+    monkeypatch.setattr(cgroups, "_groups", lambda: [["0", "", "/"]])
     monkeypatch.delenv("MEM_LIMIT", raising=False)
     found = free_memory()
     assert found.where == "this machine"
     assert found.num_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "share"),
+    [
+        ("0::/docker/abc", {"docker/abc/cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/a/b", {"a/cpu.max": "100000 100000", "a/b/cpu.max": "max 100000"}, 1.0),  # the upper one holds, too
+        ("0::/", {"cpu.max": "max 100000\n"}, None),
+        ("0::/", {"cpu.max": "odd"}, None),
+        (
+            "3:cpu,cpuacct:/hub",
+            {"cpu,cpuacct/hub/cpu.cfs_quota_us": "50000", "cpu,cpuacct/hub/cpu.cfs_period_us": "100000"},
+            0.5,
+        ),
+        ("3:cpuacct,cpu:/host/path", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("2:cpuset:/", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_a_containers_share_of_the_cores_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, files: dict[str, str], share: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(cgroups, "_TOP", tmp_path)
+    monkeypatch.setattr(cgroups, "_groups", lambda: [line.split(":", 2)])
+    assert cgroups.cores_limit() == share
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert num_cores() == (64 if share is None else math.ceil(share))
+    threads = rank_environment(FOUR, 0, "id")["OMP_NUM_THREADS"]
+    assert threads == ("16" if share is None else "1")
 
 
 def test_jupyterhubs_limit_counts_the_processes_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,12 @@ free before they are started. What a function allocates on them comes on top, an
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tplab.cluster.backends import RankDevices, torch_is_for_cuda, visible_gpus
+from tplab.cluster.cgroups import memory_limits
 from tplab.cluster.errors import NoRoom
 from tplab.needs import Later
 
@@ -26,8 +25,6 @@ OVERRULE = "TPLAB_MEMORY"
 GPU_RANK_BYTES = 600_000_000
 """GPU memory of a rank that is up: its CUDA context and NCCL's buffers."""
 THIS_MACHINE = "this machine"
-_NO_LIMIT = 1 << 60  # version 1 of cgroups writes "no limit" as a huge number
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +40,10 @@ class FreeMemory:
 def free_memory() -> FreeMemory:
     """The least of what is free on the machine, under the limits of this process's cgroups, and under JupyterHub's."""
     found = [FreeMemory(num_bytes=psutil.virtual_memory().available, where=THIS_MACHINE)]
-    found += [FreeMemory(num_bytes=max(0, left), where="the container's limit") for left in _left_in_cgroups()]
+    found += [
+        FreeMemory(num_bytes=max(0, limit.num_bytes - limit.used_bytes), where="the container's limit")
+        for limit in memory_limits()
+    ]
     if (left := _left_of_hub()) is not None:
         found.append(FreeMemory(num_bytes=max(0, left), where="JupyterHub's limit"))
     return min(found, key=lambda each: each.num_bytes)
@@ -86,41 +86,6 @@ def _hold_against(num_ranks: int, each: int, free: int, where: str, kind: str = 
         f"{free / 1e9:.1f} GB are free {where}. To go on, {fewer}stop other notebooks (Kernel ▸ Shut Down: each keeps "
         f"its kernel and its ranks). os.environ['{OVERRULE}'] = 'ignore' starts them all the same."
     )
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """Bytes left under each limit that holds for this process. What the system keeps of files, and of names of files,
-    counts as free: it goes before a kill."""
-    for lines in _groups():
-        hierarchy, controllers, path = lines
-        if hierarchy == "0":
-            tops, names = [_CGROUP, _CGROUP / "unified"], ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            tops, names = [_CGROUP / "memory"], ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        inside = Path(path.lstrip("/"))
-        # A container sees its own group at the top, while the path may be the one that the host has for it.
-        for top in tops:
-            for group in dict.fromkeys([top / inside, *(top / parent for parent in inside.parents), top]):
-                with suppress(OSError, ValueError):
-                    limit = int((group / names[0]).read_text())  # version 2 writes "max" for none
-                    if limit < _NO_LIMIT:
-                        yield limit - int((group / names[1]).read_text()) + _reclaimable(group)
-
-
-def _groups() -> list[list[str]]:
-    """Number, controllers and path of each cgroup of this process."""
-    with suppress(OSError):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        return [parts for line in lines if len(parts := line.split(":", 2)) == 3]
-    return []
-
-
-def _reclaimable(group: Path) -> int:
-    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    total = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
-    return sum(int(fields.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
 
 
 def _left_of_hub() -> int | None:

@@ -4,6 +4,7 @@ Decided in the kernel before any rank starts, so that a wrong argument is an err
 NVML: the kernel never pays for importing torch.
 """
 
+import math
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tplab.checks import ArgumentError, check_one_of
+from tplab.cluster.cgroups import cores_limit
 from tplab.moved import say_new_names
 
 BACKENDS = ("auto", "gloo", "nccl")
@@ -48,10 +50,10 @@ class RankDevices:
 
 
 def num_cores() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores this process may use; a container's share of them, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores_limit()
+    return cores if share is None else min(cores, math.ceil(share))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

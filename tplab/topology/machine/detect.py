@@ -10,6 +10,8 @@ from collections import Counter
 from importlib import import_module
 from typing import Any
 
+from tplab.cluster.backends import num_cores
+from tplab.cluster.cgroups import memory_limits
 from tplab.topology.machine.generations import GENERATIONS, generation_of
 from tplab.topology.machine.gpu_names import preset_of
 from tplab.topology.machine.machine import Gpu, Link, Machine
@@ -186,8 +188,8 @@ def _memory_GB() -> float:
 def _cpu(why: str) -> Machine:
     """Every core a GPU, gloo the link of every pair."""
     unseen = f"an AMD GPU seems to be here ({AMD_DEVICE}); only NVIDIA's are detected: name the machine, as in mi300x"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory_GB = _memory_GB() / cores
+    cores = num_cores()
+    memory_GB = min([_memory_GB(), *(limit.num_bytes / 1e9 for limit in memory_limits())]) / cores
     gpu = Gpu(
         name="cpu core",
         memory_GB=round(memory_GB, 2),
