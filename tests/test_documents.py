@@ -62,7 +62,7 @@ def definitions(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def words_of_code() -> frozenset[str]:
-    """Every name that stands in the code of the package, outside docstrings and comments."""
+    """Every name that stands in the code of the package, outside docstrings and comments, or in the container files."""
     words: set[str] = set()
     for tree in trees().values():
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -76,6 +76,9 @@ def words_of_code() -> frozenset[str]:
                     words.update(name.split("."))
                 case ast.Constant(value=str(text)) if id(node) not in docstrings:
                     words.update(re.findall(r"\w+", text))
+    for path in (ROOT / "docker").rglob("*"):
+        if path.is_file():
+            words.update(re.findall(r"\w+", path.read_text("utf-8")))
     return frozenset(words)
 
 
