@@ -71,12 +71,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
 class PictureDirective(SphinxDirective):
     """``{picture} Race``: a picture of :mod:`tplab.lab.pictures`, its traits set by the JSON in the directive's body.
 
-    ``:still:`` is an image for readers without JavaScript, a path from the page; ``:alt:`` its words.
+    For readers without JavaScript: ``:still:``, an image by its path from the page, or ``:cell:``, the notebook and the
+    id of the cell whose stored image it is (``02-collectives cell-06``).
     """
 
     required_arguments = 1
     has_content = True
-    option_spec: ClassVar[dict[str, Any]] = {"still": directives.unchanged, "alt": directives.unchanged}
+    option_spec: ClassVar[dict[str, Any]] = {"still": directives.unchanged, "cell": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
@@ -89,12 +90,26 @@ class PictureDirective(SphinxDirective):
                 picture.set_trait(trait, value)
         except (ValueError, traitlets.TraitError) as error:
             raise self.error(f"picture {name}: {error}") from error
-        alt = self.options.get("alt", picture.caption)
-        without = f"<p>{escape(alt)}: a moving picture, drawn by JavaScript.</p>"
-        if "still" in self.options:
-            without = f'<img src="{escape(self.options["still"])}" alt="{escape(alt)}">'
+        caption = escape(picture.caption)
+        without = f"<p>{caption}: a moving picture, drawn by JavaScript.</p>"
+        if source := self._stored(picture) if "cell" in self.options else self.options.get("still"):
+            without = f'<img src="{escape(source)}" alt="{caption}">'
         html = place(picture.module, picture.still_state(), f"<noscript>{without}</noscript>")
         return [nodes.raw("", html, format="html")]
+
+    def _stored(self, picture: Picture) -> str:
+        """The image stored with a cell, as a data URL."""
+        name, _, cell_id = self.options["cell"].partition(" ")
+        path = Path(self.env.srcdir, "notebooks", f"{name}.ipynb")
+        if not path.is_file():
+            raise self.error(f"there is no notebook {path.name}")
+        self.env.note_dependency(str(path))
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            for output in cell.get("outputs", ()) if cell["id"] == cell_id else ():
+                about = output.get("metadata", {}).get("image/png", {})
+                if about.get("alt") == picture.caption:
+                    return "data:image/png;base64," + "".join(output["data"]["image/png"]).strip()
+        raise self.error(f"{path.name} stores no image of {picture.caption!r} with a cell {cell_id!r}")
 
 
 def figure_place(content: Mapping[str, Any], alt: str) -> str:

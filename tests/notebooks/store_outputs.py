@@ -81,6 +81,7 @@ def whole(output: nbformat.NotebookNode, draw: Draw, before: dict[str, Any]) -> 
     for title, page in FRAME.findall(data.get("text/html", "")):
         data["text/html"] = FRAME.sub("", data["text/html"])
         image, size = draw.page(page)
+        title = unescape(title)
         about = {"image/png": size | {"alt": title}, MARK: {"still": True}}
         data = {"image/png": image, "text/plain": title} | {PICTURE: picture_of(unescape(page))}
         yield new_output("display_data", data, metadata=about)
