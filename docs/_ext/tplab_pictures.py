@@ -27,6 +27,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from tplab.lab import pictures
+from tplab.lab.pictures.editor import MOST_ACTIONS
 from tplab.lab.pictures.picture import MOVES, Picture, module_text
 from tplab.lab.pictures.race import RACERS
 from tplab.lab.saving import PICTURE, PLOTLY
@@ -54,6 +55,8 @@ LINKED: Mapping[str, Mapping[str, Any]] = {
         **dict.fromkeys(("ranks", "tokens", "model")),
         "link": {"key_of": ["links"]},
     },
+    "editor": {"text": {"table": MOST_ACTIONS}, "cap": {"least": 1, "most": 256, "whole": True}},
+    "topology": {"groups": {"groups": True}},
 }
 """Traits that a page's address may set, by picture, and to what: ``None`` stands for what the trait itself allows."""
 

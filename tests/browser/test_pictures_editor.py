@@ -208,7 +208,7 @@ def test_another_table_from_a_cell_is_what_it_starts_from(open_picture: Open) ->
     assert page.evaluate("tplab.get('text')") == other["original"]
     for text, says in (("junk", "a rank has no action"), ("0B0,0F0", "B0 on rank 0 needs F0")):
         page.evaluate("(text) => tplab.set('text', text)", text)
-        expect(page.locator(".message")).to_contain_text(f"The notebook's table cannot run: {says}")
+        expect(page.locator(".message")).to_contain_text(f"The table that was sent cannot run: {says}")
         expect(page.locator(".tile")).to_have_count(other["original"].count(",") + 3)
 
 

@@ -201,6 +201,27 @@ def test_an_address_sets_what_it_may(open_page: Open) -> None:
     )
 
 
+def test_an_address_carries_a_schedule_or_none_that_cannot_run(open_page: Open) -> None:
+    page = open_page("docs/pictures.html#editor:text=0F0,0B0,0F1,0B1%0A1F0,1B0,1F1,1B1%0A&cap=1")
+    editor = picture(page, "editor")
+    expect(editor.locator("tr.mine")).to_contain_text("12 F")
+    message = editor.locator(".message")
+    for wrong in ("0B0,0F0", "9F9", "0F0%0A0F0", "999F999,999B999"):
+        page.evaluate("wrong => { location.hash = `#editor:text=${wrong}` }", wrong)
+        expect(message).to_contain_text("The table that was sent cannot run")
+        page.evaluate("location.hash = '#editor:cap=2'")
+        expect(editor.locator("tr.mine")).to_contain_text("12 F")  # it is the one before
+    said = message.inner_text()
+    for nothing in ("0F0<b>", "", "0F0," * 20000):
+        page.evaluate("nothing => { location.hash = `#editor:text=${nothing}` }", nothing)
+    expect(message).to_have_text(said, use_inner_text=True)
+    page.evaluate("location.hash = '#topology:groups=0,1,2,3,0,1,2,3'")
+    drawing = picture(page, "topology")
+    expect(drawing.locator(".group[data-group='0']")).to_contain_text("GPUs 0, 4")
+    page.evaluate("location.hash = '#topology:groups=0,1,2,3,0,1,2,9'")
+    expect(drawing.locator(".group[data-group='3']")).to_contain_text("GPUs 3, 7")
+
+
 def test_a_notebooks_figures_are_live_where_their_images_stood(open_page: Open) -> None:
     page = open_page("notebooks/04-cheaper-communication.html")
     place = page.locator(".tplab-place[data-picture=figure]").first

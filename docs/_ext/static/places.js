@@ -6,6 +6,7 @@
   const scripts = new URL(".", document.currentScript.src);
   const loading = {};
   const places = [];
+  const TABLE = /^\d{1,3}[FBIW]\d{1,3}(?:[,\n]\d{1,3}[FBIW]\d{1,3})*\n?$/; // a schedule, one line per rank
   let own = ""; // the address that a button of ours made: nothing is to be done about it
 
   function load(script) {
@@ -27,6 +28,12 @@
     const several = text.split(",");
     if (rule.some_of) return several.every((each) => rule.some_of.includes(each)) ? several : undefined;
     if (rule.each_of) return several.length === rule.count && several.every((each) => rule.each_of.includes(each)) ? several : undefined;
+    if (rule.table) return text.length < 8 * rule.table && TABLE.test(text) ? text : undefined;
+    if (rule.groups) {
+      const groups = several.map((each) => (/^-?\d{1,3}$/.test(each) ? Number(each) : NaN));
+      const most = Math.max(...state.groups);
+      return groups.length === state.groups.length && groups.every((each) => each >= -1 && each <= most) ? groups : undefined;
+    }
     const value = Number(text);
     const fits = text.trim() !== "" && value >= rule.least && value <= rule.most && !(rule.whole && !Number.isInteger(value));
     return fits ? value : undefined;
@@ -77,8 +84,11 @@
   }
 
   async function start(place) {
-    if (place.started) return;
-    place.started = true;
+    place.started ??= draw(place);
+    await place.started;
+  }
+
+  async function draw(place) {
     try {
       if (place.kind === "figure") await load("pictures/plotly.min.js");
       await load(place.element.dataset.script);
@@ -124,9 +134,8 @@
     const wanted = location.hash === own ? null : asked();
     if (!wanted) return;
     const { place, settings } = wanted;
-    if (!place.started) Object.assign(place.state, settings);
-    else for (const [trait, value] of Object.entries(settings)) place.model?.set(trait, value);
     await start(place);
+    for (const [trait, value] of Object.entries(settings)) place.model?.set(trait, value);
     place.element.scrollIntoView({ block: "start" });
   }
   addEventListener("hashchange", follow);

@@ -99,7 +99,7 @@ function buildEditor(model, root) {
     if (model.get("text") !== writeTable(table)) {
       const next = readTable(model.get("text"), model.get("needs"));
       const fault = next.rows.every((row) => row.length) ? faultsOf(next)[0]?.text : "a rank has no action";
-      if (fault) return say(`The notebook's table cannot run: ${fault}. Below is the one before.`, "bad");
+      if (fault) return say(`The table that was sent cannot run: ${fault}. Here is the one before.`, "bad");
       table = next;
       [past, future] = [[], []];
     }

@@ -14,7 +14,7 @@ const WIDTHS = [330, 404]; // up to four GPUs; more have labels at their sides
 const PLACES = ["", "1st", "2nd", "3rd", "4th"];
 
 export const LANE_CSS = `
-.race-lanes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 12px; }
+.race-lanes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)); gap: 12px; }
 .race-room { container-type: inline-size; }
 @container (max-width: 1180px) {
   /* two by two */
