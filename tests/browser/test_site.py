@@ -145,11 +145,11 @@ def test_a_gpu_is_dragged_and_the_play_head_plays(open_page: Open) -> None:
 def test_the_sites_switch_recolours_pictures_and_figures(open_page: Open) -> None:
     page = open_page("docs/pictures.html")
     shown = picture(page, "race").locator(".tplab-picture")
-    ink = "element => getComputedStyle(element).color"
-    assert shown.evaluate(ink) == "rgb(31, 36, 48)"
+    ink = "element => getComputedStyle(element).color.match(/\\d+/g).map(Number)"
+    assert max(shown.evaluate(ink)) < 80
     switch = "theme => document.documentElement.setAttribute('data-theme', theme)"
     page.evaluate(switch, "dark")
-    assert shown.evaluate(ink) == "rgb(230, 233, 238)"
+    assert min(shown.evaluate(ink)) > 200
 
     page = open_page("docs/measured.html", dark=True)
     figure = page.locator(".tplab-place").first
