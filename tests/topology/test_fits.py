@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tplab import ModelSpec, fits
 from tplab.models.shards import Layout
 from tplab.topology import Gpu, Link, Machine, Workload, max_requests, offers
+from tplab.topology.advisor.engine_memory import ENGINES
 from tplab.topology.advisor.memory import CACHE_PAGE
 from tplab.topology.advisor.workload import EnginePolicy
 from tplab.topology.capacity.drawn import bar_text, offers_text
@@ -120,6 +121,13 @@ def test_what_is_too_long_is_answered_with_the_engines_own_flag():
     assert (
         fits("llama-3.1-8b", "rtx-4090", context=131072, engine="sglang").changes[0].flag.startswith("--context-length")
     )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_whose_memory_is_known_can_be_asked_about(engine):
+    fit = fits("llama-3.1-8b", "rtx-4090", context=131072, engine=engine)
+    assert fit.fits is False
+    assert all(fit.again(**change.settings).fits for change in fit.changes)
 
 
 def test_a_cache_in_fp8_is_proposed_where_the_gpu_multiplies_fp8():

@@ -168,7 +168,7 @@ def stored(files: Iterable[list[tuple[str, str, int]]]) -> StoredWeights:
 
 def _tensor(key: str, value: Any, name: str) -> tuple[str, int, int]:
     fields = value if isinstance(value, dict) else {}
-    kind, shape, offsets = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
+    kind, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(kind, str) or not _wholes(shape) or not _wholes(offsets) or len(offsets) != 2:
         raise ValueError(f"{name}: tensor {shown(key)} must have dtype, shape and two data_offsets; got {shown(value)}")
     if kind not in _BITS:

@@ -56,7 +56,7 @@ class Question:
     def workload(self, users: int, context: int) -> Workload:
         """So many requests of so many tokens, under the engine's default settings but for those that were asked for. An
         engine that is to run more at once than it does by default must be told, and reserves memory for them."""
-        most = DEFAULT.engines[self.engine].largest_batch(self.gpu)
+        most = DEFAULT.engines.get(self.engine, DEFAULT.engines["generic"]).largest_batch(self.gpu)
         policy = EnginePolicy(
             name=self.engine,
             gpu_memory_utilization=self.gpu_memory_utilization,
