@@ -31,9 +31,9 @@ OUTSIDE = """() => [...document.querySelectorAll('.tplab-figure')].flatMap((view
   }).map((each) => `${each.textContent} (${view.closest('.jp-Cell').innerText.slice(0, 60)})`);
 })"""
 COVERED = """() => [...document.querySelectorAll('.tplab-below')].filter((below) => {
-  const figure = below.parentElement.querySelector('.tplab-figure .main-svg');
-  return figure && below.textContent
-    && below.getBoundingClientRect().top < figure.getBoundingClientRect().bottom - 1;
+  const figure = below.parentElement.querySelector('.tplab-figure .main-svg')?.getBoundingClientRect();
+  const words = below.getBoundingClientRect();  // above the figure in one panel
+  return figure && below.textContent && words.top < figure.bottom - 1 && words.bottom > figure.top + 1;
 }).map((each) => each.textContent)"""
 
 

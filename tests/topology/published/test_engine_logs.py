@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tplab import fits
 from tplab.topology import Machine, Workload, advise
 from tplab.topology.published.engine_logs import PARTS, Score, engine_logs
 from tplab.topology.published.memory_page import memory_section, tight
@@ -53,6 +54,13 @@ def test_early_engines_kept_the_inputs_of_all_reduces():
     assert sum(replace(log, engine="vllm").wrong_GiB > 0.1 * log.cuda_GiB for log in cut) >= 4
     alone = next(log for log in LOGS if log.engine == "vllm-0.4" and log.tp == 1)
     assert replace(alone, engine="vllm").promised == alone.promised
+
+
+def test_an_early_engine_can_be_asked():
+    now, then = (fits("llama-2-70b", "a100", 4, context=4096, engine=engine) for engine in ("vllm", "vllm-0.4"))
+    assert then.max_tokens < 0.7 * now.max_tokens
+    alone = fits("llama-2-70b", "a100", context=4096, engine="vllm-0.4")
+    assert "vLLM 0.4 may take" in alone.sentence
 
 
 def test_rows_are_cited_and_many_were_found_later():

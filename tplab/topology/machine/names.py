@@ -7,6 +7,7 @@ from typing import Final
 
 _NAMES: Final = {
     "vllm": "vLLM",
+    "vllm-0.4": "vLLM 0.4",
     "sglang": "SGLang",
     "trtllm": "TensorRT-LLM",
     "gpipe": "GPipe",
