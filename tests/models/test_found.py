@@ -312,6 +312,28 @@ def test_a_repository_is_read_by_its_headers_alone(one_hub, files):
     assert all(wanted for path, _, wanted in one_hub.asked if path.endswith(".safetensors"))
 
 
+def test_the_address_of_a_page_is_as_good_as_a_name(one_hub):
+    one_hub.files = whole()
+    for address in (
+        "https://huggingface.co/me/tiny",
+        f"{one_hub.address}/me/tiny/tree/main",
+        "https://hf.co/me/tiny?x=1",
+    ):
+        assert find_model(address).source == f"{one_hub.address}/me/tiny"
+    for address in ("https://example.org/me/tiny", "https://huggingface.co/tiny", "ftp://huggingface.co/me/tiny"):
+        with pytest.raises(ValueError, match="must be the name of a model that is known"):
+            find_model(address)
+
+
+def test_a_long_or_odd_text_is_refused_at_once():
+    for text in ("x" * 1_000_000, "a/b" * 100_000, "\0", "llama\0", "..", "a/..", "-", "\u202e"):
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match=r"model must be|model cannot be looked up") as info:
+            find_model(text)
+        assert time.perf_counter() - start < 2
+        assert len(str(info.value)) < 2000
+
+
 def test_a_server_that_ignores_range_is_not_listened_to(one_hub):
     one_hub.files = whole() | {"model.safetensors": safetensors() + bytes(200_000_000)}
     one_hub.ignores_range = True
@@ -373,7 +395,8 @@ def test_a_slow_hub_is_not_waited_for(one_hub, monkeypatch):
     assert time.perf_counter() - start < 1
 
 
-def test_a_hub_that_drips_ends_with_the_deadline(monkeypatch):
+@pytest.mark.parametrize("before", [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_hub_that_drips_ends_with_the_deadline(monkeypatch, before):
     monkeypatch.setattr(hub, "DEADLINE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
@@ -383,7 +406,7 @@ def test_a_hub_that_drips_ends_with_the_deadline(monkeypatch):
             client, _ = listening.accept()
             with client:
                 client.recv(1 << 16)
-                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                client.sendall(before)
                 while not ended.wait(0.05):
                     try:
                         client.sendall(b" ")

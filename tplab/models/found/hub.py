@@ -8,11 +8,13 @@ not to where it redirects. A cached snapshot is taken before the network is aske
 
 import os
 import re
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -66,6 +68,14 @@ def endpoint() -> str:
     if urlsplit(found).scheme not in ("http", "https") or not urlsplit(found).hostname:
         raise ValueError(f"HF_ENDPOINT must be an address such as https://huggingface.co; got {shown(found)}")
     return found
+
+
+def repo_in(address: str) -> str | None:
+    """``owner/name`` of a page of the hub, as a browser shows its address; None for any other text."""
+    parts = urlsplit(address.strip())
+    hosts = ("huggingface.co", "hf.co", urlsplit(endpoint()).hostname)
+    found = ID.match(parts.path.lstrip("/"))
+    return found[0] if found and parts.scheme in ("http", "https") and parts.hostname in hosts else None
 
 
 def offline() -> bool:
@@ -208,15 +218,7 @@ class _Asked:
             headers["Authorization"] = f"Bearer {self._token}"
         address = f"{self.base}/{self.repo}/resolve/main/{quote(file)}"
         try:
-            left = self._until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            with self._open(self._request(address, headers=headers), timeout=min(TIMEOUT_S, left)) as answer:
-                data = b""
-                while len(data) <= limit and (more := answer.read1(min(_READ_SIZE, limit + 1 - len(data)))):
-                    data += more
-                    if time.monotonic() > self._until:
-                        raise TimeoutError
+            data = self._in_time(lambda: self._fetch(self._request(address, headers=headers), limit))
         except HTTPError as error:
             error.close()
             self._check_status(error.code, error.headers.get("X-Error-Code", ""))
@@ -231,6 +233,34 @@ class _Asked:
         if len(data) > limit and not part:
             raise ValueError(f"{file} of {self.repo} is longer than {limit:,} bytes: no file of this kind is")
         return data[:limit]
+
+    def _fetch(self, request: "Request", limit: int) -> bytes:
+        """The first bytes of the answer, one more than ``limit`` at most."""
+        data = bytearray()
+        with self._open(request, timeout=TIMEOUT_S) as answer:
+            while len(data) <= limit and (more := answer.read1(min(_READ_SIZE, limit + 1 - len(data)))):
+                data += more
+        return bytes(data)
+
+    def _in_time(self, fetch: Callable[[], bytes]) -> bytes:
+        """What ``fetch`` gives. In a thread of its own, which is left behind at the deadline: the timeout of a socket
+        begins anew with every byte, and a server may send one at a time. Raises ``TimeoutError``."""
+        ended: SimpleQueue[bytes | BaseException] = SimpleQueue()
+
+        def run() -> None:
+            try:
+                ended.put(fetch())
+            except BaseException as error:
+                ended.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            found = ended.get(timeout=max(0.0, self._until - time.monotonic()))
+        except Empty:
+            raise TimeoutError from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
     def _check_status(self, status: int, kind: str) -> None:
         """Raises ``ValueError`` unless all that is wrong is a file that is not there."""

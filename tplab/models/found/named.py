@@ -164,8 +164,10 @@ def _of_path(path: Path) -> tuple[FoundModel, "Path | None"]:
 
 def _of_hub(text: str) -> tuple[FoundModel, "Mapping[str, Any] | str | None"]:
     """What the cache or the network has under that name."""
-    from tplab.models.found.hub import ID, NotReached, NotThere, read_cached, read_hub
+    from tplab.models.found.hub import ID, NotReached, NotThere, read_cached, read_hub, repo_in
 
+    if "://" in text:
+        text = repo_in(text) or text
     close = nearest(text.rpartition("/")[2].lower(), MODELS)
     if not ID.fullmatch(text):
         kinds = "a preset, a path, or OWNER/NAME of Hugging Face"
