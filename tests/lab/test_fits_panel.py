@@ -67,7 +67,9 @@ def test_a_pasted_configuration_goes_before_the_name_and_is_never_html(panel: Fi
     kept = panel.figure
     for pasted, why in [
         ("{bad", "config is not valid JSON"),
-        ("[1, 2]", "must be"),
+        ("[1, 2]", "in braces"),
+        ('"llama-3.1-8b"', "in braces"),
+        ("null", "in braces"),
         ('{"model_type": "<img src=x onerror=alert(1)>"}', "&lt;img"),
         (json.dumps(CONFIG | {"num_key_value_heads": 5}), "num_key_value_heads"),
         ("[" * 5000, "config"),
@@ -112,3 +114,8 @@ def test_the_picture_has_the_same_numbers(model: str, gpu: str, tp: int) -> None
         fit = fits(model, gpu, tp, context=context, engine="generic")
         assert (fit.tp, fit.pp) == (tp, 1)
         assert picture.max_requests == fit.max_users
+
+
+def test_nothing_is_no_model() -> None:
+    with pytest.raises(ValueError, match="model must be a name, a path"):
+        fits(None, "h100")  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
+from tplab.checks import ArgumentError
 from tplab.files import parse_json
 from tplab.lab.figures.memory import asked_frame, memory_figure
 from tplab.lab.panels import html
@@ -136,6 +137,8 @@ class FitPanel(AnalyticPanel):
         asked = (pasted or values["model"].strip(), bool(pasted), precision, kv_precision)
         if self._found is None or self._found[0] != asked:
             source = parse_json(pasted, "config") if pasted else asked[0]
+            if pasted and not isinstance(source, Mapping):
+                raise ArgumentError("config", source, "must be the contents of a config.json: a JSON object, in braces")
             self._found = asked, find_model(source, weight_precision=precision, kv_precision=kv_precision)
         return self._found[1]
 

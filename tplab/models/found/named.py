@@ -76,7 +76,7 @@ def blocks_bytes(spec: ModelSpec) -> float:
 
 
 def find_model(
-    model: "str | os.PathLike[str] | Mapping[str, Any] | ModelConfig | FoundModel",
+    model: "str | os.PathLike[str] | Mapping[str, Any] | ModelConfig | FoundModel | None",
     *,
     weight_precision: str | None = None,
     kv_precision: str | None = None,
@@ -95,6 +95,8 @@ def find_model(
             and another precision is asked for.
     """
     config: Any
+    if model is None:
+        raise ArgumentError("model", model, "must be a name, a path, or the dict in a config.json")
     if isinstance(model, FoundModel):
         found, config = replace(model, spec=None), model.config
     elif not isinstance(model, str | os.PathLike):
