@@ -56,6 +56,10 @@ python_use_unqualified_type_names = True
 smartquotes = False  # it makes one dash of --gpus
 toc_object_entries_show_parents = "hide"
 
+linkcheck_anchors = False  # many pages make theirs by JavaScript
+linkcheck_retries = 3
+linkcheck_timeout = 20
+
 html_theme = "sphinx_book_theme"
 html_title = "tplab"
 html_static_path = ["_static"]

@@ -52,7 +52,7 @@ def how_to_run(docname: str) -> str:
     return (
         f":::{{container}} how-to-run\nOpen it: {' · '.join(doors)} · "
         f"{{download}}`the file <{Path(docname).name}.ipynb>`. On this page nothing runs: the outputs are of a run on "
-        "two CPU cores, and boxes for numbers and Run buttons need a kernel. What moves, moves.\n:::"
+        "two CPU cores. Run buttons and boxes for numbers need a kernel, moving pictures do not.\n:::"
     )
 
 
