@@ -9,7 +9,7 @@ from tplab.lab.claims import VERDICTS, Claim, claims
 
 
 class Claims(SphinxDirective):
-    """``{claims}``: a section for each verdict, and in it one for each claim."""
+    """``{claims}``: which claims have which verdict, then every claim."""
 
     def run(self) -> list[nodes.Node]:
         ledger = claims().values()
@@ -33,7 +33,7 @@ class Claims(SphinxDirective):
             f"({claim.id.lower()})=",
             f"**{claim.id}** {claim.claim}",
             "",
-            f"*{claim.verdict}*{{.verdict .{mark}}}",
+            f"[{claim.verdict}]{{.verdict .{mark}}}",
         ]
         lines += [" " + claim.statement(), "", f"Decided by: {claim.formula}. For: {claim.conditions}.", ""]
         if cases:
