@@ -19,6 +19,7 @@ from tplab.checks import ArgumentError, check_number, check_text
 from tplab.lab.answers import Answer, quantity
 from tplab.lab.panels import html
 from tplab.lab.panels.figure_view import FigureView
+from tplab.lab.panels.versions import put_edge
 from tplab.lab.progress import PredictionRecord, earlier_prediction, record_prediction
 from tplab.lab.still import Part, Stilled, figures_in
 from tplab.lab.style import badge_colour
@@ -290,11 +291,11 @@ class Comparison(Stilled, widgets.VBox):
         self.layout.padding = "4px 12px"
         if self.covered and answer is None:
             self.children = [widgets.HTML(html.quiet(f"Shown once you have predicted: {self._guess.question}."))]
-            self.layout.border_left = _EDGE
+            put_edge(self.layout, _EDGE)
         elif self.covered:
             about = html.heading(f"First predict: {self._guess.question}") + html.quiet(_COVERED)
             self.children = [widgets.HTML(about), self._guess.entry, self._guess._reveal]
-            self.layout.border_left = _EDGE
+            put_edge(self.layout, _EDGE)
         elif not self._open:
             self._open = True
             views = _views(self._shown)
@@ -305,7 +306,7 @@ class Comparison(Stilled, widgets.VBox):
                     f"{escape(self.text)} {html.pill(answer.badge, badge_colour(answer.badge))}</div>"
                 )
                 views = [widgets.HTML(said + answer.line(value)), *views]
-                self.layout.border_left = f"4px solid {badge_colour(answer.badge)}"
+                put_edge(self.layout, f"4px solid {badge_colour(answer.badge)}")
             self.children = views
         self.settled()
 

@@ -22,6 +22,7 @@ import plotly.graph_objects as go
 
 from tplab.lab.panels import html
 from tplab.lab.panels.figure_view import FigureView, described, plain
+from tplab.lab.panels.versions import let_colab_load_widgets, on_colab, view_of
 from tplab.lab.saving import MARK, PLOTLY
 from tplab.lab.style import PLOT_CONFIG
 
@@ -37,9 +38,17 @@ AFTER_A_MOVE_S: Final = 2.5
 """A figure that a hand moves has settled after so many seconds."""
 
 _SENDING = threading.Lock()
-_CHILD = ".jp-OutputArea-child"
-_LATER = f"{_CHILD}:has(.tplab-live) ~ {_CHILD}"
-_STYLE = f"<style>{_LATER}:has(.tplab-still),{_LATER}:has(.tplab-still-above) + {_CHILD}{{display:none}}</style>"
+
+
+def _hiding(live: str, child: str) -> str:
+    """The style that hides stills after a live view; places of outputs as CSS."""
+    later = f"{live}:has(.tplab-live) ~ {child}"
+    return f"<style>{later}:has(.tplab-still),{later}:has(.tplab-still-above) + {child}{{display:none}}</style>"
+
+
+_STYLE = "".join(_hiding(child, child) for child in (".jp-OutputArea-child", ".output_area"))  # JupyterLab, Notebook 6
+# On Colab each cell's outputs are a page of their own, and what they lie in is not documented: so any neighbours.
+_COLAB_STYLE = _hiding(":root:not(:has(.jp-OutputArea)) *", "*")
 
 
 _displayed: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -77,11 +86,16 @@ class Stilled:
             self._still_waits = True
             threading.Thread(target=_send_when_due, args=(weakref.ref(self),), daemon=True, name="tplab-still").start()
 
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        inherited = getattr(super(), "_repr_mimebundle_", None)
+        return view_of(self) if inherited is None else inherited(**kwargs)  # ipywidgets 7 has none
+
     def _ipython_display_(self, **kwargs: Any) -> None:
         from IPython.display import publish_display_data
 
+        let_colab_load_widgets()
         self.add_class("tplab-live")  # type: ignore[attr-defined]
-        view = self._repr_mimebundle_(**kwargs)  # type: ignore[attr-defined]
+        view = self._repr_mimebundle_(**kwargs)
         data, metadata = view if isinstance(view, tuple) else (view, None)  # an anywidget's has metadata
         publish_display_data({**data, "text/html": html.quiet(NO_VIEW)}, metadata)
         if not self._still_ids:
@@ -153,7 +167,7 @@ def _outputs(widget: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         empty = place is None or place == ""
         if place is None or isinstance(place, str):
             above = " tplab-still-above" if number + 1 < count and number % 2 == 0 else ""
-            style = "" if number else _STYLE
+            style = "" if number else _STYLE + _COLAB_STYLE * on_colab()
             text = f'<div class="tplab-still{above}">{place or ""}</div>'
             data = {"text/html": f"{style}{text}", "text/plain": plain(place or "")}
         elif isinstance(place, go.Figure):
@@ -169,7 +183,10 @@ def figure_bundle(figure: go.Figure, words: str = "") -> dict[str, Any]:
     from plotly.io.json import to_json_plotly
 
     content = json.loads(to_json_plotly(figure.to_plotly_json()))
-    return {PLOTLY: content | {"config": PLOT_CONFIG}, "text/plain": described(figure, words)}
+    bundle = {PLOTLY: content | {"config": PLOT_CONFIG}, "text/plain": described(figure, words)}
+    if on_colab():  # whose page draws no figures by their MIME type
+        bundle["text/html"] = figure.to_html(include_plotlyjs="cdn", config=PLOT_CONFIG)
+    return bundle
 
 
 def settings_line(words: str) -> str:

@@ -25,6 +25,7 @@ from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel, said
 from tplab.lab.panels.controls import toggles, wide
 from tplab.lab.panels.links import LinkPanel
+from tplab.lab.panels.versions import hint
 from tplab.lab.pictures.topology import MOST_DRAWN, Topology
 from tplab.models.presets import MODELS
 from tplab.models.spec import ModelSpec
@@ -83,7 +84,7 @@ class AdvisorPanel(AnalyticPanel):
 
         def pick(options: Any, value: Any, text: str, tip: str = "") -> Any:
             return widgets.SelectionSlider(
-                options=options, value=value, description=text, tooltip=tip or text, **_wide()
+                options=options, value=value, description=text, **hint(tip or text), **_wide()
             )
 
         super().__init__(

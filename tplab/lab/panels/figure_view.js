@@ -51,7 +51,8 @@ async function fromKernel(model) {
   });
   const code = await inflated(packed).text();
   // As a module of its own: where anywidgets run, that is allowed, and `eval` need not be.
-  const module = `const module = { exports: {} };\n${code}\nexport default module.exports;`;
+  // plotly.js 2, which comes with plotly 5, asks for `exports` besides.
+  const module = `const module = { exports: {} }, { exports } = module;\n${code}\nexport default module.exports;`;
   const url = URL.createObjectURL(new Blob([module], { type: "text/javascript" }));
   try {
     return (await import(/* webpackIgnore: true */ url)).default;
@@ -277,6 +278,7 @@ function render({ model, el }) {
       } while (again && !gone);
     } catch (error) {
       plot.textContent = `This figure cannot be drawn here (${error.message}). It is in the panel's figure: panel.figure`;
+      el.closest(".tplab-live")?.classList.remove("tplab-live"); // the still below has it, as a plain figure
     } finally {
       drawing = false;
     }

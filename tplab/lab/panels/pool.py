@@ -17,6 +17,7 @@ from tplab.cluster.latency import last_rank
 from tplab.lab import style
 from tplab.lab.choice import Choice, choices
 from tplab.lab.panels import html
+from tplab.lab.panels.versions import hint
 from tplab.lab.still import Part, Stilled
 
 _STATE_WORDS = {
@@ -55,12 +56,14 @@ class Pool(Stilled, widgets.VBox):
         backend = devices_of(check_count("num_ranks", num_ranks, least=1, most=MAX_LOCAL_RANKS), backend).backend
         self._size = widgets.Dropdown(
             layout=widgets.Layout(width="110px"),
-            tooltip="World size of the next start",
+            **hint("World size of the next start"),
         )
         self._runs_on = widgets.Dropdown(
             layout=widgets.Layout(width="210px"),
-            tooltip="What the ranks of the next start speak and compute on; cells that were sized for another have to "
-            "be run again",
+            **hint(
+                "What the ranks of the next start speak and compute on; cells that were sized for another have to be "
+                "run again"
+            ),
         )
         self._start = widgets.Button(description="Start", icon="play", tooltip="Start the ranks, or replace them")
         self._stop = widgets.Button(description="Stop", icon="stop", tooltip="End the ranks and what they run")

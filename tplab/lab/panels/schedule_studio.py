@@ -14,6 +14,7 @@ from tplab.lab.figures.pipeline import gantt
 from tplab.lab.panels import html
 from tplab.lab.panels.analytic import AnalyticPanel
 from tplab.lab.panels.controls import Settings, toggles, wide
+from tplab.lab.panels.versions import hint
 from tplab.pipeline import formulas
 from tplab.pipeline.build import INFERENCE, TRAINING, build_schedule
 from tplab.pipeline.costs import Costs
@@ -39,7 +40,7 @@ class ScheduleStudio(AnalyticPanel):
 
     def __init__(self, schedule: str = "1f1b", p: int = 4, m: int = 8) -> None:
         def whole(value: int, low: int, high: int, text: str, tip: str = "") -> Any:
-            return widgets.IntSlider(value=value, min=low, max=high, description=text, tooltip=tip or text, **wide(132))
+            return widgets.IntSlider(value=value, min=low, max=high, description=text, **hint(tip or text), **wide(132))
 
         def time(value: float, high: float, text: str, low: float = 0.0) -> Any:
             return widgets.FloatSlider(value=value, min=low, max=high, step=0.5, description=text, **wide(132))
