@@ -101,6 +101,11 @@ def test_the_sentence_of_the_question_that_people_come_with():
     assert "checkpoint already in int4" in kinds["weights"].needs
 
 
+def test_more_users_than_the_engine_runs_by_default_take_memory_for_their_samples():
+    few, many = (fits("qwen3-0.6b", "rtx-3090", context=16, users=users) for users in (256, 2000))
+    assert many.rank.activations - few.rank.activations > 1000 * 151936 * 4
+
+
 def test_tensor_parallelism_comes_first_and_stages_say_why():
     assert (fits("llama-3.1-405b", "h200", 8).tp, fits("llama-3.1-405b", "h200", 8, users=10**5).tp) == (8, 8)
     assert (fits("llama-3.1-405b", "h100", 16).tp, fits("llama-3.1-405b", "h100", 16).pp) == (8, 2)
