@@ -23,6 +23,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import tplab
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tplab"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -199,6 +201,15 @@ def test_licence_is_apache_2() -> None:
     sections = [int(number) for number in re.findall(r"^   (\d)\. ", text, re.M)]
     assert sections == list(range(1, 10))
     assert re.search(r"^   Copyright \d{4} the tplab authors$", text, re.M)
+
+
+def test_the_newest_version_in_the_changelog_is_this_one() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+    assert versions[0] == tplab.__version__
+    assert [*map(Version, versions)] == sorted(map(Version, versions), reverse=True)
+    # A heading in another form would be left out of a release's notes.
+    assert len(versions) == text.count("\n## ")
 
 
 def test_console_script_is_declared() -> None:
