@@ -1,6 +1,5 @@
 """The built site is whole: every page, every public name, every claim, and no link that leads nowhere."""
 
-import ast
 import gzip
 import importlib
 import json
@@ -19,6 +18,8 @@ WRITTEN = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.
 URL = re.compile(r"url\(\s*[\"']?(https?:)?//|@import\s+[\"']?(https?:)?//")
 PAGE_MB = 1.5
 """What a page may transfer before a figure is drawn."""
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the site, which takes minutes on a busy machine
 
 
 def rooms() -> list[str]:
@@ -138,11 +139,3 @@ def test_a_page_is_light(site: Path, pages: dict[Path, Page]) -> None:
 def transferred(path: Path) -> int:
     """Bytes as a server sends them: text packed."""
     return len(gzip.compress(path.read_bytes(), 6)) if path.suffix in (".html", ".css", ".js") else path.stat().st_size
-
-
-def test_every_source_that_is_linked_to_has_a_page(pages: dict[Path, Page]) -> None:
-    for page in pages.values():
-        for link in page.links:
-            if "/source/tplab/" in link and link.endswith(".py.html"):
-                source = ROOT / link.partition("/source/")[2].removesuffix(".html")
-                ast.parse(source.read_text("utf-8"))
