@@ -1,4 +1,4 @@
-"""ipywidgets 7 and Colab, as far as they can be had without them; `tests/colab` has their versions."""
+"""ipywidgets 7 and Colab, as far as they can be had without them; tests/colab has their versions."""
 
 import json
 import sys
