@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tplab.checks import ArgumentError, check_count, check_one_of
+from tplab.collectives import symmetric
 from tplab.collectives.sweep_plan import MOST_ONE_SHOT_BYTES
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class PeerMemory:
         size = group.size()
         num_bytes = _places(size, most_bytes)["end"]
         memory = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=device)
-        handle = symmetric_memory.rendezvous(memory, group)
+        handle = symmetric.meet(memory, group)
         memory.zero_()
         torch.cuda.synchronize(device)
         group.barrier().wait()  # nobody writes before everybody has zeroed

@@ -7,10 +7,11 @@ Buffers must come from :func:`empty`, on every rank alike: the kernels find a pl
 own.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tplab.collectives.sweep_plan import OF_MESSAGES
 from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
@@ -29,8 +30,25 @@ def empty(num_elements: int, dtype: torch.dtype, device: torch.device, group: "P
     import torch.distributed._symmetric_memory as symmetric_memory
 
     row = symmetric_memory.empty(num_elements, dtype=dtype, device=device)
-    symmetric_memory.rendezvous(row, group)
+    meet(row, group)
     return row
+
+
+def meet(memory: torch.Tensor, group: "ProcessGroup") -> Any:
+    """torch's handle of the memory of all ranks, each of which brings its own. A collective: all must call it alike.
+
+    Raises:
+        RuntimeError: GPUs that cannot reach each other's memory, or several ranks on one.
+    """
+    import torch.distributed._symmetric_memory as symmetric_memory
+
+    try:
+        return symmetric_memory.rendezvous(memory, group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "these ranks cannot reach each other's GPU memory, which symmetric-* and pushed-* algorithms need: GPUs "
+            f"without NVLink or peer access over PCIe, as two T4. {', '.join(OF_MESSAGES)} and library do without it."
+        ) from error
 
 
 def symmetric_one_shot(tensor: torch.Tensor, group: "ProcessGroup") -> None:
