@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 from tplab.lab.pictures import Race, WillItFit
 from tplab.shown import time_text
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]  # the first waits for the site
 
 Open = Callable[..., Page]
 
