@@ -39,6 +39,7 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
             for kind in DRAWN:
                 if len(data) > 1:
                     data.pop(kind, None)
+    notebook["metadata"]["language_info"]["pygments_lexer"] = "ipython3"  # which knows lines that begin with !
     first = notebook["cells"][0]
     title, _, rest = first["source"].partition("\n")
     first["source"] = f"{title}\n\n{how_to_run(docname)}\n\n{rest}"
