@@ -17,9 +17,9 @@ FORWARD = """<!DOCTYPE html>
 
 
 def build(out: Path, *options: str) -> int:
-    """Builds all that changed since the last time into ``out``; the exit status of Sphinx.
+    """Builds into ``out`` what it has not, and pages whose own source or docstrings changed; the exit status of Sphinx.
 
-    ``options`` are further ones of sphinx-build.
+    ``options`` are further ones of sphinx-build: ``-E`` where claims, recordings or an extension changed.
     """
     trees = out.with_name(f"{out.name}.doctrees")  # what it keeps for the next time, and nobody should publish
     status = sphinx(["-W", "--keep-going", "-c", str(DOCS), "-d", str(trees), *options, str(DOCS.parent), str(out)])

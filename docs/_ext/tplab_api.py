@@ -132,17 +132,29 @@ def _home(room: str, name: str) -> str:
     return _home(home, name) if is_package else home
 
 
+def _is_the_articles(name: str) -> bool:
+    room, _, own = entries()[name].rpartition(".")
+    return getattr(getattr(importlib.import_module(room), own), "__module__", "").endswith(".article")
+
+
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
-    """A public name in ``code`` of a docstring or a page becomes a link to its entry."""
+    """A public name in ``code`` of a docstring or a page becomes a link to its entry.
+
+    Pages also speak of things that happen to be called like one: a variable ``place``, the ``main`` of some module, the
+    article's own classes. There a name that could be any word is no link, and neither is one of the article's.
+    """
+    reference = app.env.docname.startswith("docs/api/")
     for literal in list(doctree.findall(nodes.literal)):
         name = literal.astext().removesuffix("()")
         if name not in entries() or isinstance(literal.parent, (addnodes.pending_xref, nodes.reference, nodes.title)):
             continue
-        reference = addnodes.pending_xref(
+        if not reference and "." not in name and ((name.islower() and name.isalpha()) or _is_the_articles(name)):
+            continue
+        link = addnodes.pending_xref(
             "", refdomain="py", reftype="obj", reftarget=entries()[name], refdoc=app.env.docname, refexplicit=True
         )
-        literal.replace_self(reference)
-        reference += literal
+        literal.replace_self(link)
+        link += literal
 
 
 def write_tables(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

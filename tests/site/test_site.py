@@ -80,6 +80,18 @@ def test_every_public_name_has_an_entry(site: Path, pages: dict[Path, Page], roo
     assert names
 
 
+def test_only_what_a_name_means_is_linked(site: Path, pages: dict[Path, Page]) -> None:
+    def names(page: str) -> set[str]:
+        return {
+            link.partition("#")[2] for link in pages[(site / page).resolve()].links if "api/" in link and "#" in link
+        }
+
+    assert "tplab.pipeline.build_schedule" in names("docs/architecture.html")
+    assert "tplab.cli.main" not in names("docs/architecture.html")  # it speaks of a rank's
+    assert "tplab.topology.place" not in names("notebooks/08-capstone.html")  # a variable of its code
+    assert not names("docs/claims.html")  # what is wrong there are the article's classes, not ours of these names
+
+
 def test_fields_and_arguments_are_described(site: Path, pages: dict[Path, Page]) -> None:
     page = pages[(site / "docs" / "api" / "topology.html").resolve()]
     assert "tplab.topology.Workload.concurrency" in page.ids  # a slot, with its words under it
