@@ -182,6 +182,16 @@ def test_on_a_phone_nothing_is_wider_and_a_finger_drags(open_page: Open) -> None
     expect(page.locator(".numbers")).not_to_have_text(said, use_inner_text=True)
 
 
+def test_what_was_not_scrolled_to_is_printed(open_page: Open) -> None:
+    page = open_page("docs/pictures.html")
+    event = "name => { dispatchEvent(new Event(name)); return document.querySelectorAll('.tplab-printed img').length }"
+    assert page.evaluate(event, "beforeprint") == 6  # stored images, should the printer be quicker; one has none
+    for place in page.locator(".tplab-place").all():
+        expect(place.locator(".tplab-picture")).to_be_visible()
+    expect(page.locator(".tplab-printed:visible")).to_have_count(0)
+    assert page.evaluate(event, "afterprint") == 0
+
+
 def test_an_address_sets_what_it_may(open_page: Open) -> None:
     asked = "#fit:model=llama-3.1-70b&gpu=h200&tp=2&batch=3&context=-5&cache=<img src=x onerror=alert(1)>&answer=x"
     page = open_page(f"docs/pictures.html{asked}")

@@ -139,5 +139,14 @@
     place.element.scrollIntoView({ block: "start" });
   }
   addEventListener("hashchange", follow);
+  // Paper does not scroll. What is drawn before the printer looks is printed; else what readers without JavaScript see.
+  addEventListener("beforeprint", () => {
+    for (const place of places) {
+      start(place);
+      const [without] = place.element.getElementsByTagName("noscript");
+      if (without) place.element.insertAdjacentHTML("afterbegin", `<div class="tplab-printed">${without.textContent}</div>`);
+    }
+  });
+  addEventListener("afterprint", () => document.querySelectorAll(".tplab-printed").forEach((each) => each.remove()));
   follow();
 })();
