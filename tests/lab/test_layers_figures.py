@@ -219,6 +219,7 @@ def test_no_label_lies_under_a_diamond() -> None:
     """What is exposed is said above its bar, and the prediction stands beside the bar."""
     figure = overlap_figure(FRAME, badge=BADGE)
     assert list(trace(figure, "exposed, ms").y) == pytest.approx(FRAME["total_us"] / 1e3)
+    assert [float(text) for text in trace(figure, "exposed, ms").text] == pytest.approx(FRAME["exposed_us"] / 1e3)
     half = (1 - figure.layout.bargap) / 2
     assert all(abs(x - place) > half for place, x in enumerate(trace(figure, "predicted").x))
 
