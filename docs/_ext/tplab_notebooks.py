@@ -28,6 +28,8 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = LINK.sub(_as_on_github, source[0])
         return
     notebook = json.loads(source[0])
+    # How to open it stands below the title, and nothing is installed for a page.
+    notebook["cells"] = [cell for cell in notebook["cells"] if "address" not in cell["metadata"].get("tplab", {})]
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = LINK.sub(_as_on_github, "".join(cell["source"]))

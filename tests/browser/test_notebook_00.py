@@ -47,7 +47,8 @@ def test_run_and_stop_from_the_page(run_notebook: Callable[[str], Page]) -> None
     expect(phase(page)).to_contain_text("all-reduce:")
     before = phase(page).text_content()
     expect(phase(page)).not_to_have_text(before or "")
-    first_code_cell = page.locator(".jp-CodeCell").first
+    expect(page.locator(".jp-InputPlaceholder").first).to_contain_text("For Colab and Kaggle")  # folded: a line
+    first_code_cell = page.locator(".jp-CodeCell:not(:has(.jp-InputPlaceholder))").first
     first_code_cell.locator(".cm-content").click()
     prompt = first_code_cell.locator(".jp-InputPrompt").text_content()
     page.keyboard.press("Control+Enter")

@@ -40,10 +40,12 @@ def install_cell(path: Path) -> str:
 
 
 def test_every_notebook_installs_the_same_way_before_anything_is_imported() -> None:
-    assert len({install_cell(path) for path in NOTEBOOKS}) == 1
     for path in NOTEBOOKS:
         first = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
-        assert first.source == install_cell(path)
+        assert first.source == install_cell(NOTEBOOKS[0])
+        assert first.metadata.tplab.address == "install"
+        assert first.source.startswith("# "), "what JupyterLab shows of a folded cell is its first line"
+        assert first.metadata.jupyter.source_hidden
 
 
 def shell_line(tmp_path: Path) -> str:
@@ -77,6 +79,7 @@ def test_what_is_installed_holds_for_pip(tmp_path: Path) -> None:
 def test_where_that_cannot_be_it_is_said(tmp_path: Path) -> None:
     said, _ = run_with_pip(tmp_path, 1)
     assert "docs/front-ends.md" in said
+    assert "could not be added" in said, "why is what pip said: versions, no network, or no such package there"
 
 
 def test_where_tplab_is_nothing_is_run() -> None:

@@ -128,6 +128,7 @@ def test_a_lesson_shows_its_stored_outputs_and_how_to_run_it(
     assert len(downloads) == 1
     assert json.loads((page.path.parent / downloads[0]).read_text("utf-8"))["cells"] == cells
     assert "need a kernel" in page.words
+    assert "importlib.util.find_spec" not in page.words, "the cell that installs has nothing to do here"
 
 
 def test_solutions_are_folded(site: Path) -> None:
