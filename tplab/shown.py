@@ -108,8 +108,11 @@ def duration(ms: float) -> str:
 
 
 def as_GB(nbytes: float) -> str:
-    """Format bytes as GB = 1e9 of them: three significant digits below a thousand, else whole."""
-    return f"{nbytes / 1e9:.3g} GB" if nbytes < 999.5e9 else f"{math.floor(nbytes / 1e9)} GB"
+    """Format bytes as GB = 1e9 of them: three significant digits below a thousand, else whole; less than 0.0001 GB as
+    MB."""
+    if 0 < abs(nbytes) < 1e5:
+        return f"{nbytes / 1e6:.3g} MB"
+    return f"{nbytes / 1e9:.3g} GB" if nbytes < 999.5e9 else f"{math.floor(nbytes / 1e9):,} GB"
 
 
 def check_depth(value: Any, name: str) -> None:

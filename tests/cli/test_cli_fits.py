@@ -86,7 +86,9 @@ def test_only_weights_known_is_neither_yes_nor_no(tmp_path, capsys):
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8192))
     assert main(["fits", str(file), "--gpu", "t4"]) == 3
-    assert "is not known here" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "is not known here" in out
+    assert "What to change" not in out  # nothing is known to be enough
     assert main(["fits", str(file)]) == 3
     assert "?" in capsys.readouterr().out
 
@@ -94,6 +96,12 @@ def test_only_weights_known_is_neither_yes_nor_no(tmp_path, capsys):
 def run(*words, **env):
     command = [sys.executable, "-m", "tplab.cli", "fits", *words]
     return subprocess.run(command, capture_output=True, check=False, timeout=60, env=os.environ | env)
+
+
+def test_the_exit_status_counts_where_the_output_is_closed():
+    command = [sys.executable, "-m", "tplab.cli", "fits", "llama-3.1-8b", "--gpu", "h100"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("words", [("llama-3.1-70b", "--gpu", "h100"), ("llama-3.1-70b",)])

@@ -123,6 +123,12 @@ def test_towers_stand_beside_the_language_model(tmp_path):
     assert fits(str(folder), "t4", 2).again(gpus=2).rank.weights < fits(CONFIG, "t4", 2).rank.weights + 2e6 + 1
 
 
+def test_a_configuration_is_called_by_its_file_or_its_folder(tmp_path):
+    put(tmp_path / "mine", {"config.json": json.dumps(CONFIG).encode(), "yours.json": json.dumps(CONFIG).encode()})
+    names = [find_model(str(tmp_path / "mine" / file)).name for file in ("config.json", "yours.json")]
+    assert names == ["mine", "yours"]
+
+
 def test_a_family_that_is_not_known_is_weighed_and_nothing_is_guessed_of_its_cache(tmp_path):
     folder = put(tmp_path / "moe", whole(model_type="mixtral", num_local_experts=8))
     fit = fits(str(folder), "t4")
@@ -140,6 +146,8 @@ def test_a_family_that_is_not_known_is_weighed_and_nothing_is_guessed_of_its_cac
     assert fit.fits is False
     assert fit.changes
     assert all(fit.again(**change.settings).fits is None for change in fit.changes)
+    assert "they do" in fit.sentence  # its weights, not the model
+    assert fit.again(**fit.changes[0].settings).changes == ()
     with pytest.raises(ValueError, match="precision must be left out"):
         fits(str(big), "t4", precision="fp8")
 
@@ -192,6 +200,15 @@ def test_a_download_that_is_incomplete_says_what_to_do(tmp_path):
     del files["model-00002-of-00002.safetensors"]
     with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors, which is not there.*config\.json"):
         find_model(str(put(tmp_path, files)))
+
+
+def test_parts_of_a_download_and_adapters_are_not_taken_for_the_model(tmp_path):
+    files = sharded()
+    del files["model.safetensors.index.json"], files["model-00002-of-00002.safetensors"]
+    with pytest.raises(ValueError, match="1 file of weights, whose names count 2: the download may be incomplete"):
+        find_model(str(put(tmp_path / "part", files)))
+    files = {"config.json": files["config.json"], "adapter_model.safetensors": safetensors({"a": (2, 2)})}
+    assert find_model(str(put(tmp_path / "lora", files))).weights is None
 
 
 def test_pipes_folders_and_other_formats(tmp_path):
@@ -442,6 +459,10 @@ def test_headers_that_cannot_be_had_are_counted_by_the_configuration(one_hub):
     fit = fits("me/tiny", "t4")
     assert fit.rank.weights == fits(CONFIG, "t4").rank.weights
     assert any("counted by the configuration" in note for note in fit.notes)
+    one_hub.files = whole(num_local_experts=8) | {"model.safetensors": b"\xff" * 64}
+    with pytest.raises(ValueError, match=r"mixture of experts.*headers of its weights could not be read") as error:
+        fits("me/tiny", "t4")
+    assert "OWNER/NAME" not in str(error.value)
 
 
 def cached(tmp_path, files, repo="models--me--tiny"):

@@ -252,7 +252,7 @@ def test_float32_configurations():
     config = LLAMA | {"torch_dtype": "float32"}
     spec = ModelSpec.from_config(config)
     assert precisions(spec) == ("fp32", "fp32", "fp32")
-    assert "weight_precision='bf16'" in spec.notes[0]
+    assert "with bf16 as the precision of its weights" in spec.notes[0]
     asked = ModelSpec.from_config(config, weight_precision="fp32")
     assert (precisions(asked), asked.notes) == (precisions(spec), ())
     for weights, others in (("bf16", "bf16"), ("fp16", "fp16"), ("int4", "bf16")):

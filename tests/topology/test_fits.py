@@ -81,6 +81,31 @@ def test_each_change_is_enough(asked):
         assert fit.best_change.words in fit.sentence
 
 
+@pytest.mark.parametrize(
+    ("model", "gpu", "gpus", "kind", "flag", "needs"),
+    [
+        ("llama-3.1-405b", "h100", 8, "weights", "--quantization fp8", "already in fp8"),  # 101 GB each in bf16
+        ("llama-3.1-8b", "rtx-4090", 1, "weights", "--quantization fp8", ""),  # loaded whole, it is there
+        ("llama-3.1-405b", "t4", 1, "both", "--tensor-parallel-size 8", "already in int4"),
+    ],
+)
+def test_weights_made_smaller_while_they_are_loaded_must_be_there_first(model, gpu, gpus, kind, flag, needs):
+    changes = {each.kind: each for each in fits(model, gpu, gpus, users=8).changes}
+    assert flag in changes[kind].flag
+    assert needs in changes[kind].needs
+    assert bool(needs) == bool(changes[kind].needs)
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_the_words_below_the_bar_are_no_wider_than_the_terminal(width):
+    drawn = bar_text(fits("llama-3.1-70b", "h100", 4), width).splitlines()
+    assert max(map(len, drawn[2:])) <= max(width, 40)
+
+
+def test_one_is_left_over():
+    assert "1 of 3 GPUs is left over" in fits("llama-3.1-8b", "h100", 3).notes
+
+
 def test_it_is_the_advisors_memory_model():
     fit = fits("llama-3.1-70b", "h100", 4, context=4096)
     spec, engine = ModelSpec.from_config("llama-3.1-70b"), EnginePolicy(name="vllm")

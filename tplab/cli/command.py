@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.check(arguments)
         with needed_by("this command"):
             status = int(arguments.call(arguments))
-        sys.stdout.flush()  # at exit nobody could catch what it raises
+        if sys.stdout is not None:  # closed by whoever began this
+            sys.stdout.flush()  # at exit nobody could catch what it raises
         return status
     except BrokenPipeError:  # the reader has had enough, such as head: nothing to say, and nobody to say it to
         _drop_output()

@@ -120,20 +120,25 @@ def _say_notes(notes: "Sequence[str] | dict[str, None]", blocks: bool) -> None:
 
 def _say(text: str, blocks: bool) -> None:
     """Print it, without characters that the output has no bytes for."""
-    encoding = sys.stdout.encoding or "ascii"
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"  # None: the output was closed
     print(text if blocks else text.replace("×", "x").encode(encoding, "replace").decode(encoding))
 
 
 def _shows(text: str) -> bool:
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
         return False
     return True
 
 
 def _coloured() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
 
 
 def _machine_here() -> Any:

@@ -100,7 +100,7 @@ def precisions(
     elif activation == "fp32" and given is None:
         notes.append(
             "counted in float32, as the configuration says; engines serve such a model in 16 bits: "
-            "weight_precision='bf16' counts it so"
+            "with bf16 as the precision of its weights it is counted so"
         )
     if quantised and weights != quantised:
         notes.append(f"weights counted as {weights}, where quantization_config says {quantised}")

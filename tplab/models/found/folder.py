@@ -1,17 +1,19 @@
 """A checkpoint's folder, or one file of it: its configuration, and the headers of its weights."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tplab.files import read_json
 from tplab.models.found.headers import StoredWeights, read_tensors, stored
-from tplab.shown import listed, shown
+from tplab.shown import counted, listed, shown
 
 INDEX = "model.safetensors.index.json"
 MOST_INDEX_BYTES = 16 << 20
 MOST_FILES = 10_000
+_PART = re.compile(r"-of-(\d{1,9})\.safetensors$")
 
 
 def files_in_index(index: Any, name: str) -> list[str]:
@@ -50,8 +52,15 @@ def weights_in(folder: Path) -> StoredWeights | None:
     else:
         with os.scandir(folder) as entries:
             names = sorted(each.name for each in entries if each.name.endswith(".safetensors") and each.is_file())
-        if "model.safetensors" in names:  # the others are adapters, or the same in another form
+        names = [name for name in names if not name.startswith("adapter")]  # of LoRA: no model by themselves
+        if "model.safetensors" in names:  # the others are the same in another form
             names = ["model.safetensors"]
         elif len(names) > 1:
             names = [name for name in names if name.startswith("model-")] or names
+        parts = {int(part[1]) for name in names if (part := _PART.search(name))}
+        if parts and max(parts) > len(names):
+            raise ValueError(
+                f"{folder} has {counted(len(names), 'file')} of weights, whose names count {max(parts):,}: "
+                f"the download may be incomplete. Give {folder / 'config.json'} to count by the configuration alone"
+            )
     return stored(read_tensors(folder / name) for name in names[:MOST_FILES]) if names else None

@@ -160,7 +160,8 @@ def _of_path(path: Path) -> tuple[FoundModel, "Path | None"]:
         if not path.exists():
             raise ArgumentError("model", str(path), f"must be a file that is there{instead_of(path)}")
         config, weights = path, None
-    name = path.stem if config is None and path.is_file() else beside.resolve().name
+    own = path.is_file() and (config is None or (config == path and path.name != "config.json"))
+    name = path.stem if own else beside.resolve().name
     return FoundModel(name=name, spec=None, weights=weights, source=str(path)), config
 
 
@@ -223,6 +224,8 @@ def _described(found: FoundModel, weight_precision: str | None, kv_precision: st
         if weight_precision is not None and found.weights is not None:
             as_it_is = ModelSpec.from_config(config)
     except ValueError as error:
+        if found.weights is None and found.source and found.notes:  # a repository whose headers could not be read
+            raise ValueError(f"{str(error).rstrip('.')}; {found.notes[0].partition(': they are counted')[0]}") from None
         if found.weights is None and "dense decoders only" in str(error):
             raise ValueError(
                 f"{error}. Given its folder, or OWNER/NAME of Hugging Face, instead of the configuration, its weights "

@@ -113,7 +113,7 @@ class Choice:
                 f"({self.machine.source}): NCCL's, since the engines' own kernels stay inside a node"
             )
         if self.idle:
-            notes.append(f"{self.idle} of {self.machine.num_gpus} GPUs are left over")
+            notes.append(f"{self.idle} of {self.machine.num_gpus} GPUs {'is' if self.idle == 1 else 'are'} left over")
         if len(set(self.layout.layers_of_stage)) > 1:
             layers = "-".join(map(str, self.layout.layers_of_stage))
             notes.append(f"stages of {layers} layers: the longest sets the pace")

@@ -105,7 +105,8 @@ def fits(
     )
     tp, pp = question.layout()
     if count > tp * pp:
-        notes.append(f"{count - tp * pp} of {count} GPUs are left over")
+        idle = count - tp * pp
+        notes.append(f"{idle} of {count} GPUs {'is' if idle == 1 else 'are'} left over")
     if why := question.why_stages(tp, pp):
         notes.append(f"PP {pp}: {why}")
     rank = question.memory(tp, pp).fullest(users)

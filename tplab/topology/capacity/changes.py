@@ -16,6 +16,9 @@ FULLEST = 0.95
 """Largest part of a GPU's memory that an engine is told to take: the rest is for CUDA graphs and other processes."""
 _LEAST_CONTEXT = 512
 """Shortest context in tokens that is worth naming, unless shorter was asked for."""
+_LOADS_ALL = {"vllm": "vLLM up to 0.14 loads", "sglang": "where SGLang loads"}
+"""Engine -> when all weights are on the GPU as the checkpoint has them, before they are made smaller. vLLM 0.15 does so
+layer by layer (github.com/vllm-project/vllm, pull requests 31914 and 32773)."""
 _FLAGS: Mapping[str, Mapping[str, str]] = {
     "vllm": {
         "context": "--max-model-len",
@@ -78,13 +81,9 @@ def _of_settings(fit: Fit) -> Iterator[Change]:
 def _of_weights(fit: Fit) -> Iterator[Change]:
     """The first of the smaller precisions that is enough."""
     for precision in _smaller(fit, fit.gpu):
-        flag = " ".join(WEIGHT_WORDS.get((fit.engine, precision), ()))
+        flag, needs = _weights_said(fit, precision, fit.rank.weights)
         change = Change(
-            kind="weights",
-            words=f"in {precision}",
-            flag=flag,
-            settings={"precision": precision},
-            needs="" if flag else WEIGHT_COMMENTS[precision],
+            kind="weights", words=f"in {precision}", flag=flag, settings={"precision": precision}, needs=needs
         )
         if found := list(_that_helps(fit, change)):
             yield from found
@@ -110,8 +109,30 @@ def _of_both(fit: Fit) -> Iterator[Change]:
     """A smaller precision, and the fewest GPUs that hold it so."""
     for precision in _smaller(fit, fit.gpu):
         if change := _more_gpus(fit, {"precision": precision}):
-            yield replace(change, kind="both", words=f"in {precision} {change.words}")
+            flag, needs = _weights_said(fit, precision, fit.again(gpus=change.settings["gpus"]).rank.weights)
+            yield replace(
+                change,
+                kind="both",
+                words=f"in {precision} {change.words}",
+                flag=" ".join(filter(None, (flag, change.flag))),
+                needs="; ".join(filter(None, (needs, change.needs))),
+            )
             return
+
+
+def _weights_said(fit: Fit, precision: str, loaded: float) -> tuple[str, str]:
+    """The engine's words for weights in a precision, and what they need.
+
+    Args:
+        fit: the answer that is to be changed.
+        precision: the smaller one.
+        loaded: bytes on a GPU of the weights as the checkpoint has them.
+    """
+    flag = " ".join(WEIGHT_WORDS.get((fit.engine, precision), ()))
+    if not flag or loaded <= fit.rank.usable:
+        return flag, "" if flag else WEIGHT_COMMENTS[precision]
+    when = _LOADS_ALL[fit.engine]
+    return flag, f"{when} the weights as they are first, and needs a checkpoint already in {precision}"
 
 
 def _more_gpus(fit: Fit, settings: Mapping[str, Any]) -> Change | None:

@@ -1,5 +1,6 @@
 """An answer of ``fits`` as people see it: a bar of one GPU in a terminal, the bar in HTML, a table of GPUs."""
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import Final, NamedTuple
@@ -82,10 +83,10 @@ def bar_text(fit: Fit, width: int, *, blocks: bool = True, colours: bool = False
     each = "Each GPU" if fit.tp * fit.pp > 1 else "The GPU"
     engine = fit.engine_name
     lines.append(f"  {legend}")
-    lines.append(
-        f"  {each} has {memory_text(fit.gpu)}; {engine} may take {as_GB(fit.rank.usable)}"
-        + ("" if not fit.max_tokens else f", and its cache would hold {fit.max_tokens:,} tokens")
+    last = f"{each} has {memory_text(fit.gpu)}; {engine} may take {as_GB(fit.rank.usable)}" + (
+        "" if not fit.max_tokens else f", and its cache would hold {fit.max_tokens:,} tokens"
     )
+    lines.append(textwrap.fill(last, max(cells + 4, 40), initial_indent="  ", subsequent_indent="  "))
     return "\n".join(lines)
 
 
@@ -95,7 +96,7 @@ def changes_text(fit: Fit) -> str:
         return ""
     wide = max(len(change.words) for change in fit.changes)
     rows = [f"  {each.words.ljust(wide)}  {_means(each)}".rstrip() for each in fit.changes]
-    return "\n".join(["What to change, each by itself enough:", *rows])
+    return "\n".join([f"{_heading(fit)}:", *rows])
 
 
 def offers_text(answers: Sequence[Fit], *, blocks: bool = True) -> str:
@@ -145,13 +146,17 @@ def fit_html(fit: Fit) -> str:
         else ""
     )
     rows = "".join(f"<li>{escape(change.words)}{_aside(change)}</li>" for change in fit.changes)
-    ways = f"<div>What to change, each by itself enough:</div><ul style='margin:.2em 0'>{rows}</ul>" if rows else ""
+    ways = f"<div>{_heading(fit)}:</div><ul style='margin:.2em 0'>{rows}</ul>" if rows else ""
     notes = "".join(f"<div style='opacity:.75;font-size:90%'>{escape(note)}</div>" for note in fit.notes)
     return (
         f'<div style="max-width:48em"><div style="margin-bottom:.6em">{escape(fit.sentence)}</div>'
         f'<div style="position:relative"><div style="display:flex;height:1.6em;border:1px solid #8888">'
         f'{"".join(pieces)}</div>{mark}</div><div style="margin:.5em 0">{" ".join(legend)}</div>{ways}{notes}</div>'
     )
+
+
+def _heading(fit: Fit) -> str:
+    return "What to change, each by itself enough" + (" for the weights" if fit.question is None else "")
 
 
 def _aside(change: Change) -> str:

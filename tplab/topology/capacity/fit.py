@@ -94,8 +94,9 @@ class Fit:
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:
-        """What to change, each by itself enough, the cheapest first; none if it fits, or nothing helps."""
-        return () if self.fits is True else self.find_changes(self)
+        """What to change, each by itself enough, the cheapest first; none if it fits, its weights are all that is known
+        and they fit, or nothing helps."""
+        return self.find_changes(self) if self.fits is False else ()
 
     def again(self, **settings: Any) -> "Fit":
         """The same question with other arguments of ``fits``, such as a change's ``settings``."""
@@ -149,6 +150,8 @@ class Fit:
             return "; nothing that is known here would help"
         if best.kind in ("context", "users"):
             return f"; {best.words} it does"
+        if self.question is None:
+            return f"; {best.words} they do, and what a token takes of the cache is not known here"
         then = self.again(**best.settings)
         room = "" if then.max_users is None else f", with room for {counted(then.max_users, 'user')}"
         other = next((each.words for each in self.changes if best.kind == "weights" and each.kind == "gpus"), "")
