@@ -1,8 +1,8 @@
 """The reference: ``{room} tplab.topology`` writes an entry for every public name of a room, from its docstring.
 
 A room's ``__init__`` says what is public (``tplab.lazy``). A name that several rooms offer has its entry in the first
-of them, in the order of ``ROOMS``; the others link to it. Not ``autosummary`` or ``automodule``: they read a module's
-``__dict__``, in which names that load on first use are missing.
+of them, in the order of ``ROOMS``; the others link to it. Not ``automodule``: it would describe such a name in each,
+constants without their words, which stand where they are defined, and a room's list of modules is not its markup.
 """
 
 import ast

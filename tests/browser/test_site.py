@@ -206,6 +206,12 @@ def test_an_address_sets_what_it_may(open_page: Open) -> None:
     expect(answer).to_contain_text("on 4 × H100")
     fit.get_by_role("button", name="Link to these settings").click()
     made = page.evaluate("location.hash")
+    said = answer.inner_text()
+    fit.get_by_label("TP").select_option("1")
+    expect(answer).not_to_have_text(said, use_inner_text=True)
+    page.evaluate("location.hash = ''")
+    page.go_back()  # to the link that the button made
+    expect(answer).to_have_text(said, use_inner_text=True)
     expect(open_page(f"docs/pictures.html{made}").locator(".answer")).to_have_text(
         answer.inner_text(), use_inner_text=True
     )

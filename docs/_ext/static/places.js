@@ -7,7 +7,6 @@
   const loading = {};
   const places = [];
   const TABLE = /^\d{1,3}[FBIW]\d{1,3}(?:[,\n]\d{1,3}[FBIW]\d{1,3})*\n?$/; // a schedule, one line per rank
-  let own = ""; // the address that a button of ours made: nothing is to be done about it
 
   function load(script) {
     loading[script] ??= new Promise((resolve, reject) => {
@@ -66,8 +65,7 @@
     button.textContent = "Link to these settings";
     said.setAttribute("role", "status");
     button.addEventListener("click", () => {
-      location.hash = linkOf(place);
-      own = location.hash;
+      history.pushState(null, "", linkOf(place)); // unlike a new `location.hash` it asks nobody to follow
       const done = () => { said.textContent = "Copied; it is in the address bar, too."; };
       const byHand = () => { said.textContent = "It is in the address bar."; };
       if (!navigator.clipboard) return byHand();
@@ -131,7 +129,7 @@
   places.forEach(({ element }) => near.observe(element));
 
   async function follow() {
-    const wanted = location.hash === own ? null : asked();
+    const wanted = asked();
     if (!wanted) return;
     const { place, settings } = wanted;
     await start(place);
