@@ -180,6 +180,7 @@ def test_a_command_works_or_says_which_layer_it_needs(core: Installed) -> None:
             assert words.startswith(f"tplab {name}: ")
             assert SENTENCE.search(words), words
             assert words.endswith(f'"tplab[{wanted}]"'), words
+    assert not (core.folder / "box").exists()  # nothing is begun that cannot be done
 
 
 def test_the_core_plans_and_says_what_ranks_need(core: Installed) -> None:

@@ -34,6 +34,7 @@ class MissingLayer(ModuleNotFoundError):
     """Packages are not installed that layers of tplab's would bring."""
 
     def __init__(self, what: str, *modules: str) -> None:
+        self._given = what, *modules
         tops = [module.split(".")[0] for module in modules]
         layers = ",".join(dict.fromkeys(str(layer_of(top)) for top in tops))
         packages = ", ".join(_PACKAGES.get(top, top) for top in tops)
@@ -41,6 +42,10 @@ class MissingLayer(ModuleNotFoundError):
         super().__init__(
             f'{what} needs {packages}, which {are} not installed here: pip install "tplab[{layers}]"', name=modules[0]
         )
+
+    def __reduce__(self) -> tuple[type["MissingLayer"], tuple[str, ...]]:
+        """An error of a rank travels to the kernel; by its message alone it could not be made again."""
+        return type(self), self._given
 
 
 def layer_of(module: str | None) -> str | None:

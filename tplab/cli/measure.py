@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tplab import needs
 from tplab.cli.words import say, unsaved, writable
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def _say_calibration(made: "Calibration", out: Path) -> None:
 
 
 def _box(arguments: argparse.Namespace) -> int:
+    needs.check("this command", "torch", "cloudpickle", "psutil", "pynvml", "safetensors")  # before a folder is made
     from tplab.cluster.backends import num_gpus
     from tplab.topology.advisor.workload import Workload
     from tplab.topology.verification.box import STEPS, measure_box
