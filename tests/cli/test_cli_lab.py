@@ -54,6 +54,14 @@ def test_without_a_folder_and_with_options_of_jupyterlab_only(started: list[list
     assert started[0][-1] == "--debug"
 
 
+def test_the_address_of_a_folder_with_signs_in_its_name(started: list[list[str]], tmp_path: Path) -> None:
+    assert main(["lab", "course", "--copy-only"]) == 0
+    (tmp_path / "course/notebooks").rename(tmp_path / "course/week 1 #%")
+    with pytest.raises(SystemExit):
+        main(["lab", "course/week 1 #%"])
+    assert started[0][-1] == "--LabApp.default_url=/lab/tree/week%201%20%23%25/00-start-here.ipynb"
+
+
 def test_a_home_gets_one_folder(started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for _ in range(2):
@@ -93,6 +101,7 @@ def test_without_jupyterlab_nothing_is_copied(
     [
         (["--port", "70000"], "--port must be"),
         (["file"], "FOLDER must be a folder"),
+        (["~nobody-here/lab"], "FOLDER begins with ~ and the name of nobody"),
         ([""], "FOLDER must not be"),
     ],
 )

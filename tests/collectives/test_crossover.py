@@ -238,8 +238,13 @@ def test_on_gpus_graphs_of_what_can_be_captured_elsewhere_our_own() -> None:
     on_gpus = plan_crossover(backend="nccl", shares_gpus=False)
     assert {point.mode for point in on_gpus} == {"graph"}
     assert {"library", "symmetric-one-shot", "symmetric-two-shot"} <= {point.algorithm for point in on_gpus}
-    for kind in ({"backend": "gloo", "shares_gpus": False}, {"backend": "nccl", "shares_gpus": True}):
-        elsewhere = plan_crossover(**kind)
+    apart = plan_crossover(backend="nccl", shares_gpus=False, peer_memory=False)
+    assert max(point.nbytes for point in apart) == 64 * MIB
+    for elsewhere in (
+        [point for point in apart if point.nbytes <= 4 * MIB],
+        plan_crossover(backend="gloo", shares_gpus=False),
+        plan_crossover(backend="nccl", shares_gpus=True),
+    ):
         assert {point.mode for point in elsewhere} == {"eager"}
         assert {"library", "ring", "one-shot", "two-shot"} <= {point.algorithm for point in elsewhere}
         assert max(point.nbytes for point in elsewhere) == 4 * MIB

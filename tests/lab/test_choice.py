@@ -18,8 +18,15 @@ class Driver:
     class NVMLError(Exception):
         pass
 
+    NVML_P2P_CAPS_INDEX_READ, NVML_P2P_CAPS_INDEX_WRITE, NVML_P2P_STATUS_OK = 0, 1, 0
+    apart: frozenset[int] = frozenset()
+    """GPUs that nobody may write to."""
+
     def __init__(self, num_gpus: int, answers: bool = True) -> None:
         self.num_gpus, self.answers = num_gpus, answers
+
+    def nvmlDeviceGetP2PStatus(self, first: int, second: int, way: int) -> int:
+        return 1 if way == self.NVML_P2P_CAPS_INDEX_WRITE and second in self.apart else self.NVML_P2P_STATUS_OK
 
     def nvmlInit(self) -> None:
         if not self.answers:
@@ -204,3 +211,13 @@ def test_another_number_of_ranks_leaves_what_the_reader_has_set(machine):
     pool.num_ranks = 3
     assert panel.settings()["tokens"] == 512
     assert told[2:] == ["gloo, CPU"] * 2
+
+
+def test_gpus_that_do_not_reach_each_other_are_told_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(4)
+    driver.apart = frozenset({2})
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [backends.gpus_reach_each_other(each) for each in (1, 2, 3, 4)] == [True, True, False, False]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3,2")
+    assert [backends.gpus_reach_each_other(each) for each in (2, 3)] == [True, False]

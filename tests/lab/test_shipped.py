@@ -138,6 +138,30 @@ def test_what_is_in_the_way_stays(small: Path, name: str) -> None:
     assert tree(Path("folder")) == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_notebooks_go_where_nothing_is_or_all_stays_as_it_was(small: Path, link: bool) -> None:
+    Path("folder").mkdir()
+    Path("elsewhere").mkdir()
+    if link:
+        os.symlink("../elsewhere", "folder/notebooks")
+    else:
+        Path("folder/notebooks/empty").mkdir(parents=True)
+    with pytest.raises(ArgumentError, match="must have no notebooks of its own"):
+        copy_notebooks(Path("folder"))
+    assert [each.name for each in Path("folder").iterdir()] == ["notebooks"]
+
+
+def test_a_copy_whose_notebooks_were_moved_gets_new_ones_beside_what_its_owner_added(small: Path) -> None:
+    place = copy_notebooks(Path("folder"))
+    (place.folder / "docs/notes.md").write_text("mine")
+    (place.folder / "docs/page.md").write_text("mine, too")
+    place.path.rename(place.folder / "old")
+    assert copy_notebooks(Path("folder")) == place
+    assert (place.path / "00-start-here.ipynb").is_file()
+    assert (place.folder / "docs/notes.md").read_text() == "mine"
+    assert (place.folder / "docs/page.md").read_text() == "mine, too"
+
+
 def test_other_files_are_not_in_the_way(small: Path) -> None:
     Path("folder/notebooks").mkdir(parents=True)
     Path("folder/README.md").write_text("mine")

@@ -123,7 +123,12 @@ def _measured(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
     from tplab.collectives.sweep_plan import parse_bytes, plan_crossover
 
     with Cluster(2 if arguments.n is None else arguments.n, arguments.backend or "auto") as cluster:
-        plan = partial(plan_crossover, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
+        plan = partial(
+            plan_crossover,
+            backend=cluster.backend,
+            shares_gpus=cluster.shares_gpus,
+            peer_memory=cluster.peer_memory,
+        )
         usual = [point.nbytes for point in plan()]
         low, high = (
             edge if text is None else parse_bytes(option, text)

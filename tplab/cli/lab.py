@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import tplab
 from tplab import needs
-from tplab.checks import check_count
+from tplab.checks import ArgumentError, check_count
 from tplab.cli import words
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _lab(arguments: argparse.Namespace) -> int:
     options = _server_options(arguments, "--ip")
     if not arguments.copy_only:
         needs.check("this command", "jupyterlab")
-    folder = default_folder() if arguments.folder is None else Path(arguments.folder).expanduser()
+    folder = default_folder() if arguments.folder is None else _written(arguments.folder)
     place = find_workplace(folder)
     if place is None and folder.resolve() == Path.home().resolve():
         folder /= DEFAULT  # not half a dozen names between somebody's own
@@ -108,8 +109,16 @@ def _lab(arguments: argparse.Namespace) -> int:
         return 0
     if os.geteuid() == 0 and not any("allow-root" in each or "allow_root" in each for each in arguments.beyond):
         words.say(words.wrapped("You are root, as whom JupyterLab may refuse to start: `tplab lab -- --allow-root`."))
-    start = f"--LabApp.default_url=/lab/tree/{place.start}"
+    start = f"--LabApp.default_url=/lab/tree/{quote(place.start)}"
     return _become("jupyterlab", [f"--ServerApp.root_dir={place.folder}", start, *options])
+
+
+def _written(folder: str) -> Path:
+    """The folder that somebody has written. Raises ``ArgumentError`` naming ``folder`` for a home of nobody's."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ArgumentError("folder", folder, "begins with ~ and the name of nobody on this machine") from error
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,29 @@ def torch_is_for_cuda() -> bool:
 def num_gpus() -> int:
     """How many :func:`visible_gpus` there are."""
     return len(visible_gpus())
+
+
+def gpus_reach_each_other(num_gpus: int) -> bool:
+    """Whether the first of :func:`visible_gpus` read and write each other's memory, over NVLink or PCIe: two T4 of a
+    cloud do not. From the driver's table, as ``nvidia-smi topo -p2p r`` prints it; True where the driver has none."""
+    import pynvml as nvml
+
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return True
+    try:
+        handles = _visible(nvml, [nvml.nvmlDeviceGetHandleByIndex(each) for each in range(nvml.nvmlDeviceGetCount())])
+        ways = (nvml.NVML_P2P_CAPS_INDEX_READ, nvml.NVML_P2P_CAPS_INDEX_WRITE)
+        return all(
+            nvml.nvmlDeviceGetP2PStatus(first, second, way) == nvml.NVML_P2P_STATUS_OK
+            for first, second in permutations(handles[:num_gpus], 2)
+            for way in ways
+        )
+    except nvml.NVMLError:
+        return True
+    finally:
+        nvml.nvmlShutdown()
 
 
 def devices_of(num_ranks: int, backend: str) -> RankDevices:

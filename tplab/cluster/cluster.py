@@ -256,6 +256,11 @@ class Cluster:
         return self.backend == "nccl" and not self.shares_gpus
 
     @property
+    def peer_memory(self) -> bool:
+        """Whether every rank has a GPU of its own, and all of these read and write each other's memory."""
+        return self.own_gpus and backends.gpus_reach_each_other(self.num_ranks)
+
+    @property
     def state(self) -> State:
         """What the ranks are doing now."""
         return self._supervisor.state

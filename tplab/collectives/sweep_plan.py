@@ -133,27 +133,29 @@ def plan_crossover(
     *,
     backend: str,
     shares_gpus: bool,
+    peer_memory: bool = True,
     sizes: Sequence[int] | None = None,
     dtype: str = "bfloat16",
     iterations: int | None = None,
 ) -> list[Point]:
     """The sweep that shows which exact all-reduce is the fastest for which size, as far as a cluster has them.
 
-    On GPUs of their own in CUDA graphs, as engines decode: the library's beside those on symmetric memory. Elsewhere
-    eagerly: the library's beside ours of point-to-point messages.
+    On GPUs of their own in CUDA graphs, as engines decode: the library's beside those on symmetric memory. Elsewhere,
+    also where GPUs do not reach each other's memory, eagerly: the library's beside ours of point-to-point messages.
 
     Args:
-        backend, shares_gpus: of the cluster it is for.
+        backend, shares_gpus, peer_memory: of the cluster it is for.
         sizes: bytes of the messages; by default up to 64 MiB on GPUs of their own and up to 4 MiB elsewhere.
         dtype, iterations: as for :func:`plan_sweep`, whose ``ValueError`` it raises.
     """
     own_gpus = backend == "nccl" and not shares_gpus
+    symmetric = own_gpus and peer_memory
     exact = [name for name in ON_SYMMETRIC_MEMORY if name not in INEXACT]
     return plan_sweep(
         sizes=sizes or (DEFAULT_SIZES if own_gpus else DEFAULT_SIZES[:13]),
         dtypes=(dtype,),
-        algorithms=("library", *(exact if own_gpus else OF_MESSAGES)),
-        mode="graph" if own_gpus else "eager",
+        algorithms=("library", *(exact if symmetric else OF_MESSAGES)),
+        mode="graph" if symmetric else "eager",
         iterations=iterations,
         backend=backend,
         shares_gpus=shares_gpus,

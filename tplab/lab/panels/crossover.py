@@ -86,7 +86,9 @@ class CrossoverPanel(RunPanel):
         return self
 
     def submit(self, cluster: Cluster, settings: Settings) -> Submitted:
-        points = plan_crossover(backend=cluster.backend, shares_gpus=cluster.shares_gpus)
+        points = plan_crossover(
+            backend=cluster.backend, shares_gpus=cluster.shares_gpus, peer_memory=cluster.peer_memory
+        )
         self._named["source"].value = HERE
         return submit_sweep(cluster, points, on_report=self.on_report), points
 

@@ -93,6 +93,8 @@ def copy_notebooks(folder: Path) -> Workplace:
         what = "a link that leads nowhere" if folder.is_symlink() and not folder.exists() else "a file"
         raise ArgumentError("folder", str(folder), f"must be a folder, new or there already, and is {what}")
     shipped, record = shipped_files(), read_record(folder)
+    if _has_notebooks(folder / "notebooks"):  # somebody else has copied them there at the same moment
+        return Workplace(folder=folder.resolve(), notebooks="notebooks")
     for top in dict.fromkeys(name.split("/")[0] for name in shipped if "/" in name):
         if _in_the_way(folder, top, shipped, record):
             rule = f"must have no {top} of its own, where the lab's go: name a new folder, such as {folder / DEFAULT}"
@@ -211,16 +213,20 @@ def _has_notebooks(folder: Path) -> bool:
 
 
 def _in_the_way(folder: Path, top: str, shipped: Mapping[str, Path], record: CopyRecord | None) -> bool:
-    """Whether ``folder`` has a ``top`` with anything in it that is not of a copy."""
+    """Whether ``folder`` has a ``top`` with anything in it that is not of a copy. Where notebooks go nothing may be,
+    not even an empty folder or a link: a whole folder is renamed to there."""
     there = folder / top
     if not there.is_dir():
         return os.path.lexists(there)
+    if top == "notebooks":
+        return there.is_symlink() or any(there.iterdir())
+    if record is not None:  # a copy's, with what its owner has added and what an earlier version had
+        return False
     for path in there.rglob("*"):
         name = path.relative_to(folder).as_posix()
         mine = name in shipped and _fingerprint_of(path) == _fingerprint_of(shipped[name])
-        if path.is_dir() or (top != "notebooks" and (mine or (record is not None and name in record.files))):
-            continue
-        return True
+        if not (mine or path.is_dir()):
+            return True
     return False
 
 
