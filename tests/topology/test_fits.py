@@ -102,6 +102,13 @@ def test_the_words_below_the_bar_are_no_wider_than_the_terminal(width):
     assert max(map(len, drawn[2:])) <= max(width, 40)
 
 
+@pytest.mark.parametrize("gpu", ["4xh100", "4 x H100", "4 × h100", "4*h100"])
+def test_how_many_may_stand_before_the_name(gpu):
+    assert fits("llama-3.1-70b", gpu).sentence == fits("llama-3.1-70b", "h100", 4).sentence
+    with pytest.raises(ValueError, match="must name one GPU where gpus=2"):
+        fits("llama-3.1-70b", gpu, 2)
+
+
 def test_one_is_left_over():
     assert "1 of 3 GPUs is left over" in fits("llama-3.1-8b", "h100", 3).notes
 

@@ -1,6 +1,7 @@
 """Does my model fit, and on what? Asked by name, answered by the memory model. Pure: no torch, no numpy."""
 
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +28,9 @@ USUAL_CONTEXT = 8192
 COMMON = ("t4", "l4", "rtx-3090", "rtx-4090", "rtx-5090", *OFFERED)
 """GPUs that ``offers`` looks at: what clouds rent, servers are sold with and desktops have."""
 
+_MANY = re.compile(r"\s*(\d{1,4})\s*[x×*]\s*(\S.*)", re.IGNORECASE)
+"""*8 x H100*: as answers write it, and people."""
+
 Named = str | os.PathLike[str] | Mapping[str, Any] | ModelConfig | FoundModel
 
 
@@ -48,7 +52,8 @@ def fits(
         model: a preset's name in any spelling, the path of a ``config.json``, of a checkpoint's folder or of a
             safetensors file, ``owner/name`` of Hugging Face (its configuration and the headers of its weights are read,
             never the weights), the dict in a ``config.json``, or a ``ModelSpec``.
-        gpu: a name of ``GPUS``, of a machine, or figures of one's own; by default the GPUs of this machine.
+        gpu: a name of ``GPUS``, also with a number before it (``8 x H100``), of a machine, or figures of one's own; by
+            default the GPUs of this machine.
         gpus: how many there are for one copy of the model, up to as many as the machine has if it is one, else 1.
         context: tokens of a user's request at its end, prompt and answer; by default 8,192, or all that the model takes
             if that is less.
@@ -163,6 +168,10 @@ def _gpus(gpu: "str | Gpu | Machine | None", gpus: int | None) -> tuple[Gpu, int
     """The GPU, how many of them may share a layer, how many there are, and what is to be said of them."""
     if isinstance(gpu, str):
         check_text("gpu", gpu)
+        if (many := _MANY.fullmatch(gpu)) and known_gpu(many[2]):
+            if gpus not in (None, int(many[1])):
+                raise ArgumentError("gpu", gpu, f"must name one GPU where gpus={gpus} says how many")
+            gpus, gpu = int(many[1]), many[2]
         if "=" not in gpu and not known_gpu(gpu):
             gpu = _machine_called(gpu)
     if gpu is None:
