@@ -98,3 +98,23 @@ def test_with_less_motion_it_goes_from_stop_to_stop(ball: Ball, open_picture: Ca
     expect(page.locator("circle")).to_have_attribute("cx", "2")
     page.get_by_role("button", name="Pause").click()
     assert page.evaluate("[...seen]") == ["1", "2"]
+
+
+def test_the_notebooks_theme_decides(ball: Ball, open_picture: Callable[[Picture], Page]) -> None:
+    page = open_picture(ball)
+    page.emulate_media(color_scheme="light")
+    shown = page.evaluate(
+        """themes => themes.map(([name, value]) => {
+          document.body.setAttribute(name, value);
+          const scheme = getComputedStyle(document.querySelector(".tplab-picture")).colorScheme;
+          document.body.removeAttribute(name);
+          return scheme;
+        })""",
+        [
+            ["data-jp-theme-light", "false"],
+            ["data-vscode-theme-kind", "vscode-dark"],
+            ["data-vscode-theme-kind", "vscode-high-contrast"],
+            ["theme", "dark"],
+        ],
+    )
+    assert shown == ["dark"] * 4

@@ -12,7 +12,11 @@ export const COLOURS = {
 
 // Colours follow the page's `color-scheme`: that of the system on a page of its own, of the reader's switch on a web
 // site. Notebooks say their theme by attributes only.
-const DARK = '[data-jp-theme-light="false"], [data-vscode-theme-kind$="dark"], [theme="dark"]'; // JupyterLab, VS Code, Colab
+const DARK = [
+  '[data-jp-theme-light="false"]', // JupyterLab
+  '[data-vscode-theme-kind$="dark"]', '[data-vscode-theme-kind="vscode-high-contrast"]', // the light one ends with -light
+  '[theme="dark"]', // Colab
+];
 const CSS = `
 [data-jp-theme-light="true"] .tplab-picture { color-scheme: light; }
 :is(${DARK}) .tplab-picture { color-scheme: dark; }
