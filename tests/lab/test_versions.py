@@ -31,6 +31,8 @@ def colab(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     package.output = output  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", package)
+    shell = type("Shell", (), {"__module__": "google.colab._shell"})()
+    monkeypatch.setattr(versions, "get_ipython", lambda: shell)
     return told
 
 
@@ -73,7 +75,7 @@ def test_stills_on_colab_have_figures_that_need_no_renderer(
     assert ":root:not(:has(.jp-OutputArea))" in json.dumps(published)
 
     published.clear()
-    monkeypatch.delitem(sys.modules, "google.colab")
+    monkeypatch.setattr(versions, "get_ipython", lambda: None)  # as on Kaggle, where the package is installed, too
     ScheduleStudio()._ipython_display_()
     said = json.dumps(published)
     assert "newPlot" not in said

@@ -1,9 +1,9 @@
 """What differs between ipywidgets 7 and 8, and on Colab, which has 7 and a page of its own."""
 
-import sys
 from typing import Any, Final
 
 import ipywidgets as widgets
+from IPython import get_ipython
 
 SEVEN: Final = widgets.__version__.startswith("7.")
 """Whether this is ipywidgets 7 (https://ipywidgets.readthedocs.io/en/8.1.5/user_migration_guides.html)."""
@@ -25,8 +25,12 @@ def put_edge(layout: widgets.Layout, line: str) -> None:
 
 
 def on_colab() -> bool:
-    """Whether this is a kernel of Colab, which has loaded this package before any cell runs."""
-    return "google.colab" in sys.modules
+    """Whether this is a kernel of Colab, by its shell.
+
+    That ``google.colab`` is loaded says less: plotly imports it wherever it is installed, and Kaggle's image is made
+    from Colab's (https://github.com/Kaggle/docker-python/blob/main/Dockerfile.tmpl).
+    """
+    return type(get_ipython()).__module__.startswith("google.colab.")
 
 
 def let_colab_load_widgets() -> None:
