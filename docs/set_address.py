@@ -30,7 +30,7 @@ BRANCH = "main"
 FIRST = "notebooks/00-start-here.ipynb"
 
 # The names that GitHub gives: https://docs.github.com/en/get-started/learning-about-github/types-of-github-accounts
-SLUG = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/[A-Za-z0-9_.-]{1,100}")
+SLUG = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}")
 REGION = re.compile(
     r"^(?P<start><!-- address (?P<md>\w+) -->|# address (?P<hash>\w+))\n.*?^(?P<end><!-- /address -->|# /address)$",
     re.M | re.S,

@@ -110,7 +110,10 @@ def test_nobody_writes_the_address_by_hand() -> None:
         assert slug not in write(text, None, place), f"{place} names it outside of a region"
 
 
-@pytest.mark.parametrize("bad", ["lab", "a/b/c", "https://gitlab.com/a/b", "a b/c", "_a/b", "a/b?x", "", "a/b\nc"])
+BAD = ["lab", "a/b/c", "https://gitlab.com/a/b", "a b/c", "_a/b", "a/..", "a/b?x", "", "a/b\nc"]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_what_is_no_address_is_refused(bad: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(checkout)
     with pytest.raises(SystemExit) as ended:

@@ -59,6 +59,11 @@ def test_what_is_refused_is_said_by_its_option(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_home_of_nobody_is_a_folder_that_is_not_there(capsys):
+    assert main(["fits", "~nobody-here/model"]) == 2
+    assert "there is no folder ~nobody-here" in capsys.readouterr().err
+
+
 def test_sentence_bar_and_changes(capsys):
     main(["fits", "llama-3.1-70b", "--gpu", "h100"])
     sentence, bar, changes = capsys.readouterr().out.split("\n\n")

@@ -85,6 +85,18 @@ def test_limits_of_cgroups_hold_and_file_pages_count_as_free(
     assert free_memory() == FreeMemory(num_bytes=150_000_000, where="the container's limit")
 
 
+@pytest.mark.parametrize("stat", [None, "odd"])
+def test_a_limit_holds_where_nothing_is_said_of_file_pages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stat: str | None
+) -> None:
+    files = {"memory.max": "1000", "memory.current": "400"} | ({} if stat is None else {"memory.stat": stat})
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(cgroups, "_TOP", tmp_path)
+    monkeypatch.setattr(cgroups, "_groups", lambda: [["0", "", "/"]])
+    assert free_memory() == FreeMemory(num_bytes=600, where="the container's limit")
+
+
 def test_groups_without_a_limit_leave_the_machines_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     monkeypatch.setattr(cgroups, "_TOP", tmp_path)

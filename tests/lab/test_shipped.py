@@ -119,6 +119,7 @@ def test_a_copy_is_found_again_from_wherever_one_is(small: Path, monkeypatch: py
     found = find_workplace(made.folder)
     assert found is not None
     assert found.start == "notebooks/02-b c.ipynb"
+    assert default_folder() == Path()
 
 
 def test_numbered_notebooks_of_somebody_elses_are_no_copy(small: Path) -> None:

@@ -75,6 +75,11 @@ def _groups() -> list[list[str]]:
 
 
 def _reclaimable(group: Path) -> int:
-    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    total = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
-    return sum(int(fields.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    """Nothing where the group does not say: a limit holds without it, too."""
+    with suppress(OSError, ValueError):
+        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        total = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
+        return sum(
+            int(fields.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file", "slab_reclaimable")
+        )
+    return 0

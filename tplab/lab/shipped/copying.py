@@ -76,7 +76,7 @@ def find_workplace(folder: Path) -> Workplace | None:
     """The notebooks in ``folder``, or in its ``notebooks``; None where there are none."""
     if _has_notebooks(folder / "notebooks"):
         return Workplace(folder=folder.resolve(), notebooks="notebooks")
-    if not _has_notebooks(folder):
+    if not _has_notebooks(folder.absolute()):  # a copy's are known by the folder's name, which "." does not have
         return None
     folder = folder.resolve()
     if (folder.parent / "docs").is_dir():  # the notebooks' links lead there

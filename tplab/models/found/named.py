@@ -113,7 +113,7 @@ def _called(text: str) -> tuple[FoundModel, Any]:
     if not text.strip():
         raise ArgumentError("model", text, "must not be empty")
     if os.path.exists(text) or text.endswith((".json", ".safetensors", ".gguf")) or text.startswith(("/", "./", "~")):
-        return _of_path(Path(text).expanduser())
+        return _of_path(Path(os.path.expanduser(text)))  # as it is where ~ is nobody's
     if preset := preset_called(text):
         return FoundModel(name=preset, spec=None, weights=None, source="preset"), preset
     return _of_hub(text.strip())
