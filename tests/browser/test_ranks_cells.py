@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 def test_raise_hang_and_stop(open_notebook: Callable[[str], Page]) -> None:
     page = open_notebook("00-start-here.ipynb")
-    cell = page.locator(".jp-CodeCell").first
+    cell = page.locator(".jp-CodeCell:not(:has(.jp-InputPlaceholder))").first  # the first is folded
     output, prompt = cell.locator(".jp-OutputArea"), cell.locator(".jp-InputPrompt")
     number = 0
 
