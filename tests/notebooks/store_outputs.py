@@ -24,6 +24,7 @@ from tplab.files import check_writable, replacing
 from tplab.lab.panels.figure_view import plain
 from tplab.lab.saving import MARK, PICTURE, PLOTLY, strip
 
+ROOT = Path(__file__).parents[2]
 RENEW = "from tplab.lab.still import renew\n\nrenew()"
 FRAME = re.compile(r'<iframe title="([^"]*)"[^>]* srcdoc="([^"]*)"[^>]*></iframe>')
 STATE = re.compile(r'<script type="application/json" id="state" data-picture="(\w+)">(.*?)</script>', re.S)
@@ -47,7 +48,8 @@ def store(path: Path, draw: Draw) -> None:
     notebook.cells.pop()
     finish(notebook, draw, before)
     with replacing(path) as partial:
-        nbformat.write(notebook, partial)
+        # Tracebacks name files: within the project, and not where it lies on this machine.
+        partial.write_text(nbformat.writes(notebook).replace(f"{ROOT}/", "") + "\n", "utf-8")
 
 
 def finish(notebook: nbformat.NotebookNode, draw: Draw, before: dict[str, Any]) -> None:

@@ -61,6 +61,11 @@ def test_a_panel_says_how_to_go_on(notebook: nbformat.NotebookNode) -> None:
         assert [text for text in texts if words in text], words
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_output_says_where_the_project_lies(path: Path) -> None:
+    assert not re.findall(r"(?<![\w:/.])/[\w./-]+/(?:tplab|notebooks|site-packages)/", path.read_text("utf-8"))
+
+
 def test_all_notebooks_together_are_small() -> None:
     assert sum(path.stat().st_size for path in NOTEBOOKS) < 5_000_000
 
