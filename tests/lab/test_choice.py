@@ -1,5 +1,6 @@
 """What machines of no, one and four GPUs offer a notebook's ranks, with a driver made up for the test."""
 
+import ctypes
 import sys
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ class Driver:
     class NVMLError(Exception):
         pass
 
-    NVML_P2P_CAPS_INDEX_READ, NVML_P2P_CAPS_INDEX_WRITE, NVML_P2P_STATUS_OK = 0, 1, 0
+    NVML_P2P_CAPS_INDEX_READ, NVML_P2P_CAPS_INDEX_WRITE, NVML_P2P_STATUS_OK = (0,), 1, 0  # the tuple is in the real one
     apart: frozenset[int] = frozenset()
     """GPUs that nobody may write to."""
 
@@ -26,6 +27,8 @@ class Driver:
         self.num_gpus, self.answers = num_gpus, answers
 
     def nvmlDeviceGetP2PStatus(self, first: int, second: int, way: int) -> int:
+        if not isinstance(way, int):
+            raise ctypes.ArgumentError(f"argument 3: {way}")
         return 1 if way == self.NVML_P2P_CAPS_INDEX_WRITE and second in self.apart else self.NVML_P2P_STATUS_OK
 
     def nvmlInit(self) -> None:

@@ -21,6 +21,7 @@ from tplab.moved import say_new_names
 
 BACKENDS = ("auto", "gloo", "nccl")
 LOOPBACK = "127.0.0.1"
+_READ_AND_WRITE = (0, 1)  # NVML_P2P_CAPS_INDEX_READ and _WRITE of nvml.h; nvidia-ml-py 13 has a tuple for the first
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -147,11 +148,10 @@ def gpus_reach_each_other(num_gpus: int) -> bool:
         return True
     try:
         handles = _visible(nvml, [nvml.nvmlDeviceGetHandleByIndex(each) for each in range(nvml.nvmlDeviceGetCount())])
-        ways = (nvml.NVML_P2P_CAPS_INDEX_READ, nvml.NVML_P2P_CAPS_INDEX_WRITE)
         return all(
             nvml.nvmlDeviceGetP2PStatus(first, second, way) == nvml.NVML_P2P_STATUS_OK
             for first, second in permutations(handles[:num_gpus], 2)
-            for way in ways
+            for way in _READ_AND_WRITE
         )
     except nvml.NVMLError:
         return True
