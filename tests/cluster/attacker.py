@@ -70,7 +70,8 @@ def attack(port):
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
     elif mode == "hold":
         for _ in range(20):
-            connect(port)
+            with suppress(TimeoutError):  # on a busy machine one can come too late, and is hung up
+                connect(port)
     elif mode == "flood":
         for _ in range(2000):
             connect(port).send(b"\xff" * 64)
