@@ -68,7 +68,7 @@ def kernel_check() -> Check:
 
     manager = KernelManager(kernel_name="python3")
     try:
-        manager.start_kernel()
+        manager.start_kernel(extra_arguments=["--log-level=ERROR"])  # not its warnings, on this terminal
         client = manager.client()
         client.start_channels()
         client.wait_for_ready(timeout=_KERNEL_S)
