@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tplab.lab.pictures import Race, WillItFit
+from tplab.lab.saving import PICTURE
 from tplab.shown import time_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]  # the first waits for the site
 
 Open = Callable[..., Page]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -245,3 +248,17 @@ def test_a_notebooks_figures_are_live_where_their_images_stood(open_page: Open) 
     expect(place.locator(".gtitle")).to_be_visible()
     cell: Any = page.locator(".cell_output", has=place)
     expect(cell.locator("img").first).to_be_hidden()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_lessons_pictures_are_live_as_its_run_left_them(open_page: Open, path: Path) -> None:
+    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
+    stored = [output.data[PICTURE] for output in outputs if PICTURE in output.get("data", {})]
+    page = open_page(f"notebooks/{path.stem}.html")
+    places = page.locator(".tplab-place:not([data-picture=figure])")
+    assert [each.get_attribute("data-picture") for each in places.all()] == [each["picture"] for each in stored]
+    for place in places.all():
+        place.scroll_into_view_if_needed()
+        expect(place.locator(".tplab-picture")).to_be_visible()
+    for race in (each["state"] for each in stored if each["picture"] == "race"):
+        expect(page.locator(".race-lane")).to_have_count(len(race["algorithms"]))
