@@ -15,13 +15,11 @@ from myst_parser.slugs import github_slugify
 from set_address import address, open_links
 from sphinx.application import Sphinx
 
-DRAWN = ("application/vnd.plotly.v1+json", "application/vnd.tplab.picture+json")
-"""What only JavaScript can show; the image beside it is for every page."""
 LINK = re.compile(r"(?<=\]\()([^)#\s:]*)#([^)\s]+)")
 
 
 def read(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Changes a notebook's text before MyST-NB reads it. It comes after those who take the drawings."""
+    """Changes a notebook's text before MyST-NB reads it."""
     if not docname.startswith("notebooks/"):
         return
     if app.env.doc2path(docname).suffix != ".ipynb":
@@ -36,11 +34,6 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
             continue
         if cell["metadata"].get("jupyter", {}).get("outputs_hidden"):
             cell["metadata"].setdefault("tags", []).append("hide-output")
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            for kind in DRAWN:
-                if len(data) > 1:
-                    data.pop(kind, None)
     notebook["metadata"]["language_info"]["pygments_lexer"] = "ipython3"  # which knows lines that begin with !
     first = notebook["cells"][0]
     title, _, rest = first["source"].partition("\n")
@@ -78,6 +71,6 @@ def _is(node: nodes.Node) -> bool:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
-    app.connect("source-read", read, priority=900)
+    app.connect("source-read", read)
     app.connect("doctree-read", describe_images, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

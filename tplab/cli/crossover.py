@@ -5,12 +5,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tplab.checks import ArgumentError
-from tplab.cli.words import table, writable, write_csv
+from tplab.cli.words import advancing, table, writable, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from tplab.cluster import Report
 
 _LOSSES = {
     "engine": "engine",
@@ -142,12 +140,6 @@ def _measured(arguments: argparse.Namespace) -> "tuple[pd.DataFrame, str]":
         sizes = [low << doublings for doublings in range((high // low).bit_length())]
         points = plan(sizes=sizes, iterations=arguments.iterations)
         with tqdm(desc=cluster.badge, disable=None) as bar:
-
-            def on_report(report: "Report") -> None:
-                if report.rank == 0 and report.fields["phase"] == "measure":
-                    bar.total = report.fields["total"]
-                    bar.update()
-
-            run = submit_sweep(cluster, points, on_report=on_report)
+            run = submit_sweep(cluster, points, on_report=advancing(bar))
             run.result()
         return sweep_frame(points, run.reports, cluster.provenance), cluster.badge

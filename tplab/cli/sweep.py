@@ -11,8 +11,6 @@ from tplab.files import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tplab.cluster import Report
-
 
 def add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``sweep`` to ``tplab``'s commands."""
@@ -75,13 +73,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         with Cluster(arguments.n, arguments.backend) as cluster:
             points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
             with tqdm(desc=cluster.badge, disable=None) as bar:
-
-                def on_report(report: "Report") -> None:
-                    if report.rank == 0 and report.fields["phase"] == "measure":
-                        bar.total = report.fields["total"]
-                        bar.update()
-
-                run = submit_sweep(cluster, points, on_report=on_report)
+                run = submit_sweep(cluster, points, on_report=words.advancing(bar))
 
                 def write() -> None:
                     _write_sweep(sweep_frame(points, run.reports, cluster.provenance), cluster.badge, csv)

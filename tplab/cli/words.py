@@ -11,9 +11,9 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tplab.checks import ArgumentError
 from tplab.files import check_writable, replacing
@@ -21,6 +21,9 @@ from tplab.shown import fixed
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tqdm import tqdm
+
+    from tplab.cluster import Report
 
 _NARROWEST = 80
 INDENT = " " * 6
@@ -66,6 +69,17 @@ def wrapped(text: str, indent: str = INDENT) -> str:
 def table(frame: "pd.DataFrame") -> str:
     """Format a frame in as many blocks of columns as the terminal's width needs."""
     return str(frame.to_string(index=False, float_format=fixed, na_rep="-", line_width=width()))
+
+
+def advancing(bar: "tqdm[NoReturn]") -> "Callable[[Report], None]":
+    """For ``on_report`` of a sweep: moves the bar on with each point that rank 0 has measured."""
+
+    def on_report(report: "Report") -> None:
+        if report.rank == 0 and report.fields["phase"] == "measure":
+            bar.total = report.fields["total"]
+            bar.update()
+
+    return on_report
 
 
 def say(text: str) -> None:

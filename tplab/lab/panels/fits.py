@@ -31,6 +31,7 @@ _WEIGHTS = ("as in the files", "bf16", "fp8", "int8", "int4")
 _CACHES = ("as computed", "bf16", "fp8")
 _SERVED = ("vllm", "sglang", "trtllm")
 _HERE = "here"
+_VERDICTS = {True: "fits", False: "does not fit", None: "the weights fit"}
 _MOST_BARS = 6
 """Changes that are drawn beside what was asked."""
 _LABEL = 14
@@ -108,9 +109,8 @@ class FitPanel(AnalyticPanel):
         title = f"{fit.model} on {fit.where}"
         figure = memory_figure(fits_frame(fit), title=title, badge="MODEL", axis="the fullest GPU")
         figure.update_xaxes(tickangle=0)  # its words are wrapped
-        word = {True: "fits", False: "does not fit", None: "the weights fit"}[fit.fits]
         notes = "".join(html.quiet(f"{note}.") for note in fit.notes)
-        return figure, said(fit.sentence, ok=fit.fits is not False, word=word) + notes
+        return figure, said(fit.sentence, ok=fit.fits is not False, word=_VERDICTS[fit.fits]) + notes
 
     def take(self, change: Change) -> "FitPanel":
         """Set what a change says; what a button does."""
@@ -121,7 +121,7 @@ class FitPanel(AnalyticPanel):
         rows = [
             (
                 name_of(fit.gpu.name),
-                {True: "fits", False: "does not fit", None: "the weights fit"}[fit.fits],
+                _VERDICTS[fit.fits],
                 "" if fit.fits is False else fit.where,
                 f"{fit.max_users:,}" if fit.fits and fit.max_users else "",
                 f"{fit.max_context:,}" if fit.fits and fit.max_context else "",
