@@ -24,6 +24,7 @@ LAYERS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "lab": ("jupyterlab", "jupyter_server"),
     "demo": ("voila",),
+    "multinode": ("ipyparallel",),
 }
 """Name of a layer, as pip takes it -> the modules that it brings, as Python imports them."""
 _PACKAGES = {"pynvml": "nvidia-ml-py", "IPython": "ipython"}

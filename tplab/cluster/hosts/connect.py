@@ -1,0 +1,191 @@
+"""An ipyparallel cluster, and which of its engines are the agents: one on each host."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tplab import needs
+from tplab.checks import ArgumentError
+from tplab.cluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    from ipyparallel import AsyncResult, Client
+
+_CONTROLLER_S = 10.0
+_ANSWER_S = 20.0  # an engine that has just been started still imports
+_STRAGGLERS_S = 1.0
+_MODULE = "_tplab"
+# Text and no pickled function: a host with another Python can read it, too.
+_PREPARE = f"import tplab.cluster.hosts.remote as {_MODULE}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """A machine, by the engine on it that is the agent."""
+
+    name: str
+    """Its hostname; where two have the same, the second is ``name-2``."""
+    engine_id: int
+    """ipyparallel's number of the engine, the lowest on this host."""
+    uuid: str
+    """By which messages find that engine."""
+    facts: Mapping[str, Any]
+    """What it says of itself (see ``facts.describe``)."""
+    num_engines: int = 1
+    """How many engines there are on the host; only one is used."""
+
+
+class NoHosts(ClusterError):
+    """The ipyparallel cluster cannot be reached, or has no engine that could start ranks."""
+
+
+def open_client(client: Any = None, profile: str | None = None, cluster_file: Any = None) -> tuple["Client", bool]:
+    """A client of the ipyparallel cluster, and whether it was made here (and is to be closed by whoever asked).
+
+    Args:
+        client: an ``ipyparallel.Client``, or an ``ipyparallel.Cluster`` that was started; used as it is.
+        profile: name of an IPython profile.
+        cluster_file: path of ``ipcontroller-client.json``, or of the file ``cluster-ID.json`` of ipyparallel's Cluster.
+
+    Without any of them it is the default profile. Raises ``ValueError`` for more than one, and :class:`NoHosts` where
+    no controller answers.
+    """
+    needs.check("Cluster(engine='ipyparallel')", "ipyparallel")
+    import ipyparallel
+
+    given = {"client": client, "profile": profile, "cluster_file": cluster_file}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise ArgumentError(*next(iter(given.items())), f"must be given alone; got also {', '.join([*given][1:])}")
+    if isinstance(client, ipyparallel.Client):
+        return client, False
+    if client is not None and not isinstance(client, ipyparallel.Cluster):
+        raise ArgumentError("client", client, "must be an ipyparallel.Client, or a started ipyparallel.Cluster")
+    options: dict[str, Any] = {"timeout": _CONTROLLER_S}
+    if cluster_file is not None:
+        path = Path(cluster_file).expanduser()
+        if not path.is_file():
+            raise ArgumentError("cluster_file", cluster_file, "must be a file: ipcontroller-client.json of the cluster")
+        if not path.name.startswith("cluster-"):
+            options["url_file"] = str(path)
+    elif profile is not None:
+        options["profile"] = profile
+    try:
+        if client is not None:
+            return client.connect_client_sync(**options), True
+        if cluster_file is not None and "url_file" not in options:
+            return ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options), True
+        return ipyparallel.Client(**options), True
+    except (OSError, TimeoutError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        which = next((f"{name}={value!r}" for name, value in given.items()), "the default profile")
+        raise NoHosts(
+            f"no ipyparallel controller could be reached by {which}: {_in_one_line(error)}. Start one, for example "
+            "`ipcluster start --n=1 --engines=ssh`, and give its ipcontroller-client.json as cluster_file="
+        ) from error
+
+
+def find_hosts(client: "Client", known: Sequence[str] | None = None, timeout_s: float = _ANSWER_S) -> tuple[Host, ...]:
+    """The hosts that answer, in the order of their engines.
+
+    Args:
+        client: of the ipyparallel cluster.
+        known: engines (uuids) that answered before. Once these have answered, others get a moment only: an engine that
+            was killed stays registered for a while.
+        timeout_s: seconds that engines have to answer.
+
+    Raises :class:`NoHosts` where none does, with the reasons.
+    """
+    asked = {engine_id: client._engines[engine_id] for engine_id in client.ids}
+    if not asked:
+        raise NoHosts("the ipyparallel controller answers, but no engine has registered: start one on each host")
+    answers: dict[int, Any] = call_on(
+        client,
+        asked,
+        "describe",
+        timeout_s=timeout_s,
+        enough=None if known is None else {engine for engine, uuid in asked.items() if uuid in known},
+    )
+    facts = {engine: answer for engine, answer in answers.items() if not isinstance(answer, Exception)}
+    by_host: dict[tuple[str, ...], list[int]] = {}
+    for engine in sorted(facts):
+        key = tuple(facts[engine][part] for part in ("hostname", "boot_id", "network"))
+        by_host.setdefault(key, []).append(engine)
+    if not by_host:
+        reasons = "; ".join(f"engine {engine}: {_in_one_line(error)}" for engine, error in sorted(answers.items()))
+        raise NoHosts(f"no engine of the ipyparallel cluster can start ranks ({reasons})")
+    seen: Counter[str] = Counter()
+    hosts = []
+    for (name, *_), engines in by_host.items():
+        seen[name] += 1
+        unique = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        first = engines[0]
+        hosts.append(
+            Host(name=unique, engine_id=first, uuid=asked[first], facts=facts[first], num_engines=len(engines))
+        )
+    return tuple(hosts)
+
+
+def call_on(
+    client: "Client",
+    engines: "Sequence[int] | Mapping[int, Any]",
+    function: str,
+    *args: Any,
+    timeout_s: float,
+    enough: set[int] | None = None,
+) -> dict[int, Any]:
+    """Call a function of ``remote`` on engines, side by side; a late one does not hold up the others.
+
+    Args:
+        client: of the ipyparallel cluster.
+        engines: their numbers.
+        function: its name.
+        args: what it is given.
+        timeout_s: seconds that the engines have.
+        enough: engines after whose answers the others get a moment only; None: all are waited for.
+
+    Returns engine -> what it returned, or the exception: of the call, or ``TimeoutError``.
+    """
+    from ipyparallel import Reference
+
+    sent: dict[int, tuple[AsyncResult, AsyncResult]] = {}
+    for engine in engines:
+        view = client[engine]
+        # Two requests in one go; the second finds what the first has imported.
+        prepared = view.execute(_PREPARE, silent=True, block=False)
+        sent[engine] = prepared, view.apply_async(Reference(f"{_MODULE}.{function}"), *args)
+    return _gather(sent, timeout_s, enough)
+
+
+def _gather(
+    sent: "Mapping[int, tuple[AsyncResult, AsyncResult]]", timeout_s: float, enough: set[int] | None
+) -> dict[int, Any]:
+    import time
+
+    answers: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(answers) < len(sent):
+        for engine, (prepared, called) in sent.items():
+            if engine in answers or not called.ready():
+                continue
+            try:
+                prepared.get(timeout=0.5)
+                answers[engine] = called.get(timeout=0.5)
+            except Exception as error:  # whatever was raised there, or that the engine died
+                answers[engine] = error
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        if enough is not None and enough <= answers.keys():
+            deadline, enough = min(deadline, time.monotonic() + _STRAGGLERS_S), None
+        waiting = [called for engine, (_, called) in sent.items() if engine not in answers]
+        if waiting:
+            waiting[0].wait(min(0.02, max(0.001, left)))
+    late = TimeoutError(f"did not answer within {timeout_s:g} s")
+    return {engine: answers.get(engine, late) for engine in sent}
+
+
+def _in_one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0] or repr(error)
