@@ -108,13 +108,23 @@ def find_hosts(client: "Client", known: Sequence[str] | None = None, timeout_s: 
         enough=None if known is None else {engine for engine, uuid in asked.items() if uuid in known},
     )
     facts = {engine: answer for engine, answer in answers.items() if not isinstance(answer, Exception)}
+    if not facts:
+        reasons = "; ".join(f"engine {engine}: {_in_one_line(error)}" for engine, error in sorted(answers.items()))
+        raise NoHosts(f"no engine of the ipyparallel cluster can start ranks ({reasons})")
+    return group(facts, asked)
+
+
+def group(facts: Mapping[int, Mapping[str, Any]], uuids: Mapping[int, str]) -> tuple[Host, ...]:
+    """The hosts that the engines are on, in the order of these.
+
+    Args:
+        facts: engine -> what it says of its host: ``hostname``, ``boot_id`` and ``network`` at least.
+        uuids: engine -> by which messages find it.
+    """
     by_host: dict[tuple[str, ...], list[int]] = {}
     for engine in sorted(facts):
         key = tuple(facts[engine][part] for part in ("hostname", "boot_id", "network"))
         by_host.setdefault(key, []).append(engine)
-    if not by_host:
-        reasons = "; ".join(f"engine {engine}: {_in_one_line(error)}" for engine, error in sorted(answers.items()))
-        raise NoHosts(f"no engine of the ipyparallel cluster can start ranks ({reasons})")
     seen: Counter[str] = Counter()
     hosts = []
     for (name, *_), engines in by_host.items():
@@ -122,7 +132,7 @@ def find_hosts(client: "Client", known: Sequence[str] | None = None, timeout_s: 
         unique = name if seen[name] == 1 else f"{name}-{seen[name]}"
         first = engines[0]
         hosts.append(
-            Host(name=unique, engine_id=first, uuid=asked[first], facts=facts[first], num_engines=len(engines))
+            Host(name=unique, engine_id=first, uuid=uuids[first], facts=facts[first], num_engines=len(engines))
         )
     return tuple(hosts)
 
@@ -134,6 +144,7 @@ def call_on(
     *args: Any,
     timeout_s: float,
     enough: set[int] | None = None,
+    source: str = "",
 ) -> dict[int, Any]:
     """Call a function of ``remote`` on engines, side by side; a late one does not hold up the others.
 
@@ -144,6 +155,7 @@ def call_on(
         args: what it is given.
         timeout_s: seconds that the engines have.
         enough: engines after whose answers the others get a moment only; None: all are waited for.
+        source: text that defines the function, for hosts which may lack tplab.
 
     Returns engine -> what it returned, or the exception: of the call, or ``TimeoutError``.
     """
@@ -153,8 +165,8 @@ def call_on(
     for engine in engines:
         view = client[engine]
         # Two requests in one go; the second finds what the first has imported.
-        prepared = view.execute(_PREPARE, silent=True, block=False)
-        sent[engine] = prepared, view.apply_async(Reference(f"{_MODULE}.{function}"), *args)
+        prepared = view.execute(source or _PREPARE, silent=True, block=False)
+        sent[engine] = prepared, view.apply_async(Reference(function if source else f"{_MODULE}.{function}"), *args)
     return _gather(sent, timeout_s, enough)
 
 
