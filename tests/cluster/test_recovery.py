@@ -209,7 +209,7 @@ class TestOwnFailure:
     def test_in_a_run(self, cluster, monkeypatch, assert_works, assert_gone, caplog):
         """The run that was under way learns of it, and the next one works."""
         supervisor = cluster._supervisor
-        poll, failed = supervisor._engine.poll, []
+        poll, failed = supervisor.engine.poll, []
 
         def fail_once(timeout):
             if not failed and supervisor.state.value == "running":
@@ -217,7 +217,7 @@ class TestOwnFailure:
                 raise RuntimeError("planted")
             return poll(timeout)
 
-        monkeypatch.setattr(supervisor._engine, "poll", fail_once)
+        monkeypatch.setattr(supervisor.engine, "poll", fail_once)
         pids = cluster.pids
         with pytest.raises(ClusterError, match=r"kernel's side .* failed in <lambda>\(\): RuntimeError\('planted'\)"):
             cluster.run(lambda rank: time.sleep(0.1))
@@ -248,7 +248,7 @@ class TestOwnFailure:
         def fail(timeout):
             raise RuntimeError("planted")
 
-        monkeypatch.setattr(cluster._supervisor._engine, "poll", fail)
+        monkeypatch.setattr(cluster._supervisor.engine, "poll", fail)
         with pytest.raises(ClusterError, match="planted"):
             cluster.run(lambda rank: 1)
         cluster._supervisor.thread.join(5)

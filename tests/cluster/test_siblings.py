@@ -42,7 +42,7 @@ class TestQueue:
                 future.result(20)
 
     def test_behind_a_failure_of_the_kernels_side(self, cluster, monkeypatch):
-        poll, failed = cluster._supervisor._engine.poll, []
+        poll, failed = cluster._supervisor.engine.poll, []
 
         def fail_once(timeout):
             if not failed and len(cluster._supervisor._queue):
@@ -51,7 +51,7 @@ class TestQueue:
             return poll(timeout)
 
         first = cluster.submit(lambda rank: time.sleep(0.5))
-        monkeypatch.setattr(cluster._supervisor._engine, "poll", fail_once)
+        monkeypatch.setattr(cluster._supervisor.engine, "poll", fail_once)
         second = cluster.submit(index)
         first.exception(10)
         assert second.result(20) == [0, 1]

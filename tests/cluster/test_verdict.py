@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tplab.cluster import ClusterError, RankDied, RankError, RankTimeout, RunStopped, wire
-from tplab.cluster.verdict import Evidence, judge, ranks
+from tplab.cluster.naming import several
+from tplab.cluster.verdict import Evidence, judge
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -206,4 +207,4 @@ class TestJudge:
 
 @pytest.mark.parametrize(("indices", "words"), [([0], "rank 0"), ([2, 3], "ranks 2, 3")])
 def test_ranks(indices, words):
-    assert ranks(indices) == words
+    assert several(indices) == words

@@ -17,6 +17,7 @@ engine      the small protocol between the supervisor and whatever hosts the ran
 output      an output stream of a rank, cut into lines
 keeper      the process between kernel and ranks, which outlives both
 local       the engine that starts ranks as subprocesses of this kernel
+naming      how ranks are called in what people read
 verdict     from what the ranks said to the one exception
 launch      one start of the ranks
 own_thread  a thread that owns something; supervisor: the one that owns the ranks, with the fault policy
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tplab.cluster.cluster import Cluster as Cluster
     from tplab.cluster.errors import ClusterClosed as ClusterClosed
     from tplab.cluster.errors import ClusterError as ClusterError
+    from tplab.cluster.errors import HostLost as HostLost
     from tplab.cluster.errors import NoRoom as NoRoom
     from tplab.cluster.errors import RankDied as RankDied
     from tplab.cluster.errors import RankError as RankError

@@ -33,6 +33,8 @@ class RankDevices:
     """``gloo`` or ``nccl``."""
     devices: tuple[str, ...]
     """One torch device string per rank, in rank order."""
+    hosts: tuple[str, ...] = ()
+    """Name of each rank's host; empty where all are on this machine."""
 
     @property
     def num_ranks(self) -> int:
@@ -40,7 +42,11 @@ class RankDevices:
 
     @property
     def num_devices(self) -> int:
-        return len(set(self.devices))
+        return len(set(self.devices)) if not self.hosts else len({*zip(self.hosts, self.devices, strict=True)})
+
+    @property
+    def num_hosts(self) -> int:
+        return len(set(self.hosts)) or 1
 
     @property
     def shares_gpus(self) -> bool:
@@ -48,7 +54,33 @@ class RankDevices:
 
     def first(self, num_ranks: int) -> "RankDevices":
         """Those of the first ranks."""
-        return replace(self, devices=self.devices[:num_ranks])
+        return replace(self, devices=self.devices[:num_ranks], hosts=self.hosts[:num_ranks])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """The ranks of one host, as part of a cluster's."""
+
+    first_rank: int
+    """Number, among all, of the first of them; the others follow."""
+    num_ranks: int
+    """How many there are on this host."""
+    world_size: int
+    """How many there are on all."""
+    num_hosts: int = 1
+    interface: str = LOOPBACK_INTERFACE
+    """Network interface by which ranks reach each other."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Variables of the kernel's environment that its ranks are to have."""
+
+    @classmethod
+    def of_all(cls, num_ranks: int) -> "Share":
+        """All ranks of a cluster, on one host."""
+        return cls(first_rank=0, num_ranks=num_ranks, world_size=num_ranks)
+
+    @property
+    def spans_hosts(self) -> bool:
+        return self.num_hosts > 1
 
 
 def num_cores() -> int:
@@ -181,39 +213,49 @@ def devices_of(num_ranks: int, backend: str) -> RankDevices:
     )
 
 
-def rank_environment(placement: RankDevices, rank: int, cluster_id: str) -> dict[str, str]:
-    """Environment of one rank's process: the kernel's own, plus what the backend needs.
+def rank_environment(placement: RankDevices, rank: int, cluster_id: str, share: Share | None = None) -> dict[str, str]:
+    """Environment of one rank's process: this one's own, plus what the backend needs.
 
-    ``cluster_id`` must differ between clusters on one machine; it keeps NCCL's pretended hosts apart.
+    Args:
+        placement: of the ranks of this host.
+        rank: its number among these.
+        cluster_id: must differ between clusters on one machine; it keeps NCCL's pretended hosts apart.
+        share: which ranks of the cluster these are; by default all.
     """
-    environment = dict(os.environ)
+    share = share or Share.of_all(placement.num_ranks)
+    environment = dict(os.environ) | dict(share.settings)
     # Ranks that each start a thread per core fight over the cores, and a two-rank run comes out slower than one.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // placement.num_ranks)))
-    # The host's name may resolve to an outside address, or to none; local ranks have no business there.
-    environment["GLOO_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
+    # The host's name may resolve to another address, or to none; ranks of one host have no business outside.
+    environment["GLOO_SOCKET_IFNAME"] = share.interface
     # Connections that are made later than their group could not be checked (see ``neighbours``).
     environment["TORCH_GLOO_LAZY_INIT"] = "0"
     # torch's stores and gloo honour proxies of neither kind; NCCL's bootstrap must stay on loopback like gloo.
-    environment["NCCL_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
+    environment["NCCL_SOCKET_IFNAME"] = share.interface
     environment.setdefault("NCCL_RAS_ENABLE", "0")  # a port of NCCL's that would tell anybody about the job
     environment.setdefault("NCCL_NVLS_ENABLE", "0")
     environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # A warning on every rank that a send outside a batch waits its turn: here that is meant.
     environment.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
-    environment |= torchrun_environment(rank, placement.num_ranks)
+    environment |= torchrun_environment(share.first_rank + rank, share.world_size, share)
     if placement.shares_gpus:
-        environment |= shared_gpu_environment(cluster_id, rank)
+        environment |= shared_gpu_environment(cluster_id, rank, share.interface)
     return environment
 
 
-def torchrun_environment(rank: int, num_ranks: int) -> dict[str, str]:
-    """What a script that was written for ``torchrun`` reads: which rank of how many it is, here all of one host. Not
-    MASTER_ADDR and MASTER_PORT: ranks find each other through the kernel."""
-    index, size = str(rank), str(num_ranks)
-    return {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+def torchrun_environment(rank: int, num_ranks: int, share: Share) -> dict[str, str]:
+    """What a script that was written for ``torchrun`` reads: which rank of how many it is, among all and on its host.
+    Not MASTER_ADDR and MASTER_PORT: ranks find each other through the kernel."""
+    local_size = min(share.num_ranks, num_ranks - share.first_rank)
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank - share.first_rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(local_size),
+    }
 
 
-def shared_gpu_environment(cluster_id: str, rank: int) -> dict[str, str]:
+def shared_gpu_environment(cluster_id: str, rank: int, interface: str = LOOPBACK_INTERFACE) -> dict[str, str]:
     """What lets several NCCL ranks share a GPU.
 
     NCCL refuses two ranks of one host on one GPU ("Duplicate GPU detected"). With a host id each, they count as ranks
@@ -222,7 +264,7 @@ def shared_gpu_environment(cluster_id: str, rank: int) -> dict[str, str]:
     return {
         "NCCL_HOSTID": f"tplab-{cluster_id}-{rank}",
         "NCCL_IB_DISABLE": "1",
-        "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
+        "NCCL_SOCKET_IFNAME": interface,
     }
 
 
@@ -230,6 +272,8 @@ def describe_link(placement: RankDevices) -> str:
     """What carries the bytes between ranks, in words."""
     if placement.num_ranks == 1:
         return "none (one rank)"
+    if placement.num_hosts > 1:
+        return f"{'TCP' if placement.backend == 'gloo' else 'NCCL'} between {placement.num_hosts} hosts"
     if placement.backend == "gloo":
         return "TCP over loopback"
     if placement.shares_gpus:

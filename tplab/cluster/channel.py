@@ -101,61 +101,17 @@ class RankChannel:
         return data
 
 
-class SupervisorChannel:
-    """The supervisor's end: what cannot be sent now is kept, what has come in part waits for the rest."""
+class Assembly:
+    """Messages out of bytes that come in pieces of any length."""
 
-    def __init__(self, own_socket: socket.socket) -> None:
-        own_socket.setblocking(False)
-        self._socket = own_socket
-        self._outgoing: deque[memoryview] = deque()
-        self._scratch = memoryview(bytearray(_SCRATCH))
+    def __init__(self) -> None:
         self._begin()
 
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    @property
-    def has_outgoing(self) -> bool:
-        """Whether something waits for the rank to take it in."""
-        return bool(self._outgoing)
-
-    def send(self, parts: Sequence[Part]) -> None:
-        """Queue an encoded message and send what goes now. (The bytes are not copied: many ranks may share them.)"""
-        self._outgoing += (memoryview(part) for part in parts if len(part))
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what goes now. A peer that is gone shows when reading."""
-        with suppress(OSError):  # also BlockingIOError: full
-            while self._outgoing:
-                sent = self._socket.send(self._outgoing[0])
-                if sent == len(self._outgoing[0]):
-                    self._outgoing.popleft()
-                else:
-                    self._outgoing[0] = self._outgoing[0][sent:]
-
-    def read(self) -> tuple[list[Any], bool]:
-        """The messages that are complete now, and whether the rank has hung up.
-
-        Raises ``ChannelBroken`` when what came is no message.
-        """
+    def feed(self, data: memoryview) -> list[Any]:
+        """The messages that these bytes complete. Raises ``ChannelBroken`` when they are none."""
         messages: list[Any] = []
-        try:
-            for _ in range(_READS_AT_ONCE):
-                left = self._wanted - self._filled
-                if left >= _SCRATCH and not isinstance(self._buffer, _Lost):
-                    size = self._socket.recv_into(memoryview(self._buffer)[self._filled :])
-                    self._take(size, messages)
-                else:
-                    size = self._socket.recv_into(self._scratch)
-                    self._sort(self._scratch[:size], messages)
-                if not size:
-                    return messages, True
-        except BlockingIOError:
-            return messages, False
-        except OSError:
-            return messages, True
-        return messages, False
+        self._sort(data, messages)
+        return messages
 
     def _sort(self, data: memoryview, messages: list[Any]) -> None:
         """Bytes that may end one thing and begin the next."""
@@ -221,6 +177,63 @@ class SupervisorChannel:
             if not self._parts:
                 raise ChannelBroken(f"no memory for a message of {length:,} bytes") from None
             return _Lost()
+
+
+class SupervisorChannel(Assembly):
+    """The supervisor's end: what cannot be sent now is kept, what has come in part waits for the rest."""
+
+    def __init__(self, own_socket: socket.socket) -> None:
+        own_socket.setblocking(False)
+        self._socket = own_socket
+        self._outgoing: deque[memoryview] = deque()
+        self._scratch = memoryview(bytearray(_SCRATCH))
+        super().__init__()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def has_outgoing(self) -> bool:
+        """Whether something waits for the rank to take it in."""
+        return bool(self._outgoing)
+
+    def send(self, parts: Sequence[Part]) -> None:
+        """Queue an encoded message and send what goes now. (The bytes are not copied: many ranks may share them.)"""
+        self._outgoing += (memoryview(part) for part in parts if len(part))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what goes now. A peer that is gone shows when reading."""
+        with suppress(OSError):  # also BlockingIOError: full
+            while self._outgoing:
+                sent = self._socket.send(self._outgoing[0])
+                if sent == len(self._outgoing[0]):
+                    self._outgoing.popleft()
+                else:
+                    self._outgoing[0] = self._outgoing[0][sent:]
+
+    def read(self) -> tuple[list[Any], bool]:
+        """The messages that are complete now, and whether the rank has hung up.
+
+        Raises ``ChannelBroken`` when what came is no message.
+        """
+        messages: list[Any] = []
+        try:
+            for _ in range(_READS_AT_ONCE):
+                left = self._wanted - self._filled
+                if left >= _SCRATCH and not isinstance(self._buffer, _Lost):
+                    size = self._socket.recv_into(memoryview(self._buffer)[self._filled :])
+                    self._take(size, messages)
+                else:
+                    size = self._socket.recv_into(self._scratch)
+                    self._sort(self._scratch[:size], messages)
+                if not size:
+                    return messages, True
+        except BlockingIOError:
+            return messages, False
+        except OSError:
+            return messages, True
+        return messages, False
 
     def close(self) -> None:
         self._socket.close()

@@ -75,11 +75,11 @@ class Cluster:
         check_number("start_timeout", start_timeout, above=0, most=_LONGEST_S)
         idle = IdleClock(check_minutes(idle_minutes))
         needs.check("Cluster", "torch", "cloudpickle", "psutil", "pynvml")
-        self._placement = backends.devices_of(n, backend)
+        placement = backends.devices_of(n, backend)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             with interrupts_held():  # at no moment is there a thread or a process that nobody would end
-                ranks = LocalEngine(self._placement, start_timeout=start_timeout)
+                ranks = LocalEngine(placement, start_timeout=start_timeout)
                 self._supervisor = Supervisor(ranks, start_timeout=start_timeout, idle=idle)
                 # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
                 self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
@@ -237,8 +237,17 @@ class Cluster:
         return self
 
     @property
+    def _placement(self) -> backends.RankDevices:
+        return self._supervisor.engine.placement
+
+    @property
     def num_ranks(self) -> int:
         return self._placement.num_ranks
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Name of each rank's host, in rank order; empty where all are on this machine."""
+        return self._placement.hosts
 
     @property
     def backend(self) -> str:
@@ -278,7 +287,7 @@ class Cluster:
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the ranks, in rank order; empty when they are down."""
-        return self._supervisor.pids
+        return self._supervisor.engine.pids
 
     @property
     def launches(self) -> list[dict[int, dict[str, float]]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from tplab.cluster.backends import RankDevices
 from tplab.cluster.channel import Part
 
 Stream = Literal["stdout", "stderr"]
@@ -55,6 +56,8 @@ class Exited:
 
     rank: int
     exit_code: int | None
+    lost: str = ""
+    """Why nobody knows whether it ended: its host is not heard of any more."""
 
 
 Event = Received | Wrote | Opened | Broke | Exited
@@ -64,8 +67,8 @@ class Engine(Protocol):
     """Hosts the ranks of one cluster."""
 
     @property
-    def num_ranks(self) -> int:
-        """World size."""
+    def placement(self) -> RankDevices:
+        """Backend, and device and host of every rank; of ranks that are down, where they were last, or would be."""
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -73,7 +76,11 @@ class Engine(Protocol):
 
     def spawn(self) -> None:
         """Start all ranks, without waiting for them. They send ``wire.Ready`` or ``wire.RankFault`` when they know.
-        Raises ``OSError`` where the system refuses them, and ``NoRoom`` where there is too little memory."""
+        Raises ``OSError`` where the system refuses them, and a ``ClusterError`` where they cannot be: ``NoRoom``, too
+        little memory, or hosts that cannot be reached."""
+
+    def notices(self) -> list[str]:
+        """What whoever runs something on these ranks should know of where they are; each is told once."""
 
     def send(self, rank: int, parts: Sequence[Part]) -> None:
         """Send an encoded message, without waiting for the rank to take it in. To a rank that is gone: no effect."""

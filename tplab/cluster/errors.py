@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 class ClusterError(RuntimeError):
     """Base of every fault a cluster reports."""
 
+    host = ""
+    """Name of the host whose rank it names; empty where all ranks are on this machine."""
+
 
 class ClusterClosed(ClusterError):
     """The cluster was closed, before or during the call."""
@@ -45,6 +48,13 @@ class RankDied(ClusterError):
         """The exit code as ``subprocess.Popen.returncode`` has it: negative for a signal's number; None if unknown."""
         self.output = tuple(output)
         """The last lines the rank wrote."""
+
+
+class HostLost(RankDied):
+    """A rank's host is not heard of any more: it is down, or cut off from the network. ``rank`` is its first one."""
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message, rank=rank, exit_code=None)
 
 
 class RankTimeout(ClusterError, TimeoutError):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from tplab.cluster import keeper
 from tplab.cluster.admission import check_room
-from tplab.cluster.backends import RankDevices, rank_environment
+from tplab.cluster.backends import RankDevices, Share, rank_environment
 from tplab.cluster.channel import ChannelBroken, Part, SupervisorChannel, encode
 from tplab.cluster.engine import Broke, Event, Exited, Received
 from tplab.cluster.output import Pipe
@@ -152,10 +152,17 @@ class _Keeper:
 
 
 class LocalEngine:
-    """Ranks as subprocesses on this machine."""
+    """Ranks as subprocesses on this machine.
 
-    def __init__(self, placement: RankDevices, *, start_timeout: float) -> None:
+    Args:
+        placement: backend and devices of these ranks, which are numbered from 0 here.
+        start_timeout: seconds that they have to start.
+        share: which ranks of a larger cluster they are; by default they are the whole.
+    """
+
+    def __init__(self, placement: RankDevices, *, start_timeout: float, share: Share | None = None) -> None:
         self._placement = placement
+        self._share = share or Share.of_all(placement.num_ranks)
         self._start_timeout = start_timeout
         self._processes: list[_Process] = []
         self._keeper: _Keeper | None = None
@@ -166,8 +173,11 @@ class LocalEngine:
         self._selector.register(self._wake_read, selectors.EVENT_READ)
 
     @property
-    def num_ranks(self) -> int:
-        return self._placement.num_ranks
+    def placement(self) -> RankDevices:
+        return self._placement
+
+    def notices(self) -> list[str]:
+        return []
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -182,7 +192,7 @@ class LocalEngine:
         with ExitStack() as ours, ExitStack() as theirs:  # the rank's ends are the keeper's once it runs
             channels: list[SupervisorChannel] = []
             pipes: list[list[Pipe]] = []
-            for rank in range(self.num_ranks):
+            for rank in range(self._placement.num_ranks):
                 near, far = socket.socketpair()
                 channels.append(SupervisorChannel(ours.enter_context(near)))
                 theirs.enter_context(far)
@@ -195,7 +205,7 @@ class LocalEngine:
                     os.set_blocking(read, False)
                     pipes[rank].append(Pipe(rank, stream, ours.enter_context(os.fdopen(read, "rb", buffering=0))))
                 channels[rank].send(encode(self._setup(rank)))
-                environment = rank_environment(self._placement, rank, cluster_id) | {_MARK: cluster_id}
+                environment = rank_environment(self._placement, rank, cluster_id, self._share) | {_MARK: cluster_id}
                 arguments = [*argv, str(far.fileno()), json.dumps(import_path()), f"rank {rank}"]
                 ranks.append((arguments, environment, (far.fileno(), ends[0], ends[1])))
             self._keeper = _Keeper(ranks, cluster_id)
@@ -210,8 +220,8 @@ class LocalEngine:
 
     def _setup(self, rank: int) -> Setup:
         return Setup(
-            index=rank,
-            world_size=self.num_ranks,
+            index=self._share.first_rank + rank,
+            share=self._share,
             backend=self._placement.backend,
             device=self._placement.devices[rank],
             start_timeout=self._start_timeout,
@@ -290,7 +300,7 @@ class LocalEngine:
         codes: dict[int, int | None] = {**watch.exits()}
         if watch.ended:
             self._selector.unregister(watch)
-            codes = dict.fromkeys(range(self.num_ranks)) | codes
+            codes = dict.fromkeys(range(self._placement.num_ranks)) | codes
         return [event for rank, code in codes.items() for event in self._exit(self._processes[rank], code)]
 
     def _exit(self, process: _Process, code: int | None) -> list[Event]:

@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 from tplab.checks import ArgumentError, check_count
+from tplab.cluster.backends import RankDevices
 from tplab.cluster.cluster import Cluster
 from tplab.cluster.errors import ClusterClosed
 from tplab.cluster.launch import State
@@ -25,11 +26,15 @@ class Resized(Cluster):
             there = f"must be at most the {whole.num_ranks} ranks that there are: for more, make a Cluster({n})"
             raise ArgumentError("n", n, there)
         self._whole = whole  # which ends its ranks when nobody holds it
-        self._placement = whole._placement.first(n)
+        self._n = n
         self._started_at = whole._started_at
         self._supervisor = whole._supervisor
         self._runs: weakref.WeakSet[Run[Any]] = weakref.WeakSet()
         self._closed = False
+
+    @property
+    def _placement(self) -> RankDevices:
+        return self._whole._placement.first(self._n)
 
     def close(self) -> None:
         """End the runs on these ranks, and refuse others. The ranks stay: they are the whole cluster's."""

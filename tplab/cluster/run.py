@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from itertools import count
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tplab.cluster import wire
+from tplab.cluster import naming, wire
 from tplab.cluster.engine import Stream
 from tplab.cluster.errors import ClusterError, RankError
 from tplab.cluster.own_thread import OwnThread
@@ -75,6 +75,8 @@ class Run(Future[list[T]], Generic[T]):
         """The pickled call, until it is handed over; None for a run that only waits for the ranks to be ready."""
         self.surroundings = surroundings
         """Modules, import path, folder and environment of the kernel, when the run was asked for."""
+        self.hosts: tuple[str, ...] = ()
+        """Name of each rank's host; empty where all are on this machine."""
         self.timeout = timeout
         """Seconds the ranks have, from the moment they are handed the call; None: no limit."""
         self.reports: list[Report] = []
@@ -177,7 +179,7 @@ class Run(Future[list[T]], Generic[T]):
     def deliver_open(self, rank: int, stream: Stream, text: str) -> None:
         """Called by the supervisor with what stands in a line that has no end yet."""
         if self._on_output is None:
-            self.screen.open(rank, stream, text)
+            self.screen.open(rank, stream, text, naming.label(rank, self.hosts))
 
     def deliver_late(self, rank: int, stream: Stream, line: str) -> None:
         """Called by the supervisor with a line that a thread printed when the run was over."""
@@ -186,7 +188,7 @@ class Run(Future[list[T]], Generic[T]):
             self.screen.write(text, stream)
 
     def _keep(self, rank: int, line: str) -> str:
-        text = f"[rank {rank}] {line}"
+        text = f"{naming.label(rank, self.hosts)} {line}"
         self.output.append(text)
         if len(text) > _OUTPUT_CHARACTERS_KEPT // _OUTPUT_LINES_KEPT:  # few lines are so long that this need be counted
             while len(self.output) > 1 and sum(map(len, self.output)) > _OUTPUT_CHARACTERS_KEPT:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
+from tplab.cluster import naming
 from tplab.cluster.engine import Stream
 
 GATHERED_S = 0.06
@@ -40,7 +41,7 @@ class Screen:
         self._context = contextvars.copy_context()
         self._pending: list[tuple[Stream, str]] = []
         self._characters = 0
-        self._open: dict[tuple[int, Stream], str] = {}
+        self._open: dict[tuple[int, Stream], tuple[str, str]] = {}
         self._stale = False
         self.due: float | None = None
         """When ``flush`` should be called (``time.monotonic``); None while there is nothing to show."""
@@ -61,10 +62,10 @@ class Screen:
         if self._characters > _GATHERED_CHARACTERS:
             self.flush()
 
-    def open(self, rank: int, stream: Stream, text: str) -> None:
-        """What stands in a rank's line, or lines, without end; nothing: there is none."""
+    def open(self, rank: int, stream: Stream, text: str, label: str = "") -> None:
+        """What stands in a rank's line, or lines, without end, and what to put before each; nothing: there is none."""
         if text:
-            self._open[rank, stream] = text
+            self._open[rank, stream] = label or naming.label(rank), text
         elif self._open.pop((rank, stream), None) is None:
             return
         self._stale = True
@@ -89,8 +90,8 @@ class Screen:
 
     def _show(self, segments: list[tuple[Stream, str]]) -> None:
         rows = [
-            (stream, f"[rank {rank}] {row}")
-            for (rank, stream), text in sorted(
+            (stream, f"{label} {row}")
+            for (_, stream), (label, text) in sorted(
                 self._open.items(), key=lambda item: (item[0][0], item[0][1] != "stdout")
             )
             for row in text.split("\n")

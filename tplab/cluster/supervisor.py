@@ -14,17 +14,17 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tplab.cluster import wire
+from tplab.cluster import naming, wire
 from tplab.cluster.channel import encode
 from tplab.cluster.engine import Broke, Engine, Event, Exited, Opened, Received, Wrote
-from tplab.cluster.errors import ClusterError, NoRoom, closed
+from tplab.cluster.errors import ClusterError, closed
 from tplab.cluster.idle import IdleClock
 from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.launch import Launch, State
 from tplab.cluster.own_thread import OwnThread
 from tplab.cluster.run import Run
 from tplab.cluster.screen import Screens
-from tplab.cluster.verdict import Cause, Evidence, judge, rebuild_values
+from tplab.cluster.verdict import Cause, Evidence, judge, kernel_failed, not_started, rebuild_values
 
 # How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
 # errors it causes on other ranks, short enough not to be noticed.
@@ -41,11 +41,13 @@ class Supervisor(OwnThread):
     def __init__(self, engine: Engine, *, start_timeout: float, idle: IdleClock) -> None:
         super().__init__("tplab-supervisor")
         self._idle = idle
-        self._engine = engine
+        self.engine = engine
+        """Its ``pids`` and ``placement`` may be asked for from any thread."""
         self._start_timeout = start_timeout
         self._queue: deque[Run[Any]] = deque()
         self._current: Run[Any] | None = None
-        self._evidence = Evidence("", engine.num_ranks, start_timeout)
+        self._num_ranks = engine.placement.num_ranks
+        self._evidence = Evidence("", self._num_ranks, start_timeout)
         self._launch = Launch()
         self._deadline: float | None = None
         self._handed_over = 0.0
@@ -63,10 +65,6 @@ class Supervisor(OwnThread):
     # From any thread.
 
     @property
-    def pids(self) -> tuple[int, ...]:
-        return self._engine.pids
-
-    @property
     def facts(self) -> dict[int, dict[str, Any]]:
         """Rank -> what it said of itself when it became ready."""
         return self._launch.facts
@@ -82,7 +80,7 @@ class Supervisor(OwnThread):
 
     def kill_rank(self, rank: int) -> None:
         """Kill the process of one rank; what follows is as if anybody had."""
-        self._post(lambda: self._engine.kill_rank(rank))
+        self._post(lambda: self.engine.kill_rank(rank))
 
     def submit(self, run: Run[Any]) -> None:
         """Queue a run; it starts when those before it are done. On a closed cluster it fails at once."""
@@ -113,14 +111,14 @@ class Supervisor(OwnThread):
         self._join()
 
     def _wake(self) -> None:
-        self._engine.wake()
+        self.engine.wake()
 
     # On the supervisor's thread.
 
     def _step(self) -> None:
         """Wait for events, then handle them, what was posted, and the clock. (A step ends before the next one waits, so
         that no variable of it holds a large answer meanwhile.)"""
-        for event in self._engine.poll(self._time_left()):
+        for event in self.engine.poll(self._time_left()):
             self._handle(event)
             self._check_deadline()  # printing a flood of output takes its time
         self._do_posted()
@@ -139,13 +137,7 @@ class Supervisor(OwnThread):
         self._current = None
         self._kill()
         if run is not None:
-            where = f"in {run.name}()" if run.payload is not None else "while starting"
-            fault = ClusterError(
-                f"the kernel's side of the cluster failed {where}: {error!r}. "
-                "The ranks were ended; the next run starts fresh ones, with an empty rank.store."
-            )
-            fault.__cause__ = error
-            self._finish(run, fault)
+            self._finish(run, kernel_failed(f"{run.name}()" if run.payload is not None else "", error))
 
     def _end(self, error: BaseException | None) -> None:
         reason: ClusterError = closed()
@@ -160,7 +152,7 @@ class Supervisor(OwnThread):
         for run in runs:
             self._finish(run, reason)
         self._screens.show(self._guard)
-        self._engine.close()
+        self.engine.close()
 
     def _time_left(self) -> float | None:
         if self._posted or (self._queue and self.state in (State.READY, State.DOWN)):
@@ -178,7 +170,7 @@ class Supervisor(OwnThread):
                     echo = stream == "stderr" and self._evidence.cause is not None
                     self._guard(self._current.deliver_output, rank, stream, line, quietly=echo)
                 else:
-                    self._launch.output.append(f"[rank {rank}] {line}")
+                    self._launch.output.append(f"{self._label(rank)} {line}")
             case Opened(rank, stream, text) if self._current is not None:
                 hidden = text.startswith(_NOISE) or (stream == "stderr" and self._evidence.cause is not None)
                 self._guard(self._current.deliver_open, rank, stream, "" if hidden else text)
@@ -187,8 +179,8 @@ class Supervisor(OwnThread):
                 self._cannot_succeed("fault")
             case Broke(rank, reason) if self.state in (State.READY, State.RUNNING):
                 self._replace_while_idle(f"rank {rank} sent what is no message ({reason})")
-            case Exited(rank, exit_code):
-                self._on_exit(rank, exit_code)
+            case Exited(rank, exit_code, lost):
+                self._on_exit(rank, exit_code, lost)
             case Received(rank, message):
                 self._on_message(rank, message)
 
@@ -196,7 +188,7 @@ class Supervisor(OwnThread):
         match message:
             case wire.Ready(facts, sequences) if self.state is State.STARTING:
                 self.facts[rank], self._sequences[rank] = facts, sequences
-                if len(self.facts) == self._engine.num_ranks:
+                if len(self.facts) == self._num_ranks:
                     self.launches.append(self._launch.phases())
                     self._become(State.READY)
             case wire.RankFault() as fault if self.state is State.STARTING:
@@ -224,7 +216,7 @@ class Supervisor(OwnThread):
                     self._guard(run.deliver_late, rank, stream, line)
                     self._screens.touch(run.screen)
                 else:
-                    self._screens.write_late(run_id, f"[rank {rank}] {line}", stream)
+                    self._screens.write_late(run_id, f"{self._label(rank)} {line}", stream)
             case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
                 self._evidence.stacks[rank] = frames
 
@@ -238,18 +230,21 @@ class Supervisor(OwnThread):
         """Whether the start or the run under way needs this rank."""
         return self.state in (State.STARTING, State.RUNNING) and rank < self._evidence.world_size
 
-    def _on_exit(self, rank: int, exit_code: int | None) -> None:
-        for _, on_exit in self._watchers:
-            if on_exit is not None:
-                self._guard(on_exit, rank, exit_code)
+    def _label(self, rank: int) -> str:
+        return naming.label(rank, self.engine.placement.hosts)
+
+    def _on_exit(self, rank: int, exit_code: int | None, lost: str) -> None:
+        for on_exit in filter(None, (on_exit for _, on_exit in self._watchers)):
+            self._guard(on_exit, rank, exit_code)
         if self._takes_part(rank):
             self._evidence.deaths[rank] = exit_code
+            self._evidence.lost |= {rank: lost} if lost else {}
             if self._evidence.complete:
                 self._conclude()
             else:
                 self._cannot_succeed("fault")
         elif self.state in (State.READY, State.RUNNING):
-            self._replace_while_idle(f"rank {rank} {wire.describe_exit(exit_code)}")
+            self._replace_while_idle(lost or f"rank {rank} {wire.describe_exit(exit_code)}")
 
     def _replace_while_idle(self, what: str) -> None:
         """A rank is lost that nobody needs now: a run on others goes on, and then all ranks are replaced."""
@@ -277,12 +272,7 @@ class Supervisor(OwnThread):
         """The run is over, or is made to be."""
         run, evidence = self._current, self._evidence
         if run is None:
-            error = judge(evidence, self._launch.output, self._launch.spoiled)
-            self.why_down = str(error).partition("\n")[0]
-            self._kill()
-            # Whoever waited for these ranks learns why there are none; a later run tries again.
-            if self._queue:
-                self._finish(self._queue.popleft(), error)
+            self._give_up(judge(evidence, self._launch.output, self._launch.spoiled))
             return
         run.elapsed_s = time.monotonic() - self._handed_over
         outcome: list[Any] | ClusterError = []
@@ -303,6 +293,13 @@ class Supervisor(OwnThread):
             self._screens.keep(run.id, run.screen)
         self._finish(run, outcome)
 
+    def _give_up(self, error: ClusterError) -> None:
+        """Whoever waited for these ranks learns why there are none; a later run tries again."""
+        self.why_down = str(error).partition("\n")[0]
+        self._kill()
+        if self._queue:
+            self._finish(self._queue.popleft(), error)
+
     def _finish(self, run: Run[Any], outcome: list[Any] | BaseException) -> None:
         if run.done():
             return
@@ -321,6 +318,8 @@ class Supervisor(OwnThread):
         if self._replaced_while_idle:
             self._guard(run.say, self._replaced_while_idle)
             self._replaced_while_idle = ""
+        for text in self.engine.notices():
+            self._guard(run.say, text)
         self._guard(self._launch.say_changes, run)
         run.set_running_or_notify_cancel()
         if run.payload is None:
@@ -328,8 +327,10 @@ class Supervisor(OwnThread):
             return
         self._current = run
         self._become(State.RUNNING)
-        aside = [self._sequences[rank] for rank in range(run.num_ranks, self._engine.num_ranks)]
-        self._evidence = Evidence(run.name, run.num_ranks, run.timeout, aside=aside)
+        aside = [self._sequences[rank] for rank in range(run.num_ranks, self._num_ranks)]
+        hosts = self.engine.placement.hosts
+        run.hosts = hosts[: run.num_ranks]
+        self._evidence = Evidence(run.name, run.num_ranks, run.timeout, aside=aside, hosts=hosts)
         self._handed_over = time.monotonic()
         self._deadline = None if run.timeout is None else self._handed_over + run.timeout
         self._send(range(run.num_ranks), self._launch.call(run))
@@ -337,7 +338,7 @@ class Supervisor(OwnThread):
     def _send(self, ranks: Iterable[int], message: object) -> None:
         parts = encode(message)  # once: it may be large
         for rank in ranks:
-            self._engine.send(rank, parts)
+            self.engine.send(rank, parts)
 
     def _begin_spawn(self) -> None:
         """Start the ranks, unless they are up."""
@@ -346,26 +347,22 @@ class Supervisor(OwnThread):
 
     def _start_again(self, reason: str) -> None:
         """Somebody else came between the ranks while they connected."""
-        self._kill()
         if not self._launch.is_last:
+            self._kill()
             self._spawn(self._launch.again(reason))
-        elif self._queue:
-            tries = f"the ranks could not be started in {self._launch.number} attempts"
-            self._finish(self._queue.popleft(), ClusterError(f"{tries}: {reason}"))
+        else:
+            self._give_up(not_started(reason, self._launch.number))
 
     def _spawn(self, launch: Launch) -> None:
         self._launch = launch
         self._become(State.STARTING)
-        self._evidence = Evidence("", self._engine.num_ranks, self._start_timeout)
+        self._evidence = Evidence("", self._num_ranks, self._start_timeout)
         self._deadline = launch.began + self._start_timeout
         try:
-            self._engine.spawn()
-        except (OSError, NoRoom) as error:  # no memory, no processes or descriptors left
-            fault = error if isinstance(error, NoRoom) else ClusterError(f"the ranks could not be started: {error}")
-            self.why_down = str(fault)
-            self._kill()
-            if self._queue:
-                self._finish(self._queue.popleft(), fault)
+            self.engine.spawn()
+            self._evidence.hosts = self.engine.placement.hosts
+        except (OSError, ClusterError) as error:  # no memory, no processes or descriptors left, no host
+            self._give_up(not_started(error))
 
     def _stop(self, run: Run[Any]) -> None:
         if run is self._current:
@@ -385,7 +382,7 @@ class Supervisor(OwnThread):
         self._begin_spawn()
 
     def _kill(self) -> None:
-        for event in self._engine.kill():
+        for event in self.engine.kill():
             if isinstance(event, Wrote):
                 self._handle(event)
         self._become(State.DOWN)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tplab.cluster import wire
-from tplab.cluster.errors import ClusterError, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster import naming, wire
+from tplab.cluster.errors import ClusterError, HostLost, RankDied, RankError, RankTimeout, RunStopped
 from tplab.cluster.packing import unpack
 
 Cause = Literal["fault", "timeout", "stop"]
@@ -34,6 +34,10 @@ class Evidence:
     """Rank -> exit code, in order of arrival."""
     stacks: dict[int, tuple[wire.Frame, ...]] = field(default_factory=dict)
     """Rank -> its stack, of ranks that had not answered."""
+    hosts: Sequence[str] = ()
+    """Name of each rank's host; empty where all are on this machine."""
+    lost: dict[int, str] = field(default_factory=dict)
+    """Ranks of which nobody knows whether they ended, and why: their host is not heard of any more."""
     aside: Sequence[dict[str, int]] = ()
     """What the ranks that have no part in the run last said of the groups that they are in."""
 
@@ -95,15 +99,35 @@ def judge(evidence: Evidence, output: Sequence[str] = (), spoiled: str = "") -> 
         error = _raised(evidence)
     else:
         raise AssertionError("a run without deaths, faults or missing ranks has not failed")
+    rank = getattr(error, "rank", None)
+    error.host = evidence.hosts[rank] if evidence.hosts and rank is not None else ""
     if spoiled:
         error.add_note(f"An earlier attempt to start the ranks was given up: {spoiled}")
     return error
 
 
+def not_started(reason: Exception | str, num_attempts: int = 1) -> ClusterError:
+    """Why there are no ranks, where none of them could say it."""
+    if isinstance(reason, ClusterError):
+        return reason
+    tries = f" in {num_attempts} attempts" if num_attempts > 1 else ""
+    return ClusterError(f"the ranks could not be started{tries}: {reason}")
+
+
+def kernel_failed(called: str, error: BaseException) -> ClusterError:
+    """What a run learns, by its name, or a start (no name), during which the kernel's own side failed."""
+    fault = ClusterError(
+        f"the kernel's side of the cluster failed {f'in {called}' if called else 'while starting'}: {error!r}. "
+        "The ranks were ended; the next run starts fresh ones, with an empty rank.store."
+    )
+    fault.__cause__ = error
+    return fault
+
+
 def _broke(evidence: Evidence) -> RankError:
     rank, reason = next(iter(evidence.broken.items()))
     head = (
-        f"rank {rank} of {evidence.world_size} sent what is no message {_where(evidence)}: {reason}. "
+        f"{_named(evidence, rank)} sent what is no message {_where(evidence)}: {reason}. "
         "Something on that rank wrote to a file descriptor that is not its own: tplab's socket to the kernel"
     )
     return RankError(_compose(head, evidence), rank=rank)
@@ -135,7 +159,7 @@ def rebuild_values(evidence: Evidence) -> list[Any] | RankError:
 def _raised(evidence: Evidence) -> RankError:
     rank, fault = next(iter(evidence.faults.items()))
     traceback = wire.format_fault(fault, rank)
-    head = f"rank {rank} of {evidence.world_size} raised {fault.type_name} {_where(evidence)}"
+    head = f"{_named(evidence, rank)} raised {fault.type_name} {_where(evidence)}"
     error = RankError(_compose(head, evidence, traceback), rank=rank, traceback=traceback)
     error.__cause__ = wire.rebuild_exception(fault)
     return error
@@ -143,10 +167,14 @@ def _raised(evidence: Evidence) -> RankError:
 
 def _died(evidence: Evidence, output: Sequence[str]) -> RankDied:
     rank, exit_code = next(iter(evidence.deaths.items()))
-    head = f"rank {rank} of {evidence.world_size} {wire.describe_exit(exit_code)} {_where(evidence)}"
+    if rank in evidence.lost:
+        return HostLost(
+            _compose(f"{_named(evidence, rank)} {_where(evidence)}: {evidence.lost[rank]}", evidence), rank=rank
+        )
+    head = f"{_named(evidence, rank)} {wire.describe_exit(exit_code)} {_where(evidence)}"
     if exit_code == -9:
         head += " (if nobody did that on purpose: the system kills processes when memory runs out)"
-    prefix = f"[rank {rank}] "
+    prefix = f"{naming.label(rank, evidence.hosts)} "
     lines = [line.removeprefix(prefix) for line in output if line.startswith(prefix)]
     if any(_FLOODED in line for line in lines):
         head += (
@@ -164,10 +192,11 @@ def _timed_out(evidence: Evidence) -> RankTimeout:
     silent = [rank for rank in missing if rank not in evidence.stacks]
     stacks = {rank: wire.format_frames(evidence.stacks[rank]) for rank in missing if rank in evidence.stacks}
     limit = f"{evidence.timeout:g} s"
-    head = f"{ranks(missing)} of {evidence.world_size} did not answer within {limit} {_where(evidence)}"
+    named = naming.several(missing, evidence.hosts)
+    head = f"{named} of {evidence.world_size} did not answer within {limit} {_where(evidence)}"
     if evidence.run_name and silent:
         head += (
-            f". {ranks(silent).capitalize()} did not even say where: "
+            f". {naming.capital(naming.several(silent, evidence.hosts))} did not even say where: "
             "compiled code holds Python's lock (the GIL) there, or the process is stopped"
         )
     elif evidence.run_name:
@@ -181,21 +210,27 @@ def _compose(head: str, evidence: Evidence, details: str = "") -> str:
     """Head, details, where the other ranks were, and what becomes of the ranks."""
     parts = [head, details]
     parts += [
-        f"Meanwhile rank {rank} was here:\n{wire.format_frames(evidence.stacks[rank])}"
+        f"Meanwhile {_rank(evidence, rank)} was here:\n{wire.format_frames(evidence.stacks[rank])}"
         for rank in evidence.missing
         if evidence.stacks.get(rank)
     ]
     others = [rank for rank in evidence.faults if f"rank {rank} of" not in head]
     if evidence.cause != "stop":
-        parts += [f"Rank {rank} failed too: {_in_one_line(evidence.faults[rank])}" for rank in others]
+        parts += [
+            f"{naming.capital(_rank(evidence, rank))} failed too: {_in_one_line(evidence.faults[rank])}"
+            for rank in others
+        ]
     if evidence.run_name and not evidence.in_step:
         parts.append("The ranks were ended; the next run starts fresh ones, with an empty rank.store.")
     return "\n\n".join(part for part in parts if part)
 
 
-def ranks(indices: Sequence[int]) -> str:
-    """``rank 1``, ``ranks 0, 2``."""
-    return f"rank{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+def _named(evidence: Evidence, rank: int) -> str:
+    return naming.of_all(rank, evidence.world_size, evidence.hosts)
+
+
+def _rank(evidence: Evidence, rank: int) -> str:
+    return naming.several([rank], evidence.hosts)
 
 
 def _what(evidence: Evidence) -> str:
@@ -221,4 +256,4 @@ def _in_one_line(fault: wire.RankFault) -> str:
     return next((line for line in lines if line.partition(":")[0].rpartition(".")[2] == fault.type_name), lines[-1])
 
 
-__all__ = ["Cause", "Evidence", "judge", "ranks", "rebuild_values"]
+__all__ = ["Cause", "Evidence", "judge", "kernel_failed", "not_started", "rebuild_values"]

@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
+from tplab.cluster.backends import Share
 from tplab.cluster.channel import RankChannel, encode
 from tplab.cluster.context import begin_context
 from tplab.cluster.follow import Follower
@@ -43,7 +44,9 @@ class Setup:
     """All a rank needs to know before it starts; the first thing sent over its socket."""
 
     index: int
-    world_size: int
+    """The rank's number among all of the cluster's."""
+    share: Share
+    """Those of its host."""
     backend: str
     device: str
     start_timeout: float
@@ -106,7 +109,7 @@ class Worker:
             phases.append(("context", time.monotonic()))
         self._store = KernelStore(self._send, timedelta(seconds=setup.start_timeout))
         self._groups_made = guard_groups(self._store)
-        group = join(setup.backend, self._store, setup.index, setup.world_size, device)
+        group = join(setup.backend, self._store, setup.index, setup.share.world_size, device)
         phases.append(("process group", time.monotonic()))
         if on_gpu:  # NCCL connects now: a bad link is an error of the start, and the first run need not wait for it
             torch.distributed.all_reduce(torch.zeros(1, device=device))
@@ -122,8 +125,10 @@ class Worker:
             "device_name": device_name(device),
             "phases": phases,
         }
-        rank = Rank(index=setup.index, world_size=setup.world_size, group=group, device=device, send_report=_no_run)
-        worlds = Worlds(rank, self._store, setup.backend)
+        rank = Rank(
+            index=setup.index, world_size=setup.share.world_size, group=group, device=device, send_report=_no_run
+        )
+        worlds = Worlds(rank, self._store, setup.backend, setup.share)
         self._follower = Follower(rank.store)
         self._follower.listen()
         self._baseline = Baseline(device)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import _unregister_process_group
 from torch.distributed import distributed_c10d
 
-from tplab.cluster.backends import torchrun_environment
+from tplab.cluster.backends import Share, torchrun_environment
 from tplab.cluster.rank import Rank
 from tplab.cluster.rank_store import KernelStore
 
@@ -64,9 +64,11 @@ class Worlds:
         whole: the rank among all, whose default group exists.
         store: keys through which the ranks of a new world find each other.
         backend: ``gloo`` or ``nccl``.
+        share: the ranks of this host.
     """
 
-    def __init__(self, whole: Rank, store: KernelStore, backend: str) -> None:
+    def __init__(self, whole: Rank, store: KernelStore, backend: str, share: Share) -> None:
+        self._share = share
         self._whole = whole
         self._store = store
         self._backend = backend
@@ -90,7 +92,7 @@ class Worlds:
         world, rank = self._entered[num_ranks]
         distributed_c10d._world = world
         if os.environ.get("WORLD_SIZE") != str(num_ranks):
-            os.environ.update(torchrun_environment(rank.index, num_ranks))
+            os.environ.update(torchrun_environment(rank.index, num_ranks, self._share))
         return rank
 
     def leave(self) -> str:

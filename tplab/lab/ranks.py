@@ -25,7 +25,7 @@ from traitlets import Float
 from tplab.checks import ArgumentError
 from tplab.cluster import Cluster, ClusterError, RankTimeout, Report, Run, State
 from tplab.cluster.cells import Bundle, Cell, Push, compile_cell, describe, remember_source
-from tplab.cluster.verdict import ranks as in_words
+from tplab.cluster.naming import several as in_words
 from tplab.lab.target import Target
 
 _COMMANDS = ("pull", "push", "use", "start", "restart", "stop", "status", "cluster")

@@ -21,7 +21,7 @@ import traitlets
 from tplab.checks import check_count
 from tplab.cluster import Cluster, ClusterClosed, ClusterError, Report, Run, RunStopped, State
 from tplab.cluster.hello import contribution, talk
-from tplab.cluster.verdict import ranks as named
+from tplab.cluster.naming import several as named
 from tplab.cluster.wire import describe_exit
 from tplab.lab.panels import html
 from tplab.lab.pictures.picture import Picture

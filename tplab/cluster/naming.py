@@ -1,0 +1,24 @@
+"""How ranks are called in what people read: with their host, where there are several."""
+
+from collections.abc import Sequence
+
+
+def of_all(rank: int, num_ranks: int, hosts: Sequence[str] = ()) -> str:
+    """``rank 2 of 4``, or ``rank 2 of 4 on host beta``."""
+    return f"rank {rank} of {num_ranks}" + (f" on host {hosts[rank]}" if hosts else "")
+
+
+def several(ranks: Sequence[int], hosts: Sequence[str] = ()) -> str:
+    """``rank 1``, ``ranks 0, 2``, or ``ranks 0 (host alpha), 2 (host beta)``."""
+    named = (f"{rank} (host {hosts[rank]})" if hosts else str(rank) for rank in ranks)
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(named)}"
+
+
+def label(rank: int, hosts: Sequence[str] = ()) -> str:
+    """``[rank 2]``, or ``[rank 2 · beta]``: what stands before its lines."""
+    return f"[rank {rank} · {hosts[rank]}]" if hosts else f"[rank {rank}]"
+
+
+def capital(text: str) -> str:
+    """With a capital letter in front, and names in it as they are."""
+    return text[:1].upper() + text[1:]
