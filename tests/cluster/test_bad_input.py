@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tplab import Cluster
+from tplab.cluster import ClusterError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -52,9 +53,21 @@ class TestCluster:
             Cluster(2, engine=engine)
         assert repr(engine) in str(info.value)
 
-    def test_ipyparallel_is_refused_for_now(self):
-        with pytest.raises((ValueError, NotImplementedError), match=r"engine.*ipyparallel"):
+    @pytest.mark.parametrize("name", ["client", "profile", "cluster_file", "ranks_per_host", "interface"])
+    def test_hosts_of_a_local_cluster(self, name):
+        with pytest.raises(ValueError, match=rf"{name} must be left out unless engine='ipyparallel'"):
+            Cluster(2, **{name: 1})
+
+    def test_where_nothing_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+        with pytest.raises(ClusterError, match=r"profile.*Start one"):
             Cluster(2, engine="ipyparallel")
+        with pytest.raises(ValueError, match=r"cluster_file must be a file"):
+            Cluster(2, engine="ipyparallel", cluster_file=tmp_path / "none.json")
+        with pytest.raises(ValueError, match=r"client must be an ipyparallel.Client"):
+            Cluster(2, engine="ipyparallel", client="here")
+        with pytest.raises(ValueError, match=r"profile must be given alone"):
+            Cluster(2, engine="ipyparallel", profile="a", cluster_file="b")
 
     @pytest.mark.parametrize("start_timeout", [*BAD_SECONDS, None])
     def test_start_timeout(self, start_timeout):

@@ -1,14 +1,17 @@
 """The public face of a cluster: arguments checked, calls packed, the rest left to the supervisor."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tplab import needs
-from tplab.checks import ArgumentError, check_count, check_number, check_one_of
+from tplab.checks import check_count, check_number, check_one_of
 from tplab.cluster import backends, wire
+from tplab.cluster.engine import Engine
+from tplab.cluster.hosts import build
 from tplab.cluster.idle import IdleClock, check_minutes
 from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.launch import State
@@ -41,7 +44,14 @@ class Cluster:
         n: number of ranks, 1 to 64.
         backend: ``gloo`` (CPU), ``nccl`` (one GPU per rank, or several ranks on a GPU where there are too few), or
             ``auto``: nccl where torch can use a GPU, else gloo.
-        engine: ``local``, subprocesses of this kernel.
+        engine: ``local``, subprocesses of this kernel; or ``ipyparallel``, ranks on the hosts of a running ipyparallel
+            cluster, of which one engine on each host is the agent that starts them. ``n`` may then be left out.
+        client: an ``ipyparallel.Client`` of that cluster, or a started ``ipyparallel.Cluster``.
+        profile: or the IPython profile that it was started with.
+        cluster_file: or the path of its ``ipcontroller-client.json``. Without any of the three: the default profile.
+        ranks_per_host: ranks on each host; by default ``n`` evenly, or one for each GPU (without GPUs one).
+        interface: network interface that joins the hosts, as ``eth0`` or as a dict from host to interface; by default
+            the one by which a host reaches the others.
         start_timeout: seconds the ranks have to start.
         idle_minutes: end the ranks after so many minutes without a run; the next one starts them again, with an empty
             ``rank.store``, and says so. A cell that runs in the notebook counts as use. None or 0: never.
@@ -66,20 +76,32 @@ class Cluster:
         backend: str = "auto",
         engine: str = "local",
         *,
+        client: Any = None,
+        profile: str | None = None,
+        cluster_file: str | Path | None = None,
+        ranks_per_host: int | None = None,
+        interface: str | Mapping[str, str] | None = None,
         start_timeout: float = 120.0,
         idle_minutes: float | None = None,
     ) -> None:
-        if check_one_of("engine", engine, ENGINES) == "ipyparallel":
-            raise ArgumentError("engine", engine, "must be 'local', the ranks of this machine: no other is built yet")
-        n = check_count("n", n, least=1, most=MAX_LOCAL_RANKS)  # type: ignore[arg-type]  # None is refused
+        on_hosts = check_one_of("engine", engine, ENGINES) == "ipyparallel"
+        where = {"client": client, "profile": profile, "cluster_file": cluster_file}
+        if not on_hosts:
+            build.refuse_without_hosts(**where, ranks_per_host=ranks_per_host, interface=interface)
+            n = check_count("n", n, least=1, most=MAX_LOCAL_RANKS)  # type: ignore[arg-type]  # None is refused
         check_number("start_timeout", start_timeout, above=0, most=_LONGEST_S)
         idle = IdleClock(check_minutes(idle_minutes))
         needs.check("Cluster", "torch", "cloudpickle", "psutil", "pynvml")
-        placement = backends.devices_of(n, backend)
+        ranks: Engine
+        if on_hosts:
+            options = {"ranks_per_host": ranks_per_host, "interface": interface, "start_timeout": start_timeout}
+            ranks = build.engine_on_hosts(n, backend, **where, **options)  # type: ignore[arg-type]
+        else:
+            assert n is not None
+            ranks = LocalEngine(backends.devices_of(n, backend), start_timeout=start_timeout)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             with interrupts_held():  # at no moment is there a thread or a process that nobody would end
-                ranks = LocalEngine(placement, start_timeout=start_timeout)
                 self._supervisor = Supervisor(ranks, start_timeout=start_timeout, idle=idle)
                 # Also runs when the cluster is dropped, and at interpreter exit. It must not hold the cluster itself.
                 self._finalizer = weakref.finalize(self, Supervisor.close, self._supervisor)
@@ -88,6 +110,31 @@ class Cluster:
             if hasattr(self, "_finalizer"):  # else there is nothing yet
                 self.close()  # nobody gets to hold this cluster, but the traceback does
             raise
+
+    @classmethod
+    def attach(
+        cls,
+        client: Any = None,
+        profile: str | None = None,
+        cluster_file: str | Path | None = None,
+        idle_minutes: float | None = None,
+    ) -> Self:
+        """Go on, after the kernel was restarted, with the ranks of an ipyparallel cluster: fresh ones, under the agents
+        that are still there, as many and in the same places as the last ``Cluster`` of this ipyparallel cluster had.
+
+        Arguments as of :class:`Cluster`. Waits until the ranks are ready. Raises ``ClusterError`` where no agent
+        remembers a cluster.
+        """
+        settings = build.remembered_settings(client, profile, cluster_file)
+        made = cls(
+            engine="ipyparallel",
+            client=client,
+            profile=profile,
+            cluster_file=cluster_file,
+            idle_minutes=idle_minutes,
+            **settings,
+        )
+        return made.start()
 
     def run(self, fn: Callable[..., T], *args: Any, timeout: float | None = 60.0) -> list[T]:
         """Run ``fn(rank, *args)`` on every rank and return the values in rank order.

@@ -31,9 +31,9 @@ Bulk = bytes | bytearray | pickle.PickleBuffer
 _MANY = 1 << 16
 
 
-def bulk(data: bytes) -> Bulk:
+def bulk(data: Bulk) -> Bulk:
     """``data`` as it is best sent."""
-    return data if len(data) < _MANY else pickle.PickleBuffer(data)
+    return data if isinstance(data, pickle.PickleBuffer) or len(data) < _MANY else pickle.PickleBuffer(data)
 
 
 # From kernel to rank.

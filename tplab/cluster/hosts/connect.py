@@ -17,6 +17,10 @@ _CONTROLLER_S = 10.0
 _ANSWER_S = 20.0  # an engine that has just been started still imports
 _STRAGGLERS_S = 1.0
 _MODULE = "_tplab"
+_START_ONE = (
+    "Start one with an engine on each host, for example `ipcluster start --engines=ssh`, and give its "
+    "ipcontroller-client.json as cluster_file="
+)
 # Text and no pickled function: a host with another Python can read it, too.
 _PREPARE = f"import tplab.cluster.hosts.remote as {_MODULE}"
 
@@ -64,26 +68,44 @@ def open_client(client: Any = None, profile: str | None = None, cluster_file: An
     if client is not None and not isinstance(client, ipyparallel.Cluster):
         raise ArgumentError("client", client, "must be an ipyparallel.Client, or a started ipyparallel.Cluster")
     options: dict[str, Any] = {"timeout": _CONTROLLER_S}
+    of_cluster = False
     if cluster_file is not None:
         path = Path(cluster_file).expanduser()
         if not path.is_file():
             raise ArgumentError("cluster_file", cluster_file, "must be a file: ipcontroller-client.json of the cluster")
-        if not path.name.startswith("cluster-"):
-            options["url_file"] = str(path)
-    elif profile is not None:
-        options["profile"] = profile
+        of_cluster = path.name.startswith("cluster-")
+        if not of_cluster:
+            options["connection_info"] = str(path)
+    elif client is None:
+        options["connection_info"] = str(_file_of_profile(profile or "default"))
     try:
         if client is not None:
             return client.connect_client_sync(**options), True
-        if cluster_file is not None and "url_file" not in options:
+        if of_cluster:
             return ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options), True
         return ipyparallel.Client(**options), True
     except (OSError, TimeoutError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         which = next((f"{name}={value!r}" for name, value in given.items()), "the default profile")
         raise NoHosts(
-            f"no ipyparallel controller could be reached by {which}: {_in_one_line(error)}. Start one, for example "
-            "`ipcluster start --n=1 --engines=ssh`, and give its ipcontroller-client.json as cluster_file="
+            f"no ipyparallel controller could be reached by {which}: {_in_one_line(error)}. {_START_ONE}"
         ) from error
+
+
+def _file_of_profile(profile: str) -> Path:
+    """Looked for here: ipyparallel waits for it, and says so on the screen."""
+    from IPython.core.profiledir import ProfileDir, ProfileDirError
+    from IPython.paths import get_ipython_dir
+
+    try:
+        found = ProfileDir.find_profile_dir_by_name(get_ipython_dir(), profile)
+        file = Path(found.security_dir) / "ipcontroller-client.json"
+    except ProfileDirError as error:
+        raise NoHosts(f"there is no IPython profile {profile!r}: {_in_one_line(error)}. {_START_ONE}") from error
+    if not file.is_file():
+        raise NoHosts(
+            f"no ipyparallel controller of the profile {profile!r} is running: there is no {file}. {_START_ONE}"
+        )
+    return file
 
 
 def find_hosts(client: "Client", known: Sequence[str] | None = None, timeout_s: float = _ANSWER_S) -> tuple[Host, ...]:
@@ -168,6 +190,13 @@ def call_on(
         prepared = view.execute(source or _PREPARE, silent=True, block=False)
         sent[engine] = prepared, view.apply_async(Reference(function if source else f"{_MODULE}.{function}"), *args)
     return _gather(sent, timeout_s, enough)
+
+
+def start_on(client: "Client", engine: int, function: str, *args: Any) -> "AsyncResult":
+    """Call a function of ``remote``, which the engine knows from ``call_on``, without waiting for it."""
+    from ipyparallel import Reference
+
+    return client[engine].apply_async(Reference(f"{_MODULE}.{function}"), *args)
 
 
 def _gather(

@@ -1,0 +1,168 @@
+"""What kernel and agent say to each other, and how it travels: messages cut into numbered pieces.
+
+ipyparallel signs a message's headers and not what comes with it, so each piece brings its checksum in the signed part,
+and nothing is unpickled before that was looked at. Pieces are small, so that a large value on its way is no silence;
+numbered, because ipyparallel's way back (publish and subscribe) drops what comes while a connection is renewed.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tplab.cluster.backends import RankDevices, Share
+from tplab.cluster.channel import Assembly, Part, encode
+from tplab.cluster.engine import Event
+
+BEAT_S = 0.5
+"""Seconds between two signs of life, either way."""
+SILENCE_S = 3.0
+"""Seconds without one after which the kernel takes a host for lost."""
+PATIENCE_S = 10.0
+"""Seconds without one after which an agent ends its ranks: nobody is left who would. Longer than the kernel's, since a
+kernel can be busy in compiled code."""
+PIECE_BYTES = 1 << 20
+WINDOW_BYTES = 64 << 20
+"""How much an agent sends that the kernel has not said it has: what is more would pile up in the controller."""
+
+Content = Mapping[str, Any]
+"""Of a piece: ``number``, ``digest``, ``taken`` (bytes that have come the other way); signed, in JSON."""
+
+
+# From kernel to agent.
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start ranks; those that there were are ended."""
+
+    launch: int
+    """Number of the start, which all that is said of its ranks repeats."""
+    placement: RankDevices
+    """Of this host's ranks."""
+    share: Share
+    start_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Pass an encoded message on to ranks."""
+
+    ranks: tuple[int, ...]
+    """Their numbers on this host."""
+    parts: tuple[Any, ...]
+    """As ``PickleBuffer`` on the way in, as bytes on the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillRank:
+    """Kill one rank."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End all ranks."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """End all ranks, and the agent: the cluster is closed."""
+
+
+# From agent to kernel.
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The ranks' processes run, or could not be started."""
+
+    launch: int
+    pids: tuple[int, ...]
+    error: str
+    """Why not; empty if they run."""
+    no_room: bool
+    """Whether it is for want of memory."""
+    clock_s: float
+    """What the host's monotonic clock said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Events of ranks, which are numbered as on this host."""
+
+    launch: int
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """All ranks of the start are ended; ``events`` holds the last that they wrote."""
+
+    launch: int
+    events: tuple[Event, ...]
+
+
+class Garbled(Exception):
+    """What came is not what was sent: a piece is missing, or another than was signed."""
+
+
+class Outlet:
+    """The sending end. May be used by several threads.
+
+    Args:
+        put: sends one piece, or a sign of life with none: called with its content and its bytes.
+    """
+
+    def __init__(self, put: Callable[[dict[str, Any], list[Part]], None]) -> None:
+        self._put = put
+        self._lock = threading.Lock()
+        self._number = 0
+        self.sent_bytes = 0
+
+    def send(self, message: object, taken: int) -> None:
+        """Send a message; ``taken``: bytes that have come the other way."""
+        with self._lock:
+            for part in encode(message):
+                view = memoryview(part).cast("B")
+                for start in range(0, len(view), PIECE_BYTES):
+                    self._send(view[start : start + PIECE_BYTES], taken)
+
+    def beat(self, taken: int) -> None:
+        """Give a sign of life."""
+        with self._lock:
+            self._send(None, taken)
+
+    def _send(self, piece: memoryview | None, taken: int) -> None:
+        self._number += 1
+        content = {"number": self._number, "digest": _digest(piece or b""), "taken": taken}
+        self.sent_bytes += len(piece or b"")
+        self._put(content, [] if piece is None else [bytes(piece)])
+
+
+class Inlet:
+    """The receiving end."""
+
+    def __init__(self) -> None:
+        self._assembly = Assembly()
+        self._number = 0
+        self.taken_bytes = 0
+
+    def take(self, content: Content, buffers: Sequence[Any]) -> list[Any]:
+        """The messages that a piece completes. Raises :class:`Garbled`, or ``ChannelBroken`` for what is no message."""
+        piece = memoryview(getattr(buffers[0], "buffer", buffers[0])) if buffers else memoryview(b"")
+        self._number += 1
+        if content["number"] != self._number:
+            raise Garbled(f"piece {self._number} of what it sent was lost on the way")
+        if content["digest"] != _digest(piece):
+            raise Garbled(f"piece {self._number} was changed on the way")
+        self.taken_bytes += len(piece)
+        return self._assembly.feed(piece)
+
+
+def _digest(piece: bytes | memoryview) -> str:
+    return hashlib.blake2b(piece, digest_size=16).hexdigest()
