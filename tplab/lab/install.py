@@ -50,15 +50,16 @@ def install_checks() -> list[Check]:
     return [_writable(folder), _disk(folder), *_shared_memory()]
 
 
-def verdict(checks: Sequence[Check]) -> str:
-    """All of it in one line."""
+def verdict(checks: Sequence[Check], onward: str = "") -> str:
+    """All of it in one line; ``onward`` is what to do next where all is well (default: to open the lab)."""
     problems = [check.name for check in checks if check.status == "problem"]
     notes = sum(check.status == "note" for check in checks)
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         return f"NOT READY: {len(problems)} {noun} ({', '.join(problems)}). What to do stands beside each."
     noted = f", {notes} to know of" if notes else ""
-    onward = "`tplab lab` and go" if not missing(["jupyterlab"]) else "`tplab --help` lists what there is"
+    if not onward:
+        onward = "`tplab lab` and go" if not missing(["jupyterlab"]) else "`tplab --help` lists what there is"
     return f"READY: no problems found in {len(checks)} checks{noted}. {onward}."
 
 

@@ -30,11 +30,11 @@ class Host:
     """A machine, by the engine on it that is the agent."""
 
     name: str
-    """Its hostname; where two have the same, the second is ``name-2``."""
+    """The hostname; where two have the same, the second is ``name-2``."""
     engine_id: int
     """ipyparallel's number of the engine, the lowest on this host."""
     uuid: str
-    """By which messages find that engine."""
+    """What messages find that engine by."""
     facts: Mapping[str, Any]
     """What it says of itself (see ``facts.describe``)."""
     num_engines: int = 1
@@ -85,9 +85,9 @@ def open_client(client: Any = None, profile: str | None = None, cluster_file: An
             return ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options), True
         return ipyparallel.Client(**options), True
     except (OSError, TimeoutError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        which = next((f"{name}={value!r}" for name, value in given.items()), "the default profile")
+        which = next((f"{name}={str(value)!r}" for name, value in given.items()), "the default profile")
         raise NoHosts(
-            f"no ipyparallel controller could be reached by {which}: {_in_one_line(error)}. {_START_ONE}"
+            f"no ipyparallel controller could be reached by {which}: {_in_one_line(error).rstrip('.')}. {_START_ONE}"
         ) from error
 
 

@@ -37,7 +37,7 @@ class Interface:
     """A network interface of a host."""
 
     name: str
-    """As the system calls it: ``eth0``."""
+    """Name that the system gives it: ``eth0``."""
     addresses: tuple[str, ...]
     """IPv4 and IPv6, in the system's order: gloo takes the first."""
     networks: tuple[str, ...]
@@ -78,7 +78,7 @@ class Address:
     interface: str
     """The interface's name: for ``GLOO_SOCKET_IFNAME``, and behind a ``=`` for ``NCCL_SOCKET_IFNAME``."""
     address: str
-    """Its address that gloo takes."""
+    """The address of it that gloo takes."""
 
 
 def look() -> Network:

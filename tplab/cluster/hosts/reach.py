@@ -59,7 +59,7 @@ class Unreached:
     from_host: str
     to_host: str
     reason: str
-    """In words: ``timed out after 3 s``."""
+    """What was in the way: ``timed out after 3 s``."""
 
 
 def check_pairs(call: Call, addresses: Mapping[str, Address], timeout_s: float = TIMEOUT_S) -> list[Unreached]:

@@ -67,7 +67,7 @@ SCHEDULERS = {
     "KUBERNETES_SERVICE_HOST": "Kubernetes, at",
 }
 """Variables by which batch systems say that they started a process, and what their value is."""
-_SLOW_FOLDERS_S = 3.0  # NFS shows another host's new file when its copy of the folder has aged
+_SLOW_FOLDERS_S = 2.0  # NFS shows another host's new file when its copy of the folder has aged
 
 
 def clock() -> float:
