@@ -56,7 +56,7 @@ def test_two_hosts_that_are_well(
     shared_parallel: Parallel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["doctor", "--cluster", str(shared_parallel.cluster_file), "--no-ranks", "--json"]) == 0
+    assert cli.main(["doctor", "--cluster", str(shared_parallel.cluster_file), "--json"]) == 0
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert [row for row in found.values() if row["status"] != "ok"] == []
     alpha, beta = shared_parallel.hosts.members
@@ -68,6 +68,7 @@ def test_two_hosts_that_are_well(
     assert "equal" in found["clocks"]["found"]
     assert all(host in found["controller"]["found"] for host in ("alpha", "beta", "median of 9"))
     assert all(host in found["shared folder"]["found"] for host in ("alpha", "beta", "this kernel"))
+    assert "all-reduce of 2 gives 3" in found["a rank on each host"]["found"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,12 +86,15 @@ def test_one_way_that_does_not_connect_is_named_and_the_other_is_not(shared_para
 def test_what_differs_is_named_with_the_host(shared_parallel: Parallel, tmp_path: Any) -> None:
     beta = shared_parallel.hosts.beta
     beta.run(["ip", "link", "set", "eth0", "mtu", "9000"])
+    security = shared_parallel.cluster_file.parent
+    security.chmod(0o711)
     shared_parallel.cluster_file.chmod(0o644)
     try:
         with mounted_over(shared_parallel.hosts, str(tmp_path)):
             checks = cluster_preflight(str(shared_parallel.cluster_file), folder=str(tmp_path))
     finally:
         shared_parallel.cluster_file.chmod(0o600)
+        security.chmod(0o700)
         beta.run(["ip", "link", "set", "eth0", "mtu", "1500"])
     found = by_name(checks)
     assert "9000 bytes on beta" in found["MTU"].found
@@ -99,6 +103,16 @@ def test_what_differs_is_named_with_the_host(shared_parallel: Parallel, tmp_path
     assert "beta" in found["shared folder"].found
     assert problems(checks) == {"connection files"}
     assert "ipcontroller-client.json may be read by others" in found["connection files"].found
+
+
+def test_keys_in_a_folder_that_nobody_else_enters_are_kept(shared_parallel: Parallel) -> None:
+    """ipyparallel leaves some of its files open to all in there."""
+    shared_parallel.cluster_file.chmod(0o644)
+    try:
+        check = cluster_checks._who_reads(shared_parallel.cluster_file.parent)
+    finally:
+        shared_parallel.cluster_file.chmod(0o600)
+    assert check.status == "ok"
 
 
 def test_an_interface_that_no_host_has(shared_parallel: Parallel) -> None:
@@ -168,7 +182,7 @@ def test_a_host_that_stops_answering_is_a_finding_and_no_hang(
         checks = cluster_preflight(str(own_parallel.cluster_file))
         [name] = problems(checks)
         assert name.startswith("engine ")
-        assert "1 host)" in by_name(checks)["engines"].found
+        assert "(1 host)" in by_name(checks)["engines"].found
     finally:
         os.kill(engine, signal.SIGCONT)
     own_parallel.kill_controller()

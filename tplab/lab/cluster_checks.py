@@ -122,7 +122,7 @@ class _Survey:
         networks: dict[str, Network] = self._ask("look")
         if networks:
             self._reach(networks, interface)
-        if names := self._ask("own_name"):
+        if len(self._hosts) > 1 and (names := self._ask("own_name")):
             self._found.append(findings.own_names(names))
         if spaces := self._ask("capacity"):
             self._found += findings.capacity(spaces)
@@ -222,12 +222,11 @@ def _engines(on_host: Mapping[str, Sequence[int]]) -> Check:
             said.append(f"{host}: {engines[0]}")
         else:
             said.append(f"{host}: {', '.join(map(str, engines))}, of which {min(engines)} is the agent")
-    found = f"{'; '.join(said)} (an agent on each of {len(on_host)} host{'s' * (len(on_host) != 1)})"
     if len(on_host) > 1:
-        return Check(name="engines", found=found)
+        return Check(name="engines", found=f"{'; '.join(said)} ({len(on_host)} hosts, one agent on each)")
     meaning = "All engines are on one host: Cluster(n) without ipyparallel does the same there."
     cure = "Start an engine on each further host, for example ipcluster start --engines=ssh or slurm."
-    return Check(name="engines", found=found, status="note", meaning=meaning, cure=cure)
+    return Check(name="engines", found=f"{said[0]} (1 host)", status="note", meaning=meaning, cure=cure)
 
 
 def _cannot_import(host: Host) -> Check:
@@ -268,7 +267,8 @@ def _who_reads(folder: Path) -> Check:
     """The files that hold the keys."""
     files = sorted({found for pattern in _READABLE for found in folder.glob(pattern)})
     states = {each.name: each.stat() for each in files}
-    readable = [name for name, state in states.items() if stat.S_IMODE(state.st_mode) & 0o077]
+    closed = not stat.S_IMODE(folder.stat().st_mode) & 0o011  # nobody else gets to what is in it
+    readable = [name for name, state in states.items() if stat.S_IMODE(state.st_mode) & 0o066 and not closed]
     foreign = [name for name, state in states.items() if state.st_uid != os.getuid()]
     if not readable and not foreign:
         return Check(name="connection files", found=f"{len(files)}, which nobody else may read")
