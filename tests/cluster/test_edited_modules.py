@@ -4,10 +4,11 @@ import importlib
 import os
 import sys
 import time
+import types
 
 import pytest
 
-from tplab.cluster import RankError
+from tplab.cluster import RankError, follow
 from tplab.cluster.sources import is_users
 from tplab.cluster.surroundings import describe_changes
 
@@ -306,6 +307,28 @@ class TestSaid:
     def test_folder(self, cluster2, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert cluster2.run(lambda rank: os.getcwd()) == [str(tmp_path)] * 2
+
+
+def test_a_thread_imports_while_the_rank_looks(tmp_path, monkeypatch):
+    """One that outlived its run: a look at the modules is not spoiled by it."""
+    files = [tmp_path / f"module_{number}.py" for number in range(3)]
+    follower = follow.Follower({})
+    for file in files:
+        file.touch()
+        monkeypatch.setitem(sys.modules, file.stem, types.ModuleType(file.stem))
+    stamp_of = follow.stamp_of
+
+    for file in files:
+        follower._note(file.stem, str(file))
+    late = follower.loaded.popitem()
+
+    def import_meanwhile(file):
+        follower.loaded.update([late])
+        return stamp_of(file)
+
+    monkeypatch.setattr(follow, "stamp_of", import_meanwhile)
+    assert list(follower.follow({})) == []
+    assert set(follower.loaded) == {file.stem for file in files}
 
 
 def test_whose_modules():

@@ -538,6 +538,27 @@ class TestHang:
         assert sorted(error.stacks) == [0, 1]
         assert all("in hang" in stack for stack in error.stacks.values())
 
+    def test_stack_that_cannot_be_had(self, cluster, provoke):
+        """Whatever looking at a running thread comes to, the rank lives on: it is not the one that failed."""
+
+        def spoil(rank):
+            from tplab.cluster import wire
+
+            def fail(thread):
+                raise AttributeError("'function' object has no attribute 'f_lineno'")
+
+            wire.stack_of = fail
+
+        def fail_beside(rank):
+            if rank.index == 1:
+                raise ValueError("planted")
+            time.sleep(600)
+
+        cluster.run(spoil)
+        error = provoke(cluster, fail_beside, expect=RankError).error
+        assert_names_rank(error, 1)
+        assert "planted" in str(error)
+
     def test_in_c_with_the_interpreter_locked(self, clusters, provoke):
         """Such a rank cannot even say where it is."""
 

@@ -3,6 +3,7 @@
 import io
 import linecache
 import signal
+import subprocess
 import sys
 import threading
 
@@ -213,6 +214,51 @@ class TestFault:
         assert wire.describe_fault(ValueError("never raised")).frames == ()
 
 
+RUNS_ON = """
+import gc, threading
+from queue import SimpleQueue  # has no Python code in which garbage could be collected
+from tplab.cluster import wire
+
+def wait_below(depth):
+    if depth:
+        return wait_below(depth - 1)
+    waits.put(None)
+    go_on.get()
+
+def overwrite(depth, *others):
+    if depth:
+        overwrite(depth - 1, depth, *others)
+
+def leave(phase, info):
+    global collections
+    if threading.current_thread() is looker and phase == "start":
+        collections += 1
+        if collections == at:
+            go_on.put(None)
+            has_left.get()
+
+def look():
+    waits.get()
+    frames = wire.stack_of(main)
+    go_on.put(None)
+    if all(isinstance(file, str) and isinstance(name, str) for file, _, name, _ in frames):
+        print(end="o")
+
+main = threading.get_ident()
+gc.callbacks.append(leave)
+gc.set_threshold(1)
+for at in range(1, 31):
+    collections = 0
+    waits, go_on, has_left = SimpleQueue(), SimpleQueue(), SimpleQueue()
+    looker = threading.Thread(target=look)
+    looker.start()
+    wait_below(30)
+    overwrite(100)
+    has_left.put(None)
+    looker.join()
+"""
+
+
 class TestFrames:
     def test_line_that_only_the_kernel_knows(self):
         """A notebook cell's file exists nowhere: its lines are in the kernel's line cache."""
@@ -234,10 +280,16 @@ class TestFrames:
 
     def test_stack(self):
         def inner():
-            return wire.stack_frames(sys._getframe())
+            return wire.stack_of(threading.get_ident())
 
         names = [frame[2] for frame in inner()]
-        assert names[-2:] == ["test_stack", "inner"]
+        assert names[-3:] == ["test_stack", "inner", "stack_of"]
+
+    def test_stack_of_a_thread_that_runs_on(self):
+        """It does so while garbage is collected, at each of the first 30 chances, and uses its stack for other frames."""
+        done = subprocess.run([sys.executable, "-c", RUNS_ON], capture_output=True, text=True, timeout=50)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout == "o" * 30
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ class Follower:
     def _edited_since(self) -> Generator[tuple[str, str], None, dict[str, types.ModuleType]]:
         """Of the modules that the kernel has not imported, those whose files have changed: it would import them now."""
         found: dict[str, types.ModuleType] = {}
-        for name, have in self.loaded.items():
+        for name, have in list(self.loaded.items()):  # a thread of an earlier run may import more
             if name in self.wanted or name not in sys.modules or not have.file.endswith(".py"):
                 continue
             with suppress(OSError):  # deleted: what was loaded of it stays loaded

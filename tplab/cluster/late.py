@@ -70,8 +70,9 @@ class _Tagged(TextIOWrapper):
             self._unfinished.clear()
             with suppress(Exception):  # the function may have closed it
                 self.flush()
-            for thread in [thread for thread in [*self._partial] if not thread.is_alive()]:
-                self._send_line(*self._partial.pop(thread))
+            with suppress(Exception):  # a dictionary that another thread changes, a kernel that is gone: look again
+                for thread in [thread for thread in [*self._partial] if not thread.is_alive()]:
+                    self._send_line(*self._partial.pop(thread))
 
     def write(self, text: str) -> int:
         run_id = self._ledger.late_run()

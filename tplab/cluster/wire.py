@@ -5,16 +5,17 @@ exceptions are pickled into bytes of their own inside each message: one that can
 answer and not the connection.
 """
 
+import gc
 import linecache
 import pickle
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from tplab.cluster.engine import Stream
@@ -303,10 +304,21 @@ def rebuild_exception(fault: RankFault) -> BaseException | None:
     return error if isinstance(error, BaseException) else None
 
 
-def stack_frames(frame: FrameType) -> tuple[Frame, ...]:
-    """The stack that ends in ``frame``, outermost first."""
-    stack = _portable(traceback.walk_stack(frame))
-    return stack[::-1]
+def stack_of(thread: int) -> tuple[Frame, ...]:
+    """Where a thread is, given by its ``ident``, outermost first; it may run on meanwhile.
+
+    CPython 3.11 makes the frame objects of a thread when they are asked for, and may collect garbage in the midst of
+    that. Where a finalizer then lets the other thread run, the frame is gone by the time it is looked at: something
+    else is found in its place, or the process is killed by SIGSEGV. So no garbage is collected meanwhile.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        shown = _shown(traceback.walk_stack(sys._current_frames()[thread]))
+    finally:
+        if collects:
+            gc.enable()
+    return _portable(shown)[::-1]
 
 
 def format_frames(frames: Sequence[Frame]) -> str:
@@ -332,13 +344,34 @@ def describe_exit(exit_code: int | None) -> str:
 
 
 def _frames_of(tb: TracebackType | None) -> tuple[Frame, ...]:
-    return _portable(traceback.walk_tb(tb))
+    return _portable(_shown(traceback.walk_tb(tb)))
 
 
-def _portable(frames: Iterator[tuple[FrameType, int]]) -> tuple[Frame, ...]:
-    """Without frames that ask for it in pytest's and IPython's way."""
-    summary = traceback.StackSummary.extract(each for each in frames if "__tracebackhide__" not in each[0].f_locals)
-    return tuple((entry.filename, entry.lineno or 0, entry.name, entry.line or None) for entry in summary)
+def _shown(frames: Iterable[tuple[FrameType, int]]) -> list[tuple[CodeType, int, dict[str, Any]]]:
+    """Code, line number and globals of the frames, which are not held: they would keep what their variables hold.
+
+    Without those that ask for it in pytest's and IPython's way, which is read off their code: ``f_locals`` of a frame
+    that runs on another thread is not safe to ask for.
+    """
+    return [(frame.f_code, number or 0, frame.f_globals) for frame, number in frames if not _is_hidden(frame.f_code)]
+
+
+def _portable(shown: Sequence[tuple[CodeType, int, dict[str, Any]]]) -> tuple[Frame, ...]:
+    for name in {code.co_filename for code, _, _ in shown}:
+        with suppress(Exception):
+            linecache.checkcache(name)
+    return tuple((code.co_filename, line, code.co_name, _source(code, line, names)) for code, line, names in shown)
+
+
+def _is_hidden(code: CodeType) -> bool:
+    return "__tracebackhide__" in code.co_varnames or "__tracebackhide__" in code.co_names
+
+
+def _source(code: CodeType, number: int, names: dict[str, Any]) -> str | None:
+    """None where there is none, or where it cannot be had now: another thread may be changing Python's cache."""
+    with suppress(Exception):
+        return linecache.getline(code.co_filename, number, names).strip() or None
+    return None
 
 
 say_new_names(__name__)

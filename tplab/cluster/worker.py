@@ -232,7 +232,8 @@ class Worker:
         if on_main and self._sending:  # a signal handler, or a finalizer, in the midst of a message
             self._next.append(message)
             return
-        self._sending = self._sending or on_main
+        if on_main:
+            self._sending = True
         try:
             parts = encode(message)  # may run anybody's code, so not under the lock
             with self._send_lock:
@@ -252,6 +253,8 @@ class Worker:
                 self._take(self._channel.recv())
         except (EOFError, OSError):
             pass
+        except BaseException:  # nobody would learn it from the exit code
+            os.write(2, traceback.format_exc().encode(errors="replace"))
         finally:
             # The kernel hung up or died: take along whatever this rank has started (it leads its process group).
             os.killpg(0, signal.SIGKILL)
@@ -271,7 +274,9 @@ class Worker:
             # A real signal, not only a flag: it also wakes time.sleep and other system calls.
             signal.pthread_kill(main_thread.ident, signal.SIGINT)
         else:
-            frames = wire.stack_frames(sys._current_frames()[main_thread.ident])
+            frames: tuple[wire.Frame, ...] = ()
+            with suppress(Exception):  # whatever a look at a running thread comes to, the rank lives on
+                frames = wire.stack_of(main_thread.ident)
             own = next((i for i, entry in enumerate(frames) if entry[2] == "_execute"), -1)
             self._send(wire.Stack(message.run_id, frames[own + 1 :]))
 
