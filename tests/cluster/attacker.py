@@ -7,7 +7,8 @@ MODE join: poses as a rank, by the small numbers that gloo expects; answers what
 writes MARK.
 MODE hold: opens connections and says nothing. MODE flood: opens thousands and writes rubbish.
 MODE store: tries every listening port as torch's TCPStore.
-Prints what it has heard, one line each, and counts at the end of stdin.
+Leaves a file beside MARK for each port that it has attacked, named by the inode of the listening socket. Prints what it
+has heard, one line each, and counts at the end of stdin.
 """
 
 import os
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 OTHER_UID = 12345
 victim, mode, mark = sys.argv[1:]
@@ -95,6 +97,7 @@ if mode == "store":
     import encodings.idna  # noqa: F401  # what needs root's files is loaded before root is given up
 
     import torch.distributed
+os.chdir(Path(mark).parent)  # above it are folders that only root may enter
 os.setgroups([])
 os.setgid(OTHER_UID)
 os.setuid(OTHER_UID)
@@ -106,6 +109,7 @@ while True:
         seen.add(port)
         with suppress(OSError):  # it has closed
             attack(port[0])
+        Path(port[1]).touch()
     if len(held) > 6000:
         for connection in held:
             connection.close()

@@ -2,10 +2,10 @@
 named, and the next run works. Needs root, who can become that user."""
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,7 @@ class Attacker:
         counts = ast.literal_eval(out.splitlines()[-1])
         assert counts["heard"] == 0
         assert not self.mark.exists(), "its command ran"
+        self.mark.with_name("over").touch()
         return counts
 
 
@@ -59,6 +60,7 @@ def attack(tmp_path):
         started.append(Attacker(mode, folder / "mark"))
         return started[-1]
 
+    start.folder = str(folder)
     yield start
     for attacker in started:
         attacker.process.kill()
@@ -72,14 +74,29 @@ def share(rank):
     return out
 
 
-def linger(rank, seconds):
-    """From now on ranks that make a group listen for a while before they connect: anybody may come first."""
+def be_attacked(folder):
+    """Wait until the attacker has been at every port of this process, or has ended."""
+    import os
+    import time
+
+    from tplab.cluster.neighbours import listening_ports
+    from tplab.cluster.sockets import own_sockets
+
+    listening = [str(inode) for inode, fd in own_sockets().items() if listening_ports([fd])]
+    deadline = time.monotonic() + 60
+    while not any(all(os.path.exists(os.path.join(folder, name)) for name in names) for names in (["over"], listening)):
+        assert time.monotonic() < deadline, "nobody attacked"
+        time.sleep(0.005)
+
+
+def linger(rank, folder):
+    """From now on ranks that make a group listen until the attacker has come, and only then connect."""
     from tplab.cluster.rank_store import KernelStore
 
     wait = KernelStore.wait
 
     def wait_longer(self, *args):
-        time.sleep(seconds)
+        be_attacked(folder)
         return wait(self, *args)
 
     KernelStore.wait = wait_longer
@@ -101,6 +118,7 @@ def test_starts_and_groups_go_on(attack, mode):
             else:
                 assert mode == "join", error
                 assert "uid 12345" in str(error)
+        cluster.run(lambda rank, folder: be_attacked(folder), attack.folder, timeout=90)
     assert attacker.end()["ports"] > 0, "it found no port to attack"
 
 
@@ -108,21 +126,18 @@ def test_starts_and_groups_go_on(attack, mode):
 def test_bystanders_are_hung_up_on(attack, mode):
     """With all the time in the world to connect: a group whose ranks are all there goes on."""
     with Cluster(2, "gloo") as cluster:
-        cluster.run(linger, 1.0)  # the attacker has to share the cores, too
+        cluster.run(linger, attack.folder)
         attacker = attack(mode)
-        assert cluster.run(share, timeout=60) == SECRETS
+        assert cluster.run(share, timeout=90) == SECRETS
     assert attacker.end()["connections"] >= 20
 
 
 def test_who_takes_a_ranks_place_is_named(attack):
     """With all the time in the world to pose as rank 1."""
     with Cluster(2, "gloo") as cluster:
-        cluster.run(linger, 0.2)
+        cluster.run(linger, attack.folder)
         attacker = attack("join")
-        for _ in range(8):  # on a busy machine it can come late
-            error = cluster.submit(share, timeout=60).exception()
-            if error is not None:
-                break
+        error = cluster.submit(share, timeout=90).exception()
         assert isinstance(error, RankError)
         assert "another user of this machine (uid 12345)" in str(error)
         attacker.end()
@@ -132,13 +147,9 @@ def test_who_takes_a_ranks_place_is_named(attack):
 def test_who_takes_a_ranks_place_among_the_first_is_named(attack):
     """The first run on some of the ranks connects these."""
     with Cluster(3, "gloo") as whole:
-        whole.run(linger, 0.2)
+        whole.run(linger, attack.folder)
         attacker, two = attack("join"), whole.resized(2)
-        for _ in range(8):  # on a busy machine it can come late
-            error = two.submit(lambda rank: rank.index, timeout=60).exception()
-            if error is not None:
-                break
-            whole.restart().run(linger, 0.2)
+        error = two.submit(lambda rank: rank.index, timeout=90).exception()
         assert isinstance(error, RankError)
         assert "another user of this machine (uid 12345)" in str(error)
         attacker.end()
@@ -146,7 +157,7 @@ def test_who_takes_a_ranks_place_among_the_first_is_named(attack):
 
 
 LINGER = """
-import os, sys, time
+import os, sys
 if any(argument.startswith("rank ") for argument in sys.orig_argv):  # a rank of tplab, which begins
     import tplab.cluster.store as _  # the folder is importable
     import importlib.abc, importlib.machinery
@@ -162,8 +173,7 @@ if any(argument.startswith("rank ") for argument in sys.orig_argv):  # a rank of
                 run(module)
                 wait = module.KernelStore.wait
                 def wait_longer(self, *args):
-                    if {condition}:
-                        time.sleep(0.2)
+                    be_attacked({folder!r})
                     return wait(self, *args)
                 module.KernelStore.wait = wait_longer
             spec.loader.exec_module = exec_module
@@ -171,29 +181,30 @@ if any(argument.startswith("rank ") for argument in sys.orig_argv):  # a rank of
 
     import importlib.util
     sys.meta_path.insert(0, Finder())
-"""
+""" + inspect.getsource(be_attacked)
 
 
-@pytest.mark.parametrize("condition", ["os.path.exists(flag)", "True"], ids=["once", "for ever"])
-def test_a_spoiled_start_is_tried_again(attack, tmp_path, monkeypatch, condition):
-    flag = tmp_path / "attacked"
-    flag.touch()
-    code = LINGER.format(condition=condition).replace("import os", f"flag = {str(flag)!r}\nimport os", 1)
-    (tmp_path / "sitecustomize.py").write_text(code)
+@pytest.mark.parametrize("ends", [True, False], ids=["once", "for ever"])
+def test_a_spoiled_start_is_tried_again(attack, tmp_path, monkeypatch, ends):
+    (tmp_path / "sitecustomize.py").write_text(LINGER.format(folder=attack.folder))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
-    if condition == "True":
-        monkeypatch.setattr(launch, "_ATTEMPTS", 2)
+    monkeypatch.setattr(launch, "_ATTEMPTS", 2)
     attacker = attack("join")
+    states = []
+
+    def follow(state):
+        states.append(state.value)
+        if ends and states[-2:] == ["starting", "down"]:
+            attacker.end()
+
     with Cluster(2, "gloo") as cluster:
-        if condition == "True":
+        cluster.watch(follow, None)
+        if not ends:
             with pytest.raises(ClusterError, match=r"2 attempts.*another user of this machine \(uid 12345\)"):
-                cluster.run(share, timeout=60)
-            flag.unlink()
-            (tmp_path / "sitecustomize.py").write_text("")
-        else:
-            cluster.watch(lambda state: flag.unlink(missing_ok=True) if state.value == "down" else None)
-        assert cluster.run(share, timeout=60) == SECRETS
-    attacker.end()
+                cluster.run(share, timeout=90)
+            attacker.end()
+        assert cluster.run(share, timeout=90) == SECRETS
+    assert states.count("starting") == 2 + (not ends)
 
 
 class TestStrangers:

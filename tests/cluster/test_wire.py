@@ -286,7 +286,7 @@ class TestFrames:
         assert names[-3:] == ["test_stack", "inner", "stack_of"]
 
     def test_stack_of_a_thread_that_runs_on(self):
-        """It does so while garbage is collected, at each of the first 30 chances, and uses its stack for other frames."""
+        """It does so while garbage is collected, at each of the first 30 chances, and puts other frames in place."""
         done = subprocess.run([sys.executable, "-c", RUNS_ON], capture_output=True, text=True, timeout=50)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout == "o" * 30
