@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except OSError:  # a full disk behind a redirection, say
         _drop_output()
-    print(f"tplab {arguments.command}: {message}", file=sys.stderr)
+    from tplab.cluster.torchrun import speaks
+
+    if speaks():  # of many ranks one
+        print(f"tplab {arguments.command}: {message}", file=sys.stderr)
     return status
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tplab import needs
+from tplab.cli.ranks import ranks
 from tplab.cli.words import say, unsaved, writable
 
 if TYPE_CHECKING:
@@ -62,12 +63,9 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from tplab.cluster import Cluster
-    from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
     from tplab.collectives.emulated_link import EmulatedLink
-    from tplab.topology.calibration.assemble import calibration_of
-    from tplab.topology.calibration.plan import PHASES, plan_calibration
-    from tplab.topology.calibration.run import calibrate_on_rank, submit_calibrate
+    from tplab.topology.calibration.plan import PHASES
+    from tplab.topology.calibration.run import submit_calibrate
 
     out = writable("--out", arguments.out)
     if (arguments.latency_us is None) != (arguments.bandwidth_GBps is None):
@@ -75,30 +73,25 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     links = None
     if arguments.latency_us is not None:
         links = EmulatedLink(latency_us=arguments.latency_us, bandwidth_GBps=arguments.bandwidth_GBps)
-    if under_torchrun():
-        with attached(arguments.backend) as (rank, provenance, reports):
-            plan = plan_calibration(provenance, links=links, rounds=arguments.rounds)
-            calibrate_on_rank(rank, plan)
-            everything = gather_reports(rank, reports)
-        if rank.index == 0:
-            _say_calibration(calibration_of(plan, everything, provenance, machine=arguments.machine), out)
-        return 0
-    with Cluster(arguments.n, arguments.backend) as cluster, tqdm(total=len(PHASES), disable=None) as bar:
+    with ranks(arguments.n, arguments.backend) as cluster:
+        if cluster is None:
+            return 0
+        with tqdm(total=len(PHASES), disable=None) as bar:
 
-        def on_report(report: "Report") -> None:
-            if report.rank == 0 and "phase" in report.fields:
-                bar.set_description(report.fields["phase"])
-                bar.update(report.fields["done"] - bar.n)
+            def on_report(report: "Report") -> None:
+                if report.rank == 0 and "phase" in report.fields:
+                    bar.set_description(report.fields["phase"])
+                    bar.update(report.fields["done"] - bar.n)
 
-        run = submit_calibrate(
-            cluster,
-            links=links,
-            machine=arguments.machine,
-            rounds=arguments.rounds,
-            timeout=None,
-            on_report=on_report,
-        )
-        made = run.result()
+            run = submit_calibrate(
+                cluster,
+                links=links,
+                machine=arguments.machine,
+                rounds=arguments.rounds,
+                timeout=None,
+                on_report=on_report,
+            )
+            made = run.result()
     _say_calibration(made, out)
     return 0
 

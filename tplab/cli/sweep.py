@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tplab.cli import words
+from tplab.cli.ranks import ranks
 from tplab.files import replacing
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ def add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _sweep(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from tplab.cluster import Cluster
-    from tplab.cluster.torchrun import attached, gather_reports, under_torchrun
-    from tplab.collectives.sweep import submit_sweep, sweep_frame, sweep_on_rank
+    from tplab.collectives.sweep import submit_sweep, sweep_frame
     from tplab.collectives.sweep_plan import parse_bytes, plan_sweep
 
     smallest, largest = parse_bytes("--from-size", arguments.from_size), parse_bytes("--to-size", arguments.to_size)
@@ -61,34 +60,25 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out must not end in .html, as the figure beside the rows does; got {csv}")
     for path in (csv, csv.with_suffix(".html")):
         words.writable("--out", str(path))
-    if under_torchrun():
-        with attached(arguments.backend) as (rank, provenance, reports):
-            points = plan_sweep(**options, backend=provenance.backend, shares_gpus=provenance.shares_gpus)
-            sweep_on_rank(rank, points)
-            everything = gather_reports(rank, reports)
-        if rank.index != 0:
+    with ranks(arguments.n, arguments.backend) as cluster:
+        if cluster is None:
             return 0
-        frame, badge = sweep_frame(points, everything, provenance), provenance.badge
-    else:
-        with Cluster(arguments.n, arguments.backend) as cluster:
-            points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
-            with tqdm(desc=cluster.badge, disable=None) as bar:
-                run = submit_sweep(cluster, points, on_report=words.advancing(bar))
+        points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
+        with tqdm(desc=cluster.badge, disable=None) as bar:
+            run = submit_sweep(cluster, points, on_report=words.advancing(bar))
 
-                def write() -> None:
-                    _write_sweep(sweep_frame(points, run.reports, cluster.provenance), cluster.badge, csv)
+            def write() -> None:
+                _write_sweep(sweep_frame(points, run.reports, cluster.provenance), cluster.badge, csv)
 
+            try:
+                run.result()
+            except BaseException:  # what was measured before a fault or an interrupt is written all the same
                 try:
-                    run.result()
-                except BaseException:  # what was measured before a fault or an interrupt is written all the same
-                    try:
-                        write()
-                    except ValueError as error:
-                        print(f"tplab sweep: {error}", file=sys.stderr)
-                    raise
-                write()
-            return 0
-    _write_sweep(frame, badge, csv)
+                    write()
+                except ValueError as error:
+                    print(f"tplab sweep: {error}", file=sys.stderr)
+                raise
+            write()
     return 0
 
 

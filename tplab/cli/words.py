@@ -7,7 +7,6 @@ one place, and no text is rewritten.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import textwrap
@@ -94,9 +93,9 @@ def say(text: str) -> None:
 
 def writable(argument: str, path: str) -> Path:
     """Checked before anything is measured. Raises ``ValueError`` naming the argument."""
-    from tplab.cluster.torchrun import under_torchrun
+    from tplab.cluster.torchrun import speaks
 
-    if under_torchrun() and os.environ["RANK"] != "0":  # which does not write, and whose host may lack the folder
+    if not speaks():  # it does not write either, and its host may lack the folder
         return Path(path)
     try:
         check_writable(path)

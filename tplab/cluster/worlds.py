@@ -21,7 +21,6 @@ from torch.distributed import distributed_c10d
 
 from tplab.cluster.backends import Share, torchrun_environment
 from tplab.cluster.rank import Rank
-from tplab.cluster.rank_store import KernelStore
 
 # Groups of all worlds have their names in one C++ table and their keys in one store.
 _NAMES_PER_SIZE = 10**12
@@ -67,7 +66,7 @@ class Worlds:
         share: the ranks of this host.
     """
 
-    def __init__(self, whole: Rank, store: KernelStore, backend: str, share: Share) -> None:
+    def __init__(self, whole: Rank, store: Any, backend: str, share: Share) -> None:
         self._share = share
         self._whole = whole
         self._store = store
@@ -196,7 +195,7 @@ def _stand_in(function: Callable[..., None], in_run: Callable[..., None]) -> Cal
     return called
 
 
-def join(backend: str, store: KernelStore, index: int, num_ranks: int, device: torch.device) -> dist.ProcessGroup:
+def join(backend: str, store: Any, index: int, num_ranks: int, device: torch.device) -> dist.ProcessGroup:
     """Make the default group.
 
     Args:

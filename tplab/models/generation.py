@@ -190,7 +190,7 @@ class GenerationRun(DerivedRun[Generation]):
 def generate_on_rank(
     rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout, request: Request
 ) -> RankResult:
-    """What every rank does. Also for ``torchrun``, with a ``Rank`` from ``tplab.cluster.torchrun.attached``.
+    """What every rank does.
 
     Args:
         rank: this rank.

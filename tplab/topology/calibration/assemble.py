@@ -26,6 +26,9 @@ from tplab.topology.calibration.plan import (
     narrow,
 )
 
+INSIDE = "inside one host"
+"""What joins a group of ranks on one of several hosts, in words."""
+
 
 def calibration_of(
     plan: CalibrationPlan, reports: Iterable[Report], provenance: Provenance, *, machine: str | None = None
@@ -62,7 +65,18 @@ def _all_reduces(plan: CalibrationPlan, times: MedianTimes, link: str) -> tuple[
     for ranks in plan.groups:
         for launch in plan.launches:
             if curve := _curve(times, plan.sizes, "all_reduce", ranks, launch):
-                made.append(AllReduceTimes(num_ranks=len(ranks), launch=launch, link=link, gpus=ranks, **curve))
+                nodes = plan.nodes(ranks)
+                whole = plan.links is not None or nodes == plan.nodes(range(plan.num_ranks))
+                made.append(
+                    AllReduceTimes(
+                        num_ranks=len(ranks),
+                        launch=launch,
+                        link=link if whole else INSIDE,
+                        gpus=ranks,
+                        nodes=nodes,
+                        **curve,
+                    )
+                )
     return tuple(made)
 
 
@@ -70,7 +84,7 @@ def _sends(plan: CalibrationPlan, times: MedianTimes) -> tuple[SendTimes, ...]:
     made = []
     for source, target in plan.pairs:
         if curve := _curve(times, plan.send_sizes, "send", source, target):
-            made.append(SendTimes(source=source, target=target, **curve))
+            made.append(SendTimes(source=source, target=target, nodes=plan.nodes((source, target)), **curve))
     return tuple(made)
 
 

@@ -1,6 +1,7 @@
 """What ``calibrate`` measures and how often. Pure: made in the notebook kernel, the same on every rank."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -51,6 +52,8 @@ class CalibrationPlan:
     """Sizes of the all-reduces in bytes, rising."""
     pairs: tuple[tuple[int, int], ...]
     """Pairs of ranks between which messages are timed."""
+    hosts: tuple[str, ...]
+    """Name of every rank's host; empty texts where all are on one."""
     send_sizes: tuple[int, ...]
     """Sizes of the messages in bytes, rising."""
     computing: tuple[int, ...]
@@ -78,6 +81,10 @@ class CalibrationPlan:
     def cuda_graphs(self) -> bool:
         """Whether decode steps are replayed from CUDA graphs, as the engine does where each rank has a GPU."""
         return "graph" in self.launches
+
+    def nodes(self, ranks: Iterable[int]) -> int:
+        """How many hosts those ranks are on."""
+        return len({self.hosts[rank] for rank in ranks})
 
     @property
     def iterations_over_links(self) -> int:
@@ -120,6 +127,7 @@ def plan_calibration(
     widths: Sequence[int] | None = None,
     model: ModelSpec | None = None,
     shapes: Sequence[tuple[int, int]] | None = None,
+    hosts: Sequence[str] = (),
 ) -> CalibrationPlan:
     """Plan a calibration; by default one that suits a CPU or a GPU and takes about half a minute.
 
@@ -132,6 +140,7 @@ def plan_calibration(
         widths: hidden sizes of the blocks whose matmuls are timed, two at least.
         model: time the matmuls of this model's blocks instead, as tensor parallelism cuts them.
         shapes: time single GEMMs with weights (n, k) instead of whole blocks.
+        hosts: name of every rank's host, where there are several.
 
     Raises:
         ValueError: emulated links on NCCL, or an argument without what it needs.
@@ -154,13 +163,14 @@ def plan_calibration(
         launches=("eager", "graph") if cluster.own_gpus else ("eager",),
         sizes=tuple(sorted(sizes)),
         pairs=tuple(combinations(range(num_ranks), 2)),
+        hosts=tuple(hosts) or ("",) * num_ranks,
         send_sizes=tuple(sorted(sizes)),
         computing=tuple(sorted({1, most} | {1 << i for i in range(most.bit_length()) if 1 << i < most})),
         tokens=tuple(sorted(tokens)),
         blocks=blocks,
         rounds=rounds,
         iterations=8 * rounds,
-        notes=_notes(cluster, most, links),
+        notes=(*_notes(cluster, most, links), *_of_hosts(hosts)),
         **{key: usual[key] for key in ("dtype", "pool_bytes", "cache_shape", "cache_tokens", "prompt_tokens")},
     )
 
@@ -192,6 +202,16 @@ def _notes(cluster: Provenance, at_once: int, links: LinkTable | EmulatedLink | 
     if cluster.shares_gpus:
         notes.append(f"{num_ranks} ranks share GPUs: collectives go through sockets, rates are those of a GPU alone")
     return (*notes, *((link_text(links),) if links is not None else ()))
+
+
+def _of_hosts(hosts: Sequence[str]) -> tuple[str, ...]:
+    """What the reader must know of several hosts."""
+    ranks = Counter(hosts)
+    if len(ranks) < 2:
+        return ()
+    each = ", ".join(f"{host} {number}" for host, number in ranks.items())
+    even = "" if len(set(ranks.values())) == 1 else ": not as many on each, so the advisor takes them for one machine"
+    return (f"{len(hosts)} ranks on {len(ranks)} hosts ({each}){even}",)
 
 
 def llama_block(hidden: int) -> BlockShapes:

@@ -68,13 +68,13 @@ def submit_calibrate(
             ``total``.
     """
     provenance = cluster.provenance
-    plan = plan_calibration(provenance, links=links, **settings)
+    plan = plan_calibration(provenance, links=links, hosts=cluster.hosts, **settings)
     run = cluster.submit(calibrate_on_rank, plan, timeout=timeout, on_report=on_report)
     return run.map(lambda run: calibration_of(plan, run.reports, provenance, machine=machine))
 
 
 def calibrate_on_rank(rank: "Rank", plan: CalibrationPlan) -> None:
-    """What every rank does. Also for ``torchrun``, with a ``Rank`` from ``tplab.cluster.torchrun.attached``.
+    """What every rank does.
 
     Everything comes through ``rank.report``, so that a calibration that is stopped keeps what it has.
     """

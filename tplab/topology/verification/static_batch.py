@@ -14,11 +14,11 @@ from statistics import median
 
 import numpy as np
 
-from tplab.collectives.cost import AlphaBeta, fit_ends
+from tplab.collectives.cost import AlphaBeta, fit_ends, fit_line
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.allreduce import Floats, all_reduce
-from tplab.topology.advisor.calibration import Calibration
+from tplab.topology.advisor.calibration import Calibration, SendTimes
 from tplab.topology.advisor.constants import DEFAULT, Constants
 from tplab.topology.advisor.latency import Server
 from tplab.topology.advisor.memory import LayoutMemory
@@ -168,21 +168,64 @@ def machine_of(calibration: Calibration, *, memory_GB: float | None = None) -> M
         )
     kind = "emulated" if c.emulated_links else "host"
     found = {(s.source, s.target): fit_ends(s.nbytes, s.p50_us) for s in c.sends if len(s.nbytes) > 1}
-    lines = _told_apart(found)
-    rows: list[list[Link | None]] = [[None] * c.num_ranks for _ in range(c.num_ranks)]
-    for i, j in combinations(range(c.num_ranks), 2):
-        line = lines.get((i, j), AlphaBeta(alpha_us=100.0, beta_GBps=1.0))
-        rows[i][j] = rows[j][i] = Link(
-            kind=kind, bandwidth_GBps=min(line.beta_GBps, 1e4), latency_us=line.alpha_us, label=kind
-        )
+    hosts = _equal_hosts(c)
+    each = len(hosts[0])
+    inside = _told_apart({pair: line for pair, line in found.items() if len(hosts) == 1 or _joined(hosts, *pair)})
+    rows: list[list[Link | None]] = [[None] * each for _ in range(each)]
+    for i, j in combinations(range(each), 2):
+        same = [inside[pair] for ranks in hosts if (pair := (ranks[i], ranks[j])) in inside]
+        rows[i][j] = rows[j][i] = _link(kind, _median(same) or AlphaBeta(alpha_us=100.0, beta_GBps=1.0))
+    between = _median([_long(s) for s in c.sends if len(hosts) > 1 and s.nodes > 1 and len(s.nbytes) > 1])
     return Machine(
         name=c.machine,
         gpu=gpu,
-        gpus_per_node=c.num_ranks,
+        gpus_per_node=each,
+        nodes=len(hosts),
         links=tuple(map(tuple, rows)),
+        network=_link("network", between) if between is not None else None,
         source="measured",
         notes=(c.badge,),
     )
+
+
+def _link(kind: str, line: AlphaBeta) -> Link:
+    return Link(kind=kind, bandwidth_GBps=min(line.beta_GBps, 1e4), latency_us=line.alpha_us, label=kind)
+
+
+def _long(sent: SendTimes) -> AlphaBeta:
+    """The line of a network, whose bandwidth is that of the longest messages: what limits its rate may let the first
+    kilobytes of each message pass."""
+    line = fit_ends(sent.nbytes, sent.p50_us)
+    return replace(line, beta_GBps=fit_line(sent.nbytes[-2:], sent.p50_us[-2:]).beta_GBps)
+
+
+def _median(lines: Sequence[AlphaBeta]) -> AlphaBeta | None:
+    if not lines:
+        return None
+    return AlphaBeta(
+        alpha_us=median(line.alpha_us for line in lines), beta_GBps=median(line.beta_GBps for line in lines)
+    )
+
+
+def _equal_hosts(c: Calibration) -> list[tuple[int, ...]]:
+    """Ranks by host, as the messages between them say; all as one where hosts differ in their number of ranks, or have
+    them in turns: those are told apart pair by pair."""
+    whole = [tuple(range(c.num_ranks))]
+    hosts: list[tuple[int, ...]] = []
+    near = {frozenset((s.source, s.target)) for s in c.sends if s.nodes == 1}
+    for rank in range(c.num_ranks):
+        if hosts and frozenset((hosts[-1][0], rank)) in near:
+            hosts[-1] += (rank,)
+        else:
+            hosts.append((rank,))
+    far = {frozenset((s.source, s.target)) for s in c.sends if s.nodes > 1}
+    between = {frozenset((a[0], b[0])) for a, b in combinations(hosts, 2)}
+    return hosts if far and between <= far and len({*map(len, hosts)}) == 1 else whole
+
+
+def _joined(hosts: Sequence[tuple[int, ...]], source: int, target: int) -> bool:
+    """Whether one host has both ranks."""
+    return any(source in ranks and target in ranks for ranks in hosts)
 
 
 def _usual(c: Calibration, gpu: Gpu | None) -> Machine:
@@ -214,10 +257,8 @@ def _told_apart(lines: dict[tuple[int, int], AlphaBeta]) -> dict[tuple[int, int]
     small, large = ([line.time_us(nbytes) for line in lines.values()] for nbytes in (_SMALL_BYTES, _LARGE_BYTES))
     if max(small) > _APART * min(small) or max(large) > _APART * min(large):
         return lines
-    same = AlphaBeta(
-        alpha_us=median(line.alpha_us for line in lines.values()),
-        beta_GBps=median(line.beta_GBps for line in lines.values()),
-    )
+    same = _median([*lines.values()])
+    assert same is not None, "there is a line"
     return dict.fromkeys(lines, same)
 
 
