@@ -1,6 +1,7 @@
 """The subcommands ``tplab calibrate`` and ``box``, which measure: thin, call ``tplab.topology``."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,13 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="measure everything on a machine with GPUs, and run models in every layout",
         description="Links, all-reduces, layers, a pipeline, whole models in every layout of all ranks, predicted "
         "from the spec sheet and from a calibration beside what was measured, and generation profiled kernel by "
-        "kernel. A file per step in the folder. With one GPU two ranks share it, and one alone generates.",
+        "kernel. A file per step in the folder. With one GPU two ranks share it, and one alone generates. Started by "
+        "torchrun (torchrun --nproc-per-node 8 -m tplab.cli box ...), on the ranks it made.",
     )
     parser.add_argument("out", metavar="FOLDER", help="where the files go")
-    parser.add_argument("--ranks", dest="num_ranks", type=int, help="how many (default: one per GPU, 2 without)")
+    parser.add_argument(
+        "--ranks", dest="num_ranks", type=int, help="how many (default: one per GPU, 2 without; not under torchrun)"
+    )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     parser.add_argument(
         "--steps", help="comma-separated: links, sweep, layers, pipeline, layouts, generation (default: all)"
@@ -116,12 +120,14 @@ def _say_calibration(made: "Calibration", out: Path) -> None:
 def _box(arguments: argparse.Namespace) -> int:
     needs.check("this command", "torch", "cloudpickle", "psutil", "pynvml", "safetensors")  # before a folder is made
     from tplab.cluster.backends import num_gpus
+    from tplab.cluster.torchrun import under_torchrun
     from tplab.topology.advisor.workload import Workload
     from tplab.topology.verification.box import STEPS, measure_box
     from tplab.topology.verification.box_layouts import BoxCase
 
-    ranks = max(2, num_gpus()) if arguments.num_ranks is None else arguments.num_ranks
-    shared = 0 < num_gpus() < ranks and arguments.backend != "gloo"
+    n = max(2, num_gpus()) if arguments.num_ranks is None else arguments.num_ranks
+    on_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun() else n
+    shared = 0 < num_gpus() < on_host and arguments.backend != "gloo"
     usual = [step for step in STEPS if step != "layouts" or not shared]  # of ranks that take turns it says nothing
     steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else usual
     asked = {
@@ -142,5 +148,11 @@ def _box(arguments: argparse.Namespace) -> int:
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
         cases = [BoxCase(model=arguments.model, workload=workload)]  # refuses before any rank is started
-    frames = measure_box(arguments.out, num_ranks=ranks, backend=arguments.backend, steps=steps, cases=cases, say=say)
+    if not under_torchrun():
+        frames = measure_box(arguments.out, num_ranks=n, backend=arguments.backend, steps=steps, cases=cases, say=say)
+        return 0 if set(frames) == set(steps) else 1
+    with ranks(n, arguments.backend) as cluster:
+        if cluster is None:
+            return 0
+        frames = measure_box(arguments.out, cluster=cluster, steps=steps, cases=cases, say=say)
     return 0 if set(frames) == set(steps) else 1

@@ -4,13 +4,15 @@ Every step writes its file as soon as it is done, with provenance in its columns
 loses one step and not all, and a full disk none: what cannot be written is said. The same steps run over gloo with
 small shapes: that is how they are tested. What ``tplab.lab.recorded`` holds was made by this.
 
-Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks, which one launch cannot give.
+Not torchrun scripts of their own: a step needs clusters of 2, 4 and 8 ranks. Where torchrun started the ranks, they are
+the first ones of those (``tplab.cluster.launched``).
 """
 
 import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -141,8 +143,9 @@ class BoxPlan:
 def measure_box(
     out: "str | Path",
     *,
-    num_ranks: int,
+    num_ranks: int | None = None,
     backend: str = "auto",
+    cluster: Cluster | None = None,
     steps: Sequence[str] = STEPS,
     plan: BoxPlan | None = None,
     cases: Sequence[BoxCase] | None = None,
@@ -157,6 +160,8 @@ def measure_box(
 
     Args:
         num_ranks: all of them; the sweep also takes 2, 4, ... of them, generation 1, 2, 4, ...
+        backend: of ranks that are started for this.
+        cluster: ranks that are there, instead of starting some; they may be on several hosts.
         steps: which of ``STEPS``.
         plan: by default large on GPUs of their own, ``shared`` on fewer GPUs, small without.
         cases: instead of the plan's.
@@ -170,7 +175,7 @@ def measure_box(
             up, raised after the last step.
     """
     steps = check_all_of("steps", steps, STEPS)
-    check_count("num_ranks", num_ranks, least=2)  # one rank has no links
+    num_ranks = check_count("num_ranks", cluster.num_ranks if cluster else num_ranks, least=2)  # one has no links
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +186,7 @@ def measure_box(
         for name in (f"{step}.csv", *_BESIDE.get(step, ())):
             check_writable(folder / name)
     frames: dict[str, pd.DataFrame] = {}
-    with Cluster(num_ranks, backend) as cluster:
+    with nullcontext(cluster) if cluster else Cluster(num_ranks, backend) as cluster:
         plan = plan or (
             BoxPlan.large() if cluster.own_gpus else BoxPlan.shared() if cluster.shares_gpus else BoxPlan.small()
         )
@@ -236,11 +241,13 @@ def links_step(cluster: Cluster, files: _Files) -> pd.DataFrame:
     pairs = measure_point_to_point(cluster)
     files.write("point_to_point.csv", pairs.to_csv(index=False))
     detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
+    here = cluster.hosts.count(cluster.hosts[0])  # what the driver of this host knows of
     small, large = pairs["bytes"].min(), pairs["bytes"].max()
     rows = []
     for src, dst in sorted({*zip(pairs["src"].tolist(), pairs["dst"].tolist(), strict=True)}):
         of_pair = pairs[(pairs["src"] == src) & (pairs["dst"] == dst)]
-        kinds = [_kind(machine, src, dst) for machine in (detected, from_text)]
+        same = max(src, dst) < here
+        kinds = [_kind(machine, src, dst) if same else "" for machine in (detected, from_text)]
         rows.append(
             {
                 "src": src,
@@ -289,6 +296,9 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
         own = ["ring"] if clustered.own_gpus else OF_MESSAGES
         frames.append(sweep(algorithms=[*own, "int8-two-shot"], sizes=small))
         torchs = [name for name in ON_SYMMETRIC_MEMORY if name not in PUSHED]
+        if clustered.own_gpus and len({*clustered.hosts}) > 1:
+            say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: they are on several hosts")
+            continue
         for algorithms, mode in product((torchs, PUSHED), modes) if clustered.own_gpus else ():
             try:
                 frames.append(sweep(algorithms=algorithms, sizes=plan.sizes, mode=mode))
@@ -367,7 +377,7 @@ def pipeline_step(cluster: Cluster, plan: BoxPlan, files: _Files) -> pd.DataFram
 
 def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[str], None]) -> pd.DataFrame:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
-    detected = _driver(Machine.detect) if cluster.own_gpus else None
+    detected = _driver(Machine.detect) if cluster.own_gpus and len({*cluster.hosts}) == 1 else None
     calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
     files.write("calibration.json", calibration.to_json())
     sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None
