@@ -14,13 +14,14 @@ def ranks(n: int, backend: str) -> "Iterator[Cluster | None]":
     process. Then it is None but on rank 0, when all is done, and there is nothing to write."""
     from tplab.cluster import Cluster
     from tplab.cluster.launched import launched
-    from tplab.cluster.torchrun import describe_hosts, under_torchrun
+    from tplab.cluster.naming import spread
+    from tplab.cluster.torchrun import under_torchrun
 
     if not under_torchrun():
         with Cluster(n, backend) as cluster:
             yield cluster
         return
     with launched(backend) as given:
-        if given is not None and (where := describe_hosts(given.hosts)):
+        if given is not None and (where := spread(given.hosts)):
             print(where, flush=True)
         yield given

@@ -314,7 +314,8 @@ class Cluster:
     @property
     def peer_memory(self) -> bool:
         """Whether every rank has a GPU of its own, and all of these read and write each other's memory."""
-        return self.own_gpus and backends.gpus_reach_each_other(self.num_ranks)
+        one_host = self._placement.num_hosts == 1
+        return self.own_gpus and one_host and backends.gpus_reach_each_other(self.num_ranks)
 
     @property
     def state(self) -> State:

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, cast
 
 from tplab.checks import ArgumentError, check_count
 from tplab.cluster import wire
-from tplab.cluster.backends import RankDevices
+from tplab.cluster.backends import RankDevices, describe_link
 from tplab.cluster.cluster import Cluster
 from tplab.cluster.errors import ClusterError
 from tplab.cluster.launch import State
@@ -24,7 +24,7 @@ from tplab.cluster.packing import unpack
 from tplab.cluster.provenance import Provenance
 from tplab.cluster.run import Report, Run
 from tplab.cluster.surroundings import Surroundings
-from tplab.cluster.torchrun import Attached, attached, link_between
+from tplab.cluster.torchrun import Attached, attached
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class _Served:
         self.ranks = ranks
         # Of its own, over TCP: calls are not counted among a run's collectives, and a rank may wait long for the next.
         self._calls = dist.new_group(backend="gloo", timeout=_ALWAYS)
-        self._worlds = Worlds(ranks.rank, PrefixStore("tplab", ranks.store), ranks.backend)
+        self._worlds = Worlds(ranks.rank, PrefixStore("tplab", ranks.store), ranks.placement.backend, ranks.share)
 
     def serve(self) -> None:
         """Run what rank 0 hands over until that is nothing any more."""
@@ -123,7 +123,7 @@ class Launched(Cluster):
     def __init__(self, served: _Served, n: int) -> None:
         # Not the base class's: that one starts ranks.
         self._served = served
-        self._placement = RankDevices(backend=served.ranks.backend, devices=served.ranks.devices).first(n)
+        self._n = n
         self._whole = self
 
     def submit(
@@ -203,14 +203,8 @@ class Launched(Cluster):
         return self._whole
 
     @property
-    def hosts(self) -> tuple[str, ...]:
-        """Name of every rank's host; empty texts where there is one host."""
-        return self._served.ranks.hosts[: self.num_ranks]
-
-    @property
-    def peer_memory(self) -> bool:
-        """Whether every rank has a GPU of its own, all on one host, that read and write each other's memory."""
-        return len(set(self.hosts)) == 1 and super().peer_memory
+    def _placement(self) -> RankDevices:
+        return self._served.ranks.placement.first(self._n)
 
     @property
     def state(self) -> State:
@@ -239,7 +233,7 @@ class Launched(Cluster):
             self._served.ranks.provenance,
             num_ranks=self.num_ranks,
             num_devices=self._placement.num_devices,
-            link=link_between(self._placement, self.hosts),
+            link=describe_link(self._placement),
         )
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """How ranks are called in what people read: with their host, where there are several."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -22,3 +23,11 @@ def label(rank: int, hosts: Sequence[str] = ()) -> str:
 def capital(text: str) -> str:
     """With a capital letter in front, and names in it as they are."""
     return text[:1].upper() + text[1:]
+
+
+def spread(hosts: Sequence[str]) -> str:
+    """``3 ranks on 2 hosts: alpha 2, beta 1``; empty for ranks of one host."""
+    ranks = Counter(hosts)
+    if len(ranks) < 2:
+        return ""
+    return f"{len(hosts)} ranks on {len(ranks)} hosts: {', '.join(f'{host} {each}' for host, each in ranks.items())}"

@@ -23,7 +23,7 @@ from tplab.cluster import backends
 from tplab.cluster.errors import ClusterError
 from tplab.cluster.hosts.facts import describe
 from tplab.cluster.hosts.networks import Interface, Network, choose, look
-from tplab.cluster.provenance import Provenance, count
+from tplab.cluster.provenance import Provenance
 
 if TYPE_CHECKING:
     from tplab.cluster.rank import Rank
@@ -55,12 +55,10 @@ class Attached:
     """Its number, group and device. Reports of it go nowhere: each run is given a ``Rank`` of its own."""
     store: Store
     """Where all ranks meet."""
-    backend: str
-    """``gloo`` or ``nccl``."""
-    devices: tuple[str, ...]
-    """Device of every rank, with its host in front where there are several."""
-    hosts: tuple[str, ...]
-    """Name of every rank's host, unique among hosts."""
+    placement: backends.RankDevices
+    """Device and host of every rank."""
+    share: backends.Share
+    """The ranks of this host."""
     provenance: Provenance
     """The origin of what is measured on all ranks."""
     watch: "Watch"
@@ -141,7 +139,7 @@ class Watch:
         return None
 
     def _described(self, error: BaseException) -> str:
-        where = f" on {self.host}" if self.host else ""
+        where = f" on host {self.host}" if self.host else ""
         text = "".join(traceback.format_exception_only(error)).strip()
         if any(each in text for each in _BROKEN):
             text += "\nA rank was killed, or its host is gone: what torchrun prints on that host says which."
@@ -167,20 +165,19 @@ class Watch:
 
 def _join(store: Store, index: int, world_size: int, backend: str, watch: Watch) -> Attached:
     told = _exchange(store, "host", index, world_size, _facts())
-    names = _host_names(told)
-    hosts = tuple(names)
-    several = len(set(hosts)) > 1
-    watch.host = hosts[index] if several else ""
+    hosts = _host_names(told)
+    watch.host = hosts[index] if len(set(hosts)) > 1 else ""
     _same_versions(told, hosts)
     local = [each for each in range(world_size) if hosts[each] == hosts[index]]
-    placement = backends.devices_of(len(local), backend)
-    mine = {"backend": placement.backend, "device": placement.devices[local.index(index)]}
+    own = backends.devices_of(len(local), backend)
+    mine = {"backend": own.backend, "device": own.devices[local.index(index)]}
     placed = _exchange(store, "device", index, world_size, mine)
     if len(found := {each["backend"] for each in placed}) > 1:
         which = {each["backend"]: host for each, host in zip(placed, hosts, strict=True)}
         came_to = " and ".join(f"{kind} on {which[kind]}" for kind in sorted(found))
         raise ClusterError(f"backend {backend!r} came to {came_to}: ask for gloo")
-    _set_environment(told, hosts, index, placement)
+    share = _share(told, hosts, index)
+    _set_environment(share, index, shares_gpus=own.shares_gpus)
 
     import torch
 
@@ -191,31 +188,30 @@ def _join(store: Store, index: int, world_size: int, backend: str, watch: Watch)
     device = torch.device(mine["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    group = join(placement.backend, store, index, world_size, device)
-    rank = Rank(index=index, world_size=world_size, group=group, device=device, send_report=lambda fields: None)
-    devices = tuple(
-        f"{host} {each['device']}" if several else each["device"] for each, host in zip(placed, hosts, strict=True)
+    group = join(own.backend, store, index, world_size, device)
+    placement = backends.RankDevices(
+        backend=own.backend,
+        devices=tuple(each["device"] for each in placed),
+        hosts=tuple(hosts) if share.spans_hosts else (),
     )
-    nccl = torch.cuda.nccl.version() if placement.backend == "nccl" else ()  # type: ignore[no-untyped-call]
-    provenance = Provenance(
-        backend=placement.backend,
-        num_ranks=world_size,
-        device=device_name(device),
-        num_devices=len(set(devices)) if placement.backend == "nccl" else 1,
-        link=link_between(placement, hosts),
-        num_cores=_num_cores(told),
-        torch_version=str(torch.__version__),
-        nccl_version=".".join(map(str, nccl)),
-        python_version=platform.python_version(),
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    nccl = torch.cuda.nccl.version() if own.backend == "nccl" else ()  # type: ignore[no-untyped-call]
     return Attached(
-        rank=rank,
+        rank=Rank(index=index, world_size=world_size, group=group, device=device, send_report=lambda fields: None),
         store=store,
-        backend=placement.backend,
-        devices=devices,
-        hosts=hosts if several else ("",) * world_size,
-        provenance=provenance,
+        placement=placement,
+        share=share,
+        provenance=Provenance(
+            backend=placement.backend,
+            num_ranks=world_size,
+            device=device_name(device),
+            num_devices=placement.num_devices,
+            link=backends.describe_link(placement),
+            num_cores=_num_cores(told),
+            torch_version=str(torch.__version__),
+            nccl_version=".".join(map(str, nccl)),
+            python_version=platform.python_version(),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
         watch=watch,
     )
 
@@ -251,19 +247,25 @@ def _same_versions(told: Sequence[dict[str, Any]], hosts: Sequence[str]) -> None
             raise ClusterError(f"{package} must be the same on all hosts; it is {which}")
 
 
-def _set_environment(
-    told: Sequence[dict[str, Any]], hosts: Sequence[str], index: int, placement: backends.RankDevices
-) -> None:
-    """Which interface data goes over, unless the environment says it: loopback where there is one host."""
-    interface, exact = backends.LOOPBACK_INTERFACE, backends.LOOPBACK_INTERFACE
-    if len(set(hosts)) > 1:
-        networks = {host: _network(each["reach"]) for each, host in zip(told, hosts, strict=True)}
-        interface = choose(networks)[hosts[index]].interface
-        exact = f"={interface}"
-    if placement.shares_gpus:
-        os.environ.update(backends.shared_gpu_environment(os.environ["MASTER_PORT"], index))
-        os.environ["NCCL_SOCKET_IFNAME"] = exact
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+def _share(told: Sequence[dict[str, Any]], hosts: Sequence[str], index: int) -> backends.Share:
+    """This host's ranks, and the interface that their data goes over."""
+    networks = {host: _network(each["reach"]) for each, host in zip(told, hosts, strict=True)}
+    several = len(networks) > 1
+    return backends.Share(
+        first_rank=hosts.index(hosts[index]),
+        num_ranks=hosts.count(hosts[index]),
+        world_size=len(hosts),
+        num_hosts=len(networks),
+        interface=choose(networks)[hosts[index]].interface if several else backends.LOOPBACK_INTERFACE,
+    )
+
+
+def _set_environment(share: backends.Share, index: int, *, shares_gpus: bool) -> None:
+    """Which interface data goes over, unless the environment says it."""
+    exact = f"={share.interface}" if share.spans_hosts else share.interface  # to NCCL eth0 is eth01, too
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", share.interface)
+    if shares_gpus:
+        os.environ.update(backends.shared_gpu_environment(os.environ["MASTER_PORT"], index, exact))
     os.environ.setdefault("NCCL_SOCKET_IFNAME", exact)
 
 
@@ -275,13 +277,6 @@ def _network(told: dict[str, Any]) -> Network:
     return replace(Network(**{**told, "interfaces": ()}), interfaces=found)
 
 
-def link_between(placement: backends.RankDevices, hosts: Sequence[str]) -> str:
-    """What carries the bytes between ranks on those hosts, in words."""
-    if (num_hosts := len(set(hosts))) == 1:
-        return backends.describe_link(placement)
-    return f"{'TCP' if placement.backend == 'gloo' else 'NCCL'} between {num_hosts} hosts"
-
-
 def _num_cores(told: Sequence[dict[str, Any]]) -> int:
     """Of all hosts together; containers of one machine have no more than it has."""
     hosts = {(each["hostname"], each["boot_id"], each["network"]): each for each in told}
@@ -289,12 +284,3 @@ def _num_cores(told: Sequence[dict[str, Any]]) -> int:
     for (_, boot, _), each in hosts.items():
         of_machine[boot] = min(of_machine[boot] + each["num_cores"], each["machine_cores"])
     return sum(of_machine.values())
-
-
-def describe_hosts(hosts: Sequence[str]) -> str:
-    """``3 ranks on 2 hosts: alpha 2, beta 1``; empty for one host."""
-    ranks = Counter(hosts)
-    if len(ranks) < 2:
-        return ""
-    each = ", ".join(f"{host} {number}" for host, number in ranks.items())
-    return f"{count(len(hosts), 'rank')} on {len(ranks)} hosts: {each}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from tplab.checks import check_count
 from tplab.cluster import Provenance
+from tplab.cluster.naming import spread
 from tplab.collectives.emulated_link import EmulatedLink, LinkTable, check_backend
 from tplab.measure import link_text
 from tplab.models.spec import ModelConfig, ModelSpec
@@ -53,7 +54,7 @@ class CalibrationPlan:
     pairs: tuple[tuple[int, int], ...]
     """Pairs of ranks between which messages are timed."""
     hosts: tuple[str, ...]
-    """Name of every rank's host; empty texts where all are on one."""
+    """Name of every rank's host; empty where all are on one."""
     send_sizes: tuple[int, ...]
     """Sizes of the messages in bytes, rising."""
     computing: tuple[int, ...]
@@ -84,7 +85,7 @@ class CalibrationPlan:
 
     def nodes(self, ranks: Iterable[int]) -> int:
         """How many hosts those ranks are on."""
-        return len({self.hosts[rank] for rank in ranks})
+        return len({self.hosts[rank] for rank in ranks}) if self.hosts else 1
 
     @property
     def iterations_over_links(self) -> int:
@@ -163,7 +164,7 @@ def plan_calibration(
         launches=("eager", "graph") if cluster.own_gpus else ("eager",),
         sizes=tuple(sorted(sizes)),
         pairs=tuple(combinations(range(num_ranks), 2)),
-        hosts=tuple(hosts) or ("",) * num_ranks,
+        hosts=tuple(hosts),
         send_sizes=tuple(sorted(sizes)),
         computing=tuple(sorted({1, most} | {1 << i for i in range(most.bit_length()) if 1 << i < most})),
         tokens=tuple(sorted(tokens)),
@@ -206,12 +207,10 @@ def _notes(cluster: Provenance, at_once: int, links: LinkTable | EmulatedLink | 
 
 def _of_hosts(hosts: Sequence[str]) -> tuple[str, ...]:
     """What the reader must know of several hosts."""
-    ranks = Counter(hosts)
-    if len(ranks) < 2:
-        return ()
-    each = ", ".join(f"{host} {number}" for host, number in ranks.items())
-    even = "" if len(set(ranks.values())) == 1 else ": not as many on each, so the advisor takes them for one machine"
-    return (f"{len(hosts)} ranks on {len(ranks)} hosts ({each}){even}",)
+    where = spread(hosts)
+    if where and len({*Counter(hosts).values()}) > 1:
+        where += "; not as many on each, so the advisor takes them for one machine"
+    return (where,) if where else ()
 
 
 def llama_block(hidden: int) -> BlockShapes:

@@ -175,7 +175,8 @@ def measure_box(
             up, raised after the last step.
     """
     steps = check_all_of("steps", steps, STEPS)
-    num_ranks = check_count("num_ranks", cluster.num_ranks if cluster else num_ranks, least=2)  # one has no links
+    wanted: Any = cluster.num_ranks if cluster else num_ranks  # None is refused
+    check_count("num_ranks", wanted, least=2)  # one rank has no links
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def measure_box(
         for name in (f"{step}.csv", *_BESIDE.get(step, ())):
             check_writable(folder / name)
     frames: dict[str, pd.DataFrame] = {}
-    with nullcontext(cluster) if cluster else Cluster(num_ranks, backend) as cluster:
+    with nullcontext(cluster) if cluster else Cluster(wanted, backend) as cluster:
         plan = plan or (
             BoxPlan.large() if cluster.own_gpus else BoxPlan.shared() if cluster.shares_gpus else BoxPlan.small()
         )
@@ -241,7 +242,7 @@ def links_step(cluster: Cluster, files: _Files) -> pd.DataFrame:
     pairs = measure_point_to_point(cluster)
     files.write("point_to_point.csv", pairs.to_csv(index=False))
     detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
-    here = cluster.hosts.count(cluster.hosts[0])  # what the driver of this host knows of
+    here = cluster.hosts.count(cluster.hosts[0]) if cluster.hosts else cluster.num_ranks  # this driver knows of
     small, large = pairs["bytes"].min(), pairs["bytes"].max()
     rows = []
     for src, dst in sorted({*zip(pairs["src"].tolist(), pairs["dst"].tolist(), strict=True)}):
@@ -296,7 +297,7 @@ def sweep_step(cluster: Cluster, plan: BoxPlan, say: Callable[[str], None]) -> p
         own = ["ring"] if clustered.own_gpus else OF_MESSAGES
         frames.append(sweep(algorithms=[*own, "int8-two-shot"], sizes=small))
         torchs = [name for name in ON_SYMMETRIC_MEMORY if name not in PUSHED]
-        if clustered.own_gpus and len({*clustered.hosts}) > 1:
+        if clustered.own_gpus and len(set(clustered.hosts)) > 1:
             say(f"sweep: no symmetric memory over {clustered.num_ranks} ranks: they are on several hosts")
             continue
         for algorithms, mode in product((torchs, PUSHED), modes) if clustered.own_gpus else ():
@@ -377,7 +378,7 @@ def pipeline_step(cluster: Cluster, plan: BoxPlan, files: _Files) -> pd.DataFram
 
 def layouts_step(cluster: Cluster, plan: BoxPlan, files: _Files, say: Callable[[str], None]) -> pd.DataFrame:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
-    detected = _driver(Machine.detect) if cluster.own_gpus and len({*cluster.hosts}) == 1 else None
+    detected = _driver(Machine.detect) if cluster.own_gpus and len(set(cluster.hosts)) <= 1 else None
     calibration = calibrate(cluster, timeout=300.0, **plan.calibration)
     files.write("calibration.json", calibration.to_json())
     sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None
