@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from tests.hosts.namespaces import Hosts
 from tests.hosts.parallel import Parallel
-from tplab import cli
+from tplab import Cluster, cli
+from tplab.cluster import ClusterError
+from tplab.cluster.hello import all_reduce_hello
 from tplab.cluster.hosts import connect, survey
 from tplab.lab import cluster_checks
 from tplab.lab.cluster_checks import cluster_preflight
@@ -81,6 +84,17 @@ def test_one_way_that_does_not_connect_is_named_and_the_other_is_not(shared_para
     assert "timed out after 3 s" in check.meaning
     assert "--interface" in check.cure
     assert "firewall" in check.cure
+
+
+def test_ranks_do_not_start_where_hosts_do_not_connect_and_start_once_they_do(shared_parallel: Parallel) -> None:
+    """The same check at every start of ranks: an error that names the pair, in place of minutes in gloo."""
+    with Cluster(engine="ipyparallel", cluster_file=shared_parallel.cluster_file, ranks_per_host=1) as cluster:
+        with one_way(shared_parallel.hosts):
+            began = time.monotonic()
+            with pytest.raises(ClusterError, match=r"alpha cannot connect to beta at .* timed out after 3 s"):
+                cluster.restart()
+            assert time.monotonic() - began < 30
+        assert [value["got"] for value in cluster.run(all_reduce_hello)] == [3, 3]
 
 
 def test_what_differs_is_named_with_the_host(shared_parallel: Parallel, tmp_path: Any) -> None:
