@@ -89,6 +89,10 @@ class Engine(Protocol):
         """What happened since the last call; waits up to ``timeout`` seconds for something to. A rank's output comes
         before the messages it sent after writing it."""
 
+    def heard_since(self, rank: int, moment: float) -> bool:
+        """Whether there was a sign of the rank's host since ``moment`` (``time.monotonic``); also True once it is known
+        that there will be none."""
+
     def kill_rank(self, rank: int) -> None:
         """Send SIGKILL to one rank's process, and to its group. ``poll`` says when it has ended, as of any other that
         ends. Of a rank that is gone: no effect."""

@@ -312,6 +312,9 @@ class LocalEngine:
             self._hang_up(process)
         return [*events, *process.drain(), Exited(process.rank, code)]
 
+    def heard_since(self, rank: int, moment: float) -> bool:
+        return True
+
     def kill_rank(self, rank: int) -> None:
         if self._keeper is not None:
             self._keeper.kill(rank)

@@ -50,7 +50,7 @@ class Supervisor(OwnThread):
         self._evidence = Evidence("", self._num_ranks, start_timeout)
         self._launch = Launch()
         self._deadline: float | None = None
-        self._handed_over = 0.0
+        self._handed_over = self._asked_at = 0.0
         self._replaced_while_idle = ""
         self._sequences: dict[int, dict[str, int]] = {}  # rank -> what it last said of its groups
         # Runs that are over and still in somebody's hands: what their threads say later is theirs.
@@ -84,7 +84,6 @@ class Supervisor(OwnThread):
 
     def submit(self, run: Run[Any]) -> None:
         """Queue a run; it starts when those before it are done. On a closed cluster it fails at once."""
-
         if not self._post(lambda: self._queue.append(run)):
             run.set_exception(closed())
 
@@ -258,14 +257,19 @@ class Supervisor(OwnThread):
         """Ask the others where they are and give them a moment to answer; False where that was done already."""
         if self._evidence.cause is not None:
             return False
-        self._evidence.cause, self._deadline = cause, time.monotonic() + grace_s
+        self._asked_at = time.monotonic()
+        self._evidence.cause, self._deadline = cause, self._asked_at + grace_s
         if self._current is not None:
             self._send(self._evidence.missing, wire.AskStack(self._current.id))
         return True
 
     def _check_deadline(self) -> None:
-        due = self._deadline is not None and time.monotonic() >= self._deadline
-        if due and not self._cannot_succeed("timeout"):
+        if self._deadline is None or time.monotonic() < self._deadline or self._cannot_succeed("timeout"):
+            return
+        unsure = [rank for rank in self._evidence.missing if not self.engine.heard_since(rank, self._asked_at)]
+        if unsure and self._evidence.cause != "stop":
+            self._deadline = time.monotonic() + _GRACE_S  # what its host has to do with it is known soon
+        else:
             self._conclude()
 
     def _conclude(self) -> None:

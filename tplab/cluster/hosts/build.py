@@ -50,6 +50,7 @@ def engine_on_hosts(
     return HostsEngine(
         opened,
         (lambda: open_client(**given)[0]) if owned else None,
+        hosts,
         spread,
         interface=interface,
         start_timeout=start_timeout,

@@ -27,7 +27,9 @@ from tplab.cluster.hosts.reach import check_pairs, unreachable
 from tplab.cluster.hosts.spread import Spread
 from tplab.cluster.wire import Ready
 
+_ANSWER_S = 5.0
 _OPEN_S = 10.0
+_LINGER_MS = 1000
 _SPAWN_S = 20.0
 _KILL_S = 15.0  # an agent's keeper has 10
 # Of the kernel's environment: what the libraries of the ranks read. Interfaces are chosen per host.
@@ -55,7 +57,9 @@ class HostsEngine:
 
     Args:
         client: of that cluster.
-        reopen: called when no host answers, for another client: the controller may have been started anew.
+        reopen: called when no host answers, for another client: the controller may have been started anew. None: the
+            client is somebody else's, who closes it.
+        hosts: that answer now.
         spread: says which ranks go where.
         interface: of the network between hosts (see ``networks.choose``); None: the likeliest.
         start_timeout: seconds that ranks have to start.
@@ -66,6 +70,7 @@ class HostsEngine:
         self,
         client: Any,
         reopen: Callable[[], Any] | None,
+        hosts: Sequence[Host],
         spread: Spread,
         *,
         interface: "str | Mapping[str, str] | None",
@@ -73,6 +78,7 @@ class HostsEngine:
         settings: dict[str, Any],
     ) -> None:
         self._client, self._reopen = client, reopen
+        self._just_found: Sequence[Host] = hosts
         self._spread = spread
         self._interface = interface
         self._start_timeout = start_timeout
@@ -144,15 +150,19 @@ class HostsEngine:
                     raise ClusterError(f"host {name} does not say which network interfaces it has: {network}")
         return choose(networks, self._interface)
 
-    def _find(self) -> tuple[Host, ...]:
+    def _find(self) -> Sequence[Host]:
+        found, self._just_found = self._just_found, ()
+        if found:
+            return found
         known = [link.host.uuid for link in self._links.values() if not link.lost]
         try:
-            return find_hosts(self._client, known or None)
+            return find_hosts(self._client, known or None, _ANSWER_S)
         except NoHosts:
             if self._reopen is None:
                 raise
-        self._client = self._reopen()
+        before, self._client = self._client, self._reopen()
         self._forget()
+        before.close()
         return find_hosts(self._client)
 
     def _open(self, hosts: Sequence[Host]) -> None:
@@ -260,6 +270,9 @@ class HostsEngine:
             return replace(event, message=replace(event.message, facts=facts | {"phases": phases}))
         return event
 
+    def heard_since(self, rank: int, moment: float) -> bool:
+        return all(part.link.lost or part.link.heard_at >= moment for part in self._parts if rank in part.ranks())
+
     def kill_rank(self, rank: int) -> None:
         for part in self._parts:
             if rank in part.ranks():
@@ -295,6 +308,8 @@ class HostsEngine:
         for link in self._links.values():
             link.send(messages.Leave())
         self._forget()
+        if self._reopen is not None:
+            self._client.close(linger=_LINGER_MS)
 
     def _forget(self) -> None:
         for link in self._links.values():

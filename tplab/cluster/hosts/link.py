@@ -44,6 +44,8 @@ class Link:
         self._outlet, self._inlet = Outlet(self._put), Inlet()
         self._told_bytes = 0
         self._silent_beats = 0
+        self.heard_at = time.monotonic()
+        """When it was heard of last."""
         self.lost = ""
         """Why nothing is heard of it any more; empty while it is."""
         # Of no request: what the agent publishes for it never ends with an answer.
@@ -51,6 +53,7 @@ class Link:
         self.header = {name: header[name] for name in ("msg_id", "msg_type", "session", "username", "version")}
         future, _ = client.create_message_futures(header["msg_id"], header, async_result=True)
         future.iopub_callbacks.append(self._receive)
+        client._registration_callbacks.append(self._notice)
 
     def send(self, message: object) -> None:
         """Send a message; to a host that is lost: no effect."""
@@ -76,6 +79,8 @@ class Link:
     def close(self) -> None:
         """Forget the agent, without telling it."""
         self.lost = self.lost or "closed"
+        with suppress(ValueError):
+            self._client._registration_callbacks.remove(self._notice)
         for known in (self._client._futures, self._client._output_futures, self._client.metadata):
             known.pop(self.header["msg_id"], None)
 
@@ -92,12 +97,17 @@ class Link:
         except (OSError, RuntimeError) as error:
             self.lose(f"the client of the ipyparallel cluster is closed ({error})")
 
+    def _notice(self, event: dict[str, Any]) -> None:
+        """The controller says that an engine has come or gone: sooner than silence would."""
+        if event["event"] == "unregister" and int(event["id"]) == self.host.engine_id:
+            self.lose(f"the agent of host {self.host.name} ended: its engine left the ipyparallel cluster")
+
     def _receive(self, message: dict[str, Any]) -> None:
         """On the client's thread."""
         content = message["content"]
         if self.lost or content.get("execution_state") != "tplab":
             return
-        self._silent_beats = 0
+        self._silent_beats, self.heard_at = 0, time.monotonic()
         try:
             for each in self._inlet.take(content, message["buffers"]):
                 self._on_message(self, each)
