@@ -18,7 +18,9 @@ output      an output stream of a rank, cut into lines
 keeper      the process between kernel and ranks, which outlives both
 local       the engine that starts ranks as subprocesses of this kernel
 naming      how ranks are called in what people read
-verdict     from what the ranks said to the one exception
+calls       what a rank says of its collectives, sends and receives; recorder: how it writes that down
+hang        who waits in which of them, and who is missing; hang_words: how that is told
+verdict     from what the ranks said to the one exception; last_words: what a crashed rank had printed
 launch      one start of the ranks
 own_thread  a thread that owns something; supervisor: the one that owns the ranks, with the fault policy
 interrupts  Ctrl-C held back for a moment
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from tplab.cluster.errors import RankError as RankError
     from tplab.cluster.errors import RankTimeout as RankTimeout
     from tplab.cluster.errors import RunStopped as RunStopped
+    from tplab.cluster.hang import Diagnosis as Diagnosis
     from tplab.cluster.latency import launch_phases as launch_phases
     from tplab.cluster.latency import measure_calls as measure_calls
     from tplab.cluster.launch import State as State

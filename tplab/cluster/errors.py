@@ -5,6 +5,10 @@ tell which rank raised, and a type that only the rank can import could not be ra
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tplab.cluster.hang import Diagnosis
 
 
 class ClusterError(RuntimeError):
@@ -12,6 +16,9 @@ class ClusterError(RuntimeError):
 
     host = ""
     """Name of the host whose rank it names; empty where all ranks are on this machine."""
+    hang: "Diagnosis | None" = None
+    """Which ranks waited in which collective, send or recv, and who was missing; None where no rank waited for
+    another."""
 
 
 class ClusterClosed(ClusterError):

@@ -216,8 +216,8 @@ class Supervisor(OwnThread):
                     self._screens.touch(run.screen)
                 else:
                     self._screens.write_late(run_id, f"{self._label(rank)} {line}", stream)
-            case wire.Stack(run_id, frames) if self._current is not None and run_id == self._current.id:
-                self._evidence.stacks[rank] = frames
+            case wire.Stack(run_id, frames, calls) if self._current is not None and run_id == self._current.id:
+                self._evidence.stacks[rank], self._evidence.calls[rank] = frames, calls
 
     def _run(self, run_id: int) -> Run[Any] | None:
         """The run under way, or one that is over and still in somebody's hands."""
@@ -260,7 +260,7 @@ class Supervisor(OwnThread):
         self._asked_at = time.monotonic()
         self._evidence.cause, self._deadline = cause, self._asked_at + grace_s
         if self._current is not None:
-            self._send(self._evidence.missing, wire.AskStack(self._current.id))
+            self._send(self._evidence.reachable, wire.AskStack(self._current.id))
         return True
 
     def _check_deadline(self) -> None:

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tplab.cluster import naming, wire
+from tplab.cluster.calls import NO_CALLS, Calls, Frame, Position
 from tplab.cluster.errors import ClusterError, HostLost, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster.hang import Diagnosis, diagnose
+from tplab.cluster.last_words import find_frames, find_sizes
 from tplab.cluster.packing import unpack
 
 Cause = Literal["fault", "timeout", "stop"]
@@ -32,12 +35,16 @@ class Evidence:
     """Rank -> what it sent that is no message, in order of arrival."""
     deaths: dict[int, int | None] = field(default_factory=dict)
     """Rank -> exit code, in order of arrival."""
-    stacks: dict[int, tuple[wire.Frame, ...]] = field(default_factory=dict)
+    stacks: dict[int, tuple[Frame, ...]] = field(default_factory=dict)
     """Rank -> its stack, of ranks that had not answered."""
     hosts: Sequence[str] = ()
     """Name of each rank's host; empty where all are on this machine."""
     lost: dict[int, str] = field(default_factory=dict)
     """Ranks of which nobody knows whether they ended, and why: their host is not heard of any more."""
+    calls: dict[int, Calls] = field(default_factory=dict)
+    """Rank -> its collectives, sends and receives, of ranks that were asked."""
+    output: Sequence[str] = ()
+    """The last lines of the ranks, each with its rank."""
     aside: Sequence[dict[str, int]] = ()
     """What the ranks that have no part in the run last said of the groups that they are in."""
 
@@ -51,6 +58,32 @@ class Evidence:
         """Ranks that have neither answered nor died."""
         done = self.answers.keys() | self.deaths.keys() | self.start_faults.keys() | self.broken.keys()
         return [rank for rank in range(self.world_size) if rank not in done]
+
+    @property
+    def reachable(self) -> list[int]:
+        """Ranks that can be asked where they are."""
+        gone = self.deaths.keys() | self.broken.keys() | self.start_faults.keys()
+        return [rank for rank in range(self.world_size) if rank not in gone]
+
+    @property
+    def hang(self) -> Diagnosis | None:
+        """Who waits for whom."""
+        if not self.run_name:
+            return None
+        return diagnose({rank: self._position(rank) for rank in range(self.world_size)}, self.hosts)
+
+    def _position(self, rank: int) -> Position:
+        calls = self.calls.get(rank, NO_CALLS)
+        if rank in self.lost:
+            return Position("lost", calls=calls)
+        if rank in self.deaths or rank in self.broken:
+            lines = _lines_of(self, rank)
+            return Position("ended", find_frames(lines, "_execute"), calls, sizes=find_sizes(lines))
+        if (answer := self.answers.get(rank)) is not None:
+            fault = answer.fault
+            calls = calls if fault is None else answer.calls
+            return Position("returned" if fault is None else "raised", (), calls, fault.type_name if fault else "")
+        return Position("running" if rank in self.stacks else "silent", self.stacks.get(rank, ()), calls)
 
     @property
     def complete(self) -> bool:
@@ -87,6 +120,7 @@ def judge(evidence: Evidence, output: Sequence[str] = (), spoiled: str = "") -> 
         output: the last lines of the ranks, each with its rank.
         spoiled: who came between the ranks when they were started before, if anybody did.
     """
+    evidence.output = output
     if evidence.cause == "stop":
         error: ClusterError = RunStopped(_compose(f"{_what(evidence)} was stopped", evidence))
     elif evidence.broken:
@@ -101,6 +135,7 @@ def judge(evidence: Evidence, output: Sequence[str] = (), spoiled: str = "") -> 
         raise AssertionError("a run without deaths, faults or missing ranks has not failed")
     rank = getattr(error, "rank", None)
     error.host = evidence.hosts[rank] if evidence.hosts and rank is not None else ""
+    error.hang = evidence.hang
     if spoiled:
         error.add_note(f"An earlier attempt to start the ranks was given up: {spoiled}")
     return error
@@ -174,8 +209,7 @@ def _died(evidence: Evidence, output: Sequence[str]) -> RankDied:
     head = f"{_named(evidence, rank)} {wire.describe_exit(exit_code)} {_where(evidence)}"
     if exit_code == -9:
         head += " (if nobody did that on purpose: the system kills processes when memory runs out)"
-    prefix = f"{naming.label(rank, evidence.hosts)} "
-    lines = [line.removeprefix(prefix) for line in output if line.startswith(prefix)]
+    lines = _lines_of(evidence, rank)
     if any(_FLOODED in line for line in lines):
         head += (
             ": more connections came to a port of it than it may have open files (`ulimit -n`). Ranks connect once to "
@@ -194,21 +228,32 @@ def _timed_out(evidence: Evidence) -> RankTimeout:
     limit = f"{evidence.timeout:g} s"
     named = naming.several(missing, evidence.hosts)
     head = f"{named} of {evidence.world_size} did not answer within {limit} {_where(evidence)}"
-    if evidence.run_name and silent:
-        head += (
+    hint, waits = "", evidence.hang is not None
+    if evidence.run_name and silent and not waits:
+        hint = (
             f". {naming.capital(naming.several(silent, evidence.hosts))} did not even say where: "
             "compiled code holds Python's lock (the GIL) there, or the process is stopped"
         )
-    elif evidence.run_name:
+    elif evidence.run_name and not silent:
         more = "--timeout more seconds" if _is_cell(evidence) else "run(..., timeout=) more seconds, or None"
-        head += ". A collective that not every rank enters with the same shape waits for ever; "
-        head += f"if the work is just long, give {more}"
-    return RankTimeout(_compose(head, evidence), ranks=missing, stacks=stacks)
+        hint = f"if the work is just long, give {more}"
+        if waits:
+            hint = f". I{hint[1:]}"
+        else:
+            hint = f". A collective that not every rank enters with the same shape waits for ever; {hint}"
+    return RankTimeout(_compose(head, evidence, hint=hint), ranks=missing, stacks=stacks)
 
 
-def _compose(head: str, evidence: Evidence, details: str = "") -> str:
-    """Head, details, where the other ranks were, and what becomes of the ranks."""
-    parts = [head, details]
+def _compose(head: str, evidence: Evidence, details: str = "", hint: str = "") -> str:
+    """Head, who waits for whom, details, where the other ranks were, and what becomes of the ranks.
+
+    A rank's own fault comes before who waited for it, unless what the ranks called does not fit together.
+    """
+    hang = evidence.hang
+    first = hang is not None and (not details or hang.reason == "mismatch")
+    parts = [f"{head}: {hang.sentence}{hint}" if hang is not None and first else head + hint, details]
+    if hang is not None and not first:
+        parts.append(f"{hang.sentence[:1].upper()}{hang.sentence[1:]}.")
     parts += [
         f"Meanwhile {_rank(evidence, rank)} was here:\n{wire.format_frames(evidence.stacks[rank])}"
         for rank in evidence.missing
@@ -231,6 +276,12 @@ def _named(evidence: Evidence, rank: int) -> str:
 
 def _rank(evidence: Evidence, rank: int) -> str:
     return naming.several([rank], evidence.hosts)
+
+
+def _lines_of(evidence: Evidence, rank: int) -> list[str]:
+    """What a rank printed last."""
+    prefix = f"{naming.label(rank, evidence.hosts)} "
+    return [line.removeprefix(prefix) for line in evidence.output if line.startswith(prefix)]
 
 
 def _what(evidence: Evidence) -> str:

@@ -18,14 +18,11 @@ from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
+from tplab.cluster.calls import NO_CALLS, Calls, Frame
 from tplab.cluster.engine import Stream
 from tplab.cluster.packing import pack, unpack
 from tplab.cluster.sources import Versions
 from tplab.moved import say_new_names
-
-Frame = tuple[str, int, str, str | None]
-"""File name, line number, function name, source line (None where this process cannot see it)."""
-
 
 Bulk = bytes | bytearray | pickle.PickleBuffer
 """Bytes that may be many: sent as a ``PickleBuffer`` they travel beside the message (see ``channel``)."""
@@ -65,7 +62,7 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class AskStack:
-    """Say where the run is."""
+    """Say where the run is and what it called; a rank that is done with it says the latter."""
 
     run_id: int
 
@@ -135,6 +132,8 @@ class Answer:
     """How many operations each process group has been handed so far: ranks that disagree are out of step."""
     fit: bool = True
     """Whether the rank still works: after a CUDA error of the sticky kind only a new process does."""
+    calls: Calls = NO_CALLS
+    """What the rank called, if the function failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +175,8 @@ class Stack:
 
     run_id: int
     frames: tuple[Frame, ...]
+    calls: Calls = NO_CALLS
+    """Collectives, sends and receives of the rank."""
 
 
 def pack_call(fn: Callable[..., Any], args: Sequence[Any]) -> bytes:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
 from tplab.cluster.backends import Share
+from tplab.cluster.calls import NO_CALLS
 from tplab.cluster.channel import RankChannel, encode
 from tplab.cluster.context import begin_context
 from tplab.cluster.follow import Follower
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from tplab.cluster.rank_store import KernelStore
+    from tplab.cluster.recorder import Recorder
     from tplab.cluster.worlds import Worlds
 
 
@@ -67,6 +69,7 @@ class Worker:
         self._shares_gpus = False
         self._groups_made: dict[str, int] = {}
         self._running: int | None = None
+        self._recorder: Recorder | None = None
         self._sending = False  # the main thread is inside a message, which an interrupt would cut in two
         self._next: deque[object] = deque()  # ... and what is sent from in there follows it
         self._interrupted = False  # ... so one that came in there is raised when the message is out
@@ -99,6 +102,7 @@ class Worker:
         from tplab.cluster.baseline import Baseline
         from tplab.cluster.rank import Rank
         from tplab.cluster.rank_store import KernelStore
+        from tplab.cluster.recorder import Recorder
         from tplab.cluster.worlds import Worlds, join
 
         phases.append(("import torch", time.monotonic()))
@@ -132,6 +136,8 @@ class Worker:
         self._follower = Follower(rank.store)
         self._follower.listen()
         self._baseline = Baseline(device)
+        self._recorder = Recorder()
+        self._recorder.install()
         self._send(wire.Ready(facts, self._sequences(worlds)))
         return worlds
 
@@ -143,6 +149,8 @@ class Worker:
         fit = True
         began = time.perf_counter()
         seconds = 0.0
+        assert self._recorder is not None
+        self._recorder.begin(call.run_id)
         self._running = run_id = call.run_id
         try:
             rank = worlds.enter(call.num_ranks, run_id)
@@ -180,7 +188,8 @@ class Worker:
             replaced = "the ranks are replaced by fresh ones for the next run, with an empty rank.store"
             self._notice([(broken, f"{broken}: {replaced}.")])
         self._ledger.close_run(run_id)
-        self._send(wire.Answer(run_id, value, fault, seconds, self._sequences(worlds), fit))
+        calls = NO_CALLS if fault is None else self._recorder.snapshot()
+        self._send(wire.Answer(run_id, value, fault, seconds, self._sequences(worlds), fit, calls))
 
     def _tidy(self, worlds: "Worlds") -> str:
         """Put back what the run has changed of the rank as a whole; returns what could not be."""
@@ -269,7 +278,9 @@ class Worker:
             if self._store is not None:
                 self._store.deliver(message)
         elif message.run_id != self._running:
-            pass  # the run it speaks of is over
+            # The run that it speaks of is over here, but others may still wait for what this rank never called.
+            if isinstance(message, wire.AskStack) and self._recorder and self._recorder.run_id == message.run_id:
+                self._send(wire.Stack(message.run_id, (), self._recorder.snapshot()))
         elif isinstance(message, wire.Interrupt):
             # A real signal, not only a flag: it also wakes time.sleep and other system calls.
             signal.pthread_kill(main_thread.ident, signal.SIGINT)
@@ -278,7 +289,8 @@ class Worker:
             with suppress(Exception):  # whatever a look at a running thread comes to, the rank lives on
                 frames = wire.stack_of(main_thread.ident)
             own = next((i for i, entry in enumerate(frames) if entry[2] == "_execute"), -1)
-            self._send(wire.Stack(message.run_id, frames[own + 1 :]))
+            calls = self._recorder.snapshot() if self._recorder is not None else NO_CALLS
+            self._send(wire.Stack(message.run_id, frames[own + 1 :], calls))
 
     def _on_interrupt(self, number: int, frame: object) -> None:
         if self._sending:

@@ -1,0 +1,389 @@
+"""A rank's record of its collectives, sends and receives: which, how large, on which group, from which line.
+
+It is written where Python hands a call to a process group: in the methods of torch's ``ProcessGroup``, and in the
+operators of its functional collectives, through which DTensor and compiled code go. Not torch's own flight recorder:
+for gloo (torch 2.13) it has no sends, receives or roots, calls a reduce-scatter an all-reduce, and the first reading of
+its lines of code takes a second, longer than a run that fails may keep anybody waiting. What this costs a call is in
+``docs/hangs.md``.
+
+Not seen: what C++ calls by itself (the backward of a functional collective, a replayed CUDA graph), and kernels that
+read a peer's memory. They are missing on every rank alike, so the numbers still agree.
+
+Imported on ranks only, because it needs torch.
+"""
+
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import ProcessGroup, Work, _resolve_process_group
+from torch.distributed import distributed_c10d
+
+from tplab.cluster.calls import BETWEEN_TWO, Call, Calls, GroupFacts, State
+
+_KEPT = 256  # calls
+_PENDING = 4096
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+# Types that stand for tensors while a graph is traced: nothing is communicated then.
+_TRACED = ("FakeTensor", "FunctionalTensor")
+_SAYS_NOTHING = ("", "undefined", "default_pg")
+
+# Method -> kind, the argument that holds the tensor, the one that holds the root or peer (or its options).
+_METHODS: dict[str, tuple[str, int | None, int | None]] = {
+    "allreduce": ("all_reduce", 0, None),
+    "allreduce_coalesced": ("all_reduce", 0, None),
+    "allgather": ("all_gather", 1, None),
+    "_allgather_base": ("all_gather", 1, None),
+    "all_gather_single": ("all_gather", 1, None),
+    "allgather_coalesced": ("all_gather", 1, None),
+    "allgather_into_tensor_coalesced": ("all_gather", 1, None),
+    "all_gather_single_coalesced": ("all_gather", 1, None),
+    "reduce_scatter": ("reduce_scatter", 0, None),
+    "_reduce_scatter_base": ("reduce_scatter", 0, None),
+    "reduce_scatter_single": ("reduce_scatter", 0, None),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 0, None),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", 0, None),
+    "broadcast": ("broadcast", 0, 1),
+    "reduce": ("reduce", 0, 1),
+    "gather": ("gather", 1, 2),
+    "scatter": ("scatter", 0, 2),
+    "alltoall": ("all_to_all", 1, None),
+    "alltoall_base": ("all_to_all", 1, None),
+    "all_to_all_single": ("all_to_all", 1, None),
+    "barrier": ("barrier", None, None),
+    "monitored_barrier": ("barrier", None, None),
+    "send": ("send", 0, 1),
+    "recv": ("recv", 0, 1),
+    "recv_anysource": ("recv", 0, None),
+}
+# Functional operator -> kind, the argument with the size of the group where the tensor is that many pieces, the one
+# with the root or peer. The tensor comes first, the group last.
+_FUNCTIONAL: dict[str, tuple[str, int | None, int | None]] = {
+    "all_reduce": ("all_reduce", None, None),
+    "all_reduce_": ("all_reduce", None, None),
+    "all_reduce_coalesced": ("all_reduce", None, None),
+    "all_reduce_coalesced_": ("all_reduce", None, None),
+    "all_gather_into_tensor": ("all_gather", None, None),
+    "all_gather_into_tensor_out": ("all_gather", None, None),
+    "all_gather_into_tensor_coalesced": ("all_gather", None, None),
+    "reduce_scatter_tensor": ("reduce_scatter", 2, None),
+    "reduce_scatter_tensor_out": ("reduce_scatter", 2, None),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 2, None),
+    "broadcast": ("broadcast", None, 1),
+    "broadcast_": ("broadcast", None, 1),
+    "all_to_all_single": ("all_to_all", None, None),
+    "isend": ("send", None, 1),
+    "irecv": ("recv", None, 1),
+}
+_SPACES = ("_c10d_functional", "_c10d_functional_autograd")
+_NAMES_OF_ROOTS = ("opts", "root", "dstRank", "srcRank", "src", "dst")
+_NAMES_OF_TENSORS = ("tensors", "tensor", "input_tensors", "input_tensor", "input", "output")
+
+
+class _Group:
+    """A group in this run."""
+
+    __slots__ = ("count", "exchanged", "facts", "ref")
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.ref = weakref.ref(group)
+        self.count = 0
+        self.exchanged: dict[tuple[str, int | None, int], int] = {}
+        members = distributed_c10d._world.pg_group_ranks.get(group) or {rank: rank for rank in range(group.size())}
+        says = group.group_desc
+        self.facts = GroupFacts(
+            name=group.group_name,
+            description="" if says in _SAYS_NOTHING else says,
+            ranks=tuple(sorted(members, key=members.__getitem__)),
+            is_default=group is distributed_c10d._world.default_pg,
+        )
+
+
+class _Entry:
+    """A call, as cheap to write down as may be."""
+
+    __slots__ = ("at", "code", "dtype", "group", "kind", "num_elements", "number", "peer", "state", "tag")
+
+    kind: str
+    group: _Group
+    number: int
+    num_elements: int | None
+    dtype: torch.dtype | None
+    peer: int | None
+    tag: int
+    code: CodeType
+    at: int
+    state: State
+
+
+class Recorder:
+    """Writes down what this rank's process hands to process groups; there is one on a rank."""
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque(maxlen=_KEPT)
+        self._groups: dict[int, _Group] = {}
+        self._named: dict[str, ProcessGroup] = {}
+        self._pending: dict[int, _Entry] = {}
+        self._in_operator = threading.local()
+        self.run_id = 0
+
+    def begin(self, run_id: int) -> None:
+        """A run begins: count anew."""
+        self.run_id = run_id
+        for held in (self._entries, self._groups, self._named, self._pending):
+            held.clear()
+
+    def snapshot(self) -> Calls:
+        """What there is to say now. From any thread."""
+        groups = [group for group in [*self._groups.values()] if group.count or group.exchanged]
+        return Calls(
+            groups=tuple(group.facts for group in groups),
+            counts=tuple((group.facts.name, group.count) for group in groups),
+            exchanged=tuple(
+                (group.facts.name, kind, _member(group, peer), tag, count)
+                for group in groups
+                for (kind, peer, tag), count in group.exchanged.copy().items()
+            ),
+            calls=tuple(_call(entry) for entry in [*self._entries] if entry.number),
+        )
+
+    def install(self) -> None:
+        """Begin to see calls; for the life of the process."""
+        for name, (kind, tensor, peer) in _METHODS.items():
+            if (method := getattr(ProcessGroup, name, None)) is not None:
+                setattr(ProcessGroup, name, self._around_method(method, kind, tensor, peer))
+        Work.wait = self._around_wait(Work.wait)  # type: ignore[method-assign]
+        for space in _SPACES:
+            for name in (*_FUNCTIONAL, "wait_tensor", "batch_p2p_ops"):
+                packet = getattr(getattr(torch.ops, space), name, None)
+                if packet is not None:
+                    for one in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
+                        one._op = _stand_in(one._op, self._around_operator(one._op, name))
+
+    def _around_method(
+        self, method: Callable[..., Any], kind: str, tensor: int | None, peer: int | None
+    ) -> Callable[..., Any]:
+        note, pending = self._note, self._pending
+
+        def called(group: ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+            tensors = root = None
+            tag = 0
+            if tensor is not None:
+                tensors = args[tensor] if len(args) > tensor else _named(kwargs, _NAMES_OF_TENSORS)
+            if peer is not None:
+                root = args[peer] if len(args) > peer else _named(kwargs, _NAMES_OF_ROOTS)
+                if kind in BETWEEN_TWO:
+                    tag = args[2] if len(args) > 2 else kwargs.get("tag", 0)
+                else:
+                    root = getattr(root, "rootRank", root)
+            entry = note(group, kind, tensors, root, tag, sys._getframe(1))
+            try:
+                work = method(group, *args, **kwargs)
+            except BaseException:
+                _take_back(entry)
+                raise
+            if work is None:
+                entry.state = "done"
+            else:
+                entry.state = "called"
+                pending[id(work)] = entry
+            return work
+
+        return called
+
+    def _around_wait(self, wait: Callable[..., Any]) -> Callable[..., Any]:
+        pending = self._pending
+
+        def waited(work: Work, *args: Any, **kwargs: Any) -> Any:
+            entry = pending.pop(id(work), None)
+            if entry is None:
+                return wait(work, *args, **kwargs)
+            entry.state = "waits"
+            try:
+                out = wait(work, *args, **kwargs)
+            except BaseException:
+                entry.state = "called"
+                raise
+            entry.state = "done"
+            return out
+
+        return waited
+
+    def _around_operator(self, operator: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """A dispatch mode calls the operator once more from inside it: that is the same call."""
+        inside = self._in_operator
+        about = self._about_wait if name == "wait_tensor" else self._about_operator
+
+        def called(_self: object, /, *args: Any, **kwargs: Any) -> Any:
+            if getattr(inside, "now", False) or not args or type(args[0]).__name__ in _TRACED:
+                return operator(*args, **kwargs)
+            inside.now = True
+            entries = []
+            try:
+                entries = about(name, args, kwargs, sys._getframe(1))
+                out = operator(*args, **kwargs)
+            except BaseException:
+                for entry in entries:
+                    _take_back(entry)
+                raise
+            finally:
+                inside.now = False
+            for entry in entries:
+                entry.state = "done" if name == "wait_tensor" else "called"
+                if entry.state == "called":
+                    self._pending[id(out[0] if isinstance(out, (list, tuple)) and out else out)] = entry
+            return out
+
+        return called
+
+    def _about_wait(self, _name: str, args: tuple[Any, ...], _kwargs: object, _frame: FrameType) -> list[_Entry]:
+        entry = self._pending.pop(id(args[0]), None)
+        if entry is None:
+            return []
+        entry.state = "waits"
+        return [entry]
+
+    def _about_operator(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+    ) -> list[_Entry]:
+        group = self._resolve(kwargs.get("group_name", args[-1]))
+        if name == "batch_p2p_ops":
+            return [
+                self._note(group, "send" if "send" in op else "recv", tensor, _in_group(group, peer), tag, frame)
+                for op, peer, tag, tensor in zip(*args[:4], strict=True)
+            ]
+        kind, pieces, peer = _FUNCTIONAL[name]
+        root: Any = args[peer] if peer is not None else None
+        tag = 0
+        if kind in BETWEEN_TWO:
+            root, tag = _in_group(group, root), args[2]
+        entry = self._note(group, kind, args[0], root, tag, frame)
+        if pieces is not None and entry.num_elements:
+            entry.num_elements //= args[pieces]
+        return [entry]
+
+    def _resolve(self, group: Any) -> ProcessGroup:
+        if isinstance(group, str):
+            if group not in self._named:
+                self._named[group] = _resolve_process_group(group)  # type: ignore[arg-type]
+            return self._named[group]
+        if isinstance(group, torch.ScriptObject):
+            return ProcessGroup.unbox(group)
+        assert isinstance(group, ProcessGroup)
+        return group
+
+    def _note(
+        self, group: ProcessGroup, kind: str, tensors: Any, peer: int | None, tag: int, frame: FrameType | None
+    ) -> _Entry:
+        known = self._groups.get(id(group))
+        if known is None or known.ref() is not group:
+            known = self._groups[id(group)] = _Group(group)
+        entry = _Entry()
+        entry.state = "waits"
+        entry.kind, entry.group, entry.peer, entry.tag = kind, known, peer, tag
+        if kind in BETWEEN_TWO:
+            key = kind, peer, tag
+            entry.number = known.exchanged[key] = known.exchanged.get(key, 0) + 1
+        else:
+            known.count = entry.number = known.count + 1
+        if type(tensors) is list and len(tensors) == 1:
+            tensors = tensors[0]
+        if isinstance(tensors, torch.Tensor):
+            entry.num_elements, entry.dtype = tensors.numel(), tensors.dtype
+        else:
+            entry.num_elements, entry.dtype = _measure(tensors)
+        while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+            frame = frame.f_back
+        if frame is None:
+            frame = sys._getframe(2)
+        entry.code, entry.at = frame.f_code, frame.f_lasti  # the line itself would take longer than all the rest
+        if len(self._pending) > _PENDING:  # of works that nobody ever waited for
+            self._pending.clear()
+        self._entries.append(entry)
+        return entry
+
+
+class _StandIn:
+    """What a functional operator calls in torch's stead: with its hash, by which torch's tables find the operator."""
+
+    def __init__(self, operator: Any) -> None:
+        self._operator = operator
+
+    def __hash__(self) -> int:
+        return hash(self._operator)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self._operator == other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)
+
+
+def _stand_in(operator: Any, called: Callable[..., Any]) -> Any:
+    return type("StandIn", (_StandIn,), {"__call__": called})(operator)
+
+
+def _take_back(entry: _Entry) -> None:
+    """The call was refused: it does not count."""
+    group = entry.group
+    if entry.kind in BETWEEN_TWO:
+        group.exchanged[entry.kind, entry.peer, entry.tag] -= 1
+    else:
+        group.count -= 1
+    entry.number = 0
+
+
+def _measure(tensors: Any) -> tuple[int | None, torch.dtype | None]:
+    """Elements and dtype of several tensors, in lists of lists."""
+    found = [*_flat(tensors)]
+    return (sum(tensor.numel() for tensor in found), found[0].dtype) if found else (None, None)
+
+
+def _flat(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _flat(one)
+
+
+def _named(kwargs: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((kwargs[name] for name in names if name in kwargs), None)
+
+
+def _in_group(group: ProcessGroup, rank: int) -> int:
+    return dist.get_group_rank(group, rank)
+
+
+def _member(group: _Group, index: int | None) -> int | None:
+    """The rank that a group knows by its own number."""
+    ranks = group.facts.ranks
+    return ranks[index] if isinstance(index, int) and 0 <= index < len(ranks) else None
+
+
+def _line(entry: _Entry) -> int:
+    for begin, end, line in entry.code.co_lines():
+        if begin <= entry.at < end and line is not None:
+            return line
+    return entry.code.co_firstlineno
+
+
+def _call(entry: _Entry) -> Call:
+    return Call(
+        kind=entry.kind,
+        group=entry.group.facts.name,
+        number=entry.number,
+        num_elements=entry.num_elements,
+        dtype=str(entry.dtype or "").removeprefix("torch."),
+        peer=_member(entry.group, entry.peer),
+        tag=entry.tag,
+        where=(entry.code.co_filename, _line(entry), entry.code.co_name, None),
+        state=entry.state,
+    )
