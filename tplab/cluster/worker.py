@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tplab.cluster import wire
 from tplab.cluster.backends import Share
-from tplab.cluster.calls import NO_CALLS
+from tplab.cluster.calls import NO_CALLS, Frame
 from tplab.cluster.channel import RankChannel, encode
 from tplab.cluster.context import begin_context
 from tplab.cluster.follow import Follower
@@ -285,7 +285,7 @@ class Worker:
             # A real signal, not only a flag: it also wakes time.sleep and other system calls.
             signal.pthread_kill(main_thread.ident, signal.SIGINT)
         else:
-            frames: tuple[wire.Frame, ...] = ()
+            frames: tuple[Frame, ...] = ()
             with suppress(Exception):  # whatever a look at a running thread comes to, the rank lives on
                 frames = wire.stack_of(main_thread.ident)
             own = next((i for i, entry in enumerate(frames) if entry[2] == "_execute"), -1)
