@@ -25,7 +25,9 @@ from tplab.lab.progress_view import progress_table
 from tplab.lab.recorded import recorded
 from tplab.lab.shipped.copying import copy_notebooks
 from tplab.lab.sizing import measure_notebooks
+from tplab.layers.overlap import StackPlan
 from tplab.models.spec import ModelSpec
+from tplab.pipeline import BlockStages, Costs, build_schedule
 from tplab.shown import duration, fixed
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.workload import EnginePolicy, Workload
@@ -46,6 +48,7 @@ TAKEN = {
     "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),
     "box": (measure_box, Workload, BoxCase),
     "sweep": (Cluster, plan_sweep),
+    "pipeline": (Cluster, build_schedule, StackPlan, BlockStages, Costs),
     "read-nccl": (read_nccl, calibration_of_nccl),
     "crossover": (Cluster, plan_crossover, recorded, read_sweep, engine_losses, ModelSpec.from_config),
     "progress": (progress_table,),
@@ -77,6 +80,7 @@ OWN = {
         "reset",
     ),  # files and what is printed
     *("topo", "eager", "paths", "no_refit", "from_size", "to_size", "names"),  # which another argument is made from
+    "wait_ms",  # seconds of Costs
     *("notebooks", "grader", "reports"),  # where files are, and which function is called
     *("fresh", "copy_only", "no_browser", "port", "ip"),  # which function is called, and what a server is told
 }

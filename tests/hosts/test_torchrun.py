@@ -6,6 +6,8 @@ import pytest
 
 from tests.hosts.launch import torchrun
 from tplab.models.spec import ModelSpec
+from tplab.pipeline import build_schedule
+from tplab.pipeline.trace import Trace
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
@@ -127,3 +129,16 @@ def test_a_bad_argument_is_said_once(hosts, tmp_path):
     both = run.output["alpha"] + run.output["beta"]
     assert both.count("--from-size must not be above --to-size") == 1
     assert all(run.codes.values())
+
+
+def test_a_pipeline_and_generation_of_a_box(hosts, tmp_path):
+    """``box`` takes fewer of the ranks, too, and what it writes is what a notebook loads."""
+    command = ["tplab.cli", "box", str(tmp_path / "box"), "--backend", "gloo", "--steps", "pipeline,generation"]
+    run = torchrun(hosts, command, ranks=(1, 1))
+    assert run.codes == {"alpha": 0, "beta": 0}, run.output
+    assert "failed" not in run.output["alpha"]
+    trace = Trace.from_perfetto(tmp_path / "box" / "pipeline-1f1b.json", build_schedule("1f1b", 2, 4))
+    assert trace.provenance["link"] == "TCP between 2 hosts"
+    generated = list(csv.DictReader((tmp_path / "box" / "generation.csv").open()))
+    assert {row["num_ranks"] for row in generated} == {"1", "2"}
+    assert {row["link"] for row in generated} == {"none (one rank)", "TCP between 2 hosts"}

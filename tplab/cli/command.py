@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "advise": ("advise", "add_advise"),
     "sweep": ("sweep", "add_sweep"),
     "crossover": ("crossover", "add_crossover"),
+    "pipeline": ("pipeline", "add_pipeline"),
     "calibrate": ("measure", "add_calibrate"),
     "read-nccl": ("nccl", "add_nccl"),
     "claims": ("claims", "add_claims"),
