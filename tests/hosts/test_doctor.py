@@ -93,7 +93,7 @@ def test_ranks_do_not_start_where_hosts_do_not_connect_and_start_once_they_do(sh
             began = time.monotonic()
             with pytest.raises(ClusterError, match=r"alpha cannot connect to beta at .* timed out after 3 s"):
                 cluster.restart()
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < 60
         assert [value["got"] for value in cluster.run(all_reduce_hello)] == [3, 3]
 
 
@@ -174,8 +174,7 @@ def test_a_host_that_stops_answering_is_a_finding_and_no_hang(
 ) -> None:
     """Stopped between two questions; then from the beginning."""
     engine = own_parallel.engines["beta"].pid
-    monkeypatch.setattr(cluster_checks, "_ANSWER_S", 1.0)
-    monkeypatch.setattr(cluster_checks, "_FIRST_S", 2.0)
+    monkeypatch.setattr(cluster_checks, "_ANSWER_S", 3.0)
     monkeypatch.setattr(connect, "_CONTROLLER_S", 1.0)
     asked: list[str] = []
     call_on = cluster_checks.call_on
@@ -190,9 +189,10 @@ def test_a_host_that_stops_answering_is_a_finding_and_no_hang(
     try:
         checks = cluster_preflight(str(own_parallel.cluster_file))
         assert problems(checks) == {"host beta"}
-        assert by_name(checks)["host beta"].meaning == "Host beta: did not answer within 1 s."
+        assert by_name(checks)["host beta"].meaning == "Host beta: did not answer within 3 s."
         assert "limits of 2" in asked
         assert "scheduler of 1" in asked  # it is asked nothing more
+        monkeypatch.setattr(cluster_checks, "_FIRST_S", 3.0)
         checks = cluster_preflight(str(own_parallel.cluster_file))
         [name] = problems(checks)
         assert name.startswith("engine ")

@@ -1,6 +1,8 @@
 """Whether pairs of hosts connect: hosts are threads here that listen at loopback addresses of their own."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.hosts.namespaces import Hosts
 from tplab.cluster.hosts import reach
 from tplab.cluster.hosts.networks import Address, Unreachable
 from tplab.cluster.hosts.reach import Reached, Unreached, check_pairs, try_pairs, unreachable
@@ -147,6 +150,37 @@ def test_a_door_closes_by_itself_where_nobody_comes_back(monkeypatch: pytest.Mon
     wait_until_all_doors_are_closed()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=1)
+
+
+_LISTEN = """
+import sys, time
+from tplab.cluster.hosts.reach import open_door
+print(open_door(bytes(32), sys.argv[1], 1, 60.0), flush=True)
+sys.stdin.read()
+"""
+_KNOCK = """
+import sys
+from tplab.cluster.hosts.reach import knock
+print(knock(bytes(32), {"beta": (sys.argv[1], int(sys.argv[2]))}, float(sys.argv[3]))["beta"])
+"""
+
+
+def test_a_path_that_swallows_large_packets_is_found_and_blames_them(hosts: Hosts) -> None:
+    """As between hosts with jumbo frames and a switch without: the handshake passes, and gloo would wait for data."""
+    alpha, beta = hosts.members
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with beta.popen([sys.executable, "-c", _LISTEN, beta.address], **pipes) as listening:
+        assert listening.stdout is not None
+        port = listening.stdout.readline().strip()
+        hosts.switch.run(["ip", "link", "set", "to-beta", "mtu", "1000"])
+        try:
+            said = alpha.python(_KNOCK, beta.address, port, "1.0")
+        finally:
+            hosts.switch.run(["ip", "link", "set", "to-beta", "mtu", "1500"])
+        assert "did not come through within 1 s" in said
+        assert "MTU" in said
+        assert alpha.address in alpha.python(_KNOCK, beta.address, port, "20.0")
+        listening.kill()
 
 
 def test_unreached_pairs_beyond_a_few_are_counted() -> None:

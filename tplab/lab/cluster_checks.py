@@ -74,12 +74,12 @@ class _Survey:
             return self._found
         self._ask("clock")  # has the functions imported there
         trips = {host: self._trips(host) for host in self._hosts}
-        if self._hosts:
+        if any(trips.values()):
             self._found += [findings.controller(trips)]
         self._compare(looks)
-        if self._hosts:
+        if any(trips.values()):
             self._found += [findings.clocks(trips)]
-            self._look_at(interface, folder or os.getcwd())
+            self._look_at(len(looks), interface, folder or os.getcwd())
         return self._found
 
     def _first_look(self) -> tuple[Host, ...]:
@@ -118,9 +118,9 @@ class _Survey:
             }
         )
 
-    def _look_at(self, interface: str | None, folder: str) -> None:
+    def _look_at(self, num_hosts: int, interface: str | None, folder: str) -> None:
         networks: dict[str, Network] = self._ask("look")
-        if networks:
+        if len(networks) > 1 or len(networks) == num_hosts:
             self._reach(networks, interface)
         if len(self._hosts) > 1 and (names := self._ask("own_name")):
             self._found.append(findings.own_names(names))

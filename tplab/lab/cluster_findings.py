@@ -359,8 +359,8 @@ def no_answer(who: str, what: str, error: str) -> Check:
         found=f"no answer ({what})",
         status="problem",
         meaning=f"{who[0].upper()}{who[1:]}: {error}.",
-        cure="Its engine is stopped, busy with a call of somebody's (it does one at a time), or cut off: look at it "
-        "there, or start it anew.",
+        cure="Its engine is stopped, busy with a call of somebody's (it does one at a time) or cut off, or large "
+        "packets are lost on the way (MTU): look at it there, or start it anew.",
     )
 
 
