@@ -10,6 +10,7 @@ import pytest
 
 from tplab import Cluster
 from tplab.cluster.interrupts import interrupts_held
+from tplab.cluster.run import Run
 from tplab.cluster.supervisor import Supervisor
 
 pytestmark = pytest.mark.timeout(120)
@@ -89,6 +90,22 @@ def test_while_the_cluster_is_made(method, monkeypatch, eventually):
     with pytest.raises(KeyboardInterrupt) as held:
         Cluster(2, "gloo")
     assert eventually(lambda: set(threading.enumerate()) <= threads, within=5)
+    assert eventually(lambda: children() <= processes, within=5)
+    del held
+
+
+def test_while_its_start_is_waited_for(monkeypatch, eventually):
+    """``Cluster(2).start()``: nobody but the traceback could hold the cluster, and IPython keeps that."""
+    processes = children()
+    original = Run.result
+
+    def interrupted(self, *args):
+        interrupt()
+        return original(self, *args)
+
+    monkeypatch.setattr(Run, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt) as held:
+        Cluster(2, "gloo").start()
     assert eventually(lambda: children() <= processes, within=5)
     del held
 

@@ -226,7 +226,11 @@ class Cluster:
     def start(self) -> Self:
         """Wait until the ranks are ready, starting them if they are down. Raises like :meth:`run`."""
         __tracebackhide__ = True
-        self._wait_ready()
+        try:
+            self._wait_ready()
+        except KeyboardInterrupt:
+            del self  # IPython keeps the traceback: ranks that nobody else holds would stay with it
+            raise
         return self
 
     def restart(self) -> Self:
@@ -252,7 +256,11 @@ class Cluster:
             keep_alive=self,
         )
         self._enqueue(ready)
-        return ready.result()
+        try:
+            return ready.result()
+        except KeyboardInterrupt:
+            del self  # see start
+            raise
 
     def _enqueue(self, run: Run[Any]) -> None:
         self._supervisor.submit(run)
