@@ -21,11 +21,12 @@ All counted and measured in this run. The exit code is 1 if a cell of tplab's is
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+from tests.hosts.faults.beds import Bed, bed_of_hosts, local_bed
 from tests.hosts.faults.cells import Cell, desks, examine
-from tests.hosts.faults.desk import Bed, local_bed
 from tests.hosts.faults.launchers import LAUNCHERS
 from tests.hosts.faults.rows import ROWS
 
@@ -35,7 +36,7 @@ WIDTHS = (25, 5, 17, 26, 9, 8, 9, 7, 8, 0)
 
 def beds(engine: str) -> AbstractContextManager[Bed]:
     """Where the notebooks of an engine are tried."""
-    return local_bed()
+    return bed_of_hosts() if engine == "ipyparallel" else local_bed()
 
 
 def examine_all(faults: Sequence[str], engines: Sequence[str], ranks: Sequence[int]) -> Iterator[Cell]:
@@ -73,7 +74,7 @@ def line(cell: Cell) -> str:
 def verdict(cell: Cell) -> str:
     """The last column: what is wrong, or what there is to say."""
     if not LAUNCHERS[cell.engine].is_ours:
-        return cell.seen.note
+        return cell.seen.note or cell.seen.wrong
     said = "; ".join(" ".join(problem.split()) for problem in cell.problems)
     return f"RED: {said}" if said else " ".join(filter(None, ("green", cell.seen.note)))
 
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=lambda text: [int(word) for word in listed(text)], default=[2, 4])
     parser.add_argument("--faults", type=listed, default=list(ROWS))
     parser.add_argument("--peers", action="store_true", help="plain ipyparallel and notebook_launcher, too")
+    parser.add_argument("--messages", action="store_true", help="what the exceptions say, below each line")
     options = parser.parse_args(arguments)
     engines = options.engines + [name for name in LAUNCHERS if options.peers and not LAUNCHERS[name].is_ours]
     for name, known in [*((name, LAUNCHERS) for name in engines), *((name, ROWS) for name in options.faults)]:
@@ -102,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     red = tried = 0
     for cell in examine_all(options.faults, engines, options.ranks):
         print(line(cell), flush=True)
+        if options.messages and cell.seen.text:
+            print(textwrap.indent(cell.seen.text, "    "), flush=True)
         red += bool(cell.problems)
         tried += LAUNCHERS[cell.engine].is_ours and not cell.skipped
     print(f"\n{tried - red} of {tried} cells of tplab's are green")

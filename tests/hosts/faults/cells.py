@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from tests.hosts.faults.desk import PEER_S, Bed, Desk, Hangs, Seen, eventually
+from tests.hosts.faults.beds import Bed, eventually
+from tests.hosts.faults.desk import PEER_S, Desk, Hangs, Seen
 from tests.hosts.faults.launchers import LAUNCHERS
 from tests.hosts.faults.rows import ROWS, NotHere, Row
 
@@ -52,7 +53,7 @@ class Desks:
     def drop(self, engine: str, num_ranks: int) -> None:
         """Close one, with whatever its launcher started."""
         self._open.pop((engine, num_ranks)).close()
-        if not self.bed.hosts:
+        if self.bed.parallel is None:
             self.bed.end_all()
 
     def close(self) -> None:
@@ -82,7 +83,9 @@ def examine(opened: Desks, fault: str, engine: str, num_ranks: int) -> Cell:
         return replace(cell, skipped=str(reason))
     except Hangs:
         cell = replace(cell, seen=Seen(error="hangs", note=f"for {desk.limit_s:.0f} s and more"))
-    next_s = run_again(desk)
+    next_s, next_text = run_again(desk)
+    if row.restore:
+        row.restore(desk)
 
     def is_clean() -> bool:
         now = desk.footprint()
@@ -97,25 +100,28 @@ def examine(opened: Desks, fault: str, engine: str, num_ranks: int) -> Cell:
         sockets=max(0, now.sockets - before.sockets),
     )
     if LAUNCHERS[engine].is_ours:
-        cell = replace(cell, problems=tuple(problems(cell, row, desk.on_hosts)))
-    if cell.problems or next_s is None or cell.processes or cell.sockets:
+        cell = replace(cell, problems=tuple(problems(cell, row, desk.on_hosts, next_text)))
+    if cell.problems or row.restore or next_s is None or cell.processes or cell.sockets:
         opened.drop(engine, num_ranks)
+    if cell.problems:
+        opened.bed.renew()
     return cell
 
 
-def run_again(desk: Desk) -> float | None:
-    """The same notebook's next run, without anything done for it; None: it fails or hangs."""
+def run_again(desk: Desk) -> tuple[float | None, str]:
+    """The same notebook's next run, without anything done for it: seconds (None: it fails or hangs), and its error."""
     began = time.monotonic()
     try:
         told = desk.attempt("well", limit_s=NEXT_S if desk.launcher.is_ours else PEER_S)
     except Hangs:
-        return None
+        return None, ""
     values = told["values"] or [0.0]
-    return time.monotonic() - began if values == [float(len(values))] * len(values) else None
+    works = values == [float(len(values))] * len(values)
+    return time.monotonic() - began if works else None, told["error"] and f"{told['error']}: {told['text']}"
 
 
-def problems(cell: Cell, row: Row, on_hosts: bool) -> Iterator[str]:
-    """What is not as it has to be."""
+def problems(cell: Cell, row: Row, on_hosts: bool, next_text: str) -> Iterator[str]:
+    """What is not as it has to be; ``next_text``: what the next run raised."""
     seen = cell.seen
     if seen.error not in row.expect:
         yield f"{seen.error or 'no error'} instead of {' or '.join(row.expect) or 'none'}: {seen.text[:300]}"
@@ -127,8 +133,8 @@ def problems(cell: Cell, row: Row, on_hosts: bool) -> Iterator[str]:
         yield f"the error came after {seen.seconds:.1f} s, later than {row.within_s:g} s"
     if cell.processes or cell.sockets:
         yield f"{cell.processes} processes and {cell.sockets} sockets are left"
-    if cell.next_s is None:
-        yield "the next run does not work"
+    if cell.next_s is None and (row.next_run or not next_text):
+        yield f"the next run does not work: {next_text[:300] or 'it hangs'}"
 
 
 def names(seen: Seen, row: Row, on_hosts: bool) -> Iterator[str]:

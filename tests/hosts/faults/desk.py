@@ -1,20 +1,17 @@
 """A notebook with its ranks, as one fault after the other is tried on it."""
 
 import ast
-import os
-import shutil
-import signal
+import re
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from tests.hosts.faults.footprint import MARK, Footprint, marked, measure
+from tests.hosts.faults.beds import Bed, eventually
+from tests.hosts.faults.footprint import Footprint, measure
 from tests.hosts.faults.launchers import LAUNCHERS, Launcher
 from tests.kernels import Kernel, Reply
 
@@ -48,60 +45,6 @@ class Seen:
     """What was not as it should be, where the row itself looked."""
 
 
-def eventually(condition: Callable[[], object], within: float) -> bool:
-    """Wait for it to come true."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-@dataclass
-class Bed:
-    """Where the notebooks of one table are: a folder, and what they and all that they start are known by. With hosts
-    there is more (see ``tests.hosts``)."""
-
-    folder: Path
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of ``Cluster`` for the engine of several hosts."""
-    hosts: Any = None
-    """The hosts, where there are any."""
-
-    def environment(self) -> dict[str, str]:
-        return os.environ | {
-            MARK: self.mark,
-            "OMP_NUM_THREADS": "1",
-            "IPYTHONDIR": str(self.folder / "ipython"),
-            "TMPDIR": str(self.folder),
-        }
-
-    def end_all(self) -> None:
-        """Kill whatever has the mark, a few times: who dies may have started another."""
-        for _ in range(5):
-            pids = list(marked(self.mark))
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not pids:
-                return
-            time.sleep(0.1)
-
-
-@contextmanager
-def local_bed() -> Iterator[Bed]:
-    """On this machine alone."""
-    folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    bed = Bed(folder)
-    try:
-        yield bed
-    finally:
-        bed.end_all()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 class Desk:
     """One notebook in a bed, with a launcher of ranks.
 
@@ -116,6 +59,7 @@ class Desk:
         self.launcher: Launcher = LAUNCHERS[engine]
         self.folder = Path(tempfile.mkdtemp(dir=bed.folder))
         self.limit_s = CALL_S if self.launcher.is_ours else PEER_S
+        self.log = (self.folder / "log").open("ab")  # what the kernel itself writes, to the end: it may be restarted
         self.kernel = self.new_kernel()
 
     @property
@@ -123,7 +67,8 @@ class Desk:
         """Arguments of ``Cluster``."""
         own = dict(self.launcher.options)
         if self.on_hosts:
-            own |= self.bed.options | {"ranks_per_host": self.num_ranks // 2}
+            assert self.bed.parallel is not None
+            own |= {"cluster_file": str(self.bed.parallel.cluster_file), "ranks_per_host": self.num_ranks // 2}
         return own | {"n": self.num_ranks}
 
     @property
@@ -133,7 +78,8 @@ class Desk:
 
     def new_kernel(self) -> Kernel:
         """A kernel that knows the faults and the launcher; it has no ranks yet."""
-        kernel = Kernel.start(env=self.bed.environment() | {"FAULTS_FOLDER": str(self.folder)})
+        environment = self.bed.environment() | {"FAULTS_FOLDER": str(self.folder)}
+        kernel = Kernel.start(env=environment, stdout=self.log, stderr=self.log)
         self.define(kernel)
         return kernel
 
@@ -180,11 +126,16 @@ class Desk:
 
     def seen(self, told: dict[str, Any], since: float | None = None, **more: str) -> Seen:
         """What the caller saw, from the rank's time of the fault on, or from another."""
-        since = self.happened(0) if since is None else since
+        rank = told["rank"]
+        if since is None:
+            with suppress(AssertionError):
+                since = self.happened(0)
+        if self.launcher.names and (named := re.search(self.launcher.names, told["text"])):
+            rank = int(named[1])
         return Seen(
             error=told["error"],
-            seconds=told["at"] - since if told["error"] else None,
-            rank=told["rank"],
+            seconds=told["at"] - since if told["error"] and since else None,
+            rank=rank,
             num_ranks=self.num_ranks,
             host=told["host"] or "",
             text=told["text"],
@@ -196,6 +147,7 @@ class Desk:
 
     def close(self) -> None:
         """End the notebook at once. What its launcher leaves behind is not ended."""
+        self.log.close()
         self.kernel.client.stop_channels()
         if self.kernel.manager.has_kernel:
             self.kernel.manager.shutdown_kernel(now=True)

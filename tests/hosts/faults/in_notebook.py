@@ -8,6 +8,7 @@ import subprocess
 import time
 
 FOLDER = os.environ["FAULTS_FOLDER"]  # of this notebook; all hosts have it
+DISK = os.environ["FAULTS_DISK"]  # of 64 KiB
 PAUSE_S = 0.3  # the other ranks are in the collective by then
 
 
@@ -110,7 +111,7 @@ def hung(index, size):
 
 def full_disk(index, size):
     if culprit(index, size):
-        save(os.path.join(FOLDER, "disk", "result.csv"), "x" * (1 << 20))  # noqa: F821
+        save(os.path.join(DISK, "result.csv"), "x" * (1 << 20))  # noqa: F821
     return meet()
 
 

@@ -18,7 +18,10 @@ def close():
     cluster.close()
 
 def call(fn, timeout):
-    return cluster.run(lambda rank: fn(rank.index, rank.world_size), timeout=timeout)
+    def on_rank(rank):
+        return fn(rank.index, rank.world_size)
+    on_rank.__name__ = getattr(fn, "__name__", "cell")
+    return cluster.run(on_rank, timeout=timeout)
 
 def connect(address, index, size):
     import torch.distributed as dist
@@ -115,6 +118,8 @@ class Launcher:
 
     cell: str
     """What defines it in a notebook."""
+    names: str = ""
+    """How a peer's message names the rank; tplab's exceptions have it as data."""
     is_ours: bool = False
     """tplab: its cells are judged, those of the others are shown."""
     options: tuple[tuple[str, object], ...] = ()
@@ -124,6 +129,6 @@ class Launcher:
 LAUNCHERS = {
     "local": Launcher(cell=_TPLAB, is_ours=True, options=(("backend", "gloo"),)),
     "ipyparallel": Launcher(cell=_TPLAB, is_ours=True, options=(("backend", "gloo"), ("engine", "ipyparallel"))),
-    "plain ipyparallel": Launcher(cell=_IPYPARALLEL),
-    "notebook_launcher": Launcher(cell=_NOTEBOOK_LAUNCHER),
+    "plain ipyparallel": Launcher(cell=_IPYPARALLEL, names=r"(?:[Ee]ngine |\[)(\d+)"),
+    "notebook_launcher": Launcher(cell=_NOTEBOOK_LAUNCHER, names=r"rank\s*: (\d+)"),
 }

@@ -3,16 +3,17 @@
 import os
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tests.hosts.faults.desk import Desk, Seen, eventually
+from tests.hosts.faults.beds import eventually
+from tests.hosts.faults.desk import Desk, Seen
 from tests.hosts.faults.footprint import marked
 
 SOON_S = 3.0
@@ -43,6 +44,10 @@ class Row:
     """Where the row has a meaning."""
     once: bool = False
     """Whether the number of ranks is the row's own."""
+    next_run: bool = True
+    """Whether the next run has to work before anything is done; otherwise it has to say why it does not."""
+    restore: Callable[[Desk], None] | None = None
+    """Makes what the fault has ended anew, after the next run; the notebook is closed then."""
 
 
 def by_rank(fault: str, timeout: float | None = None) -> Callable[[Desk], Seen]:
@@ -104,7 +109,7 @@ def end_kernel(desk: Desk, how: str) -> Seen:
     gone = eventually(lambda: not theirs & set(marked(desk.bed.mark)), how_long)
     seconds = time.time() - began
     if how == "killed":
-        desk.close()
+        desk.kernel.end()
         desk.kernel = desk.new_kernel()
     else:
         desk.kernel.client.wait_for_ready(timeout=60)
@@ -126,26 +131,13 @@ def words(pid: int) -> list[str]:
     return []
 
 
-@contextmanager
-def small_disk(desk: Desk) -> Iterator[None]:
-    """A disk of 64 KiB in the notebook's folder."""
-    disk = desk.folder / "disk"
-    disk.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        raise NotHere(f"no disk can be mounted: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
 def full_disk(desk: Desk) -> Seen:
-    with small_disk(desk):
-        earlier = desk.folder / "disk" / "result.csv"
-        earlier.write_text("the earlier one")
-        seen = desk.seen(desk.attempt("full_disk"))
-        whole = earlier.read_text() == "the earlier one" and [*earlier.parent.iterdir()] == [earlier]
+    if desk.bed.no_disk:
+        raise NotHere(desk.bed.no_disk)
+    earlier = desk.bed.disk / "result.csv"
+    earlier.write_text("the earlier one")
+    seen = desk.seen(desk.attempt("full_disk"))
+    whole = [path.read_text() for path in earlier.parent.iterdir()] == ["the earlier one"]
     note = "the earlier file is whole" if whole else "the earlier file is lost"
     return replace(seen, note=note, wrong="" if whole else note)
 
@@ -208,6 +200,59 @@ def two_notebooks(desk: Desk) -> Seen:
     return replace(seen, note=note, wrong="" if well else note)
 
 
+HOST_S = 5.0
+"""Within which a host that is cut off has to be named."""
+HOST_SETTLE_S = 15.0
+"""A host that is cut off ends its ranks by itself, a while later."""
+
+
+def lose(fault: Callable[[Desk], None]) -> Callable[[Desk], Seen]:
+    """Something between the hosts goes away while ranks wait in a collective."""
+
+    def drive(desk: Desk) -> Seen:
+        cell = desk.begin("hung")
+        desk.happened()
+        time.sleep(0.2)
+        began = time.time()
+        fault(desk)
+        return desk.seen(desk.told(desk.end(cell)), began)
+
+    return drive
+
+
+def cut_off(desk: Desk) -> None:
+    desk.bed.hosts.link_down(desk.bed.hosts.beta)
+
+
+def join_again(desk: Desk) -> None:
+    desk.bed.hosts.link_up(desk.bed.hosts.beta)
+
+
+def kill_agent(desk: Desk) -> None:
+    desk.bed.parallel.kill_engine(desk.bed.hosts.beta)
+
+
+def start_agent(desk: Desk) -> None:
+    desk.bed.parallel.start_engine(desk.bed.hosts.beta)
+    desk.bed.parallel.client().close()
+
+
+def kill_controller(desk: Desk) -> None:
+    desk.bed.parallel.kill_controller()
+
+
+def start_controller(desk: Desk) -> None:
+    desk.bed.renew()
+
+
+def on_hosts(
+    fault: Callable[[Desk], None], restore: Callable[[Desk], None], expect: tuple[str, ...], **more: Any
+) -> Row:
+    """A row that has a meaning on several hosts only."""
+    more = {"rank": "any", "within_s": HOST_S, "settle_s": HOST_SETTLE_S} | more
+    return Row(drive=lose(fault), restore=restore, expect=expect, engines=("ipyparallel",), **more)
+
+
 ROWS: dict[str, Row] = {
     "raise": Row(drive=by_rank("raises"), expect=("RankError",)),
     "SIGKILL of a rank": Row(drive=by_rank("killed"), expect=("RankDied",)),
@@ -232,4 +277,7 @@ ROWS: dict[str, Row] = {
     "port taken": Row(drive=port_taken, expect=("",), rank="none"),
     "16 ranks on 2 cores": Row(drive=many_ranks, expect=("RankError",), once=True, within_s=15.0, settle_s=10.0),
     "two notebooks at once": Row(drive=two_notebooks, expect=("RankDied",)),
+    "host unreachable": on_hosts(cut_off, join_again, ("HostLost",)),
+    "agent killed": on_hosts(kill_agent, start_agent, ("HostLost",)),
+    "controller killed": on_hosts(kill_controller, start_controller, ("HostLost", "ClusterError"), next_run=False),
 }
