@@ -4,6 +4,7 @@ import ast
 import os
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from queue import Empty
 
 from jupyter_client.manager import KernelManager
@@ -11,6 +12,12 @@ from jupyter_client.manager import KernelManager
 import tplab
 
 ROOT = os.path.dirname(os.path.dirname(tplab.__file__))
+
+
+def sent_at(message):
+    """When a message was sent; where ipyparallel is imported, dates are text."""
+    date = message["header"]["date"]
+    return (datetime.fromisoformat(date) if isinstance(date, str) else date).timestamp()
 
 
 @dataclass
@@ -82,10 +89,10 @@ class Kernel:
         parent = message["parent_header"].get("msg_id", "")
         if kind == "stream":
             self.streams.append((parent, content["name"], content["text"]))
-            self.times.append(message["header"]["date"].timestamp())
+            self.times.append(sent_at(message))
         elif kind in ("display_data", "update_display_data"):
             self.blocks.append((parent, content["transient"].get("display_id", ""), content["data"]["text/plain"]))
-            self.times.append(message["header"]["date"].timestamp())
+            self.times.append(sent_at(message))
         elif kind == "execute_result":
             self._values[parent] = content["data"]["text/plain"]
         elif kind == "status" and content["execution_state"] == "idle":

@@ -62,6 +62,7 @@ class Bed:
         self.parallel.close()
         self.end_all()
         self.parallel.started.clear()
+        self.parallel.engines.clear()
         return start(self.parallel)
 
     def end_all(self) -> None:

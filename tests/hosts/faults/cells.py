@@ -38,6 +38,8 @@ class Desks:
 
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
+        self.stale = False
+        """Whether something went wrong, so that nothing may be trusted for the next row."""
         self._open: dict[tuple[str, int], Desk] = {}
 
     def get(self, engine: str, num_ranks: int) -> Desk:
@@ -45,6 +47,9 @@ class Desks:
         key = engine, num_ranks
         for other in [other for other in self._open if other != key]:
             self.drop(*other)
+        if self.stale:
+            self.bed.renew()
+            self.stale = False
         if key not in self._open:
             self._open[key] = Desk(self.bed, engine, num_ranks)
             self._open[key].start()
@@ -103,8 +108,7 @@ def examine(opened: Desks, fault: str, engine: str, num_ranks: int) -> Cell:
         cell = replace(cell, problems=tuple(problems(cell, row, desk.on_hosts, next_text)))
     if cell.problems or row.restore or next_s is None or cell.processes or cell.sockets:
         opened.drop(engine, num_ranks)
-    if cell.problems:
-        opened.bed.renew()
+    opened.stale = bool(cell.problems)
     return cell
 
 
@@ -141,7 +145,7 @@ def names(seen: Seen, row: Row, on_hosts: bool) -> Iterator[str]:
     """Whether the rank to blame is named, as data and in words, and its host."""
     if seen.rank is None or (row.rank == "last" and seen.rank != seen.num_ranks - 1):
         yield f"names rank {seen.rank} of {seen.num_ranks}"
-    elif not re.search(rf"\branks? (\d, )*{seen.rank}\b", seen.text):
+    elif not re.search(rf"(?i)\branks? [^.]*\b{seen.rank}\b", seen.text):
         yield f"says nothing of rank {seen.rank}: {seen.text[:200]}"
     if on_hosts and not (seen.host and seen.host in seen.text):
         yield f"names no host: {seen.host!r}: {seen.text[:200]}"
