@@ -89,6 +89,8 @@ def examine(opened: Desks, fault: str, engine: str, num_ranks: int) -> Cell:
     except Hangs:
         cell = replace(cell, seen=Seen(error="hangs", note=f"for {desk.limit_s:.0f} s and more"))
     next_s, next_text = run_again(desk)
+    if next_text and not row.next_run:
+        cell = replace(cell, seen=replace(cell.seen, note=f"next run: {' '.join(next_text.split())[:160]}"))
     if row.restore:
         row.restore(desk)
 
@@ -133,8 +135,9 @@ def problems(cell: Cell, row: Row, on_hosts: bool, next_text: str) -> Iterator[s
         yield from names(seen, row, on_hosts)
     if seen.wrong:
         yield seen.wrong
-    if seen.seconds is not None and seen.seconds > row.within_s:
-        yield f"the error came after {seen.seconds:.1f} s, later than {row.within_s:g} s"
+    within_s = max(row.within_s, row.on_hosts_s * on_hosts)
+    if seen.seconds is not None and seen.seconds > within_s:
+        yield f"the error came after {seen.seconds:.1f} s, later than {within_s:g} s"
     if cell.processes or cell.sockets:
         yield f"{cell.processes} processes and {cell.sockets} sockets are left"
     if cell.next_s is None and (row.next_run or not next_text):

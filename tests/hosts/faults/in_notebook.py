@@ -92,12 +92,13 @@ def short_of_memory(index, size):
 
 
 def killed_for_memory(index, size):
-    """By the system: the rank enters a control group of little memory."""
-    if culprit(index, size):
-        with open(os.path.join(FOLDER, "cgroup")) as file:
-            group = file.read()
-        with open(os.path.join(group, "cgroup.procs"), "w") as file:
+    """By the system: the rank is put into a control group of little memory, by which it finds its file gone."""
+    if index == size - 1:
+        with open(os.path.join(FOLDER, "pid"), "w") as file:
             file.write(str(os.getpid()))
+        culprit(index, size)
+        while os.path.exists(file.name):
+            time.sleep(0.01)
         bytearray(b"x") * (500 << 20)
     return meet()
 

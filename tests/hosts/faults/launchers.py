@@ -10,9 +10,13 @@ _TPLAB = """
 from tplab import Cluster
 cluster = None
 
-def start(make=Cluster):
+def start():
     global cluster
-    cluster = make(**OPTIONS).start()
+    cluster = Cluster(**OPTIONS).start()
+
+def attach():
+    global cluster
+    cluster = Cluster.attach(cluster_file=OPTIONS["cluster_file"])
 
 def close():
     cluster.close()

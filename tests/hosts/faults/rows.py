@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from tests.hosts.faults.beds import eventually
+from tests.hosts.faults.beds import Bed, eventually
 from tests.hosts.faults.desk import Desk, Seen
 from tests.hosts.faults.footprint import marked
+from tests.hosts.namespaces import Host
 
 SOON_S = 3.0
 LIMIT_S = 2.0
@@ -38,6 +38,8 @@ class Row:
     """Which rank has to be named: ``last``, ``any`` or ``none``."""
     within_s: float = SOON_S
     """From the fault to the error."""
+    on_hosts_s: float = 0.0
+    """The same on several hosts, where it is longer."""
     settle_s: float = 3.0
     """How long after the next run processes and sockets may still be there."""
     engines: tuple[str, ...] = ("local", "ipyparallel", "plain ipyparallel", "notebook_launcher")
@@ -117,7 +119,7 @@ def end_kernel(desk: Desk, how: str) -> Seen:
         desk.define(desk.kernel)
     del cell
     again = time.monotonic()
-    desk.kernel("start(Cluster.attach)" if desk.on_hosts else "start()", 120)
+    desk.kernel("attach()" if desk.on_hosts else "start()", 120)
     note = f"ranks again after {time.monotonic() - again:.1f} s"
     left = len(theirs & set(marked(desk.bed.mark)))
     wrong = "" if gone else f"{left} of {len(theirs)} processes of the ranks stayed"
@@ -143,7 +145,7 @@ def full_disk(desk: Desk) -> Seen:
 
 
 def killed_for_memory(desk: Desk) -> Seen:
-    """By the system, in a control group with 100 MiB that the rank enters."""
+    """By the system, in a control group with 100 MiB."""
     group = CGROUPS / f"tplab-faults-{os.getpid()}"
     try:
         group.mkdir()
@@ -151,8 +153,12 @@ def killed_for_memory(desk: Desk) -> Seen:
     except OSError as error:
         raise NotHere(f"no control group can be made: {error}") from None
     try:
-        (desk.folder / "cgroup").write_text(str(group))
-        return desk.seen(desk.attempt("killed_for_memory"))
+        cell = desk.begin("killed_for_memory")
+        desk.happened()
+        (group / "cgroup.procs").write_text((desk.folder / "pid").read_text())
+        (desk.folder / "pid").unlink()  # the rank goes on
+        began = time.time()
+        return desk.seen(desk.told(desk.end(cell)), began)
     finally:
         eventually(lambda: not (group / "cgroup.procs").read_text(), 5)
         with suppress(OSError):
@@ -206,51 +212,62 @@ HOST_SETTLE_S = 15.0
 """A host that is cut off ends its ranks by itself, a while later."""
 
 
-def lose(fault: Callable[[Desk], None]) -> Callable[[Desk], Seen]:
-    """Something between the hosts goes away while ranks wait in a collective."""
+def lose(fault: Callable[[Bed, Host], None]) -> Callable[[Desk], Seen]:
+    """The host of the last rank goes away, or the controller, while the other ranks wait in a collective. Those may
+    fail of it sooner than the loss shows: what is lost has to be named all the same."""
 
     def drive(desk: Desk) -> Seen:
+        name = desk.kernel("list(cluster.hosts)")[-1]
         cell = desk.begin("hung")
         desk.happened()
         time.sleep(0.2)
         began = time.time()
-        fault(desk)
-        return desk.seen(desk.told(desk.end(cell)), began)
+        fault(desk.bed, getattr(desk.bed.hosts, name))
+        told = desk.told(desk.end(cell))
+        word = "the controller" if fault is kill_controller else f"host {name}"
+        wrong = "" if word in told["text"].partition("\n")[0] else f"says nothing of {word}: {told['text'][:300]}"
+        return desk.seen(told, began, wrong=wrong)
 
     return drive
 
 
-def cut_off(desk: Desk) -> None:
-    desk.bed.hosts.link_down(desk.bed.hosts.beta)
+def cut_off(bed: Bed, host: Host) -> None:
+    bed.hosts.link_down(host)
 
 
-def join_again(desk: Desk) -> None:
-    desk.bed.hosts.link_up(desk.bed.hosts.beta)
+def kill_agent(bed: Bed, host: Host) -> None:
+    bed.parallel.kill_engine(host)
 
 
-def kill_agent(desk: Desk) -> None:
-    desk.bed.parallel.kill_engine(desk.bed.hosts.beta)
+def kill_controller(bed: Bed, host: Host) -> None:
+    bed.parallel.kill_controller()
 
 
-def start_agent(desk: Desk) -> None:
-    desk.bed.parallel.start_engine(desk.bed.hosts.beta)
-    desk.bed.parallel.client().close()
+def restore(desk: Desk) -> None:
+    """Cables in, a controller, and an engine on each host."""
+    bed = desk.bed
+    bed.hosts.reset()
+    if psutil.pid_exists(bed.parallel.controller.pid):
+        for host in bed.hosts.members:
+            if host.name not in bed.parallel.engines:
+                bed.parallel.start_engine(host)
+        bed.parallel.client().close()
+    else:
+        bed.renew()
 
 
-def kill_controller(desk: Desk) -> None:
-    desk.bed.parallel.kill_controller()
-
-
-def start_controller(desk: Desk) -> None:
-    desk.bed.renew()
-
-
-def on_hosts(
-    fault: Callable[[Desk], None], restore: Callable[[Desk], None], expect: tuple[str, ...], **more: Any
-) -> Row:
+def on_hosts(fault: Callable[[Bed, Host], None], next_run: bool = True) -> Row:
     """A row that has a meaning on several hosts only."""
-    more = {"rank": "any", "within_s": HOST_S, "settle_s": HOST_SETTLE_S} | more
-    return Row(drive=lose(fault), restore=restore, expect=expect, engines=("ipyparallel",), **more)
+    return Row(
+        drive=lose(fault),
+        expect=("HostLost",),
+        rank="any",
+        within_s=HOST_S,
+        settle_s=HOST_SETTLE_S,
+        engines=("ipyparallel",),
+        next_run=next_run,
+        restore=restore,
+    )
 
 
 ROWS: dict[str, Row] = {
@@ -271,13 +288,18 @@ ROWS: dict[str, Row] = {
         rank="none",
         engines=("local", "ipyparallel", "plain ipyparallel"),
     ),
-    "kernel killed": Row(drive=lambda desk: end_kernel(desk, "killed"), expect=("ranks gone",), rank="none"),
+    "kernel killed": Row(
+        drive=lambda desk: end_kernel(desk, "killed"),
+        expect=("ranks gone",),
+        rank="none",
+        on_hosts_s=12.0,  # agents wait 10 s for the kernel to be heard of
+    ),
     "kernel restarted": Row(drive=lambda desk: end_kernel(desk, "restarted"), expect=("ranks gone",), rank="none"),
     "disk full while saving": Row(drive=full_disk, expect=("RankError",)),
     "port taken": Row(drive=port_taken, expect=("",), rank="none"),
     "16 ranks on 2 cores": Row(drive=many_ranks, expect=("RankError",), once=True, within_s=15.0, settle_s=10.0),
     "two notebooks at once": Row(drive=two_notebooks, expect=("RankDied",)),
-    "host unreachable": on_hosts(cut_off, join_again, ("HostLost",)),
-    "agent killed": on_hosts(kill_agent, start_agent, ("HostLost",)),
-    "controller killed": on_hosts(kill_controller, start_controller, ("HostLost", "ClusterError"), next_run=False),
+    "host unreachable": on_hosts(cut_off),
+    "agent killed": on_hosts(kill_agent),
+    "controller killed": on_hosts(kill_controller, next_run=False),
 }

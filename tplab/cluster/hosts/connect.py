@@ -1,7 +1,9 @@
 """An ipyparallel cluster, and which of its engines are the agents: one on each host."""
 
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,15 +82,34 @@ def open_client(client: Any = None, profile: str | None = None, cluster_file: An
         options["connection_info"] = str(_file_of_profile(profile or "default"))
     try:
         if client is not None:
-            return client.connect_client_sync(**options), True
+            return _made_apart(lambda: client.connect_client_sync(**options)), True
         if of_cluster:
-            return ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options), True
-        return ipyparallel.Client(**options), True
+            return _made_apart(lambda: ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options)), True
+        return _made_apart(lambda: ipyparallel.Client(**options)), True
     except (OSError, TimeoutError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         which = next((f"{name}={str(value)!r}" for name, value in given.items()), "the default profile")
         raise NoHosts(
             f"no ipyparallel controller could be reached by {which}: {_in_one_line(error).rstrip('.')}. {_START_ONE}"
         ) from error
+
+
+def _made_apart(connect: "Callable[[], Client]") -> "Client":
+    """Connect on a thread of its own: a client whose making is interrupted has sockets that nobody could close. That
+    one is finished, and closed."""
+    outcome: Future[Client] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(connect())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="tplab-connect", daemon=True).start()
+    try:
+        return outcome.result()
+    except KeyboardInterrupt:
+        outcome.add_done_callback(lambda made: None if made.exception() else made.result().close())
+        raise
 
 
 def _file_of_profile(profile: str) -> Path:

@@ -60,15 +60,21 @@ class Link:
         if not self.lost:
             self._outlet.send(message, self._inlet.taken_bytes)
 
-    def beat(self) -> None:
-        """Give a sign of life, and see whether there was one."""
+    def beat(self, others_too: bool = False) -> None:
+        """Give a sign of life, and see whether there was one; ``others_too``: nor was there from any other host."""
         if self.lost:
             return
         self._silent_beats += 1
         if self._silent_beats * messages.BEAT_S > messages.SILENCE_S:
-            self.lose(f"nothing was heard of host {self.host.name} for {messages.SILENCE_S:g} s")
+            cause = ", nor of any other host: the controller of the ipyparallel cluster may be gone" * others_too
+            self.lose(f"nothing was heard of host {self.host.name} for {messages.SILENCE_S:g} s{cause}")
             return
         self._outlet.beat(self._inlet.taken_bytes)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the last two beats had no answer."""
+        return self._silent_beats > 2
 
     def lose(self, reason: str) -> None:
         """Take the host for lost."""
@@ -132,9 +138,11 @@ class Beats:
         while not self._closed.wait(messages.BEAT_S):
             now = time.monotonic()
             if now - before < 2 * messages.BEAT_S:  # else this process itself was held up, and what came waits unread
-                for link in self._links():
+                links = self._links()
+                all_silent = len(links) > 1 and all(link.is_silent for link in links)
+                for link in links:
                     with suppress(Exception):
-                        link.beat()
+                        link.beat(all_silent)
             before = now
 
     def close(self) -> None:
