@@ -127,21 +127,29 @@ class Outlet:
     def send(self, message: object, taken: int) -> None:
         """Send a message; ``taken``: bytes that have come the other way."""
         with self._lock:
+            piece = bytearray()
             for part in encode(message):
                 view = memoryview(part).cast("B")
-                for start in range(0, len(view), PIECE_BYTES):
-                    self._send(view[start : start + PIECE_BYTES], taken)
+                while view:
+                    room = PIECE_BYTES - len(piece)
+                    piece += view[:room]
+                    view = view[room:]
+                    if len(piece) == PIECE_BYTES:
+                        self._send(piece, taken)
+                        piece = bytearray()
+            if piece:
+                self._send(piece, taken)
 
     def beat(self, taken: int) -> None:
         """Give a sign of life."""
         with self._lock:
-            self._send(None, taken)
+            self._send(b"", taken)
 
-    def _send(self, piece: memoryview | None, taken: int) -> None:
+    def _send(self, piece: bytes | bytearray, taken: int) -> None:
         self._number += 1
-        content = {"number": self._number, "digest": _digest(piece or b""), "taken": taken}
-        self.sent_bytes += len(piece or b"")
-        self._put(content, [] if piece is None else [bytes(piece)])
+        self.sent_bytes += len(piece)
+        content = {"number": self._number, "digest": _digest(piece), "taken": taken}
+        self._put(content, [memoryview(piece)] if piece else [])
 
 
 class Inlet:
@@ -164,5 +172,5 @@ class Inlet:
         return self._assembly.feed(piece)
 
 
-def _digest(piece: bytes | memoryview) -> str:
+def _digest(piece: bytes | bytearray | memoryview) -> str:
     return hashlib.blake2b(piece, digest_size=16).hexdigest()
