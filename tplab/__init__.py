@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tplab.topology import predict as predict
     from tplab.topology import verify as verify
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 __all__ += ["__version__"]

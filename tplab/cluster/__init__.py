@@ -26,6 +26,7 @@ own_thread  a thread that owns something; supervisor: the one that owns the rank
 interrupts  Ctrl-C held back for a moment
 run         the handle of one run, and of what is made of it
 cluster     the public face; resized: some of its ranks as a cluster, worlds: the rank's side of that
+hosts       the engine whose ranks are on several machines, under agents in an ipyparallel cluster
 torchrun    the same measurement where torchrun starts the ranks
 
 Public names load on first use.

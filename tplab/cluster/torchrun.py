@@ -52,7 +52,7 @@ class Attached:
     """This process as a rank among those that ``torchrun`` started."""
 
     rank: "Rank"
-    """Its number, group and device. Reports of it go nowhere: each run is given a ``Rank`` of its own."""
+    """The rank's number, group and device. Reports of it go nowhere: each run is given a ``Rank`` of its own."""
     store: Store
     """Where all ranks meet."""
     placement: backends.RankDevices

@@ -27,7 +27,11 @@ def engine_on_hosts(
     interface: str | Mapping[str, str] | None,
     start_timeout: float,
 ) -> HostsEngine:
-    """The engine for ``Cluster(engine="ipyparallel", ...)``; its arguments are described there."""
+    """The engine for ``Cluster(engine="ipyparallel", ...)``.
+
+    Args:
+        n, backend, client, profile, cluster_file, ranks_per_host, interface, start_timeout: as of ``Cluster``.
+    """
     if n is not None:
         check_count("n", n, least=1, most=MAX_RANKS)
     given = {"client": client, "profile": profile, "cluster_file": cluster_file}

@@ -27,7 +27,7 @@ WINDOW_BYTES = 64 << 20
 """How much an agent sends that the kernel has not said it has: what is more would pile up in the controller."""
 
 Content = Mapping[str, Any]
-"""Of a piece: ``number``, ``digest``, ``taken`` (bytes that have come the other way); signed, in JSON."""
+"""What is signed with a piece, in JSON: ``number``, ``digest``, ``taken`` (bytes that have come the other way)."""
 
 
 # From kernel to agent.
@@ -40,9 +40,11 @@ class Spawn:
     launch: int
     """Number of the start, which all that is said of its ranks repeats."""
     placement: RankDevices
-    """Of this host's ranks."""
+    """Backend and devices of this host's ranks."""
     share: Share
+    """Which of the cluster's they are."""
     start_timeout: float
+    """Seconds that they have to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Pass:
     ranks: tuple[int, ...]
     """Their numbers on this host."""
     parts: tuple[Any, ...]
-    """As ``PickleBuffer`` on the way in, as bytes on the way out."""
+    """The message, as ``PickleBuffer`` on the way in, as bytes on the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class KillRank:
     """Kill one rank."""
 
     rank: int
+    """The rank's number on this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Kill:
     """End all ranks."""
 
     launch: int
+    """Number of their start, for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,9 @@ class Spawned:
     """The ranks' processes run, or could not be started."""
 
     launch: int
+    """Number of the start."""
     pids: tuple[int, ...]
+    """Process ids on the host, in rank order."""
     error: str
     """Why not; empty if they run."""
     no_room: bool
@@ -93,18 +99,22 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """Events of ranks, which are numbered as on this host."""
+    """Something happened to ranks."""
 
     launch: int
+    """Number of their start."""
     events: tuple[Event, ...]
+    """Ranks in it are numbered as on this host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """All ranks of the start are ended; ``events`` holds the last that they wrote."""
+    """All ranks are ended."""
 
     launch: int
+    """Number of their start."""
     events: tuple[Event, ...]
+    """The last that they wrote."""
 
 
 class Garbled(Exception):
