@@ -129,10 +129,17 @@ def test_keys_in_a_folder_that_nobody_else_enters_are_kept(shared_parallel: Para
     assert check.status == "ok"
 
 
-def test_an_interface_that_no_host_has(shared_parallel: Parallel) -> None:
-    checks = cluster_preflight(str(shared_parallel.cluster_file), interface="ib0")
+def test_an_interface_that_no_host_has_on_the_cluster_of_a_profile(
+    shared_parallel: Parallel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(shared_parallel.folder))
+    checks = cluster_preflight("default", interface="ib0")
     assert problems(checks) == {"network"}
     assert "has eth0 (10.213." in by_name(checks)["network"].meaning
+    assert by_name(checks)["connection files"].found == "2, which nobody else may read"
+    [check] = cluster_preflight("no-such-profile")
+    assert (check.name, check.found, check.status) == ("controller", "not reached", "problem")
+    assert "no-such-profile" in check.meaning
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tplab.checks import ArgumentError
 from tplab.cluster.errors import ClusterError
 from tplab.cluster.hosts import survey
-from tplab.cluster.hosts.connect import Host, NoHosts, call_on, group, open_client, start_on
+from tplab.cluster.hosts.connect import Host, NoHosts, call_on, file_of_profile, group, open_client, start_on
 from tplab.cluster.hosts.networks import Network, choose
 from tplab.cluster.hosts.reach import try_pairs
 from tplab.lab import cluster_findings as findings
@@ -47,12 +47,13 @@ def cluster_preflight(
         rule = "must be a profile's name, or an ipcontroller-client.json or cluster-ID.json that is there"
         raise ArgumentError("cluster", cluster, rule)
     try:
-        client, _ = open_client(cluster_file=file) if file is not None else open_client(profile=cluster)
+        file = file or file_of_profile(cluster)
+        client, _ = open_client(cluster_file=file)
     except NoHosts as error:
         cure = "Start it, or let this machine reach the address in its file: ipcontroller --ip=..., --location=..."
         return [Check(name="controller", found="not reached", status="problem", meaning=str(error), cure=cure)]
     try:
-        checks = [*_connection(client, file), *_Survey(client).checks(interface, folder)]
+        checks = [*_connection(client, file.parent), *_Survey(client).checks(interface, folder)]
         return [*checks, _try_ranks(client, interface)] if ranks else checks
     finally:
         client.close()
@@ -79,7 +80,7 @@ class _Survey:
         self._compare(looks)
         if any(trips.values()):
             self._found += [findings.clocks(trips)]
-            self._look_at(len(looks), interface, folder or os.getcwd())
+        self._look_at(len(looks), interface, folder or os.getcwd())
         return self._found
 
     def _first_look(self) -> tuple[Host, ...]:
@@ -239,7 +240,7 @@ def _cannot_import(host: Host) -> Check:
     )
 
 
-def _connection(client: "Client", file: Path | None) -> list[Check]:
+def _connection(client: "Client", folder: Path) -> list[Check]:
     """Whether who speaks is authenticated, whether others can read along, and who may read the keys."""
     if client.curve_serverkey:  # in place of signatures
         check = Check(name="connection", found="authenticated and encrypted (CurveZMQ)")
@@ -259,7 +260,6 @@ def _connection(client: "Client", file: Path | None) -> list[Check]:
             meaning="The controller has no key: whoever reaches its ports runs code as you on every host.",
             cure="Start the controller anew with --IPController.enable_curve=True, or let it make its key.",
         )
-    folder = file.parent if file is not None else Path(client._profile_dir.security_dir)
     return [check, _who_reads(folder)]
 
 

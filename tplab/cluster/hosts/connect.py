@@ -79,7 +79,7 @@ def open_client(client: Any = None, profile: str | None = None, cluster_file: An
         if not of_cluster:
             options["connection_info"] = str(path)
     elif client is None:
-        options["connection_info"] = str(_file_of_profile(profile or "default"))
+        options["connection_info"] = str(file_of_profile(profile or "default"))
     try:
         if client is not None:
             return _made_apart(lambda: client.connect_client_sync(**options)), True
@@ -112,8 +112,11 @@ def _made_apart(connect: "Callable[[], Client]") -> "Client":
         raise
 
 
-def _file_of_profile(profile: str) -> Path:
-    """Looked for here: ipyparallel waits for it, and says so on the screen."""
+def file_of_profile(profile: str) -> Path:
+    """The ``ipcontroller-client.json`` of an IPython profile; :class:`NoHosts` where there is none.
+
+    Looked for here: ipyparallel waits for it, and says so on the screen.
+    """
     from IPython.core.profiledir import ProfileDir, ProfileDirError
     from IPython.paths import get_ipython_dir
 
