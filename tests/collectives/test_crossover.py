@@ -104,7 +104,7 @@ def test_an_algorithm_that_was_not_timed_everywhere_wins_where_it_was() -> None:
     assert losses["best"].tolist() == ["one-shot"] * 8 + ["library"] * 11
 
 
-@pytest.mark.parametrize("name", recordings())
+@pytest.mark.parametrize("name", [each for each in recordings() if each[1] == "x"])
 def test_recorded_sweeps_have_a_best_for_every_message(name: str) -> None:
     frame = comparable(recorded(name, "sweep"))
     losses = engine_losses(frame, [rule((math.inf, "NCCL"))], hidden=4096, num_layers=32, batches=range(1, 130))
@@ -250,7 +250,7 @@ def test_on_gpus_graphs_of_what_can_be_captured_elsewhere_our_own() -> None:
         assert max(point.nbytes for point in elsewhere) == 4 * MIB
 
 
-@pytest.mark.parametrize("name", [each for each in recordings() if each[0] in "24"])
+@pytest.mark.parametrize("name", [each for each in recordings() if each[:2] in ("2x", "4x")])
 def test_recorded_sweeps_have_a_map(name: str) -> None:
     frame = comparable(recorded(name, "sweep"))
     assert frame["launch_mode"].unique() == ["graph"]

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,14 +26,22 @@ def others() -> list[int]:
     return found
 
 
+def run(*argv: str) -> None:
+    subprocess.run(argv, check=True)
+
+
 def main() -> None:
     name, hosts_file = sys.argv[1:]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # of the terminal: the tests' process decides
         signal.signal(number, signal.SIG_IGN)
     socket.sethostname(name)
-    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)  # or it would show the interfaces outside
-    subprocess.run(["mount", "--bind", hosts_file, "/etc/hosts"], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # The /sys there is would show the interfaces outside; what it has of cgroups is kept.
+    sysfs = tempfile.mkdtemp(dir=Path(hosts_file).parent)
+    run("mount", "-t", "sysfs", "sysfs", sysfs)
+    run("mount", "--rbind", "/sys/fs/cgroup", f"{sysfs}/fs/cgroup")
+    run("mount", "--rbind", sysfs, "/sys")
+    run("mount", "--bind", hosts_file, "/etc/hosts")
+    run("ip", "link", "set", "lo", "up")
     print("ready", flush=True)
     sys.stdin.read()
     while left := others():

@@ -27,7 +27,8 @@ def test_a_sweep_over_hosts_of_different_size(hosts, tmp_path):
     rows = list(csv.DictReader(out.open()))
     assert [int(row["bytes"]) for row in rows] == [4096, 8192, 16384]
     assert {row["correct"] for row in rows} == {"True"}
-    assert {(row["num_ranks"], row["link"]) for row in rows} == {("3", "TCP between 2 hosts")}
+    where = {(row["num_ranks"], row["num_hosts"], row["link"]) for row in rows}
+    assert where == {("3", "2", "TCP between 2 hosts")}
     assert not [*tmp_path.glob(".*")]
 
 

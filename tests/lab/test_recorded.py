@@ -10,11 +10,12 @@ import pytest
 from tplab.collectives import comparable, crossovers
 from tplab.lab.recorded import recorded, recorded_badge, recorded_calibration, recorded_trace, recordings
 from tplab.pipeline import Op, build_schedule
-from tplab.topology import EnginePolicy, Layout, Machine, ModelSpec, Workload
+from tplab.topology import EnginePolicy, Layout, Machine, ModelSpec, Workload, machine_of, place
 from tplab.topology.verification.box_layouts import scores
 from tplab.topology.verification.static_batch import predict_batch
 
 FOUR = "4xH200-2026-11-26"
+HOSTS = "2_hosts_at_400_Mbit-2026-11-29"
 
 
 def test_every_step_of_every_recording_is_readable() -> None:
@@ -35,11 +36,27 @@ def test_all_recordings_together_are_small() -> None:
 def test_all_results_were_checked() -> None:
     for name in recordings():
         assert recorded(name, "sweep")["correct"].all()
-        assert recorded(name, "links")["agree"].all()
+        links = recorded(name, "links")
+        assert links.loc[links["topo"].notna(), "agree"].all()  # of GPUs: only they have two who say
 
 
 def test_badges() -> None:
     assert recorded_badge("2xH100-2026-11-24") == "RECORDED 2xH100 2026-11-24"
+    assert recorded_badge(HOSTS) == "RECORDED 2 hosts at 400 Mbit 2026-11-29"
+
+
+def test_two_hosts_and_the_cable_between_them() -> None:
+    """What ``tc`` was told is what was measured, and the advice follows from it."""
+    machine = machine_of(recorded_calibration(HOSTS))
+    assert (machine.nodes, machine.gpus_per_node) == (2, 2)
+    assert machine.network is not None
+    assert machine.network.bandwidth_GBps * 8e3 == pytest.approx(400, rel=0.2)
+    links = recorded(HOSTS, "links")
+    across = (links["src"] < 2) != (links["dst"] < 2)
+    assert links.loc[across, "GBps"].max() * 8e3 == pytest.approx(400, rel=0.2)
+    assert links.loc[~across, "GBps"].min() > 3 * links.loc[across, "GBps"].max()
+    assert set(recorded(HOSTS, "sweep").query("num_ranks == 4")["link"]) == {"TCP between 2 hosts"}
+    assert place(machine, 2, 2, 1).groups == (((0, 1), (2, 3)),)
 
 
 def test_a_pipeline_ran_in_the_order_of_its_table() -> None:
@@ -65,7 +82,9 @@ def test_layouts_of_whole_models_and_what_predictions_of_them_are_worth() -> Non
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of 1xH100-2026-11-28, 2xH100-2026-11-24.*got '8xB300'"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of 1xH100-2026-11-28, 2_hosts.*, 2xH100-2026-11-24.*got '8xB300'"
+    ):
         recorded("8xB300", "sweep")
     with pytest.raises(ValueError, match=r"must be one of layers, links, sweep; got 'weather'"):
         recorded("2xH100-2026-11-24", "weather")

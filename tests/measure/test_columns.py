@@ -1,5 +1,7 @@
 """Provenance columns: one spelling of emulated links, and the older ones understood."""
 
+from dataclasses import replace
+
 import pytest
 
 from tplab.cluster import Provenance
@@ -59,3 +61,10 @@ def test_columns_are_the_provenances_with_link_and_launch_mode() -> None:
 def test_a_badge_leaves_out_what_is_empty() -> None:
     assert joined_badge("LIVE gloo · 2 ranks", "", link_text(LINK)) == f"LIVE gloo · 2 ranks · emulated link {LINK}"
     assert joined_badge("", link_text(None)) == ""
+
+
+def test_a_badge_says_how_many_hosts() -> None:
+    assert PROVENANCE.badge == "LIVE gloo · 2 ranks"
+    assert replace(PROVENANCE, num_hosts=2).badge == "LIVE gloo · 2 ranks on 2 hosts"
+    on_gpus = replace(PROVENANCE, backend="nccl", num_ranks=4, num_devices=4, num_hosts=2)
+    assert on_gpus.badge == "LIVE nccl · 4 ranks on 4 GPUs of 2 hosts"

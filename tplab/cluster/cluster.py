@@ -369,6 +369,7 @@ class Cluster:
             torch_version=facts[0]["torch_version"],
             nccl_version=facts[0]["nccl_version"],
             python_version=facts[0]["python_version"],
+            num_hosts=self._placement.num_hosts,
             started_at=self._started_at,
         )
 

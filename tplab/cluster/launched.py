@@ -233,6 +233,7 @@ class Launched(Cluster):
             self._served.ranks.provenance,
             num_ranks=self.num_ranks,
             num_devices=self._placement.num_devices,
+            num_hosts=self._placement.num_hosts,
             link=describe_link(self._placement),
         )
 

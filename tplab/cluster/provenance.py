@@ -25,6 +25,8 @@ class Provenance:
     nccl_version: str
     """Version of NCCL; empty with gloo."""
     python_version: str
+    num_hosts: int = 1
+    """Machines that the ranks are on."""
     started_at: str
     """Time at which the ranks started, in UTC, as ISO 8601."""
 
@@ -40,9 +42,11 @@ class Provenance:
 
     @property
     def badge(self) -> str:
-        """``LIVE gloo · 2 ranks`` or ``LIVE nccl · 4 ranks on 1 GPU``."""
-        badge = f"LIVE {self.backend} · {count(self.num_ranks, 'rank')}"
-        return f"{badge} on {count(self.num_devices, 'GPU')}" if self.backend == "nccl" else badge
+        """``LIVE gloo · 2 ranks``, ``LIVE nccl · 4 ranks on 1 GPU`` or ``LIVE nccl · 4 ranks on 4 GPUs of 2 hosts``."""
+        places = [count(self.num_devices, "GPU")] if self.backend == "nccl" else []
+        places += [count(self.num_hosts, "host")] if self.num_hosts > 1 else []
+        ranks = count(self.num_ranks, "rank")
+        return f"LIVE {self.backend} · {ranks}{' on ' if places else ''}{' of '.join(places)}"
 
     def columns(self) -> dict[str, str | int]:
         """One value per column, for a tidy frame."""

@@ -210,6 +210,7 @@ def _join(store: Store, index: int, world_size: int, backend: str, watch: Watch)
             torch_version=str(torch.__version__),
             nccl_version=".".join(map(str, nccl)),
             python_version=platform.python_version(),
+            num_hosts=placement.num_hosts,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
         watch=watch,

@@ -102,6 +102,7 @@ class NcclTest:
             torch_version="",
             nccl_version=self.versions.get("nccl", ""),
             python_version="",
+            num_hosts=self.num_hosts or 1,
             started_at=self.started,
         )
         kinds = {(row.redop, row.root) for row in self.rows}

@@ -72,6 +72,8 @@ def read_sweep(path: "str | os.PathLike[str]") -> pd.DataFrame:
             that are none.
     """
     frame = read_frame(path)
+    if "num_hosts" not in frame:  # it was written when there was only one
+        frame["num_hosts"] = 1
     needed = ("algorithm", "dtype", "bytes", "p50_us", "min_us", "correct", *Provenance.__dataclass_fields__)
     if missing := [name for name in needed if name not in frame]:
         raise ValueError(f"{path} is no sweep of all-reduces: it has no column {', '.join(missing)}")

@@ -32,7 +32,10 @@ def _recorded_sweeps() -> dict[str, tuple[str, int]]:
     """What can be chosen besides this machine -> recording and number of ranks."""
     found: dict[str, tuple[str, int]] = {}
     for name in recordings():
-        for num_ranks in sorted(recorded(name, "sweep")["num_ranks"].unique().tolist(), reverse=True):
+        sweep = recorded(name, "sweep")
+        if sweep["backend"].iloc[0] != "nccl":  # engines have no limits for it
+            continue
+        for num_ranks in sorted(sweep["num_ranks"].unique().tolist(), reverse=True):
             found[f"{name}, {num_ranks} ranks"] = name, int(num_ranks)
     return found
 

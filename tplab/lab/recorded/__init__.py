@@ -1,6 +1,7 @@
 """Measurements that were made on machines most readers do not have, as ``tplab.topology.verification.box`` wrote them.
 
-A folder per machine and day, ``2xH100-2026-11-24``; a file per step. Figures made from them wear a RECORDED badge.
+A folder per machine and day, ``2xH100-2026-11-24`` (with ``_`` for a blank); a file per step. Figures made from them
+wear a RECORDED badge.
 """
 
 from importlib.resources import as_file, files
@@ -31,6 +32,8 @@ def recorded(name: str, step: str) -> pd.DataFrame:
         frame = pd.read_csv(file)
     if "layout" in frame:
         frame["layout"] = frame["layout"].str.replace(" x ", " × ")  # as layouts are written now
+    if "num_hosts" not in frame:
+        frame["num_hosts"] = 1
     return frame.assign(link=frame["link"].map(newest_spelling))
 
 
@@ -61,4 +64,4 @@ def _file(name: str, step: str, ending: str) -> Traversable:
 def recorded_badge(name: str) -> str:
     """``RECORDED 2xH100 2026-11-24``."""
     machine, _, day = name.partition("-")
-    return f"RECORDED {machine} {day}"
+    return f"RECORDED {machine.replace('_', ' ')} {day}"
