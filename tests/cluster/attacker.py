@@ -40,14 +40,14 @@ def listening():
     return {(int(row[1].split(":")[1], 16), row[9]) for row in theirs}
 
 
-def connect(port):
+def connect(port, patience_ms):
     connection = socket.socket()
     connection.setblocking(False)
     with suppress(BlockingIOError):
         connection.connect(("127.0.0.1", port))
     poll = select.poll()
     poll.register(connection, select.POLLOUT)
-    if not poll.poll(10):
+    if not poll.poll(patience_ms):
         raise TimeoutError
     held.append(connection)
     counts["connections"] += 1
@@ -62,21 +62,20 @@ def answer(connection):
             connection.sendall(pickle.dumps(Evil()))
 
 
-def attack(port):
+def attack(port, patience_ms):
     counts["ports"] += 1
     if mode == "join":
         for number in range(6):
-            connection = connect(port)
+            connection = connect(port, patience_ms)
             connection.settimeout(2)
             connection.sendall(struct.pack("q", number))
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
     elif mode == "hold":
         for _ in range(20):
-            with suppress(TimeoutError):  # on a busy machine one can come too late, and is hung up
-                connect(port)
+            connect(port, patience_ms)
     elif mode == "flood":
         for _ in range(2000):
-            connect(port).send(b"\xff" * 64)
+            connect(port, patience_ms).send(b"\xff" * 64)
     elif mode == "store":
         threading.Thread(target=read_store, args=(port,), daemon=True).start()
 
@@ -103,12 +102,22 @@ os.setgid(OTHER_UID)
 os.setuid(OTHER_UID)
 print("ready", flush=True)
 threading.Thread(target=lambda: (sys.stdin.read(), print(counts, flush=True), os._exit(0)), daemon=True).start()
-seen = set()
+tries = {}
 while True:
-    for port in listening() - seen:
-        seen.add(port)
-        with suppress(OSError):  # it has closed
-            attack(port[0])
+    ports = listening()
+    # On a busy machine a connection can take longer than there is patience for: those that did not come off are tried
+    # again, for a second, once there is nothing new. At a closed door that comes off never.
+    new = ports - tries.keys() or [port for port in ports if 0 < tries[port] < 10][:1]
+    for port in new:
+        tries[port] = tries.get(port, 0) + 1
+        try:
+            attack(port[0], 10 if tries[port] == 1 else 100)
+            tries[port] = 0
+        except TimeoutError:
+            if tries[port] < 10:
+                continue
+        except OSError:  # it has closed
+            tries[port] = 0
         Path(port[1]).touch()
     if len(held) > 6000:
         for connection in held:

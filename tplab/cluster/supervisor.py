@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from tplab.cluster import naming, wire
@@ -29,8 +30,7 @@ from tplab.cluster.verdict import Cause, Evidence, judge, kernel_failed, not_sta
 # How long the others may still answer once a run cannot succeed: long enough for a death to follow the connection
 # errors it causes on other ranks, short enough not to be noticed.
 _GRACE_S = 0.3
-# How long ranks may take to leave the function when stopped before they are killed.
-_STOP_GRACE_S = 0.6
+_STOP_GRACE_S = 0.6  # for ranks that were stopped to leave the function, before they are killed
 # Gloo's C++ announces every connection on stdout, past any log level.
 _NOISE = ("[Gloo] Rank ",)
 
@@ -344,16 +344,16 @@ class Supervisor(OwnThread):
         for rank in ranks:
             self.engine.send(rank, parts)
 
-    def _begin_spawn(self) -> None:
+    def _begin_spawn(self, launch: Launch | None = None) -> None:
         """Start the ranks, unless they are up."""
         if self.state is State.DOWN:
-            self._spawn(Launch())
+            self._spawn(launch or Launch())
 
     def _start_again(self, reason: str) -> None:
-        """Somebody else came between the ranks while they connected."""
+        """Somebody else came between the ranks while they connected. (The start follows what is at hand of these.)"""
         if not self._launch.is_last:
             self._kill()
-            self._spawn(self._launch.again(reason))
+            self._posted.append(partial(self._begin_spawn, self._launch.again(reason)))
         else:
             self._give_up(not_started(reason, self._launch.number))
 
