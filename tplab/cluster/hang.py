@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Literal
 
 from tplab.cluster import naming
-from tplab.cluster.calls import BETWEEN_TWO, NO_CALLS, Call, Calls, Frame, Position
+from tplab.cluster.calls import BETWEEN_TWO, NO_CALLS, Call, Calls, Frame, GroupFacts, Position
 from tplab.cluster.hang_words import (
     describe,
     inflect,
@@ -64,6 +64,8 @@ class Diagnosis:
     """Every rank."""
     reason: Literal["mismatch", "missing", "circle", "slow"] = field(default="missing")
     """One of the reasons that the module's docstring lists: ``missing`` is the second of them."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Name of a group -> what to call it, such as ``the first group of ranks 0, 1``; empty for the default one."""
 
     def __str__(self) -> str:
         lines = [self.sentence[:1].upper() + self.sentence[1:] + "."]
@@ -83,7 +85,8 @@ def diagnose(positions: Mapping[int, Position], hosts: Sequence[str] = ()) -> Di
     if found is None:
         return None
     reason, sentence, missing = found
-    return Diagnosis(sentence, ranks.waiting, missing, tuple(map(ranks.view, sorted(positions))), reason)
+    views = tuple(map(ranks.view, sorted(positions)))
+    return Diagnosis(sentence, ranks.waiting, missing, views, reason, ranks.group_words)
 
 
 _Found = tuple[Literal["mismatch", "missing", "circle", "slow"], str, tuple[int, ...]]
@@ -300,14 +303,21 @@ class _Ranks:
         return name_place(place)
 
     def _of_group(self, call: Call) -> str:
-        facts = next(each for each in self._groups if each.name == call.group)
-        if facts.is_default or call.kind in BETWEEN_TWO:
+        words = "" if call.kind in BETWEEN_TWO else self.group_words[call.group]
+        return f" of {words}" if words else ""
+
+    @cached_property
+    def group_words(self) -> dict[str, str]:
+        return {facts.name: self._call_group(facts) for facts in self._groups}
+
+    def _call_group(self, facts: GroupFacts) -> str:
+        if facts.is_default:
             return ""
         if facts.description:
-            return f" of group {facts.description}"
+            return f"group {facts.description}"
         alike = [each for each in self._groups if each.ranks == facts.ranks and not each.is_default]
         which = f"{ordinal(alike.index(facts))} " * (len(alike) > 1)
-        return f" of the {which}group of {naming.several(facts.ranks)}"
+        return f"the {which}group of {naming.several(facts.ranks)}"
 
     def _why_absent(self, rank: int, call: Call) -> str:
         if rank not in self._positions:

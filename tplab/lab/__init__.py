@@ -14,6 +14,7 @@ sentences   words below a cell that a page wraps between words
 shipped     the notebooks that tplab brings along, and a learner's copy of them
 demo        the panels alone, as a page
 progress    what was predicted and solved, in a file beside the notebooks; progress_table shows it
+hangs       a run that hangs, caught: who waits for whom
 still       pictures of what is live, for pages without its kernel; saving: on save they take the views' place
 exercises   stubs' checkers
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tplab.lab.exercises import check_attention as check_attention
     from tplab.lab.exercises import check_chunk_choice as check_chunk_choice
     from tplab.lab.exercises import check_chunks as check_chunks
+    from tplab.lab.exercises import check_exchange as check_exchange
     from tplab.lab.exercises import check_int8_all_reduce as check_int8_all_reduce
     from tplab.lab.exercises import check_kv_bytes as check_kv_bytes
     from tplab.lab.exercises import check_mlp as check_mlp
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from tplab.lab.figures.topology import explain_placement as explain_placement
     from tplab.lab.figures.verification import explain_calibration as explain_calibration
     from tplab.lab.figures.verification import explain_verification as explain_verification
+    from tplab.lab.hangs import Hang as Hang
+    from tplab.lab.hangs import catch_hang as catch_hang
     from tplab.lab.panels.advisor import AdvisorPanel as AdvisorPanel
     from tplab.lab.panels.claims import claim_cards as claim_cards
     from tplab.lab.panels.claims import measure_claim as measure_claim
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
     from tplab.lab.panels.generation import layouts_badge as layouts_badge
     from tplab.lab.panels.generation import layouts_frame as layouts_frame
     from tplab.lab.panels.generation import shares_in_words as shares_in_words
+    from tplab.lab.panels.hang import HangPanel as HangPanel
     from tplab.lab.panels.hello import HelloPanel as HelloPanel
     from tplab.lab.panels.layers import LINKS as LINKS
     from tplab.lab.panels.layers import ChunkModel as ChunkModel

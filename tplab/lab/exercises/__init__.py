@@ -18,6 +18,7 @@ chunks      05: a prompt in chunks that get dearer
 admission   05: which requests a decoding ring takes in
 placement   07: two groups of two GPUs
 repair      08: a decoder with three bugs
+exchange    09: two ranks swap tensors of unknown length
 """
 
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tplab.lab.exercises.admission import check_admit as check_admit
     from tplab.lab.exercises.argmax import check_argmax as check_argmax
     from tplab.lab.exercises.chunks import check_chunks as check_chunks
+    from tplab.lab.exercises.exchange import check_exchange as check_exchange
     from tplab.lab.exercises.fused_qkv import check_qkv as check_qkv
     from tplab.lab.exercises.hiding import check_overlap as check_overlap
     from tplab.lab.exercises.layers import check_attention as check_attention

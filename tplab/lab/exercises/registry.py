@@ -230,6 +230,16 @@ EXERCISES: Mapping[str, Exercise] = {
             num_ranks=4,
             checker="repair:check_repair",
         ),
+        Exercise(
+            name="09-exchange",
+            notebook="09-hang-clinic",
+            function="my_exchange",
+            title="Two ranks swap tensors of unknown length",
+            difficulty="medium",
+            minutes=15,
+            num_ranks=2,
+            checker="exchange:check_exchange",
+        ),
     )
 }
 """Exercise name -> exercise, in the order of the notebooks."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tplab.lab.figures.crossover import crossover_figure as crossover_figure
     from tplab.lab.figures.crossover import losses_figure as losses_figure
     from tplab.lab.figures.generation import layouts_figure as layouts_figure
+    from tplab.lab.figures.hang import hang_figure as hang_figure
     from tplab.lab.figures.launch import calls_figure as calls_figure
     from tplab.lab.figures.launch import explain_calls as explain_calls
     from tplab.lab.figures.launch import explain_launch as explain_launch

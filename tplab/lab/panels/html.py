@@ -4,7 +4,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tplab.cluster import ClusterClosed, NoRoom, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster import ClusterClosed, ClusterError, NoRoom, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster.naming import capital
 from tplab.lab import style
 
 _TEXT = "color:var(--jp-ui-font-color1,#1F2430)"
@@ -82,13 +83,14 @@ def explain(error: BaseException) -> tuple[str, str]:
         case RankDied():
             return (
                 f"Rank {error.rank} died during the run.",
-                "The other ranks were ended with it. Press Run: fresh ranks start by themselves.",
+                _of_hang(error) or "The other ranks were ended with it. Press Run: fresh ranks start by themselves.",
             )
         case RankTimeout():
             names = ", ".join(map(str, error.ranks))
             return (
                 f"No answer in time from rank {names}.",
-                "They may wait for a rank that never comes, or need longer. Try a smaller setting, then Run again.",
+                _of_hang(error)
+                or "They may wait for a rank that never comes, or need longer. Try a smaller setting, then Run again.",
             )
         case RankError():
             return f"Rank {error.rank} raised an error.", "The ranks' own words below say where. Then press Run again."
@@ -100,3 +102,8 @@ def explain(error: BaseException) -> tuple[str, str]:
             return "A setting cannot work.", str(error)
         case _:
             return f"{type(error).__name__}.", "Press Run to try again; the details are below."
+
+
+def _of_hang(error: ClusterError) -> str:
+    """Who waited for whom; empty where nobody did."""
+    return "" if error.hang is None else f"{capital(error.hang.sentence)}. Press Run: fresh ranks start by themselves."
