@@ -42,7 +42,7 @@ class Supervisor(OwnThread):
         super().__init__("tplab-supervisor")
         self._idle = idle
         self.engine = engine
-        """Its ``pids`` and ``placement`` may be asked for from any thread."""
+        """Where the ranks are. Any thread may ask for ``pids`` and ``placement``."""
         self._start_timeout = start_timeout
         self._queue: deque[Run[Any]] = deque()
         self._current: Run[Any] | None = None
