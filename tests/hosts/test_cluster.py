@@ -156,7 +156,7 @@ class TestHosts:
             hosts.link_down(lost)
             with pytest.raises(HostLost, match=f"rank {first} of 4 on host {lost.name}.*nothing was heard") as caught:
                 run.result()
-            assert time.monotonic() - cut_at < 5
+            assert time.monotonic() - cut_at < 10  # 3 s of silence, and what a busy machine adds
             assert (caught.value.rank, caught.value.host) == (first, lost.name)
             assert cluster.run(total) == [[10.0] * 3] * 4
             assert set(cluster.hosts) == {hosts.members[0].name}
