@@ -15,6 +15,8 @@ class Footprint:
     processes: int
     sockets: int
     """All of those processes' together, of any kind and in any network namespace."""
+    descriptors: int
+    """Theirs, sockets among them."""
 
 
 def marked(mark: str) -> Iterator[int]:
@@ -28,12 +30,12 @@ def marked(mark: str) -> Iterator[int]:
 
 def measure(mark: str) -> Footprint:
     """Count what is marked now."""
-    processes = sockets = 0
+    processes, links = 0, []
     for pid in marked(mark):
         with suppress(OSError):
-            sockets += sum(link.startswith("socket:") for link in _links(f"/proc/{pid}/fd"))
+            links += _links(f"/proc/{pid}/fd")
             processes += 1
-    return Footprint(processes, sockets)
+    return Footprint(processes, sum(link.startswith("socket:") for link in links), len(links))
 
 
 def _read(path: str) -> bytes:

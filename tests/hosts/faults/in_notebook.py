@@ -123,6 +123,41 @@ def pasted(index, size):
     return meet()
 
 
+# More, for the soak.
+
+
+def raises_everywhere(index, size):
+    """All ranks have answered: they stay."""
+    stamp()
+    raise ValueError(f"from {index}")
+
+
+def returns_a_lock(index, size):
+    import threading
+
+    stamp()
+    return threading.Lock()
+
+
+def talks(index, size):
+    """A thousand lines, and as many bytes in the value."""
+    stamp()
+    for number in range(1000):
+        print("line", number, "of rank", index)
+    meet()
+    return "x" * 1000
+
+
+def shares_memory(index, size):
+    """A tensor in shared memory, whose owner ends without a word."""
+    import torch
+
+    kept = torch.zeros(100_000).share_memory_()
+    if culprit(index, size):
+        os._exit(5)
+    return meet() + kept[0].item()
+
+
 # What a cell of the notebook does; ``call``, ``start``, ``close``, ``connect`` and ``save`` are the launcher's.
 
 
