@@ -3,9 +3,9 @@
     python -m tests.hosts.soak --runs 500 --seed 0
 
 Every run is a cell. Of four runs three are well or fail without harm to the ranks; the others lose ranks, now and then
-a host. What there is, is counted after a tenth of the runs and after all, each time with fresh ranks: processes, sockets
-and descriptors of the kernel, the controller, the engines and the ranks together, files in shared memory that are
-theirs, and the resident memory of those that live all the while. Exit code 1 if there is more in the end.
+a host. What there is, is counted after a tenth of the runs and after all, each time with fresh ranks: processes,
+sockets and descriptors of the kernel, the controller, the engines and the ranks together, files in shared memory that
+are theirs, and the resident memory of those that live all the while. Exit code 1 if there is more in the end.
 """
 
 import argparse

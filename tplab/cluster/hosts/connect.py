@@ -104,8 +104,8 @@ def _made_apart(connect: "Callable[[], Client]") -> "Client":
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=work, name="tplab-connect", daemon=True).start()
     try:
+        threading.Thread(target=work, name="tplab-connect", daemon=True).start()
         return outcome.result()
     except KeyboardInterrupt:
         outcome.add_done_callback(lambda made: None if made.exception() else made.result().close())
