@@ -10,6 +10,7 @@ from tplab.checks import ArgumentError
 from tplab.cli import main
 from tplab.cli.words import check, options, table
 from tplab.cluster import Cluster
+from tplab.cluster.hosts.connect import where
 from tplab.collectives.crossover import engine_losses
 from tplab.collectives.emulated_link import EmulatedLink
 from tplab.collectives.nccl_tests import read_nccl
@@ -45,10 +46,10 @@ TAKEN = {
     "fits": (fits,),
     "advise": (ModelSpec.from_config, Machine.preset, Machine.from_topo, EnginePolicy, Workload, advise),
     "validate": (ModelSpec.from_config, Machine.preset, Machine.from_topo, EnginePolicy, beside_benchmark, score),
-    "calibrate": (Cluster, EmulatedLink, plan_calibration, submit_calibrate),
-    "box": (measure_box, Workload, BoxCase),
-    "sweep": (Cluster, plan_sweep),
-    "pipeline": (Cluster, build_schedule, StackPlan, BlockStages, Costs),
+    "calibrate": (Cluster, where, EmulatedLink, plan_calibration, submit_calibrate),
+    "box": (measure_box, where, Workload, BoxCase),
+    "sweep": (Cluster, plan_sweep, where),
+    "pipeline": (Cluster, where, build_schedule, StackPlan, BlockStages, Costs),
     "read-nccl": (read_nccl, calibration_of_nccl),
     "crossover": (Cluster, plan_crossover, recorded, read_sweep, engine_losses, ModelSpec.from_config),
     "progress": (progress_table,),

@@ -5,11 +5,13 @@ import signal
 import threading
 import time
 
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 
 from tplab import Cluster
+from tplab.cli import main
 from tplab.cluster import ClusterError, HostLost, RankDied, RankError, RankTimeout, RunStopped
 
 pytestmark = pytest.mark.timeout(150)
@@ -140,6 +142,24 @@ class TestFaults:
         cluster.watch(lambda state: None, lambda rank, code: ended.set() if (rank, code) == (1, -9) else None)
         cluster.start().kill_rank(1)
         assert ended.wait(20)
+
+
+class TestCommands:
+    @pytest.mark.parametrize("by", ["file", "profile"])
+    def test_sweep(self, shared_parallel, tmp_path, capsys, monkeypatch, by):
+        monkeypatch.setenv("IPYTHONDIR", shared_parallel.env["IPYTHONDIR"])
+        cluster = str(shared_parallel.cluster_file) if by == "file" else "default"
+        out = tmp_path / "sweep.csv"
+        sizes = ["--from-size", "1KiB", "--to-size", "2KiB", "--iterations", "5"]
+        assert main(["sweep", "--cluster", cluster, "--ranks", "2", *sizes, "--out", str(out)]) == 0
+        assert "2 ranks on 2 hosts" in capsys.readouterr().out
+        frame = pd.read_csv(out)
+        assert set(frame["num_hosts"]) == {2}
+        assert len(frame) == 2
+
+    def test_what_is_no_cluster(self, capsys):
+        assert main(["calibrate", "--cluster", "none.json"]) == 2
+        assert "--cluster must be a profile's name" in capsys.readouterr().err
 
 
 class TestHosts:

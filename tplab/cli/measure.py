@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tplab import needs
-from tplab.cli.ranks import ranks
+from tplab.cli.ranks import add_cluster, ranks
 from tplab.cli.words import say, unsaved, writable
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--ranks", dest="n", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)"
     )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    add_cluster(parser)
     parser.add_argument("--rounds", type=int, default=4, help="more of them forgive busier machines (default 4)")
     parser.add_argument("--latency-us", type=float, help="with --bandwidth-GBps: over an emulated link (gloo)")
     parser.add_argument("--bandwidth-GBps", dest="bandwidth_GBps", type=float, help="of the emulated link")
@@ -52,6 +53,7 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--ranks", dest="num_ranks", type=int, help="how many (default: one per GPU, 2 without; not under torchrun)"
     )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    add_cluster(parser)
     parser.add_argument(
         "--steps", help="comma-separated: links, sweep, layers, pipeline, layouts, generation (default: all)"
     )
@@ -77,7 +79,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     links = None
     if arguments.latency_us is not None:
         links = EmulatedLink(latency_us=arguments.latency_us, bandwidth_GBps=arguments.bandwidth_GBps)
-    with ranks(arguments.n, arguments.backend) as cluster:
+    with ranks(arguments.n, arguments.backend, arguments.cluster) as cluster:
         if cluster is None:
             return 0
         with tqdm(total=len(PHASES), disable=None) as bar:
@@ -148,10 +150,10 @@ def _box(arguments: argparse.Namespace) -> int:
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
         cases = [BoxCase(model=arguments.model, workload=workload)]  # refuses before any rank is started
-    if not under_torchrun():
+    if not under_torchrun() and arguments.cluster is None:
         frames = measure_box(arguments.out, num_ranks=n, backend=arguments.backend, steps=steps, cases=cases, say=say)
         return 0 if set(frames) == set(steps) else 1
-    with ranks(n, arguments.backend) as cluster:
+    with ranks(n, arguments.backend, arguments.cluster) as cluster:
         if cluster is None:
             return 0
         frames = measure_box(arguments.out, cluster=cluster, steps=steps, cases=cases, say=say)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tplab.checks import check_number
 from tplab.cli import words
-from tplab.cli.ranks import ranks
+from tplab.cli.ranks import add_cluster, ranks
 from tplab.files import replacing
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add_pipeline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--ranks", dest="n", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)"
     )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    add_cluster(parser)
     parser.add_argument("--micro-batches", dest="num_micro_batches", type=int, help="default: twice the ranks")
     parser.add_argument("--chunks", dest="num_chunks", type=int, default=1, help="stages per rank (default 1)")
     parser.add_argument("--blocks", dest="depth", type=int, default=2, help="transformer blocks of a rank (default 2)")
@@ -56,7 +57,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         raise ValueError("--message must come with --wait-ms: blocks send what they compute")
     if arguments.wait_ms is not None:
         check_number("wait_ms", arguments.wait_ms, above=0, most=1e6)
-    with ranks(arguments.n, arguments.backend) as cluster:
+    with ranks(arguments.n, arguments.backend, arguments.cluster) as cluster:
         if cluster is None:
             return 0
         p = cluster.num_ranks

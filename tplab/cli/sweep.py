@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tplab.cli import words
-from tplab.cli.ranks import ranks
+from tplab.cli.ranks import add_cluster, ranks
 from tplab.files import replacing
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--ranks", dest="n", type=int, default=2, help="how many ranks to start (default 2; not under torchrun)"
     )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
+    add_cluster(parser)
     parser.add_argument("--from-size", default="1KiB", help="smallest message: 512B, 64KiB, 2MiB (default 1KiB)")
     parser.add_argument(
         "--to-size", default="64MiB", help="largest message; sizes double from one to the next (default 64MiB)"
@@ -60,7 +61,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out must not end in .html, as the figure beside the rows does; got {csv}")
     for path in (csv, csv.with_suffix(".html")):
         words.writable("--out", str(path))
-    with ranks(arguments.n, arguments.backend) as cluster:
+    with ranks(arguments.n, arguments.backend, arguments.cluster) as cluster:
         if cluster is None:
             return 0
         points = plan_sweep(**options, backend=cluster.backend, shares_gpus=cluster.shares_gpus)

@@ -231,7 +231,7 @@ def rank_environment(placement: RankDevices, rank: int, cluster_id: str, share: 
     # Connections that are made later than their group could not be checked (see ``neighbours``).
     environment["TORCH_GLOO_LAZY_INIT"] = "0"
     # torch's stores and gloo honour proxies of neither kind; NCCL's bootstrap must stay on loopback like gloo.
-    environment["NCCL_SOCKET_IFNAME"] = share.interface
+    environment["NCCL_SOCKET_IFNAME"] = f"={share.interface}" if share.spans_hosts else share.interface  # a prefix
     environment.setdefault("NCCL_RAS_ENABLE", "0")  # a port of NCCL's that would tell anybody about the job
     environment.setdefault("NCCL_NVLS_ENABLE", "0")
     environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tplab.checks import ArgumentError
 from tplab.cluster.errors import ClusterError
 from tplab.cluster.hosts import survey
-from tplab.cluster.hosts.connect import Host, NoHosts, call_on, file_of_profile, group, open_client, start_on
+from tplab.cluster.hosts.connect import Host, NoHosts, call_on, file_of_profile, group, open_client, start_on, where
 from tplab.cluster.hosts.networks import Network, choose
 from tplab.cluster.hosts.reach import try_pairs
 from tplab.lab import cluster_findings as findings
@@ -42,12 +42,9 @@ def cluster_preflight(
         folder: the folder that should be the same on all hosts; None: the one in which this runs.
         ranks: also start a rank on each host, and let them all-reduce (some seconds).
     """
-    file = Path(cluster).expanduser() if cluster.endswith(".json") or os.sep in cluster else None
-    if file is not None and not file.is_file():
-        rule = "must be a profile's name, or an ipcontroller-client.json or cluster-ID.json that is there"
-        raise ArgumentError("cluster", cluster, rule)
+    given = where(cluster)
     try:
-        file = file or file_of_profile(cluster)
+        file = Path(given["cluster_file"]).expanduser() if "cluster_file" in given else file_of_profile(cluster)
         client, _ = open_client(cluster_file=file)
     except NoHosts as error:
         cure = "Start it, or let this machine reach the address in its file: ipcontroller --ip=..., --location=..."

@@ -1,5 +1,6 @@
 """An ipyparallel cluster, and which of its engines are the agents: one on each host."""
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -130,6 +131,16 @@ def file_of_profile(profile: str) -> Path:
             f"no ipyparallel controller of the profile {profile!r} is running: there is no {file}. {_START_ONE}"
         )
     return file
+
+
+def where(cluster: str) -> dict[str, str]:
+    """What a user calls a cluster, as an argument of :func:`open_client`: the path of a file, or a profile's name."""
+    if not (cluster.endswith(".json") or os.sep in cluster):
+        return {"profile": cluster}
+    if not Path(cluster).expanduser().is_file():
+        rule = "must be a profile's name, or an ipcontroller-client.json or cluster-ID.json that is there"
+        raise ArgumentError("cluster", cluster, rule)
+    return {"cluster_file": cluster}
 
 
 def find_hosts(client: "Client", known: Sequence[str] | None = None, timeout_s: float = _ANSWER_S) -> tuple[Host, ...]:
