@@ -43,6 +43,7 @@ def test_versions_that_differ_say_where_and_what_that_breaks() -> None:
     assert status == {"torch": "problem", "NCCL": "problem", "numpy": "note", "Python": "note"}
     [python] = findings.versions({HERE: {"Python": "3.11.7"}, "beta": {"Python": "3.12.1"}})
     assert python.status == "problem"
+    assert [each.name for each in findings.versions({HERE: same, "alpha": {"torch": "2.13.0"}})] == ["versions"]
 
 
 def test_clocks_go_by_the_shortest_trip_and_are_wrong_beyond_a_second() -> None:

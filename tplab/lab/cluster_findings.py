@@ -42,11 +42,11 @@ class Trip:
 
 
 def versions(by_host: Mapping[str, Mapping[str, str]]) -> list[Check]:
-    """Whether all have the same of each; ``by_host`` has the kernel under :data:`HERE`."""
+    """Whether all that say one have the same of each; ``by_host`` has the kernel under :data:`HERE`."""
     names = list(dict.fromkeys(name for each in by_host.values() for name in each))
     equal, different = [], []
     for name in names:
-        values = {host: each.get(name, "") or "none" for host, each in by_host.items()}
+        values = {host: each[name] or "none" for host, each in by_host.items() if name in each}
         if len(set(values.values())) == 1:
             value = next(iter(values.values()))
             equal += [f"{name} {value}"] if value != "none" else []

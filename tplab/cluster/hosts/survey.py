@@ -40,18 +40,20 @@ def tplab_first_look():
         with open(path) as file:
             return file.read().strip()
 
+    versions, error = {name: version(name) for name in PACKAGES}, ""
     try:
+        import tplab
+        versions["tplab"] = str(tplab.__version__)
         import tplab.cluster.hosts.remote
-        version_of_tplab, error = str(tplab.__version__), ""
     except Exception as problem:
-        version_of_tplab, error = version("tplab"), "%s: %s" % (type(problem).__name__, problem)
+        error = "%s: %s" % (type(problem).__name__, problem)
     return {
         "hostname": socket.gethostname(),
         "boot_id": read(text, "/proc/sys/kernel/random/boot_id"),
         "network": read(os.readlink, "/proc/self/ns/net"),
         "executable": sys.executable,
         "python": platform.python_version(),
-        "versions": {"tplab": version_of_tplab, **{name: version(name) for name in PACKAGES}},
+        "versions": versions,
         "error": error,
     }
 '''.replace("PACKAGES", repr(("torch", "ipyparallel", "cloudpickle", "numpy")))
