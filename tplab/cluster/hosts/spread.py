@@ -62,11 +62,12 @@ class Spread:
             hosts = [host for host in hosts if host.facts["num_gpus"]]
         if not hosts:
             raise ClusterError("no host that answers has a GPU for the ranks: their backend is nccl")
-        before, self.used = self.used, {}
-        counts = self._counts(hosts)
-        for host, n in zip(hosts, counts, strict=True):
-            if n:
-                self.used[host.name] = RankDevices(backend=self._backend, devices=self._devices(host, n))
+        before = self.used
+        self.used = {  # at once: any thread may ask where the ranks are
+            host.name: RankDevices(backend=self._backend, devices=self._devices(host, n))
+            for host, n in zip(hosts, self._counts(hosts), strict=True)
+            if n
+        }
         if not before or _in_words(before) == _in_words(self.used):
             return ""
         return f"the ranks are on other hosts than before: {_in_words(self.used)} (before: {_in_words(before)})."
