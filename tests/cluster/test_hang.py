@@ -179,6 +179,15 @@ class TestWhatDoesNotFit:
         found = diagnose({r: runs(call(kind, 1, state, num_elements=4 + r)) for r in (0, 1)})
         assert found is None or found.reason == "slow"
 
+    def test_on_a_gpu_done_is_not_through(self):
+        """With NCCL a call that is done was handed to the GPU."""
+        groups = [GroupFacts("0", "", (0, 1), True, returns_early=True)]
+        calls = [call("all_reduce", 1, "done", num_elements=n) for n in (8, 9)]
+        words = sentence(*(runs(each, call("barrier", 2), groups=groups) for each in calls))
+        assert words.startswith("in all_reduce #1 rank 1 gives 9 elements")
+        uneven = [call("all_gather", 1, "done", num_elements=n) for n in (8, 9)]
+        assert diagnose({r: runs(each, groups=groups) for r, each in enumerate(uneven)}) is None
+
     def test_order_on_two_groups(self):
         groups = [GroupFacts("1", "tp", (0, 1), False), GroupFacts("2", "", (0, 1), False)]
         found = diagnose(
@@ -230,6 +239,12 @@ def test_anything_can_be_judged(positions):
 
 
 class TestWords:
+    def test_waiting_for_the_gpu(self):
+        """After the function: no line of the user's is on the stack."""
+        frames = (("/x/site-packages/torch/cuda/__init__.py", 9, "synchronize", "return torch._C._cuda_synchronize()"),)
+        found = diagnose({0: runs(call("all_reduce", 1, "done"), frames=frames), 1: Position("running", frames)})
+        assert found.ranks[1].doing == "waits for the GPU"
+
     def test_calls(self):
         assert describe(call("all_reduce", 3)) == "all_reduce #3"
         assert describe(call("recv", 2, peer=None)) == "recv #2 from any rank"

@@ -24,6 +24,8 @@ class GroupFacts:
     """Ranks that are its members."""
     is_default: bool
     """Whether it is the group of all ranks of the run."""
+    returns_early: bool = False
+    """Whether a call, and the wait for it, are over when the GPU was told of it (NCCL)."""
 
 
 @dataclass(frozen=True, slots=True)

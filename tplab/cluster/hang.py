@@ -31,6 +31,7 @@ from tplab.cluster.hang_words import (
 
 _ROOTED = ("broadcast", "reduce", "gather", "scatter")
 _FROM_ROOT = ("broadcast", "scatter")
+_SAME_SIZE_ALWAYS = ("all_reduce", "broadcast", "reduce")
 _SIZES_MAY_DIFFER = ("all_to_all", "barrier")
 _CALLS_SHOWN = 4
 
@@ -264,7 +265,7 @@ class _Ranks:
                 for ranks in parts
             ]
             return " and ".join(words)
-        if first.kind == "barrier" or all(call.state == "done" for call in meet.values()):
+        if first.kind == "barrier" or all(self._is_through(call) for call in meet.values()):
             return ""
         parts = _apart(meet, lambda call: call.dtype)
         what = "dtype"
@@ -288,6 +289,12 @@ class _Ranks:
 
     def _name(self, ranks: Sequence[int]) -> str:
         return naming.several(ranks, self._hosts)
+
+    def _is_through(self, call: Call) -> bool:
+        """Whether a call did what it should, as far as its rank can tell. NCCL's pieces may be uneven (some are sent as
+        several broadcasts), so of those nothing is said."""
+        early = any(facts.name == call.group and facts.returns_early for facts in self._groups)
+        return call.state == "done" and not (early and call.kind in _SAME_SIZE_ALWAYS)
 
     def _where(self, rank: int) -> str:
         """The call that a rank waits in, with its size, group and line."""

@@ -34,6 +34,8 @@ def tell_doing(position: Position) -> str:
             frame = own_line(position.frames) or (position.frames[-1] if position.frames else None)
             if frame is None:
                 return "is between two steps"
+            if frame[2] == "synchronize" and is_not_ours(frame):
+                return "waits for the GPU"
             source = (frame[3] or linecache.getline(frame[0], frame[1])).strip()
             return f"is at {name_place(frame)}" + (f" (`{source}`)" if source else "")
         case "returned":

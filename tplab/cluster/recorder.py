@@ -103,6 +103,7 @@ class _Group:
             description="" if says in _SAYS_NOTHING else says,
             ranks=tuple(sorted(members, key=members.__getitem__)),
             is_default=group is distributed_c10d._world.default_pg,
+            returns_early="nccl" in str(distributed_c10d._world.pg_map.get(group, ("",))[0]),
         )
 
 
