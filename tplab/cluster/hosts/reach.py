@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from tplab.cluster.hosts.networks import Address, Unreachable
 
 TIMEOUT_S = 3.0
-_PATIENCE_S = 5.0  # for a host to say what it found, beside the time limit of the connections
+_PATIENCE_S = 10.0  # for a host to answer, whose cores may be busy with ranks that import torch
 _DATA_BYTES = 32 * 1024  # several of the largest Ethernet packets
 _NONCE_BYTES = 16
 _PROOF_BYTES = 32
