@@ -35,6 +35,8 @@ FOREIGN = {
     *("CommDebugMode", "FigureWidget", "TCPStore", "TorchVersion", "lazy_loader", "multimem", "sock_diag", "chromium"),
     *("multiprocessing.connection", "torch.multiprocessing.spawn", "torch.distributed.rpc", "nbdistributed"),
     *("elastic_launch", "notebook_launcher", "_all_reduce_with_overlap"),
+    *("tc", "sbatch", "slurmd", "mpirun", "mpiexec", "srun", "sftp", "ipcluster", "c10d", "PET_"),
+    *("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "TrainJob"),
     *("browser", "benchmark", "soak", "assert", "_us", "_GBps"),
 }
 
