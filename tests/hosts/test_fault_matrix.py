@@ -3,6 +3,7 @@
 The whole table, beside the peers: ``python -m tests.hosts.fault_matrix --peers``.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +18,10 @@ from tests.hosts.faults.launchers import LAUNCHERS
 from tests.hosts.faults.rows import ROWS
 from tests.hosts.namespaces import why_not
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc"),
+]
 
 OURS = [engine for engine, launcher in LAUNCHERS.items() if launcher.is_ours]
 # In the default run, on two ranks: what no other test has in a real kernel.
