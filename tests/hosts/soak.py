@@ -3,7 +3,7 @@
     python -m tests.hosts.soak --runs 500 --seed 0
 
 Every run is a cell. Of four runs three are well or fail without harm to the ranks; the others lose ranks, now and then
-a host. What there is, is counted after a tenth of the runs and after all, each time with fresh ranks: processes,
+a host. What there is, is counted after every tenth of the runs, each time with fresh ranks: processes,
 sockets and descriptors of the kernel, the controller, the engines and the ranks together, files in shared memory that
 are theirs, and the resident memory of those that live all the while. Exit code 1 if there is more in the end.
 """
@@ -138,7 +138,7 @@ def soak(num_runs: int, seed: int, say: Callable[[str], None] = print) -> list[s
             soaked, early, began = Soak(desk), {}, time.monotonic()
             for number, name in enumerate(names, 1):
                 soaked.run(name)
-                if number in (max(1, num_runs // 10), num_runs):
+                if number == num_runs or number % max(1, num_runs // 10) == 0:
                     counted = soaked.footprint()
                     early = early or counted
                     said = ", ".join(f"{what} {count}" for what, count in counted.items())
