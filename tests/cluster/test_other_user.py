@@ -1,50 +1,29 @@
 """Another user of the machine attacks the ranks' ports: reads nothing, joins nothing, runs nothing; what stops a run is
 named, and the next run works. Needs root, who can become that user."""
 
-import ast
 import inspect
 import os
-import subprocess
+import socket
 import sys
 from pathlib import Path
 
+import cloudpickle
 import pytest
-import torch.distributed as dist
 
+from tests.cluster import attacks
+from tests.cluster.attacks import OTHER_UID, SECRETS, Attacker, be_attacked, linger, share
 from tplab import Cluster
 from tplab.cluster import ClusterError, RankError, launch
-from tplab.cluster.neighbours import Intruder, check_all, strangers
+from tplab.cluster.neighbours import Intruder, check_all, ends_here, strangers, unclaimed
 from tplab.cluster.sockets import ends_of, own_sockets, owner_of
 
-OTHER_UID = 12345
+cloudpickle.register_pickle_by_value(attacks)
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="who is at the other end of a connection, only Linux says"),
     pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs root, to become another user"),
     pytest.mark.timeout(170),
 ]
-
-
-class Attacker:
-    def __init__(self, mode, mark):
-        self.mark = mark
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("attacker.py")), str(os.getuid()), mode, str(mark)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def end(self):
-        """What it counted."""
-        out, _ = self.process.communicate(timeout=20)
-        assert "heard" not in out.rpartition("{")[0], out
-        counts = ast.literal_eval(out.splitlines()[-1])
-        assert counts["heard"] == 0
-        assert not self.mark.exists(), "its command ran"
-        self.mark.with_name("over").touch()
-        return counts
 
 
 @pytest.fixture
@@ -65,48 +44,6 @@ def attack(tmp_path):
     for attacker in started:
         attacker.process.kill()
         attacker.process.wait()
-
-
-def share(rank):
-    """What a pickle of somebody else would run in."""
-    group, out = dist.new_group([0, 1]), [None, None]
-    dist.all_gather_object(out, f"secret of rank {rank.index}", group=group)
-    return out
-
-
-def be_attacked(folder):
-    """Wait until the attacker has been at every port of this user on loopback, or has ended."""
-    import os
-    import time
-
-    deadline = time.monotonic() + 60
-    while not os.path.exists(f"{folder}/over"):
-        with open("/proc/net/tcp") as file:
-            rows = [line.split() for line in file.read().splitlines()[1:]]
-        ours = [
-            row[9] for row in rows if row[3] == "0A" and row[7] == str(os.getuid()) and row[1].startswith("0100007F")
-        ]
-        if all(os.path.exists(f"{folder}/{inode}") for inode in ours):
-            return
-        assert time.monotonic() < deadline, "nobody attacked"
-        time.sleep(0.005)
-
-
-def linger(rank, folder):
-    """From now on ranks that make a group, and know where the others listen, wait with connecting until the attacker
-    has been there."""
-    from tplab.cluster.rank_store import KernelStore
-
-    wait = KernelStore.wait
-
-    def wait_longer(self, *args):
-        wait(self, *args)
-        be_attacked(folder)
-
-    KernelStore.wait = wait_longer
-
-
-SECRETS = [["secret of rank 0", "secret of rank 1"]] * 2
 
 
 @pytest.mark.parametrize("mode", ["store", "join", "hold", "flood"])
@@ -215,8 +152,6 @@ class TestStrangers:
     @pytest.fixture
     def connected(self):
         """Two ends of a connection over loopback, of this process."""
-        import socket
-
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
@@ -230,8 +165,6 @@ class TestStrangers:
         assert strangers([near.fileno(), far.fileno()]) == {}
 
     def test_of_another(self, attack):
-        import socket
-
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
@@ -259,6 +192,23 @@ class TestStrangers:
         assert owner_of(here, there) == asked
         assert owner_of(there, here).inode == os.fstat(far.fileno()).st_ino
         assert owner_of(here, (there[0], 1)) is None
+
+    @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv4 in IPv6"])
+    def test_no_rank_claims_it(self, family):
+        """As between hosts: what the other end's process says it has is a rank's, whatever else is a stranger's."""
+        with socket.socket(family) as listener:
+            listener.bind(("127.0.0.1" if family == socket.AF_INET else "::ffff:127.0.0.1", 0))
+            listener.listen()
+            port = listener.getsockname()[1]
+            near, other = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+            far, strange = (listener.accept()[0] for _ in range(2))
+            with near, other, far, strange:
+                here = [far.fileno(), strange.fileno(), listener.fileno()]
+                claims = ends_here([near.fileno()]) | ends_here(here)
+                assert unclaimed(here, {port}, claims) == {
+                    strange.fileno(): "somebody at 127.0.0.1, who is no rank,",
+                }
+                assert unclaimed(here, {1}, set()) == {}
 
     def test_of_this_process_there_are_none(self):
         check_all()

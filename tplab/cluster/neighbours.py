@@ -11,6 +11,9 @@ looking. So, around the making of every group:
 - then every listening socket of the group is closed to newcomers (not where NCCL, of the same group, connects already).
 
 Where the system does not say who is at the other end (macOS, a sandbox), nothing is checked.
+
+Between hosts no system can be asked. There the ranks tell each other, through the kernel, both ends of every connection
+that they have, and one to their ports that no rank has at its other end is a stranger's.
 """
 
 import ctypes
@@ -27,6 +30,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from tplab.cluster.sockets import (
+    Address,
     borrowed,
     can_tell,
     describe_user,
@@ -47,7 +51,7 @@ _SECRET_BYTES = 16
 
 
 class Intruder(RuntimeError):
-    """Another user of this machine took the place of a rank, or kept one from connecting."""
+    """Somebody else took the place of a rank, or kept one from connecting."""
 
 
 def strangers(descriptors: Sequence[int], ports: Collection[int] | None = None) -> dict[int, int | None]:
@@ -102,6 +106,50 @@ def listening_ports(descriptors: Sequence[int]) -> set[int]:
     return found
 
 
+def ends_here(descriptors: Sequence[int]) -> set[str]:
+    """Both ends, this one first, of each TCP connection among these descriptors, in words that ranks exchange."""
+    return {_in_words(*ends) for ends in _connections(descriptors).values()}
+
+
+def unclaimed(descriptors: Sequence[int], ports: Collection[int], claims: Collection[str]) -> dict[int, str]:
+    """The connections among these descriptors to one of these ports whose other end none of the ranks has.
+
+    Args:
+        descriptors: of this process.
+        ports: of this process.
+        claims: what ``ends_here`` said on each rank, of all its connections.
+
+    Returns descriptor -> who is there, in words.
+    """
+    return {
+        fd: _describe_other(here, there)
+        for fd, (here, there) in _connections(descriptors).items()
+        if here[1] in ports and _in_words(there, here) not in claims
+    }
+
+
+def _connections(descriptors: Sequence[int]) -> dict[int, tuple[Address, Address]]:
+    found = {}
+    for fd in descriptors:
+        with _unless_closed(), borrowed(fd) as connection:
+            if (ends := ends_of(connection)) is not None:
+                found[fd] = ends
+    return found
+
+
+def _in_words(here: Address, there: Address) -> str:
+    return f"{here[0].hex()}:{here[1]} {there[0].hex()}:{there[1]}"
+
+
+def _describe_other(here: Address, there: Address) -> str:
+    """The user, where this host's system knows the other end; else the address."""
+    owner = owner_of(there, here) if can_tell() else None
+    if owner is not None and owner.inode and owner.uid != os.getuid():
+        return describe_user(owner.uid)
+    family = socket.AF_INET if len(there[0]) == 4 else socket.AF_INET6
+    return f"somebody at {socket.inet_ntop(family, there[0])}, who is no rank,"
+
+
 def check_all() -> None:
     """Look at every connection of this process, whenever it was made. Raises ``Intruder``.
 
@@ -136,16 +184,20 @@ def close_doors(descriptors: Sequence[int]) -> None:
                 listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def guard_groups(store: "KernelStore") -> dict[str, int]:
+def guard_groups(store: "KernelStore", *, spans_hosts: bool = False) -> dict[str, int]:
     """Check every process group that this process makes from now on; call it before the first.
 
     ``torch.distributed`` has one function through which all gloo groups are made, default and new, meshes' included.
     Returns how often a group of each name was begun, counted on: ranks that disagree cannot make the next one.
+
+    Args:
+        store: where the ranks find each other.
+        spans_hosts: whether ranks are on other hosts, too, and connect by a network.
     """
     from torch.distributed import distributed_c10d as c10d
 
     rounds: dict[str, int] = {}
-    if not can_tell():
+    if not (os.path.isdir("/proc/self/fd") if spans_hosts else can_tell()):
         return rounds
     make: Callable[..., Any] = c10d._new_process_group_helper
 
@@ -163,12 +215,19 @@ def guard_groups(store: "KernelStore") -> dict[str, int]:
         known = own_sockets()
         made = make(group_size, group_rank, members, backend, *args, **kwargs)
         new = [fd for inode, fd in own_sockets().items() if inode not in known]
-        meeting.exchange("connected")
+        claims = meeting.exchange("connected", "\n".join(ends_here(new) if spans_hosts else ()).encode())
         # What connected to the new ports; where this rank connected to, it has from the kernel.
         ports = listening_ports(new)
-        others = strangers([fd for inode, fd in own_sockets().items() if inode not in known], ports)
-        hang_up([*others])
-        seen = meeting.exchange("seen", _names(others).encode())
+        new_now = [fd for inode, fd in own_sockets().items() if inode not in known]
+        if spans_hosts:
+            unknown = unclaimed(new_now, ports, {line for each in claims for line in each.decode().splitlines()})
+            hang_up([*unknown])
+            names = ", ".join(sorted(set(unknown.values())))
+        else:
+            others = strangers(new_now, ports)
+            hang_up([*others])
+            names = _names(others)
+        seen = meeting.exchange("seen", names.encode())
         if not (kwargs.get("device_id") is not None and "nccl" in _backends(backend)):
             close_doors(new)  # else NCCL's are among them, to which its ranks are about to connect
         if any(seen):

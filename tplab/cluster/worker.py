@@ -112,7 +112,7 @@ class Worker:
             torch.cuda.set_device(device)
             phases.append(("context", time.monotonic()))
         self._store = KernelStore(self._send, timedelta(seconds=setup.start_timeout))
-        self._groups_made = guard_groups(self._store)
+        self._groups_made = guard_groups(self._store, spans_hosts=setup.share.spans_hosts)
         group = join(setup.backend, self._store, setup.index, setup.share.world_size, device)
         phases.append(("process group", time.monotonic()))
         if on_gpu:  # NCCL connects now: a bad link is an error of the start, and the first run need not wait for it
