@@ -41,9 +41,10 @@ def measured_links_frame(calibration: Calibration) -> pd.DataFrame:
     the largest one's bytes over its time the bandwidth. Both directions of a pair are one measurement."""
     kind, rows = calibration.backend, []
     for sends in calibration.sends:
+        label = f"{kind} between hosts" if sends.nodes > 1 else kind
         bandwidth, latency = sends.nbytes[-1] / sends.p50_us[-1] / 1e3, sends.p50_us[0]
         for i, j in permutations((sends.source, sends.target)):
-            rows.append((i, j, kind, kind, bandwidth, latency))
+            rows.append((i, j, kind, label, bandwidth, latency))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -250,7 +251,8 @@ def explain_links(machine: Machine) -> str:
                 f"matters which {what}s form one."
             )
     if machine.network is not None:
-        text += f" Between nodes each {what} gets {number(machine.network.bandwidth_GBps)} GB/s when all send at once."
+        when = "while the others are silent" if machine.source == "measured" else "when all send at once"
+        text += f" Between nodes each {what} gets {number(machine.network.bandwidth_GBps)} GB/s {when}."
     return " ".join([text, *(f"{note[:1].upper()}{note[1:]}." for note in machine.notes)])
 
 

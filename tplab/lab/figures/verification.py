@@ -89,12 +89,14 @@ def calibration_figure(calibration: Calibration, *, badge: str) -> go.Figure:
         hover = f"{said}<extra>ranks {', '.join(map(str, sweep.gpus))}</extra>"
         marks.line(figure, sweep.nbytes, sweep.p50_us, name, colour, width=1.5, hover=hover, **entry)
         seen.add(name)
-    for index, sends in enumerate(calibration.sends):
-        entry = {"legendgroup": "message", "showlegend": index == 0}
+    for sends in calibration.sends:
+        name, dash = ("message between hosts", "dash") if sends.nodes > 1 else ("message", "dot")
+        entry = {"legendgroup": name, "showlegend": name not in seen}
         hover = f"{said}<extra>{sends.source} to {sends.target}</extra>"
         marks.line(
-            figure, sends.nbytes, sends.p50_us, "message", style.POINT_TO_POINT, "dot", width=1.5, hover=hover, **entry
+            figure, sends.nbytes, sends.p50_us, name, style.POINT_TO_POINT, dash, width=1.5, hover=hover, **entry
         )
+        seen.add(name)
     measured = [(sweep.nbytes, sweep.p50_us) for sweep in calibration.all_reduce]
     measured += [(sends.nbytes, sends.p50_us) for sends in calibration.sends]
     kept = sorted({size for sizes, _ in measured for size in sizes})
