@@ -85,7 +85,7 @@ class TestWhoIsMissing:
 
     def test_nobody_waits(self):
         assert diagnose({0: Position("running", SLEEPS), 1: Position("running", SLEEPS)}) is None
-        assert diagnose({0: runs(call("all_reduce", 1, "done")), 1: Position("silent")}) is not None
+        assert diagnose({0: runs(call("all_reduce", 1, "done")), 1: Position("silent")}) is None, "it has come to that"
         assert diagnose({0: runs(call("all_reduce", 1, "done")), 1: runs(call("all_reduce", 1, "done"))}) is None
 
     def test_several_wait_for_several(self):
@@ -187,6 +187,12 @@ class TestWhatDoesNotFit:
         assert words.startswith("in all_reduce #1 rank 1 gives 9 elements")
         uneven = [call("all_gather", 1, "done", num_elements=n) for n in (8, 9)]
         assert diagnose({r: runs(each, groups=groups) for r, each in enumerate(uneven)}) is None
+
+    def test_a_silent_rank_has_come_to_what_the_others_are_through_with(self):
+        groups = [GroupFacts("0", "", (0, 1), True, returns_early=True)]
+        calls = call("barrier", 1, "done"), call("all_reduce", 2, "done"), call("all_reduce", 3, "done")
+        words = sentence(runs(*calls, groups=groups), Position("silent"))
+        assert words.startswith("rank 0 waits in all_reduce #2 ")
 
     def test_order_on_two_groups(self):
         groups = [GroupFacts("1", "tp", (0, 1), False), GroupFacts("2", "", (0, 1), False)]

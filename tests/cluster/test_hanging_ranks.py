@@ -81,20 +81,6 @@ def test_a_send_of_a_batch_that_nobody_receives(hang):
     assert hang(batch).sentence.startswith("rank 0 waits in send #1 to rank 1 (4 float32")
 
 
-def test_an_asynchronous_collective_that_one_rank_left_out(hang):
-    """The rank that called it waits in the next."""
-
-    def forget(rank):
-        if rank == 0:
-            dist.all_reduce(torch.ones(7), async_op=True)
-        dist.barrier()
-
-    found = hang(forget)
-    assert found.reason == "mismatch"
-    assert found.sentence.startswith("rank 0 is in all_reduce #1 (test_hanging_ranks.py:")
-    assert "rank 1 is in barrier #1" in found.sentence
-
-
 def test_different_sizes(hang):
     """Gloo ends the process of the rank that expects less; the sizes are named all the same."""
 
@@ -158,6 +144,17 @@ def redistributed():
     mesh = init_device_mesh("cpu", (1,))
     (distribute_tensor(x, mesh, [Shard(0)]) + 1).full_tensor()
 
+def alone(num=300):
+    """What the recorder adds to a call: around a method and a wait that do nothing."""
+    work, group = object(), dist.group.WORLD
+    method = recorder._around_method(lambda group, *args: work, "all_reduce", 0, None)
+    wait = recorder._around_wait(lambda work: True)
+    began = time.perf_counter()
+    for _ in range(num):
+        method(group, [x])
+        wait(work)
+    return (time.perf_counter() - began) / num
+
 works = []
 print(json.dumps({
     "native": record(
@@ -186,8 +183,8 @@ print(json.dumps({
         lambda: dist.all_reduce(x, async_op=True).wait(),
     ),
     "refused": record(refused, lambda: dist.barrier()),
-    "before": before,
-    "after": min(plain() for _ in range(20)),
+    "call_s": before,
+    "record_s": min(alone() for _ in range(20)),
 }))
 """
 
@@ -211,5 +208,5 @@ def test_recorder(script):
     assert seen["dtensor"], "nothing seen of DTensor"
     assert [each[4] for each in seen["waited for or not"]] == ["called", "done"]
     assert seen["refused"] == [["barrier", 1, None, None, "done"]]
-    # Some 1.5 us on 10, measured with nothing else running.
-    assert seen["after"] < 2 * seen["before"], (seen["before"], seen["after"])
+    # Some 1.3 us beside 10, the least that a call takes where no other process has a part in it.
+    assert seen["record_s"] < 0.5 * seen["call_s"], (seen["record_s"], seen["call_s"])

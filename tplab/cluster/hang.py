@@ -32,6 +32,7 @@ from tplab.cluster.hang_words import (
 _ROOTED = ("broadcast", "reduce", "gather", "scatter")
 _FROM_ROOT = ("broadcast", "scatter")
 _SAME_SIZE_ALWAYS = ("all_reduce", "broadcast", "reduce")
+_NEED_ALL = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier")
 _SIZES_MAY_DIFFER = ("all_to_all", "barrier")
 _CALLS_SHOWN = 4
 
@@ -235,12 +236,22 @@ class _Ranks:
             )
             return [call.peer] if came < call.number else []
         facts = next(each for each in self._groups if each.name == call.group)
-        absent = [
-            other
-            for other in facts.ranks
-            if other != rank and dict(self._calls_of(other).counts).get(call.group, 0) < call.number
-        ]
+        absent = [other for other in facts.ranks if other != rank and self._count(other, facts) < call.number]
         return [rank for rank in absent if rank == call.peer] or absent if call.kind in _FROM_ROOT else absent
+
+    def _count(self, rank: int, facts: GroupFacts) -> int:
+        """How many collectives of a group a rank has called; of a rank that cannot say, what the others got from it."""
+        if rank not in self._positions or self._positions[rank].status not in ("silent", "lost", "ended"):
+            return dict(self._calls_of(rank).counts).get(facts.name, 0)
+        through = [
+            call.number
+            for _, call in self._all_calls()
+            if call.group == facts.name
+            and call.kind in _NEED_ALL
+            and call.state == "done"
+            and (call.kind == "barrier" or not self._returns_early(call))
+        ]
+        return max(through, default=0)
 
     def _calls_of(self, rank: int) -> Calls:
         return self._positions[rank].calls if rank in self._positions else NO_CALLS
@@ -293,8 +304,10 @@ class _Ranks:
     def _is_through(self, call: Call) -> bool:
         """Whether a call did what it should, as far as its rank can tell. NCCL's pieces may be uneven (some are sent as
         several broadcasts), so of those nothing is said."""
-        early = any(facts.name == call.group and facts.returns_early for facts in self._groups)
-        return call.state == "done" and not (early and call.kind in _SAME_SIZE_ALWAYS)
+        return call.state == "done" and not (self._returns_early(call) and call.kind in _SAME_SIZE_ALWAYS)
+
+    def _returns_early(self, call: Call) -> bool:
+        return any(facts.name == call.group and facts.returns_early for facts in self._groups)
 
     def _where(self, rank: int) -> str:
         """The call that a rank waits in, with its size, group and line."""
