@@ -145,7 +145,7 @@ def redistributed():
     (distribute_tensor(x, mesh, [Shard(0)]) + 1).full_tensor()
 
 def alone(num=300):
-    """What the recorder adds to a call: around a method and a wait that do nothing."""
+    # What the recorder adds to a call: around a method and a wait that do nothing.
     work, group = object(), dist.group.WORLD
     method = recorder._around_method(lambda group, *args: work, "all_reduce", 0, None)
     wait = recorder._around_wait(lambda work: True)
