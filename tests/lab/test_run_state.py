@@ -13,6 +13,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 import psutil
 import pytest
+import torch.distributed
 from ipywidgets.widgets.widget import _instances
 
 from tplab.cluster import RankDied, RankError, RunStopped
@@ -22,6 +23,7 @@ from tplab.lab.panels import RunPanel
 from tplab.lab.panels.crossover import CrossoverPanel
 from tplab.lab.panels.editor import EditorPanel
 from tplab.lab.panels.generation import GenerationPanel
+from tplab.lab.panels.hang import HangPanel
 from tplab.lab.panels.layers import OverlapPanel, PhasesPanel
 from tplab.lab.panels.memory_wall import ShardsPanel
 from tplab.lab.panels.pipeline import PipelinePanel, ServingPanel
@@ -309,11 +311,13 @@ QUICK: dict[type[RunPanel], dict[str, Any]] = {
     WritingPanel: {"new_tokens": 16},
     CalibrationPanel: {},
     VerifyPanel: {"hidden": 256, "layers": 2, "tokens": 4, "rounds": 1},
+    HangPanel: {"timeout_s": 1},
 }
 """Every panel that runs something on ranks, with settings that take little time."""
 OTHER: dict[type[RunPanel], dict[str, Any]] = {
     HelloPanel: {"reduction": "MAX"},
     SweepPanel: {"dtypes": ("float64",)},
+    HangPanel: {"function": "leaves_later"},
     PhasesPanel: {"tokens": (4, 16)},
     OverlapPanel: {"chunks": (1, 2)},
     PipelinePanel: {"schedule": "gpipe", "m": 4},
@@ -345,7 +349,18 @@ def test_every_panel_is_tried() -> None:
     assert ours == QUICK.keys()
 
 
+def leaves_early(rank):  # type: ignore[no-untyped-def]
+    if rank == 0:
+        torch.distributed.barrier()
+
+
+def leaves_later(rank):  # type: ignore[no-untyped-def]
+    leaves_early(rank)
+
+
 def made(kind: type[RunPanel], pool: Pool) -> RunPanel:
+    if kind is HangPanel:
+        return HangPanel(pool, leaves_early, leaves_later)
     if kind is ProfilePanel:
         return ProfilePanel(pool, verified_model(256, 2))
     if kind is VerifyPanel:

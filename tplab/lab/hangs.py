@@ -1,6 +1,5 @@
 """A run that hangs, caught: what its error says of who waits for whom, as a sentence, a table and a figure."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -88,8 +87,6 @@ def catch_hang(cluster: Cluster, fn: Callable[..., Any], *args: Any, timeout: fl
         timeout: seconds until the run is given up.
     """
     check_number("timeout", timeout, above=0)
-    cluster.start()  # the time to start ranks is no part of the hang
-    began = time.perf_counter()
     # What a rank has said that ends stands in the error, too.
     run = cluster.submit(fn, *args, timeout=timeout, on_output=lambda line: None)
     try:
@@ -98,7 +95,7 @@ def catch_hang(cluster: Cluster, fn: Callable[..., Any], *args: Any, timeout: fl
         run.stop()
         raise
     except ClusterError as error:
-        return Hang(getattr(fn, "__name__", "fn"), error, time.perf_counter() - began, cluster.badge)
+        return Hang(getattr(fn, "__name__", "fn"), error, run.elapsed_s or 0.0, cluster.badge)
     return None
 
 

@@ -1,6 +1,5 @@
 """Notebook 09's panel: functions that hang, run for a few seconds, and what the error says of each."""
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,8 +19,7 @@ from tplab.lab.panels.run_state import Work
 class HangPanel(RunPanel):
     """Runs one of some functions, and shows who waits in which collective and who is missing, as a figure and a table.
 
-    ``run()`` returns the :class:`~tplab.lab.Hang`, which ``hang`` holds too; None if the function returned on every
-    rank.
+    ``run()`` returns the :class:`~tplab.lab.Hang`, which ``hang`` holds too; None if no rank waited for another.
 
     Args:
         pool: the ranks.
@@ -44,11 +42,9 @@ class HangPanel(RunPanel):
             height=240,
         )
 
-    def submit(self, cluster: Cluster, settings: Settings) -> tuple[Run[Any], float]:
-        cluster.start()
+    def submit(self, cluster: Cluster, settings: Settings) -> Run[Any]:
         fn, limit = self._functions[settings["function"]], float(settings["timeout_s"])
-        began = time.perf_counter()
-        return cluster.submit(fn, timeout=limit, on_output=lambda line: None), began
+        return cluster.submit(fn, timeout=limit, on_output=lambda line: None)
 
     def run(self) -> Hang | None:
         """Press Run and wait for the hang."""
@@ -60,13 +56,13 @@ class HangPanel(RunPanel):
         error = work.run.exception() if work.run.done() else None
         if not isinstance(error, ClusterError):
             return None, html.quiet("It returned on every rank: nothing hung.") if work.run.done() else ""
-        self.hang = hang = Hang(work.settings["function"], error, time.perf_counter() - work.plan, work.badge)
-        if hang.diagnosis is None or hang.frame.empty:
+        self.hang = hang = Hang(work.settings["function"], error, work.run.elapsed_s or 0.0, work.badge)
+        if hang.frame.empty:
             return None, html.quiet(hang.sentence)
         return hang.figure, hang.table
 
     def _finish(self, run: Any) -> None:
         self.hang = None
-        if run.exception() is not None and self._begun is not None:  # others draw what was reported before the fault
+        if getattr(run.exception(), "hang", None) is not None and self._begun is not None:
             self._begun = self._draw(self._begun)
         super()._finish(run)
