@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from tplab import Cluster
-from tplab.cluster import ClusterError, RankDied, RankError, RankTimeout, RunStopped, State
+from tplab.cluster import ClusterError, RankDied, RankError, RankTimeout, RunStopped, State, supervisor
+from tplab.cluster.cells import Cell
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -774,6 +775,51 @@ class TestStop:
         assert time.monotonic() - began < STOP_S
         assert run.done()
         return info.value
+
+    @pytest.fixture
+    def patient(self, monkeypatch):
+        """A cluster of its own, which waits for stopped ranks longer than a busy machine keeps them from answering."""
+        monkeypatch.setattr(supervisor, "_STOP_GRACE_S", 8.0)
+        with Cluster(2, "gloo") as cluster:
+            yield cluster
+
+    def test_before_a_rank_has_taken_the_call_up(self, patient, eventually):
+        """As it comes when a cell has just begun: the ranks stay warm."""
+
+        def take_up_late(rank):
+            from tplab.cluster.baseline import Baseline
+
+            enter = Baseline.enter
+
+            def enter_late(self, folder):
+                time.sleep(0.5)
+                enter(self, folder)
+
+            Baseline.enter = enter_late
+
+        patient.run(take_up_late)
+        pids = patient.pids
+        run = patient.submit(lambda rank: time.sleep(600))
+        assert eventually(lambda: patient.state is State.RUNNING)
+        run.stop()
+        assert isinstance(run.exception(30), RunStopped)
+        assert patient.pids == pids
+
+    def test_while_a_cell_prepares(self, patient, eventually):
+        """IPython prints what is raised where it calls back, an interrupt, too: it must come all the same."""
+
+        def cell(source):
+            return Cell(name="<cell>", source=source, title="%%ranks", ranks=(0, 1), gives="nothing", reloads=False)
+
+        register = "get_ipython().events.register('pre_run_cell', prepare)"
+        prepare = "def prepare(info):\n    rank.report(here=1)\n    time.sleep(0.5)\n"
+        patient.run(cell(f"import time\n{prepare}\n{register}"))
+        pids = patient.pids
+        run = patient.submit(cell("time.sleep(600)"))
+        assert eventually(lambda: {report.rank for report in run.reports} == {0, 1})
+        run.stop()
+        assert isinstance(run.exception(30), RunStopped)
+        assert patient.pids == pids
 
     @pytest.mark.parametrize("how", ["sleep", "loop", "event", "subprocess"])
     def test_of_python(self, cluster, start, how, assert_works):

@@ -22,6 +22,7 @@ from types import CodeType, ModuleType, SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tplab.cluster.follow import IN_PLACE
+from tplab.cluster.interrupts import interrupts_held
 from tplab.cluster.rank import Rank
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class _Space:
             self._shell.extension_manager.load_extension("autoreload")
             self._shell.magics_manager.registry["AutoreloadMagics"]._reloader.old_objects = IN_PLACE.old_objects
             self._shell.run_line_magic("autoreload", "2" if cell.reloads else "0")
-        events.trigger("pre_run_cell", SimpleNamespace(raw_cell=cell.source))  # where autoreload looks for edited files
+        with interrupts_held():  # which would only be printed there
+            events.trigger("pre_run_cell", SimpleNamespace(raw_cell=cell.source))  # autoreload looks for edited files
         try:
             with _without_keyboard():
                 if code.co_flags & inspect.CO_COROUTINE:

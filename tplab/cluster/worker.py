@@ -69,6 +69,8 @@ class Worker:
         self._shares_gpus = False
         self._groups_made: dict[str, int] = {}
         self._running: int | None = None
+        self._begins = threading.Lock()  # an interrupt comes before a run begins, or while it goes on
+        self._stopped: int | None = None  # ... the run that is not to begin
         self._recorder: Recorder | None = None
         self._sending = False  # the main thread is inside a message, which an interrupt would cut in two
         self._next: deque[object] = deque()  # ... and what is sent from in there follows it
@@ -151,8 +153,12 @@ class Worker:
         seconds = 0.0
         assert self._recorder is not None
         self._recorder.begin(call.run_id)
-        self._running = run_id = call.run_id
+        run_id = call.run_id
         try:
+            with self._begins:
+                self._running = run_id
+            if self._stopped == run_id:
+                raise KeyboardInterrupt
             rank = worlds.enter(call.num_ranks, run_id)
             self._notice(self._follower.follow(call.modules))
             fn, args = _unpack_call(call.payload)
@@ -277,13 +283,17 @@ class Worker:
         elif isinstance(message, wire.StoreReply):
             if self._store is not None:
                 self._store.deliver(message)
+        elif isinstance(message, wire.Interrupt):
+            with self._begins:
+                if message.run_id == self._running:
+                    # A real signal, not only a flag: it also wakes time.sleep and other system calls.
+                    signal.pthread_kill(main_thread.ident, signal.SIGINT)
+                else:  # it is over, or its call waits to be taken up
+                    self._stopped = message.run_id
         elif message.run_id != self._running:
             # The run that it speaks of is over here, but others may still wait for what this rank never called.
             if isinstance(message, wire.AskStack) and self._recorder and self._recorder.run_id == message.run_id:
                 self._send(wire.Stack(message.run_id, (), self._recorder.snapshot()))
-        elif isinstance(message, wire.Interrupt):
-            # A real signal, not only a flag: it also wakes time.sleep and other system calls.
-            signal.pthread_kill(main_thread.ident, signal.SIGINT)
         else:
             frames: tuple[Frame, ...] = ()
             with suppress(Exception):  # whatever a look at a running thread comes to, the rank lives on
