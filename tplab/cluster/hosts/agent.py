@@ -82,13 +82,14 @@ class Agent(threading.Thread):
     # On the agent's thread.
 
     def run(self) -> None:
-        beat_at = 0.0
+        beat_at, told = 0.0, 0
         try:
             while not self._ended and self.silent_s < messages.PATIENCE_S:
                 while self._orders and not self._ended:
                     self._obey(self._orders.popleft())
-                if time.monotonic() >= beat_at:
-                    self._outlet.beat(self._inlet.taken_bytes)
+                if time.monotonic() >= beat_at or self._inlet.taken_bytes - told > messages.WINDOW_BYTES // 4:
+                    told = self._inlet.taken_bytes
+                    self._outlet.beat(told)
                     beat_at = time.monotonic() + messages.BEAT_S
                 self._wait(max(0.0, beat_at - time.monotonic()))
         finally:

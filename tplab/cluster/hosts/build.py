@@ -39,6 +39,7 @@ def engine_on_hosts(
     try:
         hosts = find_hosts(opened)
         check_alike(hosts)
+        _check_interface(interface, hosts)
         spread = Spread(hosts, n, backend, ranks_per_host)
     except BaseException:
         if owned:
@@ -93,6 +94,16 @@ def check_alike(hosts: Sequence[Host]) -> None:
             f"hosts differ from this kernel, which has Python {here['Python']} and tplab {here['tplab']}: "
             f"{', '.join(wrong)}. Install the same on all of them (`tplab doctor --cluster` shows all versions)"
         )
+
+
+def _check_interface(interface: Any, hosts: Sequence[Host]) -> None:
+    """Raise ``ArgumentError`` for what names no interface, or no host."""
+    given = [*interface, *interface.values()] if isinstance(interface, Mapping) else [interface]
+    if interface is not None and not all(isinstance(name, str) and name for name in given):
+        raise ArgumentError("interface", interface, "must be an interface's name, or a dict of host -> its interface")
+    if isinstance(interface, Mapping) and (unknown := sorted({*interface} - {host.name for host in hosts})):
+        known = ", ".join(sorted(host.name for host in hosts))
+        raise ArgumentError("interface", unknown[0], f"must name hosts of the cluster, which are {known}")
 
 
 def refuse_without_hosts(**given: object) -> None:

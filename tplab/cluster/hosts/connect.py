@@ -87,7 +87,7 @@ def open_client(client: Any = None, profile: str | None = None, cluster_file: An
         if of_cluster:
             return _made_apart(lambda: ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options)), True
         return _made_apart(lambda: ipyparallel.Client(**options)), True
-    except (OSError, TimeoutError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         which = next((f"{name}={str(value)!r}" for name, value in given.items()), "the default profile")
         raise NoHosts(
             f"no ipyparallel controller could be reached by {which}: {_in_one_line(error).rstrip('.')}. {_START_ONE}"
@@ -219,12 +219,16 @@ def call_on(
     from ipyparallel import Reference
 
     sent: dict[int, tuple[AsyncResult, AsyncResult]] = {}
+    unsent: dict[int, Any] = {}
     for engine in engines:
-        view = client[engine]
-        # Two requests in one go; the second finds what the first has imported.
-        prepared = view.execute(source or _PREPARE, silent=True, block=False)
-        sent[engine] = prepared, view.apply_async(Reference(function if source else f"{_MODULE}.{function}"), *args)
-    return _gather(sent, timeout_s, enough)
+        try:
+            view = client[engine]
+            # Two requests in one go; the second finds what the first has imported.
+            prepared = view.execute(source or _PREPARE, silent=True, block=False)
+            sent[engine] = prepared, view.apply_async(Reference(function if source else f"{_MODULE}.{function}"), *args)
+        except (OSError, RuntimeError, IndexError) as error:  # the client was closed, or the engine has just left
+            unsent[engine] = error
+    return _gather(sent, timeout_s, enough) | unsent
 
 
 def start_on(client: "Client", engine: int, function: str, *args: Any) -> "AsyncResult":

@@ -10,11 +10,13 @@ import pickle
 import queue
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tplab.checks import ArgumentError
 from tplab.cluster.backends import RankDevices, Share
 from tplab.cluster.channel import Part
 from tplab.cluster.engine import Event, Exited, Received, Wrote
@@ -31,6 +33,8 @@ _ANSWER_S = 5.0
 _OPEN_S = 10.0
 _LINGER_MS = 1000
 _SPAWN_S = 20.0
+_EVENTS_AT_ONCE = 256  # a stop must not wait until a slow callback has had all that has come
+_LAST_EVENTS = 1000  # nor what comes after it: as many lines as a run keeps
 _KILL_S = 15.0  # an agent's keeper has 10
 # Of the kernel's environment: what the libraries of the ranks read. Interfaces are chosen per host.
 _PASSED_ON = ("NCCL_", "TORCH", "PYTORCH_", "GLOO_", "OMP_", "MKL_", "TPLAB_", "CUDA_LAUNCH_", "CUBLAS_")
@@ -84,7 +88,8 @@ class HostsEngine:
         self._start_timeout = start_timeout
         self._settings = settings
         self._id = secrets.token_hex(8)
-        self._inbox: queue.SimpleQueue[tuple[Link, object] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Link, object, int] | None] = queue.SimpleQueue()
+        self._handled: dict[Link, int] = {}  # where the last message of each ends that was taken out of the inbox
         self._links: dict[str, Link] = {}
         self._parts: list[_OnHost] = []
         self._launch = 0
@@ -148,7 +153,13 @@ class HostsEngine:
             for name, network in networks.items():
                 if isinstance(network, Exception):
                     raise ClusterError(f"host {name} does not say which network interfaces it has: {network}")
-        return choose(networks, self._interface)
+        asked = self._interface
+        if isinstance(asked, Mapping):  # of the hosts that answer now
+            asked = {name: asked[name] for name in asked if name in networks}
+        try:
+            return choose(networks, asked)
+        except ArgumentError as error:  # long after the call that it was given to
+            raise ClusterError(f"the ranks could not be started: {error}") from None
 
     def _find(self) -> Sequence[Host]:
         found, self._just_found = self._just_found, ()
@@ -202,8 +213,8 @@ class HostsEngine:
                     raise ClusterError(f"the ranks could not be started: {reason}")
                 case _:  # of ranks that are quick
                     early.append((link, message))
-        for item in early:
-            self._inbox.put(item)
+        for link, message in early:
+            self._inbox.put((link, message, 0))
         if waiting:
             names = ", ".join(part.link.host.name for part in waiting.values())
             raise ClusterError(f"the agents of these hosts did not start their ranks within {_SPAWN_S:g} s: {names}")
@@ -211,16 +222,16 @@ class HostsEngine:
     def _until(self, timeout_s: float, done: Callable[[], bool]) -> Iterator[tuple[Link, object]]:
         """What comes in, until it is enough."""
         deadline = time.monotonic() + timeout_s
-        aside: list[tuple[Link, object] | None] = []
+        woken = False
         while not done() and (left := deadline - time.monotonic()) > 0:
             with suppress(queue.Empty):
-                item = self._inbox.get(timeout=left)
+                item = self._next(left)
                 if item is None:
-                    aside.append(item)
+                    woken = True
                 else:
                     yield item
-        for item in aside:
-            self._inbox.put(item)
+        if woken:
+            self.wake()
 
     def send(self, rank: int, parts: Sequence[Part]) -> None:
         self._outbox.append((rank, parts))
@@ -239,12 +250,15 @@ class HostsEngine:
                     part.link.send(messages.Pass(local, raw))
 
     def poll(self, timeout: float | None) -> list[Event]:
+        for link, end in self._handled.items():
+            link.handled(end)
+        self._handled.clear()
         self._flush()
         events: list[Event] = []
         with suppress(queue.Empty):
-            events += self._events(self._inbox.get(timeout=timeout))
-            while True:
-                events += self._events(self._inbox.get_nowait())
+            events += self._events(self._next(timeout))
+            while len(events) < _EVENTS_AT_ONCE:
+                events += self._events(self._next(0))
         return events
 
     def _events(self, item: tuple[Link, object] | None) -> list[Event]:
@@ -258,7 +272,7 @@ class HostsEngine:
             case messages.Happened(launch, events) if launch == self._launch:
                 return [self._as_of_all(event, part) for event in events]
             case _Lost(reason):
-                self._links.pop(link.host.name, None)
+                link.close()
                 return [Exited(rank, None, reason) for rank in part.ranks()]
         return []
 
@@ -284,7 +298,7 @@ class HostsEngine:
         waiting = {id(part.link): part for part in parts if not part.link.lost}
         for part in waiting.values():
             part.link.send(messages.Kill(self._launch))
-        events: list[Event] = []
+        events: deque[Event] = deque(maxlen=_LAST_EVENTS)
         for link, message in self._until(_KILL_S, lambda: not waiting):
             whose = next((part for part in parts if part.link is link), None)
             match message:
@@ -297,7 +311,7 @@ class HostsEngine:
                         waiting.pop(id(link), None)
                 case _Lost():
                     waiting.pop(id(link), None)
-        return events
+        return [*events]
 
     def wake(self) -> None:
         self._inbox.put(None)
@@ -316,11 +330,19 @@ class HostsEngine:
             link.close()
         self._links.clear()
 
-    def _on_message(self, link: Link, message: object) -> None:
-        self._inbox.put((link, message))
+    def _next(self, timeout: float | None) -> tuple[Link, object] | None:
+        """What came first; None: a wake-up. Raises ``queue.Empty``."""
+        item = self._inbox.get(timeout=timeout)
+        if item is None:
+            return None
+        link, message, self._handled[link] = item
+        return link, message
+
+    def _on_message(self, link: Link, message: object, end: int) -> None:
+        self._inbox.put((link, message, end))
 
     def _on_lost(self, link: Link, reason: str) -> None:
-        self._inbox.put((link, _Lost(reason)))
+        self._inbox.put((link, _Lost(reason), 0))
 
 
 @dataclass(frozen=True, slots=True)

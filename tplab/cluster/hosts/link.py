@@ -25,7 +25,8 @@ class Link:
         client: an ``ipyparallel.Client``.
         host: where the agent is.
         cluster_id: by which it knows the cluster.
-        on_message: called with the link and each message, on the client's own thread.
+        on_message: called on the client's own thread with the link, a message, and where in all that the agent sends
+            it ends (for :meth:`handled`).
         on_lost: called once with the link and a sentence, when nothing can be heard of the host any more.
     """
 
@@ -34,15 +35,15 @@ class Link:
         client: Any,
         host: Host,
         cluster_id: str,
-        on_message: "Callable[[Link, object], None]",
+        on_message: "Callable[[Link, object, int], None]",
         on_lost: "Callable[[Link, str], None]",
     ) -> None:
         self.host = host
         self._client = client
         self._comm = COMM + cluster_id
         self._on_message, self._on_lost = on_message, on_lost
-        self._outlet, self._inlet = Outlet(self._put), Inlet()
-        self._told_bytes = 0
+        self._outlet, self._inlet = Outlet(self._put, messages.WINDOW_BYTES), Inlet()
+        self._handled_bytes = self._told_bytes = 0
         self._silent_beats = 0
         self.heard_at = time.monotonic()
         """When it was heard of last."""
@@ -58,7 +59,14 @@ class Link:
     def send(self, message: object) -> None:
         """Send a message; to a host that is lost: no effect."""
         if not self.lost:
-            self._outlet.send(message, self._inlet.taken_bytes)
+            self._outlet.send(message, self._handled_bytes)
+
+    def handled(self, end: int) -> None:
+        """What it has sent up to here is done with, and it may send as much more: what waits to be handled would
+        otherwise pile up in this process, where a callback is slower than the ranks."""
+        self._handled_bytes = max(end, self._handled_bytes)
+        if not self.lost and end - self._told_bytes > messages.WINDOW_BYTES // 4:
+            self._outlet.beat(end)
 
     def beat(self, others_too: bool = False) -> None:
         """Give a sign of life, and see whether there was one; ``others_too``: nor was there from any other host."""
@@ -69,7 +77,7 @@ class Link:
             cause = ", nor of any other host: the controller of the ipyparallel cluster may be gone" * others_too
             self.lose(f"nothing was heard of host {self.host.name} for {messages.SILENCE_S:g} s{cause}")
             return
-        self._outlet.beat(self._inlet.taken_bytes)
+        self._outlet.beat(self._handled_bytes)
 
     @property
     def is_silent(self) -> bool:
@@ -80,11 +88,13 @@ class Link:
         """Take the host for lost."""
         if not self.lost:
             self.lost = reason
+            self._outlet.drop()
             self._on_lost(self, reason)
 
     def close(self) -> None:
         """Forget the agent, without telling it."""
         self.lost = self.lost or "closed"
+        self._outlet.drop()
         with suppress(ValueError):
             self._client._registration_callbacks.remove(self._notice)
         for known in (self._client._futures, self._client._output_futures, self._client.metadata):
@@ -114,14 +124,12 @@ class Link:
         if self.lost or content.get("execution_state") != "tplab":
             return
         self._silent_beats, self.heard_at = 0, time.monotonic()
+        self._outlet.arrived(content["taken"], self._handled_bytes)
         try:
             for each in self._inlet.take(content, message["buffers"]):
-                self._on_message(self, each)
+                self._on_message(self, each, self._inlet.taken_bytes)
         except (Garbled, ChannelBroken) as error:
             self.lose(f"host {self.host.name} cannot be understood any more: {error}")
-            return
-        if self._inlet.taken_bytes - self._told_bytes > messages.WINDOW_BYTES // 4:
-            self._outlet.beat(self._inlet.taken_bytes)
 
 
 class Beats:
@@ -138,7 +146,7 @@ class Beats:
         while not self._closed.wait(messages.BEAT_S):
             now = time.monotonic()
             if now - before < 2 * messages.BEAT_S:  # else this process itself was held up, and what came waits unread
-                links = self._links()
+                links = [link for link in self._links() if not link.lost]
                 all_silent = len(links) > 1 and all(link.is_silent for link in links)
                 for link in links:
                     with suppress(Exception):

@@ -6,8 +6,10 @@ numbered, because ipyparallel's way back (publish and subscribe) drops what come
 """
 
 import hashlib
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +25,12 @@ PATIENCE_S = 10.0
 """Seconds without one after which an agent ends its ranks: nobody is left who would. Longer than the kernel's, since a
 kernel can be busy in compiled code."""
 PIECE_BYTES = 1 << 20
-WINDOW_BYTES = 64 << 20
-"""How much an agent sends that the kernel has not said it has: what is more would pile up in the controller."""
+WINDOW_BYTES = 4 << 20
+"""How much an agent takes from its ranks and the kernel has not said it has handled; and how much the kernel sends that
+the agent has not said it has. What is more would pile up in the controller, or in the kernel."""
 
 Content = Mapping[str, Any]
-"""What is signed with a piece, in JSON: ``number``, ``digest``, ``taken`` (bytes that have come the other way)."""
+"""What is signed with a piece, in JSON: ``number``, ``digest``, ``taken`` (bytes of the other way that are handled)."""
 
 
 # From kernel to agent.
@@ -126,40 +129,68 @@ class Outlet:
 
     Args:
         put: sends one piece, or a sign of life with none: called with its content and its bytes.
+        window: how many bytes may be on their way; the rest follows when the other end has said what it has (see
+            :meth:`arrived`). All at once would pile up between the two, with every sign of life behind it.
     """
 
-    def __init__(self, put: Callable[[dict[str, Any], list[Part]], None]) -> None:
+    def __init__(self, put: Callable[[dict[str, Any], list[Part]], None], window: float = math.inf) -> None:
         self._put = put
-        self._lock = threading.Lock()
-        self._number = 0
+        self._window = window
+        self._lock = threading.RLock()  # what goes wrong in put may be why nothing more is sent
+        self._number = self._arrived_bytes = 0
+        self._waiting: deque[Iterator[bytes | bytearray]] = deque()
         self.sent_bytes = 0
 
     def send(self, message: object, taken: int) -> None:
-        """Send a message; ``taken``: bytes that have come the other way."""
+        """Send a message; ``taken``: bytes from the other way that are handled."""
         with self._lock:
-            piece = bytearray()
-            for part in encode(message):
-                view = memoryview(part).cast("B")
-                while view:
-                    room = PIECE_BYTES - len(piece)
-                    piece += view[:room]
-                    view = view[room:]
-                    if len(piece) == PIECE_BYTES:
-                        self._send(piece, taken)
-                        piece = bytearray()
-            if piece:
-                self._send(piece, taken)
+            self._waiting.append(_pieces(encode(message)))
+            self._send_on(taken)
 
     def beat(self, taken: int) -> None:
         """Give a sign of life."""
         with self._lock:
             self._send(b"", taken)
 
+    def arrived(self, num_bytes: int, taken: int) -> None:
+        """The other end has had so many bytes."""
+        with self._lock:
+            self._arrived_bytes = num_bytes
+            self._send_on(taken)
+
+    def drop(self) -> None:
+        """Send nothing more of what waits."""
+        with self._lock:
+            self._waiting.clear()
+
+    def _send_on(self, taken: int) -> None:
+        while self._waiting and self.sent_bytes - self._arrived_bytes < self._window:
+            if (piece := next(self._waiting[0], None)) is not None:
+                self._send(piece, taken)
+            elif self._waiting:
+                self._waiting.popleft()
+
     def _send(self, piece: bytes | bytearray, taken: int) -> None:
         self._number += 1
         self.sent_bytes += len(piece)
         content = {"number": self._number, "digest": _digest(piece), "taken": taken}
         self._put(content, [memoryview(piece)] if piece else [])
+
+
+def _pieces(parts: Sequence[Part]) -> Iterator[bytearray]:
+    """An encoded message in pieces, each made when it is sent."""
+    piece = bytearray()
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while view:
+            room = PIECE_BYTES - len(piece)
+            piece += view[:room]
+            view = view[room:]
+            if len(piece) == PIECE_BYTES:
+                yield piece
+                piece = bytearray()
+    if piece:
+        yield piece
 
 
 class Inlet:
