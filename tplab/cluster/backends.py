@@ -213,6 +213,16 @@ def devices_of(num_ranks: int, backend: str) -> RankDevices:
     )
 
 
+NCCL_SETTINGS = {
+    "NCCL_RAS_ENABLE": "0",  # a port of NCCL's that would tell anybody about the job
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    # A warning on every rank that a send outside a batch waits its turn: here that is meant.
+    "TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING": "false",
+}
+"""What the environment of a rank has unless it says otherwise."""
+
+
 def rank_environment(placement: RankDevices, rank: int, cluster_id: str, share: Share | None = None) -> dict[str, str]:
     """Environment of one rank's process: this one's own, plus what the backend needs.
 
@@ -232,11 +242,7 @@ def rank_environment(placement: RankDevices, rank: int, cluster_id: str, share: 
     environment["TORCH_GLOO_LAZY_INIT"] = "0"
     # torch's stores and gloo honour proxies of neither kind; NCCL's bootstrap must stay on loopback like gloo.
     environment["NCCL_SOCKET_IFNAME"] = f"={share.interface}" if share.spans_hosts else share.interface  # a prefix
-    environment.setdefault("NCCL_RAS_ENABLE", "0")  # a port of NCCL's that would tell anybody about the job
-    environment.setdefault("NCCL_NVLS_ENABLE", "0")
-    environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-    # A warning on every rank that a send outside a batch waits its turn: here that is meant.
-    environment.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
+    environment = NCCL_SETTINGS | environment
     environment |= torchrun_environment(share.first_rank + rank, share.world_size, share)
     if placement.shares_gpus:
         environment |= shared_gpu_environment(cluster_id, rank, share.interface)

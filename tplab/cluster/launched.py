@@ -47,10 +47,12 @@ def launched(backend: str = "auto") -> "Iterator[Launched | None]":
         served = _Served(ranks)
         if ranks.rank.index:
             served.serve()
+            served.close()
             yield None
             return
         yield Launched(served, ranks.rank.world_size)
         served.hand_over(None)
+        served.close()
 
 
 class _Served:
@@ -76,6 +78,10 @@ class _Served:
             if self.ranks.rank.index < num_ranks:
                 value = wire.pack_value(self.execute(run_id, num_ranks, payload, partial(_pack_report, reports)))
             self.gather((value, reports))
+
+    def close(self) -> None:
+        """No more calls; end the groups that fewer ranks made."""
+        self._worlds.close()
 
     def hand_over(self, call: "tuple[int, int, bytes] | None") -> "tuple[int, int, bytes] | None":
         """Rank 0's call, on every rank."""

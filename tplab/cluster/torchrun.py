@@ -32,6 +32,7 @@ Store = Any
 """torch's, whose stubs do not have it."""
 _STARTED_WITHIN = timedelta(minutes=5)
 _LOOK_EACH_S = 0.5
+_LET_GO_S = 0.2
 _FAULT = "tplab/fault"
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says on a rank whose neighbour's process has ended."""
@@ -89,6 +90,9 @@ def attached(backend: str = "auto") -> Iterator[Attached]:
         watch.fail(error)
     watch.end()
     dist.destroy_process_group()
+    # Gloo's threads drop their last tensors with Python's lock in hand: one that still waits for it when Python ends
+    # would abort the process.
+    time.sleep(_LET_GO_S)
 
 
 class Watch:
@@ -264,7 +268,8 @@ def _share(told: Sequence[dict[str, Any]], hosts: Sequence[str], index: int) -> 
 def _set_environment(share: backends.Share, index: int, *, shares_gpus: bool) -> None:
     """Which interface data goes over, unless the environment says it."""
     exact = f"={share.interface}" if share.spans_hosts else share.interface  # to NCCL eth0 is eth01, too
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", share.interface)
+    for name, value in {**backends.NCCL_SETTINGS, "GLOO_SOCKET_IFNAME": share.interface}.items():
+        os.environ.setdefault(name, value)
     if shares_gpus:
         os.environ.update(backends.shared_gpu_environment(os.environ["MASTER_PORT"], index, exact))
     os.environ.setdefault("NCCL_SOCKET_IFNAME", exact)

@@ -94,6 +94,15 @@ class Worlds:
             os.environ.update(torchrun_environment(rank.index, num_ranks, self._share))
         return rank
 
+    def close(self) -> None:
+        """End the groups of all worlds but the one of all ranks, which is entered."""
+        whole = self._entered.pop(self._whole.world_size)
+        for world, _ in self._entered.values():
+            distributed_c10d._world = world
+            self._end_other()
+        distributed_c10d._world = whole[0]
+        self._entered = {self._whole.world_size: whole}
+
     def leave(self) -> str:
         """The run is over: whatever it did to the default group, the ranks' own is that again.
 
