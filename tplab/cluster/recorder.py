@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import ProcessGroup, Work, _resolve_process_group
 from torch.distributed import distributed_c10d
 
-from tplab.cluster.calls import BETWEEN_TWO, Call, Calls, GroupFacts, State
+from tplab.cluster.calls import BETWEEN_TWO, Call, Calls, GroupFacts
 
 _KEPT = 256  # calls
 _PENDING = 4096
@@ -107,21 +107,9 @@ class _Group:
         )
 
 
-class _Entry:
-    """A call, as cheap to write down as may be."""
-
-    __slots__ = ("at", "code", "dtype", "group", "kind", "num_elements", "number", "peer", "state", "tag")
-
-    kind: str
-    group: _Group
-    number: int
-    num_elements: int | None
-    dtype: torch.dtype | None
-    peer: int | None
-    tag: int
-    code: CodeType
-    at: int
-    state: State
+_Entry = list[Any]
+"""A call: state, kind, group, number, elements, dtype, peer, tag, code, place in it. A list: no object is as quick."""
+_STATE, _KIND, _GROUP, _NUMBER, _ELEMENTS, _DTYPE, _PEER, _TAG, _CODE, _AT = range(10)
 
 
 class Recorder:
@@ -152,7 +140,7 @@ class Recorder:
                 for group in groups
                 for (kind, peer, tag), count in group.exchanged.copy().items()
             ),
-            calls=tuple(_call(entry) for entry in [*self._entries] if entry.number),
+            calls=tuple(_call(entry) for entry in [*self._entries] if entry[_NUMBER]),
         )
 
     def install(self) -> None:
@@ -191,9 +179,9 @@ class Recorder:
                 _take_back(entry)
                 raise
             if work is None:
-                entry.state = "done"
+                entry[_STATE] = "done"
             else:
-                entry.state = "called"
+                entry[_STATE] = "called"
                 pending[id(work)] = entry
             return work
 
@@ -206,13 +194,13 @@ class Recorder:
             entry = pending.pop(id(work), None)
             if entry is None:
                 return wait(work, *args, **kwargs)
-            entry.state = "waits"
+            entry[_STATE] = "waits"
             try:
                 out = wait(work, *args, **kwargs)
             except BaseException:
-                entry.state = "called"
+                entry[_STATE] = "called"
                 raise
-            entry.state = "done"
+            entry[_STATE] = "done"
             return out
 
         return waited
@@ -237,8 +225,8 @@ class Recorder:
             finally:
                 inside.now = False
             for entry in entries:
-                entry.state = "done" if name == "wait_tensor" else "called"
-                if entry.state == "called":
+                entry[_STATE] = "done" if name == "wait_tensor" else "called"
+                if entry[_STATE] == "called":
                     self._pending[id(out[0] if isinstance(out, (list, tuple)) and out else out)] = entry
             return out
 
@@ -248,7 +236,7 @@ class Recorder:
         entry = self._pending.pop(id(args[0]), None)
         if entry is None:
             return []
-        entry.state = "waits"
+        entry[_STATE] = "waits"
         return [entry]
 
     def _about_operator(
@@ -266,8 +254,8 @@ class Recorder:
         if kind in BETWEEN_TWO:
             root, tag = _in_group(group, root), args[2]
         entry = self._note(group, kind, args[0], root, tag, frame)
-        if pieces is not None and entry.num_elements:
-            entry.num_elements //= args[pieces]
+        if pieces is not None and entry[_ELEMENTS]:
+            entry[_ELEMENTS] //= args[pieces]
         return [entry]
 
     def _resolve(self, group: Any) -> ProcessGroup:
@@ -286,25 +274,25 @@ class Recorder:
         known = self._groups.get(id(group))
         if known is None or known.ref() is not group:
             known = self._groups[id(group)] = _Group(group)
-        entry = _Entry()
-        entry.state = "waits"
-        entry.kind, entry.group, entry.peer, entry.tag = kind, known, peer, tag
         if kind in BETWEEN_TWO:
             key = kind, peer, tag
-            entry.number = known.exchanged[key] = known.exchanged.get(key, 0) + 1
+            number = known.exchanged[key] = known.exchanged.get(key, 0) + 1
         else:
-            known.count = entry.number = known.count + 1
+            known.count = number = known.count + 1
         if type(tensors) is list and len(tensors) == 1:
             tensors = tensors[0]
+        elements: int | None
+        dtype: torch.dtype | None
         if isinstance(tensors, torch.Tensor):
-            entry.num_elements, entry.dtype = tensors.numel(), tensors.dtype
+            elements, dtype = tensors.numel(), tensors.dtype
         else:
-            entry.num_elements, entry.dtype = _measure(tensors)
+            elements, dtype = _measure(tensors)
         while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
             frame = frame.f_back
         if frame is None:
             frame = sys._getframe(2)
-        entry.code, entry.at = frame.f_code, frame.f_lasti  # the line itself would take longer than all the rest
+        # The line itself would take longer than all the rest.
+        entry = ["waits", kind, known, number, elements, dtype, peer, tag, frame.f_code, frame.f_lasti]
         if len(self._pending) > _PENDING:  # of works that nobody ever waited for
             self._pending.clear()
         self._entries.append(entry)
@@ -333,12 +321,12 @@ def _stand_in(operator: Any, called: Callable[..., Any]) -> Any:
 
 def _take_back(entry: _Entry) -> None:
     """The call was refused: it does not count."""
-    group = entry.group
-    if entry.kind in BETWEEN_TWO:
-        group.exchanged[entry.kind, entry.peer, entry.tag] -= 1
+    group = entry[_GROUP]
+    if entry[_KIND] in BETWEEN_TWO:
+        group.exchanged[entry[_KIND], entry[_PEER], entry[_TAG]] -= 1
     else:
         group.count -= 1
-    entry.number = 0
+    entry[_NUMBER] = 0
 
 
 def _measure(tensors: Any) -> tuple[int | None, torch.dtype | None]:
@@ -369,22 +357,22 @@ def _member(group: _Group, index: int | None) -> int | None:
     return ranks[index] if isinstance(index, int) and 0 <= index < len(ranks) else None
 
 
-def _line(entry: _Entry) -> int:
-    for begin, end, line in entry.code.co_lines():
-        if begin <= entry.at < end and line is not None:
+def _line(code: CodeType, place: int) -> int:
+    for begin, end, line in code.co_lines():
+        if begin <= place < end and line is not None:
             return line
-    return entry.code.co_firstlineno
+    return code.co_firstlineno
 
 
 def _call(entry: _Entry) -> Call:
     return Call(
-        kind=entry.kind,
-        group=entry.group.facts.name,
-        number=entry.number,
-        num_elements=entry.num_elements,
-        dtype=str(entry.dtype or "").removeprefix("torch."),
-        peer=_member(entry.group, entry.peer),
-        tag=entry.tag,
-        where=(entry.code.co_filename, _line(entry), entry.code.co_name, None),
-        state=entry.state,
+        kind=entry[_KIND],
+        group=entry[_GROUP].facts.name,
+        number=entry[_NUMBER],
+        num_elements=entry[_ELEMENTS],
+        dtype=str(entry[_DTYPE] or "").removeprefix("torch."),
+        peer=_member(entry[_GROUP], entry[_PEER]),
+        tag=entry[_TAG],
+        where=(entry[_CODE].co_filename, _line(entry[_CODE], entry[_AT]), entry[_CODE].co_name, None),
+        state=entry[_STATE],
     )
