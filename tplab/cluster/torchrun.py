@@ -33,7 +33,8 @@ Store = Any
 _STARTED_WITHIN = timedelta(minutes=5)
 _LOOK_EACH_S = 0.5
 _LET_GO_S = 0.2
-_FAULT = "tplab/fault"
+_FAULT, _SAID = "tplab/fault", "tplab/said"
+_SAID_WITHIN = timedelta(seconds=5)
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says on a rank whose neighbour's process has ended."""
 
@@ -121,13 +122,14 @@ class Watch:
             error: this rank's fault.
             in_run: nothing may catch it and go on, since the ranks are no longer in step.
         """
+        if self._over.is_set():  # it has been said, in the run
+            raise error
         self.end()
         text = self._described(error)
         first = self._tell(text)
-        if self._index:
+        if self._index or first is not None or in_run:
+            self._say(self._store, first or text)
             raise SystemExit(1) from None
-        if first is not None or in_run:
-            raise SystemExit(f"tplab: {first or text}") from None
         raise error
 
     def end(self) -> None:
@@ -162,9 +164,18 @@ class Watch:
             if not text and late is not None and time.monotonic() > late[0]:
                 text = self._tell(late[1]) or late[1]
             if text and not self._over.is_set():
-                if not self._index:
-                    print(f"tplab: {text}", file=sys.stderr, flush=True)
+                self._say(store, text)
                 os._exit(1)  # the main thread may hang in a collective
+
+    def _say(self, store: Store, text: str) -> None:
+        """Rank 0 says it. The others wait until it has: torchrun ends all ranks of a host as soon as one has ended."""
+        with suppress(Exception):  # the host that keeps the store may be gone
+            if self._index:
+                store.wait([_SAID], _SAID_WITHIN)
+        if not self._index:
+            print(f"tplab: {text}", file=sys.stderr, flush=True)
+            with suppress(Exception):
+                store.set(_SAID, "")
 
 
 def _join(store: Store, index: int, world_size: int, backend: str, watch: Watch) -> Attached:
