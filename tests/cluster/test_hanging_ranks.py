@@ -93,6 +93,23 @@ def test_different_sizes(hang):
     assert "rank 0 gives 1,024 float32 in all_reduce #1" in found.sentence
 
 
+def test_what_is_timed_is_not_written_down(hang):
+    """It would be part of what is measured."""
+
+    def times(rank):
+        from tplab.measure.clock import timed
+
+        x = torch.ones(8)
+        for _ in range(3):
+            timed(lambda: dist.all_reduce(x))
+        if rank == 0:
+            dist.all_reduce(x)
+        else:
+            time.sleep(60)
+
+    assert hang(times).sentence.startswith("rank 0 waits in all_reduce #1 (8 float32")
+
+
 def test_nobody_hangs(cluster):
     with pytest.raises(RankTimeout) as info:
         cluster.run(lambda rank: dist.barrier() or time.sleep(60), timeout=1.0)

@@ -6,8 +6,9 @@ for gloo (torch 2.13) it has no sends, receives or roots, calls a reduce-scatter
 its lines of code takes a second, longer than a run that fails may keep anybody waiting. What this costs a call is in
 ``docs/hangs.md``.
 
-Not seen: what C++ calls by itself (the backward of a functional collective, a replayed CUDA graph), and kernels that
-read a peer's memory. They are missing on every rank alike, so the numbers still agree.
+Not written down: what ``tplab.measure`` times (:func:`unrecorded`). Not seen: what C++ calls by itself (the backward of
+a functional collective, a replayed CUDA graph), and kernels that read a peer's memory. They are missing on every rank
+alike, so the numbers still agree.
 
 Imported on ranks only, because it needs torch.
 """
@@ -18,6 +19,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
@@ -112,6 +114,19 @@ _Entry = list[Any]
 _STATE, _KIND, _GROUP, _NUMBER, _ELEMENTS, _DTYPE, _PEER, _TAG, _CODE, _AT = range(10)
 
 
+_timing: list[None] = []  # not empty meanwhile; of this process, as torch's methods are
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """For what is timed: its calls are torch's alone. All ranks of a group must do it around the same calls."""
+    _timing.append(None)
+    try:
+        yield
+    finally:
+        _timing.pop()
+
+
 class Recorder:
     """Writes down what this rank's process hands to process groups; there is one on a rank."""
 
@@ -159,9 +174,11 @@ class Recorder:
     def _around_method(
         self, method: Callable[..., Any], kind: str, tensor: int | None, peer: int | None
     ) -> Callable[..., Any]:
-        note, pending = self._note, self._pending
+        note, pending, timing = self._note, self._pending, _timing
 
         def called(group: ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+            if timing:
+                return method(group, *args, **kwargs)
             tensors = root = None
             tag = 0
             if tensor is not None:
@@ -211,7 +228,7 @@ class Recorder:
         about = self._about_wait if name == "wait_tensor" else self._about_operator
 
         def called(_self: object, /, *args: Any, **kwargs: Any) -> Any:
-            if getattr(inside, "now", False) or not args or type(args[0]).__name__ in _TRACED:
+            if _timing or getattr(inside, "now", False) or not args or type(args[0]).__name__ in _TRACED:
                 return operator(*args, **kwargs)
             inside.now = True
             entries = []

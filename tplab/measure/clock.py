@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from tplab.cluster.recorder import unrecorded
+
 T = TypeVar("T")
 TimedSpan = tuple[str, Any, float, float]
 """Kind, what was worked on, start and end in seconds of the machine's monotonic clock."""
@@ -18,10 +20,11 @@ TimedSpan = tuple[str, Any, float, float]
 
 def timed(call: Callable[[], T], device: torch.device | None = None) -> tuple[float, T]:
     """Microseconds of a call by the host's clock, until ``device`` has done it, too; and what it returned."""
-    began = time.perf_counter()
-    result = call()
-    synchronize(device)
-    return (time.perf_counter() - began) * 1e6, result
+    with unrecorded():
+        began = time.perf_counter()
+        result = call()
+        synchronize(device)
+        return (time.perf_counter() - began) * 1e6, result
 
 
 def synchronize(device: torch.device | None) -> None:
@@ -32,9 +35,10 @@ def synchronize(device: torch.device | None) -> None:
 
 def device_us(call: Callable[[], Any]) -> float:
     """Microseconds of a call by the GPU's own clock, from one event of the current stream to the next."""
-    start = event()
-    call()
-    end = event()
+    with unrecorded():
+        start = event()
+        call()
+        end = event()
     end.synchronize()
     return float(start.elapsed_time(end)) * 1e3
 
