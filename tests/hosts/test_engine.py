@@ -64,12 +64,13 @@ def arrive(link, *said):
     if not hasattr(link, "agent"):
         link.agent = Outlet(
             lambda content, buffers: link._receive(
-                {"content": {**content, "execution_state": "tplab"}, "buffers": buffers}
+                {"content": {"execution_state": "tplab", "taken": 0, **content}, "buffers": buffers}
             )
         )
-    link.agent.beat(0)
+    link.agent.beat()
     for message in said:
-        link.agent.send(message, 0)
+        link.agent.send(message)
+        link.agent.arrived(link.agent.sent_bytes)
 
 
 def line(text):
@@ -87,14 +88,16 @@ class TestFlood:
         assert [event.line for event in got] == [str(i) for i in range(3 * _EVENTS_AT_ONCE)]
 
     def test_only_what_was_handled_makes_room(self, engine, link):
-        arrive(link, line("x" * WINDOW_BYTES))
-        link.beat()
-        assert engine._client.sent[-1][0]["taken"] == 0
+        def said(name):
+            return engine._client.sent[-1][0][name]
+
+        arrive(link, line("x" * (WINDOW_BYTES - 1000)))
+        assert said("taken") == link.agent.sent_bytes
         assert len(engine.poll(0)) == 1
         link.beat()
-        assert engine._client.sent[-1][0]["taken"] == 0  # the supervisor has it, and is not done with it
+        assert said("handled") == 0  # the supervisor has it, and is not done with it
         engine.poll(0)
-        assert engine._client.sent[-1][0]["taken"] == link.agent.sent_bytes
+        assert said("handled") == link.agent.sent_bytes
 
     def test_what_is_left_when_ranks_are_killed_is_bounded(self, engine, link):
         arrive(link, *(line(str(i)) for i in range(3000)), messages.Killed(0, ()))
@@ -104,23 +107,37 @@ class TestFlood:
 class TestWindow:
     def test_the_rest_follows(self):
         sent, inlet, got = [], Inlet(), []
-        outlet = Outlet(lambda content, buffers: sent.append((content, buffers)), WINDOW_BYTES)
-        outlet.send("x" * (5 * WINDOW_BYTES), taken=0)
-        outlet.send("next", taken=0)
+        outlet = Outlet(lambda content, buffers: sent.append((content, buffers)))
+        outlet.send("x" * (5 * WINDOW_BYTES))
+        outlet.send("next")
         while sent:
             assert sum(len(buffers[0]) for _, buffers in sent) <= WINDOW_BYTES
-            outlet.beat(taken=0)  # goes in between
+            outlet.beat()  # goes in between
             for content, buffers in sent:
                 got += inlet.take(content, buffers)
             sent.clear()
-            outlet.arrived(inlet.taken_bytes, taken=0)
+            outlet.arrived(inlet.taken_bytes)
         assert got == ["x" * (5 * WINDOW_BYTES), "next"]
+
+    def test_the_rest_is_dropped(self):
+        """An order to end ranks does not wait until they have had a large value."""
+        sent, inlet, got = [], Inlet(), []
+        outlet = Outlet(lambda content, buffers: sent.append((content, buffers)))
+        outlet.send("x" * (5 * WINDOW_BYTES))
+        outlet.send("never")
+        outlet.drop()
+        assert not outlet.is_full
+        outlet.send("end")
+        outlet.arrived(WINDOW_BYTES)
+        for content, buffers in sent:
+            got += inlet.take(content, buffers)
+        assert got == ["end"]
 
     def test_nothing_follows_a_loss(self, engine, link):
         link.send("x" * (5 * WINDOW_BYTES))
         before = len(engine._client.sent)
         link.lose("gone")
-        link._outlet.arrived(WINDOW_BYTES, 0)
+        link._outlet.arrived(WINDOW_BYTES)
         assert len(engine._client.sent) == before
 
 

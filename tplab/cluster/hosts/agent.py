@@ -49,14 +49,14 @@ class Agent(threading.Thread):
         self._launch = 0
         self._ended = False
         self._heard_at = time.monotonic()
-        self._kernel_took = 0
+        self._arrived = self._handled = 0  # bytes, as the kernel says
 
     # On the engine's control thread.
 
     def receive(self, content: messages.Content, buffers: Sequence[Any]) -> None:
         """A piece from the kernel."""
         self._heard_at = time.monotonic()
-        self._kernel_took = content["taken"]
+        self._arrived, self._handled = content["taken"], content["handled"]
         try:
             self._orders += self._inlet.take(content, buffers)
         except (Garbled, ChannelBroken):
@@ -87,9 +87,10 @@ class Agent(threading.Thread):
             while not self._ended and self.silent_s < messages.PATIENCE_S:
                 while self._orders and not self._ended:
                     self._obey(self._orders.popleft())
+                self._outlet.arrived(self._arrived)
                 if time.monotonic() >= beat_at or self._inlet.taken_bytes - told > messages.WINDOW_BYTES // 4:
                     told = self._inlet.taken_bytes
-                    self._outlet.beat(told)
+                    self._outlet.beat()
                     beat_at = time.monotonic() + messages.BEAT_S
                 self._wait(max(0.0, beat_at - time.monotonic()))
         finally:
@@ -98,8 +99,8 @@ class Agent(threading.Thread):
 
     def _wait(self, timeout_s: float) -> None:
         """For something to happen to the ranks, an order, or the time of the next sign of life."""
-        waiting = self._outlet.sent_bytes - self._kernel_took
-        if self._engine is None or waiting > messages.WINDOW_BYTES:
+        is_full = self._outlet.is_full or self._outlet.sent_bytes - self._handled > messages.WINDOW_BYTES
+        if self._engine is None or is_full:
             self._woken.wait(min(timeout_s, 0.05) if self._engine is not None else timeout_s)
             self._woken.clear()
         elif events := self._engine.poll(timeout_s):
@@ -115,6 +116,7 @@ class Agent(threading.Thread):
             case messages.KillRank(rank) if self._engine is not None:
                 self._engine.kill_rank(rank)
             case messages.Kill(launch):
+                self._outlet.drop()
                 self._tell(messages.Killed(launch, _portable(self._drop())))
             case messages.Leave():
                 self._ended = True
@@ -143,14 +145,14 @@ class Agent(threading.Thread):
         return events
 
     def _tell(self, message: object) -> None:
-        self._outlet.send(message, self._inlet.taken_bytes)
+        self._outlet.send(message)
 
     def _publish(self, content: dict[str, Any], buffers: list[Part]) -> None:
         # A message of state: the only kind that the controller neither stores nor warns of.
         self._kernel.session.send(
             self._kernel.iopub_socket,
             "status",
-            content={"execution_state": "tplab", **content},
+            content={"execution_state": "tplab", "taken": self._inlet.taken_bytes, **content},
             parent=self._header,
             ident=self._kernel._topic("tplab"),
             buffers=buffers,

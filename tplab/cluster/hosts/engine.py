@@ -297,6 +297,7 @@ class HostsEngine:
         parts, self._parts = self._parts, []
         waiting = {id(part.link): part for part in parts if not part.link.lost}
         for part in waiting.values():
+            part.link.drop()
             part.link.send(messages.Kill(self._launch))
         events: deque[Event] = deque(maxlen=_LAST_EVENTS)
         for link, message in self._until(_KILL_S, lambda: not waiting):

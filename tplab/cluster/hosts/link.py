@@ -42,7 +42,7 @@ class Link:
         self._client = client
         self._comm = COMM + cluster_id
         self._on_message, self._on_lost = on_message, on_lost
-        self._outlet, self._inlet = Outlet(self._put, messages.WINDOW_BYTES), Inlet()
+        self._outlet, self._inlet = Outlet(self._put), Inlet()
         self._handled_bytes = self._told_bytes = 0
         self._silent_beats = 0
         self.heard_at = time.monotonic()
@@ -59,14 +59,17 @@ class Link:
     def send(self, message: object) -> None:
         """Send a message; to a host that is lost: no effect."""
         if not self.lost:
-            self._outlet.send(message, self._handled_bytes)
+            self._outlet.send(message)
 
     def handled(self, end: int) -> None:
         """What it has sent up to here is done with, and it may send as much more: what waits to be handled would
         otherwise pile up in this process, where a callback is slower than the ranks."""
         self._handled_bytes = max(end, self._handled_bytes)
-        if not self.lost and end - self._told_bytes > messages.WINDOW_BYTES // 4:
-            self._outlet.beat(end)
+        self._tell()
+
+    def drop(self) -> None:
+        """Send nothing of what still waits."""
+        self._outlet.drop()
 
     def beat(self, others_too: bool = False) -> None:
         """Give a sign of life, and see whether there was one; ``others_too``: nor was there from any other host."""
@@ -77,7 +80,7 @@ class Link:
             cause = ", nor of any other host: the controller of the ipyparallel cluster may be gone" * others_too
             self.lose(f"nothing was heard of host {self.host.name} for {messages.SILENCE_S:g} s{cause}")
             return
-        self._outlet.beat(self._handled_bytes)
+        self._outlet.beat()
 
     @property
     def is_silent(self) -> bool:
@@ -101,7 +104,8 @@ class Link:
             known.pop(self.header["msg_id"], None)
 
     def _put(self, content: dict[str, Any], buffers: Sequence[Part]) -> None:
-        self._told_bytes = content["taken"]
+        content |= {"taken": self._inlet.taken_bytes, "handled": self._handled_bytes}
+        self._told_bytes = content["taken"] + content["handled"]
         try:
             self._client._send(
                 self._client._control_socket,
@@ -112,6 +116,12 @@ class Link:
             )
         except (OSError, RuntimeError) as error:
             self.lose(f"the client of the ipyparallel cluster is closed ({error})")
+
+    def _tell(self) -> None:
+        """Say what has come and what is done with, if that is much more than was said."""
+        told = self._inlet.taken_bytes + self._handled_bytes
+        if not self.lost and told - self._told_bytes > messages.WINDOW_BYTES // 4:
+            self._outlet.beat()
 
     def _notice(self, event: dict[str, Any]) -> None:
         """The controller says that an engine has come or gone: sooner than silence would."""
@@ -124,12 +134,13 @@ class Link:
         if self.lost or content.get("execution_state") != "tplab":
             return
         self._silent_beats, self.heard_at = 0, time.monotonic()
-        self._outlet.arrived(content["taken"], self._handled_bytes)
+        self._outlet.arrived(content["taken"])
         try:
             for each in self._inlet.take(content, message["buffers"]):
                 self._on_message(self, each, self._inlet.taken_bytes)
         except (Garbled, ChannelBroken) as error:
             self.lose(f"host {self.host.name} cannot be understood any more: {error}")
+        self._tell()
 
 
 class Beats:

@@ -6,7 +6,6 @@ numbered, because ipyparallel's way back (publish and subscribe) drops what come
 """
 
 import hashlib
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +25,13 @@ PATIENCE_S = 10.0
 kernel can be busy in compiled code."""
 PIECE_BYTES = 1 << 20
 WINDOW_BYTES = 4 << 20
-"""How much an agent takes from its ranks and the kernel has not said it has handled; and how much the kernel sends that
-the agent has not said it has. What is more would pile up in the controller, or in the kernel."""
+"""How much is sent that the other end has not said it has, either way, and how much an agent takes from its ranks that
+the kernel has not said it has handled. More would pile up: in the controller with every sign of life behind it, or in
+the kernel."""
 
 Content = Mapping[str, Any]
-"""What is signed with a piece, in JSON: ``number``, ``digest``, ``taken`` (bytes of the other way that are handled)."""
+"""What is signed with a piece, in JSON: ``number``, ``digest``, ``anew`` (the rest of the message before does not
+come), ``taken`` (bytes that have come the other way), and from the kernel ``handled`` (those that it is done with)."""
 
 
 # From kernel to agent.
@@ -129,51 +130,56 @@ class Outlet:
 
     Args:
         put: sends one piece, or a sign of life with none: called with its content and its bytes.
-        window: how many bytes may be on their way; the rest follows when the other end has said what it has (see
-            :meth:`arrived`). All at once would pile up between the two, with every sign of life behind it.
     """
 
-    def __init__(self, put: Callable[[dict[str, Any], list[Part]], None], window: float = math.inf) -> None:
+    def __init__(self, put: Callable[[dict[str, Any], list[Part]], None]) -> None:
         self._put = put
-        self._window = window
         self._lock = threading.RLock()  # what goes wrong in put may be why nothing more is sent
         self._number = self._arrived_bytes = 0
+        self._cut = False
         self._waiting: deque[Iterator[bytes | bytearray]] = deque()
         self.sent_bytes = 0
 
-    def send(self, message: object, taken: int) -> None:
-        """Send a message; ``taken``: bytes from the other way that are handled."""
+    def send(self, message: object) -> None:
+        """Send a message: what of it is within the window, and the rest as the other end has said what it has."""
         with self._lock:
             self._waiting.append(_pieces(encode(message)))
-            self._send_on(taken)
+            self._send_on()
 
-    def beat(self, taken: int) -> None:
+    def beat(self) -> None:
         """Give a sign of life."""
         with self._lock:
-            self._send(b"", taken)
+            self._send(b"")
 
-    def arrived(self, num_bytes: int, taken: int) -> None:
+    def arrived(self, num_bytes: int) -> None:
         """The other end has had so many bytes."""
         with self._lock:
             self._arrived_bytes = num_bytes
-            self._send_on(taken)
+            self._send_on()
 
     def drop(self) -> None:
-        """Send nothing more of what waits."""
+        """Send nothing of what still waits, nor the rest of what has begun."""
         with self._lock:
+            self._cut |= bool(self._waiting)
             self._waiting.clear()
 
-    def _send_on(self, taken: int) -> None:
-        while self._waiting and self.sent_bytes - self._arrived_bytes < self._window:
+    @property
+    def is_full(self) -> bool:
+        """Whether something waits."""
+        return bool(self._waiting)
+
+    def _send_on(self) -> None:
+        while self._waiting and self.sent_bytes - self._arrived_bytes < WINDOW_BYTES:
             if (piece := next(self._waiting[0], None)) is not None:
-                self._send(piece, taken)
+                self._send(piece)
             elif self._waiting:
                 self._waiting.popleft()
 
-    def _send(self, piece: bytes | bytearray, taken: int) -> None:
+    def _send(self, piece: bytes | bytearray) -> None:
         self._number += 1
         self.sent_bytes += len(piece)
-        content = {"number": self._number, "digest": _digest(piece), "taken": taken}
+        content = {"number": self._number, "digest": _digest(piece), "anew": self._cut}
+        self._cut = False
         self._put(content, [memoryview(piece)] if piece else [])
 
 
@@ -209,6 +215,8 @@ class Inlet:
             raise Garbled(f"piece {self._number} of what it sent was lost on the way")
         if content["digest"] != _digest(piece):
             raise Garbled(f"piece {self._number} was changed on the way")
+        if content["anew"]:
+            self._assembly = Assembly()
         self.taken_bytes += len(piece)
         return self._assembly.feed(piece)
 
