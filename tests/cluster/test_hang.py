@@ -95,6 +95,11 @@ class TestWhoIsMissing:
         assert words.startswith("ranks 0, 2 wait in barrier #1 (train.py:12); rank 1 never came: it has returned")
         assert "; rank 3 never came: it is at train.py:20" in words
 
+    def test_those_who_do_the_same_are_named_together(self):
+        waits, lost = runs(call("barrier", 1), ranks=tuple(range(5))), Position("lost")
+        words = sentence(waits, Position("returned"), lost, Position("returned"), lost)
+        assert "; ranks 1, 3 never came: each has returned from the function; ranks 2, 4: each is on a host" in words
+
     def test_the_one_at_the_end_of_a_chain_is_named(self):
         """Rank 2 waits for rank 1, which waits for rank 0, which sleeps."""
         recv = call("recv", peer=1, num_elements=8)

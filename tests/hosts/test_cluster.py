@@ -13,6 +13,7 @@ import torch.distributed as dist
 from tplab import Cluster
 from tplab.cli import main
 from tplab.cluster import ClusterError, HostLost, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster.hosts.connect import open_client
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -49,10 +50,20 @@ def _works_afterwards(request, hosts):
         assert request.getfixturevalue("cluster").run(total) == [[10.0] * 3] * 4
 
 
+def test_no_warning_of_signatures_where_all_is_encrypted(shared_parallel, caplog):
+    client, _ = open_client(cluster_file=shared_parallel.cluster_file)
+    try:
+        assert client.curve_serverkey
+        assert "signing" not in caplog.text
+    finally:
+        client.close()
+
+
 class TestContract:
     def test_places(self, cluster, hosts):
         first, second = dict.fromkeys(cluster.hosts)
         assert {first, second} == {"alpha", "beta"}
+        assert repr(cluster) == f"<Cluster of 4 gloo ranks on 2 hosts, {cluster.state.value}>"
         assert cluster.hosts == (first, first, second, second)
         interface = cluster.run(place)[0][-1]
         assert interface != "lo"

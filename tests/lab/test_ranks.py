@@ -192,7 +192,7 @@ class TestLastExpression:
                 print("after", i)
             """
         )
-        shown = "shown <div><code>[rank 1] </code></div><b>bold</b>"
+        shown = "shown <div><code>[rank 1]</code></div><b>bold</b>"
         assert text.splitlines() == [
             line for i in range(3) for line in ("cleared True", f"[rank 1] before {i}", shown, f"[rank 1] after {i}")
         ]

@@ -387,7 +387,9 @@ class Cluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Cluster of {self.num_ranks} {self.backend} ranks, {self.state.value}>"
+        num_hosts = len(set(self.hosts))
+        where = f" on {num_hosts} host{'s' * (num_hosts > 1)}" if num_hosts else ""
+        return f"<Cluster of {self.num_ranks} {self.backend} ranks{where}, {self.state.value}>"
 
     def __reduce__(self) -> str:
         raise TypeError("a Cluster lives in the kernel and cannot be sent to its ranks; pass values, not the cluster")

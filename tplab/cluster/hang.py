@@ -153,7 +153,10 @@ class _Ranks:
         if not together:
             return None
         absent, waiting = max(together.items(), key=lambda item: len(item[1]))
-        whys = [self._why_absent(rank, self.waiting[waiting[0]]) for rank in absent]
+        alike: dict[str, list[int]] = {}
+        for rank in absent:
+            alike.setdefault(tell_doing(self._positions[rank]) if rank in self._positions else "", []).append(rank)
+        whys = [self._why_absent(ranks, self.waiting[waiting[0]]) for ranks in alike.values()]
         return "missing", "; ".join([self._wait(waiting), *whys]), absent
 
     def circle(self) -> _Found | None:
@@ -339,17 +342,20 @@ class _Ranks:
         which = f"{ordinal(alike.index(facts))} " * (len(alike) > 1)
         return f"the {which}group of {naming.several(facts.ranks)}"
 
-    def _why_absent(self, rank: int, call: Call) -> str:
-        if rank not in self._positions:
-            return f"{self._name([rank])} takes no part in the run"
-        if self._positions[rank].status in ("silent", "lost"):
-            return f"{self._name([rank])} {tell_doing(self._positions[rank])}"
+    def _why_absent(self, ranks: Sequence[int], call: Call) -> str:
+        """Why ranks that do the same have not come."""
+        who, each = self._name(ranks), ": each" * (len(ranks) > 1)
+        if ranks[0] not in self._positions:
+            return f"{who} {'take' if each else 'takes'} no part in the run"
+        doing = tell_doing(self._positions[ranks[0]])
+        if self._positions[ranks[0]].status in ("silent", "lost"):
+            return f"{who}{each} {doing}"
         if call.kind in BETWEEN_TWO:
             other = BETWEEN_TWO[call.kind == "send"]
-            never = f"{self._name([rank])} has no {other} for it"
+            never = f"{who} {'have' if each else 'has'} no {other} for it"
         else:
-            never = f"{self._name([rank])} never came"
-        return f"{never}: it {tell_doing(self._positions[rank])}"
+            never = f"{who} never came"
+        return f"{never}{each or ': it'} {doing}"
 
 
 def _blocked_in(position: Position) -> Call | None:

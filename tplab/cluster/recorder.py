@@ -177,6 +177,7 @@ class Recorder:
         note, pending, timing = self._note, self._pending, _timing
 
         def called(group: ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if timing:
                 return method(group, *args, **kwargs)
             tensors = root = None
@@ -208,6 +209,7 @@ class Recorder:
         pending = self._pending
 
         def waited(work: Work, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True  # of the user's stack, where a rank waits
             entry = pending.pop(id(work), None)
             if entry is None:
                 return wait(work, *args, **kwargs)
@@ -228,6 +230,7 @@ class Recorder:
         about = self._about_wait if name == "wait_tensor" else self._about_operator
 
         def called(_self: object, /, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if _timing or getattr(inside, "now", False) or not args or type(args[0]).__name__ in _TRACED:
                 return operator(*args, **kwargs)
             inside.now = True

@@ -15,9 +15,21 @@ from typing import TYPE_CHECKING, Any
 from tplab.checks import ArgumentError
 from tplab.cluster.errors import ClusterError
 from tplab.cluster.hosts import survey
-from tplab.cluster.hosts.connect import Host, NoHosts, call_on, file_of_profile, group, open_client, start_on, where
+from tplab.cluster.hosts.connect import (
+    NO_ENGINE,
+    WHEN_REGISTERED,
+    Host,
+    NoHosts,
+    call_on,
+    file_of_profile,
+    group,
+    open_client,
+    start_on,
+    where,
+)
 from tplab.cluster.hosts.networks import Network, choose
 from tplab.cluster.hosts.reach import try_pairs
+from tplab.cluster.naming import capital
 from tplab.lab import cluster_findings as findings
 from tplab.lab.cluster_findings import HERE, Trip
 from tplab.lab.finding import Check
@@ -51,7 +63,7 @@ def cluster_preflight(
         return [Check(name="controller", found="not reached", status="problem", meaning=str(error), cure=cure)]
     try:
         checks = [*_connection(client, file.parent), *_Survey(client).checks(interface, folder)]
-        return [*checks, _try_ranks(client, interface)] if ranks else checks
+        return [*checks, _try_ranks(client, interface)] if ranks and client.ids else checks
     finally:
         client.close()
 
@@ -84,8 +96,8 @@ class _Survey:
         """Which engines are on which hosts; text that needs no tplab there."""
         engines = list(self._client.ids)
         if not engines:
-            cure = "Start one engine on each host: ipcluster engines --n=..., or ipengine --file=..."
-            meaning = "The controller answers, but no engine has registered."
+            cure = f"{capital(WHEN_REGISTERED)}. Without `ipcluster`, on each host: ipengine --file=FILE"
+            meaning = f"{capital(NO_ENGINE)}."
             self._found.append(Check(name="engines", found="none", status="problem", meaning=meaning, cure=cure))
             return ()
         asked = call_on(self._client, engines, "tplab_first_look", timeout_s=_FIRST_S, source=survey.FIRST_LOOK)

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from html import escape
 from io import StringIO
 from itertools import count
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from traitlets import Float
 from tplab.checks import ArgumentError
 from tplab.cluster import Cluster, ClusterError, RankTimeout, Report, Run, State
 from tplab.cluster.cells import Bundle, Cell, Push, compile_cell, describe, remember_source
+from tplab.cluster.naming import label
 from tplab.cluster.naming import several as in_words
 from tplab.lab.target import Target
 
@@ -150,7 +152,7 @@ class RanksMagics(Magics):
         cell = self._cell(name=name, source=source, title=header.split()[0], ranks=chosen, gives=gives)
         for rank, bundle in enumerate(self._call(cluster, cell, ranks=chosen, timeout=timeout)):
             if bundle is not None:
-                self._show(rank, bundle)
+                self._show(label(rank, cluster.hosts), bundle)
 
     def _pull(self, text: str) -> list[Any]:
         __tracebackhide__ = True
@@ -196,7 +198,7 @@ class RanksMagics(Magics):
             memory = "" if row["memory_MB"] is None else f", {row['memory_MB']:,.0f} MB in tensors"
             more = ", ..." * (len(row["names"]) > _NAMES_SHOWN)
             names = f"defined: {', '.join(row['names'][:_NAMES_SHOWN])}{more}" if row["names"] else "nothing is defined"
-            print(f"[rank {rank}] process {pid}, {row['device']}{memory}; {names}")
+            print(f"{label(rank, cluster.hosts)} process {pid}, {row['device']}{memory}; {names}")
         return None
 
     def _ready(self, num_ranks: int | None = None) -> Cluster:
@@ -221,7 +223,7 @@ class RanksMagics(Magics):
         __tracebackhide__ = True
         runs: list[Run[Any]] = []
         try:
-            runs.append(cluster.submit(fn, *args, timeout=timeout, on_report=partial(self._on_report, runs)))
+            runs.append(cluster.submit(fn, *args, timeout=timeout, on_report=partial(self._on_report, runs, cluster)))
             return runs[0].result()
         except KeyboardInterrupt as interrupt:
             for run in runs:
@@ -256,9 +258,10 @@ class RanksMagics(Magics):
         compile_cell(source, name)
         return name, source
 
-    def _on_report(self, runs: Sequence[Run[Any]], report: Report) -> None:
+    def _on_report(self, runs: Sequence[Run[Any]], cluster: Cluster, report: Report) -> None:
         """What a rank shows or reports while its cell runs; ``runs`` has the run, as soon as there is one."""
         fields = dict(report.fields)
+        name = label(report.rank, cluster.hosts)
 
         def write(text: str) -> None:
             if runs:
@@ -267,25 +270,24 @@ class RanksMagics(Magics):
                 print(text)
 
         if (bundle := fields.pop("tplab_display", None)) is not None:
-            self._show(report.rank, bundle, write, **fields)
+            self._show(name, bundle, write, **fields)
         elif (wait := fields.pop("tplab_clear", None)) is not None:
             self.shell.display_pub.clear_output(wait)
         else:
             said = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-            write(f"[rank {report.rank}] report: {said}")
+            write(f"{name} report: {said}")
 
-    def _show(self, rank: int, bundle: Bundle, write: Callable[[str], None] = print, **options: Any) -> None:
-        """Show what a rank has to show, its number in front; ``options`` as of ``publish``."""
-        label = f"[rank {rank}] "
-        text = label + bundle.get("text/plain", "").replace("\n", "\n" + " " * len(label))
+    def _show(self, name: str, bundle: Bundle, write: Callable[[str], None] = print, **options: Any) -> None:
+        """Show what a rank has to show, its name in front; ``options`` as of ``publish``."""
+        text = f"{name} " + bundle.get("text/plain", "").replace("\n", "\n" + " " * (len(name) + 1))
         if bundle.keys() <= {"text/plain"} and not options:
             write(text)
             return
         shown = bundle | {"text/plain": text}
         if "text/html" in shown:
-            shown["text/html"] = f"<div><code>{label}</code></div>{shown['text/html']}"
+            shown["text/html"] = f"<div><code>{escape(name)}</code></div>{shown['text/html']}"
         elif len(shown) > 1 and not options.get("update"):
-            write(label.rstrip())  # above a picture
+            write(name)  # above a picture
         self.shell.display_pub.publish(shown, **options)
 
 

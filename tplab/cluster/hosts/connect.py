@@ -1,10 +1,12 @@
 """An ipyparallel cluster, and which of its engines are the agents: one on each host."""
 
+import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,12 @@ _ANSWER_S = 20.0  # an engine that has just been started still imports
 _STRAGGLERS_S = 1.0
 _MODULE = "_tplab"
 _START_ONE = (
-    "Start one with an engine on each host, for example `ipcluster start --engines=ssh`, and give its "
-    "ipcontroller-client.json as cluster_file="
+    "Start one with an engine on each host (`ipcluster start --profile=NAME`; docs/clusters.md has settings for SSH, "
+    "Slurm and MPI), and name its profile, or its file ipcontroller-client.json"
+)
+NO_ENGINE = "the ipyparallel controller answers, but no engine has registered"
+WHEN_REGISTERED = (
+    "after `ipcluster start` this takes 10 to 30 s: then try again. If it stays so, look at the engines' logs"
 )
 # Text and no pickled function: a host with another Python can read it, too.
 _PREPARE = f"import tplab.cluster.hosts.remote as {_MODULE}"
@@ -101,7 +107,9 @@ def _made_apart(connect: "Callable[[], Client]") -> "Client":
 
     def work() -> None:
         try:
-            outcome.set_result(connect())
+            with _warned_in_earnest() as made:
+                made.append(connect())
+            outcome.set_result(made[0])
         except BaseException as error:
             outcome.set_exception(error)
 
@@ -111,6 +119,32 @@ def _made_apart(connect: "Callable[[], Client]") -> "Client":
     except KeyboardInterrupt:
         outcome.add_done_callback(lambda made: None if made.exception() else made.result().close())
         raise
+
+
+@contextmanager
+def _warned_in_earnest() -> "Iterator[list[Client]]":
+    """Without a warning that messages are not signed, where the client that is made here encrypts them: CurveZMQ does
+    both, and ipyparallel's controller says that the warning is to be ignored."""
+    made: list[Client] = []
+    held: list[logging.LogRecord] = []
+    here = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        is_it = record.thread == here and "Message signing is disabled" in record.getMessage()
+        held.extend([record] * is_it)
+        return not is_it
+
+    from traitlets.log import get_logger
+
+    logger = get_logger()
+    logger.addFilter(passes)
+    try:
+        yield made
+    finally:
+        logger.removeFilter(passes)
+        if not (made and made[0].curve_serverkey):
+            for record in held:
+                logger.handle(record)
 
 
 def file_of_profile(profile: str) -> Path:
@@ -156,7 +190,7 @@ def find_hosts(client: "Client", known: Sequence[str] | None = None, timeout_s: 
     """
     asked = {engine_id: client._engines[engine_id] for engine_id in client.ids}
     if not asked:
-        raise NoHosts("the ipyparallel controller answers, but no engine has registered: start one on each host")
+        raise NoHosts(f"{NO_ENGINE} ({WHEN_REGISTERED}; without `ipcluster`, start one engine on each host)")
     answers: dict[int, Any] = call_on(
         client,
         asked,
