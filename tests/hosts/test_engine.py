@@ -7,6 +7,7 @@ from tplab.checks import ArgumentError
 from tplab.cluster import ClusterError
 from tplab.cluster.engine import Wrote
 from tplab.cluster.hosts import messages
+from tplab.cluster.hosts.agent import Agent
 from tplab.cluster.hosts.build import _check_interface
 from tplab.cluster.hosts.connect import call_on
 from tplab.cluster.hosts.engine import _EVENTS_AT_ONCE, HostsEngine, _OnHost
@@ -151,10 +152,56 @@ class TestLoss:
         assert not client._registration_callbacks
         assert not client._futures
 
+    def test_says_why_it_left(self, engine, link):
+        arrive(link, messages.Left("nothing was heard of the kernel for 10 s"))
+        [event, _] = engine.poll(0)
+        assert event.lost == "the agent of host alpha ended its ranks: nothing was heard of the kernel for 10 s"
+
     def test_interfaces_of_hosts_that_are_gone(self, engine):
         engine._interface = {"alpha": "eth0", "beta": "eth1"}
         [alpha] = hosts(0)
         assert list(engine._choose([alpha])) == ["alpha"]
+
+
+class Kernel:
+    """An engine's, as far as an agent uses it."""
+
+    def __init__(self):
+        self.session, self.iopub_socket, self.said = self, None, []
+        self._inlet = Inlet()
+
+    def _topic(self, name):
+        return name
+
+    def send(self, socket, kind, *, content, parent, ident, buffers):
+        self.said += self._inlet.take(content, buffers)
+
+
+class TestAgent:
+    def test_kernel_that_is_not_heard_of(self, monkeypatch):
+        monkeypatch.setattr(messages, "PATIENCE_S", 0.1)
+        agent = Agent("id", {}, kernel := Kernel())
+        agent.start()
+        agent.join(20)
+        assert kernel.said == [messages.Left("nothing was heard of the kernel for 0.1 s")]
+
+    def test_kernel_that_cannot_be_understood(self):
+        agent = Agent("id", {}, kernel := Kernel())
+        agent.start()
+        content = {"number": 5, "digest": "", "anew": False, "taken": 0, "handled": 0}
+        agent.receive(content, [b"?"])
+        agent.join(20)
+        [left] = kernel.said
+        assert "cannot be understood" in left.reason
+
+    def test_kernel_that_closes(self):
+        agent = Agent("id", {}, kernel := Kernel())
+        agent.start()
+        Outlet(lambda content, buffers: agent.receive({"taken": 0, "handled": 0, **content}, buffers)).send(
+            messages.Leave()
+        )
+        agent.join(20)
+        assert kernel.said == []
 
 
 class TestArguments:

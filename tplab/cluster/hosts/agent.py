@@ -48,6 +48,7 @@ class Agent(threading.Thread):
         self._engine: LocalEngine | None = None
         self._launch = 0
         self._ended = False
+        self._why_ended = ""  # where the kernel did not ask for it
         self._heard_at = time.monotonic()
         self._arrived = self._handled = 0  # bytes, as the kernel says
 
@@ -59,8 +60,8 @@ class Agent(threading.Thread):
         self._arrived, self._handled = content["taken"], content["handled"]
         try:
             self._orders += self._inlet.take(content, buffers)
-        except (Garbled, ChannelBroken):
-            self._ended = True  # the kernel hears no more of this agent, and makes another
+        except (Garbled, ChannelBroken) as error:
+            self._why_ended, self._ended = f"what came from the kernel cannot be understood ({error})", True
         self.wake()
 
     @property
@@ -73,9 +74,9 @@ class Agent(threading.Thread):
         if (engine := self._engine) is not None:
             engine.wake()
 
-    def end(self) -> None:
+    def end(self, reason: str = "") -> None:
         """End the ranks and the thread, and wait for that."""
-        self._ended = True
+        self._why_ended, self._ended = reason, True
         self.wake()
         self.join(15)
 
@@ -93,9 +94,14 @@ class Agent(threading.Thread):
                     self._outlet.beat()
                     beat_at = time.monotonic() + messages.BEAT_S
                 self._wait(max(0.0, beat_at - time.monotonic()))
+            if not self._ended:
+                self._why_ended = f"nothing was heard of the kernel for {messages.PATIENCE_S:g} s"
         finally:
             self._ended = True
             self._drop()
+            if self._why_ended:  # a kernel that was only stopped for a while learns it as soon as it goes on
+                self._outlet.drop()
+                self._tell(messages.Left(self._why_ended))
 
     def _wait(self, timeout_s: float) -> None:
         """For something to happen to the ranks, an order, or the time of the next sign of life."""
@@ -207,7 +213,7 @@ def remembered() -> dict[str, Any]:
     """
     for agent in [*_agents.values()]:
         if agent.silent_s > _ORPHANED_S:
-            agent.end()
+            agent.end("another kernel took over its host")
     return dict(_remembered)
 
 

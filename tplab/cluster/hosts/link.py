@@ -137,7 +137,10 @@ class Link:
         self._outlet.arrived(content["taken"])
         try:
             for each in self._inlet.take(content, message["buffers"]):
-                self._on_message(self, each, self._inlet.taken_bytes)
+                if isinstance(each, messages.Left):
+                    self.lose(f"the agent of host {self.host.name} ended its ranks: {each.reason}")
+                else:
+                    self._on_message(self, each, self._inlet.taken_bytes)
         except (Garbled, ChannelBroken) as error:
             self.lose(f"host {self.host.name} cannot be understood any more: {error}")
         self._tell()

@@ -121,6 +121,14 @@ class Killed:
     """The last that they wrote."""
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The agent has ended its ranks, unasked, and itself."""
+
+    reason: str
+    """Why, to follow a colon."""
+
+
 class Garbled(Exception):
     """What came is not what was sent: a piece is missing, or another than was signed."""
 
