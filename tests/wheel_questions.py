@@ -27,6 +27,7 @@ COMMANDS = {
     "read-nccl": ("nothing", 2),
     "demo": ("", "demo"),
     "sweep": ("", "run"),
+    "pipeline": ("1f1b", "run"),
     "calibrate": ("", "run"),
     "box": ("box", "run"),
     "grade": ("copy", "run,notebook"),

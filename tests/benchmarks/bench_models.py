@@ -156,7 +156,8 @@ def on_a_torchrun_rank(folder: str, rounds: int) -> None:
 
     torch.set_num_threads(1)
     results = {}
-    with attached("gloo") as (rank, _, _):
+    with attached("gloo") as ranks:
+        rank = ranks.rank
         for batch in BATCHES:
             calls = {"tplab": ours(rank, folder, batch), "transformers": theirs(folder, batch, tp_plan="auto")}
             mine = take_turns(calls, rounds, lambda: dist.barrier())

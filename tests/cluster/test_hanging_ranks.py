@@ -172,6 +172,11 @@ def alone(num=300):
         wait(work)
     return (time.perf_counter() - began) / num
 
+def tags(num):
+    for tag in range(num):
+        recorder._note(dist.group.WORLD, "send", x, 0, tag, None)
+    return len(recorder.snapshot().exchanged)
+
 works = []
 print(json.dumps({
     "native": record(
@@ -200,6 +205,9 @@ print(json.dumps({
         lambda: dist.all_reduce(x, async_op=True).wait(),
     ),
     "refused": record(refused, lambda: dist.barrier()),
+    # As where another group has come to the address of the one that was called.
+    "destroyed group": [record(lambda: dist.all_reduce(x), recorder._groups.clear), len(recorder.snapshot().groups)],
+    "tags": [record() or tags(3000), record() or tags(30_000)],
     "call_s": before,
     "record_s": min(alone() for _ in range(20)),
 }))
@@ -225,5 +233,8 @@ def test_recorder(script):
     assert seen["dtensor"], "nothing seen of DTensor"
     assert [each[4] for each in seen["waited for or not"]] == ["called", "done"]
     assert seen["refused"] == [["barrier", 1, None, None, "done"]]
+    assert seen["destroyed group"] == [[["all_reduce", 1, 6, None, "done"]], 1]
+    assert seen["tags"][0] == 3000
+    assert 256 <= seen["tags"][1] <= 4096
     # Some 1.3 us beside 10, the least that a call takes where no other process has a part in it.
     assert seen["record_s"] < 0.5 * seen["call_s"], (seen["record_s"], seen["call_s"])

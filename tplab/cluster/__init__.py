@@ -27,7 +27,7 @@ interrupts  Ctrl-C held back for a moment
 run         the handle of one run, and of what is made of it
 cluster     the public face; resized: some of its ranks as a cluster, worlds: the rank's side of that
 hosts       the engine whose ranks are on several machines, under agents in an ipyparallel cluster
-torchrun    the same measurement where torchrun starts the ranks
+torchrun    ranks that torchrun started; launched: those as a cluster that rank 0 uses
 
 Public names load on first use.
 """

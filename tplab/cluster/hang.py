@@ -215,12 +215,14 @@ class _Ranks:
 
     def _partner(self, rank: int, call: Call) -> Call | None:
         """The call of its peer that a send or recv meets."""
-        if call.peer is None or call.peer not in self._positions:
+        if call.peer is None:
             return None
         other = BETWEEN_TWO[call.kind == "send"]
-        key = other, call.group, call.number, rank, call.tag
-        theirs = self._positions[call.peer].calls.calls
-        return next((c for c in theirs if (c.kind, c.group, c.number, c.peer, c.tag) == key), None)
+        return self._messages.get((call.peer, other, call.group, call.number, rank, call.tag))
+
+    @cached_property
+    def _messages(self) -> dict[tuple[int, str, str, int, int | None, int], Call]:
+        return {(rank, c.kind, c.group, c.number, c.peer, c.tag): c for rank, c in self._all_calls()}
 
     def _first_not_joined(self, rank: int) -> Call | None:
         calls = self._positions[rank].calls.calls

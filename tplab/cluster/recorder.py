@@ -31,7 +31,7 @@ from torch.distributed import distributed_c10d
 from tplab.cluster.calls import BETWEEN_TWO, Call, Calls, GroupFacts
 
 _KEPT = 256  # calls
-_PENDING = 4096
+_PENDING = 4096  # works that nobody has waited for; pairs of peer and tag in a group
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 # Types that stand for tensors while a graph is traced: nothing is communicated then.
 _TRACED = ("FakeTensor", "FunctionalTensor")
@@ -124,7 +124,7 @@ def unrecorded() -> Iterator[None]:
     try:
         yield
     finally:
-        _timing.pop()
+        del _timing[-1:]
 
 
 class Recorder:
@@ -141,12 +141,16 @@ class Recorder:
     def begin(self, run_id: int) -> None:
         """A run begins: count anew."""
         self.run_id = run_id
-        for held in (self._entries, self._groups, self._named, self._pending):
+        for held in (self._entries, self._groups, self._named, self._pending, _timing):  # an interrupt may have left it
             held.clear()
 
     def snapshot(self) -> Calls:
         """What there is to say now. From any thread."""
-        groups = [group for group in [*self._groups.values()] if group.count or group.exchanged]
+        # Calls first: what comes to be meanwhile may have groups without calls, but no call is without its group, though
+        # another group may have the address of one that was destroyed.
+        entries = [entry for entry in [*self._entries] if entry[_NUMBER]]
+        known = dict.fromkeys([*self._groups.values(), *(entry[_GROUP] for entry in entries)])
+        groups = [group for group in known if group.count or group.exchanged]
         return Calls(
             groups=tuple(group.facts for group in groups),
             counts=tuple((group.facts.name, group.count) for group in groups),
@@ -155,7 +159,7 @@ class Recorder:
                 for group in groups
                 for (kind, peer, tag), count in group.exchanged.copy().items()
             ),
-            calls=tuple(_call(entry) for entry in [*self._entries] if entry[_NUMBER]),
+            calls=tuple(map(_call, entries)),
         )
 
     def install(self) -> None:
@@ -169,7 +173,8 @@ class Recorder:
                 packet = getattr(getattr(torch.ops, space), name, None)
                 if packet is not None:
                     for one in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
-                        one._op = _stand_in(one._op, self._around_operator(one._op, name))
+                        called = self._around_operator(one._op, name)
+                        one._op = type("StandIn", (_StandIn,), {"__call__": called})(one._op)
 
     def _around_method(
         self, method: Callable[..., Any], kind: str, tensor: int | None, peer: int | None
@@ -265,14 +270,14 @@ class Recorder:
         group = self._resolve(kwargs.get("group_name", args[-1]))
         if name == "batch_p2p_ops":
             return [
-                self._note(group, "send" if "send" in op else "recv", tensor, _in_group(group, peer), tag, frame)
+                self._note(group, "send" if "send" in op else "recv", tensor, dist.get_group_rank(group, peer), tag, frame)
                 for op, peer, tag, tensor in zip(*args[:4], strict=True)
             ]
         kind, pieces, peer = _FUNCTIONAL[name]
         root: Any = args[peer] if peer is not None else None
         tag = 0
         if kind in BETWEEN_TWO:
-            root, tag = _in_group(group, root), args[2]
+            root, tag = dist.get_group_rank(group, root), args[2]
         entry = self._note(group, kind, args[0], root, tag, frame)
         if pieces is not None and entry[_ELEMENTS]:
             entry[_ELEMENTS] //= args[pieces]
@@ -296,6 +301,8 @@ class Recorder:
             known = self._groups[id(group)] = _Group(group)
         if kind in BETWEEN_TWO:
             key = kind, peer, tag
+            if len(known.exchanged) >= _PENDING and key not in known.exchanged:
+                self._forget_tags(known)
             number = known.exchanged[key] = known.exchanged.get(key, 0) + 1
         else:
             known.count = number = known.count + 1
@@ -318,6 +325,11 @@ class Recorder:
         self._entries.append(entry)
         return entry
 
+    def _forget_tags(self, group: _Group) -> None:
+        """Of a run that takes ever new tags, all but those of its last calls."""
+        recent = {(entry[_KIND], entry[_PEER], entry[_TAG]) for entry in self._entries if entry[_GROUP] is group}
+        group.exchanged = {key: count for key, count in group.exchanged.items() if key in recent}
+
 
 class _StandIn:
     """What a functional operator calls in torch's stead: with its hash, by which torch's tables find the operator."""
@@ -333,10 +345,6 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operator, name)
-
-
-def _stand_in(operator: Any, called: Callable[..., Any]) -> Any:
-    return type("StandIn", (_StandIn,), {"__call__": called})(operator)
 
 
 def _take_back(entry: _Entry) -> None:
@@ -365,10 +373,6 @@ def _flat(value: Any) -> Iterator[torch.Tensor]:
 
 def _named(kwargs: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((kwargs[name] for name in names if name in kwargs), None)
-
-
-def _in_group(group: ProcessGroup, rank: int) -> int:
-    return dist.get_group_rank(group, rank)
 
 
 def _member(group: _Group, index: int | None) -> int | None:
