@@ -270,7 +270,9 @@ class Recorder:
         group = self._resolve(kwargs.get("group_name", args[-1]))
         if name == "batch_p2p_ops":
             return [
-                self._note(group, "send" if "send" in op else "recv", tensor, dist.get_group_rank(group, peer), tag, frame)
+                self._note(
+                    group, "send" if "send" in op else "recv", tensor, dist.get_group_rank(group, peer), tag, frame
+                )
                 for op, peer, tag, tensor in zip(*args[:4], strict=True)
             ]
         kind, pieces, peer = _FUNCTIONAL[name]
