@@ -146,8 +146,7 @@ class Recorder:
 
     def snapshot(self) -> Calls:
         """What there is to say now. From any thread."""
-        # Calls first: what comes to be meanwhile may have groups without calls, but no call is without its group, though
-        # another group may have the address of one that was destroyed.
+        # Calls first, and their groups from them: others may be called meanwhile, or come to a destroyed one's address.
         entries = [entry for entry in [*self._entries] if entry[_NUMBER]]
         known = dict.fromkeys([*self._groups.values(), *(entry[_GROUP] for entry in entries)])
         groups = [group for group in known if group.count or group.exchanged]
