@@ -34,7 +34,7 @@ NAMED_IN = re.compile(r"`([A-Za-z_][\w.]*)`(?:(?:,| and| or) `([A-Za-z_][\w.]*)`
 FOREIGN = {
     *("CommDebugMode", "FigureWidget", "TCPStore", "TorchVersion", "lazy_loader", "multimem", "sock_diag", "chromium"),
     *("multiprocessing.connection", "torch.multiprocessing.spawn", "torch.distributed.rpc", "nbdistributed"),
-    *("elastic_launch", "notebook_launcher", "_all_reduce_with_overlap"),
+    *("elastic_launch", "notebook_launcher", "_all_reduce_with_overlap", "f_locals"),
     *("tc", "sbatch", "slurmd", "mpirun", "mpiexec", "srun", "sftp", "ipcluster", "c10d", "PET_"),
     *("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "TrainJob"),
     *("browser", "benchmark", "soak", "assert", "_us", "_GBps"),

@@ -300,6 +300,18 @@ class TestOnTheException:
         assert error.hang.missing == (1,)
         assert error.hang.sentence in str(error).splitlines()[0]
 
+    @pytest.mark.parametrize(
+        ("other", "helps"),
+        [
+            ({}, True),  # it is elsewhere, and may come
+            ({"answers": {1: wire.Answer(1, None, None, 0.1, {})}, "stacks": {0: SLEEPS}}, False),
+            ({"calls": {0: WAITS, 1: said(call("barrier", 7))}}, False),
+            ({"calls": {0: WAITS, 1: WAITS}}, True),  # all are there: it takes long
+        ],
+    )
+    def test_more_time_is_advised_where_it_may_help(self, other, helps):
+        assert ("If the work is just long" in str(judge(self.evidence(cause="timeout", **other)))) == helps
+
     def test_silent_rank_is_spoken_of_once(self):
         error = judge(self.evidence(cause="timeout", stacks={0: SLEEPS}))
         assert str(error).count("did not even say where") == 1

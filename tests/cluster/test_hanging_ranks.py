@@ -23,6 +23,7 @@ def hang(cluster):
             cluster.run(fn, *args, timeout=1.0)
         assert info.value.hang is not None, str(info.value)
         assert info.value.hang.sentence in str(info.value)
+        assert expect is RankDied or "recorder.py" not in str(info.value)
         return info.value.hang
 
     return check

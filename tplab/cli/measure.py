@@ -50,7 +50,10 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     parser.add_argument("out", metavar="FOLDER", help="where the files go")
     parser.add_argument(
-        "--ranks", dest="num_ranks", type=int, help="how many (default: one per GPU, 2 without; not under torchrun)"
+        "--ranks",
+        dest="num_ranks",
+        type=int,
+        help="how many (default: one per GPU, 2 without; with --cluster what its hosts have; not under torchrun)",
     )
     parser.add_argument("--backend", default="auto", help="auto, gloo or nccl")
     add_cluster(parser)
@@ -127,8 +130,11 @@ def _box(arguments: argparse.Namespace) -> int:
     from tplab.topology.verification.box import STEPS, measure_box
     from tplab.topology.verification.box_layouts import BoxCase
 
-    n = max(2, num_gpus()) if arguments.num_ranks is None else arguments.num_ranks
-    on_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun() else n
+    n, on_host = arguments.num_ranks, 0  # what the hosts of a cluster have is not known here
+    if under_torchrun():
+        on_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    elif arguments.cluster is None:
+        n = on_host = max(2, num_gpus()) if n is None else n
     shared = 0 < num_gpus() < on_host and arguments.backend != "gloo"
     usual = [step for step in STEPS if step != "layouts" or not shared]  # of ranks that take turns it says nothing
     steps = [step.strip() for step in arguments.steps.split(",")] if arguments.steps is not None else usual

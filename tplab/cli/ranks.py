@@ -22,7 +22,7 @@ def add_cluster(parser: "argparse.ArgumentParser") -> None:
 
 
 @contextmanager
-def ranks(n: int, backend: str, cluster: str | None = None) -> "Iterator[Cluster | None]":
+def ranks(n: int | None, backend: str, cluster: str | None = None) -> "Iterator[Cluster | None]":
     """A cluster of ``n`` ranks of this command's own, on the hosts of an ipyparallel ``cluster`` if one is given; or of
     those that ``torchrun`` started, if it started this process. Then it is None but on rank 0, when all is done, and
     there is nothing to write."""
@@ -43,7 +43,7 @@ def ranks(n: int, backend: str, cluster: str | None = None) -> "Iterator[Cluster
         yield given
 
 
-def _on_hosts(n: int, backend: str, cluster: str) -> "Cluster":
+def _on_hosts(n: int | None, backend: str, cluster: str) -> "Cluster":
     from tplab.cluster import Cluster
     from tplab.cluster.hosts.connect import where
     from tplab.cluster.naming import spread

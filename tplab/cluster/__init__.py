@@ -18,7 +18,7 @@ output      an output stream of a rank, cut into lines
 keeper      the process between kernel and ranks, which outlives both
 local       the engine that starts ranks as subprocesses of this kernel
 naming      how ranks are called in what people read
-calls       what a rank says of its collectives, sends and receives; recorder: how it writes that down
+calls       what a rank says of its collectives, sends and receives; recorder: how it writes that down; entrances: where
 hang        who waits in which of them, and who is missing; hang_words: how that is told
 verdict     from what the ranks said to the one exception; last_words: what a crashed rank had printed
 launch      one start of the ranks

@@ -29,6 +29,7 @@ from torch._C._distributed_c10d import ProcessGroup, Work, _resolve_process_grou
 from torch.distributed import distributed_c10d
 
 from tplab.cluster.calls import BETWEEN_TWO, Call, Calls, GroupFacts
+from tplab.cluster.entrances import FUNCTIONAL, METHODS, NAMES_OF_ROOTS, NAMES_OF_TENSORS, SPACES
 
 _KEPT = 256  # calls
 _PENDING = 4096  # works that nobody has waited for; pairs of peer and tag in a group
@@ -36,57 +37,6 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 # Types that stand for tensors while a graph is traced: nothing is communicated then.
 _TRACED = ("FakeTensor", "FunctionalTensor")
 _SAYS_NOTHING = ("", "undefined", "default_pg")
-
-# Method -> kind, the argument that holds the tensor, the one that holds the root or peer (or its options).
-_METHODS: dict[str, tuple[str, int | None, int | None]] = {
-    "allreduce": ("all_reduce", 0, None),
-    "allreduce_coalesced": ("all_reduce", 0, None),
-    "allgather": ("all_gather", 1, None),
-    "_allgather_base": ("all_gather", 1, None),
-    "all_gather_single": ("all_gather", 1, None),
-    "allgather_coalesced": ("all_gather", 1, None),
-    "allgather_into_tensor_coalesced": ("all_gather", 1, None),
-    "all_gather_single_coalesced": ("all_gather", 1, None),
-    "reduce_scatter": ("reduce_scatter", 0, None),
-    "_reduce_scatter_base": ("reduce_scatter", 0, None),
-    "reduce_scatter_single": ("reduce_scatter", 0, None),
-    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 0, None),
-    "reduce_scatter_single_coalesced": ("reduce_scatter", 0, None),
-    "broadcast": ("broadcast", 0, 1),
-    "reduce": ("reduce", 0, 1),
-    "gather": ("gather", 1, 2),
-    "scatter": ("scatter", 0, 2),
-    "alltoall": ("all_to_all", 1, None),
-    "alltoall_base": ("all_to_all", 1, None),
-    "all_to_all_single": ("all_to_all", 1, None),
-    "barrier": ("barrier", None, None),
-    "monitored_barrier": ("barrier", None, None),
-    "send": ("send", 0, 1),
-    "recv": ("recv", 0, 1),
-    "recv_anysource": ("recv", 0, None),
-}
-# Functional operator -> kind, the argument with the size of the group where the tensor is that many pieces, the one
-# with the root or peer. The tensor comes first, the group last.
-_FUNCTIONAL: dict[str, tuple[str, int | None, int | None]] = {
-    "all_reduce": ("all_reduce", None, None),
-    "all_reduce_": ("all_reduce", None, None),
-    "all_reduce_coalesced": ("all_reduce", None, None),
-    "all_reduce_coalesced_": ("all_reduce", None, None),
-    "all_gather_into_tensor": ("all_gather", None, None),
-    "all_gather_into_tensor_out": ("all_gather", None, None),
-    "all_gather_into_tensor_coalesced": ("all_gather", None, None),
-    "reduce_scatter_tensor": ("reduce_scatter", 2, None),
-    "reduce_scatter_tensor_out": ("reduce_scatter", 2, None),
-    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 2, None),
-    "broadcast": ("broadcast", None, 1),
-    "broadcast_": ("broadcast", None, 1),
-    "all_to_all_single": ("all_to_all", None, None),
-    "isend": ("send", None, 1),
-    "irecv": ("recv", None, 1),
-}
-_SPACES = ("_c10d_functional", "_c10d_functional_autograd")
-_NAMES_OF_ROOTS = ("opts", "root", "dstRank", "srcRank", "src", "dst")
-_NAMES_OF_TENSORS = ("tensors", "tensor", "input_tensors", "input_tensor", "input", "output")
 
 
 class _Group:
@@ -163,12 +113,12 @@ class Recorder:
 
     def install(self) -> None:
         """Begin to see calls; for the life of the process."""
-        for name, (kind, tensor, peer) in _METHODS.items():
+        for name, (kind, tensor, peer) in METHODS.items():
             if (method := getattr(ProcessGroup, name, None)) is not None:
                 setattr(ProcessGroup, name, self._around_method(method, kind, tensor, peer))
         Work.wait = self._around_wait(Work.wait)  # type: ignore[method-assign]
-        for space in _SPACES:
-            for name in (*_FUNCTIONAL, "wait_tensor", "batch_p2p_ops"):
+        for space in SPACES:
+            for name in (*FUNCTIONAL, "wait_tensor", "batch_p2p_ops"):
                 packet = getattr(getattr(torch.ops, space), name, None)
                 if packet is not None:
                     for one in (packet, *(getattr(packet, overload) for overload in packet.overloads())):
@@ -181,15 +131,16 @@ class Recorder:
         note, pending, timing = self._note, self._pending, _timing
 
         def called(group: ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True  # it is none of the user's own lines
             __tracebackhide__ = True
             if timing:
                 return method(group, *args, **kwargs)
             tensors = root = None
             tag = 0
             if tensor is not None:
-                tensors = args[tensor] if len(args) > tensor else _named(kwargs, _NAMES_OF_TENSORS)
+                tensors = args[tensor] if len(args) > tensor else _named(kwargs, NAMES_OF_TENSORS)
             if peer is not None:
-                root = args[peer] if len(args) > peer else _named(kwargs, _NAMES_OF_ROOTS)
+                root = args[peer] if len(args) > peer else _named(kwargs, NAMES_OF_ROOTS)
                 if kind in BETWEEN_TWO:
                     tag = args[2] if len(args) > 2 else kwargs.get("tag", 0)
                 else:
@@ -213,6 +164,7 @@ class Recorder:
         pending = self._pending
 
         def waited(work: Work, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             __tracebackhide__ = True  # of the user's stack, where a rank waits
             entry = pending.pop(id(work), None)
             if entry is None:
@@ -234,6 +186,7 @@ class Recorder:
         about = self._about_wait if name == "wait_tensor" else self._about_operator
 
         def called(_self: object, /, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             __tracebackhide__ = True
             if _timing or getattr(inside, "now", False) or not args or type(args[0]).__name__ in _TRACED:
                 return operator(*args, **kwargs)
@@ -274,7 +227,7 @@ class Recorder:
                 )
                 for op, peer, tag, tensor in zip(*args[:4], strict=True)
             ]
-        kind, pieces, peer = _FUNCTIONAL[name]
+        kind, pieces, peer = FUNCTIONAL[name]
         root: Any = args[peer] if peer is not None else None
         tag = 0
         if kind in BETWEEN_TWO:

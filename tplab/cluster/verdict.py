@@ -228,13 +228,14 @@ def _timed_out(evidence: Evidence) -> RankTimeout:
     limit = f"{evidence.timeout:g} s"
     named = naming.several(missing, evidence.hosts)
     head = f"{named} of {evidence.world_size} did not answer within {limit} {_where(evidence)}"
-    hint, waits = "", evidence.hang is not None
+    hang, hint = evidence.hang, ""
+    waits = hang is not None
     if evidence.run_name and silent and not waits:
         hint = (
             f". {naming.capital(naming.several(silent, evidence.hosts))} did not even say where: "
             "compiled code holds Python's lock (the GIL) there, or the process is stopped"
         )
-    elif evidence.run_name and not silent:
+    elif evidence.run_name and not silent and _may_come(hang, missing):
         more = "--timeout more seconds" if _is_cell(evidence) else "run(..., timeout=) more seconds, or None"
         hint = f"if the work is just long, give {more}"
         if waits:
@@ -242,6 +243,11 @@ def _timed_out(evidence: Evidence) -> RankTimeout:
         else:
             hint = f". A collective that not every rank enters with the same shape waits for ever; {hint}"
     return RankTimeout(_compose(head, evidence, hint=hint), ranks=missing, stacks=stacks)
+
+
+def _may_come(hang: Diagnosis | None, running: Sequence[int]) -> bool:
+    """Whether more time may help."""
+    return hang is None or hang.reason == "slow" or any(rank in running for rank in hang.missing)
 
 
 def _compose(head: str, evidence: Evidence, details: str = "", hint: str = "") -> str:

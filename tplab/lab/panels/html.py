@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tplab.cluster import ClusterClosed, ClusterError, NoRoom, RankDied, RankError, RankTimeout, RunStopped
+from tplab.cluster import ClusterClosed, ClusterError, HostLost, NoRoom, RankDied, RankError, RankTimeout, RunStopped
 from tplab.cluster.naming import capital
 from tplab.lab import style
 
@@ -80,6 +80,8 @@ def explain(error: BaseException) -> tuple[str, str]:
     match error:
         case RunStopped():
             return "Stopped.", "What was measured until then is shown. Press Run to start again."
+        case HostLost():
+            return f"Nothing is heard of host {error.host}.", "Press Run: fresh ranks start on the hosts that are left."
         case RankDied():
             return (
                 f"Rank {error.rank} died during the run.",
