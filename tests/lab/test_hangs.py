@@ -70,6 +70,12 @@ def test_figure_draws_each_call_once(crossed):
     assert len({round(base) for base in waits.base}) == 2, "in columns of their own"
 
 
+def test_a_rank_without_calls_has_a_row(crossed):
+    figure = hang_figure(hang_frame(crossed), title="t", badge="LIVE gloo · 3 ranks", ranks=[0, 1, 2])
+    assert figure.layout.yaxis.categoryarray == ("rank 2", "rank 1", "rank 0")
+    assert figure.layout.yaxis.range == (-0.5, 2.5)
+
+
 def test_table_escapes_what_users_wrote():
     frames = (("/x/<img src=x>.py", 3, "f", "<script>alert(1)</script>"),)
     found = diagnose({0: called(("barrier", "0", 1, "waits")), 1: Position("running", frames)})
@@ -109,6 +115,8 @@ def test_panel_runs_a_function_and_shows_who_waits(pool):
     assert panel.figure.layout.title.text.startswith("late()")
     assert "waits in all_reduce #2 (8 float32" in panel._below.value
     assert "rank 1 never came" in panel._error.value
+    assert panel._ribbon.value == "", "the figure is of the hang: nothing is missing in it"
+    assert panel._status.words.startswith("It did not return")
     assert isinstance(hang.frame, pd.DataFrame)
     assert panel.configure(function="fine").run() is None, "the hang before is not this one's"
 

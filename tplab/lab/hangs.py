@@ -53,7 +53,8 @@ class Hang:
         """Who came where."""
         from tplab.lab.figures.hang import hang_figure
 
-        return hang_figure(self.frame, title=f"{self.name}(): who came where", badge=self.badge)
+        ranks = [view.rank for view in self.diagnosis.ranks] if self.diagnosis is not None else []
+        return hang_figure(self.frame, title=f"{self.name}(): who came where", badge=self.badge, ranks=ranks)
 
     @property
     def table(self) -> str:
@@ -64,7 +65,7 @@ class Hang:
                 f"<b>{escape(view.state)}</b>" if view.state in ("waits", "missing") else escape(view.state),
                 escape(view.doing),
                 escape(", ".join(f"rank {rank}" for rank in view.waits_for)) or "nobody",
-                escape(", ".join(map(describe, view.calls))) or "none",
+                escape(", ".join(map(describe, view.calls))) or "none known",
             )
             for view in (self.diagnosis.ranks if self.diagnosis is not None else ())
         ]

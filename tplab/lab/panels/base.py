@@ -57,6 +57,9 @@ class RunPanel(Stilled, widgets.VBox):
     """Whether ``submit`` asks the ranks something and waits for the answer. The button then submits from a thread of
     its own, or the kernel would hang while other work has the ranks."""
 
+    failed_whole: ClassVar[bool] = False
+    """Whether what is drawn of a run that failed is the failure, so that nothing is missing in it."""
+
     def __init__(
         self,
         pool: Pool,
@@ -188,10 +191,11 @@ class RunPanel(Stilled, widgets.VBox):
             share, outcome = run_state.bar(state)
             with self._status.hold_sync():
                 self._status.share, self._status.outcome = share, outcome
-                self._status.words = run_state.phase_words(state)
+                self._status.words = run_state.phase_words(state, failed_whole=self.failed_whole)
             self._run_button.disabled, self._stop_button.disabled = state.busy, not state.busy
             told = state if self.shows_run else replace(state, drawn=None)
-            ribbon = run_state.ribbon_words(told, self.measures(self.settings()), self._named.said)
+            now = self.measures(self.settings())
+            ribbon = run_state.ribbon_words(told, now, self._named.said, failed_whole=self.failed_whole)
             self._ribbon.value = html.ribbon(ribbon) if ribbon else ""
             self._error.value = run_state.error_html(state)
             shown = run_state.shown_words(told, self._in_words)

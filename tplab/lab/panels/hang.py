@@ -26,6 +26,8 @@ class HangPanel(RunPanel):
         functions: each called as ``fn(rank)``; chosen by their names.
     """
 
+    failed_whole = True
+
     def __init__(self, pool: Pool, *functions: Callable[..., Any]) -> None:
         if not functions:
             raise ArgumentError("functions", functions, "must be at least one function: HangPanel(pool, my_hang)")

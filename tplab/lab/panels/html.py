@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from tplab.cluster import ClusterClosed, ClusterError, HostLost, NoRoom, RankDied, RankError, RankTimeout, RunStopped
-from tplab.cluster.naming import capital
+from tplab.cluster.naming import capital, several
 from tplab.lab import style
 
 _TEXT = "color:var(--jp-ui-font-color1,#1F2430)"
@@ -38,10 +38,15 @@ def ribbon(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain table; cells are HTML already."""
+    """A plain table; cells are HTML already. Its first column, the names of the rows, is not broken into lines."""
     cell = f"padding:3px 14px 3px 0;border-bottom:1px solid {_BORDER};text-align:left;vertical-align:top"
     head = "".join(f'<th style="{cell};font-weight:600">{escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="{cell}{"" if i else ";white-space:nowrap"}">{value}</td>' for i, value in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
     return (
         f'<table style="border-collapse:collapse;font-size:13px;line-height:1.45;{_TEXT}">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -88,9 +93,8 @@ def explain(error: BaseException) -> tuple[str, str]:
                 _of_hang(error) or "The other ranks were ended with it. Press Run: fresh ranks start by themselves.",
             )
         case RankTimeout():
-            names = ", ".join(map(str, error.ranks))
             return (
-                f"No answer in time from rank {names}.",
+                f"No answer in time from {several(error.ranks)}.",
                 _of_hang(error)
                 or "They may wait for a rank that never comes, or need longer. Try a smaller setting, then Run again.",
             )

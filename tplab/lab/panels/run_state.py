@@ -86,8 +86,8 @@ def ended(error: BaseException | None) -> Stage:
     return "stopped" if isinstance(error, RunStopped | ClusterClosed) else "failed"
 
 
-def phase_words(state: RunState) -> str:
-    """The line under the buttons."""
+def phase_words(state: RunState, *, failed_whole: bool = False) -> str:
+    """The line under the buttons; ``failed_whole`` as for :func:`ribbon_words`."""
     if state.asked and state.busy:
         return "Stopping …"
     match state.stage:
@@ -109,7 +109,8 @@ def phase_words(state: RunState) -> str:
         case "stopped":
             return f"{_stopped_by(state)} {_kept(state)}"
         case "failed":
-            return f"Failed. {_kept(state)}"
+            whole = failed_whole and state.shows_last
+            return "It did not return. What is known of it is shown." if whole else f"Failed. {_kept(state)}"
         case _:
             settings = isinstance(state.error, ValueError | TypeError)
             return "Not run: a setting cannot work." if settings else "Not run."
@@ -145,13 +146,16 @@ def bar(state: RunState) -> tuple[float, str]:
             return 0.0, ""
 
 
-def ribbon_words(state: RunState, now: Settings, in_words: Callable[[Settings], str]) -> str:
+def ribbon_words(
+    state: RunState, now: Settings, in_words: Callable[[Settings], str], *, failed_whole: bool = False
+) -> str:
     """The strip above the figure: in what the figure is not what one would take it for; empty if in nothing.
 
     Args:
         state: the panel's.
         now: what the controls say, as far as a run depends on it.
         in_words: settings as people read them.
+        failed_whole: whether the figure is of the failure, so that nothing is missing in it.
     """
     drawn = state.drawn
     if drawn is None:
@@ -168,7 +172,7 @@ def ribbon_words(state: RunState, now: Settings, in_words: Callable[[Settings], 
         return f"{why}. Shown: an earlier run, of {drawn.began_at} ({which})."
     parts = []
     fault = drawn.run.exception() if drawn.run.done() else None
-    if fault is not None:
+    if fault is not None and not (failed_whole and ended(fault) == "failed"):
         parts.append(
             f"Only what was measured until the run {'was stopped' if ended(fault) == 'stopped' else 'failed'}."
         )
