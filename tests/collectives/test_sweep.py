@@ -224,3 +224,24 @@ def test_the_same_sweep_under_torchrun(tmp_path: Path) -> None:
     assert [int(row["bytes"]) for row in rows] == [1024, 2048, 4096]
     assert {row["correct"] for row in rows} == {"True"}
     assert {row["num_ranks"] for row in rows} == {"2"}
+
+
+def test_rank_0_says_first_what_all_ranks_find() -> None:
+    """torchrun ends a host's ranks as soon as one of them has ended."""
+    import os
+    import subprocess
+    import sys
+
+    def begin(rank: int) -> "subprocess.Popen[str]":
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "::1"}
+        command = [sys.executable, "-m", "tplab.cli", "sweep", "--from-size", "abc"]
+        environment = os.environ | place | {"MASTER_PORT": "1"}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    other = begin(1)
+    try:
+        assert "--from-size must be" in begin(0).communicate(timeout=60)[1]
+        assert other.poll() is None
+    finally:
+        other.kill()
+        assert other.communicate()[1] == ""

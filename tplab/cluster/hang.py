@@ -70,7 +70,7 @@ class Diagnosis:
     """Name of a group -> what to call it, such as ``the first group of ranks 0, 1``; empty for the default one."""
 
     def __str__(self) -> str:
-        lines = [self.sentence[:1].upper() + self.sentence[1:] + "."]
+        lines = [f"{naming.capital(self.sentence)}."]
         for view in self.ranks:
             last = ", ".join(describe(call) for call in view.calls)
             lines.append(f"  rank {view.rank} {view.doing}" + (f"; its last calls: {last}" if last else ""))

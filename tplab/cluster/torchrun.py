@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tplab.cluster import backends
 from tplab.cluster.errors import ClusterError
-from tplab.cluster.hosts.facts import describe
+from tplab.cluster.hosts.facts import describe, host_key, host_names
 from tplab.cluster.hosts.networks import Interface, Network, choose, look
 from tplab.cluster.provenance import Provenance
 
@@ -180,7 +180,7 @@ class Watch:
 
 def _join(store: Store, index: int, world_size: int, backend: str, watch: Watch) -> Attached:
     told = _exchange(store, "host", index, world_size, _facts())
-    hosts = _host_names(told)
+    hosts = host_names(told)
     watch.host = hosts[index] if len(set(hosts)) > 1 else ""
     _same_versions(told, hosts)
     local = [each for each in range(world_size) if hosts[each] == hosts[index]]
@@ -244,17 +244,6 @@ def _exchange(store: Store, what: str, index: int, world_size: int, mine: dict[s
     return [json.loads(store.get(f"tplab/{what}/{each}")) for each in range(world_size)]
 
 
-def _host_names(told: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for every rank's host: its own, with a number where several hosts go by it."""
-    names: dict[tuple[str, ...], str] = {}
-    for each in told:
-        key = each["hostname"], each["boot_id"], each["network"]
-        if key not in names:
-            same = sum(other[0] == key[0] for other in names)
-            names[key] = f"{key[0]}-{same + 1}" if same else key[0]
-    return [names[each["hostname"], each["boot_id"], each["network"]] for each in told]
-
-
 def _same_versions(told: Sequence[dict[str, Any]], hosts: Sequence[str]) -> None:
     for package in ("tplab", "torch"):
         found = {each["versions"][package]: host for each, host in zip(told, hosts, strict=True)}
@@ -296,7 +285,7 @@ def _network(told: dict[str, Any]) -> Network:
 
 def _num_cores(told: Sequence[dict[str, Any]]) -> int:
     """Of all hosts together; containers of one machine have no more than it has."""
-    hosts = {(each["hostname"], each["boot_id"], each["network"]): each for each in told}
+    hosts = {host_key(each): each for each in told}
     of_machine: Counter[str] = Counter()
     for (_, boot, _), each in hosts.items():
         of_machine[boot] = min(of_machine[boot] + each["num_cores"], each["machine_cores"])

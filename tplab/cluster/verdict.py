@@ -259,7 +259,7 @@ def _compose(head: str, evidence: Evidence, details: str = "", hint: str = "") -
     first = hang is not None and (not details or hang.reason == "mismatch")
     parts = [f"{head}: {hang.sentence}{hint}" if hang is not None and first else head + hint, details]
     if hang is not None and not first:
-        parts.append(f"{hang.sentence[:1].upper()}{hang.sentence[1:]}.")
+        parts.append(f"{naming.capital(hang.sentence)}.")
     parts += [
         f"Meanwhile {_rank(evidence, rank)} was here:\n{wire.format_frames(evidence.stacks[rank])}"
         for rank in evidence.missing

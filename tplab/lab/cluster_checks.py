@@ -27,6 +27,7 @@ from tplab.cluster.hosts.connect import (
     start_on,
     where,
 )
+from tplab.cluster.hosts.facts import host_key
 from tplab.cluster.hosts.networks import Network, choose
 from tplab.cluster.hosts.reach import try_pairs
 from tplab.cluster.naming import capital
@@ -106,7 +107,7 @@ class _Survey:
         for engine, said in asked.items():
             if engine not in facts:
                 self._found.append(findings.no_answer(f"engine {engine}", "which host it is on", _words(said)))
-        on_host = {host.name: [e for e in facts if _same(facts[e], host.facts)] for host in hosts}
+        on_host = {host.name: [e for e in facts if host_key(facts[e]) == host_key(host.facts)] for host in hosts}
         if hosts:
             self._found.append(_engines(on_host))
         for host in hosts:
@@ -218,11 +219,6 @@ class _Survey:
     def _send(self, host: str, function: Any, *args: Any) -> Any:
         """Call a function of ``hosts.remote`` on a host that has been asked before: a future."""
         return start_on(self._client, self._hosts[host].engine_id, function.__name__, *args)
-
-
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two first looks are at one host."""
-    return all(one[part] == other[part] for part in ("hostname", "boot_id", "network"))
 
 
 def _engines(on_host: Mapping[str, Sequence[int]]) -> Check:

@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tplab import needs
 from tplab.checks import ArgumentError
 from tplab.cluster.errors import ClusterError
+from tplab.cluster.hosts.facts import host_names
 
 if TYPE_CHECKING:
     from ipyparallel import AsyncResult, Client
@@ -212,20 +212,13 @@ def group(facts: Mapping[int, Mapping[str, Any]], uuids: Mapping[int, str]) -> t
         facts: engine -> what it says of its host: ``hostname``, ``boot_id`` and ``network`` at least.
         uuids: engine -> by which messages find it.
     """
-    by_host: dict[tuple[str, ...], list[int]] = {}
-    for engine in sorted(facts):
-        key = tuple(facts[engine][part] for part in ("hostname", "boot_id", "network"))
-        by_host.setdefault(key, []).append(engine)
-    seen: Counter[str] = Counter()
-    hosts = []
-    for (name, *_), engines in by_host.items():
-        seen[name] += 1
-        unique = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        first = engines[0]
-        hosts.append(
-            Host(name=unique, engine_id=first, uuid=uuids[first], facts=facts[first], num_engines=len(engines))
-        )
-    return tuple(hosts)
+    by_host: dict[str, list[int]] = {}
+    for engine, name in zip(sorted(facts), host_names([facts[engine] for engine in sorted(facts)]), strict=True):
+        by_host.setdefault(name, []).append(engine)
+    return tuple(
+        Host(name=name, engine_id=first, uuid=uuids[first], facts=facts[first], num_engines=1 + len(others))
+        for name, (first, *others) in by_host.items()
+    )
 
 
 def call_on(

@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -32,6 +33,21 @@ def describe() -> dict[str, Any]:
         "gpu_names": [gpu.name for gpu in gpus],
         "interface": os.environ.get("GLOO_SOCKET_IFNAME", ""),
     }
+
+
+def host_key(facts: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What is the same of two that are on one host."""
+    return facts["hostname"], facts["boot_id"], facts["network"]
+
+
+def host_names(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for the host of each: its own, with a number where several hosts go by it."""
+    names: dict[tuple[str, ...], str] = {}
+    for key in map(host_key, told):
+        if key not in names:
+            same = sum(other[0] == key[0] for other in names)
+            names[key] = f"{key[0]}-{same + 1}" if same else key[0]
+    return [names[host_key(each)] for each in told]
 
 
 def _version(package: str) -> str:
