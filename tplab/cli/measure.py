@@ -22,7 +22,8 @@ def add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser = commands.add_parser(
         "calibrate",
         help="measure this machine's links and rates for the advisor; write a JSON file",
-        description="Measure all-reduces, messages, matmuls and the engine's overheads on local ranks, or, started by "
+        description="Measure all-reduces, messages, matmuls and the engine's overheads on local ranks, with "
+        "--cluster on ranks of several hosts, or, started by "
         "torchrun (torchrun --nproc-per-node 8 -m tplab.cli calibrate ...), on the ranks it made. About half a minute.",
     )
     parser.add_argument(

@@ -21,7 +21,8 @@ def add_pipeline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser(
         "pipeline",
         help="run a pipeline schedule on ranks; write its trace and an HTML figure",
-        description="Run a schedule on local ranks, or, started by torchrun (torchrun --nproc-per-node 8 -m tplab.cli "
+        description="Run a schedule on local ranks, with --cluster on ranks of several hosts, or, started by "
+        "torchrun (torchrun --nproc-per-node 8 -m tplab.cli "
         "pipeline ...), on the ranks it made, a stage on each: transformer blocks, or stages that only wait. Writes "
         "the trace (ui.perfetto.dev opens it, Trace.from_perfetto in a notebook) and an HTML figure of what was "
         "measured below what the stages' times make by simulation.",

@@ -18,7 +18,8 @@ def add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser = commands.add_parser(
         "sweep",
         help="measure all-reduce over sizes; write a CSV file and an HTML figure",
-        description="Measure all-reduce over message sizes on local ranks, or, started by torchrun (torchrun "
+        description="Measure all-reduce over message sizes on local ranks, with --cluster on ranks of several hosts, "
+        "or, started by torchrun (torchrun "
         "--nproc-per-node 8 -m tplab.cli sweep ...), on the ranks it made. Writes a tidy CSV file and an HTML "
         "figure.",
     )

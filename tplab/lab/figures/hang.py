@@ -41,7 +41,8 @@ def hang_figure(frame: pd.DataFrame, *, title: str, badge: str, ranks: Sequence[
             textposition="inside",
             insidetextanchor="middle",
             textangle=0,
-            textfont={"color": style.text_on(colour), "size": 12},
+            # Grey has another shade in a dark page; plotly then chooses what can be read on it.
+            textfont={"size": 12} if colour == style.IDLE else {"color": style.text_on(colour), "size": 12},
             hovertemplate=f"%{{y}}: %{{text}}<extra>{name}</extra>",
         )
     ranks = sorted({*frame["rank"], *ranks})
