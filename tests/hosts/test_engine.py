@@ -194,6 +194,15 @@ class TestAgent:
         [left] = kernel.said
         assert "cannot be understood" in left.reason
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_its_own_failure(self):
+        agent = Agent("id", {}, kernel := Kernel())
+        agent._orders.append(messages.Spawn(1, None, None, 1.0))
+        agent.start()
+        agent.join(20)
+        [left] = kernel.said
+        assert "it failed (AttributeError" in left.reason
+
     def test_kernel_that_closes(self):
         agent = Agent("id", {}, kernel := Kernel())
         agent.start()

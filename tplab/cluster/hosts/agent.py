@@ -96,6 +96,9 @@ class Agent(threading.Thread):
                 self._wait(max(0.0, beat_at - time.monotonic()))
             if not self._ended:
                 self._why_ended = f"nothing was heard of the kernel for {messages.PATIENCE_S:g} s"
+        except Exception as error:
+            self._why_ended = f"it failed ({error!r})"
+            raise
         finally:
             self._ended = True
             self._drop()
