@@ -170,9 +170,6 @@ class Kernel:
         self.session, self.iopub_socket, self.said = self, None, []
         self._inlet = Inlet()
 
-    def _topic(self, name):
-        return name
-
     def send(self, socket, kind, *, content, parent, ident, buffers):
         self.said += self._inlet.take(content, buffers)
 
@@ -180,13 +177,13 @@ class Kernel:
 class TestAgent:
     def test_kernel_that_is_not_heard_of(self, monkeypatch):
         monkeypatch.setattr(messages, "PATIENCE_S", 0.1)
-        agent = Agent("id", {}, kernel := Kernel())
+        agent = Agent("id", {"session": "s"}, kernel := Kernel())
         agent.start()
         agent.join(20)
         assert kernel.said == [messages.Left("nothing was heard of the kernel for 0.1 s")]
 
     def test_kernel_that_cannot_be_understood(self):
-        agent = Agent("id", {}, kernel := Kernel())
+        agent = Agent("id", {"session": "s"}, kernel := Kernel())
         agent.start()
         content = {"number": 5, "digest": "", "anew": False, "taken": 0, "handled": 0}
         agent.receive(content, [b"?"])
@@ -196,7 +193,7 @@ class TestAgent:
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_its_own_failure(self):
-        agent = Agent("id", {}, kernel := Kernel())
+        agent = Agent("id", {"session": "s"}, kernel := Kernel())
         agent._orders.append(messages.Spawn(1, None, None, 1.0))
         agent.start()
         agent.join(20)
@@ -204,7 +201,7 @@ class TestAgent:
         assert "it failed (AttributeError" in left.reason
 
     def test_kernel_that_closes(self):
-        agent = Agent("id", {}, kernel := Kernel())
+        agent = Agent("id", {"session": "s"}, kernel := Kernel())
         agent.start()
         Outlet(lambda content, buffers: agent.receive({"taken": 0, "handled": 0, **content}, buffers)).send(
             messages.Leave()

@@ -21,6 +21,7 @@ from tplab.cluster.channel import ChannelBroken, Part
 from tplab.cluster.engine import Event, Received
 from tplab.cluster.errors import ClusterError, NoRoom
 from tplab.cluster.hosts import messages
+from tplab.cluster.hosts.connect import topic
 from tplab.cluster.hosts.messages import Garbled, Inlet, Outlet
 from tplab.cluster.local import LocalEngine
 
@@ -41,6 +42,7 @@ class Agent(threading.Thread):
     def __init__(self, cluster_id: str, header: dict[str, Any], kernel: Any) -> None:
         super().__init__(name=f"tplab-agent-{cluster_id}", daemon=True)
         self._header = {"header": header}
+        self._topic = topic(header["session"])
         self._kernel = kernel
         self._inlet, self._outlet = Inlet(), Outlet(self._publish)
         self._orders: deque[object] = deque()
@@ -163,7 +165,7 @@ class Agent(threading.Thread):
             "status",
             content={"execution_state": "tplab", "taken": self._inlet.taken_bytes, **content},
             parent=self._header,
-            ident=self._kernel._topic("tplab"),
+            ident=self._topic,
             buffers=buffers,
         )
 

@@ -89,15 +89,35 @@ def open_client(client: Any = None, profile: str | None = None, cluster_file: An
         options["connection_info"] = str(file_of_profile(profile or "default"))
     try:
         if client is not None:
-            return _made_apart(lambda: client.connect_client_sync(**options)), True
-        if of_cluster:
-            return _made_apart(lambda: ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options)), True
-        return _made_apart(lambda: ipyparallel.Client(**options)), True
+            made = _made_apart(lambda: client.connect_client_sync(**options))
+        elif of_cluster:
+            made = _made_apart(lambda: ipyparallel.Cluster.from_file(str(path)).connect_client_sync(**options))
+        else:
+            made = _made_apart(lambda: ipyparallel.Client(**options))
     except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         which = next((f"{name}={str(value)!r}" for name, value in given.items()), "the default profile")
         raise NoHosts(
             f"no ipyparallel controller could be reached by {which}: {_in_one_line(error).rstrip('.')}. {_START_ONE}"
         ) from error
+    _hear_own(made)
+    return made, True
+
+
+def topic(session: str) -> bytes:
+    """What the messages of agents to the client of this session begin with."""
+    return f"tplab.{session}".encode()
+
+
+def _hear_own(client: "Client") -> None:
+    """Have the controller send this client no messages of agents but its own. ipyparallel's clients take everybody's,
+    and for one that is stopped the controller keeps them, without limit."""
+
+    def subscribe() -> None:
+        for wanted in (b"engine.", topic(client.session.session)):
+            client._iopub_socket.subscribe(wanted)
+        client._iopub_socket.unsubscribe(b"")
+
+    client._io_loop.add_callback(subscribe)  # whose thread owns the socket
 
 
 def _made_apart(connect: "Callable[[], Client]") -> "Client":
