@@ -205,6 +205,16 @@ class TestJudge:
             assert f"rank {error.rank} of {n}" in str(error)
 
 
-@pytest.mark.parametrize(("indices", "words"), [([0], "rank 0"), ([2, 3], "ranks 2, 3")])
-def test_ranks(indices, words):
-    assert several(indices) == words
+@pytest.mark.parametrize(
+    ("indices", "hosts", "words"),
+    [
+        ([0], (), "rank 0"),
+        ([2, 3], (), "ranks 2, 3"),
+        ([*range(8)], (), "ranks 0, 1, 2, 3, 4, 5, 6, 7"),
+        ([*range(62), 63], (), "ranks 0 to 61, 63"),
+        ([1], ("alpha", "beta"), "rank 1 (host beta)"),
+        ([*range(16)], ("alpha",) * 8 + ("beta",) * 8, "ranks 0 to 7 (host alpha), 8 to 15 (host beta)"),
+    ],
+)
+def test_ranks(indices, hosts, words):
+    assert several(indices, hosts) == words

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+_NAMED_EACH = 8  # ranks; of more, those that follow one another are named by the first and the last
+
 
 def of_all(rank: int, num_ranks: int, hosts: Sequence[str] = ()) -> str:
     """``rank 2 of 4``, or ``rank 2 of 4 on host beta``."""
@@ -10,8 +12,17 @@ def of_all(rank: int, num_ranks: int, hosts: Sequence[str] = ()) -> str:
 
 
 def several(ranks: Sequence[int], hosts: Sequence[str] = ()) -> str:
-    """``rank 1``, ``ranks 0, 2``, or ``ranks 0 (host alpha), 2 (host beta)``."""
-    named = (f"{rank} (host {hosts[rank]})" if hosts else str(rank) for rank in ranks)
+    """``rank 1``, ``ranks 0, 2``, or ``ranks 0 (host alpha), 2 (host beta)``; of many, ``ranks 0 to 14``."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        last = runs[-1][-1] if runs and len(ranks) > _NAMED_EACH else -2
+        if rank == last + 1 and (not hosts or hosts[rank] == hosts[last]):
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    named = (f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    if hosts:
+        named = (f"{name} (host {hosts[run[0]]})" for name, run in zip(named, runs, strict=True))
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(named)}"
 
 
