@@ -24,6 +24,7 @@ from tplab.cluster.errors import ClusterError
 from tplab.cluster.hosts.facts import describe, host_key, host_names
 from tplab.cluster.hosts.networks import Interface, Network, choose, look
 from tplab.cluster.provenance import Provenance
+from tplab.moved import say_new_names
 
 if TYPE_CHECKING:
     from tplab.cluster.rank import Rank
@@ -290,3 +291,6 @@ def _num_cores(told: Sequence[dict[str, Any]]) -> int:
     for (_, boot, _), each in hosts.items():
         of_machine[boot] = min(of_machine[boot] + each["num_cores"], each["machine_cores"])
     return sum(of_machine.values())
+
+
+say_new_names(__name__)

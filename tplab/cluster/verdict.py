@@ -10,6 +10,7 @@ from tplab.cluster.errors import ClusterError, HostLost, RankDied, RankError, Ra
 from tplab.cluster.hang import Diagnosis, diagnose
 from tplab.cluster.last_words import find_frames, find_sizes
 from tplab.cluster.packing import unpack
+from tplab.moved import say_new_names
 
 Cause = Literal["fault", "timeout", "stop"]
 
@@ -313,4 +314,5 @@ def _in_one_line(fault: wire.RankFault) -> str:
     return next((line for line in lines if line.partition(":")[0].rpartition(".")[2] == fault.type_name), lines[-1])
 
 
+say_new_names(__name__)
 __all__ = ["Cause", "Evidence", "judge", "kernel_failed", "not_started", "rebuild_values"]
