@@ -49,7 +49,14 @@ def store(path: Path, draw: Draw) -> None:
     finish(notebook, draw, before)
     with replacing(path) as partial:
         # Tracebacks name files: within the project, and not where it lies on this machine.
-        partial.write_text(nbformat.writes(notebook).replace(f"{ROOT}/", "") + "\n", "utf-8")
+        partial.write_text(without_places(nbformat.writes(notebook)) + "\n", "utf-8")
+
+
+def without_places(text: str) -> str:
+    """With the places of a reader's own installation in the stead of this machine's."""
+    for here, there in ((f"{ROOT}/", ""), (f"{sys.prefix}/", ".venv/"), (f"{sys.base_prefix}/", "/usr/")):
+        text = text.replace(here, there)
+    return text
 
 
 def finish(notebook: nbformat.NotebookNode, draw: Draw, before: dict[str, Any]) -> None:
