@@ -7,6 +7,7 @@ import pytest
 from tplab.checks import ArgumentError
 from tplab.cluster import ClusterError
 from tplab.cluster.channel import ChannelBroken
+from tplab.cluster.hosts import build
 from tplab.cluster.hosts.build import check_alike
 from tplab.cluster.hosts.connect import Host
 from tplab.cluster.hosts.messages import PIECE_BYTES, Garbled, Inlet, Outlet, Pass
@@ -130,3 +131,14 @@ class TestMessages:
         outlet._send(b"no message at all, but signed")
         with pytest.raises(ChannelBroken):
             Inlet().take(*sent[0])
+
+
+@pytest.mark.parametrize(("num_hosts", "ranks_per_host"), [(2, 2), (1, None)])
+def test_what_is_remembered_fits_the_hosts_that_are_left(monkeypatch, num_hosts, ranks_per_host):
+    """Four ranks were two on each of two hosts: with one of these lost, all are on the other."""
+    settings = {"n": 4, "backend": "gloo", "ranks_per_host": 2, "interface": None, "start_timeout": 60.0}
+    answering = hosts(*[0] * num_hosts)
+    monkeypatch.setattr(build, "open_client", lambda *given: (None, False))
+    monkeypatch.setattr(build, "find_hosts", lambda client: answering)
+    monkeypatch.setattr(build, "call_on", lambda client, engines, name, **limit: dict.fromkeys(engines, settings))
+    assert build.remembered_settings(None, None, None) == settings | {"ranks_per_host": ranks_per_host}

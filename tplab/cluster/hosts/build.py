@@ -74,7 +74,9 @@ def remembered_settings(client: Any, profile: str | None, cluster_file: str | Pa
             opened.close()
     for host in hosts:
         if isinstance(settings := answers[host.engine_id], dict) and settings:
-            return settings
+            each = settings["ranks_per_host"]
+            fits = each is None or settings["n"] <= each * len(hosts)
+            return settings if fits else settings | {"ranks_per_host": None}  # a host was lost meanwhile
     raise NoHosts(
         "no host of this ipyparallel cluster remembers ranks of an earlier kernel: start some with "
         "Cluster(n, engine='ipyparallel', ...)"
