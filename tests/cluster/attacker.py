@@ -110,6 +110,7 @@ os.setuid(OTHER_UID)
 print("ready", flush=True)
 threading.Thread(target=lambda: (sys.stdin.read(), print(counts, flush=True), os._exit(0)), daemon=True).start()
 tries = {}
+old = listening()  # in a long test run there are dozens, of other clusters: their doors are closed for good
 while True:
     ports = listening()
     # On a busy machine a connection can take longer than there is patience for: those that did not come off are tried
@@ -121,8 +122,9 @@ while True:
             attack(port[0], 10 if tries[port] == 1 else 100)
             tries[port] = 0
         except TimeoutError:
-            if tries[port] < 10:
+            if port not in old and tries[port] < 10:
                 continue
+            tries[port] = 0
         except OSError:  # it has closed
             tries[port] = 0
         Path(port[1]).touch()
