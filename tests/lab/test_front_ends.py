@@ -41,12 +41,14 @@ def made(kind: type, pool: Pool) -> Any:
         "guess": lambda: Predict("how much"),
         "answer": lambda: None,
         "pool": lambda: pool,
+        "functions": lambda: len,
     }
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     wanted = [
         each.name
         for each in parameters
-        if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        if (each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
+        or (each.kind is each.VAR_POSITIONAL and each.name in own)
     ]
     return kind(*(own[name]() for name in wanted))
 
