@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tplab.cluster import RankDied, RankTimeout
+from tplab.cluster import RankDied, RankError, RankTimeout
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -239,3 +239,20 @@ def test_recorder(script):
     assert 256 <= seen["tags"][1] <= 4096
     # Some 1.3 us beside 10, the least that a call takes where no other process has a part in it.
     assert seen["record_s"] < 0.5 * seen["call_s"], (seen["record_s"], seen["call_s"])
+
+
+def test_a_receive_that_nobody_waits_for_costs_the_ranks(cluster):
+    """Its message would stay in the connection, and the next collective wait for ever; the numbers of calls agree."""
+
+    def let_go(rank):
+        if rank == 0:
+            dist.send(torch.ones(4), dst=1)
+        else:
+            dist.irecv(torch.ones(4), src=0)
+        raise KeyError("between")
+
+    pids = cluster.start().pids
+    with pytest.raises(RankError):
+        cluster.run(let_go, timeout=20)
+    assert cluster.run(lambda rank: dist.barrier() or int(rank), timeout=40) == [0, 1]
+    assert not {*cluster.pids} & {*pids}

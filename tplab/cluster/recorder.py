@@ -111,6 +111,12 @@ class Recorder:
             calls=tuple(map(_call, entries)),
         )
 
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a call of the run was begun, and nobody has waited for its end. A receive of gloo's that is let go so
+        leaves its message in the connection for good, however well the ranks' numbers agree."""
+        return any(entry[_NUMBER] and entry[_STATE] != "done" for entry in [*self._entries])
+
     def install(self) -> None:
         """Begin to see calls; for the life of the process."""
         for name, (kind, tensor, peer) in METHODS.items():

@@ -183,7 +183,7 @@ class Worker:
             self._end_copy(error)
             seconds = seconds or time.perf_counter() - began
             fault = wire.describe_any_fault(error, skip_frames=1)
-            fit = _settles(device)
+            fit = _settles(device) and not self._recorder.has_unfinished
         finally:
             self._running = None
         for stream in (sys.stdout, sys.stderr):
