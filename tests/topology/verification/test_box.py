@@ -184,11 +184,26 @@ def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatc
 
     monkeypatch.setattr(box, "sweep_all_reduce", sweep)
     said: list[str] = []
-    gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2)
+    gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2, hosts=())
     frame = box.sweep_step(gpus, BoxPlan.small(), said.append)
     assert asked == [("library", "eager"), ("library", "graph"), ("ring", "eager"), ("symmetric-one-shot", "eager")]
     assert set(frame["algorithm"]) == {"library", "ring", "int8-two-shot"}
     assert "no symmetric memory over 2 ranks" in said[0]
+
+
+def test_gpus_of_several_hosts_are_not_asked_for_symmetric_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def sweep(cluster: object, *, algorithms: list[str], mode: str = "eager", **_: object) -> pd.DataFrame:
+        asked.extend(algorithms)
+        return pd.DataFrame({"algorithm": algorithms, "launch_mode": mode})
+
+    monkeypatch.setattr(box, "sweep_all_reduce", sweep)
+    said: list[str] = []
+    gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2, hosts=("alpha", "beta"))
+    box.sweep_step(gpus, BoxPlan.small(), said.append)
+    assert asked == ["library", "library", "ring", "int8-two-shot"]
+    assert said == ["sweep: no symmetric memory over 2 ranks: they are on several hosts"]
 
 
 @pytest.mark.parametrize(
