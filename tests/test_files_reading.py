@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tplab.files import parse_json, parse_json_documents, read_bytes, read_json, read_text
+from tplab.files import MAX_BYTES, parse_json, parse_json_documents, read_bytes, read_json, read_text
 from tplab.frames import read_frame
 from tplab.models.spec import ModelConfig
 from tplab.shown import check_depth, listed, shown
@@ -125,6 +125,30 @@ def test_encodings_of_other_systems(encoding: str, tmp_path: Path) -> None:
 def test_ends_of_lines(tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_bytes(b"a\r\nb\rc\n")
     assert read_text(tmp_path / "some.txt") == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize("data", [gzip.compress(b'{"hidden": 64}'), b'{"hidden": 64}'])
+def test_gzip_files_by_their_name_and_beginning(data: bytes, tmp_path: Path) -> None:
+    """Browsers may unpack what they fetch and keep the name."""
+    (tmp_path / "some.json.gz").write_bytes(data)
+    assert read_json(tmp_path / "some.json.gz") == {"hidden": 64}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b'{"hidden": 64}' * 100)[:-9], "is no whole gzip file: .*end-of-stream"),
+        (gzip.compress(b'{"hidden": 64}')[:12] + bytes(30), "is no whole gzip file"),
+        (b"\x1f\x8b", "is no whole gzip file"),
+        (gzip.compress(bytes(MAX_BYTES + 1)), r"is longer than [\d,]+ bytes when it is unpacked"),
+        (gzip.compress(gzip.compress(b"{}")), "is packed with gzip"),
+    ],
+)
+def test_gzip_files_that_are_none(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "some.json.gz").write_bytes(data)
+    for read in (read_text, read_json, Calibration.load, ModelConfig.from_hf):
+        with pytest.raises(ValueError, match=rf"some\.json\.gz {message}"):
+            read(tmp_path / "some.json.gz")
 
 
 def packed(name: str) -> bytes:

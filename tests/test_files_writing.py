@@ -1,6 +1,7 @@
 """The one way to write a file: what is there stays whole until the new one is, whatever the disk or the user does."""
 
 import errno
+import gzip
 import os
 import resource
 import stat
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 from tplab import files
-from tplab.files import check_writable, replacing, write_text
+from tplab.files import check_writable, read_text, replacing, write_text
 
 AS_ROOT = os.geteuid() == 0
 
@@ -190,6 +191,14 @@ def test_the_ending_says_how_to_compress(tmp_path):
         pd.DataFrame({"a": [1]}).to_csv(partial, index=False)
     assert (tmp_path / "a.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
     assert pd.read_csv(tmp_path / "a.csv.gz")["a"].tolist() == [1]
+
+
+def test_a_text_is_packed_by_its_name_and_the_same_every_time(tmp_path):
+    text = "µ\n" * 1000
+    for name in ("a.json.gz", "b.json.gz"):
+        write_text(tmp_path / name, text)
+    assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
+    assert gzip.decompress((tmp_path / "a.json.gz").read_bytes()).decode() == text == read_text(tmp_path / "b.json.gz")
 
 
 def test_many_writers_of_one_file(tmp_path):

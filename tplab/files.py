@@ -7,6 +7,7 @@ Writing: beside the file first, then renamed over it, so that a full disk or an 
 
 import errno
 import gc
+import gzip
 import json
 import os
 import re
@@ -16,8 +17,10 @@ import shutil
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ MAX_HOLDERS = 2_000_000
 """Most lists and objects in a JSON file; parsing as many takes about a second."""
 _PIPE_PATIENCE_S = 10.0
 _READ_SIZE = 1 << 20
+_GZIP = b"\x1f\x8b"
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _TRIAL_SIZE = 4096
 _MOST_NAMES = 1000
@@ -51,10 +55,12 @@ _WAYS_OUT = {
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes:
-    """The whole file. A pipe (``<(command)`` of a shell) is read to its end while it goes on giving.
+    """The whole file, unpacked where its name ends in ``.gz``. A pipe (``<(command)`` of a shell) is read to its end
+    while it goes on giving.
 
     Raises:
-        ValueError: longer than ``limit`` bytes, a pipe that nobody writes to, or a path that no system takes.
+        ValueError: longer than ``limit`` bytes, also unpacked; a broken gzip file, a pipe that nobody writes to, or a
+            path that no system takes.
         OSError: the file cannot be opened or read (``FileNotFoundError``, ``IsADirectoryError``, ...), named.
     """
     try:
@@ -85,7 +91,9 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes
             if chunk is None:
                 continue
             if not chunk:
-                return b"".join(chunks)
+                data = b"".join(chunks)
+                # A browser may have unpacked it and kept the name.
+                return _unpacked(data, path, limit) if _is_packed(path) and data.startswith(_GZIP) else data
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
@@ -209,9 +217,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` in UTF-8, in the manner of :func:`replacing`, whose errors it raises."""
+    """Write ``text`` in UTF-8, packed where the name ends in ``.gz``; in the manner of :func:`replacing`, whose errors
+    it raises."""
+    data = text.encode()
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(gzip.compress(data, mtime=0) if _is_packed(path) else data)  # the same text, the same file
 
 
 def settle(path: str | os.PathLike[str]) -> None:
@@ -240,6 +250,22 @@ def instead_of(path: str | os.PathLike[str]) -> str:
         return f": there is no folder {folder}" if folder and not os.path.isdir(folder) else ""
     hint = nearest(name, names) if name else ""
     return f": {hint}" if hint.endswith("?") else ""
+
+
+def _is_packed(path: str | os.PathLike[str]) -> bool:
+    return os.fsdecode(path).endswith(".gz")
+
+
+def _unpacked(data: bytes, path: str | os.PathLike[str], limit: int) -> bytes:
+    """What a gzip file holds, as far as the limit goes: a thousandth of it can say it."""
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(data)) as file:
+            unpacked = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file: {error}") from None
+    if len(unpacked) > limit:
+        raise ValueError(f"{path} is longer than {limit:,} bytes when it is unpacked: no file of this kind is")
+    return unpacked
 
 
 def _target(path: str | os.PathLike[str]) -> tuple[Path | None, os.stat_result | None]:

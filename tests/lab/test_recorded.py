@@ -81,6 +81,16 @@ def test_layouts_of_whole_models_and_what_predictions_of_them_are_worth() -> Non
     assert recorded_calibration(FOUR).num_ranks == 4
 
 
+def test_packed_steps_are_found_by_their_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Traces are packed since there are eight GPUs to record."""
+    schedule = build_schedule("1f1b", 4, 8)
+    trace = recorded_trace(FOUR, schedule)
+    (tmp_path / FOUR).mkdir()
+    trace.to_perfetto(tmp_path / FOUR / "pipeline-1f1b.json.gz")
+    monkeypatch.setattr("tplab.lab.recorded.files", lambda _: tmp_path)
+    assert recorded_trace(FOUR, schedule).makespan_s == pytest.approx(trace.makespan_s)
+
+
 def test_what_there_is_not() -> None:
     with pytest.raises(
         ValueError, match=r"name must be one of 1xH100-2026-11-28, 2_hosts.*, 2xH100-2026-11-24.*got '8xB300'"

@@ -80,14 +80,15 @@ def test_perfetto_opens_with_every_span(trace: Trace, tmp_path: Path) -> None:
     assert data["otherData"]["badge"] == "LIVE gloo · 2 ranks"
 
 
-def test_a_perfetto_file_is_a_trace_again(trace: Trace, tmp_path: Path) -> None:
-    trace.to_perfetto(tmp_path / "trace.json")
-    again = Trace.from_perfetto(tmp_path / "trace.json", TABLE)
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_a_perfetto_file_is_a_trace_again(trace: Trace, tmp_path: Path, name: str) -> None:
+    trace.to_perfetto(tmp_path / name)
+    again = Trace.from_perfetto(tmp_path / name, TABLE)
     assert [span[:4] for span in again.spans] == [span[:4] for span in trace.spans]
     assert np.allclose(again.start_s, trace.start_s, atol=1e-12)
     assert np.allclose(again.end_s, trace.end_s, atol=1e-12)
     assert (again.badge, again.measured) == (trace.badge, True)
-    assert Trace.from_perfetto(tmp_path / "trace.json", TABLE, badge="RECORDED").badge == "RECORDED"
+    assert Trace.from_perfetto(tmp_path / name, TABLE, badge="RECORDED").badge == "RECORDED"
 
 
 def test_a_file_that_is_no_trace_or_another_ones(trace: Trace, tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "--steps", help="comma-separated: links, sweep, layers, pipeline, layouts, generation (default: all)"
     )
+    parser.add_argument(
+        "--minutes", type=float, help="for everything; what there is no time for is left out (default: no end)"
+    )
     parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
     parser.add_argument(
         "--input", dest="input_length", type=int, help="with --model: tokens of a prompt (default 1024)"
@@ -158,10 +161,20 @@ def _box(arguments: argparse.Namespace) -> int:
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
         cases = [BoxCase(model=arguments.model, workload=workload)]  # refuses before any rank is started
     if not under_torchrun() and arguments.cluster is None:
-        frames = measure_box(arguments.out, num_ranks=n, backend=arguments.backend, steps=steps, cases=cases, say=say)
+        frames = measure_box(
+            arguments.out,
+            num_ranks=n,
+            backend=arguments.backend,
+            steps=steps,
+            cases=cases,
+            minutes=arguments.minutes,
+            say=say,
+        )
         return 0 if set(frames) == set(steps) else 1
     with ranks(n, arguments.backend, arguments.cluster) as cluster:
         if cluster is None:
             return 0
-        frames = measure_box(arguments.out, cluster=cluster, steps=steps, cases=cases, say=say)
+        frames = measure_box(
+            arguments.out, cluster=cluster, steps=steps, cases=cases, minutes=arguments.minutes, say=say
+        )
     return 0 if set(frames) == set(steps) else 1

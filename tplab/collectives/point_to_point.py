@@ -22,7 +22,7 @@ GPU_MESSAGE_SIZES = tuple(1 << power for power in range(10, 29, 3))
 
 
 def measure_point_to_point(
-    cluster: "Cluster", sizes: Sequence[int] | None = None, iterations: int = 15
+    cluster: "Cluster", sizes: Sequence[int] | None = None, iterations: int = 15, *, timeout: float | None = None
 ) -> pd.DataFrame:
     """Ping-pong between every two ranks, the others idle.
 
@@ -34,6 +34,7 @@ def measure_point_to_point(
         sizes: bytes of the messages; None: ``MESSAGE_SIZES`` on the CPU, ``GPU_MESSAGE_SIZES`` where every rank has a
             GPU, ``SHARED_GPU_MESSAGE_SIZES`` where ranks share them.
         iterations: samples of each; a third, of messages from 32 MiB on.
+        timeout: seconds for everything; None: no limit.
 
     Returns one row per ordered pair and size: ``src``, ``dst``, ``bytes``, ``p50_us`` and ``p95_us`` of one way (half
     of there and back), ``GBps``, and the provenance.
@@ -47,7 +48,7 @@ def measure_point_to_point(
         raise ArgumentError("sizes", sizes, "must hold at least one size in bytes")
     sizes = [check_count("sizes", size, least=1) for size in sizes]
     check_count("iterations", iterations, least=1)
-    run = cluster.submit(_ping_pong, sizes, iterations, timeout=None)
+    run = cluster.submit(_ping_pong, sizes, iterations, timeout=timeout)
     run.result()
     rows = []
     for (_, src, dst, nbytes), one_way in samples_of(run.reports).items():

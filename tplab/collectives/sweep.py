@@ -25,9 +25,9 @@ def sweep_on_rank(rank: "Rank", points: list[Point]) -> None:
     time_points(rank, points)
 
 
-def submit_sweep(cluster: Cluster, points: list[Point], **callbacks: Any) -> Run[None]:
+def submit_sweep(cluster: Cluster, points: list[Point], *, timeout: float | None = None, **callbacks: Any) -> Run[None]:
     """Start a planned sweep; :func:`sweep_frame` makes the frame of what it has measured so far."""
-    return cluster.submit(sweep_on_rank, points, timeout=None, **callbacks)
+    return cluster.submit(sweep_on_rank, points, timeout=timeout, **callbacks)
 
 
 def sweep_all_reduce(
@@ -37,6 +37,7 @@ def sweep_all_reduce(
     algorithms: Sequence[str] = ("library",),
     mode: str = "eager",
     iterations: int | None = None,
+    timeout: float | None = None,
 ) -> pd.DataFrame:
     """Measure all-reduce on ``cluster``: one row per algorithm, dtype and size, see :func:`sweep_frame`.
 
@@ -49,6 +50,7 @@ def sweep_all_reduce(
         algorithms: names of all-reduces, as in ``ALGORITHMS``.
         mode: ``eager``, or ``graph`` on GPUs.
         iterations: samples per size; by default fewer for large messages.
+        timeout: seconds for everything; None: no limit.
     """
     points = plan_sweep(
         sizes=sizes,
@@ -59,7 +61,7 @@ def sweep_all_reduce(
         backend=cluster.backend,
         shares_gpus=cluster.shares_gpus,
     )
-    run = submit_sweep(cluster, points)
+    run = submit_sweep(cluster, points, timeout=timeout)
     run.result()
     return sweep_frame(points, run.reports, cluster.provenance)
 

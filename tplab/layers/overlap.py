@@ -212,8 +212,10 @@ class StackPlan:
     """Number of samples of each time."""
 
 
-def measure_strategies(cluster: "Cluster", strategies: "Sequence[Blocking]", plan: StackPlan) -> pd.DataFrame:
-    """Time a stack of blocks with every strategy, and with its communication deleted.
+def measure_strategies(
+    cluster: "Cluster", strategies: "Sequence[Blocking]", plan: StackPlan, *, timeout: float | None = None
+) -> pd.DataFrame:
+    """Time a stack of blocks with every strategy, and with its communication deleted, in ``timeout`` seconds if any.
 
     Returns one row per strategy: ``strategy``, ``total_us``, ``compute_us`` (the blocking stack without its
     communication), ``exposed_us`` (the difference), ``error`` (largest difference from the unsharded stack, in units of
@@ -222,7 +224,7 @@ def measure_strategies(cluster: "Cluster", strategies: "Sequence[Blocking]", pla
     Raises ``ValueError`` for a link without gloo.
     """
     check_backend(plan.link, cluster.backend)
-    run = cluster.submit(time_strategies, list(strategies), plan, timeout=None)
+    run = cluster.submit(time_strategies, list(strategies), plan, timeout=timeout)
     per_rank, samples = run.result(), samples_of(run.reports, cluster.num_ranks)
     compute = samples["compute"].p50_us
     return pd.DataFrame(

@@ -1,6 +1,8 @@
 """The steps for a machine with several GPUs, over gloo and small: files, frames, faults that do not stop the others."""
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,19 @@ import pytest
 import tplab.topology.verification.box as box
 import tplab.topology.verification.box_layouts as box_layouts
 from tplab import Cluster
-from tplab.cluster import RankDied
+from tplab.cluster import RankDied, RankTimeout
+from tplab.files import read_json
+from tplab.pipeline import Trace, build_schedule
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
-from tplab.topology.verification.box import STEPS, BoxPlan, measure_box
-from tplab.topology.verification.box_layouts import PREDICTED_FROM, BoxCase, measure_cases, scores
+from tplab.topology.verification.box import STEPS, measure_box
+from tplab.topology.verification.box_files import BoxFiles
+from tplab.topology.verification.box_layouts import PREDICTED_FROM, BoxCase, each_case, measure_cases, scores
+from tplab.topology.verification.box_plan import BoxPlan, powers_below
+from tplab.topology.verification.box_run import BoxRun
+from tplab.topology.verification.box_time import BoxTime
+from tplab.topology.verification.run import Verification
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -68,7 +77,7 @@ def test_messages_of_every_size_stand_beside_the_links(measured: tuple[Path, dic
 def test_generation_in_every_layout_and_where_its_time_goes(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
     out, frames = measured
     generation = frames["generation"]
-    layouts = [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3)]
+    layouts = [(3, 1), (1, 3), (2, 1), (1, 2), (1, 1)]  # the machine as a whole first
     assert list(zip(generation["tp"], generation["pp"], strict=True)) == layouts
     assert (generation["num_ranks"] == generation["tp"] * generation["pp"]).all()
     assert (generation[["ttft_ms", "tpot_ms"]] > 0).all(axis=None)
@@ -77,7 +86,7 @@ def test_generation_in_every_layout_and_where_its_time_goes(measured: tuple[Path
     for _, rows in profile.groupby(["tp", "pp", "phase"]):
         assert rows["measured_ms"].sum() == pytest.approx(rows["wall_ms"].iloc[0])
     for tp, pp in layouts:
-        assert json.loads((out / f"profile-tp{tp}-pp{pp}.json").read_text())["traceEvents"]
+        assert read_json(out / f"profile-tp{tp}-pp{pp}.json.gz")["traceEvents"]
 
 
 def test_layers_are_right_in_every_strategy(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
@@ -91,12 +100,13 @@ def test_layers_are_right_in_every_strategy(measured: tuple[Path, dict[str, pd.D
 def test_pipelines_take_as_long_as_simulated_or_longer(measured: tuple[Path, dict[str, pd.DataFrame]]) -> None:
     out, frames = measured
     pipeline = frames["pipeline"]
-    assert pipeline["schedule"].tolist() == ["forward-only", "gpipe", "1f1b"]
+    assert pipeline["schedule"].tolist() == ["forward-only", "1f1b", "gpipe"]
     assert (pipeline["makespan_ms"] > 0.5 * pipeline["simulated_ms"]).all()
     for name in pipeline["schedule"]:
-        trace = json.loads((out / f"pipeline-{name}.json").read_text())
-        assert trace["otherData"]["backend"] == "gloo"
-        assert any(event.get("cat") == "forward" for event in trace["traceEvents"])
+        path = out / f"pipeline-{name}.json.gz"
+        assert read_json(path)["otherData"]["backend"] == "gloo"
+        trace = Trace.from_perfetto(path, build_schedule(name, 3, 6))
+        assert trace.makespan_s * 1e3 == pytest.approx(pipeline.set_index("schedule").loc[name, "makespan_ms"])
 
 
 def test_models_in_every_layout_advised_run_and_predicted_twice(
@@ -164,7 +174,7 @@ def test_a_step_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPa
     def broken(*_: object) -> pd.DataFrame:
         raise ValueError("no such links")
 
-    monkeypatch.setattr(box, "links_step", broken)
+    monkeypatch.setitem(box._CALLS, "links", broken)
     said: list[str] = []
     frames = measure_box(tmp_path, num_ranks=2, backend="gloo", steps=["links", "sweep"], say=said.append)
     assert set(frames) == {"sweep"}
@@ -173,10 +183,74 @@ def test_a_step_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "links.csv").exists()
 
 
+def test_a_step_that_fails_halfway_leaves_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def halfway(*_: object) -> Iterator[pd.DataFrame]:
+        yield pd.DataFrame({"row": [1, 2]})
+        yield pd.DataFrame({"row": [3]})
+        assert pd.read_csv(tmp_path / "layers.csv")["row"].tolist() == [1, 2, 3]  # before its end
+        raise RankDied("rank 1 died", rank=1, exit_code=1)
+
+    monkeypatch.setitem(box._CALLS, "layers", halfway)
+    said: list[str] = []
+    assert measure_box(tmp_path, num_ranks=2, backend="gloo", steps=["layers"], say=said.append) == {}
+    assert pd.read_csv(tmp_path / "layers.csv")["row"].tolist() == [1, 2, 3]
+    assert said[0].startswith("layers: failed after")
+    assert f"with 3 rows in {tmp_path / 'layers.csv'}: rank 1 died" in said[0]
+
+
+def test_eight_ranks_in_a_fifth_of_a_minute(no_ranks_left: None, tmp_path: Path) -> None:
+    """More than there is time for on a few cores, as on a short lease: the whole machine first, and an end."""
+    said: list[str] = []
+    with Cluster(8, "gloo") as cluster:
+        cluster.start()
+        began = time.monotonic()
+        steps = ["pipeline", "generation"]
+        measure_box(tmp_path, cluster=cluster, minutes=0.2, steps=steps, say=said.append)
+        assert time.monotonic() - began < 12 + 10  # what runs at the end is stopped, and no ranks are waited for
+    for step in steps:
+        assert any(step in line for line in said)
+    for made in {f"{step}.csv" for step in steps} & {path.name for path in tmp_path.iterdir()}:
+        assert pd.read_csv(tmp_path / made)["num_ranks"].iloc[0] == 8
+
+
+def test_a_case_that_takes_too_long_keeps_the_layouts_that_were_run(
+    monkeypatch: pytest.MonkeyPatch, cluster2: Cluster
+) -> None:
+    (case,) = BoxPlan.small().cases
+    calibration = calibrate(cluster2, **BoxPlan.small().calibration)
+    whole = measure_cases(cluster2, [case], calibration, say=lambda _: None)
+    assert list(whole.columns[:5]) == ["model", "input_length", "output_length", "concurrency", "advised_rank"]
+
+    class Late:
+        """A run whose limit passed after two of its layouts."""
+
+        def result(self) -> Verification:
+            raise RankTimeout("no answer within 9 s", ranks=[0])
+
+        def partial(self) -> Verification:
+            return Verification(frame=whole.iloc[:2, 5:], notes=(), badge="")
+
+    monkeypatch.setattr(box_layouts, "submit_verify", lambda *_, **__: Late())
+    said: list[str] = []
+    (frame,) = each_case(cluster2, [case], calibration, say=said.append)
+    assert frame["layout"].tolist() == whole["layout"].tolist()[:2]
+    assert said == [f"{case.label}: 2 of {len(whole)} layouts were run: no answer within 9 s"]
+
+
+def run_on(cluster: Any, said: list[str]) -> BoxRun:
+    no_end = BoxTime(None, {}, said.append)
+    files = BoxFiles(Path(), said.append)
+    return BoxRun(cluster=cluster, plan=BoxPlan.small(), files=files, time_left=no_end, say=said.append)
+
+
+def test_powers_below() -> None:
+    assert [powers_below(n) for n in (1, 2, 3, 4, 5, 8)] == [[], [1], [2, 1], [2, 1], [4, 2, 1], [4, 2, 1]]
+
+
 def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def sweep(cluster: object, *, algorithms: list[str], mode: str = "eager", **_: object) -> pd.DataFrame:
+    def sweep(_: object, __: object, ___: object, algorithms: list[str], mode: str, **____: object) -> pd.DataFrame:
         asked.append((algorithms[0], mode))
         if algorithms[0].startswith("symmetric"):
             raise RankDied("rank 1 died: no peer access", rank=1, exit_code=1)
@@ -185,7 +259,7 @@ def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatc
     monkeypatch.setattr(box, "sweep_all_reduce", sweep)
     said: list[str] = []
     gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2, hosts=())
-    frame = box.sweep_step(gpus, BoxPlan.small(), said.append)
+    frame = pd.concat(box._sweeps(run_on(gpus, said), gpus))
     assert asked == [("library", "eager"), ("library", "graph"), ("ring", "eager"), ("symmetric-one-shot", "eager")]
     assert set(frame["algorithm"]) == {"library", "ring", "int8-two-shot"}
     assert "no symmetric memory over 2 ranks" in said[0]
@@ -194,14 +268,14 @@ def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(monkeypatc
 def test_gpus_of_several_hosts_are_not_asked_for_symmetric_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def sweep(cluster: object, *, algorithms: list[str], mode: str = "eager", **_: object) -> pd.DataFrame:
+    def sweep(_: object, __: object, ___: object, algorithms: list[str], mode: str, **____: object) -> pd.DataFrame:
         asked.extend(algorithms)
         return pd.DataFrame({"algorithm": algorithms, "launch_mode": mode})
 
     monkeypatch.setattr(box, "sweep_all_reduce", sweep)
     said: list[str] = []
     gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=2, hosts=("alpha", "beta"))
-    box.sweep_step(gpus, BoxPlan.small(), said.append)
+    list(box._sweeps(run_on(gpus, said), gpus))
     assert asked == ["library", "library", "ring", "int8-two-shot"]
     assert said == ["sweep: no symmetric memory over 2 ranks: they are on several hosts"]
 

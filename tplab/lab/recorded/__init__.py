@@ -55,10 +55,10 @@ def recorded_trace(name: str, schedule: Schedule) -> Trace:
 def _file(name: str, step: str, ending: str) -> Traversable:
     check_one_of("name", name, recordings())
     folder = files(__name__) / name
-    ending = f".{ending}"
-    steps = sorted(each.name.removesuffix(ending) for each in folder.iterdir() if each.name.endswith(ending))
+    found = {each.name.removesuffix(".gz"): each for each in folder.iterdir()}
+    steps = sorted(file.removesuffix(f".{ending}") for file in found if file.endswith(f".{ending}"))
     check_one_of(f"step of {name}", step, steps)
-    return folder / f"{step}{ending}"
+    return found[f"{step}.{ending}"]
 
 
 def recorded_badge(name: str) -> str:

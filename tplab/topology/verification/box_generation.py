@@ -1,7 +1,7 @@
 """Models that generate in every layout of a machine's GPUs, profiled: times of whole steps, and where they go."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 
 import pandas as pd
@@ -9,50 +9,43 @@ import pandas as pd
 from tplab.cluster import Cluster, ClusterError
 from tplab.models.shards import Layout
 from tplab.topology.verification.box_layouts import BoxCase
+from tplab.topology.verification.box_plan import powers_below
+from tplab.topology.verification.box_run import BoxRun
+from tplab.topology.verification.box_time import brief
 from tplab.topology.verification.static_batch import runnable
 from tplab.topology.verification.step_profile import StepProfile, profile_step
 
+_LIMIT_S = 600.0
+"""Longest time of one layout, where there is no end to all of them."""
 
-def generation_step(
-    cluster: Cluster,
-    cases: Sequence[BoxCase],
-    dtype: str,
-    write: Callable[[str, str], object],
-    say: Callable[[str], None],
-) -> pd.DataFrame:
-    """Each case in every layout of 1, 2, 4, ... and all ranks, as many as have a GPU of their own.
+
+def generation_step(run: BoxRun) -> Iterator[pd.DataFrame]:
+    """Each generated case in every layout of all ranks, as many as have a GPU of their own, and then of ..., 4, 2, 1 of
+    them.
 
     Rows as ``Generation.frame`` has them, with ``model``, ``layers``, ``compute_share``, ``collective_share`` and
     ``wait_share`` (means over the ranks); on GPUs the first case also without CUDA graphs. Written besides:
     ``profile.csv`` (rows of ``StepProfile.frame``, with ``model``, ``batch`` and ``prompt_length``), and for the first
-    case ``profile-tp1-pp1.json`` and so on for ui.perfetto.dev. A layout that fails is said and left out; what was
-    measured is written after each.
-
-    Args:
-        cluster: all ranks.
-        cases: loads of one model, each with a batch of ``concurrency`` prompts.
-        dtype: of weights and cache.
-        write: called with the name of a file and what goes into it.
-        say: called with failures.
+    case ``profile-tp1-pp1.json.gz`` and so on for ui.perfetto.dev. A layout that fails is said and left out.
 
     Raises:
         ValueError: nothing could be run.
     """
-    rows, profiles = [], []
+    cluster, cases = run.cluster, run.plan.generated
+    profiles: list[pd.DataFrame] = []
     longest = max(case.workload.context_length for case in cases) + 1
     modes = (None, False) if cluster.backend == "nccl" else (None,)
-    for size in _sizes(cluster):
-        clustered = cluster if size == cluster.num_ranks else cluster.resized(size)
-        # Layout by layout, so that weights are loaded once for each.
-        runs = product(_layouts(cases[0], size), enumerate(cases), modes)
-        for (tp, pp), (place, case), graphs in runs:
-            if place and graphs is False:
-                continue
+    # Layout by layout, so that weights are loaded once for each.
+    layouts = [layout for size in _sizes(cluster) for layout in _layouts(cases[0], size)]
+    turns = [turn for turn in product(layouts, cases, modes) if turn[1] is cases[0] or turn[2] is None]
+    try:
+        for turn in run.time_left.parts(turns, _label):
+            (tp, pp), case, graphs = turn
             workload, spec = case.workload, case.spec
-            config = runnable(spec, spec.num_layers, longest, dtype)
+            config = runnable(spec, spec.num_layers, longest, run.plan.stack.dtype)
             try:
                 made = profile_step(
-                    clustered,
+                    cluster if tp * pp == cluster.num_ranks else cluster.resized(tp * pp),
                     config,
                     tp=tp,
                     pp=pp,
@@ -60,30 +53,33 @@ def generation_step(
                     prompt_length=workload.input_length,
                     new_tokens=workload.output_length,
                     cuda_graphs=graphs,
+                    timeout=run.time_left.limit_s(cluster) or _LIMIT_S,
                 )
             except (ClusterError, ValueError) as error:
-                say(f"{case.label}, TP {tp} × PP {pp}: left out: {error}")
+                run.say(f"{_label(turn)}: left out: {brief(error)}")
                 continue
             about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
-            rows.append(_row(made).assign(model=spec.name, layers=config.num_layers))
             profiles.append(made.frame().assign(**about))
-            write("generation.csv", pd.concat(rows, ignore_index=True).to_csv(index=False))
-            write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
-            if place == 0 and graphs is None:
-                write(f"profile-tp{tp}-pp{pp}.json", json.dumps(made.perfetto()))
-    if not rows:
+            run.files.draft("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
+            if case is cases[0] and graphs is None:
+                run.files.write(f"profile-tp{tp}-pp{pp}.json.gz", json.dumps(made.perfetto()))
+            yield _row(made).assign(model=spec.name, layers=config.num_layers)
+    finally:
+        if profiles:
+            run.files.write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
+    if not profiles:
         raise ValueError("no layout of any model could be run, for the reasons above")
-    return pd.concat(rows, ignore_index=True)
+
+
+def _label(turn: tuple[tuple[int, int], BoxCase, bool | None]) -> str:
+    (tp, pp), case, graphs = turn
+    return f"{case.label}, TP {tp} × PP {pp}{', eager' if graphs is False else ''}"
 
 
 def _sizes(cluster: Cluster) -> Iterator[int]:
-    """1, 2, 4, ... and all ranks; of ranks that share GPUs as many as there are GPUs."""
+    """All ranks, then ..., 4, 2, 1 of them; of ranks that share GPUs as many as there are GPUs."""
     most = cluster.provenance.num_devices if cluster.shares_gpus else cluster.num_ranks
-    size = 1
-    while size < most:
-        yield size
-        size *= 2
-    yield most
+    yield from (most, *powers_below(most))
 
 
 def _layouts(case: BoxCase, size: int) -> Iterator[tuple[int, int]]:

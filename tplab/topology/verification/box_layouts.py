@@ -4,24 +4,27 @@ What an advisor is worth on a machine it has never seen, and what half a minute 
 the same batch, once by spec sheet and once by what was measured here, beside what the lab's engine then does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from tplab.checks import check_count
-from tplab.cluster import Cluster, ClusterError
+from tplab.cluster import Cluster, ClusterError, RankTimeout
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
+from tplab.topology.verification.box_time import brief
 from tplab.topology.verification.plan import in_precision, runs_whole
-from tplab.topology.verification.run import MEASURES, Verification, free_bytes, verify
+from tplab.topology.verification.run import MEASURES, Verification, free_bytes, submit_verify
 from tplab.topology.verification.static_batch import LAB, machine_of, predict_batch, requests_by_replica, runnable
 
+LIMIT_S = 400.0
+"""Longest time of one case where none is given."""
 PREDICTED_FROM = ("spec sheet", "calibrated")
 """What predictions were made from."""
 
@@ -68,7 +71,8 @@ def measure_cases(
     batch without the calibration.
 
     A model that does not fit in two layouts at least is run with half of its layers, or a quarter, ...; ``layers`` says
-    so. A case that fails is said and left out.
+    so. A case that fails is said and left out. Of one that takes too long there are the layouts that were run until
+    then, the best advised first.
 
     Args:
         calibration: of this cluster.
@@ -79,15 +83,36 @@ def measure_cases(
     Raises:
         ValueError: no case could be run.
     """
-    frames = []
+    return pd.concat(each_case(cluster, cases, calibration, sheet=sheet, repeats=repeats, say=say), ignore_index=True)
+
+
+def each_case(
+    cluster: Cluster,
+    cases: Iterable[BoxCase],
+    calibration: Calibration,
+    *,
+    sheet: Machine | None = None,
+    repeats: int = 3,
+    say: Callable[[str], None] = print,
+    limit_s: Callable[[Cluster], float | None] = lambda _: None,
+) -> Iterator[pd.DataFrame]:
+    """Like :func:`measure_cases`, a frame as soon as a case is done.
+
+    Args:
+        cluster, cases, calibration, sheet, repeats, say: as there.
+        limit_s: asked before each case for its longest time in seconds; None: ``LIMIT_S``.
+    """
+    nothing = True
     for case in cases:
         try:
-            frames.append(_measure(cluster, case, calibration, sheet, repeats, say))
+            frame = _measure(cluster, case, calibration, sheet, repeats, limit_s(cluster) or LIMIT_S, say)
         except (ClusterError, ValueError) as error:
-            say(f"{case.label}: left out: {error}")
-    if not frames:
+            say(f"{case.label}: left out: {brief(error)}")
+            continue
+        nothing = False
+        yield frame
+    if nothing:
         raise ValueError("none of the models could be run, for the reasons above")
-    return pd.concat(frames, ignore_index=True)
 
 
 def _measure(
@@ -96,13 +121,14 @@ def _measure(
     calibration: Calibration,
     sheet: Machine | None,
     repeats: int,
+    limit_s: float,
     say: Callable[[str], None],
 ) -> pd.DataFrame:
     asked = case.workload.engine
     workload = replace(case.workload, engine=replace(LAB, pp_micro_batches=asked.pp_micro_batches))
     whole, notes = in_precision(case.spec, calibration)
     spec, layouts = _advised(cluster, whole, sheet or machine_of(calibration), workload)
-    made = verify(
+    run = submit_verify(
         cluster,
         layouts,
         spec,
@@ -112,8 +138,15 @@ def _measure(
         tokens=workload.output_length,
         rounds=1,
         repeats=repeats,
-        timeout=400.0,
+        timeout=limit_s,
     )
+    try:
+        made = run.result()
+    except RankTimeout as error:
+        made = run.partial()
+        if made.frame.empty:
+            raise
+        say(f"{case.label}: {len(made.frame)} of {len(layouts)} layouts were run: {brief(error)}")
     for note in dict.fromkeys((*notes, *made.notes)):
         say(f"{case.label}: {note}")
     frame = made.frame.assign(setting=case.label)
@@ -127,9 +160,9 @@ def _measure(
     for place, (name, value) in enumerate(about.items()):
         frame.insert(place, name, value)
     if sheet is not None:
-        run = spec.with_layers(int(frame["layers"].iloc[0]))
+        as_run = spec.with_layers(int(frame["layers"].iloc[0]))
         graphs = (frame["launch_mode"] == "graph").all()
-        before = predict_batch(run, sheet, workload, layouts, calibration=None, cuda_graphs=bool(graphs))
+        before = predict_batch(as_run, sheet, workload, layouts, calibration=None, cuda_graphs=bool(graphs))
         by_layout = {str(layout): times for layout, times in zip(layouts, before, strict=True)}
         for measure in MEASURES:
             frame[f"spec_sheet_{measure}"] = [getattr(by_layout[layout], measure) for layout in frame["layout"]]
