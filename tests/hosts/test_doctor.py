@@ -71,7 +71,7 @@ def test_two_hosts_that_are_well(
     assert "equal" in found["clocks"]["found"]
     assert all(host in found["controller"]["found"] for host in ("alpha", "beta", "median of 9"))
     assert all(host in found["shared folder"]["found"] for host in ("alpha", "beta", "this kernel"))
-    assert "all-reduce of 2 gives 3" in found["a rank on each host"]["found"]
+    assert "all-reduce of 1 and 2 gives 3" in found["a rank on each host"]["found"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,6 +28,14 @@ MAX_LOCAL_RANKS = 64
 _LONGEST_S = 10**8  # three years; the operating system's clocks overflow somewhere beyond
 
 
+def check_call(fn: object, timeout: float | None) -> None:
+    """Raise for what ``submit`` cannot run."""
+    if not callable(fn):
+        raise TypeError(f"fn must be a function that takes a rank first; got {fn!r}")
+    if timeout is not None:
+        check_number("timeout", timeout, above=0, most=_LONGEST_S)
+
+
 class Cluster:
     """``n`` ranks behind this kernel, warm between runs.
 
@@ -186,10 +194,7 @@ class Cluster:
             on_report: called with each :class:`Report` that a rank sends through ``rank.report``.
             on_output: called with each line the ranks write, instead of printing it under the calling cell.
         """
-        if not callable(fn):
-            raise TypeError(f"fn must be a function that takes a rank first; got {fn!r}")
-        if timeout is not None:
-            check_number("timeout", timeout, above=0, most=_LONGEST_S)
+        check_call(fn, timeout)
         run: Run[T] = Run(
             self._supervisor,
             self._supervisor.stop,

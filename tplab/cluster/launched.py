@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, cast
 from tplab.checks import ArgumentError, check_count
 from tplab.cluster import wire
 from tplab.cluster.backends import RankDevices, describe_link
-from tplab.cluster.cluster import Cluster
+from tplab.cluster.cluster import Cluster, check_call
 from tplab.cluster.errors import ClusterError
 from tplab.cluster.launch import State
 from tplab.cluster.own_thread import OwnThread
@@ -141,6 +141,7 @@ class Launched(Cluster):
         on_output: Callable[[str], None] | None = None,
     ) -> Run[T]:
         """Run ``fn`` on the ranks, and return when all have. A fault, or ``timeout``, ends all ranks."""
+        check_call(fn, timeout)
         run: Run[T] = Run(
             cast(OwnThread, None),  # asked only for a run that is not over
             lambda run: None,

@@ -16,12 +16,13 @@ from typing import TypeVar
 
 import pandas as pd
 
-from tplab.cluster import Cluster, ClusterError
+from tplab.cluster import Cluster
 from tplab.cluster.admission import THIS_MACHINE, free_memory
 from tplab.cluster.backends import LOOPBACK, num_cores, num_gpus
 from tplab.cluster.sockets import can_tell
 from tplab.lab.finding import Check
 from tplab.lab.install import install_checks, kernel_check, layer_checks
+from tplab.lab.tried_ranks import try_ranks
 from tplab.needs import MissingLayer, missing, needed_by
 
 T = TypeVar("T")
@@ -330,26 +331,4 @@ def _lab_extensions() -> Check | Iterable[Check]:
 
 
 def _all_reduce() -> Check:
-    from tplab.cluster.hello import all_reduce_hello
-
-    try:
-        with Cluster(2) as cluster:
-            values = cluster.run(all_reduce_hello)
-            badge = cluster.badge
-    except (ClusterError, ValueError, OSError) as error:
-        return Check(
-            name="two ranks",
-            found="failed",
-            status="problem",
-            meaning=str(error).splitlines()[0],
-            cure="Mend the problems above first; if there are none, report this with the output of `tplab doctor`.",
-        )
-    if not all(value["correct"] for value in values):
-        return Check(
-            name="two ranks",
-            found=f"wrong result: {[value['got'] for value in values]}",
-            status="problem",
-            meaning="An all-reduce of 1 and 2 must give 3 on both ranks.",
-            cure="Reinstall torch; if it stays, report this with the output of `tplab doctor`.",
-        )
-    return Check(name="two ranks", found=f"all-reduce of 1 and 2 gives {values[0]['got']:g} ({badge})")
+    return try_ranks("two ranks", lambda: Cluster(2), "Reinstall torch")

@@ -34,6 +34,7 @@ from tplab.cluster.naming import capital
 from tplab.lab import cluster_findings as findings
 from tplab.lab.cluster_findings import HERE, Trip
 from tplab.lab.finding import Check
+from tplab.lab.tried_ranks import first_line, try_ranks
 
 if TYPE_CHECKING:
     from ipyparallel import Client
@@ -106,7 +107,7 @@ class _Survey:
         hosts = group(facts, self._client._engines)
         for engine, said in asked.items():
             if engine not in facts:
-                self._found.append(findings.no_answer(f"engine {engine}", "which host it is on", _words(said)))
+                self._found.append(findings.no_answer(f"engine {engine}", "which host it is on", first_line(said)))
         on_host = {host.name: [e for e in facts if host_key(facts[e]) == host_key(host.facts)] for host in hosts}
         if hosts:
             self._found.append(_engines(on_host))
@@ -168,7 +169,7 @@ class _Survey:
         if written is None:  # that it does not answer is found
             return
         if isinstance(written, Exception):
-            meaning = f"{writer} cannot write in {folder}: {_words(written)}."
+            meaning = f"{writer} cannot write in {folder}: {first_line(written)}."
             cure = "Run this in a folder of a file system that all hosts mount, or name one with --folder."
             self._found.append(
                 Check(name="shared folder", found="not written", status="note", meaning=meaning, cure=cure)
@@ -200,7 +201,7 @@ class _Survey:
         said = {host: answers[engine] for host, engine in asked.items()}
         for host, answer in list(said.items()):
             if isinstance(answer, TimeoutError) or (failed and isinstance(answer, Exception)):
-                self._found.append(findings.no_answer(f"host {host}", function.replace("_", " "), _words(answer)))
+                self._found.append(findings.no_answer(f"host {host}", function.replace("_", " "), first_line(answer)))
                 del said[host]
                 if isinstance(answer, TimeoutError):
                     del self._hosts[host]
@@ -290,32 +291,9 @@ def _who_reads(folder: Path) -> Check:
 def _try_ranks(client: "Client", interface: str | None) -> Check:
     """A rank on each host."""
     from tplab.cluster import Cluster
-    from tplab.cluster.hello import all_reduce_hello
 
-    try:
-        with Cluster(engine="ipyparallel", client=client, ranks_per_host=1, interface=interface) as cluster:
-            values = cluster.run(all_reduce_hello)
-            badge = cluster.badge
-    except (ClusterError, ValueError, OSError) as error:
-        return Check(
-            name="a rank on each host",
-            found="failed",
-            status="problem",
-            meaning=_words(error),
-            cure="Mend the problems above first; if there are none, report this with the output of `tplab doctor`.",
-        )
-    if not all(value["correct"] for value in values):
-        return Check(
-            name="a rank on each host",
-            found=f"wrong result: {[value['got'] for value in values]}",
-            status="problem",
-            meaning="All ranks must hold the sum of what each brought.",
-            cure="Install the same torch on all hosts; if it stays, report this with the output of `tplab doctor`.",
-        )
-    return Check(name="a rank on each host", found=f"all-reduce of {len(values)} gives {values[0]['got']:g} ({badge})")
-
-
-def _words(error: Any) -> str:
-    """The first line of an exception's message, without a full stop."""
-    lines = str(error).strip().splitlines() or [repr(error)]
-    return lines[0].rstrip(".")
+    return try_ranks(
+        "a rank on each host",
+        lambda: Cluster(engine="ipyparallel", client=client, ranks_per_host=1, interface=interface),
+        "Install the same torch on all hosts",
+    )
