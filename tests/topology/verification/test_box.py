@@ -15,10 +15,12 @@ import tplab.topology.verification.box_layouts as box_layouts
 from tplab import Cluster
 from tplab.cluster import RankDied, RankTimeout
 from tplab.files import read_json
+from tplab.lab.recorded import recorded
 from tplab.pipeline import Trace, build_schedule
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.calibration.run import calibrate
+from tplab.topology.machine.machine import Machine
 from tplab.topology.verification.box import STEPS, measure_box
 from tplab.topology.verification.box_files import BoxFiles
 from tplab.topology.verification.box_layouts import PREDICTED_FROM, BoxCase, each_case, measure_cases, scores
@@ -235,6 +237,33 @@ def test_a_case_that_takes_too_long_keeps_the_layouts_that_were_run(
     (frame,) = each_case(cluster2, [case], calibration, say=said.append)
     assert frame["layout"].tolist() == whole["layout"].tolist()[:2]
     assert said == [f"{case.label}: 2 of {len(whole)} layouts were run: no answer within 9 s"]
+
+
+def test_the_librarys_all_reduces_stand_beside_the_formula_of_known_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four H200 as they were recorded: large messages as the formula has them, small ones not, which is said."""
+    recording = recorded("4xH200-2026-11-26", "sweep")
+    library = recording[(recording["algorithm"] == "library") & (recording["num_ranks"] == 4)].drop(columns="num_hosts")
+
+    def sweep(cluster: Any, _: object, __: object, algorithms: list[str], mode: str, **___: object) -> pd.DataFrame:
+        return library[library["launch_mode"] == mode] if algorithms == ["library"] else pd.DataFrame()
+
+    monkeypatch.setattr(box, "sweep_all_reduce", sweep)
+    monkeypatch.setattr(Machine, "detect", classmethod(lambda cls: cls.preset("h200")))
+    said: list[str] = []
+    gpus: Any = SimpleNamespace(backend="nccl", own_gpus=True, num_ranks=4, hosts=())
+    eager, graph, *others = box._sweeps(run_on(gpus, said), gpus)
+    assert len(eager) == len(graph) == 21
+    for frame in (eager, graph):
+        large = frame[frame["bytes"] >= 1 << 25]
+        assert large["formula_us"].to_numpy() == pytest.approx(large["p50_us"].to_numpy(), rel=0.05)
+    assert not any("formula_us" in frame for frame in others)
+    assert said[0].startswith("sweep: all-reduces of 4 ranks, eager: measured 0.9")
+    assert "graph: measured" in said[1]
+    assert "farthest at 16 KiB" in said[1] or "farthest at 32 KiB" in said[1]
+    assert len(said) == 2
+
+    gpus.hosts = ("alpha", "alpha", "beta", "beta")
+    assert all("formula_us" not in frame for frame in box._sweeps(run_on(gpus, said), gpus))
 
 
 def run_on(cluster: Any, said: list[str]) -> BoxRun:

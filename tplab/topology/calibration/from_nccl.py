@@ -71,14 +71,26 @@ def machine_of_test(test: NcclTest, name: str | None = None) -> Machine | None:
 
 
 def formula_of_test(test: NcclTest, machine: Machine) -> Times | None:
-    """Microseconds by bytes that the advisor's formula gives for the test's group; None for what it has none for.
+    """Microseconds by bytes that the advisor's formula gives for the test's group; None for what it has none for."""
+    return formula_of(machine, test.num_ranks, test.collective, graph=test.graph)
+
+
+def formula_of(machine: Machine, num_ranks: int, collective: str = "all-reduce", *, graph: bool) -> Times | None:
+    """Microseconds by bytes that the advisor's formula gives by spec sheet for so many of the machine's GPUs; None for
+    what it has none for.
 
     Without sums in the switch; NCCL's own kernels, which are what nccl-tests times.
+
+    Args:
+        machine: all of whose nodes take part.
+        num_ranks: of the group, a GPU each.
+        collective: ``all-reduce`` or ``point-to-point``; there is no formula for others.
+        graph: whether it is replayed from a CUDA graph.
     """
-    n, per_node = test.num_ranks, machine.gpus_per_node
+    n, per_node = num_ranks, machine.gpus_per_node
     if n > machine.num_gpus or n < 2:
         return None
-    if test.collective == "point-to-point":
+    if collective == "point-to-point":
         link = machine.network if machine.nodes > 1 else machine.slowest_link(range(per_node))
         assert link is not None, "two ranks at least"
         return hop(
@@ -87,7 +99,7 @@ def formula_of_test(test: NcclTest, machine: Machine) -> Times | None:
             np.array([link.latency_us]),
             constants=DEFAULT,
         )
-    if test.collective != "all-reduce":
+    if collective != "all-reduce":
         return None
     where = place(machine, min(n, per_node), 1, 1) if per_node > 1 else None
     groups = Groups.of(
@@ -98,7 +110,7 @@ def formula_of_test(test: NcclTest, machine: Machine) -> Times | None:
         network=machine.network,
         scale=DEFAULT.generation_scale.get(machine.gpu.generation or "", 1.0),
     )
-    return all_reduce(groups, kernel="nccl", graph=test.graph, custom=None, constants=DEFAULT)
+    return all_reduce(groups, kernel="nccl", graph=graph, custom=None, constants=DEFAULT)
 
 
 def beside_formula(test: NcclTest, machine: Machine) -> pd.DataFrame:

@@ -34,6 +34,7 @@ from tplab.pipeline.costs import measured_costs
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.machine.machine import Machine
 from tplab.topology.verification.box_files import BoxFiles
+from tplab.topology.verification.box_formula import formula_words, with_formula
 from tplab.topology.verification.box_generation import generation_step
 from tplab.topology.verification.box_layouts import BoxCase, each_case, scores
 from tplab.topology.verification.box_plan import BoxPlan, powers_below
@@ -202,7 +203,8 @@ def sweep_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     have GPUs of their own, ours of messages and int8 up to a size; rows as ``sweep_frame`` has them.
 
     GPUs that cannot reach each other's memory have no rows of symmetric memory; that is said. Which all-reduce is the
-    fastest for which size, as ``crossovers`` has it, is in ``crossover.csv``.
+    fastest for which size, as ``crossovers`` has it, is in ``crossover.csv``. On GPUs that are known the library's rows
+    have ``formula_us`` beside, what the advisor would say by spec sheet; how far off that is, is said.
     """
     bands = pd.DataFrame()
     try:
@@ -232,8 +234,14 @@ def _sweeps(run: BoxRun, cluster: Cluster) -> Iterator[pd.DataFrame]:
 
     small = [size for size in plan.sizes if size <= plan.own_up_to]
     modes = ("eager", "graph") if cluster.own_gpus else ("eager",)
+    sheet = _sheet(run.cluster)
     for mode in modes:
-        yield sweep(["library"], plan.sizes, mode)
+        frame = sweep(["library"], plan.sizes, mode)
+        if sheet is not None:
+            frame = with_formula(frame, sheet)
+            for words in formula_words(frame):
+                run.say(f"sweep: {words}")
+        yield frame
     own = ["ring"] if cluster.own_gpus else OF_MESSAGES
     yield sweep([*own, "int8-two-shot"], small)
     if cluster.own_gpus and len(set(cluster.hosts)) > 1:
@@ -302,10 +310,9 @@ def pipeline_step(run: BoxRun) -> Iterator[pd.DataFrame]:
 def layouts_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
     cluster, time_left = run.cluster, run.time_left
-    detected = _driver(Machine.detect) if cluster.own_gpus and len(set(cluster.hosts)) <= 1 else None
     calibration = calibrate(cluster, timeout=time_left.limit_s(cluster) or _CALIBRATION_S, **run.plan.calibration)
     run.files.write("calibration.json", calibration.to_json())
-    sheet = _first_gpus(detected, cluster.num_ranks) if detected is not None else None
+    sheet = _sheet(cluster)
     cases = time_left.parts(run.plan.cases, lambda case: case.label)
     frames = []
     for frame in each_case(cluster, cases, calibration, sheet=sheet, say=run.say, limit_s=time_left.limit_s):
@@ -314,8 +321,13 @@ def layouts_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     run.say(scores(pd.concat(frames)).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
 
 
-def _first_gpus(machine: Machine, num_ranks: int) -> Machine:
-    """The machine cut down to the GPUs that the ranks have."""
+def _sheet(cluster: Cluster) -> Machine | None:
+    """The machine as its driver and spec sheet have it, cut down to the ranks' GPUs; None without GPUs of their own, on
+    GPUs that are not known, and over several hosts."""
+    machine = _driver(Machine.detect) if cluster.own_gpus and len(set(cluster.hosts)) <= 1 else None
+    if machine is None:
+        return None
+    num_ranks = cluster.num_ranks
     links = tuple(row[:num_ranks] for row in machine.links[:num_ranks])
     return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
 
