@@ -460,6 +460,13 @@ def test_a_box_with_a_model_of_ones_own(said, tmp_path, no_ranks_left):
     assert "spec sheet" not in out  # a processor has none
 
 
+def test_a_box_that_has_no_time_for_anything(said, tmp_path, no_ranks_left):
+    options = ("--ranks", 2, "--backend", "gloo", "--steps", "links,sweep", "--minutes", 1e-6)
+    status, out, _ = said("box", tmp_path, *options)
+    assert (status, out) == (1, "links: left out for want of time\nsweep: left out for want of time\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -471,6 +478,7 @@ def test_a_box_with_a_model_of_ones_own(said, tmp_path, no_ranks_left):
         (("--model", "gpt-3-175b"), "an MLP without a gate"),
         (("--model", "llama-3.1-8b", "--steps", "links"), "--model must come with the step layouts"),
         (("--input", 5, "--output", 6), "--input, --output must come with --model"),
+        (("--minutes", "nan"), "--minutes must be a number above 0 and at most 1,000,000; got nan"),
     ],
 )
 def test_a_box_refuses(said, tmp_path, arguments, message):

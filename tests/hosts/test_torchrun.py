@@ -136,10 +136,11 @@ def test_a_bad_argument_is_said_once(hosts, tmp_path):
 def test_a_pipeline_and_generation_of_a_box(hosts, tmp_path):
     """``box`` takes fewer of the ranks, too, and what it writes is what a notebook loads."""
     command = ["tplab.cli", "box", str(tmp_path / "box"), "--backend", "gloo", "--steps", "pipeline,generation"]
+    command += ["--minutes", "2"]
     run = torchrun(hosts, command, ranks=(1, 1))
     assert run.codes == {"alpha": 0, "beta": 0}, run.output
     assert "failed" not in run.output["alpha"]
-    trace = Trace.from_perfetto(tmp_path / "box" / "pipeline-1f1b.json", build_schedule("1f1b", 2, 4))
+    trace = Trace.from_perfetto(tmp_path / "box" / "pipeline-1f1b.json.gz", build_schedule("1f1b", 2, 4))
     assert trace.provenance["link"] == "TCP between 2 hosts"
     generated = list(csv.DictReader((tmp_path / "box" / "generation.csv").open()))
     assert {row["num_ranks"] for row in generated} == {"1", "2"}

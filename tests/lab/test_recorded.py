@@ -81,13 +81,15 @@ def test_layouts_of_whole_models_and_what_predictions_of_them_are_worth() -> Non
     assert recorded_calibration(FOUR).num_ranks == 4
 
 
-def test_packed_steps_are_found_by_their_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Traces are packed since there are eight GPUs to record."""
+def test_packed_steps_go_before_those_that_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     schedule = build_schedule("1f1b", 4, 8)
     trace = recorded_trace(FOUR, schedule)
     (tmp_path / FOUR).mkdir()
-    trace.to_perfetto(tmp_path / FOUR / "pipeline-1f1b.json.gz")
     monkeypatch.setattr("tplab.lab.recorded.files", lambda _: tmp_path)
+    trace.to_perfetto(tmp_path / FOUR / "pipeline-1f1b.json")
+    assert recorded_trace(FOUR, schedule).makespan_s == pytest.approx(trace.makespan_s)
+    (tmp_path / FOUR / "pipeline-1f1b.json").write_text("an earlier one")
+    trace.to_perfetto(tmp_path / FOUR / "pipeline-1f1b.json.gz")
     assert recorded_trace(FOUR, schedule).makespan_s == pytest.approx(trace.makespan_s)
 
 

@@ -46,8 +46,9 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="measure everything on a machine with GPUs, and run models in every layout",
         description="Links, all-reduces, layers, a pipeline, whole models in every layout of all ranks, predicted "
         "from the spec sheet and from a calibration beside what was measured, and generation profiled kernel by "
-        "kernel. A file per step in the folder. With one GPU two ranks share it, and one alone generates. Started by "
-        "torchrun (torchrun --nproc-per-node 8 -m tplab.cli box ...), on the ranks it made.",
+        "kernel. A file per step in the folder; exit status 1 if a step has nothing to show: it failed, or there was "
+        "no time for it. With one GPU two ranks share it, and one alone generates. Started by torchrun (torchrun "
+        "--nproc-per-node 8 -m tplab.cli box ...), on the ranks it made.",
     )
     parser.add_argument("out", metavar="FOLDER", help="where the files go")
     parser.add_argument(
@@ -62,7 +63,10 @@ def add_box(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--steps", help="comma-separated: links, sweep, layers, pipeline, layouts, generation (default: all)"
     )
     parser.add_argument(
-        "--minutes", type=float, help="for everything; what there is no time for is left out (default: no end)"
+        "--minutes",
+        type=float,
+        help="an end to all of it: the steps share the time, and what there is none for is left out (default: no end; "
+        "torchrun's ranks are stopped with the command)",
     )
     parser.add_argument("--model", help="run this one instead: config.json, its folder, or a preset")
     parser.add_argument(

@@ -55,7 +55,7 @@ def recorded_trace(name: str, schedule: Schedule) -> Trace:
 def _file(name: str, step: str, ending: str) -> Traversable:
     check_one_of("name", name, recordings())
     folder = files(__name__) / name
-    found = {each.name.removesuffix(".gz"): each for each in folder.iterdir()}
+    found = {each.name.removesuffix(".gz"): each for each in sorted(folder.iterdir(), key=lambda each: each.name)}
     steps = sorted(file.removesuffix(f".{ending}") for file in found if file.endswith(f".{ending}"))
     check_one_of(f"step of {name}", step, steps)
     return found[f"{step}.{ending}"]

@@ -15,38 +15,34 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tplab.checks import ArgumentError, check_all_of, check_count
-from tplab.cluster import Cluster, ClusterError, Provenance
-from tplab.collectives.crossover import comparable, crossovers
+from tplab.cluster import Cluster, ClusterError
 from tplab.collectives.point_to_point import measure_point_to_point
-from tplab.collectives.sweep import sweep_all_reduce
-from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY, PUSHED
 from tplab.files import check_writable
 from tplab.layers.overlap import measure_strategies
 from tplab.pipeline import BlockStages, build_schedule, run_schedule, simulate
 from tplab.pipeline.costs import measured_costs
 from tplab.topology.calibration.run import calibrate
 from tplab.topology.machine.machine import Machine
-from tplab.topology.verification.box_files import BoxFiles
-from tplab.topology.verification.box_formula import formula_words, with_formula
+from tplab.topology.verification.box_files import BoxFiles, partial
 from tplab.topology.verification.box_generation import generation_step
 from tplab.topology.verification.box_layouts import BoxCase, each_case, scores
-from tplab.topology.verification.box_plan import BoxPlan, powers_below
+from tplab.topology.verification.box_plan import BoxPlan
 from tplab.topology.verification.box_run import BoxRun
-from tplab.topology.verification.box_time import BoxTime, brief
+from tplab.topology.verification.box_sweep import sweep_step
+from tplab.topology.verification.box_time import BoxTime
 
 _SHARES = {"links": 1, "sweep": 3, "layers": 1, "pipeline": 1, "layouts": 5, "generation": 3}
 """Step -> its part of the time, where there is an end."""
 STEPS = tuple(_SHARES)
 _PIPELINES = ("forward-only", "1f1b", "gpipe")
 _PIPELINE_S = _CALIBRATION_S = 300.0
-"""Longest time of a schedule, and of the calibration, where there is no end to all of it."""
+"""Longest time of a schedule, and of the calibration."""
 _BESIDE = {
     "links": ("point_to_point.csv",),
     "sweep": ("crossover.csv",),
@@ -74,8 +70,9 @@ def measure_box(
     ui.perfetto.dev), ``layouts.csv`` (with ``calibration.json``) and ``generation.csv`` (with ``profile.csv`` and
     ``profile-*.json.gz``).
 
-    A step that fails is said and left out, though its file has what was measured until then; the others go on. So they
-    do when a file cannot be written: then what was to go into it is said instead.
+    Until a step is done its table is ``sweep.partial.csv`` and so on, written anew after every part. A step that fails
+    is said and left out, and leaves that; the others go on. So they do when a file cannot be written: then what was to
+    go into it is said instead.
 
     Args:
         num_ranks: all of them; the sweep also takes 2, 4, ... of them, generation 1, 2, 4, ...
@@ -85,10 +82,11 @@ def measure_box(
         plan: by default large on GPUs of their own, ``shared`` on fewer GPUs, small without.
         cases: instead of the plan's.
         minutes: for everything, from this call on: the steps share them (see ``box_time``), what there is no time for
-            is left out and said, and what is running at the end is stopped. None: as long as it takes.
+            is left out and said, and what is running at the end is stopped (under torchrun all ranks, and the command
+            with them). None: as long as it takes.
         say: called with lines about what goes on.
 
-    Returns the frames by step, without those that failed.
+    Returns the frames by step, without those that failed or that there was no time for.
 
     Raises:
         ValueError: a step that there is not, fewer than 2 ranks, minutes that are no positive number, or a folder that
@@ -96,7 +94,7 @@ def measure_box(
         OSError: one of the files cannot be written. Known before anything is measured or else, as when the disk fills
             up, raised after the last step.
     """
-    steps = check_all_of("steps", steps, STEPS)
+    steps = list(dict.fromkeys(check_all_of("steps", steps, STEPS)))
     wanted: Any = cluster.num_ranks if cluster else num_ranks  # None is refused
     check_count("num_ranks", wanted, least=2)  # one rank has no links
     time_left = BoxTime(minutes, {step: _SHARES[step] for step in steps}, say)
@@ -117,29 +115,38 @@ def measure_box(
         if cases is not None:
             plan = replace(plan, cases=tuple(cases))
         run = BoxRun(cluster=cluster, plan=plan, files=files, time_left=time_left, say=say)
-        for place, step in enumerate(steps):
-            if time_left.is_over:
-                say(f"left out for want of time: {', '.join(steps[place:])}")
-                break
-            time_left.begin(step)
-            began = time.monotonic()
-            frame, failed = pd.DataFrame(), None
-            try:
-                for frame in _growing(_CALLS[step](run)):
-                    files.draft(f"{step}.csv", frame.to_csv(index=False))
-            except (ClusterError, ValueError) as error:
-                failed = error
-            took = f"{time.monotonic() - began:.0f} s"
-            where = files.write(f"{step}.csv", frame.to_csv(index=False)) if len(frame) else None
-            there = f"{len(frame)} rows" if where is None else f"{len(frame)} rows in {where}"
-            if failed is None:
-                frames[step] = frame
-                say(f"{step}: {there}, {took}")
-            else:
-                say(f"{step}: failed after {took}, with {there}: {brief(failed)}")
+        for step in steps:
+            frames |= _measured(run, step)
     if files.unwritten:
         raise files.unwritten[0]
     return frames
+
+
+def _measured(run: BoxRun, step: str) -> dict[str, pd.DataFrame]:
+    """The step's frame, which is in its file; nothing where it failed or there was no time for it."""
+    name, time_left = f"{step}.csv", run.time_left
+    if time_left.is_over:
+        run.say(f"{step}: left out for want of time")
+        return {}
+    time_left.begin(step)
+    began = time.monotonic()
+    frame, failed = pd.DataFrame(), None
+    try:
+        for frame in _growing(_CALLS[step](run)):
+            run.files.draft(name, frame.to_csv(index=False))
+    except (ClusterError, ValueError) as error:
+        failed = error
+    took = f"{time.monotonic() - began:.0f} s"
+    whole = failed is None or time_left.is_no_fault(failed)
+    there = f"{len(frame)} rows"
+    if len(frame):
+        where = run.files.write(name if whole else partial(name), frame.to_csv(index=False))
+        there += f" in {where}" if where is not None else ""
+    if failed is not None:
+        run.say(f"{step}: {there}, then after {took} {time_left.why(failed)}")
+    else:
+        run.say(f"{step}: {there}, {took}")
+    return {step: frame} if whole and len(frame) else {}
 
 
 def _growing(parts: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -198,72 +205,6 @@ def _kind(machine: Machine | None, src: int, dst: int) -> str:
     return "" if link is None else str(link.kind)
 
 
-def sweep_step(run: BoxRun) -> Iterator[pd.DataFrame]:
-    """All-reduces of all ranks, then of fewer: the library's, eager and in a CUDA graph, symmetric memory's where ranks
-    have GPUs of their own, ours of messages and int8 up to a size; rows as ``sweep_frame`` has them.
-
-    GPUs that cannot reach each other's memory have no rows of symmetric memory; that is said. Which all-reduce is the
-    fastest for which size, as ``crossovers`` has it, is in ``crossover.csv``. On GPUs that are known the library's rows
-    have ``formula_us`` beside, what the advisor would say by spec sheet; how far off that is, is said.
-    """
-    bands = pd.DataFrame()
-    try:
-        clusters = list(_clusters(run.cluster))
-        for cluster in run.time_left.parts(clusters, lambda each: f"all-reduces of {each.num_ranks} ranks"):
-            frames = []
-            for frame in _sweeps(run, cluster):
-                frames.append(frame)
-                yield frame
-            rows = comparable(pd.concat(frames, ignore_index=True))
-            about = {name: rows[name].iloc[0] for name in ("dtype", *Provenance.__dataclass_fields__)}
-            made = crossovers(rows).assign(**about)
-            bands = pd.concat([bands, made], ignore_index=True) if len(bands) else made
-            run.files.draft("crossover.csv", bands.to_csv(index=False))
-    finally:
-        if len(bands):
-            run.files.write("crossover.csv", bands.to_csv(index=False))
-
-
-def _sweeps(run: BoxRun, cluster: Cluster) -> Iterator[pd.DataFrame]:
-    plan = run.plan
-
-    def sweep(algorithms: Iterable[str], sizes: Sequence[int], mode: str = "eager") -> pd.DataFrame:
-        return sweep_all_reduce(
-            cluster, sizes, [plan.stack.dtype], list(algorithms), mode=mode, timeout=run.time_left.limit_s(cluster)
-        )
-
-    small = [size for size in plan.sizes if size <= plan.own_up_to]
-    modes = ("eager", "graph") if cluster.own_gpus else ("eager",)
-    sheet = _sheet(run.cluster)
-    for mode in modes:
-        frame = sweep(["library"], plan.sizes, mode)
-        if sheet is not None:
-            frame = with_formula(frame, sheet)
-            for words in formula_words(frame):
-                run.say(f"sweep: {words}")
-        yield frame
-    own = ["ring"] if cluster.own_gpus else OF_MESSAGES
-    yield sweep([*own, "int8-two-shot"], small)
-    if cluster.own_gpus and len(set(cluster.hosts)) > 1:
-        run.say(f"sweep: no symmetric memory over {cluster.num_ranks} ranks: they are on several hosts")
-        return
-    torchs = [name for name in ON_SYMMETRIC_MEMORY if name not in PUSHED]
-    for algorithms, mode in product((torchs, PUSHED), modes) if cluster.own_gpus else ():
-        try:
-            yield sweep(algorithms, plan.sizes, mode)
-        except ClusterError as error:
-            run.say(f"sweep: no symmetric memory over {cluster.num_ranks} ranks: {brief(error)}")
-            return
-
-
-def _clusters(cluster: Cluster) -> Iterator[Cluster]:
-    """Yield the cluster, then its first ..., 4, 2 ranks."""
-    yield cluster
-    for size in powers_below(cluster.num_ranks):
-        if size > 1:
-            yield cluster.resized(size)
-
-
 def layers_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     """A stack of blocks by number of tokens and strategy: rows of ``measure_strategies`` with ``tokens``.
 
@@ -290,7 +231,7 @@ def pipeline_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     for name in run.time_left.parts(_PIPELINES, str):
         schedule = build_schedule(name, p, 2 * p)
         training = {} if schedule.is_inference else {"loss": blocks.loss}
-        limit_s = run.time_left.limit_s(cluster) or _PIPELINE_S
+        limit_s = run.time_left.limit_s(cluster, _PIPELINE_S)
         trace = run_schedule(
             cluster, schedule, blocks, inputs=blocks.inputs, warm_ups=2, keep=False, timeout=limit_s, **training
         )
@@ -309,13 +250,13 @@ def pipeline_step(run: BoxRun) -> Iterator[pd.DataFrame]:
 
 def layouts_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
-    cluster, time_left = run.cluster, run.time_left
-    calibration = calibrate(cluster, timeout=time_left.limit_s(cluster) or _CALIBRATION_S, **run.plan.calibration)
+    cluster = run.cluster
+    calibration = calibrate(cluster, timeout=run.time_left.limit_s(cluster, _CALIBRATION_S), **run.plan.calibration)
     run.files.write("calibration.json", calibration.to_json())
-    sheet = _sheet(cluster)
-    cases = time_left.parts(run.plan.cases, lambda case: case.label)
     frames = []
-    for frame in each_case(cluster, cases, calibration, sheet=sheet, say=run.say, limit_s=time_left.limit_s):
+    for frame in each_case(
+        cluster, run.plan.cases, calibration, sheet=_sheet(cluster), say=run.say, time_left=run.time_left
+    ):
         frames.append(frame)
         yield frame
     run.say(scores(pd.concat(frames)).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
@@ -334,7 +275,7 @@ def _sheet(cluster: Cluster) -> Machine | None:
 
 _CALLS: Mapping[str, Callable[[BoxRun], Iterator[pd.DataFrame]]] = {
     "links": links_step,
-    "sweep": sweep_step,
+    "sweep": lambda run: sweep_step(run, _sheet(run.cluster)),
     "layers": layers_step,
     "pipeline": pipeline_step,
     "layouts": layouts_step,

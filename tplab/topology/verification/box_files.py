@@ -16,12 +16,16 @@ class BoxFiles:
         """Why files could not be written."""
 
     def draft(self, name: str, text: str) -> None:
-        """Write what there is of a file that :meth:`write` will write whole; where it cannot be, that will say so."""
+        """Write what there is so far of a file beside it, as ``sweep.partial.csv``: an earlier one stays until there is
+        a whole one. Where it cannot be written, :meth:`write` will say so."""
         with suppress(OSError):
-            write_text(self.folder / name, text)
+            write_text(self.folder / partial(name), text)
 
     def write(self, name: str, text: str) -> Path | None:
-        """Write a file; its path, or None if it could not be written, which is said with what was to go into it."""
+        """Write a file; its path, or None if it could not be written, which is said with what was to go into it.
+
+        Its draft goes, and of a packed one an earlier one that was not.
+        """
         path = self.folder / name
         try:
             write_text(path, text)
@@ -29,4 +33,13 @@ class BoxFiles:
             self.unwritten.append(error)
             self._say(f"{path} cannot be written: {error.strerror}; this was to go into it:\n{text}")
             return None
+        for other in {partial(name), name.removesuffix(".gz")} - {name}:
+            with suppress(OSError):
+                (self.folder / other).unlink()
         return path
+
+
+def partial(name: str) -> str:
+    """``sweep.partial.csv`` for ``sweep.csv``."""
+    stem, dot, endings = name.partition(".")
+    return f"{stem}.partial{dot}{endings}"

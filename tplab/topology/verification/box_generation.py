@@ -11,12 +11,11 @@ from tplab.models.shards import Layout
 from tplab.topology.verification.box_layouts import BoxCase
 from tplab.topology.verification.box_plan import powers_below
 from tplab.topology.verification.box_run import BoxRun
-from tplab.topology.verification.box_time import brief
 from tplab.topology.verification.static_batch import runnable
 from tplab.topology.verification.step_profile import StepProfile, profile_step
 
 _LIMIT_S = 600.0
-"""Longest time of one layout, where there is no end to all of them."""
+"""Longest time of one layout."""
 
 
 def generation_step(run: BoxRun) -> Iterator[pd.DataFrame]:
@@ -38,37 +37,35 @@ def generation_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     # Layout by layout, so that weights are loaded once for each.
     layouts = [layout for size in _sizes(cluster) for layout in _layouts(cases[0], size)]
     turns = [turn for turn in product(layouts, cases, modes) if turn[1] is cases[0] or turn[2] is None]
-    try:
-        for turn in run.time_left.parts(turns, _label):
-            (tp, pp), case, graphs = turn
-            workload, spec = case.workload, case.spec
-            config = runnable(spec, spec.num_layers, longest, run.plan.stack.dtype)
-            try:
-                made = profile_step(
-                    cluster if tp * pp == cluster.num_ranks else cluster.resized(tp * pp),
-                    config,
-                    tp=tp,
-                    pp=pp,
-                    batch=workload.concurrency or 1,
-                    prompt_length=workload.input_length,
-                    new_tokens=workload.output_length,
-                    cuda_graphs=graphs,
-                    timeout=run.time_left.limit_s(cluster) or _LIMIT_S,
-                )
-            except (ClusterError, ValueError) as error:
-                run.say(f"{_label(turn)}: left out: {brief(error)}")
-                continue
-            about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
-            profiles.append(made.frame().assign(**about))
-            run.files.draft("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
-            if case is cases[0] and graphs is None:
-                run.files.write(f"profile-tp{tp}-pp{pp}.json.gz", json.dumps(made.perfetto()))
-            yield _row(made).assign(model=spec.name, layers=config.num_layers)
-    finally:
-        if profiles:
-            run.files.write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
+    for turn in run.time_left.parts(turns, _label):
+        (tp, pp), case, graphs = turn
+        workload, spec = case.workload, case.spec
+        config = runnable(spec, spec.num_layers, longest, run.plan.stack.dtype)
+        try:
+            made = profile_step(
+                cluster if tp * pp == cluster.num_ranks else cluster.resized(tp * pp),
+                config,
+                tp=tp,
+                pp=pp,
+                batch=workload.concurrency or 1,
+                prompt_length=workload.input_length,
+                new_tokens=workload.output_length,
+                cuda_graphs=graphs,
+                timeout=run.time_left.limit_s(cluster, _LIMIT_S),
+            )
+        except (ClusterError, ValueError) as error:
+            run.time_left.came_to_nothing()
+            run.say(f"{_label(turn)}: left out: {run.time_left.why(error)}")
+            continue
+        about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
+        profiles.append(made.frame().assign(**about))
+        run.files.draft("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
+        if case is cases[0] and graphs is None:
+            run.files.write(f"profile-tp{tp}-pp{pp}.json.gz", json.dumps(made.perfetto()))
+        yield _row(made).assign(model=spec.name, layers=config.num_layers)
     if not profiles:
         raise ValueError("no layout of any model could be run, for the reasons above")
+    run.files.write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
 
 
 def _label(turn: tuple[tuple[int, int], BoxCase, bool | None]) -> str:

@@ -4,27 +4,27 @@ What an advisor is worth on a machine it has never seen, and what half a minute 
 the same batch, once by spec sheet and once by what was measured here, beside what the lab's engine then does.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from tplab.checks import check_count
-from tplab.cluster import Cluster, ClusterError, RankTimeout
+from tplab.cluster import Cluster, ClusterError
 from tplab.models.shards import Layout
 from tplab.models.spec import ModelConfig, ModelSpec
 from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.verification.box_time import brief
+from tplab.topology.verification.box_time import BoxTime
 from tplab.topology.verification.plan import in_precision, runs_whole
 from tplab.topology.verification.run import MEASURES, Verification, free_bytes, submit_verify
 from tplab.topology.verification.static_batch import LAB, machine_of, predict_batch, requests_by_replica, runnable
 
-LIMIT_S = 400.0
-"""Longest time of one case where none is given."""
+_LIMIT_S = 400.0
+"""Longest time of one case."""
 PREDICTED_FROM = ("spec sheet", "calibrated")
 """What predictions were made from."""
 
@@ -71,8 +71,8 @@ def measure_cases(
     batch without the calibration.
 
     A model that does not fit in two layouts at least is run with half of its layers, or a quarter, ...; ``layers`` says
-    so. A case that fails is said and left out. Of one that takes too long there are the layouts that were run until
-    then, the best advised first.
+    so. A case that fails is said and left out; of one that fails halfway, or takes too long, there are the layouts that
+    were run until then, the best advised first.
 
     Args:
         calibration: of this cluster.
@@ -88,26 +88,28 @@ def measure_cases(
 
 def each_case(
     cluster: Cluster,
-    cases: Iterable[BoxCase],
+    cases: Sequence[BoxCase],
     calibration: Calibration,
     *,
     sheet: Machine | None = None,
     repeats: int = 3,
     say: Callable[[str], None] = print,
-    limit_s: Callable[[Cluster], float | None] = lambda _: None,
+    time_left: BoxTime | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Like :func:`measure_cases`, a frame as soon as a case is done.
 
     Args:
         cluster, cases, calibration, sheet, repeats, say: as there.
-        limit_s: asked before each case for its longest time in seconds; None: ``LIMIT_S``.
+        time_left: in which to run them; None: as long as it takes.
     """
+    time_left = time_left or BoxTime(None, {}, say)
     nothing = True
-    for case in cases:
+    for case in time_left.parts(cases, lambda case: case.label):
         try:
-            frame = _measure(cluster, case, calibration, sheet, repeats, limit_s(cluster) or LIMIT_S, say)
+            frame = _measure(cluster, case, calibration, sheet, repeats, time_left, say)
         except (ClusterError, ValueError) as error:
-            say(f"{case.label}: left out: {brief(error)}")
+            time_left.came_to_nothing()
+            say(f"{case.label}: left out: {time_left.why(error)}")
             continue
         nothing = False
         yield frame
@@ -121,7 +123,7 @@ def _measure(
     calibration: Calibration,
     sheet: Machine | None,
     repeats: int,
-    limit_s: float,
+    time_left: BoxTime,
     say: Callable[[str], None],
 ) -> pd.DataFrame:
     asked = case.workload.engine
@@ -138,15 +140,16 @@ def _measure(
         tokens=workload.output_length,
         rounds=1,
         repeats=repeats,
-        timeout=limit_s,
+        timeout=time_left.limit_s(cluster, _LIMIT_S),
     )
     try:
         made = run.result()
-    except RankTimeout as error:
+    except ClusterError as error:
         made = run.partial()
         if made.frame.empty:
             raise
-        say(f"{case.label}: {len(made.frame)} of {len(layouts)} layouts were run: {brief(error)}")
+        time_left.came_to_nothing()
+        say(f"{case.label}: {len(made.frame)} of {len(layouts)} layouts, then {time_left.why(error)}")
     for note in dict.fromkeys((*notes, *made.notes)):
         say(f"{case.label}: {note}")
     frame = made.frame.assign(setting=case.label)
