@@ -1,6 +1,6 @@
 """What a link does cost: ping-pong between every pair of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from tplab.collectives.cost import AlphaBeta, fit_ends
 from tplab.measure import samples_of
 
 if TYPE_CHECKING:
-    from tplab.cluster import Cluster, Rank
+    from tplab.cluster import Cluster, DerivedRun, Provenance, Rank, Report
 
 MESSAGE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
 """Bytes of the messages, by default."""
@@ -39,6 +39,13 @@ def measure_point_to_point(
     Returns one row per ordered pair and size: ``src``, ``dst``, ``bytes``, ``p50_us`` and ``p95_us`` of one way (half
     of there and back), ``GBps``, and the provenance.
     """
+    return submit_point_to_point(cluster, sizes, iterations, timeout=timeout).result()
+
+
+def submit_point_to_point(
+    cluster: "Cluster", sizes: Sequence[int] | None = None, iterations: int = 15, *, timeout: float | None = None
+) -> "DerivedRun[pd.DataFrame]":
+    """Like :func:`measure_point_to_point`, without waiting: with ``result()``, ``stop()`` and ``partial()``."""
     if cluster.num_ranks < 2:
         raise ValueError(f"cluster must have at least 2 ranks for a link between two; it has {cluster.num_ranks}")
     if sizes is None:
@@ -49,9 +56,12 @@ def measure_point_to_point(
     sizes = [check_count("sizes", size, least=1) for size in sizes]
     check_count("iterations", iterations, least=1)
     run = cluster.submit(_ping_pong, sizes, iterations, timeout=timeout)
-    run.result()
+    return run.map(lambda run: _frame(run.reports, cluster.provenance))
+
+
+def _frame(reports: "Iterable[Report]", provenance: "Provenance") -> pd.DataFrame:
     rows = []
-    for (_, src, dst, nbytes), one_way in samples_of(run.reports).items():
+    for (_, src, dst, nbytes), one_way in sorted(samples_of(reports).items()):
         rows.append(
             {
                 "src": src,
@@ -60,10 +70,10 @@ def measure_point_to_point(
                 "p50_us": one_way.p50_us,
                 "p95_us": one_way.p95_us,
                 "GBps": nbytes / one_way.p50_us / 1e3,
-                **cluster.provenance.columns(),
+                **provenance.columns(),
             }
         )
-    return pd.DataFrame(rows).sort_values(["src", "dst", "bytes"], ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def fit_link(frame: pd.DataFrame) -> AlphaBeta:

@@ -12,6 +12,7 @@ import tplab.topology.verification.box as box
 import tplab.topology.verification.box_layouts as box_layouts
 from tplab import Cluster
 from tplab.cluster import ClusterError, RankDied, RankTimeout
+from tplab.collectives.point_to_point import measure_point_to_point
 from tplab.files import read_json
 from tplab.pipeline import Trace, build_schedule
 from tplab.topology.advisor.calibration import Calibration
@@ -251,6 +252,30 @@ def test_a_case_that_ends_halfway_keeps_the_layouts_that_were_run(
     (frame,) = each_case(cluster2, [case], calibration, say=said.append)
     assert frame["layout"].tolist() == whole["layout"].tolist()[:2]
     assert said == [f"{case.label}: 2 of {len(whole)} layouts, then {words}"]
+
+
+def test_pairs_that_took_every_size_are_links_when_the_others_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster2: Cluster
+) -> None:
+    whole = measure_point_to_point(cluster2)
+
+    class Late:
+        """A run that ended after one way and a half."""
+
+        def result(self) -> pd.DataFrame:
+            raise RankDied("rank 1 died", rank=1, exit_code=1)
+
+        def partial(self) -> pd.DataFrame:
+            return whole.iloc[:7]
+
+    assert whole["bytes"].nunique() == 5
+    monkeypatch.setattr(box, "submit_point_to_point", lambda *_, **__: Late())
+    said: list[str] = []
+    frame = measure_box(tmp_path, cluster=cluster2, steps=["links"], say=said.append)["links"]
+    assert frame[["src", "dst"]].to_numpy().tolist() == [[0, 1]]
+    assert frame["GBps"].iloc[0] == whole["GBps"].iloc[4]
+    assert len(pd.read_csv(tmp_path / "point_to_point.csv")) == 7
+    assert said[0] == "links: 7 messages, then rank 1 died"
 
 
 def test_powers_below() -> None:

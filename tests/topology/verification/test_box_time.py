@@ -1,6 +1,7 @@
 """Time shared out among the steps of a box, on a clock of our own."""
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,41 +33,87 @@ def clock() -> Clock:
     return Clock()
 
 
-def run(time_left: BoxTime, clock: Clock, step: str, parts: dict[str, float]) -> list[str]:
-    """Which parts of a step were begun, each taking its seconds."""
-    time_left.begin(step)
-    begun = []
-    for name in time_left.parts(list(parts), str):
-        begun.append(name)
-        clock.passes(parts[name])
-    return begun
+class Played:
+    """A step whose parts take given seconds, those in ``failing`` for nothing; ``begun`` are those that it came to."""
+
+    def __init__(self, time_left: BoxTime, clock: Clock, name: str, parts: dict[str, float], failing: str = "") -> None:
+        self.name = name
+        self.begun: list[str] = []
+        self._made = self._make(time_left, clock, parts, failing)
+
+    def go_on(self) -> bool:
+        return next(self._made, False)
+
+    def _make(self, time_left: BoxTime, clock: Clock, parts: dict[str, float], failing: str) -> Iterator[bool]:
+        for part in time_left.parts(list(parts), str):
+            if part is None:
+                yield True
+                continue
+            self.begun.append(part)
+            clock.passes(parts[part])
+            if part in failing:
+                time_left.came_to_nothing()
+
+
+def run(
+    clock: Clock, seconds: float | None, *steps: tuple[str, dict[str, float]], failing: str = ""
+) -> tuple[list[str], list[str]]:
+    """What each step came to, and what was said."""
+    said: list[str] = []
+    time_left = BoxTime(None if seconds is None else seconds / 60, SHARES, said.append, clock)
+    made = [Played(time_left, clock, name, parts, failing) for name, parts in steps]
+    time_left.run(made)
+    return ["".join(step.begun) for step in made], said
 
 
 def test_without_an_end_everything_has_all_the_time_there_is(clock: Clock) -> None:
-    said: list[str] = []
-    time_left = BoxTime(None, SHARES, said.append, clock)
-    for step in SHARES:
-        assert run(time_left, clock, step, {"a": 1e6, "b": 1e6}) == ["a", "b"]
-        assert not time_left.is_over
+    assert run(clock, None, *((step, {"a": 1e6, "b": 1e6}) for step in SHARES)) == (["ab"] * 3, [])
+
+
+def test_a_step_has_its_share_and_those_that_need_more_what_is_left(clock: Clock) -> None:
+    links, sweep, layouts = {"a": 4.0, "b": 4, "c": 4, "d": 4}, {"a": 4.0}, dict.fromkeys("abcd", 10.0)
+    # Of 80 s links have 10, where two parts fit; the others leave 28 s.
+    begun, said = run(clock, 80, ("links", links), ("sweep", sweep), ("layouts", layouts))
+    assert begun == ["abcd", "a", "abcd"]
     assert not said
+    assert clock() == 1000 + 16 + 4 + 40
 
 
-def test_a_step_has_its_share_of_what_is_left(clock: Clock) -> None:
-    said: list[str] = []
-    time_left = BoxTime(80 / 60, SHARES, said.append, clock)
-    # Of 80 s links have 10: two parts of 4 s fit, a third one would not.
-    assert run(time_left, clock, "links", {"a": 4, "b": 4, "c": 4, "d": 4}) == ["a", "b"]
-    assert said == ["links: left out for want of time: c; d"]
-    # Of 72 s the sweep has 2/7, and what it does not need the last step has.
-    assert run(time_left, clock, "sweep", {"a": 4}) == ["a"]
-    assert run(time_left, clock, "layouts", dict.fromkeys("abcdefgh", 10)) == list("abcdef")
-    assert said[1:] == ["layouts: left out for want of time: g; h"]
+def test_what_there_is_no_room_for_in_the_end_is_said(clock: Clock) -> None:
+    links, layouts = dict.fromkeys("abcdefgh", 6.0), dict.fromkeys("abcd", 20.0)
+    begun, said = run(clock, 60, ("links", links), ("layouts", layouts))
+    # Links have 10 s of 60, layouts what is left of them; the last 14 s are enough for two of the short parts.
+    assert begun == ["abc", "ab"]
+    assert said == ["links: left out for want of time: d; e; f; g; h", "layouts: left out for want of time: c; d"]
+    assert clock() <= 1060
 
 
 def test_of_many_parts_that_are_left_out_some_are_named(clock: Clock) -> None:
-    said: list[str] = []
-    run(BoxTime(1, {"sweep": 1}, said.append, clock), clock, "sweep", dict.fromkeys("abcdefghij", 60))
+    begun, said = run(clock, 60, ("sweep", dict.fromkeys("abcdefghij", 50.0)))
+    assert begun == ["a"]
     assert said == ["sweep: left out for want of time: b; c; d; e; f; g and 3 more"]
+
+
+def test_another_part_is_taken_to_last_as_long_as_the_longest(clock: Clock) -> None:
+    begun, _ = run(clock, 60, ("sweep", {"a": 25, "b": 1, "c": 1, "d": 10, "e": 1}))
+    assert begun == ["abcd"]
+
+
+def test_a_part_that_came_to_nothing_says_nothing_of_the_next(clock: Clock) -> None:
+    begun, _ = run(clock, 60, ("sweep", {"a": 35, "b": 10, "c": 10, "d": 10}), failing="a")
+    assert begun == ["abc"]
+
+
+def test_the_first_part_is_begun_however_small_the_share(clock: Clock) -> None:
+    begun, said = run(clock, 60, ("links", {"a": 30, "b": 1}), ("sweep", {"a": 20}), ("layouts", {"a": 20}))
+    assert begun == ["a", "a", "a"]
+    assert said == ["links: left out for want of time: b"]
+
+
+def test_a_step_that_comes_too_late_is_left_out_whole(clock: Clock) -> None:
+    begun, said = run(clock, 60, ("links", {"a": 70}), ("sweep", {"a": 1}), ("layouts", {"a": 1}))
+    assert begun == ["a", "", ""]
+    assert said == ["sweep: left out for want of time", "layouts: left out for want of time"]
 
 
 def test_ranks_that_start_anew_are_waited_for_first(clock: Clock) -> None:
@@ -74,31 +121,6 @@ def test_ranks_that_start_anew_are_waited_for_first(clock: Clock) -> None:
     time_left.begin("sweep")
     starting: Any = SimpleNamespace(start=lambda: clock.passes(20))
     assert time_left.limit_s(starting) == pytest.approx(40)
-
-
-def test_another_part_is_taken_to_last_as_long_as_the_longest(clock: Clock) -> None:
-    time_left = BoxTime(1, {"sweep": 1}, lambda _: None, clock)
-    assert run(time_left, clock, "sweep", {"a": 25, "b": 1, "c": 1, "d": 10, "e": 1}) == ["a", "b", "c", "d"]
-
-
-def test_a_part_that_came_to_nothing_says_nothing_of_the_next(clock: Clock) -> None:
-    time_left = BoxTime(1, {"sweep": 1}, lambda _: None, clock)
-    time_left.begin("sweep")
-    begun = []
-    for name in time_left.parts("abcd", str):
-        begun.append(name)
-        clock.passes(35 if name == "a" else 10)
-        if name == "a":
-            time_left.came_to_nothing()
-    assert begun == ["a", "b", "c"]
-
-
-def test_the_first_part_is_begun_however_small_the_share(clock: Clock) -> None:
-    time_left = BoxTime(1, SHARES, lambda _: None, clock)
-    assert run(time_left, clock, "links", {"a": 30, "b": 1}) == ["a"]
-    assert run(time_left, clock, "sweep", {"a": 20}) == ["a"]
-    assert run(time_left, clock, "layouts", {"a": 20}) == ["a"]
-    assert time_left.is_over
 
 
 def test_what_has_begun_may_take_twice_the_share_and_leaves_half_of_all(clock: Clock) -> None:
@@ -148,9 +170,9 @@ def test_what_is_said_of_ranks_that_ran_out_of_time() -> None:
     assert endless.why(late) == "rank 1 of 2 did not answer within 9 s"
     assert ended.why(late) == "stopped for want of time"
     assert endless.why(other) == ended.why(other) == "a\nb"
-    late.hang = Diagnosis("rank 1 never came", {}, (1,), ())
-    assert ended.why(late) == "stopped for want of time (rank 1 never came)"
-    late.hang = Diagnosis("nobody is missing", {}, (), (), reason="slow")
+    late.hang = Diagnosis("ranks 0 and 1 wait for each other", {}, (), (), reason="circle")
+    assert ended.why(late) == "stopped for want of time (ranks 0 and 1 wait for each other)"
+    late.hang = Diagnosis("rank 1 never came", {}, (1,), ())  # it may have been on its way
     assert ended.why(late) == "stopped for want of time"
     assert not endless.is_no_fault(late)
     assert ended.is_no_fault(late)

@@ -12,7 +12,7 @@ the first ones of those (``tplab.cluster.launched``).
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import pandas as pd
 
 from tplab.checks import ArgumentError, check_all_of, check_count
 from tplab.cluster import Cluster, ClusterError
-from tplab.collectives.point_to_point import measure_point_to_point
+from tplab.collectives.point_to_point import submit_point_to_point
 from tplab.files import check_writable
 from tplab.layers.overlap import measure_strategies
 from tplab.pipeline import BlockStages, build_schedule, run_schedule, simulate
@@ -33,7 +33,7 @@ from tplab.topology.verification.box_files import BoxFiles, partial
 from tplab.topology.verification.box_generation import generation_step
 from tplab.topology.verification.box_layouts import BoxCase, each_case, scores
 from tplab.topology.verification.box_plan import BoxPlan
-from tplab.topology.verification.box_run import BoxRun
+from tplab.topology.verification.box_run import BoxRun, Parts
 from tplab.topology.verification.box_sweep import sweep_step
 from tplab.topology.verification.box_time import BoxTime
 
@@ -107,7 +107,6 @@ def measure_box(
     for step in steps:
         for name in (f"{step}.csv", *_BESIDE.get(step, ())):
             check_writable(folder / name)
-    frames: dict[str, pd.DataFrame] = {}
     with nullcontext(cluster) if cluster else Cluster(wanted, backend) as cluster:
         plan = plan or (
             BoxPlan.large() if cluster.own_gpus else BoxPlan.shared() if cluster.shares_gpus else BoxPlan.small()
@@ -115,54 +114,74 @@ def measure_box(
         if cases is not None:
             plan = replace(plan, cases=tuple(cases))
         run = BoxRun(cluster=cluster, plan=plan, files=files, time_left=time_left, say=say)
-        for step in steps:
-            frames |= _measured(run, step)
+        under_way = [_Step(run, step) for step in steps]
+        time_left.run(under_way)
     if files.unwritten:
         raise files.unwritten[0]
-    return frames
+    return {step.name: step.frame for step in under_way if step.is_whole}
 
 
-def _measured(run: BoxRun, step: str) -> dict[str, pd.DataFrame]:
-    """The step's frame, which is in its file; nothing where it failed or there was no time for it."""
-    name, time_left = f"{step}.csv", run.time_left
-    if time_left.is_over:
-        run.say(f"{step}: left out for want of time")
-        return {}
-    time_left.begin(step)
-    began = time.monotonic()
-    frame, failed = pd.DataFrame(), None
-    try:
-        for frame in _growing(_CALLS[step](run)):
-            run.files.draft(name, frame.to_csv(index=False))
-    except (ClusterError, ValueError) as error:
-        failed = error
-    took = f"{time.monotonic() - began:.0f} s"
-    whole = failed is None or time_left.is_no_fault(failed)
-    there = f"{len(frame)} rows"
-    if len(frame):
-        where = run.files.write(name if whole else partial(name), frame.to_csv(index=False))
-        there += f" in {where}" if where is not None else ""
-    if failed is not None:
-        run.say(f"{step}: {there}, then after {took} {time_left.why(failed)}")
-    else:
-        run.say(f"{step}: {there}, {took}")
-    return {step: frame} if whole and len(frame) else {}
+class _Step:
+    """A step that is under way, and its table as far as it has come."""
+
+    def __init__(self, run: BoxRun, name: str) -> None:
+        self.name, self._run = name, run
+        self.frame = pd.DataFrame()
+        self.is_whole = False
+        """Whether it has ended, with rows and without a fault."""
+        self._took_s = 0.0
+        self._parts = _growing(run, name)
+
+    def go_on(self) -> bool:
+        began_s, fault, wants_more = time.monotonic(), None, False
+        try:
+            for frame in self._parts:
+                if wants_more := frame is None:
+                    break
+                self.frame = frame
+                self._run.files.draft(f"{self.name}.csv", frame.to_csv(index=False))
+        except (ClusterError, ValueError) as error:
+            fault = error
+        self._took_s += time.monotonic() - began_s
+        if not wants_more:
+            self._end(fault)
+        return wants_more
+
+    def _end(self, fault: Exception | None) -> None:
+        """Write the table, and say how it went."""
+        well = fault is None or self._run.time_left.is_no_fault(fault)
+        there, took = f"{len(self.frame)} rows", f"{self._took_s:.0f} s"
+        if len(self.frame):
+            name = f"{self.name}.csv"
+            where = self._run.files.write(name if well else partial(name), self.frame.to_csv(index=False))
+            there += f" in {where}" if where is not None else ""
+        ended = took if fault is None else f"then after {took} {self._run.time_left.why(fault)}"
+        self._run.say(f"{self.name}: {there}, {ended}")
+        self.is_whole = well and len(self.frame) > 0
 
 
-def _growing(parts: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """All parts so far as one frame, after each of them."""
+def _growing(run: BoxRun, step: str) -> Parts:
+    """All parts of the step so far as one frame, after each of them."""
     so_far: list[pd.DataFrame] = []
-    for part in parts:
-        so_far.append(part)
-        yield pd.concat(so_far, ignore_index=True)
+    for part in _CALLS[step](run):
+        if part is not None:
+            so_far.append(part)
+        yield None if part is None else pd.concat(so_far, ignore_index=True)
 
 
-def links_step(run: BoxRun) -> Iterator[pd.DataFrame]:
-    """In one part, a row per ordered pair: ``detected`` and ``topo`` (kind of link, by the driver's library and by the
-    text of ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a small message and ``GBps`` of a
-    large one, with the provenance."""
+def links_step(run: BoxRun) -> Parts:
+    """In one part, a row per ordered pair that took messages of every size: ``detected`` and ``topo`` (kind of link, by
+    the driver's library and by the text of ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a
+    small message and ``GBps`` of a large one, with the provenance."""
     cluster = run.cluster
-    pairs = measure_point_to_point(cluster, timeout=run.time_left.limit_s(cluster))
+    submitted = submit_point_to_point(cluster, timeout=run.time_left.limit_s(cluster))
+    try:
+        pairs = submitted.result()
+    except ClusterError as error:
+        pairs = submitted.partial()
+        if pairs.empty:
+            raise
+        run.say(f"links: {len(pairs)} messages, then {run.time_left.why(error)}")
     run.files.write("point_to_point.csv", pairs.to_csv(index=False))
     detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
     here = cluster.hosts.count(cluster.hosts[0]) if cluster.hosts else cluster.num_ranks  # this driver knows of
@@ -170,6 +189,8 @@ def links_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     rows = []
     for src, dst in sorted({*zip(pairs["src"].tolist(), pairs["dst"].tolist(), strict=True)}):
         of_pair = pairs[(pairs["src"] == src) & (pairs["dst"] == dst)]
+        if of_pair["bytes"].max() < large:
+            continue
         same = max(src, dst) < here
         kinds = [_kind(machine, src, dst) if same else "" for machine in (detected, from_text)]
         rows.append(
@@ -205,7 +226,7 @@ def _kind(machine: Machine | None, src: int, dst: int) -> str:
     return "" if link is None else str(link.kind)
 
 
-def layers_step(run: BoxRun) -> Iterator[pd.DataFrame]:
+def layers_step(run: BoxRun) -> Parts:
     """A stack of blocks by number of tokens and strategy: rows of ``measure_strategies`` with ``tokens``.
 
     ``compute_us`` is the stack with all its communication deleted: the bound of every way of hiding it.
@@ -214,13 +235,16 @@ def layers_step(run: BoxRun) -> Iterator[pd.DataFrame]:
 
     ways = [Blocking(), Chunked(2), Chunked(4), Chunked(8), BatchSplit(2), SequenceParallel(), Int8()]
     for tokens in run.time_left.parts(run.plan.tokens, "{} tokens".format):
+        if tokens is None:
+            yield None
+            continue
         stack = replace(run.plan.stack, seq=tokens)
         frame = measure_strategies(run.cluster, ways, stack, timeout=run.time_left.limit_s(run.cluster))
         frame.insert(0, "tokens", tokens)
         yield frame
 
 
-def pipeline_step(run: BoxRun) -> Iterator[pd.DataFrame]:
+def pipeline_step(run: BoxRun) -> Parts:
     """Stages of real blocks under forward-only, GPipe and 1F1B: ``schedule``, ``makespan_ms``, ``simulated_ms`` (from
     the measured times of the actions), ``idle_over_total``, ``idle_over_work`` and the provenance.
 
@@ -229,6 +253,9 @@ def pipeline_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     cluster, p = run.cluster, run.cluster.num_ranks
     blocks = BlockStages(stack=run.plan.stack, tokens=run.plan.micro_batch_tokens)
     for name in run.time_left.parts(_PIPELINES, str):
+        if name is None:
+            yield None
+            continue
         schedule = build_schedule(name, p, 2 * p)
         training = {} if schedule.is_inference else {"loss": blocks.loss}
         limit_s = run.time_left.limit_s(cluster, _PIPELINE_S)
@@ -248,7 +275,7 @@ def pipeline_step(run: BoxRun) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame([row])
 
 
-def layouts_step(run: BoxRun) -> Iterator[pd.DataFrame]:
+def layouts_step(run: BoxRun) -> Parts:
     """The plan's models in every layout, advised, run and predicted: rows of ``box_layouts.measure_cases``."""
     cluster = run.cluster
     calibration = calibrate(cluster, timeout=run.time_left.limit_s(cluster, _CALIBRATION_S), **run.plan.calibration)
@@ -257,7 +284,8 @@ def layouts_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     for frame in each_case(
         cluster, run.plan.cases, calibration, sheet=_sheet(cluster), say=run.say, time_left=run.time_left
     ):
-        frames.append(frame)
+        if frame is not None:
+            frames.append(frame)
         yield frame
     run.say(scores(pd.concat(frames)).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
 
@@ -273,7 +301,7 @@ def _sheet(cluster: Cluster) -> Machine | None:
     return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
 
 
-_CALLS: Mapping[str, Callable[[BoxRun], Iterator[pd.DataFrame]]] = {
+_CALLS: Mapping[str, Callable[[BoxRun], Parts]] = {
     "links": links_step,
     "sweep": lambda run: sweep_step(run, _sheet(run.cluster)),
     "layers": layers_step,

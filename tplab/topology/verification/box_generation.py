@@ -10,7 +10,7 @@ from tplab.cluster import Cluster, ClusterError
 from tplab.models.shards import Layout
 from tplab.topology.verification.box_layouts import BoxCase
 from tplab.topology.verification.box_plan import powers_below
-from tplab.topology.verification.box_run import BoxRun
+from tplab.topology.verification.box_run import BoxRun, Parts
 from tplab.topology.verification.static_batch import runnable
 from tplab.topology.verification.step_profile import StepProfile, profile_step
 
@@ -18,7 +18,7 @@ _LIMIT_S = 600.0
 """Longest time of one layout."""
 
 
-def generation_step(run: BoxRun) -> Iterator[pd.DataFrame]:
+def generation_step(run: BoxRun) -> Parts:
     """Each generated case in every layout of all ranks, as many as have a GPU of their own, and then of ..., 4, 2, 1 of
     them.
 
@@ -38,6 +38,9 @@ def generation_step(run: BoxRun) -> Iterator[pd.DataFrame]:
     layouts = [layout for size in _sizes(cluster) for layout in _layouts(cases[0], size)]
     turns = [turn for turn in product(layouts, cases, modes) if turn[1] is cases[0] or turn[2] is None]
     for turn in run.time_left.parts(turns, _label):
+        if turn is None:
+            yield None
+            continue
         (tp, pp), case, graphs = turn
         workload, spec = case.workload, case.spec
         config = runnable(spec, spec.num_layers, longest, run.plan.stack.dtype)

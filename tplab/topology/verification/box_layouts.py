@@ -95,8 +95,8 @@ def each_case(
     repeats: int = 3,
     say: Callable[[str], None] = print,
     time_left: BoxTime | None = None,
-) -> Iterator[pd.DataFrame]:
-    """Like :func:`measure_cases`, a frame as soon as a case is done.
+) -> Iterator[pd.DataFrame | None]:
+    """Like :func:`measure_cases`, a frame as soon as a case is done, and None while there is no room for the next.
 
     Args:
         cluster, cases, calibration, sheet, repeats, say: as there.
@@ -105,6 +105,9 @@ def each_case(
     time_left = time_left or BoxTime(None, {}, say)
     nothing = True
     for case in time_left.parts(cases, lambda case: case.label):
+        if case is None:
+            yield None
+            continue
         try:
             frame = _measure(cluster, case, calibration, sheet, repeats, time_left, say)
         except (ClusterError, ValueError) as error:

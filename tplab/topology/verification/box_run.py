@@ -1,17 +1,22 @@
 """What the steps of ``measure_box`` work with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import pandas as pd
 
 from tplab.cluster import Cluster
 from tplab.topology.verification.box_files import BoxFiles
 from tplab.topology.verification.box_plan import BoxPlan
 from tplab.topology.verification.box_time import BoxTime
 
+Parts = Iterator[pd.DataFrame | None]
+"""The parts of a step's table, and None while there is no room for the next one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoxRun:
-    """One call of ``measure_box``. A step yields the parts of its table; ``measure_box`` puts them into its file."""
+    """One call of ``measure_box``. A step yields ``Parts``, which ``measure_box`` puts into its file."""
 
     cluster: Cluster
     """All ranks."""

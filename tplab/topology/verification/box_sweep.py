@@ -12,7 +12,7 @@ from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY, PUSHE
 from tplab.topology.machine.machine import Machine
 from tplab.topology.verification.box_formula import formula_words, with_formula
 from tplab.topology.verification.box_plan import powers_below
-from tplab.topology.verification.box_run import BoxRun
+from tplab.topology.verification.box_run import BoxRun, Parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class _Sweep:
         return f"all-reduces of {self.cluster.num_ranks} ranks, {self.name}, {self.mode}"
 
 
-def sweep_step(run: BoxRun, sheet: Machine | None) -> Iterator[pd.DataFrame]:
+def sweep_step(run: BoxRun, sheet: Machine | None) -> Parts:
     """All-reduces of all ranks, then of fewer: the library's, eager and in a CUDA graph, symmetric memory's where ranks
     have GPUs of their own, ours of messages and int8 up to a size; rows as ``sweep_frame`` has them.
 
@@ -56,6 +56,9 @@ def sweep_step(run: BoxRun, sheet: Machine | None) -> Iterator[pd.DataFrame]:
     sweeps = [sweep for cluster in clusters for sweep in _sweeps(run, cluster)]
     bands = pd.DataFrame()
     for sweep in run.time_left.parts(sweeps, lambda each: each.label):
+        if sweep is None:
+            yield None
+            continue
         num_ranks = sweep.cluster.num_ranks
         if sweep.symmetric and num_ranks in unreached:
             continue

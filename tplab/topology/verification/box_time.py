@@ -4,12 +4,13 @@ time, whatever it is doing.
 Not a time for each step that a user would set: how long one takes on a machine is not known before. Each gets a share
 of what is left when it begins, so that what an early step does not need the later ones have. A step is made of parts,
 the most telling first; another one begins while the share has room for it, taken to last as long as the longest before
-it. What has begun may go on beyond the share, until the step has had twice as much or half of all that was left.
+it. What has begun may go on beyond the share, until the step has had twice as much or half of all that was left. When
+every step had its turn, those that had no room for all of their parts share what is left.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tplab.checks import check_number
 from tplab.cluster import Cluster, ClusterError, RankTimeout
@@ -19,6 +20,17 @@ T = TypeVar("T")
 _MOST_MINUTES = 1_000_000
 _NAMED = 6
 """Most parts that are named where some are left out."""
+
+
+class Step(Protocol):
+    """A step that is made of parts."""
+
+    @property
+    def name(self) -> str:
+        """As in the shares."""
+
+    def go_on(self) -> bool:
+        """Begin or go on, until there is no room for another part; whether parts are left."""
 
 
 class OutOfTime(ClusterError):
@@ -50,21 +62,47 @@ class BoxTime:
         if minutes is not None:
             minutes = check_number("minutes", minutes, above=0, most=_MOST_MINUTES)
         self._ends_s = None if minutes is None else clock() + 60 * minutes
-        self._shares = dict(shares)
+        self._shares = shares
+        self._waiting = dict(shares)
+        self._num_begun = 0
+        self._takes_all = self._is_last_turn = False
         self._step = ""
         self._room_until_s = self._latest_s = 0.0
         self._part_tells = True
 
+    def run(self, steps: Sequence[Step]) -> None:
+        """Let the steps have their turns, and those that had no room for all of their parts further ones, as long as
+        any part finds room."""
+        waiting = []
+        for step in steps:
+            if self.is_over:
+                self._say(f"{step.name}: left out for want of time")
+            elif self._turn(step):
+                waiting.append(step)
+        while waiting:
+            self._waiting = {step.name: self._shares[step.name] for step in waiting}
+            begun = self._num_begun
+            waiting = [step for step in waiting if self._turn(step)]
+            if self._num_begun == begun:  # no share is large enough for another part: one step may take them all
+                self._is_last_turn, self._takes_all = self._takes_all, True
+
+    def _turn(self, step: Step) -> bool:
+        self.begin(step.name)
+        return step.go_on()
+
     def begin(self, step: str) -> None:
-        """The step begins: from now on parts and limits are its own."""
+        """A turn of the step begins: from now on parts and limits are its own."""
         self._step = step
         if self._ends_s is None:
             return
-        now, mine = self._clock(), self._shares.pop(step)
-        left_s, others = self._ends_s - now, sum(self._shares.values())
+        now, mine = self._clock(), self._waiting.pop(step)
+        left_s, others = self._ends_s - now, sum(self._waiting.values())
         share_s = left_s * mine / (mine + others)
-        self._room_until_s = now + share_s
-        self._latest_s = now + max(share_s, min(2 * share_s, left_s / 2)) if others else self._ends_s
+        if self._takes_all or not others:
+            self._room_until_s = self._latest_s = self._ends_s
+        else:
+            self._room_until_s = now + share_s
+            self._latest_s = now + max(share_s, min(2 * share_s, left_s / 2))
 
     @property
     def is_over(self) -> bool:
@@ -92,8 +130,9 @@ class BoxTime:
             raise OutOfTime("there is no time left")
         return left_s if most is None else min(left_s, most)
 
-    def parts(self, parts: Sequence[T], label: Callable[[T], str]) -> Iterator[T]:
-        """Yield those of the step's parts that there is time for, one after the other; say which are left out.
+    def parts(self, parts: Sequence[T], label: Callable[[T], str]) -> Iterator[T | None]:
+        """Yield the step's parts, one after the other, and None while there is no room for the next one: then the turn
+        is over. In the last turn say which are left out.
 
         Args:
             parts: the most telling first.
@@ -101,17 +140,23 @@ class BoxTime:
         """
         longest_s = 0.0
         for place, part in enumerate(parts):
-            began_s = self._clock()
-            no_room = place and began_s + longest_s >= self._room_until_s
-            if self._ends_s is not None and (no_room or began_s >= self._latest_s):
-                left_out = parts[place:]
-                more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-                self._say(f"{self._step}: left out for want of time: {'; '.join(map(label, left_out[:_NAMED]))}{more}")
-                return
-            self._part_tells = True
+            while not self._has_room(longest_s if place else 0.0):
+                if self._is_last_turn:
+                    left_out = parts[place:]
+                    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+                    named = "; ".join(map(label, left_out[:_NAMED]))
+                    self._say(f"{self._step}: left out for want of time: {named}{more}")
+                    return
+                yield None
+            self._num_begun += 1
+            self._part_tells, began_s = True, self._clock()
             yield part
             if self._part_tells:
                 longest_s = max(longest_s, self._clock() - began_s)
+
+    def _has_room(self, seconds: float) -> bool:
+        now = self._clock()
+        return self._ends_s is None or (now < self._latest_s and (seconds == 0.0 or now + seconds < self._room_until_s))
 
     def came_to_nothing(self) -> None:
         """The part that runs was stopped or failed: how long it took says nothing of the next one."""
@@ -122,11 +167,11 @@ class BoxTime:
         return isinstance(error, OutOfTime) or (self._ends_s is not None and isinstance(error, RankTimeout))
 
     def why(self, error: Exception) -> str:
-        """What to say of an error. Of ranks that were stopped because the time was up, only who kept others waiting; of
-        others that ran out of time the first line, since where each of them was is a page."""
+        """What to say of an error. Of ranks that were stopped because the time was up, only what would never have
+        ended; of others that ran out of time the first line, since where each of them was is a page."""
         if not isinstance(error, RankTimeout):
             return str(error)
         if self._ends_s is None:
             return str(error).partition("\n")[0]
-        waited = error.hang is not None and error.hang.reason != "slow"
-        return "stopped for want of time" + (f" ({error.hang.sentence})" if error.hang and waited else "")
+        never = error.hang is not None and error.hang.reason in ("mismatch", "circle")
+        return "stopped for want of time" + (f" ({error.hang.sentence})" if error.hang and never else "")
