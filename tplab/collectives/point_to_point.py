@@ -48,9 +48,7 @@ def submit_point_to_point(
     """Like :func:`measure_point_to_point`, without waiting: with ``result()``, ``stop()`` and ``partial()``."""
     if cluster.num_ranks < 2:
         raise ValueError(f"cluster must have at least 2 ranks for a link between two; it has {cluster.num_ranks}")
-    if sizes is None:
-        on_gpus = SHARED_GPU_MESSAGE_SIZES if cluster.shares_gpus else GPU_MESSAGE_SIZES
-        sizes = on_gpus if cluster.backend == "nccl" else MESSAGE_SIZES
+    sizes = usual_sizes(cluster) if sizes is None else sizes
     if not sizes:
         raise ArgumentError("sizes", sizes, "must hold at least one size in bytes")
     sizes = [check_count("sizes", size, least=1) for size in sizes]
@@ -74,6 +72,13 @@ def _frame(reports: "Iterable[Report]", provenance: "Provenance") -> pd.DataFram
             }
         )
     return pd.DataFrame(rows)
+
+
+def usual_sizes(cluster: "Cluster") -> tuple[int, ...]:
+    """Bytes of the messages between such ranks, rising."""
+    if cluster.backend != "nccl":
+        return MESSAGE_SIZES
+    return SHARED_GPU_MESSAGE_SIZES if cluster.shares_gpus else GPU_MESSAGE_SIZES
 
 
 def fit_link(frame: pd.DataFrame) -> AlphaBeta:

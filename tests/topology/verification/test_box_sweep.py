@@ -28,18 +28,20 @@ class Played:
         self.asked: list[str] = []
         self.said: list[str] = []
         self.faults: dict[str, ClusterError] = {}
+        self.kept = 3
         self.folder = folder
         monkeypatch.setattr(box_sweep, "_measure", self.measure)
 
     def measure(self, run: BoxRun, sweep: Any) -> tuple[pd.DataFrame, ClusterError | None]:
         self.asked.append(sweep.label)
+        run.time_left.limit_s(sweep.cluster)
         rows = RECORDING[
             RECORDING["algorithm"].isin(sweep.algorithms)
             & (RECORDING["num_ranks"] == sweep.cluster.num_ranks)
             & (RECORDING["launch_mode"] == sweep.mode)
         ]
         fault = self.faults.get(sweep.label)
-        return rows.iloc[:3] if fault else rows, fault
+        return rows.iloc[: self.kept] if fault else rows, fault
 
     def step(self, *, hosts: tuple[str, ...] = (), minutes: float | None = None) -> Iterator[pd.DataFrame]:
         time_left = BoxTime(minutes, {"sweep": 1}, self.said.append)
@@ -61,6 +63,7 @@ def gpus(num_ranks: int, hosts: tuple[str, ...]) -> Any:
         num_ranks=num_ranks,
         hosts=hosts[:num_ranks],
         resized=lambda n: gpus(n, hosts),
+        start=lambda: None,
     )
 
 
@@ -98,7 +101,7 @@ def test_gpus_that_cannot_reach_each_others_memory_still_have_a_sweep(played: Pl
     symmetric = [label for label in played.asked if "torch's" in label or "pushed" in label]
     assert len(symmetric) == 1 + 4  # two GPUs may be joined where four are not
     assert "sweep: all-reduces of 4 ranks, torch's, eager: 3 rows, then no peer access" in played.said
-    assert "sweep: no symmetric memory over 4 ranks" in played.said
+    assert "sweep: no more of symmetric memory over 4 ranks" in played.said
 
 
 def test_a_run_that_there_is_no_time_for_says_nothing_of_the_memory(played: Played) -> None:
@@ -110,6 +113,19 @@ def test_a_run_that_there_is_no_time_for_says_nothing_of_the_memory(played: Play
     assert not any("no symmetric memory" in line for line in played.said)
     stopped = frame[(frame["num_ranks"] == 4) & (frame["algorithm"] == "library") & (frame["launch_mode"] == "graph")]
     assert len(stopped) == 3
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_without_the_librarys_eager_run_the_others_are_there(played: Played, kept: int) -> None:
+    """They are compared with it: of these ranks there may be no crossover, of the others there is."""
+    played.kept = kept
+    played.faults["all-reduces of 4 ranks, the library's, eager"] = RankDied("out of memory", rank=1, exit_code=1)
+    frame = pd.concat(played.step())
+    assert len(played.asked) == 14
+    assert frame.groupby("num_ranks")["launch_mode"].nunique().tolist() == [2, 2]
+    bands = pd.read_csv(played.folder / "crossover.csv")
+    assert set(bands["num_ranks"]) <= {4, 2}
+    assert 2 in set(bands["num_ranks"])
 
 
 def test_gpus_of_several_hosts_are_not_asked_for_symmetric_memory(played: Played) -> None:

@@ -39,9 +39,11 @@ class Played:
     def __init__(self, time_left: BoxTime, clock: Clock, name: str, parts: dict[str, float], failing: str = "") -> None:
         self.name = name
         self.begun: list[str] = []
+        self._time_left = time_left
         self._made = self._make(time_left, clock, parts, failing)
 
     def go_on(self) -> bool:
+        self._time_left.begin(self.name)
         return next(self._made, False)
 
     def _make(self, time_left: BoxTime, clock: Clock, parts: dict[str, float], failing: str) -> Iterator[bool]:
@@ -166,8 +168,11 @@ def test_where_there_is_no_end_a_part_has_its_own() -> None:
 def test_what_is_said_of_ranks_that_ran_out_of_time() -> None:
     late = RankTimeout("rank 1 of 2 did not answer within 9 s\n\nMeanwhile rank 0 was here:", ranks=[1])
     other = ClusterError("a\nb")
-    endless, ended = BoxTime(None, SHARES, print), BoxTime(1, SHARES, print)
-    assert endless.why(late) == "rank 1 of 2 did not answer within 9 s"
+    endless, ended, own = BoxTime(None, SHARES, print), BoxTime(1, SHARES, print), BoxTime(1, SHARES, print)
+    for each, most in ((endless, 300), (ended, 300), (own, 0.1)):
+        each.begin("links")
+        each.limit_s(RANKS, most)
+    assert endless.why(late) == own.why(late) == "rank 1 of 2 did not answer within 9 s"
     assert ended.why(late) == "stopped for want of time"
     assert endless.why(other) == ended.why(other) == "a\nb"
     late.hang = Diagnosis("ranks 0 and 1 wait for each other", {}, (), (), reason="circle")
@@ -175,6 +180,7 @@ def test_what_is_said_of_ranks_that_ran_out_of_time() -> None:
     late.hang = Diagnosis("rank 1 never came", {}, (1,), ())  # it may have been on its way
     assert ended.why(late) == "stopped for want of time"
     assert not endless.is_no_fault(late)
+    assert not own.is_no_fault(late)
     assert ended.is_no_fault(late)
     assert not ended.is_no_fault(other)
     assert not ended.is_no_fault(None)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from tplab.checks import ArgumentError, check_all_of, check_count
 from tplab.cluster import Cluster, ClusterError
-from tplab.collectives.point_to_point import submit_point_to_point
+from tplab.collectives.point_to_point import submit_point_to_point, usual_sizes
 from tplab.files import check_writable
 from tplab.layers.overlap import measure_strategies
 from tplab.pipeline import BlockStages, build_schedule, run_schedule, simulate
@@ -83,7 +83,7 @@ def measure_box(
         cases: instead of the plan's.
         minutes: for everything, from this call on: the steps share them (see ``box_time``), what there is no time for
             is left out and said, and what is running at the end is stopped (under torchrun all ranks, and the command
-            with them). None: as long as it takes.
+            with them); a shorter table takes an earlier one's place. None: as long as it takes.
         say: called with lines about what goes on.
 
     Returns the frames by step, without those that failed or that there was no time for.
@@ -133,13 +133,17 @@ class _Step:
         self._parts = _growing(run, name)
 
     def go_on(self) -> bool:
-        began_s, fault, wants_more = time.monotonic(), None, False
+        run, wants_more, fault = self._run, False, None
+        began_s = time.monotonic()
         try:
+            if not run.time_left.is_over:
+                run.cluster.start()  # after a fault: none of the step's time
+            run.time_left.begin(self.name)
             for frame in self._parts:
                 if wants_more := frame is None:
                     break
                 self.frame = frame
-                self._run.files.draft(f"{self.name}.csv", frame.to_csv(index=False))
+                run.files.draft(f"{self.name}.csv", frame.to_csv(index=False))
         except (ClusterError, ValueError) as error:
             fault = error
         self._took_s += time.monotonic() - began_s
@@ -173,23 +177,24 @@ def links_step(run: BoxRun) -> Parts:
     """In one part, a row per ordered pair that took messages of every size: ``detected`` and ``topo`` (kind of link, by
     the driver's library and by the text of ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a
     small message and ``GBps`` of a large one, with the provenance."""
-    cluster = run.cluster
-    submitted = submit_point_to_point(cluster, timeout=run.time_left.limit_s(cluster))
+    cluster, fault = run.cluster, None
+    sizes = usual_sizes(cluster)
+    submitted = submit_point_to_point(cluster, sizes, timeout=run.time_left.limit_s(cluster))
     try:
         pairs = submitted.result()
     except ClusterError as error:
-        pairs = submitted.partial()
+        fault, pairs = error, submitted.partial()
         if pairs.empty:
             raise
-        run.say(f"links: {len(pairs)} messages, then {run.time_left.why(error)}")
-    run.files.write("point_to_point.csv", pairs.to_csv(index=False))
+    whole = fault is None or run.time_left.is_no_fault(fault)
+    run.files.write("point_to_point.csv" if whole else partial("point_to_point.csv"), pairs.to_csv(index=False))
     detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))
     here = cluster.hosts.count(cluster.hosts[0]) if cluster.hosts else cluster.num_ranks  # this driver knows of
-    small, large = pairs["bytes"].min(), pairs["bytes"].max()
+    small, large = sizes[0], sizes[-1]
     rows = []
     for src, dst in sorted({*zip(pairs["src"].tolist(), pairs["dst"].tolist(), strict=True)}):
         of_pair = pairs[(pairs["src"] == src) & (pairs["dst"] == dst)]
-        if of_pair["bytes"].max() < large:
+        if large not in set(of_pair["bytes"]):
             continue
         same = max(src, dst) < here
         kinds = [_kind(machine, src, dst) if same else "" for machine in (detected, from_text)]
@@ -205,13 +210,18 @@ def links_step(run: BoxRun) -> Parts:
                 **cluster.provenance.columns(),
             }
         )
-    yield pd.DataFrame(rows)
+    if rows:
+        yield pd.DataFrame(rows)
+    if fault is not None:
+        raise fault
 
 
 def _driver(make: Callable[[], Machine]) -> Machine | None:
+    from pynvml import NVMLError
+
     try:
         return make()
-    except (ValueError, OSError, subprocess.SubprocessError):
+    except (ValueError, OSError, subprocess.SubprocessError, NVMLError):
         return None
 
 
@@ -234,14 +244,22 @@ def layers_step(run: BoxRun) -> Parts:
     from tplab.layers import BatchSplit, Blocking, Chunked, Int8, SequenceParallel
 
     ways = [Blocking(), Chunked(2), Chunked(4), Chunked(8), BatchSplit(2), SequenceParallel(), Int8()]
+    nothing = True
     for tokens in run.time_left.parts(run.plan.tokens, "{} tokens".format):
         if tokens is None:
             yield None
             continue
         stack = replace(run.plan.stack, seq=tokens)
-        frame = measure_strategies(run.cluster, ways, stack, timeout=run.time_left.limit_s(run.cluster))
+        try:
+            frame = measure_strategies(run.cluster, ways, stack, timeout=run.time_left.limit_s(run.cluster))
+        except ClusterError as error:
+            run.lose(f"layers, {tokens} tokens", error)
+            continue
+        nothing = False
         frame.insert(0, "tokens", tokens)
         yield frame
+    if nothing:
+        raise ValueError("no layers could be measured, for the reasons above")
 
 
 def pipeline_step(run: BoxRun) -> Parts:
@@ -252,16 +270,22 @@ def pipeline_step(run: BoxRun) -> Parts:
     """
     cluster, p = run.cluster, run.cluster.num_ranks
     blocks = BlockStages(stack=run.plan.stack, tokens=run.plan.micro_batch_tokens)
+    nothing = True
     for name in run.time_left.parts(_PIPELINES, str):
         if name is None:
             yield None
             continue
         schedule = build_schedule(name, p, 2 * p)
         training = {} if schedule.is_inference else {"loss": blocks.loss}
-        limit_s = run.time_left.limit_s(cluster, _PIPELINE_S)
-        trace = run_schedule(
-            cluster, schedule, blocks, inputs=blocks.inputs, warm_ups=2, keep=False, timeout=limit_s, **training
-        )
+        try:
+            limit_s = run.time_left.limit_s(cluster, _PIPELINE_S)
+            trace = run_schedule(
+                cluster, schedule, blocks, inputs=blocks.inputs, warm_ups=2, keep=False, timeout=limit_s, **training
+            )
+        except ClusterError as error:
+            run.lose(f"pipeline, {name}", error)
+            continue
+        nothing = False
         run.files.write(f"pipeline-{name}.json.gz", json.dumps(trace.perfetto()))
         row = {
             "schedule": name,
@@ -273,6 +297,8 @@ def pipeline_step(run: BoxRun) -> Parts:
             **cluster.provenance.columns(),
         }
         yield pd.DataFrame([row])
+    if nothing:
+        raise ValueError("no schedule could be run, for the reasons above")
 
 
 def layouts_step(run: BoxRun) -> Parts:
@@ -294,9 +320,9 @@ def _sheet(cluster: Cluster) -> Machine | None:
     """The machine as its driver and spec sheet have it, cut down to the ranks' GPUs; None without GPUs of their own, on
     GPUs that are not known, and over several hosts."""
     machine = _driver(Machine.detect) if cluster.own_gpus and len(set(cluster.hosts)) <= 1 else None
-    if machine is None:
-        return None
     num_ranks = cluster.num_ranks
+    if machine is None or machine.num_gpus < num_ranks:
+        return None
     links = tuple(row[:num_ranks] for row in machine.links[:num_ranks])
     return replace(machine, name=f"{num_ranks} x {machine.gpu.name}", gpus_per_node=num_ranks, links=links)
 

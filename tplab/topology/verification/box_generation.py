@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 
 import pandas as pd
@@ -39,6 +40,7 @@ def generation_step(run: BoxRun) -> Parts:
     turns = [turn for turn in product(layouts, cases, modes) if turn[1] is cases[0] or turn[2] is None]
     for turn in run.time_left.parts(turns, _label):
         if turn is None:
+            _forget(run)
             yield None
             continue
         (tp, pp), case, graphs = turn
@@ -57,8 +59,7 @@ def generation_step(run: BoxRun) -> Parts:
                 timeout=run.time_left.limit_s(cluster, _LIMIT_S),
             )
         except (ClusterError, ValueError) as error:
-            run.time_left.came_to_nothing()
-            run.say(f"{_label(turn)}: left out: {run.time_left.why(error)}")
+            run.lose(_label(turn), error)
             continue
         about = {"model": spec.name, "batch": workload.concurrency, "prompt_length": workload.input_length}
         profiles.append(made.frame().assign(**about))
@@ -66,9 +67,20 @@ def generation_step(run: BoxRun) -> Parts:
         if case is cases[0] and graphs is None:
             run.files.write(f"profile-tp{tp}-pp{pp}.json.gz", json.dumps(made.perfetto()))
         yield _row(made).assign(model=spec.name, layers=config.num_layers)
+    _forget(run)
     if not profiles:
         raise ValueError("no layout of any model could be run, for the reasons above")
     run.files.write("profile.csv", pd.concat(profiles, ignore_index=True).to_csv(index=False))
+
+
+def _forget(run: BoxRun) -> None:
+    """Let the last layout's weights go: a step that has another turn counts the memory that is free."""
+    from tplab.topology.verification.profiled import unload_random
+
+    if run.time_left.is_over:
+        return
+    with suppress(ClusterError):
+        run.cluster.run(unload_random)
 
 
 def _label(turn: tuple[tuple[int, int], BoxCase, bool | None]) -> str:

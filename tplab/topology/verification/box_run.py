@@ -22,7 +22,12 @@ class BoxRun:
     """All ranks."""
     plan: BoxPlan
     files: BoxFiles
-    """Where the files go that are written beside the tables."""
+    """Where tables, and what is written beside them, go."""
     time_left: BoxTime
     say: Callable[[str], None]
     """Called with lines about what goes on."""
+
+    def lose(self, part: str, error: Exception) -> None:
+        """Say what became of a part that failed or was stopped. It is not tried again."""
+        self.time_left.came_to_nothing()
+        self.say(f"{part}: left out: {self.time_left.why(error)}")

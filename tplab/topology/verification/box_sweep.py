@@ -1,6 +1,6 @@
 """The step ``sweep`` of ``measure_box``: all-reduces of all ranks and of fewer, and which of them to take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -68,7 +68,7 @@ def sweep_step(run: BoxRun, sheet: Machine | None) -> Parts:
             run.say(f"sweep: {sweep.label}: {len(frame)} rows, then {run.time_left.why(error)}")
             if sweep.symmetric and not run.time_left.is_no_fault(error):
                 unreached.add(num_ranks)
-                run.say(f"sweep: no symmetric memory over {num_ranks} ranks")
+                run.say(f"sweep: no more of symmetric memory over {num_ranks} ranks")
         if frame.empty:
             continue
         if sheet is not None and sweep.algorithms == ("library",):
@@ -77,11 +77,12 @@ def sweep_step(run: BoxRun, sheet: Machine | None) -> Parts:
                 run.say(f"sweep: {words}")
         yield frame
         made.setdefault(num_ranks, []).append(frame)
-        bands = pd.concat([_bands(pd.concat(frames, ignore_index=True)) for frames in made.values()])
-        run.files.draft("crossover.csv", bands.to_csv(index=False))
+        if len(bands := _bands(made)):
+            run.files.draft("crossover.csv", bands.to_csv(index=False))
     if not made:
         raise ValueError("no all-reduce could be measured, for the reasons above")
-    run.files.write("crossover.csv", bands.to_csv(index=False))
+    if len(bands):
+        run.files.write("crossover.csv", bands.to_csv(index=False))
 
 
 def _sweeps(run: BoxRun, cluster: Cluster) -> Iterator[_Sweep]:
@@ -124,7 +125,14 @@ def _measure(run: BoxRun, sweep: _Sweep) -> tuple[pd.DataFrame, ClusterError | N
     return sweep_frame(points, submitted.reports, cluster.provenance), error
 
 
-def _bands(frame: pd.DataFrame) -> pd.DataFrame:
-    rows = comparable(frame)
-    about = {name: rows[name].iloc[0] for name in ("dtype", *Provenance.__dataclass_fields__)}
-    return crossovers(rows).assign(**about)
+def _bands(made: Mapping[int, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Which all-reduce is the fastest for which size, for each number of ranks that has something to compare."""
+    bands = []
+    for frames in made.values():
+        try:
+            rows = comparable(pd.concat(frames, ignore_index=True))
+        except ValueError:  # the runs that others are compared with came to nothing
+            continue
+        about = {name: rows[name].iloc[0] for name in ("dtype", *Provenance.__dataclass_fields__)}
+        bands.append(crossovers(rows).assign(**about))
+    return pd.concat(bands, ignore_index=True) if bands else pd.DataFrame()

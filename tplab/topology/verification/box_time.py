@@ -4,8 +4,9 @@ time, whatever it is doing.
 Not a time for each step that a user would set: how long one takes on a machine is not known before. Each gets a share
 of what is left when it begins, so that what an early step does not need the later ones have. A step is made of parts,
 the most telling first; another one begins while the share has room for it, taken to last as long as the longest before
-it. What has begun may go on beyond the share, until the step has had twice as much or half of all that was left. When
-every step had its turn, those that had no room for all of their parts share what is left.
+it. What has begun may go on beyond the share, until that turn of the step has had twice as much, but not more than half
+of all that was left unless that is its share; then it is stopped, and not tried again. When every step had its turn,
+those that had no room for all of their parts share what is left.
 """
 
 import time
@@ -30,11 +31,11 @@ class Step(Protocol):
         """As in the shares."""
 
     def go_on(self) -> bool:
-        """Begin or go on, until there is no room for another part; whether parts are left."""
+        """Call ``begin``, and go on until there is no room for another part; whether parts are left."""
 
 
 class OutOfTime(ClusterError):
-    """There is no time left to begin anything."""
+    """There is no time left for the step."""
 
 
 class BoxTime:
@@ -68,7 +69,7 @@ class BoxTime:
         self._takes_all = self._is_last_turn = False
         self._step = ""
         self._room_until_s = self._latest_s = 0.0
-        self._part_tells = True
+        self._part_tells = self._limit_is_its_own = True
 
     def run(self, steps: Sequence[Step]) -> None:
         """Let the steps have their turns, and those that had no room for all of their parts further ones, as long as
@@ -77,18 +78,14 @@ class BoxTime:
         for step in steps:
             if self.is_over:
                 self._say(f"{step.name}: left out for want of time")
-            elif self._turn(step):
+            elif step.go_on():
                 waiting.append(step)
         while waiting:
             self._waiting = {step.name: self._shares[step.name] for step in waiting}
             begun = self._num_begun
-            waiting = [step for step in waiting if self._turn(step)]
+            waiting = [step for step in waiting if step.go_on()]
             if self._num_begun == begun:  # no share is large enough for another part: one step may take them all
                 self._is_last_turn, self._takes_all = self._takes_all, True
-
-    def _turn(self, step: Step) -> bool:
-        self.begin(step.name)
-        return step.go_on()
 
     def begin(self, step: str) -> None:
         """A turn of the step begins: from now on parts and limits are its own."""
@@ -113,22 +110,27 @@ class BoxTime:
         """Longest time in seconds of what begins now on these ranks. Ranks that are not there, as after a fault, are
         waited for first.
 
-        A limit ends all of torchrun's ranks, and the command with them: there only the end of everything is one.
+        A limit ends all of torchrun's ranks, and the command with them: there a step's share is none.
 
         Args:
             cluster: the ranks.
             most: longest time in any case; None: no limit, where there is no end.
 
         Raises:
-            OutOfTime: there is no time left.
+            OutOfTime: there is no time left for the step.
         """
+        self._limit_is_its_own = True
         if self._ends_s is None:
             return most
-        cluster.start()
+        if not self.is_over:
+            cluster.start()
         left_s = (self._ends_s if isinstance(cluster, Launched) else self._latest_s) - self._clock()
         if left_s <= 0:
-            raise OutOfTime("there is no time left")
-        return left_s if most is None else min(left_s, most)
+            raise OutOfTime("its share of the time is over")
+        if most is not None and most < left_s:
+            return most
+        self._limit_is_its_own = False
+        return left_s
 
     def parts(self, parts: Sequence[T], label: Callable[[T], str]) -> Iterator[T | None]:
         """Yield the step's parts, one after the other, and None while there is no room for the next one: then the turn
@@ -163,15 +165,15 @@ class BoxTime:
         self._part_tells = False
 
     def is_no_fault(self, error: Exception | None) -> bool:
-        """Whether it is only that the time was up."""
-        return isinstance(error, OutOfTime) or (self._ends_s is not None and isinstance(error, RankTimeout))
+        """Whether it is only that the time was up, and not that a part took longer than such a part may."""
+        return isinstance(error, OutOfTime) or (isinstance(error, RankTimeout) and not self._limit_is_its_own)
 
     def why(self, error: Exception) -> str:
         """What to say of an error. Of ranks that were stopped because the time was up, only what would never have
         ended; of others that ran out of time the first line, since where each of them was is a page."""
         if not isinstance(error, RankTimeout):
             return str(error)
-        if self._ends_s is None:
+        if self._limit_is_its_own:
             return str(error).partition("\n")[0]
         never = error.hang is not None and error.hang.reason in ("mismatch", "circle")
         return "stopped for want of time" + (f" ({error.hang.sentence})" if error.hang and never else "")

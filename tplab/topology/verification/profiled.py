@@ -113,6 +113,11 @@ def _loaded(rank: "Rank", config: ModelConfig, weights: Weights, layout: Layout)
     return loaded
 
 
+def unload_random(rank: "Rank") -> None:
+    """Let random weights that stay for the next profile go."""
+    rank.store.pop(_KEY, None)
+
+
 def _kernels(events: Any, zeros_s: list[float], on_gpu: bool) -> list[Kernel]:
     """What ran on the device; on a CPU its outermost operations, and what gloo's threads did."""
     marks = [event for event in events if event.name == _ZERO and event.device_type.name == "CPU"]
