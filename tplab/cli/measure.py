@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,21 +165,12 @@ def _box(arguments: argparse.Namespace) -> int:
         )
         workload = Workload(input_length=prompt, output_length=new, concurrency=requests)
         cases = [BoxCase(model=arguments.model, workload=workload)]  # refuses before any rank is started
+    measure = partial(measure_box, arguments.out, steps=steps, cases=cases, minutes=arguments.minutes, say=say)
     if not under_torchrun() and arguments.cluster is None:
-        frames = measure_box(
-            arguments.out,
-            num_ranks=n,
-            backend=arguments.backend,
-            steps=steps,
-            cases=cases,
-            minutes=arguments.minutes,
-            say=say,
-        )
+        frames = measure(num_ranks=n, backend=arguments.backend)
         return 0 if set(frames) == set(steps) else 1
     with ranks(n, arguments.backend, arguments.cluster) as cluster:
         if cluster is None:
             return 0
-        frames = measure_box(
-            arguments.out, cluster=cluster, steps=steps, cases=cases, minutes=arguments.minutes, say=say
-        )
+        frames = measure(cluster=cluster)
     return 0 if set(frames) == set(steps) else 1

@@ -22,7 +22,7 @@ GPU_MESSAGE_SIZES = tuple(1 << power for power in range(10, 29, 3))
 
 
 def measure_point_to_point(
-    cluster: "Cluster", sizes: Sequence[int] | None = None, iterations: int = 15, *, timeout: float | None = None
+    cluster: "Cluster", sizes: Sequence[int] | None = None, iterations: int = 15
 ) -> pd.DataFrame:
     """Ping-pong between every two ranks, the others idle.
 
@@ -34,12 +34,11 @@ def measure_point_to_point(
         sizes: bytes of the messages; None: ``MESSAGE_SIZES`` on the CPU, ``GPU_MESSAGE_SIZES`` where every rank has a
             GPU, ``SHARED_GPU_MESSAGE_SIZES`` where ranks share them.
         iterations: samples of each; a third, of messages from 32 MiB on.
-        timeout: seconds for everything; None: no limit.
 
     Returns one row per ordered pair and size: ``src``, ``dst``, ``bytes``, ``p50_us`` and ``p95_us`` of one way (half
     of there and back), ``GBps``, and the provenance.
     """
-    return submit_point_to_point(cluster, sizes, iterations, timeout=timeout).result()
+    return submit_point_to_point(cluster, sizes, iterations).result()
 
 
 def submit_point_to_point(

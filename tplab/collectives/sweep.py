@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tplab.cluster import Cluster, Provenance, Report, Run
+from tplab.cluster import Cluster, DerivedRun, Provenance, Report, Run
 from tplab.collectives.cost import algbw_GBps, busbw_GBps
 from tplab.collectives.sweep_plan import DEFAULT_SIZES, ITEMSIZES, Point, plan_sweep
 from tplab.files import MAX_WHOLE
@@ -37,7 +37,6 @@ def sweep_all_reduce(
     algorithms: Sequence[str] = ("library",),
     mode: str = "eager",
     iterations: int | None = None,
-    timeout: float | None = None,
 ) -> pd.DataFrame:
     """Measure all-reduce on ``cluster``: one row per algorithm, dtype and size, see :func:`sweep_frame`.
 
@@ -50,20 +49,23 @@ def sweep_all_reduce(
         algorithms: names of all-reduces, as in ``ALGORITHMS``.
         mode: ``eager``, or ``graph`` on GPUs.
         iterations: samples per size; by default fewer for large messages.
-        timeout: seconds for everything; None: no limit.
     """
-    points = plan_sweep(
-        sizes=sizes,
-        dtypes=dtypes,
-        algorithms=algorithms,
-        mode=mode,
-        iterations=iterations,
-        backend=cluster.backend,
-        shares_gpus=cluster.shares_gpus,
-    )
+    return submit_all_reduce(
+        cluster, sizes=sizes, dtypes=dtypes, algorithms=algorithms, mode=mode, iterations=iterations
+    ).result()
+
+
+def submit_all_reduce(cluster: Cluster, *, timeout: float | None = None, **settings: Any) -> DerivedRun[pd.DataFrame]:
+    """Like :func:`sweep_all_reduce`, without waiting: with ``result()``, ``stop()`` and ``partial()``.
+
+    Args:
+        cluster: the ranks.
+        timeout: seconds for everything; None: no limit.
+        settings: the other arguments of :func:`plan_sweep`.
+    """
+    points = plan_sweep(**settings, backend=cluster.backend, shares_gpus=cluster.shares_gpus)
     run = submit_sweep(cluster, points, timeout=timeout)
-    run.result()
-    return sweep_frame(points, run.reports, cluster.provenance)
+    return run.map(lambda run: sweep_frame(points, run.reports, cluster.provenance))
 
 
 def read_sweep(path: "str | os.PathLike[str]") -> pd.DataFrame:

@@ -35,7 +35,7 @@ from tplab.topology.verification.box_layouts import BoxCase, each_case, scores
 from tplab.topology.verification.box_plan import BoxPlan
 from tplab.topology.verification.box_run import BoxRun, Parts
 from tplab.topology.verification.box_sweep import sweep_step
-from tplab.topology.verification.box_time import BoxTime
+from tplab.topology.verification.box_time import BoxTime, as_far_as_it_came
 
 _SHARES = {"links": 1, "sweep": 3, "layers": 1, "pipeline": 1, "layouts": 5, "generation": 3}
 """Step -> its part of the time, where there is an end."""
@@ -177,15 +177,10 @@ def links_step(run: BoxRun) -> Parts:
     """In one part, a row per ordered pair that took messages of every size: ``detected`` and ``topo`` (kind of link, by
     the driver's library and by the text of ``nvidia-smi topo -m``; empty without GPUs), ``agree``, ``latency_us`` of a
     small message and ``GBps`` of a large one, with the provenance."""
-    cluster, fault = run.cluster, None
-    sizes = usual_sizes(cluster)
-    submitted = submit_point_to_point(cluster, sizes, timeout=run.time_left.limit_s(cluster))
-    try:
-        pairs = submitted.result()
-    except ClusterError as error:
-        fault, pairs = error, submitted.partial()
-        if pairs.empty:
-            raise
+    cluster, sizes = run.cluster, usual_sizes(run.cluster)
+    pairs, fault = as_far_as_it_came(submit_point_to_point(cluster, sizes, timeout=run.time_left.limit_s(cluster)))
+    if fault is not None and pairs.empty:
+        raise fault
     whole = fault is None or run.time_left.is_no_fault(fault)
     run.files.write("point_to_point.csv" if whole else partial("point_to_point.csv"), pairs.to_csv(index=False))
     detected, from_text = _driver(Machine.detect), _driver(lambda: Machine.from_topo(_topo_text()))

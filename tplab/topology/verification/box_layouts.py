@@ -18,7 +18,7 @@ from tplab.topology.advisor.advice import advise
 from tplab.topology.advisor.calibration import Calibration
 from tplab.topology.advisor.workload import Workload
 from tplab.topology.machine.machine import Machine
-from tplab.topology.verification.box_time import BoxTime
+from tplab.topology.verification.box_time import BoxTime, as_far_as_it_came
 from tplab.topology.verification.plan import in_precision, runs_whole
 from tplab.topology.verification.run import MEASURES, Verification, free_bytes, submit_verify
 from tplab.topology.verification.static_batch import LAB, machine_of, predict_batch, requests_by_replica, runnable
@@ -58,10 +58,7 @@ def measure_cases(
     cluster: Cluster,
     cases: Sequence[BoxCase],
     calibration: Calibration,
-    *,
-    sheet: Machine | None = None,
-    repeats: int = 3,
-    say: Callable[[str], None] = print,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Run each case in every layout that takes all ranks and fits.
 
@@ -74,16 +71,9 @@ def measure_cases(
     so. A case that fails is said and left out; of one that fails halfway, or takes too long, there are the layouts that
     were run until then, the best advised first.
 
-    Args:
-        calibration: of this cluster.
-        sheet: the machine as its driver and spec sheet have it, a GPU per rank.
-        repeats: generations of each layout.
-        say: called with notes and failures.
-
-    Raises:
-        ValueError: no case could be run.
+    Arguments and errors as of :func:`each_case`.
     """
-    return pd.concat(each_case(cluster, cases, calibration, sheet=sheet, repeats=repeats, say=say), ignore_index=True)
+    return pd.concat(each_case(cluster, cases, calibration, **settings), ignore_index=True)
 
 
 def each_case(
@@ -99,8 +89,16 @@ def each_case(
     """Like :func:`measure_cases`, a frame as soon as a case is done, and None while there is no room for the next.
 
     Args:
-        cluster, cases, calibration, sheet, repeats, say: as there.
+        cluster: the ranks.
+        cases: the most telling first.
+        calibration: of this cluster.
+        sheet: the machine as its driver and spec sheet have it, a GPU per rank.
+        repeats: generations of each layout.
+        say: called with notes and failures.
         time_left: in which to run them; None: as long as it takes.
+
+    Raises:
+        ValueError: no case could be run.
     """
     time_left = time_left or BoxTime(None, {}, say)
     nothing = True
@@ -145,14 +143,12 @@ def _measure(
         repeats=repeats,
         timeout=time_left.limit_s(cluster, _LIMIT_S),
     )
-    try:
-        made = run.result()
-    except ClusterError as error:
-        made = run.partial()
+    made, fault = as_far_as_it_came(run)
+    if fault is not None:
         if made.frame.empty:
-            raise
+            raise fault
         time_left.came_to_nothing()
-        say(f"{case.label}: {len(made.frame)} of {len(layouts)} layouts, then {time_left.why(error)}")
+        say(f"{case.label}: {len(made.frame)} of {len(layouts)} layouts, then {time_left.why(fault)}")
     for note in dict.fromkeys((*notes, *made.notes)):
         say(f"{case.label}: {note}")
     frame = made.frame.assign(setting=case.label)

@@ -7,12 +7,13 @@ import pandas as pd
 
 from tplab.cluster import Cluster, ClusterError, Provenance
 from tplab.collectives.crossover import comparable, crossovers
-from tplab.collectives.sweep import submit_sweep, sweep_frame
-from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY, PUSHED, plan_sweep
+from tplab.collectives.sweep import submit_all_reduce
+from tplab.collectives.sweep_plan import OF_MESSAGES, ON_SYMMETRIC_MEMORY, PUSHED
 from tplab.topology.machine.machine import Machine
 from tplab.topology.verification.box_formula import formula_words, with_formula
 from tplab.topology.verification.box_plan import powers_below
 from tplab.topology.verification.box_run import BoxRun, Parts
+from tplab.topology.verification.box_time import as_far_as_it_came
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,24 +106,20 @@ def _sweeps(run: BoxRun, cluster: Cluster) -> Iterator[_Sweep]:
 def _measure(run: BoxRun, sweep: _Sweep) -> tuple[pd.DataFrame, ClusterError | None]:
     """What was measured, and what ended it early."""
     cluster = sweep.cluster
-    points = plan_sweep(
-        sizes=sweep.sizes,
-        dtypes=[run.plan.stack.dtype],
-        algorithms=sweep.algorithms,
-        mode=sweep.mode,
-        backend=cluster.backend,
-        shares_gpus=cluster.shares_gpus,
-    )
-    error = None
     try:
-        submitted = submit_sweep(cluster, points, timeout=run.time_left.limit_s(cluster))
+        limit_s = run.time_left.limit_s(cluster)
     except ClusterError as late:
         return pd.DataFrame(), late
-    try:
-        submitted.result()
-    except ClusterError as fault:
-        error = fault
-    return sweep_frame(points, submitted.reports, cluster.provenance), error
+    return as_far_as_it_came(
+        submit_all_reduce(
+            cluster,
+            sizes=sweep.sizes,
+            dtypes=[run.plan.stack.dtype],
+            algorithms=sweep.algorithms,
+            mode=sweep.mode,
+            timeout=limit_s,
+        )
+    )
 
 
 def _bands(made: Mapping[int, Sequence[pd.DataFrame]]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from tplab.checks import check_number
-from tplab.cluster import Cluster, ClusterError, RankTimeout
+from tplab.cluster import Cluster, ClusterError, DerivedRun, RankTimeout
 from tplab.cluster.launched import Launched
 
 T = TypeVar("T")
@@ -177,3 +177,11 @@ class BoxTime:
             return str(error).partition("\n")[0]
         never = error.hang is not None and error.hang.reason in ("mismatch", "circle")
         return "stopped for want of time" + (f" ({error.hang.sentence})" if error.hang and never else "")
+
+
+def as_far_as_it_came(run: DerivedRun[T]) -> tuple[T, ClusterError | None]:
+    """Wait for a run: its result, or what can be made of its reports until the fault that ended it."""
+    try:
+        return run.result(), None
+    except ClusterError as fault:
+        return run.partial(), fault
